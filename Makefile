@@ -1,0 +1,48 @@
+# `make` alone says what there is.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lock clean
+
+BIN := .venv/bin
+SOURCES := src tests tools
+
+define LINT
+$(BIN)/ruff check $(SOURCES)
+$(BIN)/ruff format --check $(SOURCES)
+$(BIN)/mypy
+$(BIN)/lint-imports
+endef
+
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing, make .venv, build the guest's agent, get a kernel for guests
+	@tools/setup.sh
+
+demo: setup ## boot a VM and fork it into 8, in a temporary home
+	$(BIN)/ramet demo --forks 8
+
+check: | .venv ## lint, types, import rules, and the tests that need no VM
+	$(LINT)
+	$(BIN)/pytest -m "not vm"
+
+test: setup ## lint, types, import rules, and every test
+	$(LINT)
+	$(BIN)/pytest
+
+format: | .venv ## put the sources into the project's format
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lock: | .venv ## write requirements.lock anew, with the newest versions that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	echo 'setuptools>=70.1' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
+	    --python-version 3.11 --extra dev --no-emit-index-url --no-annotate \
+	    --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml -
+
+clean: ## remove what was made in this directory; kernels and images in the cache stay
+	rm -rf .venv build dist src/*.egg-info src/ramet/guest/bin
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv:
+	@tools/setup.sh

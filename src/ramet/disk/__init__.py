@@ -1,0 +1,1 @@
+"""What an instance keeps in files beside its memory. See README.md."""

@@ -1,0 +1,234 @@
+"""QEMU, stock and unpatched, 7.2 or newer: a Linux guest over KVM or emulated (TCG).
+
+Sources: qemu-system(1); QEMU's QMP reference for `stop`, `cont`, `xen-save-devices-state`,
+`migrate-incoming`; `docs/architecture.md` for what was measured. How a restore works:
+`xen-save-devices-state` writes devices and CPUs without RAM; the ordinary incoming migration reads the same
+stream, and finds RAM in place already, mapped privately from the mem-file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from ramet import config
+from ramet.drivers import qemu_arguments, qmp
+from ramet.drivers.api import Ability, Ending
+from ramet.errors import RametError, UnavailableError, VmmError
+from ramet.host import processes, rings
+from ramet.model.record import Machine, ProcessRef
+from ramet.paths import MEM_FILE, VMM_LOG
+from ramet.units import MIB
+
+AGENT_PORTS: Final = 8
+_OLDEST: Final = (7, 2)
+_READ_ONLY_SINCE: Final = (8, 2)
+# The kernel's hard stop for the guest's console and QEMU's log; well above what `rings` keeps, so that it is
+# met only when nobody looks.
+_LARGEST_LOG_BYTES: Final = 16 * MIB
+_STARTED: Final = "ramet: started "
+
+
+class Qemu:
+    """The QEMU driver. `binary` is a path or a name on PATH."""
+
+    name = "qemu"
+
+    def __init__(self, binary: str | None = None) -> None:
+        self._binary = binary or config.qemu_binary()
+        self._version: str | None = None
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What this QEMU can do. `version` has to have been asked before."""
+        known = {Ability.MAPS_PRIVATELY, Ability.SAVES_STATE_WITHOUT_RAM}
+        if _numbers(self._known_version()) >= _READ_ONLY_SINCE:
+            known.add(Ability.OPENS_MEM_FILE_READ_ONLY)
+        return frozenset(known)
+
+    async def version(self) -> str:
+        """As `Driver.version`. The program is run once for each `Qemu`."""
+        if self._version is None:
+            try:
+                result = await anyio.run_process([self._binary, "--version"], check=True)
+            except Exception as error:
+                raise UnavailableError(
+                    f"QEMU ({self._binary}) can't be run: {error}",
+                    hint="install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU",
+                ) from error
+            match = re.search(r"version (\d+\.\d+(?:\.\d+)?)", result.stdout.decode(errors="replace"))
+            if match is None or _numbers(match[1]) < _OLDEST:
+                found = match[1] if match else "of an unknown version"
+                raise UnavailableError(
+                    f"QEMU ({self._binary}) is {found}: ramet needs 7.2 or newer",
+                    hint="set RAMET_QEMU to a newer one",
+                )
+            self._version = match[1]
+        return self._version
+
+    def machine(self, *, accelerator: str, memory_bytes: int, cpus: int) -> Machine:
+        """As `Driver.machine`.
+
+        The machine type is versioned: a newer QEMU goes on making the same machine.
+        """
+        major, minor = _numbers(self._known_version())
+        return Machine(
+            accelerator=accelerator,
+            machine_type=f"pc-i440fx-{major}.{minor}",
+            cpu_model=qemu_arguments.cpu_model(accelerator),
+            memory_bytes=memory_bytes,
+            cpus=cpus,
+            kernel_arguments=qemu_arguments.KERNEL_ARGUMENTS,
+            agent_ports=AGENT_PORTS,
+        )
+
+    async def boot(self, directory: Path, machine: Machine) -> QemuVmm:
+        """As `Driver.boot`."""
+        return await self._spawn(directory, machine, qemu_arguments.boot_arguments(machine))
+
+    async def restore(self, directory: Path, machine: Machine) -> QemuVmm:
+        """As `Driver.restore`. QEMU would create a missing mem-file, full of zeros, hence the check."""
+        if not (directory / MEM_FILE).is_file():
+            raise VmmError(f"{directory / MEM_FILE} is missing")
+        return await self._spawn(directory, machine, qemu_arguments.restore_arguments())
+
+    def attach(self, directory: Path, process: ProcessRef) -> QemuVmm:
+        """As `Driver.attach`."""
+        return QemuVmm(directory, process)
+
+    def ending(self, directory: Path) -> Ending:
+        """As `Driver.ending`.
+
+        QEMU traces each shutdown request with its cause, except the one that a reset becomes under `-action
+        reboot=shutdown`; and when it dies it doesn't get as far as the run state `shutdown`.
+        """
+        log = rings.tail(directory / VMM_LOG, 64 * 1024).decode(errors="replace").rpartition(_STARTED)[2]
+        if "(shutdown)" not in log:
+            return Ending.DIED
+        requests = re.findall(r"^qemu_system_shutdown_request reason=(\d+)$", log, re.MULTILINE)
+        if not requests:
+            return Ending.REBOOTED
+        # ShutdownCause in QEMU's qapi/run-state.json: 6 is guest-shutdown.
+        return Ending.POWERED_OFF if requests[-1] == "6" else Ending.ASKED
+
+    async def _spawn(self, directory: Path, machine: Machine, arguments: list[str]) -> QemuVmm:
+        await self.version()
+        read_only = Ability.OPENS_MEM_FILE_READ_ONLY in self.abilities
+        log = directory / VMM_LOG
+        directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        listeners = []
+        try:
+            for name in [qmp.SOCKET, *(f"agent{number}.sock" for number in range(machine.agent_ports))]:
+                listeners.append(processes.listen(directory_fd, name))
+            monitor_fd, *agent_fds = [listener.fileno() for listener in listeners]
+            argv = [
+                self._binary,
+                *qemu_arguments.common_arguments(
+                    machine, monitor_fd, agent_fds, mem_file_read_only=read_only
+                ),
+                *arguments,
+            ]
+            with log.open("a") as out:
+                out.write(f"{_STARTED}{' '.join(argv)}\n")
+            process = processes.spawn(
+                argv,
+                directory=directory,
+                log=log,
+                fds=[monitor_fd, *agent_fds],
+                largest_file_bytes=_LARGEST_LOG_BYTES,
+            )
+        finally:
+            os.close(directory_fd)
+            for listener in listeners:
+                listener.close()
+        vmm = QemuVmm(directory, process)
+        try:
+            await (
+                vmm.status()
+            )  # the monitor answers once every device has been made: from here on the machine stands
+        except RametError as error:
+            with anyio.CancelScope(shield=True):
+                await vmm.kill()
+            raise VmmError(f"QEMU didn't come up: {_last_words(log)}") from error
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await vmm.kill()
+            raise
+        return vmm
+
+    def _known_version(self) -> str:
+        assert self._version is not None, "Qemu.version() has to be awaited first"
+        return self._version
+
+
+class QemuVmm:
+    """One QEMU process and the directory that it works in."""
+
+    def __init__(self, directory: Path, process: ProcessRef) -> None:
+        self.directory = directory
+        self.process = process
+
+    @property
+    def _who(self) -> str:
+        return self.directory.name
+
+    async def status(self) -> str:
+        """As `Vmm.status`: QEMU's RunState, such as `running`, `paused`, `inmigrate`."""
+        async with qmp.monitor(self.directory, who=self._who) as monitor:
+            answer = await monitor.execute("query-status")
+        return str(answer["status"])
+
+    async def pause(self) -> None:
+        """As `Vmm.pause`. Returns when the virtual CPUs stand and disks are flushed."""
+        async with qmp.monitor(self.directory, who=self._who) as monitor:
+            await monitor.execute("stop")
+
+    async def resume(self) -> None:
+        """As `Vmm.resume`."""
+        async with qmp.monitor(self.directory, who=self._who) as monitor:
+            await monitor.execute("cont")
+
+    async def save_vmstate(self, name: str) -> None:
+        """As `Vmm.save_vmstate`, by `xen-save-devices-state`; `live: false` keeps the image locks."""
+        if (self.directory / name).exists():
+            raise VmmError(f"{self.directory / name} exists: a vmstate is only ever written under a new name")
+        async with qmp.monitor(self.directory, who=self._who) as monitor:
+            await monitor.execute("xen-save-devices-state", filename=name, live=False)
+
+    async def load_vmstate(self, name: str) -> None:
+        """As `Vmm.load_vmstate`. The file is handed over open, so what is loaded is what was opened."""
+        vmstate_fd = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            async with qmp.monitor(self.directory, who=self._who) as monitor:
+                await monitor.hand_over(vmstate_fd, "vmstate")
+                await monitor.execute(
+                    "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
+                )
+                await monitor.migration_ended("migrate-incoming", uri="fd:vmstate")
+        except VmmError as error:
+            raise VmmError(f"{error.message}: {_last_words(self.directory / VMM_LOG)}") from error
+        finally:
+            os.close(vmstate_fd)
+
+    async def kill(self) -> None:
+        """As `Vmm.kill`."""
+        await processes.kill(self.process)
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _last_words(log: Path) -> str:
+    lines = rings.printable(rings.tail(log, 4096)).rpartition(_STARTED)[2].splitlines()[1:]
+    said = [
+        line
+        for line in lines
+        if line and not line.startswith(("runstate_set", "qemu_system_shutdown_request"))
+    ]
+    return " / ".join(said[-5:]) or "it said nothing"

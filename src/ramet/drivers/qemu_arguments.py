@@ -1,0 +1,79 @@
+"""QEMU's command line for a machine. Pure: the same machine gives the same arguments.
+
+Only what a fork needs is there. Nothing that discards guest RAM may be added (balloon, free-page reporting,
+virtio-mem, `prealloc`, `discard-data`): on a mem-file mapping they punch holes in the file that all forks
+share (DESIGN I1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ramet.model.record import Machine
+from ramet.paths import CONSOLE_LOG, INITRAMFS_FILE, KERNEL_FILE, MEM_FILE
+
+# no_timer_check: under emulation one boot in about sixty panics in the kernel's timer check. panic=-1: a
+# panicked guest reboots at once instead of spinning. Quiet: every character on an emulated serial line costs
+# an exit.
+KERNEL_ARGUMENTS: Final = "console=ttyS0 no_timer_check panic=-1 quiet"
+
+_MACHINE_OPTIONS: Final = "memory-backend=mem,suppress-vmdesc=on,usb=off,vmport=off,graphics=off"
+
+
+def cpu_model(accelerator: str) -> str:
+    """The CPU that the guest sees: the host's own under KVM, everything that TCG emulates otherwise."""
+    return "host" if accelerator == "kvm" else "max"
+
+
+def common_arguments(
+    machine: Machine, monitor_fd: int, agent_fds: Sequence[int], *, mem_file_read_only: bool
+) -> list[str]:
+    """What a booted and a restored QEMU have in common: the machine itself.
+
+    `monitor_fd` and `agent_fds` are listening sockets that QEMU inherits. Devices keep their order and
+    addresses: a vmstate fits only the machine that it was saved from.
+    """
+    mem = f"memory-backend-file,id=mem,size={machine.memory_bytes},mem-path={MEM_FILE},share=off"
+    if mem_file_read_only:
+        mem += ",readonly=on,rom=off"
+    arguments = [
+        *("-no-user-config", "-nodefaults", "-display", "none"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-machine", f"{machine.machine_type},accel={machine.accelerator},{_MACHINE_OPTIONS}"),
+        *("-cpu", machine.cpu_model),
+        *("-smp", str(machine.cpus)),
+        *("-m", f"{machine.memory_bytes}b"),
+        *("-object", mem),
+        *("-chardev", f"socket,id=qmp,fd={monitor_fd},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"file,id=console,path={CONSOLE_LOG},append=on"),
+        *("-serial", "chardev:console"),
+        *("-device", f"virtio-serial-pci,id=ports,addr=0x4,max_ports={len(agent_fds) + 1}"),
+    ]
+    for number, fd in enumerate(agent_fds):
+        arguments += ["-chardev", f"socket,id=agent{number},fd={fd},server=on,wait=off"]
+        arguments += [
+            "-device",
+            f"virtserialport,bus=ports.0,nr={number + 1},chardev=agent{number},name=ramet.agent.{number}",
+        ]
+    # What `Qemu.ending` reads back from the log.
+    arguments += ["-trace", "runstate_set", "-trace", "qemu_system_shutdown_request"]
+    # The stream that xen-save-devices-state writes has no configuration section.
+    arguments += ["-global", "migration.send-configuration=off"]
+    return arguments
+
+
+def boot_arguments(machine: Machine) -> list[str]:
+    """What a QEMU that boots its guest has besides."""
+    kernel = ["-kernel", KERNEL_FILE, "-initrd", INITRAMFS_FILE]
+    return [*kernel, "-append", machine.kernel_arguments]
+
+
+def restore_arguments() -> list[str]:
+    """What a QEMU that restores its guest has besides. It needs no kernel: the guest's is in the mem-file.
+
+    A restored guest can't reboot in place: the BIOS at the top of 4 GiB isn't in the mem-file. QEMU leaves
+    instead, and the engine starts it cold.
+    """
+    return ["-S", "-incoming", "defer", "-action", "reboot=shutdown"]

@@ -1,0 +1,103 @@
+"""Short leases of a QEMU monitor.
+
+A QEMU monitor socket serves one client at a time, and any number of ramet processes may work on one instance:
+each takes the lock beside the socket, connects, says what it has to say and leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+
+from ramet.errors import VmmError, VmmTimeoutError
+from ramet.host import processes
+from ramet.host.locks import file_lock
+
+SOCKET = "qmp.sock"
+LOCK = "qmp.lock"
+
+# The library reports a peer that went away on its own logger as well as by exception; the exception is
+# enough.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+logging.getLogger("qemu.qmp").propagate = False
+
+
+class Monitor:
+    """A leased monitor. Its errors are ramet's."""
+
+    def __init__(self, client: QMPClient, *, who: str) -> None:
+        self._client = client
+        self._who = who
+
+    async def execute(self, command: str, **arguments: object) -> Any:
+        """One QMP command and its return value. Raises `VmmError` when it is refused or the VMM goes away."""
+        try:
+            return await self._client.execute(command, arguments or None)
+        except ExecuteError as error:
+            raise VmmError(f"{self._who}: QEMU refused {command}: {error}") from error
+        except (ExecInterruptedError, QMPError, OSError) as error:
+            raise VmmError(f"{self._who}: QEMU went away during {command}") from error
+
+    async def hand_over(self, fd: int, name: str) -> None:
+        """Give QEMU a copy of an open file under `name` (QMP `getfd`, by SCM_RIGHTS).
+
+        The caller keeps its own.
+        """
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError) as error:
+            raise VmmError(f"{self._who}: QEMU's monitor takes no file descriptor") from error
+        await self.execute("getfd", fdname=name)
+
+    async def migration_ended(self, start: str, **arguments: object) -> None:
+        """Run `start`, then wait until the migration that it begins has completed.
+
+        Raises `VmmError` when it fails.
+        """
+        listener = EventListener("MIGRATION")
+        with self._client.listen(listener):
+            await self.execute(start, **arguments)
+            async for event in listener:
+                match cast("dict[str, str]", event["data"])["status"]:
+                    case "completed":
+                        return
+                    case "failed":
+                        raise VmmError(f"{self._who}: QEMU could not load the vmstate")
+                    case _:
+                        continue
+
+
+@asynccontextmanager
+async def monitor(directory: Path, *, who: str, timeout_s: float = 20.0) -> AsyncIterator[Monitor]:
+    """Lease the monitor of the QEMU that works in `directory`, for `timeout_s` at most, waiting for it
+    included.
+
+    Raises `VmmTimeoutError` when the lock or the answers don't come in time, `VmmError` when nobody listens.
+    The lease ends in any case.
+    """
+    try:
+        with anyio.fail_after(timeout_s):
+            async with file_lock(directory / LOCK, wait_s=timeout_s):
+                client = QMPClient(who)
+                try:
+                    connection = processes.connect(directory, SOCKET)
+                    connection.setblocking(False)
+                    await client.connect(connection)
+                except (ConnectError, OSError) as error:
+                    raise VmmError(f"{who}: QEMU's monitor doesn't answer: {error}") from error
+                try:
+                    yield Monitor(client, who=who)
+                finally:
+                    with anyio.move_on_after(2.0, shield=True):
+                        try:
+                            await client.disconnect()
+                        except (QMPError, OSError, EOFError):
+                            pass  # it is gone, which is what a disconnect is for
+    except TimeoutError as error:
+        raise VmmTimeoutError(f"{who}: QEMU's monitor didn't answer within {timeout_s:.0f} s") from error

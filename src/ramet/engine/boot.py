@@ -1,0 +1,175 @@
+"""Cold starts: a new instance, a stopped one, a fork whose guest rebooted."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+
+from ramet.drivers.api import Driver, Vmm
+from ramet.engine.context import Context
+from ramet.engine.observe import observe
+from ramet.engine.proof import prove
+from ramet.engine.removal import discard
+from ramet.errors import UnavailableError, UsageError
+from ramet.host import processes
+from ramet.host.kvm import kvm_verdict
+from ramet.images.image import Image
+from ramet.memory.share import share_file
+from ramet.model.lifecycle import Move, State
+from ramet.model.names import check_name, invent_name, new_id
+from ramet.model.record import Record, RunningVmm
+from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.units import MIB, round_up_to_page
+
+READY_LIMIT_S = 90.0
+_SMALLEST_BYTES = 96 * MIB
+
+
+async def accelerator_for(context: Context) -> str:
+    """`kvm` where it really runs Linux, else `tcg`; or what the user asked for, if this machine can.
+
+    Raises `UnavailableError` when KVM was asked for and can't, with how that is known.
+    """
+    match context.accelerator:
+        case "tcg":
+            return "tcg"
+        case "auto" | "kvm":
+            verdict = await kvm_verdict(context.cache)
+            if verdict.status == "runs_linux":
+                return "kvm"
+            if context.accelerator == "kvm":
+                raise UnavailableError(
+                    f"KVM doesn't run Linux guests here: {verdict.detail}",
+                    hint="leave --accel out, or use --accel tcg",
+                )
+            return "tcg"
+        case other:
+            raise UsageError(f"no accelerator {other!r}", hint="there is auto, kvm and tcg")
+
+
+async def create(
+    context: Context,
+    image: Image,
+    *,
+    name: str | None,
+    memory_bytes: int,
+    cpus: int,
+    driver_name: str,
+    labels: dict[str, str],
+    auto_remove: bool,
+) -> Record:
+    """Make an instance of `image` and boot it; it belongs to this process until it is detached.
+
+    Returned when its guest has answered and has its identity. On a failure nothing of it is left.
+    """
+    _require_sizes(memory_bytes, cpus)
+    driver = context.driver(driver_name)
+    await driver.version()
+    machine = driver.machine(
+        accelerator=await accelerator_for(context), memory_bytes=round_up_to_page(memory_bytes), cpus=cpus
+    )
+    record = Record(
+        id=new_id(),
+        name=check_name(name) if name is not None else invent_name(one.name for one in context.store.all()),
+        state=State.CREATED,
+        driver=driver.name,
+        image=image.name,
+        machine=machine,
+        kernel_version=image.kernel_version,
+        parent=None,
+        generation=1,
+        machine_id=uuid4().hex,
+        created_at=now(),
+        labels=labels,
+        auto_remove=auto_remove,
+        owner=processes.this_process(),
+    )
+    context.store.add([record])
+    try:
+        directory = context.directory(record)
+        directory.mkdir(mode=0o700)
+        share_file(image.kernel, directory / KERNEL_FILE)
+        share_file(image.initramfs, directory / INITRAMFS_FILE)
+        return await _boot(context, record, driver, Move.BOOT)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await discard(context, record)
+        raise
+
+
+async def start(context: Context, record: Record) -> Record:
+    """Start a stopped instance cold: disks and identity kept, memory new. Raises `WrongStateError` in any
+    other state.
+
+    Also for a restored guest that rebooted, which is stopped once somebody looks.
+    """
+    async with context.lifecycle(record):
+        record = observe(context, context.store.get(record.id)).record
+        record.moved(Move.START)
+        driver = context.driver(record.driver)
+        await driver.version()
+        # A ramet that was killed in mid-start leaves a VMM that no record names.
+        for process in processes.working_in(context.directory(record)):
+            await processes.kill(process)
+        return await _boot(context, record, driver, Move.START)
+
+
+async def _boot(context: Context, record: Record, driver: Driver, move: Move) -> Record:
+    directory = context.directory(record)
+    # A vmstate fits the memory that it was saved with, which is about to go.
+    (directory / VMSTATE_FILE).unlink(missing_ok=True)
+    _new_mem_file(directory, record.machine.memory_bytes)
+    vmm = await driver.boot(directory, record.machine)
+    try:
+        running = running_vmm(directory, vmm, restored=False)
+        await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
+        return context.store.change(record.id, lambda _: record.moved(move, vmm=running))
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await vmm.kill()
+        raise
+
+
+def running_vmm(directory: Path, vmm: Vmm, *, restored: bool) -> RunningVmm:
+    """What the record keeps of a VMM that was just started in `directory`."""
+    mem = (directory / MEM_FILE).stat()
+    return RunningVmm(process=vmm.process, mem_device=mem.st_dev, mem_inode=mem.st_ino, restored=restored)
+
+
+def now() -> str:
+    """The time, as records and manifests have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _new_mem_file(directory: Path, size_bytes: int) -> None:
+    """An all-hole mem-file under a new inode: what lay under its name may be shared with other instances
+    (I1).
+    """
+    temporary = directory / f".tmp-{MEM_FILE}"
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.truncate(fd, size_bytes)
+    finally:
+        os.close(fd)
+    temporary.rename(directory / MEM_FILE)
+
+
+def _require_sizes(memory_bytes: int, cpus: int) -> None:
+    if memory_bytes < _SMALLEST_BYTES:
+        raise UsageError(
+            f"{memory_bytes // MIB} MiB is less than a guest needs",
+            hint=f"give it at least {_SMALLEST_BYTES // MIB}M",
+        )
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if memory_bytes > host_bytes:
+        raise UsageError(
+            f"{memory_bytes // MIB} MiB is more than this machine has ({host_bytes // MIB} MiB)",
+            hint="ask for less",
+        )
+    if not 1 <= cpus <= 64:
+        raise UsageError(f"{cpus} virtual CPUs can't be", hint="give it 1 to 64")

@@ -1,0 +1,63 @@
+"""What every operation of the engine works with: one home, its records, its drivers and the agents that
+are talked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio.abc
+
+from ramet.drivers.api import Driver, Vmm
+from ramet.engine.agents import Agents
+from ramet.errors import UsageError, VmmError
+from ramet.host.locks import file_lock
+from ramet.model.record import Record
+from ramet.paths import LIFECYCLE_LOCK, Home
+from ramet.store.records import Store
+
+_LIFECYCLE_WAIT_S = 60.0
+
+
+@dataclass
+class Context:
+    """One open home. `tasks` lives as long as the Host does."""
+
+    home: Home
+    cache: Path
+    store: Store
+    drivers: Mapping[str, Driver]
+    agents: Agents
+    tasks: anyio.abc.TaskGroup
+    accelerator: str
+    """What the user asked for: `auto`, `kvm` or `tcg`."""
+    ours: set[str] = field(default_factory=set)
+    """Ids of the instances that leave with this Host."""
+
+    def directory(self, record: Record) -> Path:
+        """The instance's directory."""
+        return self.home.instance(record.id)
+
+    def driver(self, name: str) -> Driver:
+        """The driver called `name`; `auto` is the first there is. Raises `UsageError`."""
+        if name == "auto":
+            return next(iter(self.drivers.values()))
+        try:
+            return self.drivers[name]
+        except KeyError:
+            raise UsageError(f"no driver {name!r}", hint=f"there is {', '.join(self.drivers)}") from None
+
+    def vmm(self, record: Record) -> Vmm:
+        """The VMM of an instance that has one. Raises `VmmError` when its record names none."""
+        if record.vmm is None:
+            raise VmmError(f"{record.name} has no VMM")
+        return self.driver(record.driver).attach(self.directory(record), record.vmm.process)
+
+    def lifecycle(self, record: Record) -> AbstractAsyncContextManager[None]:
+        """The lock under which an instance's state is changed: one change at a time, whichever process
+        makes it.
+        """
+        return file_lock(self.directory(record) / LIFECYCLE_LOCK, wait_s=_LIFECYCLE_WAIT_S)

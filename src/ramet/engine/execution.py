@@ -1,0 +1,114 @@
+"""Commands in a guest, and what the guest says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from ramet.drivers.api import Ending
+from ramet.engine.boot import start
+from ramet.engine.context import Context
+from ramet.engine.observe import observe
+from ramet.engine.proof import agent_of
+from ramet.engine.results import ExecResult
+from ramet.errors import ExecTimeoutError, RametError, WrongStateError
+from ramet.guest.client import AgentClient, Process, run_exec
+from ramet.guest.messages import ExecRequest
+from ramet.model.lifecycle import State, next_step
+from ramet.model.record import Record
+from ramet.model.shapes import GuestProcess
+
+ANSWER_LIMIT_S = 30.0
+INSPECT_LIMIT_S = 3.0
+
+
+def request(
+    argv: tuple[str, ...],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    user: str | None = None,
+    timeout_s: float | None = None,
+    stdin_open: bool = False,
+    console: bool = False,
+) -> ExecRequest:
+    """The agent's request for a command."""
+    return ExecRequest(
+        argv=argv,
+        env=dict(env or {}),
+        cwd=cwd,
+        user=user,
+        timeout_s=timeout_s,
+        stdin_open=stdin_open,
+        console=console,
+    )
+
+
+async def settle(context: Context, record: Record) -> Record:
+    """The record as it is in fact, written down.
+
+    A restored guest that rebooted is started cold, as its user asked of it.
+    """
+    observed, ending = observe(context, context.store.get(record.id))
+    if ending is Ending.REBOOTED and observed.vmm is None and record.vmm is not None and record.vmm.restored:
+        return await start(context, observed)
+    if ending is not None:
+        return context.store.change(record.id, lambda one: observe(context, one).record)
+    return observed
+
+
+@asynccontextmanager
+async def agent(context: Context, record: Record) -> AsyncIterator[AgentClient]:
+    """The agent of a running instance. Raises `WrongStateError` in any other state, with what to do."""
+    record = await settle(context, record)
+    if record.state is not State.RUNNING or record.vmm is None:
+        reason = f" ({record.reason})" if record.reason else ""
+        raise WrongStateError(
+            f"{record.name} is {record.state}{reason}", hint=next_step(record.state, record.name)
+        )
+    async with agent_of(context, record, record.vmm.process, timeout_s=ANSWER_LIMIT_S) as client:
+        yield client
+
+
+async def execute(
+    context: Context, record: Record, command: ExecRequest, *, stdin: bytes | None, max_output_bytes: int
+) -> ExecResult:
+    """Run a command to its end and collect what it wrote. Raises `ExecTimeoutError` when its time ran out."""
+    async with agent(context, record) as client:
+        outcome = await run_exec(client, command, stdin, max_output_bytes)
+    if outcome.timed_out:
+        raise ExecTimeoutError(f"{command.argv[0]} didn't end within {command.timeout_s:g} s and was killed")
+    return ExecResult(
+        argv=tuple(command.argv),
+        exit_code=outcome.exit_code,
+        signal=outcome.signal,
+        stdout=outcome.stdout,
+        stderr=outcome.stderr,
+    )
+
+
+@asynccontextmanager
+async def process(context: Context, record: Record, command: ExecRequest) -> AsyncIterator[Process]:
+    """A command whose streams the caller works with. Leaving the block early kills it."""
+    async with agent(context, record) as client, client.start(command) as running:
+        yield running
+
+
+async def spawn(context: Context, record: Record, command: ExecRequest) -> int:
+    """Start a command that nobody waits for; its pid in the guest."""
+    async with agent(context, record) as client:
+        return await client.spawn(command)
+
+
+async def processes_of(context: Context, record: Record) -> list[GuestProcess] | None:
+    """The commands that run in a guest, or None when it doesn't say so within `INSPECT_LIMIT_S`."""
+    assert record.vmm is not None
+    try:
+        async with agent_of(context, record, record.vmm.process, timeout_s=INSPECT_LIMIT_S) as client:
+            found = await client.processes()
+    except RametError:
+        return None
+    return [
+        GuestProcess(pid=one.pid, argv=list(one.argv), inherited=one.orphaned, detached=one.detached)
+        for one in found
+    ]

@@ -1,0 +1,380 @@
+"""Fork: N new instances whose memory and disks begin as a template's.
+
+Each fork runs its own course and succeeds or fails alone (I7). The course of one: a directory of its own,
+into which the mem-file is linked; the parts held against the manifest; a VMM on them; vmstate; resume; proof.
+Guest RAM is neither read nor written on the host.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+import anyio
+import msgspec
+
+from ramet.disk.clone import clone_directory
+from ramet.drivers.api import Ability, Driver
+from ramet.engine.boot import now, running_vmm
+from ramet.engine.context import Context
+from ramet.engine.manifest import Manifest, check_part, read_manifest, require_restorable
+from ramet.engine.proof import prove
+from ramet.engine.removal import discard
+from ramet.engine.template import PARTS
+from ramet.errors import (
+    GuestError,
+    NameTakenError,
+    NotSharedError,
+    RametError,
+    UsageError,
+    VmmError,
+    WrongStateError,
+)
+from ramet.guest.messages import IdentityReply
+from ramet.host import processes
+from ramet.memory.accounting import mapping_use, smaps_rollup
+from ramet.memory.capture import find_mapping
+from ramet.memory.share import Shared, share_file
+from ramet.model.lifecycle import Move, State, next_step
+from ramet.model.names import fork_names, new_id
+from ramet.model.record import Record
+from ramet.model.shapes import (
+    ErrorShape,
+    ForkFailure,
+    ForkReport,
+    IdentityReceipt,
+    MemoryReceipt,
+    Receipt,
+    Timings,
+)
+from ramet.paths import MANIFEST_FILE, MEM_FILE, RECEIPT_FILE, VMSTATE_FILE
+
+READY_LIMIT_S = 60.0
+MOST_AT_ONCE = 1000
+_NAME_TRIES = 20
+
+
+class ForkOptions(NamedTuple):
+    """How memory may be had: `require_shared` makes anything but sharing an error, `share_memory=False`
+    copies on purpose.
+    """
+
+    require_shared: bool = False
+    share_memory: bool = True
+
+
+class ForkOutcome(NamedTuple):
+    """One `fork` call's result: the report, and the error behind each failure in it, by name."""
+
+    report: ForkReport
+    errors: dict[str, Exception]
+
+
+class _Forked(NamedTuple):
+    record: Record
+    shared: Shared
+    identity: IdentityReply
+    timings: Timings
+
+
+async def fork(
+    context: Context, source: Record, count: int, *, name: str | None, options: ForkOptions
+) -> ForkOutcome:
+    """Fork a template `count` times at once. The forks belong to this process until they are detached.
+
+    Raises `UsageError`, `WrongStateError` (a running instance has to be made a template first),
+    `NameTakenError`, `DamagedError`, `UnavailableError`: nothing was made then. What befalls one fork alone
+    is in its place in the report. When the call is cancelled all its forks are removed.
+    """
+    called_at = time.perf_counter()
+    _require_count(count)
+    if options.require_shared and not options.share_memory:
+        raise UsageError("sharing can't be both required and forbidden", hint="use one of the two")
+    source = context.store.get(source.id)
+    _require_template(source)
+    driver = context.driver(source.driver)
+    template = context.directory(source)
+    manifest = read_manifest(template)
+    await require_restorable(manifest, driver, name=source.name)
+    records = _reserve(context, source, manifest, name, count)
+    results: dict[str, _Forked | Exception] = {}
+    limiter = anyio.CapacityLimiter(_concurrency())
+    try:
+        async with anyio.create_task_group() as tasks:
+            for record in records:
+                tasks.start_soon(
+                    _attempt,
+                    context,
+                    driver,
+                    template,
+                    manifest,
+                    record,
+                    options,
+                    limiter,
+                    called_at,
+                    results,
+                )
+        report = _report(context, manifest, records, results, called_at)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            for record in records:
+                await _discard_quietly(context, record)
+        raise
+    return ForkOutcome(
+        report, {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
+    )
+
+
+def _concurrency() -> int:
+    """How many forks are under way at once: spawning and the guest's first steps are the host's CPU's
+    work.
+    """
+    return 2 * (os.cpu_count() or 1)
+
+
+async def _attempt(
+    context: Context,
+    driver: Driver,
+    template: Path,
+    manifest: Manifest,
+    record: Record,
+    options: ForkOptions,
+    limiter: anyio.CapacityLimiter,
+    called_at: float,
+    results: dict[str, _Forked | Exception],
+) -> None:
+    try:
+        async with limiter:
+            results[record.id] = await _one(context, driver, template, manifest, record, options, called_at)
+    except Exception as error:
+        results[record.id] = error
+        with anyio.CancelScope(shield=True):
+            await _discard_quietly(context, record)
+
+
+async def _one(
+    context: Context,
+    driver: Driver,
+    template: Path,
+    manifest: Manifest,
+    record: Record,
+    options: ForkOptions,
+    called_at: float,
+) -> _Forked:
+    marks = [called_at, time.perf_counter()]
+    directory = context.directory(record)
+    shared = _clone(template, directory, driver, manifest, options)
+    marks.append(time.perf_counter())
+    vmm = await driver.restore(directory, manifest.machine)
+    try:
+        marks.append(time.perf_counter())
+        await vmm.load_vmstate(VMSTATE_FILE)
+        marks.append(time.perf_counter())
+        await vmm.resume()
+        marks.append(time.perf_counter())
+        identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
+        marks.append(time.perf_counter())
+        running = running_vmm(directory, vmm, restored=True)
+        record = context.store.change(record.id, lambda one: one.moved(Move.BOOT, vmm=running))
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await vmm.kill()
+        raise
+    queued, clone, spawn, load, resume, ready = (
+        round((after - before) * 1000, 3) for before, after in pairwise(marks)
+    )
+    total = round((marks[-1] - called_at) * 1000, 3)
+    timings = Timings(
+        queued=queued,
+        capture=0,
+        pause=0,
+        clone=clone,
+        spawn=spawn,
+        load=load,
+        resume=resume,
+        ready=ready,
+        total=total,
+    )
+    return _Forked(record, shared, identity, timings)
+
+
+def _clone(
+    template: Path, directory: Path, driver: Driver, manifest: Manifest, options: ForkOptions
+) -> Shared:
+    """The fork's own directory: the parts shared, the rest copied, nothing left that leads outside (I3)."""
+    clone_directory(template, directory, skip_rel_paths=frozenset({*PARTS, MANIFEST_FILE}))
+    directory.chmod(0o700)
+    shared = share_file(
+        template / MEM_FILE,
+        directory / MEM_FILE,
+        share_memory=options.share_memory,
+        allow_link=Ability.MAPS_PRIVATELY in driver.abilities,
+        why_no_link=f"{driver.name} doesn't map memory privately",
+    )
+    if options.require_shared and shared.mode != "shared":
+        raise NotSharedError(
+            f"memory would be {shared.mode}, not shared: {shared.reason}",
+            hint="leave --require-shared out to accept that",
+        )
+    for part in PARTS:
+        how = shared if part == MEM_FILE else share_file(template / part, directory / part)
+        # A copy may have fewer blocks than its original, so there it is the original that is looked at.
+        check_part(manifest, directory if how.mode == "shared" else template, part)
+    return shared
+
+
+def _reserve(
+    context: Context, source: Record, manifest: Manifest, name: str | None, count: int
+) -> list[Record]:
+    """Records for `count` forks, in one transaction.
+
+    Invented names are invented again when another caller was quicker.
+    """
+    for _ in range(_NAME_TRIES):
+        names = fork_names(
+            count, name=name, source=source.name, taken=(one.name for one in context.store.all())
+        )
+        records = [
+            msgspec.structs.replace(
+                source,
+                id=new_id(),
+                name=fork_name,
+                state=State.CREATED,
+                machine=manifest.machine,
+                parent=source.id,
+                generation=manifest.generation + 1,
+                machine_id=uuid4().hex,
+                created_at=now(),
+                labels={},
+                auto_remove=False,
+                owner=processes.this_process(),
+            )
+            for fork_name in names
+        ]
+        try:
+            context.store.add(records)
+        except NameTakenError:
+            if name is not None:
+                raise
+            continue
+        return records
+    raise NameTakenError(f"no free names for forks of {source.name}", hint="give them one with --name")
+
+
+def _report(
+    context: Context,
+    manifest: Manifest,
+    records: Sequence[Record],
+    results: dict[str, _Forked | Exception],
+    called_at: float,
+) -> ForkReport:
+    _require_distinct(records, results)
+    forks: list[Receipt | ForkFailure] = []
+    saved_bytes = 0
+    for record in records:
+        result = results[record.id]
+        if isinstance(result, _Forked):
+            try:
+                receipt = _receipt(context, result)
+            except (RametError, OSError) as error:
+                result = results[record.id] = VmmError(f"{record.name} died while the call ended: {error}")
+            else:
+                (context.directory(record) / RECEIPT_FILE).write_bytes(msgspec.json.encode(receipt))
+                forks.append(receipt)
+                if result.shared.mode == "shared":
+                    saved_bytes += manifest.parts[MEM_FILE].facts.allocated_bytes
+                continue
+        forks.append(ForkFailure(name=record.name, error=error_shape(result)))
+    wall_ms = round((time.perf_counter() - called_at) * 1000, 3)
+    return ForkReport(forks=forks, wall_ms=wall_ms, saved_bytes=saved_bytes)
+
+
+def _require_distinct(records: Sequence[Record], results: dict[str, _Forked | Exception]) -> None:
+    """Two guests that drew the same random bytes have not been told apart: neither has proved itself."""
+    drawn: dict[bytes, str] = {}
+    for record in records:
+        result = results[record.id]
+        if isinstance(result, _Forked):
+            other = drawn.setdefault(result.identity.boot_random, record.name)
+            if other != record.name:
+                results[record.id] = GuestError(f"{record.name} drew the same random bytes as {other}")
+
+
+def _receipt(context: Context, forked: _Forked) -> Receipt:
+    record, identity = forked.record, forked.identity
+    assert record.vmm is not None
+    assert record.parent is not None
+    pid = record.vmm.process.pid
+    directory = context.directory(record)
+    mem = (directory / MEM_FILE).stat()
+    whole = smaps_rollup(pid)
+    guest = mapping_use(pid, find_mapping(pid, (mem.st_dev, mem.st_ino)))
+    return Receipt(
+        id=record.id,
+        name=record.name,
+        parent=record.parent,
+        pid=pid,
+        directory=str(directory),
+        memory=MemoryReceipt(
+            mode=forked.shared.mode,
+            reason=forked.shared.reason,
+            file=MEM_FILE,
+            inode=mem.st_ino,
+            links=mem.st_nlink,
+            size_bytes=mem.st_size,
+            delta_bytes=0,
+            pss_bytes=whole.pss_bytes,
+            private_dirty_bytes=whole.private_dirty_bytes,
+            guest_private_bytes=guest.private_dirty_bytes,
+        ),
+        disks=[],
+        identity=IdentityReceipt(
+            generation=identity.generation,
+            hostname=identity.hostname,
+            machine_id=identity.machine_id,
+            boot_random=identity.boot_random.hex(),
+            clock_error_ms=round(identity.clock_error_ms, 3),
+            addresses=list(identity.addresses),
+        ),
+        timings_ms=forked.timings,
+    )
+
+
+def error_shape(error: Exception) -> ErrorShape:
+    """An error as the contract's JSON has it. What isn't ramet's own is shown with its type."""
+    if isinstance(error, RametError):
+        return ErrorShape(code=error.code, message=error.message, hint=error.hint)
+    return ErrorShape(code=RametError.code, message=f"{type(error).__name__}: {error}")
+
+
+async def _discard_quietly(context: Context, record: Record) -> None:
+    try:
+        await discard(context, record)
+    except (RametError, OSError):
+        pass  # the reaper of the next ramet process tries again
+
+
+def _require_count(count: int) -> None:
+    if not 1 <= count <= MOST_AT_ONCE:
+        raise UsageError(
+            f"{count} forks can't be made in one call",
+            hint=f"ask for 1 to {MOST_AT_ONCE}: each is a process and about ten open files of this machine",
+        )
+
+
+def _require_template(source: Record) -> None:
+    if source.state is State.TEMPLATE:
+        return
+    if source.state in {State.RUNNING, State.PAUSED}:
+        raise WrongStateError(
+            f"{source.name} is {source.state}: only a template can be forked so far",
+            hint=f"`ramet template {source.name}` first; it ends the instance and keeps its memory for forks",
+        )
+    raise WrongStateError(
+        f"{source.name} is {source.state}: it can't be forked", hint=next_step(source.state, source.name)
+    )

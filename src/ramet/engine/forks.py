@@ -1,0 +1,108 @@
+"""The forks of one call, as a list and as a context."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+
+from ramet.engine.fork import ForkOutcome
+from ramet.engine.results import ExecResult, ForkError
+from ramet.model.shapes import Receipt
+
+if TYPE_CHECKING:
+    from ramet.engine.vm import VM
+
+
+class Forks(list["VM"]):
+    """Instances made by one `fork` call, in order.
+
+    As a context it removes at its end those that weren't kept or detached.
+    """
+
+    def __init__(self, vms: Iterable[VM], remove: Callable[[Iterable[VM]], Awaitable[None]]) -> None:
+        super().__init__(vms)
+        self._remove = remove
+
+    async def __aenter__(self) -> Forks:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._remove(self)
+
+    async def exec(
+        self,
+        *argv: str,
+        stdin: bytes | str | None = None,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+    ) -> list[ExecResult | Exception]:
+        """Run the same program in all of them at once: a result, or the exception that took its place, for
+        each in order.
+        """
+        results: list[ExecResult | Exception | None] = [None] * len(self)
+
+        async def one(index: int, vm: VM) -> None:
+            try:
+                results[index] = await vm.exec(
+                    *argv, stdin=stdin, env=env, cwd=cwd, user=user, timeout=timeout
+                )
+            except Exception as error:
+                results[index] = error
+
+        async with anyio.create_task_group() as tasks:
+            for index, vm in enumerate(self):
+                tasks.start_soon(one, index, vm)
+        return cast("list[ExecResult | Exception]", results)
+
+
+class ForkCall:
+    """A fork that has been asked for: awaiting it, or entering it as a context, makes it happen, once."""
+
+    def __init__(
+        self,
+        make: Callable[[], Awaitable[ForkOutcome]],
+        handle: Callable[[Receipt], VM],
+        remove: Callable[[Iterable[VM]], Awaitable[None]],
+        *,
+        return_exceptions: bool,
+    ) -> None:
+        self._make = make
+        self._handle = handle
+        self._remove = remove
+        self._return_exceptions = return_exceptions
+        self._forks: Forks | None = None
+
+    def __await__(self) -> Generator[Any, None, Forks]:
+        return self._run().__await__()
+
+    async def __aenter__(self) -> Forks:
+        self._forks = await self._run()
+        return self._forks
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._forks is not None:
+            await self._forks.__aexit__(kind, error, trace)
+
+    async def _run(self) -> Forks:
+        outcome = await self._make()
+        living = [self._handle(fork) for fork in outcome.report.forks if isinstance(fork, Receipt)]
+        if not self._return_exceptions:
+            if outcome.errors:
+                raise ForkError(living, outcome.errors)
+            return Forks(living, self._remove)
+        in_order = [
+            self._handle(fork) if isinstance(fork, Receipt) else outcome.errors[fork.name]
+            for fork in outcome.report.forks
+        ]
+        # Asked for with return_exceptions, the list holds exceptions where forks failed, as asyncio.gather's
+        # does.
+        return Forks(cast("list[VM]", in_order), self._remove)

@@ -1,0 +1,163 @@
+"""The Host: one home, in this process, no daemon."""
+
+from __future__ import annotations
+
+import builtins
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+
+import anyio
+import anyio.to_thread
+
+from ramet import config
+from ramet.drivers.qemu import Qemu
+from ramet.engine import boot, measure, removal
+from ramet.engine.agents import Agents
+from ramet.engine.context import Context
+from ramet.engine.observe import count_forks, is_shown, observe, to_instance
+from ramet.engine.vm import VM
+from ramet.engine.watch import watch
+from ramet.errors import UnavailableError, UsageError
+from ramet.guest.agent_binary import agent_path
+from ramet.images.resolve import resolve_image
+from ramet.model.lineage import forest
+from ramet.model.names import resolve
+from ramet.model.shapes import Instance, LineageNode, Usage
+from ramet.paths import Home
+from ramet.store.records import Store
+from ramet.units import parse_size
+
+
+class Host:
+    """This machine, with one home of instances.
+
+    Used with `async with`; any number of Hosts, in any number of processes, may have the same home open.
+    Leaving removes the instances that were made through this Host, unless they were detached. `home` is
+    `RAMET_HOME`'s directory unless given; `accel` is `auto` (KVM where it really runs Linux, else emulation),
+    `kvm` or `tcg`.
+    """
+
+    def __init__(self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto") -> None:
+        self._home = Home(Path(home).absolute() if home is not None else config.home_directory())
+        self._accel = accel
+        self._context: Context | None = None
+        self._exits = AsyncExitStack()
+
+    @property
+    def home(self) -> Path:
+        """The data directory."""
+        return self._home.root
+
+    async def __aenter__(self) -> Host:
+        """Open the home, making it if need be, and undo what killed ramet processes left in it.
+
+        Raises `UnavailableError` when the directory can't be written, `StoreError` when its database can't be
+        used.
+        """
+        try:
+            self._home.make()
+        except OSError as error:
+            raise UnavailableError(
+                f"the home {self._home.root} can't be used: {error.strerror}",
+                hint="set RAMET_HOME to a directory of yours",
+            ) from error
+        async with AsyncExitStack() as opening:
+            store = Store(self._home.database)
+            opening.callback(store.close)
+            tasks = await opening.enter_async_context(anyio.create_task_group())
+            opening.callback(tasks.cancel_scope.cancel)
+            drivers = {driver.name: driver for driver in [Qemu()]}
+            self._context = Context(
+                self._home, config.cache_directory(), store, drivers, Agents(tasks), tasks, self._accel
+            )
+            await removal.reap(self._context)
+            self._exits = opening.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        context = self._opened
+        try:
+            with anyio.CancelScope(shield=True):
+                leaving = [record for record in context.store.all() if record.id in context.ours]
+                await removal.discard_all(context, leaving)
+        finally:
+            self._context = None
+            await self._exits.aclose()
+
+    @property
+    def _opened(self) -> Context:
+        if self._context is None:
+            raise UsageError("this Host isn't open", hint="use it as `async with ramet.Host() as host:`")
+        return self._context
+
+    async def run(
+        self,
+        image: str = "builtin",
+        *,
+        name: str | None = None,
+        memory: str | int = "256M",
+        cpus: int = 1,
+        driver: str = "auto",
+        labels: Mapping[str, str] | None = None,
+        auto_remove: bool = False,
+    ) -> VM:
+        """Boot an instance of `image`. Returned when its guest has answered.
+
+        `memory` is a size such as `256M` or `2G`, or bytes. With `auto_remove` it is removed once it has
+        stopped. Raises `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`,
+        `UnavailableError` and `VmmError`; nothing of it is left then.
+        """
+        context = self._opened
+        found = await anyio.to_thread.run_sync(lambda: resolve_image(image, agent=agent_path()))
+        record = await boot.create(
+            context,
+            found,
+            name=name,
+            memory_bytes=parse_size(memory),
+            cpus=cpus,
+            driver_name=driver,
+            labels=dict(labels or {}),
+            auto_remove=auto_remove,
+        )
+        context.ours.add(record.id)
+        watch(context, record)
+        return VM(context, record)
+
+    async def get(self, reference: str) -> VM:
+        """The instance that `reference` names: exact name, else id, else unique id prefix of at least 4
+        digits. Raises `NotFoundError`.
+        """
+        return VM(self._opened, resolve(reference, self._opened.store.all()))
+
+    async def list(
+        self, *, everything: bool = False, labels: Mapping[str, str] | None = None
+    ) -> builtins.list[Instance]:
+        """What there is, oldest first; stopped and failed instances only with `everything`.
+
+        `labels` selects those that carry them all.
+        """
+        context = self._opened
+        records = context.store.all()
+        forks = count_forks(records)
+        observed = [observe(context, record).record for record in records]
+        return [
+            to_instance(context, record, forks[record.id])
+            for record in observed
+            if is_shown(record.state, everything=everything)
+            and all(record.labels.get(key) == value for key, value in (labels or {}).items())
+        ]
+
+    async def tree(self) -> builtins.list[LineageNode]:
+        """Everything, by who was forked from whom."""
+        return forest(await self.list(everything=True))
+
+    async def stats(self) -> builtins.list[Usage]:
+        """What each instance that has a VMM uses of the host."""
+        context = self._opened
+        observed = [observe(context, record).record for record in context.store.all()]
+        return [measure.usage(context, record) for record in observed if record.vmm is not None]

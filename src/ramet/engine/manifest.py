@@ -1,0 +1,83 @@
+"""The manifest of a capture: what its parts are, and which machine they belong to.
+
+Compared *before* a VMM is spawned: a VMM accepts a vmstate that was saved from another machine and hangs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ramet.drivers.api import Driver
+from ramet.errors import DamagedError, UnavailableError
+from ramet.memory.integrity import PartFacts, check
+from ramet.model.record import Machine
+from ramet.paths import MANIFEST_FILE
+
+FORMAT = 1
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One published file: what `stat` says of it, and its digest."""
+
+    facts: PartFacts
+    digest: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a template publishes beside its parts."""
+
+    format: int
+    driver: str
+    driver_version: str
+    machine: Machine
+    image: str
+    kernel_version: str
+    generation: int
+    created_at: str
+    parts: dict[str, Part]
+    """By file name: the mem-file, the vmstate, kernel and initramfs."""
+
+    def encoded(self) -> bytes:
+        """As JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest in `directory`.
+
+    Raises `DamagedError` when it is missing, unreadable or from a newer ramet.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DamagedError(f"{path} can't be read: {error}", hint="make the template again") from error
+    if manifest.format > FORMAT:
+        raise DamagedError(
+            f"{path} has format {manifest.format}; this ramet knows {FORMAT}", hint="upgrade ramet"
+        )
+    return manifest
+
+
+async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -> None:
+    """Raise `UnavailableError` unless `driver` can make exactly the machine that was saved."""
+    version = await driver.version()
+    if _release(version) != _release(manifest.driver_version):
+        raise UnavailableError(
+            f"{name} was saved by {manifest.driver} {manifest.driver_version}; this machine has {version}",
+            hint="make the template again, or give ramet that version",
+        )
+
+
+def check_part(manifest: Manifest, directory: Path, part: str) -> None:
+    """Raise `DamagedError` when size, blocks, mode or mtime of a part aren't the manifest's.
+
+    Content isn't read.
+    """
+    check(directory / part, manifest.parts[part].facts)
+
+
+def _release(version: str) -> list[str]:
+    return version.split(".")[:2]

@@ -1,0 +1,45 @@
+"""What instances use of the host, measured when asked (I6)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ramet.engine.context import Context
+from ramet.errors import WrongStateError
+from ramet.host.files import allocated_bytes
+from ramet.memory.accounting import mapping_use, smaps_rollup
+from ramet.memory.capture import find_mapping
+from ramet.model.lifecycle import next_step
+from ramet.model.record import Record
+from ramet.model.shapes import Usage
+from ramet.paths import MEM_FILE
+
+
+def usage(context: Context, record: Record) -> Usage:
+    """One instance's use. Raises `WrongStateError` when it has no VMM."""
+    if record.vmm is None:
+        raise WrongStateError(
+            f"{record.name} is {record.state}: it uses nothing", hint=next_step(record.state, record.name)
+        )
+    pid = record.vmm.process.pid
+    mem = context.directory(record) / MEM_FILE
+    whole = smaps_rollup(pid)
+    guest = mapping_use(pid, find_mapping(pid, (record.vmm.mem_device, record.vmm.mem_inode)))
+    return Usage(
+        id=record.id,
+        name=record.name,
+        cpu_seconds=_cpu_seconds(pid),
+        rss_bytes=whole.rss_bytes,
+        pss_bytes=whole.pss_bytes,
+        private_dirty_bytes=whole.private_dirty_bytes,
+        guest_private_bytes=guest.private_dirty_bytes,
+        mem_file_allocated_bytes=allocated_bytes(mem),
+        mem_file_links=mem.stat().st_nlink,
+    )
+
+
+def _cpu_seconds(pid: int) -> float:
+    # proc(5), /proc/PID/stat: utime and stime are fields 14 and 15, in clock ticks.
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,48 @@
+"""Pause, resume, restore, and waiting for the end."""
+
+from __future__ import annotations
+
+from ramet.engine.context import Context
+from ramet.engine.execution import settle
+from ramet.engine.observe import observe
+from ramet.host import processes
+from ramet.model.lifecycle import Move
+from ramet.model.record import Record
+
+
+async def pause(context: Context, record: Record) -> Record:
+    """Stop an instance's virtual CPUs; its memory stays. Raises `WrongStateError` unless it runs."""
+    async with context.lifecycle(record):
+        record = observe(context, context.store.get(record.id)).record
+        record.moved(Move.PAUSE)
+        await context.vmm(record).pause()
+        return context.store.change(record.id, lambda one: one.moved(Move.PAUSE, vmm=one.vmm))
+
+
+async def resume(context: Context, record: Record) -> Record:
+    """Let a paused instance go on. Raises `WrongStateError` unless it is paused."""
+    async with context.lifecycle(record):
+        record = observe(context, context.store.get(record.id)).record
+        record.moved(Move.RESUME)
+        await context.vmm(record).resume()
+        return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm))
+
+
+async def restore(context: Context, record: Record) -> Record:
+    """Bring an instance back from standby.
+
+    Raises `WrongStateError` unless it is in standby, which nothing can put it into yet.
+    """
+    return observe(context, context.store.get(record.id)).record.moved(Move.RESTORE)
+
+
+async def wait(context: Context, record: Record) -> Record:
+    """Wait until an instance has no VMM any more, and return its record as it then is.
+
+    A reboot isn't an end.
+    """
+    record = await settle(context, record)
+    while record.vmm is not None:
+        await processes.wait_ended(record.vmm.process)
+        record = await settle(context, record)
+    return record

@@ -1,0 +1,99 @@
+"""The proof of life: a guest that has just been booted or resumed is made its own, and says so (I5)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from ramet.engine.context import Context
+from ramet.errors import GuestError, VmmError
+from ramet.guest.client import AgentClient
+from ramet.guest.messages import IdentityReply, IdentityRequest
+from ramet.host import processes, rings
+from ramet.model.record import ProcessRef, Record
+from ramet.paths import CONSOLE_LOG
+
+_SEED_BYTES = 64
+_CLOCK_ERROR_LIMIT_MS = 1000.0
+
+
+def hostname_of(name: str) -> str:
+    """The hostname of an instance: its name, with what hostname(7) doesn't allow made `-`."""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", name).strip("-.") or "ramet"
+
+
+async def prove(context: Context, record: Record, process: ProcessRef, *, limit_s: float) -> IdentityReply:
+    """Give the guest of `record` its identity and return what it answered after its own resume.
+
+    Raises `VmmError`, with the end of the guest's console, when its VMM dies first; `GuestTimeoutError` when
+    `limit_s` passes; `GuestError` when the answer isn't what was set. The guest is in no known state then:
+    kill it.
+    """
+    request = IdentityRequest(
+        generation=record.generation,
+        seed=os.urandom(_SEED_BYTES),
+        hostname=hostname_of(record.name),
+        machine_id=record.machine_id,
+    )
+    async with agent_of(context, record, process, timeout_s=limit_s) as agent:
+        reply = await agent.identity(request, timeout_s=limit_s)
+    wrong = [
+        what
+        for what, is_right in {
+            "generation": reply.generation == request.generation,
+            "hostname": reply.hostname == request.hostname,
+            "machine-id": reply.machine_id == request.machine_id,
+            "random bytes": len(set(reply.boot_random)) > 1,
+            "clock": abs(reply.clock_error_ms) <= _CLOCK_ERROR_LIMIT_MS,
+        }.items()
+        if not is_right
+    ]
+    if wrong:
+        raise GuestError(f"{record.name}: the guest didn't take its identity: {', '.join(wrong)} wrong")
+    return reply
+
+
+@asynccontextmanager
+async def agent_of(
+    context: Context, record: Record, process: ProcessRef, *, timeout_s: float
+) -> AsyncIterator[AgentClient]:
+    """The agent of a living instance.
+
+    A VMM that ends while the agent is used is a `VmmError` at once, not a time-out later.
+    """
+    directory = context.directory(record)
+    died = False
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            nonlocal died
+            await processes.wait_ended(process)
+            died = True
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        try:
+            async with context.agents.lease(
+                record.id, directory, ports=record.machine.agent_ports, timeout_s=timeout_s
+            ) as agent:
+                yield agent
+        except Exception as error:
+            # Kept, whatever it is, and raised outside, where no task group wraps it.
+            failure = error
+        tasks.cancel_scope.cancel()
+    if died or (failure is not None and not processes.is_alive(process)):
+        raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from failure
+    if failure is not None:
+        raise failure
+
+
+def console_end(context: Context, record: Record) -> str:
+    """The last lines of the guest's console, for an error message."""
+    text = rings.printable(rings.tail(context.directory(record) / CONSOLE_LOG, 4096))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; its console ends with: " + " / ".join(lines[-3:])[-400:] if lines else ""

@@ -1,0 +1,119 @@
+"""Promotion: a living instance becomes a template, its memory a mem-file that is never written again.
+
+The order is pause, vmstate, *then* list and copy the changed pages (saving vmstate itself dirties guest
+pages); publish every part under a name of its own; commit the row; only then end the VMM. Until the row says
+`template` the instance is what it was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from ramet.drivers.api import Ability
+from ramet.engine.boot import now
+from ramet.engine.context import Context
+from ramet.engine.manifest import FORMAT, Manifest, Part
+from ramet.engine.observe import observe
+from ramet.errors import UnavailableError, VmmError
+from ramet.host import processes
+from ramet.host.files import publish, write_durably
+from ramet.memory.capture import changed_runs, find_mapping, write_mem_file
+from ramet.memory.integrity import digest, facts_of
+from ramet.model.lifecycle import Move, State
+from ramet.model.record import Record, RunningVmm
+from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MANIFEST_FILE, MEM_FILE, RECEIPT_FILE, VMSTATE_FILE
+
+PARTS = (MEM_FILE, VMSTATE_FILE, KERNEL_FILE, INITRAMFS_FILE)
+
+
+async def promote(context: Context, record: Record) -> Record:
+    """Make a template of a running or paused instance. Its VMM is gone afterwards.
+
+    Raises `WrongStateError`; `UnavailableError` when its memory may not be read; `VmmError`. The instance is
+    then as it was, and runs if it ran.
+    """
+    async with context.lifecycle(record):
+        record = observe(context, context.store.get(record.id)).record
+        record.moved(Move.TEMPLATE)
+        if record.vmm is None:
+            raise VmmError(f"{record.name} has no VMM")
+        driver = context.driver(record.driver)
+        version = await driver.version()
+        if Ability.SAVES_STATE_WITHOUT_RAM not in driver.abilities:
+            raise UnavailableError(f"{driver.name} {version} can't save its state without RAM")
+        vmm = context.vmm(record)
+        directory = context.directory(record)
+        was_running = record.state is State.RUNNING
+        running = record.vmm
+        if was_running:
+            # Written down first: if ramet is killed in here, the instance is what it then says, paused, and
+            # `resume` works.
+            record = context.store.change(record.id, lambda one: one.moved(Move.PAUSE, vmm=running))
+        try:
+            if was_running:
+                await vmm.pause()
+            temporary_vmstate = f".tmp-{VMSTATE_FILE}-{secrets.token_hex(4)}"
+            await vmm.save_vmstate(temporary_vmstate)
+            read_only = Ability.OPENS_MEM_FILE_READ_ONLY in driver.abilities
+            await anyio.to_thread.run_sync(_publish_memory, directory, running, read_only)
+            await anyio.to_thread.run_sync(_publish_vmstate, directory, temporary_vmstate)
+            manifest = await anyio.to_thread.run_sync(_manifest, directory, record, version)
+            write_durably(directory / MANIFEST_FILE, manifest.encoded())
+            template = context.store.change(record.id, lambda one: one.moved(Move.TEMPLATE), durable=True)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                _drop_temporaries(directory)
+                if was_running:
+                    await vmm.resume()
+                    context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=running))
+            raise
+        with anyio.CancelScope(shield=True):
+            await processes.kill(running.process)
+            (directory / RECEIPT_FILE).unlink(missing_ok=True)
+        return template
+
+
+def _publish_memory(directory: Path, running: RunningVmm, read_only: bool) -> None:
+    """What the VMM has in place of the mem-file's pages, over the mem-file's own, as a new file under the old
+    name.
+
+    The old inode isn't touched: forks, this one's siblings, may have it mapped (I1).
+    """
+    pid = running.process.pid
+    mappings = find_mapping(pid, (running.mem_device, running.mem_inode))
+    temporary = directory / f".tmp-{MEM_FILE}"
+    temporary.unlink(missing_ok=True)
+    write_mem_file(directory / MEM_FILE, pid, changed_runs(pid, mappings), temporary)
+    # A VMM that insists on opening it for writing needs the permission, unless root's is enough.
+    temporary.chmod(0o444 if read_only or os.geteuid() == 0 else 0o600)
+    publish(temporary, directory / MEM_FILE)
+
+
+def _publish_vmstate(directory: Path, temporary: str) -> None:
+    (directory / temporary).chmod(0o444)
+    publish(directory / temporary, directory / VMSTATE_FILE)
+
+
+def _manifest(directory: Path, record: Record, driver_version: str) -> Manifest:
+    parts = {name: Part(facts=facts_of(directory / name), digest=digest(directory / name)) for name in PARTS}
+    return Manifest(
+        format=FORMAT,
+        driver=record.driver,
+        driver_version=driver_version,
+        machine=record.machine,
+        image=record.image,
+        kernel_version=record.kernel_version,
+        generation=record.generation,
+        created_at=now(),
+        parts=parts,
+    )
+
+
+def _drop_temporaries(directory: Path) -> None:
+    for leftover in directory.glob(".tmp-*"):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,292 @@
+"""The handle of one instance."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import msgspec
+
+from ramet.engine import execution, measure, power, removal, template
+from ramet.engine import fork as forking
+from ramet.engine.boot import start
+from ramet.engine.context import Context
+from ramet.engine.fork import ForkOptions, ForkOutcome
+from ramet.engine.forks import ForkCall
+from ramet.engine.observe import count_forks, instance_fields, observe, to_instance
+from ramet.engine.results import ExecResult
+from ramet.engine.watch import watch
+from ramet.errors import VmmError
+from ramet.guest.client import Process
+from ramet.host.follow import follow
+from ramet.host.rings import tail, trim
+from ramet.model.lifecycle import State
+from ramet.model.record import Record
+from ramet.model.shapes import ForkReport, Inspection, Instance, Receipt, Usage
+from ramet.paths import CONSOLE_LOG, RECEIPT_FILE, VMM_LOG
+from ramet.units import MIB
+
+DEFAULT_MAX_OUTPUT_BYTES = 64 * MIB
+_LOG_BYTES = MIB
+
+
+class VM:
+    """One instance. A handle holds no connection; several handles of one instance may be used at once, also
+    in several processes.
+
+    Every method raises `NotFoundError` once the instance has been removed.
+    """
+
+    def __init__(self, context: Context, record: Record, receipt: Receipt | None = None) -> None:
+        self._context = context
+        self.id = record.id
+        self.name = record.name
+        self._receipt = receipt
+
+    def __repr__(self) -> str:
+        return f"<VM {self.name} {self.id}>"
+
+    @property
+    def _record(self) -> Record:
+        return self._context.store.get(self.id)
+
+    @property
+    def directory(self) -> Path:
+        """The instance's directory on the host."""
+        return self._context.home.instance(self.id)
+
+    @property
+    def receipt(self) -> Receipt:
+        """What this fork proved about itself when it was made.
+
+        Raises `VmmError` for an instance that isn't a fork.
+        """
+        if self._receipt is None:
+            try:
+                self._receipt = msgspec.json.decode(
+                    (self.directory / RECEIPT_FILE).read_bytes(), type=Receipt
+                )
+            except (OSError, msgspec.MsgspecError) as error:
+                raise VmmError(f"{self.name} has no receipt: it isn't a fork") from error
+        return self._receipt
+
+    async def info(self) -> Instance:
+        """What `ps` shows of it: from files and pidfds."""
+        records = self._context.store.all()
+        record = observe(self._context, self._record).record
+        return to_instance(self._context, record, count_forks(records)[self.id])
+
+    async def inspect(self) -> Inspection:
+        """What `inspect` shows: its VMM and its guest are asked too.
+
+        One that doesn't answer leaves its part null.
+        """
+        context = self._context
+        record = await execution.settle(context, self._record)
+        fields = instance_fields(context, record, count_forks(context.store.all())[self.id])
+        status = version = processes = receipt = None
+        if record.vmm is not None:
+            try:
+                status = await context.vmm(record).status()
+            except VmmError as error:
+                status = f"unknown: {error.message}"
+            if record.state is State.RUNNING:
+                processes = await execution.processes_of(context, record)
+        if record.driver in context.drivers:
+            version = await context.driver(record.driver).version()
+        if (self.directory / RECEIPT_FILE).exists():
+            receipt = self.receipt
+        return msgspec.convert(
+            {
+                **fields,
+                "vmm_status": status,
+                "vmm_version": version,
+                "receipt": receipt,
+                "processes": processes,
+            },
+            Inspection,
+            from_attributes=True,
+        )
+
+    async def exec(
+        self,
+        *argv: str,
+        stdin: bytes | str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+    ) -> ExecResult:
+        """Run a program in the guest to its end.
+
+        `env` is added to the guest's default environment, `cwd` is the user's home directory unless given,
+        `timeout` is in seconds. Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it
+        can't be started; `ExecTimeoutError` when its time runs out (it is killed with its process group
+        then); with `check`, `ExecError` when it fails; `GuestError` when it writes more than
+        `max_output_bytes` (killed too); `WrongStateError` when the instance doesn't run.
+        """
+        command = execution.request(
+            argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin is not None
+        )
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        result = await execution.execute(
+            self._context, self._record, command, stdin=data, max_output_bytes=max_output_bytes
+        )
+        return result.check() if check else result
+
+    def process(
+        self,
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        stdin: bool = False,
+    ) -> AbstractAsyncContextManager[Process]:
+        """A program in the guest whose streams are read and written as it runs.
+
+        Leaving the block early kills it.
+        """
+        command = execution.request(argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin)
+        return execution.process(self._context, self._record, command)
+
+    async def spawn(
+        self,
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        console: bool = True,
+    ) -> int:
+        """Start a program in the guest that nobody waits for, and return its pid there.
+
+        Its output goes to the console, and so into `logs`.
+        """
+        command = execution.request(argv, env=env, cwd=cwd, user=user, console=console)
+        return await execution.spawn(self._context, self._record, command)
+
+    async def template(self) -> VM:
+        """Make a template of this running or paused instance: its VMM ends, its memory is kept for forks.
+        Final.
+
+        On a failure it is as it was, and runs if it ran.
+        """
+        await template.promote(self._context, self._record)
+        return self
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        require_shared: bool = False,
+        share_memory: bool = True,
+        return_exceptions: bool = False,
+    ) -> ForkCall:
+        """Fork this template `count` times: `await` it for a list, or use it with `async with`, which removes
+        the forks at the end.
+
+        If some fail, `ForkError` has those that live and why the others don't; with `return_exceptions` both
+        come back in order.
+        """
+        options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
+        return ForkCall(
+            lambda: self._fork(count, name, options),
+            lambda receipt: VM(self._context, self._context.store.get(receipt.id), receipt),
+            self._remove_ours,
+            return_exceptions=return_exceptions,
+        )
+
+    async def fork_report(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        require_shared: bool = False,
+        share_memory: bool = True,
+    ) -> ForkReport:
+        """As `fork`, but the contract's report: a receipt or a failure for each fork, in order.
+
+        Nothing is raised for one that fails.
+        """
+        options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
+        return (await self._fork(count, name, options)).report
+
+    async def _fork(self, count: int, name: str | None, options: ForkOptions) -> ForkOutcome:
+        outcome = await forking.fork(self._context, self._record, count, name=name, options=options)
+        for fork in outcome.report.forks:
+            if isinstance(fork, Receipt):
+                self._context.ours.add(fork.id)
+                watch(self._context, self._context.store.get(fork.id))
+        return outcome
+
+    async def _remove_ours(self, vms: Iterable[VM]) -> None:
+        ours = {vm.id for vm in vms if isinstance(vm, VM)} & self._context.ours
+        await removal.discard_all(self._context, [one for one in self._context.store.all() if one.id in ours])
+
+    async def pause(self) -> None:
+        """Stop the virtual CPUs; memory stays."""
+        await power.pause(self._context, self._record)
+
+    async def resume(self) -> None:
+        """Let a paused instance go on."""
+        await power.resume(self._context, self._record)
+
+    async def restore(self) -> None:
+        """Bring it back from standby."""
+        await power.restore(self._context, self._record)
+
+    async def stop(self, *, timeout: float = removal.STOP_LIMIT_S) -> None:
+        """Power the guest off; after `timeout` seconds its VMM is ended. Disks are kept, memory is gone."""
+        await removal.stop(self._context, self._record, limit_s=timeout)
+
+    async def start(self) -> None:
+        """Start a stopped instance cold."""
+        await start(self._context, self._record)
+
+    async def wait(self) -> None:
+        """Wait until it doesn't run any more. A guest that reboots goes on running."""
+        await power.wait(self._context, self._record)
+
+    async def remove(self, *, force: bool = False) -> None:
+        """Remove it. A running one wants `force`. Its forks don't notice."""
+        await removal.remove(self._context, self._record, force=force)
+
+    async def keep(self) -> VM:
+        """Keep this fork of a family: its siblings are removed, and it no longer leaves with its Host."""
+        record = self._record
+        await self.detach()
+        siblings = [
+            one for one in self._context.store.all() if one.parent == record.parent and one.id != self.id
+        ]
+        if record.parent is not None:
+            await removal.discard_all(self._context, siblings)
+        return self
+
+    async def detach(self) -> VM:
+        """Let it live on when the Host that made it is left."""
+        self._context.ours.discard(self.id)
+        self._context.store.change(self.id, lambda one: msgspec.structs.replace(one, owner=None))
+        return self
+
+    async def stats(self) -> Usage:
+        """What it uses of the host now. Raises `WrongStateError` when it has no VMM."""
+        return measure.usage(self._context, observe(self._context, self._record).record)
+
+    async def logs(self, *, vmm: bool = False) -> bytes:
+        """The end of the guest's console, or of the VMM's own log.
+
+        What a guest wrote may hold anything: don't send it to a terminal as it is.
+        """
+        path = self.directory / (VMM_LOG if vmm else CONSOLE_LOG)
+        trim(path)
+        return tail(path, _LOG_BYTES)
+
+    async def follow_logs(self, *, vmm: bool = False) -> AsyncIterator[bytes]:
+        """As `logs`, then what is added, until the instance stops."""
+        path = self.directory / (VMM_LOG if vmm else CONSOLE_LOG)
+        async for chunk in follow(path, until=self.wait):
+            yield chunk

@@ -1,0 +1,146 @@
+"""The one error tree. Each class carries the `code` that JSON shows and the `exit_code` that the shell sees.
+
+A message names the thing and the reason; the hint is the next step. `docs/errors.md` is generated from here.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RametError(Exception):
+    """Something that ramet was asked for didn't happen. Base of every error that ramet raises on purpose."""
+
+    code: ClassVar[str] = "failed"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(RametError):
+    """The request itself makes no sense: an illegal name, a size that can't be, a count of zero."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class NotFoundError(RametError):
+    """No instance, image or kernel answers to that reference."""
+
+    code = "not_found"
+    exit_code = 3
+
+
+class WrongStateError(RametError):
+    """The thing exists, but not in a state in which this can be done. Nothing was changed."""
+
+    code = "wrong_state"
+    exit_code = 4
+
+
+class UnavailableError(RametError):
+    """This machine can't: a program, a device, a permission or a kernel ability is missing."""
+
+    code = "unavailable"
+    exit_code = 5
+
+
+class NotSharedError(UnavailableError):
+    """`require_shared` was asked for, and memory or a disk could only have been copied."""
+
+    code = "not_shared"
+
+
+class PartlyFailedError(RametError):
+    """Of several things some were done and some failed; each result says which."""
+
+    code = "partly_failed"
+    exit_code = 6
+
+
+class NameTakenError(RametError):
+    """Another instance has that name. Nothing was changed."""
+
+    code = "name_taken"
+    exit_code = 7
+
+
+class VmmError(RametError):
+    """The VMM refused, failed or died. Its last words are in the message."""
+
+    code = "vmm_failed"
+
+
+class VmmTimeoutError(VmmError):
+    """The VMM didn't answer within its limit. It may be hung: its owner kills it."""
+
+    code = "vmm_timeout"
+
+
+class GuestError(RametError):
+    """The guest's agent refused a request or broke the protocol."""
+
+    code = "guest_failed"
+
+
+class ProtocolError(GuestError):
+    """Bytes from a guest that the protocol doesn't allow. The connection is closed; the guest is unharmed."""
+
+    code = "protocol"
+
+
+class GuestTimeoutError(GuestError):
+    """The guest didn't answer within its limit."""
+
+    code = "guest_timeout"
+
+
+class PortsBusyError(GuestError):
+    """Every agent port of the instance stayed claimed by other clients for the whole wait."""
+
+    code = "ports_busy"
+
+
+class ExecError(RametError):
+    """A command in the guest couldn't be started, or `check=True` found that it failed."""
+
+    code = "exec_failed"
+
+
+class ExecNotFoundError(ExecError):
+    """The guest has no such program (as a shell's 127)."""
+
+    code = "exec_not_found"
+    exit_code = 127
+
+
+class ExecNotExecutableError(ExecError):
+    """The guest's program exists but can't be executed (as a shell's 126)."""
+
+    code = "exec_not_executable"
+    exit_code = 126
+
+
+class ExecTimeoutError(ExecError):
+    """A command in the guest ran out of its time and was killed with its process group."""
+
+    code = "exec_timeout"
+    exit_code = 124
+
+
+class DamagedError(RametError):
+    """A published part isn't what its manifest says: size, blocks, mode, times or digest differ."""
+
+    code = "damaged"
+
+
+class StoreError(RametError):
+    """The home's database can't be read or written."""
+
+    code = "store"

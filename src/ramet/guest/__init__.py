@@ -1,0 +1,1 @@
+"""The guest's agent and how the host talks to it. See README.md of this room."""

@@ -1,0 +1,15 @@
+/* IDENTITY: what makes a fork somebody else. Its order is docs/protocol.md's. */
+#ifndef RAMET_IDENTITY_H
+#define RAMET_IDENTITY_H
+
+#include "wire.h"
+
+/* Takes up the generation that an agent before this one wrote down, if any. */
+void identity_init(void);
+uint64_t identity_generation(void);
+
+/* Carries out the request and writes the answer's fields, all read back from the kernel and the files.
+ * 0, or errno with `*step` naming what failed; the steps before it stay done. EBADMSG: nothing was done. */
+int identity_apply(const struct wire_frame *frame, struct wire_writer *answer, const char **step);
+
+#endif

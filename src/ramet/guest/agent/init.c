@@ -1,0 +1,178 @@
+#include "init.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MODULES_FILE "/etc/ramet/modules"
+#define RC_FILE "/etc/ramet/rc"
+#define GRACE_MS 2000 /* between SIGTERM and SIGKILL for processes that don't end at once */
+
+void init_say(const char *format, ...) {
+    char line[512];
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(line, sizeof line - 1, format, arguments);
+    va_end(arguments);
+    if (length < 0)
+        return;
+    if (length > (int)sizeof line - 2)
+        length = (int)sizeof line - 2;
+    line[length++] = '\n';
+    ssize_t ignored = write(STDERR_FILENO, line, (size_t)length);
+    (void)ignored;
+}
+
+static void mount_at(const char *target, const char *type, unsigned long flags, const char *options) {
+    mkdir(target, 0755);
+    if (mount(type, target, type, flags, options) < 0 && errno != EBUSY) /* EBUSY: the kernel or initrd did it */
+        init_say("ramet: mount %s: %s", target, strerror(errno));
+}
+
+static void open_console(void) {
+    int fd = open("/dev/console", O_RDWR | O_NOCTTY);
+    if (fd < 0 && (fd = open("/dev/null", O_RDWR)) < 0)
+        return;
+    for (int i = 0; i < 3; i++)
+        dup2(fd, i);
+    if (fd > 2)
+        close(fd);
+}
+
+void init_filesystems(void) {
+    const unsigned long safe = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    mount_at("/dev", "devtmpfs", MS_NOSUID, "mode=0755");
+    open_console();
+    mount_at("/proc", "proc", safe, NULL);
+    mount_at("/sys", "sysfs", safe, NULL);
+    mount_at("/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666");
+    mount_at("/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
+    mount_at("/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755");
+    mount_at("/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
+    static const char *const links[][2] = {{"/proc/self/fd", "/dev/fd"},
+                                           {"/proc/self/fd/0", "/dev/stdin"},
+                                           {"/proc/self/fd/1", "/dev/stdout"},
+                                           {"/proc/self/fd/2", "/dev/stderr"}};
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++)
+        if (symlink(links[i][0], links[i][1]) < 0 && errno != EEXIST)
+            init_say("ramet: %s: %s", links[i][1], strerror(errno));
+}
+
+static void load_module(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
+        init_say("ramet: module %s: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+}
+
+void init_modules(void) {
+    FILE *list = fopen(MODULES_FILE, "re");
+    char line[512];
+    if (list == NULL)
+        return;
+    while (fgets(line, sizeof line, list) != NULL) {
+        line[strcspn(line, "\r\n")] = '\0';
+        if (line[0] != '\0' && line[0] != '#')
+            load_module(line);
+    }
+    fclose(list);
+}
+
+static void loopback_up(void) {
+    struct ifreq request = {.ifr_name = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return;
+    if (ioctl(fd, SIOCGIFFLAGS, &request) == 0) {
+        request.ifr_flags |= IFF_UP | IFF_RUNNING;
+        if (ioctl(fd, SIOCSIFFLAGS, &request) < 0)
+            init_say("ramet: lo: %s", strerror(errno));
+    }
+    close(fd);
+}
+
+static void take_hostname(void) {
+    char name[66];
+    FILE *file = fopen("/etc/hostname", "re");
+    if (file == NULL)
+        return;
+    if (fgets(name, sizeof name, file) != NULL) {
+        name[strcspn(name, "\r\n")] = '\0';
+        if (name[0] != '\0' && sethostname(name, strlen(name)) < 0)
+            init_say("ramet: hostname: %s", strerror(errno));
+    }
+    fclose(file);
+}
+
+static void run(const char *const argv[]) {
+    pid_t pid = fork();
+    if (pid != 0)
+        return;
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+    setsid();
+    setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
+    setenv("HOME", "/root", 1);
+    execvp(argv[0], (char *const *)(uintptr_t)argv);
+    init_say("ramet: %s: %s", argv[0], strerror(errno));
+    _exit(127);
+}
+
+void init_rest(void) {
+    loopback_up();
+    take_hostname();
+    if (access(RC_FILE, X_OK) == 0)
+        run((const char *const[]){RC_FILE, NULL});
+}
+
+/* Until every child is gone or the time is over. As PID 1 every process ends up as a child. */
+static void wait_for_all(int limit_ms) {
+    struct timespec now, end;
+    sigset_t child;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += limit_ms / 1000;
+    for (;;) {
+        pid_t pid;
+        while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+            ;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (pid < 0 || now.tv_sec > end.tv_sec || (now.tv_sec == end.tv_sec && now.tv_nsec >= end.tv_nsec))
+            return;
+        sigtimedwait(&child, NULL, &(struct timespec){.tv_nsec = 100000000});
+    }
+}
+
+void init_shutdown(enum shutdown_wish wish) {
+    sync();
+    kill(-1, SIGTERM);
+    kill(-1, SIGCONT); /* a stopped process doesn't see the first */
+    wait_for_all(GRACE_MS);
+    kill(-1, SIGKILL);
+    wait_for_all(GRACE_MS);
+    sync();
+    reboot(wish == REBOOT ? RB_AUTOBOOT : wish == HALT ? RB_HALT_SYSTEM : RB_POWER_OFF);
+    init_say("ramet: reboot(2): %s", strerror(errno));
+}
+
+void init_ask_for_shutdown(enum shutdown_wish wish) {
+    run((const char *const[]){wish == REBOOT ? "reboot" : wish == HALT ? "halt" : "poweroff", NULL});
+}

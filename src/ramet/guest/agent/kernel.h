@@ -1,0 +1,26 @@
+/* The little of the kernel's ABI that a C library without kernel headers lacks. Each from the uapi header named. */
+#ifndef RAMET_KERNEL_H
+#define RAMET_KERNEL_H
+
+#include <stdint.h>
+#include <sys/ioctl.h>
+
+/* linux/random.h: mix into the generator and credit; reseed the generator that getrandom(2) draws from. */
+struct kernel_rand_pool_info {
+    int entropy_count; /* bits */
+    int buf_size;      /* bytes */
+    uint32_t buf[];
+};
+#define KERNEL_RNDADDENTROPY _IOW('R', 0x03, int[2])
+#define KERNEL_RNDRESEEDCRNG _IO('R', 0x07)
+
+/* linux/netlink.h */
+struct kernel_sockaddr_nl {
+    unsigned short nl_family;
+    unsigned short nl_pad;
+    uint32_t nl_pid;
+    uint32_t nl_groups;
+};
+#define KERNEL_NETLINK_KOBJECT_UEVENT 15
+
+#endif

@@ -1,0 +1,209 @@
+/* The agent: one thread, one epoll set. As PID 1 it is the guest's init too. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "command.h"
+#include "events.h"
+#include "identity.h"
+#include "init.h"
+#include "message.h"
+
+#define RESCAN_MS 100     /* only where no uevents can be had */
+#define RESCAN_TIMES 300
+#define BATCH 32
+
+static int epoll_set = -1;
+
+int events_watch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask) {
+    struct epoll_event event = {.events = poll_mask | EPOLLET, .data.u64 = (uint64_t)kind << 32 | index};
+    return epoll_ctl(epoll_set, EPOLL_CTL_ADD, fd, &event);
+}
+
+uint64_t events_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static enum shutdown_wish wish_of(uint32_t signal_number) {
+    switch (signal_number) { /* as busybox's reboot, poweroff and halt tell an init */
+    case SIGTERM:
+    case SIGINT:
+        return REBOOT;
+    case SIGUSR1:
+        return HALT;
+    case SIGUSR2:
+        return POWER_OFF;
+    }
+    return STAY;
+}
+
+static enum shutdown_wish take_signals(int fd) {
+    struct signalfd_siginfo info;
+    enum shutdown_wish wish = STAY;
+    while (read(fd, &info, sizeof info) == (ssize_t)sizeof info)
+        if (info.ssi_signo != SIGCHLD)
+            wish = wish_of(info.ssi_signo);
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+        command_reaped(pid, status);
+    return wish;
+}
+
+/* Its answer should reach the host before the guest is gone: the driver takes it at once or within this time. */
+static void flush_all(void) {
+    for (int tries = 0; tries < 20; tries++) {
+        bool waiting = false;
+        for (int i = 0; i < PORTS_MAX; i++) {
+            struct port *port = port_at(i);
+            port->writable = true;
+            port_flush(port);
+            waiting = waiting || (port->fd >= 0 && port->out_at < port->out_length);
+        }
+        if (!waiting)
+            return;
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+}
+
+static void leave(enum shutdown_wish wish, bool is_init) {
+    flush_all();
+    if (is_init)
+        init_shutdown(wish);
+    else
+        init_ask_for_shutdown(wish);
+}
+
+/* One round of work for whatever is ready. True when anything got done: then there may be more. */
+static bool work(void) {
+    bool progress = false;
+    for (int i = 0; i < PORTS_MAX; i++)
+        if (port_at(i)->fd >= 0)
+            progress |= port_receive(port_at(i), session_frame, session_hang_up);
+    progress |= commands_pump();
+    for (int i = 0; i < PORTS_MAX; i++)
+        if (port_at(i)->fd >= 0)
+            progress |= port_flush(port_at(i));
+    return progress;
+}
+
+static _Noreturn void serve(int signals, int uevents, int listener, bool is_init) {
+    struct epoll_event events[BATCH];
+    enum shutdown_wish done = STAY;
+    int rescans = uevents < 0 && listener < 0 ? RESCAN_TIMES : 0;
+    bool busy = true;
+    for (;;) {
+        int timeout_ms = commands_time_out();
+        if (rescans > 0 && (timeout_ms < 0 || timeout_ms > RESCAN_MS))
+            timeout_ms = RESCAN_MS;
+        int count = epoll_wait(epoll_set, events, BATCH, busy ? 0 : timeout_ms);
+        enum shutdown_wish wish = STAY;
+        for (int i = 0; i < count; i++) {
+            uint32_t index = (uint32_t)events[i].data.u64;
+            enum event_kind kind = (enum event_kind)(events[i].data.u64 >> 32);
+            if (kind == E_SIGNAL)
+                wish = take_signals(signals);
+            else if (kind == E_UEVENT && ports_uevent(uevents))
+                ports_scan();
+            else if (kind == E_LISTENER)
+                ports_accept(listener);
+            else if (kind == E_PORT)
+                port_event(port_at((int)index), events[i].events);
+            else if (kind >= E_START_REPORT)
+                command_event(kind, index);
+        }
+        if (rescans > 0 && count == 0 && !busy)
+            rescans = ports_scan() > 0 ? 0 : rescans - 1;
+        busy = work();
+        if (wish == STAY)
+            wish = session_shutdown_wish();
+        if (wish != STAY && wish != done) {
+            leave(wish, is_init);
+            done = wish;
+        }
+    }
+}
+
+static int watch_signals(bool is_init) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    if (is_init) {
+        sigaddset(&set, SIGTERM);
+        sigaddset(&set, SIGINT);
+        sigaddset(&set, SIGUSR1);
+        sigaddset(&set, SIGUSR2);
+    }
+    signal(SIGPIPE, SIG_IGN);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    int fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    return fd >= 0 && events_watch(fd, E_SIGNAL, 0, EPOLLIN) == 0 ? fd : -1;
+}
+
+/* Started without them, a descriptor of ours would become some command's stdio. */
+static void occupy_stdio(void) {
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    while (fd >= 0 && fd <= 2);
+    if (fd > 2)
+        close(fd);
+}
+
+static int usage(const char *program) {
+    init_say("usage: %s [--socket PATH]\n"
+             "Serves ramet's protocol on the virtio-serial ports ramet.agent.N, or on a UNIX socket.\n"
+             "On a socket it changes nothing of its machine: no identity, no shutdown.", program);
+    return 2;
+}
+
+int main(int argc, char **argv) {
+    bool is_init = getpid() == 1;
+    const char *socket_path = NULL;
+    /* To init the kernel passes whatever it didn't understand itself: no options of ours. */
+    if (!is_init && argc == 2 && strcmp(argv[1], "--version") == 0)
+        return printf("ramet agent %s, protocol %d\n", AGENT_VERSION, PROTOCOL_VERSION) < 0;
+    if (!is_init && argc == 3 && strcmp(argv[1], "--socket") == 0)
+        socket_path = argv[2];
+    else if (!is_init && argc != 1)
+        return usage(argv[0]);
+
+    if (is_init)
+        init_filesystems();
+    else
+        occupy_stdio();
+    epoll_set = epoll_create1(EPOLL_CLOEXEC);
+    int signals = watch_signals(is_init);
+    if (epoll_set < 0 || signals < 0)
+        init_say("ramet: epoll or signalfd: %s", strerror(errno));
+    ports_init();
+    commands_init();
+    identity_init();
+
+    int uevents = -1, listener = -1;
+    if (socket_path != NULL) {
+        session_forbid_machine_changes();
+        if ((listener = ports_listen(socket_path)) < 0) {
+            init_say("ramet: listen on %s: %s", socket_path, strerror(errno));
+            return 1;
+        }
+    } else {
+        uevents = ports_watch_uevents(); /* before the drivers: no port may come unseen */
+    }
+    if (is_init)
+        init_modules();
+    if (socket_path == NULL)
+        ports_scan();
+    if (is_init)
+        init_rest();
+    serve(signals, uevents, listener, is_init);
+}

@@ -1,0 +1,64 @@
+/* Byte streams to the host: virtio-serial ports, or connections to a UNIX socket. Buffers and framing of each.
+ *
+ * A port's output is bounded. Data of commands stops at half of it, so that answers always find room; when
+ * those don't either, no more requests are read.
+ */
+#ifndef RAMET_PORT_H
+#define RAMET_PORT_H
+
+#include "wire.h"
+
+#define PORTS_MAX 16
+#define PORT_IN_BYTES 16384u
+#define PORT_OUT_BYTES (2u * WIRE_STUFFED_MAX(WIRE_PAYLOAD_MAX))
+#define PORT_DATA_CHUNK 32768u /* also the most that the virtio-console driver takes in one write(2) */
+
+struct port {
+    int fd;     /* -1: free */
+    int number; /* N of ramet.agent.N; -1 for a connection */
+    bool readable;
+    bool writable;
+    bool in_session;
+    uint32_t in_at, in_length;
+    uint32_t out_at, out_length;
+    struct wire_decoder decoder;
+    uint8_t in[PORT_IN_BYTES];
+    uint8_t frame[WIRE_FRAME_MAX + 1];
+    uint8_t out[PORT_OUT_BYTES];
+};
+
+void ports_init(void);
+struct port *port_at(int index);
+int port_index(const struct port *port);
+int ports_open_count(void);
+
+/* Opens the virtio-serial ports named ramet.agent.N that aren't open yet. Returns how many are open. */
+int ports_scan(void);
+/* A netlink socket that reports new devices, already watched; -1 with errno. */
+int ports_watch_uevents(void);
+/* Reads what a uevent socket holds. True when virtio ports were among it. */
+bool ports_uevent(int fd);
+
+/* Listens on a UNIX stream socket, already watched; -1 with errno. */
+int ports_listen(const char *path);
+void ports_accept(int listener);
+
+void port_event(struct port *port, uint32_t poll_mask);
+
+/* Hands whole frames to `handle` while there is room for answers. True when it got anything done. `hang_up` is called
+ * when the host's side has gone; the port itself stays, unless it was a connection. */
+bool port_receive(struct port *port, void (*handle)(struct port *, struct wire_frame *),
+                  void (*hang_up)(struct port *));
+bool port_flush(struct port *port);
+void port_drop_output(struct port *port);
+
+/* Room for an answer (any), for a small one (up to 1 KiB of payload), for a chunk of data. */
+bool port_has_reply_room(const struct port *port);
+bool port_has_small_room(const struct port *port);
+bool port_has_data_room(const struct port *port);
+
+/* Queues a frame. The caller has asked for room; a frame without it is dropped. */
+void port_send(struct port *port, uint8_t type, uint32_t stream, const void *payload, uint32_t length);
+void port_send_error(struct port *port, uint32_t stream, int error, const char *text);
+
+#endif

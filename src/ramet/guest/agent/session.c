@@ -1,0 +1,138 @@
+#include "session.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "command.h"
+#include "events.h"
+#include "identity.h"
+#include "message.h"
+
+static bool machine_is_ours = true;
+static enum shutdown_wish wish = STAY;
+static uint8_t answer_buffer[WIRE_PAYLOAD_MAX];
+
+void session_forbid_machine_changes(void) { machine_is_ours = false; }
+
+enum shutdown_wish session_shutdown_wish(void) { return wish; }
+
+void session_hang_up(struct port *port) {
+    port->in_session = false;
+    commands_orphan(port_index(port));
+}
+
+static void answer(struct port *port, uint8_t type, uint32_t stream, const struct wire_writer *writer) {
+    port_send(port, type, stream, writer->buffer, writer->length);
+}
+
+static void hello(struct port *port, const struct wire_frame *frame, struct wire_writer *writer) {
+    struct wire_reader reader = {frame->payload, frame->payload + frame->length};
+    struct wire_field field;
+    const uint8_t *nonce = NULL;
+    int more;
+    while ((more = wire_next(&reader, &field)) > 0)
+        if (field.tag == 1 && field.length == NONCE_BYTES)
+            nonce = field.value;
+    if (more < 0 || nonce == NULL || frame->stream != 0)
+        return; /* nobody to answer: without a nonce it is no handshake */
+    session_hang_up(port);
+    port_drop_output(port); /* it was for the session before, perhaps of another life */
+    port->in_session = true;
+    wire_put(writer, 1, nonce, NONCE_BYTES);
+    wire_put_number(writer, 2, 2, PROTOCOL_VERSION);
+    wire_put(writer, 3, AGENT_VERSION, sizeof AGENT_VERSION - 1);
+    wire_put_number(writer, 4, 8, identity_generation());
+    wire_put_number(writer, 5, 2, (uint64_t)ports_open_count());
+    answer(port, M_WELCOME, 0, writer);
+}
+
+static void ping(struct port *port, const struct wire_frame *frame, struct wire_writer *writer) {
+    struct timespec real;
+    if (frame->length > PING_MAX) {
+        port_send_error(port, frame->stream, EMSGSIZE, "PING is too long");
+        return;
+    }
+    clock_gettime(CLOCK_REALTIME, &real);
+    wire_put(writer, 1, frame->payload, frame->length);
+    wire_put_number(writer, 2, 8, events_now_ns());
+    wire_put_number(writer, 3, 8, (uint64_t)real.tv_sec * 1000000000u + (uint64_t)real.tv_nsec);
+    answer(port, M_PONG, frame->stream, writer);
+}
+
+static void identity(struct port *port, const struct wire_frame *frame, struct wire_writer *writer) {
+    const char *step;
+    uint64_t before = identity_generation();
+    int error = identity_apply(frame, writer, &step);
+    if (identity_generation() != before)
+        commands_orphan_all_but(port_index(port));
+    if (error == 0) {
+        answer(port, M_IDENTITY_DONE, frame->stream, writer);
+        return;
+    }
+    char text[128];
+    snprintf(text, sizeof text, "%s: %s", step, strerror(error));
+    port_send_error(port, frame->stream, error, text);
+}
+
+static void shutdown_guest(struct port *port, const struct wire_frame *frame) {
+    struct wire_reader reader = {frame->payload, frame->payload + frame->length};
+    struct wire_field field;
+    uint64_t mode = 0;
+    while (wire_next(&reader, &field) > 0)
+        if (field.tag == 1 && (!wire_number(&field, 1, &mode) || mode > 1))
+            mode = 2;
+    if (mode > 1) {
+        port_send_error(port, frame->stream, EINVAL, "unknown mode of SHUTDOWN");
+        return;
+    }
+    wish = mode == 0 ? POWER_OFF : REBOOT;
+    port_send(port, M_SHUTDOWN_DONE, frame->stream, NULL, 0);
+}
+
+void session_frame(struct port *port, struct wire_frame *frame) {
+    struct wire_writer writer = {.buffer = answer_buffer, .capacity = sizeof answer_buffer};
+    if (frame->type == M_HELLO) {
+        hello(port, frame, &writer);
+        return;
+    }
+    if (!port->in_session)
+        return;
+    if ((frame->type == M_IDENTITY || frame->type == M_SHUTDOWN) && !machine_is_ours) {
+        port_send_error(port, frame->stream, EPERM, "this agent doesn't own its machine");
+        return;
+    }
+    switch (frame->type) {
+    case M_PING:
+        ping(port, frame, &writer);
+        break;
+    case M_EXEC:
+        command_exec(port, frame);
+        break;
+    case M_STDIN:
+        command_stdin(port, frame);
+        break;
+    case M_STDIN_EOF:
+        command_stdin_eof(port, frame);
+        break;
+    case M_SIGNAL:
+        command_signal(port, frame);
+        break;
+    case M_CREDIT:
+        command_credit(port, frame);
+        break;
+    case M_IDENTITY:
+        identity(port, frame, &writer);
+        break;
+    case M_LIST:
+        commands_list(&writer);
+        answer(port, M_LIST_DONE, frame->stream, &writer);
+        break;
+    case M_SHUTDOWN:
+        shutdown_guest(port, frame);
+        break;
+    default:
+        port_send_error(port, frame->stream, ENOSYS, "this agent doesn't know that request");
+    }
+}

@@ -1,0 +1,225 @@
+"""The agent's client: everything that ramet asks of a guest, over one byte stream."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+import anyio
+import anyio.abc
+
+from ramet.errors import GuestError, GuestTimeoutError, ProtocolError, RametError
+from ramet.guest.connection import Connection, beside, decode_error, open_connection
+from ramet.guest.framing import Frame
+from ramet.guest.messages import (
+    COMMANDS_MAX,
+    ExecRequest,
+    Fields,
+    GuestProcess,
+    IdentityReply,
+    IdentityRequest,
+    Message,
+    Pong,
+    Welcome,
+    put_number,
+)
+from ramet.guest.process import Process, start_error
+from ramet.units import MIB
+
+__all__ = ["AgentClient", "ExecOutcome", "Process", "run_exec"]
+
+DEFAULT_TIMEOUT_S: Final = 10.0
+DEFAULT_MAX_OUTPUT_BYTES: Final = 64 * MIB
+
+
+class AgentClient:
+    """A session with a guest's agent. Any number of tasks may use it at once.
+
+    A failed request leaves the session usable. When the connection ends, or the guest breaks the protocol,
+    every waiting and every later call raises; in the guest the session's commands go on as orphans.
+    """
+
+    def __init__(self, connection: Connection, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self._connection = connection
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, stream: anyio.abc.ByteStream, *, timeout_s: float = DEFAULT_TIMEOUT_S, resend_s: float = 0.25
+    ) -> AsyncIterator[AgentClient]:
+        """Begins a session on `stream`, whatever is still in it. The stream stays the caller's to close.
+
+        Raises `GuestTimeoutError` when no agent answers within `timeout_s`, `GuestError` when the stream
+        ends.
+        """
+        async with open_connection(stream, timeout_s=timeout_s, resend_s=resend_s) as connection:
+            assert connection.welcome is not None
+            yield cls(connection, connection.welcome)
+
+    async def ping(self, *, timeout_s: float = 5) -> Pong:
+        """The guest's clocks, and proof that its agent runs *now*: the answer repeats a fresh number."""
+        proof = os.urandom(16)
+        answer = await self._connection.request(
+            Message.PING, proof, Message.PONG, what="a ping", timeout_s=timeout_s
+        )
+        fields = Fields(answer.payload)
+        if fields.one(1) != proof:
+            raise ProtocolError("the guest answered a ping that wasn't sent")
+        return Pong(fields.number(2, 8), fields.number(3, 8), answer.arrived_at_s - answer.sent_at_s)
+
+    async def identity(
+        self, request: IdentityRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> IdentityReply:
+        """Makes the guest somebody else: entropy, clock, hostname, machine-id, generation.
+
+        The clock is set to the host's at the moment of sending; `clock_error_ms` compares the guest's clock
+        in the answer with the host's at the middle of the round trip. When it fails, some of it may be done:
+        such a fork is not to be used.
+        """
+        sent_ns = 0
+
+        def payload() -> bytes:
+            nonlocal sent_ns
+            sent_ns = time.time_ns()
+            return request.encode(sent_ns)
+
+        answer = await self._connection.request(
+            Message.IDENTITY, payload, Message.IDENTITY_DONE, what="a new identity", timeout_s=timeout_s
+        )
+        return IdentityReply.decode(answer.payload, (sent_ns + answer.arrived_realtime_ns) // 2)
+
+    @asynccontextmanager
+    async def start(
+        self, request: ExecRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> AsyncIterator[Process]:
+        """Starts a command; `timeout_s` is for the start alone. Leaving the block, however that comes about,
+        kills the command's process group if it still runs.
+
+        Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it can't be started, and
+        `UsageError` (nothing was sent) when it isn't a command or is larger than a frame.
+        """
+        process = Process(self._connection, request)
+        try:
+            await process.begin(timeout_s)
+            yield process
+        finally:
+            await process.end()
+
+    async def spawn(self, request: ExecRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """Starts a command that nobody waits for and returns its process number. Raises as `start` does."""
+        waiting = _Spawn(request)
+        payload = request.encode(detached=True)
+        number = self._connection.open(waiting)
+        try:
+            with anyio.move_on_after(timeout_s):
+                await self._connection.send(Message.EXEC, number, payload)
+                await waiting.done.wait()
+        finally:
+            self._connection.close(number)
+        if waiting.error is not None:
+            raise waiting.error
+        if not waiting.done.is_set():
+            raise GuestTimeoutError(f"{request.argv[0]!r} didn't start in the guest within {timeout_s:g} s")
+        return waiting.pid
+
+    async def processes(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[GuestProcess]:
+        """The commands that were started through the agent and still run, whoever started them."""
+        answer = await self._connection.request(
+            Message.LIST, b"", Message.LIST_DONE, what="the list of processes", timeout_s=timeout_s
+        )
+        values = Fields(answer.payload).all(1)
+        if len(values) > COMMANDS_MAX:
+            raise ProtocolError(f"the guest lists {len(values)} processes of at most {COMMANDS_MAX}")
+        return [GuestProcess.decode(value) for value in values]
+
+    async def shutdown(self, *, reboot: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Asks the guest to power off, or to reboot. Returns when it has said yes: it is going down then."""
+        await self._connection.request(
+            Message.SHUTDOWN,
+            put_number(1, 1, int(reboot)),
+            Message.SHUTDOWN_DONE,
+            what="a shutdown",
+            timeout_s=timeout_s,
+        )
+
+
+class _Spawn:
+    """The receiver of a detached start."""
+
+    def __init__(self, request: ExecRequest) -> None:
+        self.pid = 0
+        self.error: RametError | None = None
+        self.done = anyio.Event()
+        self._request = request
+
+    def receive(self, frame: Frame) -> None:
+        if frame.type == Message.STARTED:
+            self.pid = Fields(frame.payload).number(1, 4)
+        elif frame.type == Message.ERROR:
+            self.error = start_error(self._request, *decode_error(frame.payload))
+        else:
+            raise ProtocolError(f"the guest answered a detached start with a frame of type {frame.type:#04x}")
+        self.done.set()
+
+    def lost(self, error: GuestError) -> None:
+        self.error = type(error)(
+            f"{error.message} while {self._request.argv[0]!r} was started", hint=error.hint
+        )
+        self.done.set()
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOutcome:
+    """A command's end and all that it wrote."""
+
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool
+    stdout: bytes
+    stderr: bytes
+
+
+async def run_exec(
+    agent: AgentClient,
+    request: ExecRequest,
+    stdin: bytes | None = None,
+    max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+) -> ExecOutcome:
+    """Runs a command to its end, feeding `stdin` (None: it reads `/dev/null`) and collecting both streams
+    meanwhile.
+
+    Raises as `AgentClient.start` does, and `GuestError` when both streams together exceed `max_output_bytes`;
+    the command is killed then.
+    """
+    collected = {"stdout": bytearray(), "stderr": bytearray()}
+    async with agent.start(replace(request, stdin_open=stdin is not None)) as process:
+
+        async def feed() -> None:
+            try:
+                await process.write(stdin or b"")
+                await process.close_stdin()
+            except GuestError:
+                pass  # the connection is lost, which the collecting side tells
+
+        async def collect() -> None:
+            async for chunk in process.output():
+                collected[chunk.stream].extend(chunk.data)
+                if sum(map(len, collected.values())) > max_output_bytes:
+                    raise GuestError(
+                        f"{request.argv[0]!r} wrote more than {max_output_bytes} bytes and was killed",
+                        hint="send its output to a file in the guest, or stream it",
+                    )
+
+        if stdin is None:
+            await collect()
+        else:
+            async with beside(feed):
+                await collect()
+        status = await process.wait()
+    stdout, stderr = bytes(collected["stdout"]), bytes(collected["stderr"])
+    return ExecOutcome(status.exit_code, status.signal, status.timed_out, stdout, stderr)

@@ -1,0 +1,314 @@
+"""What the frames mean: message types, their fields, and the requests and answers of the Python surface.
+
+Source: `docs/protocol.md`, "Messages". Encoding takes what a caller of ramet gave; decoding takes what a
+guest sent, and raises `ProtocolError` for anything that the tables don't allow.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from ramet.errors import ProtocolError, UsageError
+
+PROTOCOL_VERSION: Final = 1
+OUTPUT_WINDOW_BYTES: Final = 262_144
+STDIN_WINDOW_BYTES: Final = 65_536
+NONCE_BYTES: Final = 16
+TEXT_MAX_BYTES: Final = 512
+COMMANDS_MAX: Final = 256
+
+_FIELD: Final = struct.Struct("<BI")
+_NUMBER: Final = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
+
+
+class Message(enum.IntEnum):
+    """Message types. The high bit says that it comes from the guest."""
+
+    HELLO = 0x01
+    PING = 0x02
+    EXEC = 0x03
+    STDIN = 0x04
+    STDIN_EOF = 0x05
+    SIGNAL = 0x06
+    CREDIT = 0x07
+    IDENTITY = 0x08
+    LIST = 0x09
+    SHUTDOWN = 0x0A
+    WELCOME = 0x81
+    PONG = 0x82
+    STARTED = 0x83
+    STDOUT = 0x84
+    STDERR = 0x85
+    EXIT = 0x86
+    STDIN_CREDIT = 0x87
+    IDENTITY_DONE = 0x88
+    LIST_DONE = 0x89
+    SHUTDOWN_DONE = 0x8A
+    ERROR = 0x8F
+
+
+class ExecFlag(enum.IntFlag):
+    """Flags of EXEC."""
+
+    DETACHED = 1
+    STDIN = 2
+    CONSOLE = 4
+
+
+def put(tag: int, value: bytes) -> bytes:
+    """One field."""
+    return _FIELD.pack(tag, len(value)) + value
+
+
+def put_number(tag: int, width: int, number: int) -> bytes:
+    """One field with a little-endian number of `width` bytes (1, 2, 4 or 8).
+
+    Raises `UsageError` when the number doesn't fit.
+    """
+    try:
+        return put(tag, struct.pack(_NUMBER[width], number))
+    except struct.error:
+        raise UsageError(f"{number} is not an unsigned number of {8 * width} bits") from None
+
+
+def put_text(tag: int, text: str) -> bytes:
+    """One field with a text. Bytes that were no UTF-8 (as `os.fsdecode` keeps them) come out as they were."""
+    value = text.encode("utf-8", "surrogateescape")
+    if b"\0" in value:
+        raise UsageError(f"{text!r} has a NUL character in it, which no program can be given")
+    return put(tag, value)
+
+
+class Fields:
+    """The fields of a payload from a guest. Everything here raises `ProtocolError` on what isn't as it should
+    be.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        self._values: dict[int, list[bytes]] = {}
+        for tag, value in _fields(payload):
+            self._values.setdefault(tag, []).append(value)
+
+    def all(self, tag: int) -> list[bytes]:
+        """Every value of that tag, in order."""
+        return self._values.get(tag, [])
+
+    def one(self, tag: int, *, max_bytes: int = TEXT_MAX_BYTES) -> bytes:
+        """The value of a tag that must be there."""
+        values = self.all(tag)
+        if not values:
+            raise ProtocolError(f"the guest's answer lacks field {tag}")
+        if len(values[-1]) > max_bytes:
+            raise ProtocolError(f"field {tag} of the guest's answer has {len(values[-1])} bytes")
+        return values[-1]
+
+    def number(self, tag: int, width: int) -> int:
+        """The number of `width` bytes in a tag that must be there."""
+        value = self.one(tag)
+        if len(value) != width:
+            raise ProtocolError(f"field {tag} of the guest's answer is no number of {width} bytes")
+        return int.from_bytes(value, "little")
+
+    def number_or_none(self, tag: int, width: int) -> int | None:
+        """As `number`, or None when the tag isn't there."""
+        return self.number(tag, width) if self.all(tag) else None
+
+    def text(self, tag: int, *, max_bytes: int = TEXT_MAX_BYTES) -> str:
+        """The text in a tag that must be there; what isn't UTF-8 is shown as U+FFFD."""
+        return shown(self.one(tag, max_bytes=max_bytes))
+
+
+def _fields(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(payload):
+        if len(payload) - at < _FIELD.size:
+            raise ProtocolError("a field of the guest's answer is cut off")
+        tag, length = _FIELD.unpack_from(payload, at)
+        at += _FIELD.size
+        if length > len(payload) - at:
+            raise ProtocolError("a field of the guest's answer runs past its end")
+        yield tag, payload[at : at + length]
+        at += length
+
+
+def shown(value: bytes) -> str:
+    """A guest's text, fit for a message to people: no control characters, whatever the guest sent."""
+    text = value.decode("utf-8", "replace")
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What the agent says of itself when a session begins."""
+
+    version: int
+    agent_version: str
+    generation: int
+    ports: int
+
+    @classmethod
+    def decode(cls, payload: bytes) -> tuple[bytes, Welcome]:
+        """The nonce that it answers, and the rest."""
+        fields = Fields(payload)
+        nonce = fields.one(1, max_bytes=NONCE_BYTES)
+        return nonce, cls(fields.number(2, 2), fields.text(3), fields.number(4, 8), fields.number(5, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The guest's clocks in nanoseconds, and how long the question and its answer took."""
+
+    monotonic_ns: int
+    realtime_ns: int
+    round_trip_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """A command for the guest. `user` is `name`, `uid` or `uid:gid`; `timeout_s` None means no limit.
+
+    `stdin_open` gives it a pipe, else it reads `/dev/null`; `console` (detached commands only) shows its
+    output there.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    timeout_s: float | None = None
+    stdin_open: bool = False
+    console: bool = False
+
+    def encode(self, *, detached: bool = False) -> bytes:
+        """EXEC's payload. Raises `UsageError` for what can't be a command."""
+        if not self.argv or not self.argv[0]:
+            raise UsageError("a command needs the name of a program")
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise UsageError(f"a time limit of {self.timeout_s} s would end the command before it begins")
+        parts = [put_text(1, argument) for argument in self.argv]
+        for name, value in self.env.items():
+            if not name or "=" in name:
+                raise UsageError(f"{name!r} can't be the name of an environment variable")
+            parts.append(put_text(2, f"{name}={value}"))
+        if self.cwd is not None:
+            parts.append(put_text(3, self.cwd))
+        if self.user is not None:
+            parts.append(put_text(4, self.user))
+        if self.timeout_s is not None:
+            parts.append(put_number(5, 8, max(1, round(self.timeout_s * 1000))))
+        flags = ExecFlag(0)
+        if detached:
+            flags |= ExecFlag.DETACHED | (ExecFlag.CONSOLE if self.console else ExecFlag(0))
+        elif self.stdin_open:
+            flags |= ExecFlag.STDIN
+        return b"".join([*parts, put_number(6, 4, flags)])
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a command ended: by itself with a code, or by a signal; `timed_out`: its limit ended it."""
+
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool = False
+
+    @classmethod
+    def decode(cls, payload: bytes) -> ExitStatus:
+        """From EXIT's payload."""
+        fields = Fields(payload)
+        exit_code, signal = fields.number_or_none(1, 4), fields.number_or_none(2, 4)
+        if (exit_code is None) == (signal is None):
+            raise ProtocolError("the guest's EXIT has to give either a code or a signal")
+        return cls(exit_code, signal, bool(fields.number_or_none(3, 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a command's output."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityRequest:
+    """Who a fork shall be. `seed` has 32 to 512 random bytes; `machine_id` 32 hex digits."""
+
+    generation: int
+    seed: bytes
+    hostname: str
+    machine_id: str
+
+    def encode(self, realtime_ns: int) -> bytes:
+        """IDENTITY's payload with the time that the guest's clock shall be set to."""
+        if not 32 <= len(self.seed) <= 512:
+            raise UsageError(f"a seed has 32 to 512 bytes, not {len(self.seed)}")
+        return b"".join(
+            [
+                put_number(1, 8, self.generation),
+                put(2, self.seed),
+                put_number(3, 8, realtime_ns),
+                put_text(4, self.hostname),
+                put_text(5, self.machine_id),
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityReply:
+    """Who a fork is, as its guest read it back. `clock_error_ms` is the guest's clock minus the host's."""
+
+    generation: int
+    boot_random: bytes
+    hostname: str
+    machine_id: str
+    clock_error_ms: float
+    addresses: tuple[str, ...]
+
+    @classmethod
+    def decode(cls, payload: bytes, host_realtime_ns: int) -> IdentityReply:
+        """From IDENTITY_DONE's payload and the host's clock at the middle of the round trip."""
+        fields = Fields(payload)
+        boot_random = fields.one(2, max_bytes=16)
+        if len(boot_random) != 16:
+            raise ProtocolError(f"the guest's random proof has {len(boot_random)} bytes instead of 16")
+        return cls(
+            fields.number(1, 8),
+            boot_random,
+            fields.text(3, max_bytes=64),
+            fields.text(4, max_bytes=32),
+            (fields.number(5, 8) - host_realtime_ns) / 1e6,
+            tuple(_addresses(fields.all(6)[:16])),
+        )
+
+
+def _addresses(values: Iterable[bytes]) -> Iterator[str]:
+    for value in values:
+        try:
+            yield str(ipaddress.ip_address(value.decode("ascii")))
+        except ValueError:
+            raise ProtocolError(f"{shown(value[:64])!r} from the guest is not an address") from None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestProcess:
+    """A command that an agent started and that still runs; its argv may be shortened."""
+
+    pid: int
+    argv: tuple[str, ...]
+    orphaned: bool
+    detached: bool
+
+    @classmethod
+    def decode(cls, value: bytes) -> GuestProcess:
+        """From one process field of LIST_DONE."""
+        fields = Fields(value)
+        argv = tuple(map(shown, fields.all(2)))
+        return cls(fields.number(1, 4), argv, bool(fields.number(3, 1)), bool(fields.number(4, 1)))

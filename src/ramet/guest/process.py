@@ -1,0 +1,230 @@
+"""A command in the guest, seen from the host: its streams, its windows, its end."""
+
+from __future__ import annotations
+
+import errno
+import signal as signals
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final, Literal
+
+import anyio
+
+from ramet.errors import (
+    ExecError,
+    ExecNotExecutableError,
+    ExecNotFoundError,
+    GuestError,
+    GuestTimeoutError,
+    ProtocolError,
+    RametError,
+    UsageError,
+)
+from ramet.guest.connection import Connection, decode_error
+from ramet.guest.framing import PAYLOAD_MAX_BYTES, Frame
+from ramet.guest.messages import (
+    OUTPUT_WINDOW_BYTES,
+    STDIN_WINDOW_BYTES,
+    Chunk,
+    ExecRequest,
+    ExitStatus,
+    Fields,
+    Message,
+    put_number,
+)
+
+_GRANT_BYTES: Final = OUTPUT_WINDOW_BYTES // 4
+_JOIN_BYTES: Final = 65_536
+_KILL_LIMIT_S: Final = 2.0
+_ALL_THE_CREDIT: Final = 2**31 - 1
+
+_START_ERRORS: Final[dict[int, type[ExecError]]] = {
+    errno.ENOENT: ExecNotFoundError,
+    errno.EACCES: ExecNotExecutableError,
+    errno.ENOEXEC: ExecNotExecutableError,
+}
+
+
+def start_error(request: ExecRequest, error_number: int, text: str) -> ExecError:
+    """What an ERROR in answer to EXEC means to the caller."""
+    kind = _START_ERRORS.get(error_number, ExecError)
+    return kind(f"{request.argv[0]!r} couldn't be started in the guest: {text}")
+
+
+class Process:
+    """A command that runs in the guest. Made by `AgentClient.start`; not for use outside its block.
+
+    Its output has to be taken (`output`) for it to end: at most 256 KiB wait on the host, and the rest waits
+    in the guest together with the command. Every method raises `GuestError` when the connection is lost.
+    """
+
+    def __init__(self, connection: Connection, request: ExecRequest) -> None:
+        self.pid = 0
+        self._connection = connection
+        self._request = request
+        self._number = 0
+        self._changed = anyio.Event()
+        self._status: ExitStatus | None = None
+        self._error: RametError | None = None
+        self._chunks: deque[tuple[Literal["stdout", "stderr"], bytearray]] = deque()
+        self._may_receive = OUTPUT_WINDOW_BYTES
+        self._consumed = 0
+        self._stdin_credit = STDIN_WINDOW_BYTES
+        self._stdin_open = request.stdin_open
+        self._abandoned = False
+
+    async def write(self, data: bytes) -> None:
+        """Feeds standard input, as fast as the guest takes it. What the command doesn't read any more,
+        because it has ended or closed its input, is dropped.
+        """
+        if not self._request.stdin_open:
+            raise UsageError("this command was started without standard input", hint="use stdin_open=True")
+        if not self._stdin_open:
+            raise UsageError("standard input of this command is closed already")
+        view, at = memoryview(data), 0
+        while at < len(view) and not self._over():
+            if self._stdin_credit == 0:
+                await self._changed.wait()
+                continue
+            piece = bytes(view[at : at + min(self._stdin_credit, PAYLOAD_MAX_BYTES)])
+            self._stdin_credit -= len(piece)
+            at += len(piece)
+            await self._connection.send(Message.STDIN, self._number, piece)
+        self._raise_error()
+
+    async def close_stdin(self) -> None:
+        """Lets the command read end of file after what was written. Twice does nothing."""
+        if self._stdin_open:
+            self._stdin_open = False
+            if not self._over():
+                await self._connection.send(Message.STDIN_EOF, self._number)
+
+    async def signal(self, number: int) -> None:
+        """Sends a signal to the command's process group. Does nothing when it has ended."""
+        if not 1 <= number <= 64:
+            raise UsageError(f"{number} is not a signal")
+        if not self._over():
+            await self._connection.send(Message.SIGNAL, self._number, put_number(1, 4, number))
+
+    async def output(self) -> AsyncIterator[Chunk]:
+        """What the command writes, in the order in which the guest sent it, to its end. For one consumer."""
+        while True:
+            while self._chunks:
+                stream, data = self._chunks.popleft()
+                yield Chunk(stream, bytes(data))
+                await self._grant(len(data))
+            if self._over():
+                break
+            await self._changed.wait()
+        self._raise_error()
+
+    async def wait(self) -> ExitStatus:
+        """How it ended. Doesn't take output: a command that writes more than fits waits for `output`."""
+        while not self._over():
+            await self._changed.wait()
+        self._raise_error()
+        assert self._status is not None
+        return self._status
+
+    def receive(self, frame: Frame) -> None:
+        """A frame of this stream, from the reader."""
+        match frame.type:
+            case Message.STDOUT:
+                self._take("stdout", frame.payload)
+            case Message.STDERR:
+                self._take("stderr", frame.payload)
+            case Message.STARTED:
+                self.pid = Fields(frame.payload).number(1, 4)
+            case Message.STDIN_CREDIT:
+                self._stdin_credit += Fields(frame.payload).number(1, 4)
+                if self._stdin_credit > STDIN_WINDOW_BYTES:
+                    raise ProtocolError("the guest granted more standard input than the window holds")
+            case Message.EXIT:
+                self._status = ExitStatus.decode(frame.payload)
+                self._connection.close(self._number)
+            case Message.ERROR:
+                number, text = decode_error(frame.payload)
+                started = self.pid != 0
+                self._error = ExecError(text) if started else start_error(self._request, number, text)
+                self._connection.close(self._number)
+            case _:
+                raise ProtocolError(f"the guest sent a frame of type {frame.type:#04x} for a command")
+        self._wake()
+
+    def lost(self, error: GuestError) -> None:
+        """The connection has ended. In the guest the command goes on as an orphan."""
+        self._error = type(error)(f"{error.message} while {self._request.argv[0]!r} ran", hint=error.hint)
+        self._wake()
+
+    async def begin(self, timeout_s: float) -> None:
+        """EXEC, and wait until the program runs. Raises `ExecError` and its kinds, `GuestTimeoutError`."""
+        payload = self._request.encode()
+        self._number = self._connection.open(self)
+        with anyio.move_on_after(timeout_s):
+            try:
+                await self._connection.send(Message.EXEC, self._number, payload)
+            except UsageError:
+                self._connection.close(self._number)
+                self._number = 0  # too large: nothing was sent, nothing is to be killed
+                raise
+            while self.pid == 0 and not self._over():
+                await self._changed.wait()
+        if self.pid == 0:
+            self._raise_error()
+            raise GuestTimeoutError(
+                f"{self._request.argv[0]!r} didn't start in the guest within {timeout_s:g} s"
+            )
+
+    async def end(self) -> None:
+        """Kills the command's process group if it still runs and awaits its end: shielded, 2 s at most."""
+        if self._number == 0 or self._over():
+            self._connection.close(self._number)
+            return
+        self._abandoned = True
+        self._chunks.clear()
+        with anyio.move_on_after(_KILL_LIMIT_S, shield=True):
+            try:
+                kill = put_number(1, 4, signals.SIGKILL)
+                await self._connection.send(Message.SIGNAL, self._number, kill)
+                # What is in its pipes has to come out before the guest can end the stream.
+                credit = put_number(1, 4, _ALL_THE_CREDIT)
+                await self._connection.send(Message.CREDIT, self._number, credit)
+                while not self._over():
+                    await self._changed.wait()
+            except GuestError:
+                pass
+        self._connection.close(self._number)
+
+    def _take(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        if self._abandoned or not data:
+            return
+        self._may_receive -= len(data)
+        if self._may_receive < 0:
+            raise ProtocolError("the guest sent more output than it had credit for")
+        # Joined, so that a guest that sends single bytes can't make the queue much larger than its content.
+        if self._chunks and self._chunks[-1][0] == stream and len(self._chunks[-1][1]) < _JOIN_BYTES:
+            self._chunks[-1][1].extend(data)
+        else:
+            self._chunks.append((stream, bytearray(data)))
+
+    async def _grant(self, count: int) -> None:
+        self._consumed += count
+        if self._consumed < _GRANT_BYTES or self._over() or self._abandoned:
+            return
+        granted, self._consumed = self._consumed, 0
+        self._may_receive += granted
+        try:
+            await self._connection.send(Message.CREDIT, self._number, put_number(1, 4, granted))
+        except GuestError:
+            pass  # told when the queue is empty: what came before the loss still belongs to the caller
+
+    def _over(self) -> bool:
+        return self._status is not None or self._error is not None
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise type(self._error)(self._error.message, hint=self._error.hint)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

@@ -1,0 +1,147 @@
+"""Whether KVM runs Linux here. That `/dev/kvm` opens doesn't say so.
+
+A paravirtual nested KVM opens, answers and runs small bare-metal guests, but interprets what a guest does in
+ring 0 and gives up at the first instruction that its interpreter lacks: a Linux guest dies after tens of
+seconds. `kvm_probe` tries those instructions in about a tenth of a second, in a process of its own, so that a
+vCPU which never comes back can be killed. The verdict holds until the next boot and is kept in a file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from subprocess import DEVNULL
+
+import anyio
+import msgspec
+
+from ramet.host import files, kvm_probe, processes
+from ramet.host.kvm_probe import KvmStatus, ProbeError
+
+_PROBE = Path(kvm_probe.__file__)
+# Isolated and without `site`: the probe needs the standard library alone, and the start is most of its time.
+_COMMAND = (sys.executable, "-I", "-S", str(_PROBE))
+
+
+class KvmVerdict(msgspec.Struct, frozen=True):
+    """What KVM is good for here. `detail` says in a sentence how that is known.
+
+    `runs_linux`: use it. `bare_metal_only`: small guests of one's own making run, a stock kernel doesn't.
+    `absent`: no `/dev/kvm`. `no_permission`: it is there and not for this user. `broken`: it opens, but makes
+    no VM, or doesn't answer. `unknown`: it opens on an architecture for which there is no check (all but
+    x86-64); ramet treats that as a no. `duration_ms` is what the check took, when it was made.
+    """
+
+    status: KvmStatus
+    detail: str
+    duration_ms: float
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What the probe prints."""
+
+    status: KvmStatus
+    detail: str
+
+
+class _Cached(msgspec.Struct, frozen=True):
+    """A verdict, and that under which it was found."""
+
+    key: str
+    verdict: KvmVerdict
+
+
+async def kvm_verdict(
+    cache_dir: Path,
+    *,
+    refresh: bool = False,
+    limit_s: float = 10.0,
+    device: str = kvm_probe.DEVICE,
+    command: Sequence[str] = _COMMAND,
+) -> KvmVerdict:
+    """The verdict on this machine's KVM, from `cache_dir` unless `refresh`. Never raises for what KVM does.
+
+    The probe takes 0.1 s, and a second or two on a machine that is itself emulated. It gives up a hung vCPU
+    after half a second; `limit_s` is for everything else that can hang, and then the answer is `broken`.
+    What may change without a trace (no device, no permission, a VMM in the way, a limit) isn't kept.
+    A cache that can't be read or written costs time and nothing else.
+    """
+    started = time.monotonic()
+    try:
+        key = _key(device)
+    except ProbeError as error:
+        return KvmVerdict(error.status, str(error), _since(started))
+    cache = cache_dir / f"kvm-{os.geteuid()}.json"
+    if not refresh and (kept := _read(cache, key)):
+        return kept
+    answer = await _ask(command, limit_s)
+    verdict = KvmVerdict(answer.status, answer.detail, _since(started))
+    if verdict.status in ("runs_linux", "bare_metal_only"):
+        _write(cache, _Cached(key, verdict))
+    return verdict
+
+
+def _key(device: str) -> str:
+    """All that a verdict depends on. Loading another KVM module makes a new node, so its inode says that."""
+    descriptor = kvm_probe.open_device(device)
+    try:
+        node = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    parts = (
+        processes.boot_id(),
+        os.uname().release,
+        f"{node.st_dev}:{node.st_ino}:{node.st_rdev}:{node.st_mode:o}",
+        os.geteuid(),
+        zlib.crc32(_PROBE.read_bytes()),
+    )
+    return " ".join(map(str, parts))
+
+
+async def _ask(command: Sequence[str], limit_s: float) -> _Answer:
+    """Run the probe. It is dead and reaped when this returns or is cancelled."""
+    try:
+        with anyio.fail_after(limit_s):
+            done = await anyio.run_process(command, stdin=DEVNULL, check=False)
+    except TimeoutError:
+        return _Answer("broken", f"the check didn't end within {limit_s:g} s")
+    except OSError as error:
+        return _Answer("broken", f"the check can't be started: {error}")
+    try:
+        return msgspec.json.decode(done.stdout, type=_Answer)
+    except msgspec.DecodeError:
+        how = (
+            f"by {signal.Signals(-done.returncode).name}"
+            if done.returncode < 0
+            else f"with {done.returncode}"
+        )
+        last_words = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return _Answer("broken", f"the check ended {how} and without a verdict: {last_words or 'no message'}")
+
+
+def _read(cache: Path, key: str) -> KvmVerdict | None:
+    try:
+        cached = msgspec.json.decode(cache.read_bytes(), type=_Cached)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return cached.verdict if cached.key == key else None
+
+
+def _write(cache: Path, cached: _Cached) -> None:
+    # Whole or not at all for readers; not synced, because a crash changes the boot id anyway.
+    temporary = files.temporary_beside(cache)
+    try:
+        cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.write_bytes(msgspec.json.encode(cached))
+        temporary.replace(cache)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def _since(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 1)

@@ -1,0 +1,107 @@
+"""Locks between processes, on files: flock(2), which the kernel lets go of when its holder dies.
+
+A blocked flock can't be cancelled or given a limit (a thread would sit in it), so this tries without
+blocking, at growing intervals. The first tries come 1 ms apart, because most of these locks are leases of some
+milliseconds; later ones at most 20 ms, so that who has waited long isn't outrun by who just came.
+
+Lock files are made when missing and never removed, except with their directory; a lock on a file that has
+lost its name isn't a lock, and is taken again. Each call opens the file anew: tasks of one process exclude
+each other as processes do. Not reentrant.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import anyio
+
+from ramet.errors import RametError
+
+_FIRST_WAIT_S = 0.001
+_LONGEST_WAIT_S = 0.020
+
+
+class LockBusyError(RametError):
+    """Somebody else held a lock for as long as one was ready to wait. Nothing was changed."""
+
+    code: ClassVar[str] = "busy"
+
+
+@asynccontextmanager
+async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None) -> AsyncIterator[None]:
+    """Hold the exclusive lock on `path` inside; wait for it at most `wait_s` (0: one try).
+
+    Raises `busy`, by default a `LockBusyError` that names the path, when the wait is over; `OSError` when the
+    file can't be made (its directory is gone). Cancelled while it waits it holds nothing; cancelled or failed
+    inside it lets go.
+    """
+    pauses = _pauses_s(wait_s, busy or _busy(path))
+    while (held := _try(path)) is None:
+        await anyio.sleep(next(pauses))
+    try:
+        yield
+    finally:
+        _release(held)
+
+
+@contextmanager
+def file_lock_sync(path: Path, *, wait_s: float, busy: RametError | None = None) -> Iterator[None]:
+    """As `file_lock`, for plain code. Blocks the thread; never use it on an event loop's."""
+    pauses = _pauses_s(wait_s, busy or _busy(path))
+    while (held := _try(path)) is None:
+        time.sleep(next(pauses))
+    try:
+        yield
+    finally:
+        _release(held)
+
+
+def _pauses_s(wait_s: float, busy: RametError) -> Iterator[float]:
+    """How long to sleep before each further try. Raises `busy` when the time is over."""
+    deadline = time.monotonic() + wait_s
+    pause_s = _FIRST_WAIT_S
+    while (left_s := deadline - time.monotonic()) > 0:
+        yield min(pause_s, left_s)
+        pause_s = min(pause_s * 1.5, _LONGEST_WAIT_S)
+    raise busy
+
+
+def _busy(path: Path) -> RametError:
+    return LockBusyError(f"{path} is locked by another task or process", hint="try again later")
+
+
+def _try(path: Path) -> int | None:
+    """The descriptor that holds the lock, or None when somebody else does."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(descriptor, path):
+                return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno == errno.EWOULDBLOCK:
+                return None
+            raise
+        os.close(descriptor)
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether `path` names the file that we have open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _release(descriptor: int) -> None:
+    # Closing alone would leave the lock with a process that was forked meanwhile and hasn't executed yet.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

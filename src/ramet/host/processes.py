@@ -1,0 +1,232 @@
+"""Processes that outlive the one that started them: spawn, recognise, wait for and end a VMM.
+
+A process is named by its pid *and* its start time, so that a pid used again is never mistaken for it
+(proc(5), field 22 of `/proc/PID/stat`); the boot id makes the pair unique across restarts of the machine.
+Liveness comes from pidfd_open(2): a pidfd is readable once its process has ended, also when nobody has reaped
+it yet. Linux only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from ramet.errors import UnavailableError
+from ramet.model.record import ProcessRef
+
+_STARTED_FIELD = 22
+
+
+@functools.cache
+def boot_id() -> str:
+    """This boot of this machine, from random(4)'s `/proc/sys/kernel/random/boot_id`."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def reference(pid: int) -> ProcessRef:
+    """The process that has `pid` now. Raises `ProcessLookupError` when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+    # The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
+    after_name = stat[stat.rindex(b")") + 2 :].split()
+    return ProcessRef(pid, int(after_name[_STARTED_FIELD - 3]), boot_id())
+
+
+@functools.cache
+def this_process() -> ProcessRef:
+    """The running ramet process, as owner of what it makes."""
+    return reference(os.getpid())
+
+
+def open_pidfd(process: ProcessRef) -> int | None:
+    """A pidfd of `process` that the caller closes, or None when it is gone."""
+    if process.boot_id != boot_id():
+        return None
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:
+        return None
+    try:
+        # Only after the pidfd pins the pid does comparing start times prove anything.
+        same = reference(process.pid).started == process.started
+    except ProcessLookupError:
+        same = False
+    if not same or _has_ended(pidfd):
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def is_alive(process: ProcessRef) -> bool:
+    """Whether `process` still runs. A zombie doesn't."""
+    pidfd = open_pidfd(process)
+    if pidfd is None:
+        return False
+    os.close(pidfd)
+    return True
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def wait_ended(process: ProcessRef, *, timeout_s: float | None = None) -> bool:
+    """Wait until `process` has ended. False when it still runs after `timeout_s`."""
+    pidfd = open_pidfd(process)
+    if pidfd is None:
+        return True
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        with anyio.move_on_after(timeout_s):
+            await ended.wait()
+        if ended.is_set():
+            _reap(pidfd)
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    return ended.is_set()
+
+
+async def kill(process: ProcessRef, *, timeout_s: float = 10.0) -> None:
+    """SIGKILL `process` and wait until it is gone. Nothing happens when it is gone already.
+
+    Raises `UnavailableError` when it survives `timeout_s` (a kernel that can't let go of it) or may not be
+    signalled.
+    """
+    pidfd = open_pidfd(process)
+    if pidfd is None:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    except PermissionError as error:
+        raise UnavailableError(
+            f"process {process.pid} belongs to another user and can't be ended", hint="run ramet as that user"
+        ) from error
+    finally:
+        os.close(pidfd)
+    if not await wait_ended(process, timeout_s=timeout_s):
+        raise UnavailableError(f"process {process.pid} is still there {timeout_s:.0f} s after SIGKILL")
+
+
+def _reap(pidfd: int) -> None:
+    """Collect the exit status of a child that has ended, so that it doesn't stay a zombie.
+
+    Not our child: nothing.
+    """
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        pass
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    directory: Path,
+    log: Path,
+    fds: Sequence[int] = (),
+    largest_file_bytes: int | None = None,
+) -> ProcessRef:
+    """Start `argv` in `directory`, in a session of its own, its output appended to `log`, `fds` inherited.
+
+    `largest_file_bytes` is the kernel's limit on any file that it writes (RLIMIT_FSIZE, getrlimit(2)): beyond
+    it a write fails with EFBIG. The process outlives this one. Raises `UnavailableError` when the program
+    can't be executed; nothing runs then.
+    """
+    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        # Python ignores SIGXFSZ and SIGPIPE; restore_signals=False lets the child inherit that, so that a
+        # full log is an error to its writer and not its death.
+        child = subprocess.Popen(
+            argv,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            pass_fds=fds,
+            start_new_session=True,
+            restore_signals=False,
+        )
+    except OSError as error:
+        raise UnavailableError(
+            f"{argv[0]} can't be executed: {error.strerror}",
+            hint="`ramet doctor` says what this machine lacks",
+        ) from error
+    finally:
+        os.close(log_fd)
+    # It is waited for by pidfd; Popen must not complain that it outlives its object.
+    child.returncode = 0
+    process = reference(child.pid)
+    if largest_file_bytes is not None:
+        try:
+            resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
+        except ProcessLookupError:
+            pass  # it has died at once: whoever talks to it will find out, with its log
+    return process
+
+
+def working_in(directory: Path) -> list[ProcessRef]:
+    """Processes whose working directory is `directory`: VMMs that a killed ramet left without a record."""
+    found: list[ProcessRef] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").readlink() == directory:
+                    found.append(reference(int(entry.name)))
+            except OSError:
+                continue  # gone, or somebody else's
+    return found
+
+
+def listen(directory_fd: int, name: str) -> socket.socket:
+    """A listening UNIX socket `name` in the directory, mode 0600 by the caller's umask, an older one
+    replaced.
+
+    Bound through `/proc/self/fd`, so that the 108 bytes of unix(7)'s `sun_path` hold whatever the directory
+    is called. A VMM that inherits it can be connected to from this moment on: nobody has to wait for a socket
+    to appear.
+    """
+    try:
+        os.unlink(name, dir_fd=directory_fd)
+    except FileNotFoundError:
+        pass
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(f"/proc/self/fd/{directory_fd}/{name}")
+        listener.listen(4)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def connect(directory: Path, name: str) -> socket.socket:
+    """A connection to the UNIX socket `name` in `directory`, however long that path is. Raises `OSError`."""
+    directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(f"/proc/self/fd/{directory_fd}/{name}")
+    except OSError:
+        connection.close()
+        raise
+    finally:
+        os.close(directory_fd)
+    return connection

@@ -1,0 +1,1 @@
+"""What a VM boots: kernels, modules, initramfs and the built-in image. See README.md in this room."""

@@ -1,0 +1,201 @@
+"""The built-in image: one initramfs with the agent as init, busybox and a few kernel modules.
+
+It is kept under a name that is made of its content, so it can be shared and is never written again. Making
+it takes about a second; to find it again takes a stat of each ingredient, see `_note`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from ramet.errors import DamagedError, UnavailableError
+from ramet.images import elf, modules
+from ramet.images.bzimage import has_pvh_entry, unpack_vmlinux
+from ramet.images.cpio import FileTree
+from ramet.images.image import MANIFEST, Image, Manifest, images_directory, load_image
+from ramet.images.kernel import Kernel
+from ramet.images.publish import published_directory, replace_file, withdraw
+from ramet.images.skeleton import add_skeleton
+
+NAME: Final = "builtin"
+_APPLET: Final = re.compile(r"(?:usr/)?s?bin/[A-Za-z0-9_.\[-]{1,64}", re.ASCII)
+_APPLETS_LIMIT_BYTES: Final = 65536
+_BUSYBOX_TIMEOUT_S: Final = 10
+_BUSYBOX_HINT: Final = "install the package busybox-static (Debian, Ubuntu)"
+
+
+def find_busybox() -> Path:
+    """A statically linked busybox on this host. Raises `UnavailableError` naming the package that has it."""
+    for path in (Path("/bin/busybox"), Path("/usr/bin/busybox"), Path("/usr/local/bin/busybox")):
+        if path.is_file():
+            return path
+    raise UnavailableError("there is no busybox for the built-in image", hint=_BUSYBOX_HINT)
+
+
+def build_builtin(kernel: Kernel, agent: Path, busybox: Path) -> Image:
+    """The built-in image of these ingredients, made now if it hasn't been made before.
+
+    Raises `UnavailableError` when an ingredient is missing or can't work in the guest, `DamagedError` for a
+    broken kernel or module, `OSError` for the cache; no half image is left then.
+    """
+    note = _note(kernel, agent, busybox)
+    if image := _noted_image(note):
+        return image
+    image = _make(kernel, _read_program(agent, "the guest agent", "run `make setup`"), busybox)
+    replace_file(note, image.key)
+    return image
+
+
+def _note(kernel: Kernel, agent: Path, busybox: Path) -> Path:
+    """The file that remembers which image came of these ingredients.
+
+    Its name is a digest over what stat(2) says of them, as git's index does it: reading and hashing 60 MB at
+    every start would cost a hundred times more. The change time is in it, which no program can set back. The
+    modules of a kernel count by their directory and index files, which their installer rewrites; the recipe
+    counts by its source.
+    """
+    sources = [kernel.vmlinuz, agent, busybox]
+    if kernel.modules_dir:
+        sources += [kernel.modules_dir / name for name in ("", "kernel", "modules.builtin", "modules.dep")]
+    identity = [_recipe(), *(f"{path.absolute()} {_stat_of(path)}" for path in sources)]
+    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
+    return images_directory() / f".{NAME}-of-{digest[:32]}"
+
+
+def _stat_of(path: Path) -> str:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return "absent"
+    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+@cache
+def _recipe() -> str:
+    room = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(source.read_bytes() for source in room)).hexdigest()
+
+
+def _noted_image(note: Path) -> Image | None:
+    try:
+        return load_image(images_directory() / f"{NAME}-{note.read_text()}")
+    except FileNotFoundError:
+        return None
+
+
+def _make(kernel: Kernel, agent: bytes, busybox: Path) -> Image:
+    kernel_bytes, kernel_file, pvh, kernel_note = _bootable(kernel)
+    initramfs = _initramfs(kernel, agent, busybox)
+    kernel_digest = hashlib.sha256(kernel_bytes).hexdigest()
+    initramfs_digest = hashlib.sha256(initramfs).hexdigest()
+    key = hashlib.sha256(f"{kernel.version}\n{kernel_digest}\n{initramfs_digest}\n".encode()).hexdigest()[:20]
+    target = images_directory() / f"{NAME}-{key}"
+    if image := load_image(target):
+        return image
+    manifest = Manifest(
+        name=NAME,
+        key=key,
+        kernel_file=kernel_file,
+        kernel_version=kernel.version,
+        kernel_bytes=len(kernel_bytes),
+        kernel_digest=kernel_digest,
+        kernel_note=kernel_note,
+        pvh=pvh,
+        initramfs_bytes=len(initramfs),
+        initramfs_digest=initramfs_digest,
+        agent_digest=hashlib.sha256(agent).hexdigest(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    if target.is_dir():
+        withdraw(target)
+    with published_directory(target) as making:
+        (making / kernel_file).write_bytes(kernel_bytes)
+        (making / "initramfs").write_bytes(initramfs)
+        (making / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    if image := load_image(target):
+        return image
+    raise DamagedError(f"the image just made in {target} is not whole", hint="is its disk full or failing?")
+
+
+def _bootable(kernel: Kernel) -> tuple[bytes, Literal["vmlinux", "vmlinuz"], bool, str | None]:
+    """(kernel, its file name, whether it can be entered directly, why not)."""
+    try:
+        packed = kernel.vmlinuz.read_bytes()
+    except OSError as error:
+        raise UnavailableError(f"the kernel {kernel.vmlinuz} can't be read: {error.strerror}") from error
+    try:
+        unpacked = unpack_vmlinux(packed)
+        if has_pvh_entry(unpacked):
+            return unpacked, "vmlinux", True, None
+        note = "it has no PVH entry"
+    except (UnavailableError, DamagedError) as error:
+        note = error.message
+    return packed, "vmlinux" if packed.startswith(elf.MAGIC) else "vmlinuz", False, note
+
+
+def _initramfs(kernel: Kernel, agent: bytes, busybox: Path) -> bytes:
+    tree = FileTree()
+    add_skeleton(tree)
+    tree.file("init", agent, 0o755)
+    tree.file("bin/busybox", _read_program(busybox, "busybox", _BUSYBOX_HINT), 0o755)
+    for applet in _applets(busybox):
+        if applet not in tree:
+            tree.symlink(applet, "/bin/busybox")
+    tree.file("etc/ramet/modules", "".join(f"{path}\n" for path in _add_modules(tree, kernel)))
+    return tree.pack()
+
+
+def _add_modules(tree: FileTree, kernel: Kernel) -> list[str]:
+    if kernel.modules_dir is None:
+        return []
+    found = modules.ModuleTree.from_directory(kernel.modules_dir)
+    return modules.install(
+        tree,
+        kernel.version,
+        found.needed(modules.BOOT_MODULES),
+        found.needed(modules.AVAILABLE_MODULES, optional=True),
+        found.builtin_text,
+    )
+
+
+def _applets(busybox: Path) -> list[str]:
+    """Paths of the programs that this busybox can be called as. Anything that isn't one is dropped."""
+    try:
+        listed = subprocess.run(
+            [busybox, "--list-full"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_BUSYBOX_TIMEOUT_S,
+            check=True,
+        ).stdout[:_APPLETS_LIMIT_BYTES]
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UnavailableError(f"{busybox} doesn't list its programs: {error}", hint=_BUSYBOX_HINT) from error
+    return sorted({word for word in listed.decode("ascii", "replace").split() if _APPLET.fullmatch(word)})
+
+
+def _read_program(path: Path, what: str, hint: str) -> bytes:
+    """A program for the guest, where there is no dynamic linker.
+
+    A script passes; an ELF file has to be static.
+    """
+    try:
+        program = path.read_bytes()
+    except OSError as error:
+        raise UnavailableError(f"{what} can't be read: {path}: {error.strerror}", hint=hint) from error
+    if program[:2] == b"#!":
+        return program
+    try:
+        usable = elf.machine(program) == elf.MACHINE_X86_64 and not elf.needs_interpreter(program)
+    except DamagedError:
+        usable = False
+    if not usable:
+        raise UnavailableError(f"{path} is no static x86-64 program, so it can't run in the guest", hint=hint)
+    return program

@@ -1,0 +1,195 @@
+"""Linux kernels for guests: which there are, which one is taken, and how one gets into the cache.
+
+In the cache a kernel is `kernels/<version>/`, with `vmlinuz` and `modules/` as in `/lib/modules/<version>`,
+but only the modules that a guest of ramet can use.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from ramet import config
+from ramet.errors import DamagedError, UnavailableError, UsageError
+from ramet.images.bzimage import read_kernel_version
+from ramet.images.deb import open_package
+from ramet.images.modules import AVAILABLE_MODULES, BOOT_MODULES, ModuleTree, module_name
+from ramet.images.publish import published_directory
+
+_VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9.+~_-]{0,127}"
+_PART: Final = r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*"
+"""A component of a path, which never leads upwards."""
+_IN_PACKAGE_KERNEL: Final = re.compile(rf"(?:\./)?boot/vmlinuz-(?P<version>{_VERSION})")
+_IN_PACKAGE_MODULES: Final = re.compile(
+    rf"(?:\./)?(?:usr/)?lib/modules/(?P<version>{_VERSION})/(?P<path>kernel/(?:{_PART}/)*{_PART}|modules\.builtin)"
+)
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """A kernel that a guest can boot. Without `modules_dir` it has built in all that it needs."""
+
+    version: str
+    vmlinuz: Path
+    modules_dir: Path | None
+    source: Literal["setting", "cache", "host"]
+
+
+def find_kernel() -> Kernel:
+    """The kernel for new guests: `RAMET_KERNEL`, else the newest in the cache, else the best of the host.
+
+    Raises `UnavailableError` when there is none, or when `RAMET_KERNEL` is set to something that is no
+    kernel.
+    """
+    if kernels := list_kernels():
+        return kernels[0]
+    raise UnavailableError(
+        "there is no Linux kernel for guests on this machine",
+        hint="run `make setup`, set RAMET_KERNEL to a bzImage or vmlinux, or `ramet kernel add PACKAGE.deb`",
+    )
+
+
+def list_kernels(*, boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> list[Kernel]:
+    """Every kernel that could be used, in the order in which `find_kernel` would take them.
+
+    Of the host's own in `boot`, those are listed that this user may read and whose modules are installed;
+    Debian's `cloud` flavour first, because it is made for VMs. Raises `UnavailableError` as `find_kernel`
+    does.
+    """
+    chosen = config.kernel_image()
+    return [
+        *([_kernel_of_setting(chosen, modules)] if chosen else []),
+        *sorted(_cached_kernels(), key=_age, reverse=True),
+        *sorted(
+            _host_kernels(boot, modules), key=lambda kernel: (_is_cloud(kernel), _age(kernel)), reverse=True
+        ),
+    ]
+
+
+def add_kernel_package(*packages: Path) -> Kernel:
+    """Takes a kernel and its modules out of a Debian package, or of several that belong together.
+
+    Debian has both in `linux-image-VERSION`; Ubuntu has the modules in `linux-modules-VERSION`. Only the
+    kernel and the modules that ramet uses are taken, under names of our own, into the cache. A version that
+    is in the cache already is left as it is. Raises `UsageError` when there isn't exactly one kernel with
+    modules, `DamagedError` for a broken package, `UnavailableError` when the kernel has no virtio, `OSError`
+    for files; nothing is added then.
+    """
+    with ExitStack() as stack:
+        archives = [stack.enter_context(open_package(package)) for package in packages]
+        version, vmlinuz, builtin, modules = _contents(archives, packages)
+        target = _kernels_directory() / version
+        if not target.is_dir():
+            tree = ModuleTree(modules, builtin().decode())
+            chosen = tree.needed(BOOT_MODULES) + tree.needed(AVAILABLE_MODULES, optional=True)
+            with published_directory(target) as making:
+                (making / "vmlinuz").write_bytes(vmlinuz())
+                if read_kernel_version(making / "vmlinuz") != version:
+                    raise DamagedError(
+                        f"the kernel in {packages[0].name} is not the {version} that it is called"
+                    )
+                for module in chosen:
+                    path = making / "modules" / module.path
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(module.data)
+                (making / "modules" / "modules.builtin").write_text(tree.builtin_text)
+    return _cached_kernel(target)
+
+
+_Reader = Callable[[], bytes]
+
+
+def _contents(
+    archives: list[tarfile.TarFile], packages: tuple[Path, ...]
+) -> tuple[str, _Reader, _Reader, dict[str, _Reader]]:
+    """(version, kernel, modules.builtin, modules by path) in the archives, none of them read yet."""
+    kernels: dict[str, _Reader] = {}
+    files: dict[str, dict[str, _Reader]] = {}
+    try:
+        for archive in archives:
+            for member in archive:
+                if not member.isreg():
+                    continue
+                reader = partial(_read_member, archive, member)
+                if match := _IN_PACKAGE_KERNEL.fullmatch(member.name):
+                    kernels[match["version"]] = reader
+                elif match := _IN_PACKAGE_MODULES.fullmatch(member.name):
+                    files.setdefault(match["version"], {})[match["path"]] = reader
+    except tarfile.TarError as error:
+        raise DamagedError(f"a kernel package's archive is broken: {error}") from error
+    names = ", ".join(package.name for package in packages)
+    if len(kernels) != 1:
+        raise UsageError(
+            f"{len(kernels) or 'no'} kernels in {names}, where one is wanted",
+            hint="give the package linux-image-VERSION itself, not the one that only depends on it",
+        )
+    [(version, vmlinuz)] = kernels.items()
+    found = files.get(version, {})
+    builtin = found.pop("modules.builtin", None)
+    if builtin is None or not any(module_name(path) for path in found):
+        raise UsageError(
+            f"{names} has no modules for {version}", hint=f"add the package linux-modules-{version}"
+        )
+    return version, vmlinuz, builtin, found
+
+
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None, "only regular files are kept"
+    with file:
+        return file.read()
+
+
+def _kernel_of_setting(path: Path, modules: Path) -> Kernel:
+    try:
+        version = read_kernel_version(path)
+    except (OSError, DamagedError) as error:
+        raise UnavailableError(f"RAMET_KERNEL is no kernel that can be used: {error}") from error
+    candidates = (path.parent / "modules", modules / version)
+    modules_dir = next((place for place in candidates if (place / "modules.builtin").is_file()), None)
+    return Kernel(version, path, modules_dir, "setting")
+
+
+def _kernels_directory() -> Path:
+    return config.cache_directory() / "kernels"
+
+
+def _cached_kernel(directory: Path) -> Kernel:
+    return Kernel(directory.name, directory / "vmlinuz", directory / "modules", "cache")
+
+
+def _cached_kernels() -> list[Kernel]:
+    return [_cached_kernel(vmlinuz.parent) for vmlinuz in _kernels_directory().glob("[!.]*/vmlinuz")]
+
+
+def _host_kernels(boot: Path, modules: Path) -> list[Kernel]:
+    kernels = (
+        Kernel(path.name.removeprefix("vmlinuz-"), path, modules / path.name.removeprefix("vmlinuz-"), "host")
+        for path in boot.glob("vmlinuz-*")
+    )
+    return [
+        kernel
+        for kernel in kernels
+        if os.access(kernel.vmlinuz, os.R_OK)
+        and kernel.modules_dir is not None
+        and (kernel.modules_dir / "modules.builtin").is_file()
+    ]
+
+
+def _is_cloud(kernel: Kernel) -> bool:
+    return kernel.version.endswith("-cloud-amd64")
+
+
+def _age(kernel: Kernel) -> list[tuple[bool, int, str]]:
+    """A key that sorts `6.10` after `6.9`: numbers by their value."""
+    return [
+        (part.isdigit(), int(part) if part.isdigit() else 0, part)
+        for part in re.findall(r"\d+|[^\d.-]+", kernel.version)
+    ]

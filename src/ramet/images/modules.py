@@ -1,0 +1,175 @@
+"""Which kernel modules a guest gets, and the index files from which its `modprobe` finds them.
+
+Sources: modinfo(8) and include/linux/module.h for .modinfo, modules.dep(5), depmod(8).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ramet.errors import DamagedError, UnavailableError
+from ramet.images.compression import decompress
+from ramet.images.cpio import FileTree
+from ramet.images.elf import section
+from ramet.units import MIB
+
+BOOT_MODULES: Final = ("virtio_pci", "virtio_console")
+"""What the agent loads before it can speak to the host; what these depend on comes with them."""
+AVAILABLE_MODULES: Final = (
+    "virtio_blk",
+    "virtio_net",
+    "virtio_mmio",
+    "virtio_rng",
+    "vmw_vsock_virtio_transport",
+    "ext4",
+    "overlay",
+    "loop",
+    "fuse",
+)
+"""What `modprobe` in the guest can load. Left out in silence where the kernel has none."""
+
+_MODULE_LIMIT_BYTES: Final = 64 * MIB
+_FILE_NAME: Final = re.compile(r"(?P<stem>[A-Za-z0-9_+-]+)\.ko(?P<packed>\.xz|\.zst|\.gz)?")
+
+
+class Module(NamedTuple):
+    """One module, decompressed. `path` is relative to `/lib/modules/<version>`, as modules.dep wants it."""
+
+    name: str
+    path: str
+    data: bytes
+    depends: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+
+def module_name(path: str) -> str | None:
+    """The kernel's name for a module's file, or None if it isn't one: `virtio-rng.ko.xz` is `virtio_rng`."""
+    match = _FILE_NAME.fullmatch(path.rpartition("/")[2])
+    return match["stem"].replace("-", "_") if match else None
+
+
+class ModuleTree:
+    """The modules of one kernel, each read when it is asked for and not before.
+
+    `files` maps paths below `/lib/modules/<version>` to what reads them; `builtin` is the text of
+    modules.builtin.
+    """
+
+    def __init__(self, files: Mapping[str, Callable[[], bytes]], builtin: str) -> None:
+        self._files = {name: (path, read) for path, read in files.items() if (name := module_name(path))}
+        self.builtin_text: Final = builtin
+        self._builtin = {name for line in builtin.split() if (name := module_name(line))}
+        self._loaded: dict[str, Module] = {}
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> ModuleTree:
+        """The tree in a `/lib/modules/<version>` or in a kernel of the cache. Raises `OSError`."""
+        files = {
+            str(path.relative_to(directory)): path.read_bytes
+            for path in sorted((directory / "kernel").rglob("*.ko*"))
+            if path.is_file()
+        }
+        return cls(files, (directory / "modules.builtin").read_text())
+
+    def needed(self, roots: Iterable[str], *, optional: bool = False) -> list[Module]:
+        """`roots` and all that they depend on, in an order in which they can be loaded.
+
+        What is built into the kernel isn't listed. A module that is neither built in nor there raises
+        `UnavailableError`, or with `optional` takes out the root that wants it.
+        """
+        chosen: dict[str, Module] = {}
+        for root in roots:
+            try:
+                closure = self._closure(root, ())
+            except UnavailableError:
+                if not optional:
+                    raise
+                continue
+            chosen.update((name, module) for name, module in closure.items() if name not in chosen)
+        return list(chosen.values())
+
+    def _closure(self, name: str, wanted_by: tuple[str, ...]) -> dict[str, Module]:
+        if name in self._builtin:
+            return {}
+        if name in wanted_by:
+            raise DamagedError(
+                f"kernel modules depend on each other in a circle: {' → '.join((*wanted_by, name))}"
+            )
+        module = self._load(name, wanted_by)
+        closure: dict[str, Module] = {}
+        for dependency in module.depends:
+            closure.update(self._closure(dependency, (*wanted_by, name)))
+        closure[name] = module
+        return closure
+
+    def _load(self, name: str, wanted_by: tuple[str, ...]) -> Module:
+        if name not in self._loaded:
+            if name not in self._files:
+                purpose = f", which {wanted_by[-1]} needs" if wanted_by else ""
+                raise UnavailableError(f"the kernel has no {name}{purpose}: neither built in nor as a module")
+            path, read = self._files[name]
+            data = _unpacked(path, read())
+            entries = list(read_modinfo(data))
+            depends = next((value for key, value in entries if key == "depends"), "")
+            self._loaded[name] = Module(
+                name,
+                re.sub(r"\.ko\.\w+$", ".ko", path),
+                data,
+                tuple(word.replace("-", "_") for word in depends.split(",") if word),
+                tuple(value for key, value in entries if key == "alias"),
+            )
+        return self._loaded[name]
+
+
+def read_modinfo(module: bytes) -> Iterator[tuple[str, str]]:
+    """The `key=value` entries of a module's .modinfo section. Raises `DamagedError` if it isn't a module."""
+    for entry in section(module, b".modinfo").split(b"\0"):
+        key, separator, value = entry.partition(b"=")
+        if separator:
+            yield key.decode("utf-8", "replace"), value.decode("utf-8", "replace")
+
+
+def install(
+    tree: FileTree, version: str, boot: list[Module], available: list[Module], builtin: str
+) -> list[str]:
+    """Adds the modules and their index files to an initramfs; returns the paths to load at boot, in order.
+
+    Raises `ValueError` when a path can't be inside the initramfs; the tree is then of no use.
+    """
+    root = f"lib/modules/{version}"
+    modules = {module.name: module for module in (*boot, *available)}
+    for module in modules.values():
+        tree.file(f"{root}/{module.path}", module.data)
+    tree.file(
+        f"{root}/modules.dep", "".join(sorted(_dep_line(module, modules) for module in modules.values()))
+    )
+    aliases = (f"alias {alias} {module.name}\n" for module in modules.values() for alias in module.aliases)
+    tree.file(f"{root}/modules.alias", "".join(sorted(aliases)))
+    tree.file(f"{root}/modules.builtin", builtin)
+    return [f"/{root}/{module.path}" for module in boot]
+
+
+def _dep_line(module: Module, modules: Mapping[str, Module]) -> str:
+    # modules.dep(5) leaves the order open. depmod puts a module before what it depends on, and busybox loads
+    # a line from its end.
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        for dependency in modules[name].depends:
+            if dependency in modules and dependency not in order:
+                visit(dependency)
+                order.append(dependency)
+
+    visit(module.name)
+    return " ".join((f"{module.path}:", *(modules[name].path for name in reversed(order)))) + "\n"
+
+
+def _unpacked(path: str, data: bytes) -> bytes:
+    suffix = path.rpartition(".ko")[2]
+    try:
+        return decompress(suffix, data, limit_bytes=_MODULE_LIMIT_BYTES)
+    except DamagedError as error:
+        raise DamagedError(f"the kernel module {path} is damaged: {error.message}") from error

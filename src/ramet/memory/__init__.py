@@ -1,0 +1,1 @@
+"""The memory plane: sharing, capturing and accounting guest RAM from outside the VMM. See README.md."""

@@ -1,0 +1,75 @@
+"""What a process's memory costs: its own, and its share of what it has in common with others.
+
+Source: Documentation/filesystems/proc.rst §1.1 (smaps, smaps_rollup).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from ramet.memory.mappings import Mapping
+from ramet.memory.procfs import read_proc
+from ramet.units import KIB
+
+_FIELDS: Final = {
+    b"Pss:": "pss_bytes",
+    b"Private_Dirty:": "private_dirty_bytes",
+    b"Shared_Clean:": "shared_bytes",
+    b"Shared_Dirty:": "shared_bytes",
+    b"Rss:": "rss_bytes",
+    b"Swap:": "swap_bytes",
+}
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """Memory of a process, or of a part of its address space, as the kernel counts it."""
+
+    pss_bytes: int = 0
+    """Its own pages, and of each page that n processes map the n-th part."""
+    private_dirty_bytes: int = 0
+    """What it changed and nobody else has: what a fork costs."""
+    shared_bytes: int = 0
+    """Pages that it and others map, counted in full."""
+    rss_bytes: int = 0
+    """All its pages in RAM, counted in full."""
+    swap_bytes: int = 0
+    """What it changed and the kernel has swapped out; in none of the figures above."""
+
+
+def smaps_rollup(pid: int) -> MemoryUse:
+    """The memory of a whole process (Linux ≥ 4.14).
+
+    Raises `VmmError` when it has ended, `UnavailableError` when the kernel doesn't tell.
+    """
+    return _sum(read_proc(pid, "smaps_rollup", "count the memory").splitlines())
+
+
+def mapping_use(pid: int, mappings: Sequence[Mapping]) -> MemoryUse:
+    """The memory within those mappings alone: of a VMM, its guest's RAM. Raises as `smaps_rollup` does.
+
+    What has since been mapped over a part of them (a balloon) is counted too. All zeros when nothing is
+    mapped there.
+    """
+    inside: list[bytes] = []
+    wanted = False
+    for line in read_proc(pid, "smaps", "count the memory").splitlines():
+        name = line.split(None, 1)[0]
+        # Every area begins with its line of /proc/PID/maps; its figures follow, each a name and a colon.
+        if not name.endswith(b":"):
+            start, end = (int(address, 16) for address in name.split(b"-"))
+            wanted = any(mapping.host_start < end and start < mapping.host_end for mapping in mappings)
+        elif wanted:
+            inside.append(line)
+    return _sum(inside)
+
+
+def _sum(lines: Iterable[bytes]) -> MemoryUse:
+    total = dict.fromkeys(_FIELDS.values(), 0)
+    for line in lines:
+        words = line.split(None, 2)
+        if field := _FIELDS.get(words[0]):
+            total[field] += int(words[1]) * KIB
+    return MemoryUse(**total)

@@ -1,0 +1,104 @@
+"""Is a published part still what its manifest says?
+
+Two questions. Before each fork: size, blocks, mode and modification time, without reading a byte of guest
+RAM. On import, on `verify` and after decompression: the content, by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ramet.errors import DamagedError
+from ramet.host.files import STAT_BLOCK_BYTES, data_extents, filesystem_errors, open_regular
+from ramet.units import KIB
+
+DIGEST_BLOCK_BYTES: Final = 64 * KIB
+_ZERO_BLOCK: Final = bytes(DIGEST_BLOCK_BYTES)
+_DIGEST_NAME: Final = "sparse-sha256"
+
+
+class PartFacts(msgspec.Struct, frozen=True):
+    """What can be known of a file without opening it. Not ctime: a hard link changes that."""
+
+    size_bytes: int
+    allocated_bytes: int
+    mode: int
+    """Permission bits only."""
+    mtime_ns: int
+
+
+def facts_of(path: Path) -> PartFacts:
+    """The facts of a file that has been synced (until then its blocks may still change).
+
+    Raises `FilesystemError`, `DamagedError` when it isn't a regular file.
+    """
+    with filesystem_errors("look at", path):
+        facts = path.lstat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise DamagedError(f"{path} isn't a regular file")
+    allocated = facts.st_blocks * STAT_BLOCK_BYTES
+    return PartFacts(facts.st_size, allocated, stat.S_IMODE(facts.st_mode), facts.st_mtime_ns)
+
+
+def check(path: Path, facts: PartFacts) -> None:
+    """Raise `DamagedError`, naming what differs, unless the file is there and its facts are these.
+
+    Never reads content.
+    """
+    if not os.path.lexists(path):
+        raise DamagedError(f"{path} is missing")
+    found = facts_of(path)
+    differences = [
+        f"{name} is {_shown(name, getattr(found, name))}, was {_shown(name, getattr(facts, name))}"
+        for name in PartFacts.__struct_fields__
+        if getattr(found, name) != getattr(facts, name)
+    ]
+    if differences:
+        raise DamagedError(f"{path} has changed since it was published: {', '.join(differences)}")
+
+
+def _shown(name: str, value: int) -> str:
+    return f"{value:04o}" if name == "mode" else str(value)
+
+
+def digest(path: Path) -> str:
+    """`sparse-sha256:` and 64 hex digits: a digest of content and size, whatever the layout of holes.
+
+    It is the SHA-256 of the size (8 bytes, little-endian) and then, for each 64 KiB block that isn't all
+    zeros, in order, the block's index (8 bytes, little-endian) and the block, the last one padded with zeros
+    to 64 KiB. Records are of one length and begin with a rising index, so different content can't give the
+    same bytes. Blocks of zeros leave no trace, whether they are holes or written; holes are skipped without
+    being read.
+
+    Raises `FilesystemError`.
+    """
+    with filesystem_errors("read", path), open_regular(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        total = hashlib.sha256(size.to_bytes(8, "little"))
+        buffer = bytearray(DIGEST_BLOCK_BYTES)
+        following = 0
+        for start, end in data_extents(descriptor, size):
+            # Two extents can touch the same block; it is digested once, holes in it read as zeros.
+            for index in range(max(following, start // DIGEST_BLOCK_BYTES), -(-end // DIGEST_BLOCK_BYTES)):
+                got = _read_block(descriptor, buffer, index * DIGEST_BLOCK_BYTES)
+                buffer[got:] = _ZERO_BLOCK[got:]
+                if buffer != _ZERO_BLOCK:
+                    total.update(index.to_bytes(8, "little"))
+                    total.update(buffer)
+                following = index + 1
+    return f"{_DIGEST_NAME}:{total.hexdigest()}"
+
+
+def _read_block(descriptor: int, buffer: bytearray, offset: int) -> int:
+    """Fill the buffer from that offset; fewer bytes than it holds only at the end of the file."""
+    view = memoryview(buffer)
+    got = 0
+    while got < len(buffer) and (taken := os.preadv(descriptor, [view[got:]], offset + got)):
+        got += taken
+    return got

@@ -1,0 +1,125 @@
+"""Where a process has a mem-file in its address space.
+
+Source: proc(5), /proc/PID/maps; Documentation/filesystems/proc.rst §1.1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from ramet.errors import WrongStateError
+from ramet.host.files import filesystem_errors, open_regular
+from ramet.memory.procfs import read_proc
+from ramet.units import FileOffset, HostVirtual
+
+
+class FileIdentity(NamedTuple):
+    """A file as /proc/PID/maps names it. Mostly `st_dev` and `st_ino`; see `identity_of` for when not."""
+
+    device: int
+    inode: int
+
+
+class Area(NamedTuple):
+    """One line of /proc/PID/maps."""
+
+    start: int
+    end: int
+    private: bool
+    file_offset: int
+    identity: FileIdentity
+    """Inode 0: anonymous."""
+
+
+class Mapping(msgspec.Struct, frozen=True):
+    """A range of a process's memory that was mapped privately from a mem-file when it was looked up."""
+
+    host_start: HostVirtual
+    length_bytes: int
+    file_offset: FileOffset
+    identity: FileIdentity
+
+    @property
+    def host_end(self) -> int:
+        """The first address behind the range."""
+        return self.host_start + self.length_bytes
+
+
+def identity_of(path: Path) -> FileIdentity:
+    """A file's identity as /proc/PID/maps would show it, found by mapping it and looking.
+
+    Where a filesystem has a device number for each subvolume (btrfs), stat(2) gives that one and maps the
+    filesystem's. An empty file can't be mapped: its identity is stat's. Raises `FilesystemError`.
+    """
+    with filesystem_errors("look at", path), open_regular(path) as descriptor:
+        facts = os.fstat(descriptor)
+        if facts.st_size:
+            with mmap.mmap(
+                descriptor, mmap.PAGESIZE if facts.st_size > mmap.PAGESIZE else 0, access=mmap.ACCESS_COPY
+            ) as window:
+                byte = ctypes.c_char.from_buffer(window)
+                address = ctypes.addressof(byte)
+                del byte
+                for area in areas(os.getpid()):
+                    if area.start <= address < area.end:
+                        return area.identity
+    return FileIdentity(facts.st_dev, facts.st_ino)
+
+
+def areas(pid: int) -> Iterator[Area]:
+    """Every area of a process's address space, ascending.
+
+    Raises `VmmError` (it has ended), `UnavailableError`.
+    """
+    for line in read_proc(pid, "maps", "read the memory map").splitlines():
+        span, permissions, offset, device, inode = line.split(None, 5)[:5]
+        start, end = span.split(b"-")
+        major, minor = device.split(b":")
+        identity = FileIdentity(os.makedev(int(major, 16), int(minor, 16)), int(inode))
+        yield Area(int(start, 16), int(end, 16), permissions[3:4] == b"p", int(offset, 16), identity)
+
+
+def find_mapping(pid: int, file_identity: tuple[int, int]) -> list[Mapping]:
+    """Where the process maps that file privately, by address; neighbours that only flags keep apart are one.
+
+    To be called right after a VMM has loaded: what it later maps over a part of it (a balloon) is found by
+    comparing. `file_identity` is (device, inode), best from `identity_of`.
+
+    Raises `WrongStateError` when the process doesn't map the file, maps it shared (changes are in the file
+    then), or maps a part of it twice (which one the guest sees can't be told); `VmmError` when it has ended;
+    `UnavailableError` when its map can't be read.
+    """
+    found: list[Mapping] = []
+    for area in areas(pid):
+        if area.identity != file_identity:
+            continue
+        if not area.private:
+            raise WrongStateError(f"process {pid} maps the mem-file shared, not privately")
+        length = area.end - area.start
+        if found and found[-1].host_end == area.start and _file_end(found[-1]) == area.file_offset:
+            before = found.pop()
+            area = area._replace(start=before.host_start, file_offset=before.file_offset)
+            length += before.length_bytes
+        found.append(
+            Mapping(
+                HostVirtual(area.start), length, FileOffset(area.file_offset), FileIdentity(*file_identity)
+            )
+        )
+    if not found:
+        raise WrongStateError(f"process {pid} doesn't map the mem-file")
+    for one, other in pairwise(sorted(found, key=lambda mapping: mapping.file_offset)):
+        if _file_end(one) > other.file_offset:
+            raise WrongStateError(f"process {pid} maps a part of the mem-file twice")
+    return found
+
+
+def _file_end(mapping: Mapping) -> int:
+    return mapping.file_offset + mapping.length_bytes

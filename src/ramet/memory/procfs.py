@@ -1,0 +1,50 @@
+"""Reading what the kernel says about another process, and saying clearly when it won't.
+
+Source: proc(5); the permission is the one of ptrace(2), "Ptrace access mode checking".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from ramet.errors import UnavailableError, VmmError
+
+PTRACE_HINT: Final = "run ramet as root, or as the user and parent that started it; `ramet doctor` says more"
+
+
+@contextmanager
+def process_errors(pid: int, action: str) -> Iterator[None]:
+    """Turn errors of /proc and of ptrace-like calls inside into ramet's: ended, not permitted, not Linux.
+
+    `VmmError` when the process has ended, `UnavailableError` when the kernel or its permissions are in the
+    way.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise UnavailableError(
+            f"can't {action} of process {pid}: {error.strerror}", hint=PTRACE_HINT
+        ) from error
+    except (FileNotFoundError, ProcessLookupError) as error:
+        if not Path("/proc/self/maps").exists():
+            raise UnavailableError(f"can't {action} of process {pid}: this needs Linux's /proc") from error
+        if Path(f"/proc/{pid}").exists() and isinstance(error, FileNotFoundError):
+            raise UnavailableError(
+                f"can't {action} of process {pid}: {error.filename} isn't there"
+            ) from error
+        raise VmmError(f"can't {action} of process {pid}: it has ended") from error
+
+
+def read_proc(pid: int, name: str, action: str) -> bytes:
+    """The whole of /proc/PID/NAME, which is never empty for a process that still has memory.
+
+    Raises `VmmError` when the process has ended (waiting to be reaped counts), else `UnavailableError`.
+    """
+    with process_errors(pid, action):
+        content = Path(f"/proc/{pid}/{name}").read_bytes()
+        if not content:
+            raise ProcessLookupError
+        return content

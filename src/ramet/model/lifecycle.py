@@ -1,0 +1,89 @@
+"""The life of an instance: its states, and the one function that may change them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from ramet.errors import WrongStateError
+
+
+class State(StrEnum):
+    """Where an instance is in its life (DESIGN §2)."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STANDBY = "standby"
+    TEMPLATE = "template"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    REMOVED = "removed"
+
+
+class Move(StrEnum):
+    """What can be asked of an instance that changes its state."""
+
+    BOOT = "boot"
+    PAUSE = "pause"
+    RESUME = "resume"
+    STANDBY = "standby"
+    RESTORE = "restore"
+    TEMPLATE = "template"
+    STOP = "stop"
+    START = "start"
+    FAIL = "fail"
+    REMOVE = "remove"
+
+
+_S = State
+_ALIVE: Final = frozenset({_S.RUNNING, _S.PAUSED})
+_ANY: Final = frozenset(State) - {_S.REMOVED}
+
+_MOVES: Final[dict[Move, tuple[frozenset[State], State]]] = {
+    Move.BOOT: (frozenset({_S.CREATED}), _S.RUNNING),
+    Move.PAUSE: (frozenset({_S.RUNNING}), _S.PAUSED),
+    Move.RESUME: (frozenset({_S.PAUSED}), _S.RUNNING),
+    Move.STANDBY: (_ALIVE, _S.STANDBY),
+    Move.RESTORE: (frozenset({_S.STANDBY}), _S.RUNNING),
+    Move.TEMPLATE: (_ALIVE | {_S.STANDBY}, _S.TEMPLATE),
+    Move.STOP: (_ALIVE | {_S.STANDBY, _S.FAILED}, _S.STOPPED),
+    Move.START: (frozenset({_S.STOPPED}), _S.RUNNING),
+    Move.FAIL: (_ANY - {_S.TEMPLATE}, _S.FAILED),
+    Move.REMOVE: (_ANY, _S.REMOVED),
+}
+
+_NEXT_STEP: Final[dict[State, str]] = {
+    _S.CREATED: "it is still being made: `ramet wait` or try again shortly",
+    _S.RUNNING: "it is running already",
+    _S.PAUSED: "`ramet resume {name}` first",
+    _S.STANDBY: "`ramet restore {name}` first",
+    _S.TEMPLATE: "a template is fork-only: `ramet fork {name}` makes a running copy",
+    _S.STOPPED: "`ramet start {name}` first",
+    _S.FAILED: "`ramet logs {name}` says why; `ramet stop {name}` then `ramet start {name}` starts it cold",
+    _S.REMOVED: "it is gone",
+}
+
+
+def next_step(state: State, name: str) -> str:
+    """What a user can do about an instance that is in `state`."""
+    return _NEXT_STEP[state].format(name=name)
+
+
+def transition(state: State, move: Move, *, name: str) -> State:
+    """The state after `move`. The only place in which a state comes from another.
+
+    Raises `WrongStateError`, naming the instance, its state and the next step, when the move isn't open from
+    `state`.
+    """
+    allowed, result = _MOVES[move]
+    if state not in allowed:
+        raise WrongStateError(
+            f"{name} is {article(state)}: it can't {move.value}", hint=next_step(state, name)
+        )
+    return result
+
+
+def article(state: State) -> str:
+    """`a template`, but `running`: states as they stand in a sentence."""
+    return "a template" if state is State.TEMPLATE else state.value

@@ -1,0 +1,77 @@
+"""What the store keeps of an instance.
+
+Counts, links, sizes and liveness aren't kept: they are derived when read (I6).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ramet.model.lifecycle import Move, State, transition
+
+
+class ProcessRef(msgspec.Struct, frozen=True):
+    """One process, for ever: its pid and its start time in clock ticks after boot `boot_id`."""
+
+    pid: int
+    started: int
+    boot_id: str
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """The virtual machine that a VMM is to make. A restored one has to be equal to the one that was saved.
+
+    `kernel_arguments` is the guest kernel's command line; `agent_ports` is how many clients can talk to its
+    agent at once.
+    """
+
+    accelerator: str
+    machine_type: str
+    cpu_model: str
+    memory_bytes: int
+    cpus: int
+    kernel_arguments: str
+    agent_ports: int
+
+
+class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
+    """A VMM that was started for an instance."""
+
+    process: ProcessRef
+    mem_device: int
+    mem_inode: int
+    """The mem-file that it has mapped, as `stat` names it, whatever lies under that name now."""
+    restored: bool
+    """It began from a snapshot, so its guest can't reboot in place."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance as the store keeps it."""
+
+    id: str
+    name: str
+    state: State
+    driver: str
+    image: str
+    machine: Machine
+    kernel_version: str
+    parent: str | None
+    generation: int
+    machine_id: str
+    """32 hex digits, as machine-id(5) has them: the instance's own, the same after a cold start."""
+    created_at: str
+    labels: dict[str, str]
+    auto_remove: bool
+    """Remove it once it has stopped (`run --rm`)."""
+    owner: ProcessRef | None
+    """The ramet process that is to remove it when it leaves, or null: it stays.
+
+    A dead owner's instances are reaped by the next ramet process.
+    """
+    vmm: RunningVmm | None = None
+    reason: str | None = None
+
+    def moved(self, move: Move, *, vmm: RunningVmm | None = None, reason: str | None = None) -> Record:
+        """This record after `move`, with the VMM that it then has. Raises `WrongStateError`."""
+        state = transition(self.state, move, name=self.name)
+        return msgspec.structs.replace(self, state=state, vmm=vmm, reason=reason)

@@ -1,0 +1,190 @@
+"""The JSON shapes of the contract: what `--json` prints, the server will send and Python users hold.
+
+Fields are only ever added. `docs/json.md` is generated from these types.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from ramet.model.lifecycle import State
+
+ShareMode = Literal["shared", "delta", "reflinked", "copied"]
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM that ramet owns: a record, a directory, perhaps a running VMM."""
+
+    id: str
+    name: str
+    state: State
+    driver: str
+    image: str
+    pid: int | None
+    """The VMM's own process id, or null when it has none."""
+    directory: str
+    """Absolute."""
+    memory_bytes: int
+    cpus: int
+    parent: str | None
+    """The id of what it was forked from, also after that has been removed."""
+    forks: int
+    """How many instances that still exist were forked from it."""
+    created_at: str
+    """UTC, ISO 8601."""
+    labels: dict[str, str]
+    accelerator: str
+    """What runs its virtual CPUs: `kvm` or `tcg` (emulation)."""
+    kernel_version: str
+    generation: int
+    """1 for a booted instance; a fork has its parent's plus 1.
+
+    Programs in the guest read it in `/run/ramet/generation`.
+    """
+    reason: str | None = None
+    """Why it failed, when it has."""
+
+
+class MemoryReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """How one fork came by its memory, and what it holds."""
+
+    mode: ShareMode
+    reason: str
+    file: str
+    """Relative to the fork's directory."""
+    inode: int
+    links: int
+    """Link count of the mem-file when the whole call was done."""
+    size_bytes: int
+    delta_bytes: int
+    pss_bytes: int
+    """Proportional set size of the fork's VMM."""
+    private_dirty_bytes: int
+    """Memory that this fork's VMM alone holds, its emulator included."""
+    guest_private_bytes: int
+    """The part of it that is guest RAM: the pages this fork has changed."""
+
+
+class DiskReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """How one fork came by a disk."""
+
+    name: str
+    mode: ShareMode
+    reason: str
+    bytes_copied: int
+
+
+class IdentityReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What the fork's guest answered about itself after its own resume."""
+
+    generation: int
+    hostname: str
+    machine_id: str
+    boot_random: str
+    """Hex of 16 bytes from the guest's own generator, drawn after reseeding."""
+    clock_error_ms: float
+    addresses: list[str]
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds. `total` runs from the call to the guest's proof; the others are its parts."""
+
+    queued: float
+    capture: float
+    pause: float
+    clone: float
+    spawn: float
+    load: float
+    resume: float
+    ready: float
+    total: float
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What one fork proves about itself."""
+
+    id: str
+    name: str
+    parent: str
+    pid: int
+    directory: str
+    memory: MemoryReceipt
+    disks: list[DiskReceipt]
+    identity: IdentityReceipt
+    timings_ms: Timings
+    ok: Literal[True] = True
+
+
+class ErrorShape(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as `--json` prints it."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+class ForkFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """The place of a fork that failed, in the result of `fork`."""
+
+    name: str
+    error: ErrorShape
+    ok: Literal[False] = False
+
+
+class ForkReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of one `fork` call: a receipt or a failure for each fork asked for, in order."""
+
+    forks: list[Receipt | ForkFailure]
+    wall_ms: float
+    saved_bytes: int
+    """What copying the mem-file (holes kept) for each fork would have written and this call did not."""
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of `rm`."""
+
+    removed: list[str]
+
+
+class GuestProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """A command in the guest that the agent started and that still runs."""
+
+    pid: int
+    argv: list[str]
+    inherited: bool
+    """It belongs to a client that is gone: the parent's, after a fork."""
+    detached: bool
+
+
+class Inspection(Instance, frozen=True, kw_only=True):
+    """What `inspect` prints: the instance, and what its VMM and guest say when asked."""
+
+    vmm_status: str | None = None
+    """The VMM's own word for its run state, or null when there is no VMM."""
+    vmm_version: str | None = None
+    receipt: Receipt | None = None
+    processes: list[GuestProcess] | None = None
+    """Null when the guest didn't answer in time."""
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance's use of the host, measured when asked."""
+
+    id: str
+    name: str
+    cpu_seconds: float
+    rss_bytes: int
+    pss_bytes: int
+    private_dirty_bytes: int
+    guest_private_bytes: int
+    mem_file_allocated_bytes: int
+    mem_file_links: int
+
+
+class LineageNode(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance and what was forked from it, as `tree` prints them."""
+
+    instance: Instance
+    forks: list[LineageNode]

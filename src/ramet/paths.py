@@ -1,0 +1,49 @@
+"""Where everything of a home lies. The only file that knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# The names of an instance's files. Every path that a VMM is given is one of these, relative to its working
+# directory: a vmstate that embeds a path then means the fork's own file when the fork's VMM loads it (DESIGN
+# §6).
+MEM_FILE = "mem"
+VMSTATE_FILE = "vmstate"
+KERNEL_FILE = "kernel"
+INITRAMFS_FILE = "initramfs"
+MANIFEST_FILE = "manifest.json"
+RECEIPT_FILE = "receipt.json"
+CONSOLE_LOG = "console.log"
+VMM_LOG = "vmm.log"
+LIFECYCLE_LOCK = "lifecycle.lock"
+
+
+@dataclass(frozen=True)
+class Home:
+    """One data directory: `RAMET_HOME`."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """The records of all instances."""
+        return self.root / "ramet.db"
+
+    @property
+    def instances(self) -> Path:
+        """One directory an instance, named by its id."""
+        return self.root / "instances"
+
+    def instance(self, instance_id: str) -> Path:
+        """The directory of one instance, its VMM's working directory."""
+        return self.instances / instance_id
+
+    def make(self) -> None:
+        """Make what is missing, readable by its owner alone (I9).
+
+        Raises `OSError` when that can't be done.
+        """
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.instances.mkdir(mode=0o700, exist_ok=True)
+        self.instances.chmod(0o700)

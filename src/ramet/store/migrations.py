@@ -1,0 +1,19 @@
+"""The database's history: one numbered step a change, applied in order, never edited once released."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIGRATIONS: Final = (
+    # 1: instances. The record is one JSON document; what SQL has to see of it is extracted, so nothing is
+    # kept twice.
+    """
+    CREATE TABLE instance (
+        id TEXT PRIMARY KEY,
+        body TEXT NOT NULL CHECK (json_valid(body))
+    ) STRICT;
+    CREATE UNIQUE INDEX instance_name ON instance (json_extract(body, '$.name'));
+    CREATE INDEX instance_parent ON instance (json_extract(body, '$.parent'));
+    """,
+)
+"""`PRAGMA user_version` counts how many of these a database has seen."""

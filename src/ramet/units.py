@@ -1,0 +1,52 @@
+"""Units and address spaces. A number's unit is in its name; an address's space is in its type."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from typing import Final, NewType
+
+from ramet.errors import UsageError
+
+PAGE_SIZE_BYTES: Final = mmap.PAGESIZE
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+GuestPhysical = NewType("GuestPhysical", int)
+"""An address as the guest's page tables see RAM."""
+FileOffset = NewType("FileOffset", int)
+"""An offset in a mem-file."""
+HostVirtual = NewType("HostVirtual", int)
+"""An address in a VMM's own address space."""
+
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_FACTOR: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from `256M`, `2G`, `512MiB` or a plain number of bytes. Units are powers of 1024.
+
+    Raises `UsageError` for anything else.
+    """
+    if isinstance(text, int):
+        return text
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not a size", hint="write it as 256M or 2G")
+    return int(match[1]) * _FACTOR[match[2].upper()]
+
+
+def format_bytes(count_bytes: int) -> str:
+    """People's words for a number of bytes: `96.0 MiB`."""
+    value = float(count_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{count_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def round_up_to_page(count_bytes: int) -> int:
+    """The next multiple of the page size, or `count_bytes` itself when it is one."""
+    return -(-count_bytes // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES

@@ -1,0 +1,48 @@
+"""The transition function: every pair of state and move, against DESIGN §2's sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from ramet.errors import WrongStateError
+from ramet.model.lifecycle import Move, State, transition
+
+S, M = State, Move
+OPEN = {
+    (S.CREATED, M.BOOT): S.RUNNING,
+    (S.RUNNING, M.PAUSE): S.PAUSED,
+    (S.PAUSED, M.RESUME): S.RUNNING,
+    (S.RUNNING, M.STANDBY): S.STANDBY,
+    (S.PAUSED, M.STANDBY): S.STANDBY,
+    (S.STANDBY, M.RESTORE): S.RUNNING,
+    (S.RUNNING, M.TEMPLATE): S.TEMPLATE,
+    (S.PAUSED, M.TEMPLATE): S.TEMPLATE,
+    (S.STANDBY, M.TEMPLATE): S.TEMPLATE,
+    (S.RUNNING, M.STOP): S.STOPPED,
+    (S.PAUSED, M.STOP): S.STOPPED,
+    (S.STANDBY, M.STOP): S.STOPPED,
+    (S.FAILED, M.STOP): S.STOPPED,
+    (S.STOPPED, M.START): S.RUNNING,
+    **{(state, M.FAIL): S.FAILED for state in S if state not in {S.REMOVED, S.TEMPLATE}},
+    **{(state, M.REMOVE): S.REMOVED for state in S if state is not S.REMOVED},
+}
+
+
+@pytest.mark.parametrize("move", Move)
+@pytest.mark.parametrize("state", State)
+def test_every_move_from_every_state(state: State, move: Move) -> None:
+    expected = OPEN.get((state, move))
+    if expected is not None:
+        assert transition(state, move, name="x") is expected
+        return
+    with pytest.raises(WrongStateError) as caught:
+        transition(state, move, name="thing")
+    assert caught.value.exit_code == 4
+    assert "thing" in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("move", [Move.START, Move.RESTORE, Move.RESUME, Move.STOP])
+def test_a_template_says_what_to_do_instead(move: Move) -> None:
+    with pytest.raises(WrongStateError, match=r"warm is a template.*ramet fork warm"):
+        transition(State.TEMPLATE, move, name="warm")

@@ -1,0 +1,32 @@
+"""For set-up: `find` the kernel for guests, or `add` one from Debian packages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ramet.errors import RametError
+from ramet.images.kernel import Kernel, add_kernel_package, find_kernel
+
+
+def main(words: list[str]) -> int:
+    """Prints the kernel's version and path. Returns the exit code of ramet's own error, 2 for other words."""
+    kernel: Kernel
+    try:
+        match words:
+            case ["find"]:
+                kernel = find_kernel()
+            case ["add", *packages] if packages:
+                kernel = add_kernel_package(*map(Path, packages))
+            case _:
+                print("usage: guest_kernel.py find | add PACKAGE.deb…", file=sys.stderr)
+                return 2
+    except RametError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(kernel.version, kernel.vmlinuz)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
