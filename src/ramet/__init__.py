@@ -7,37 +7,49 @@
             results = await forks.exec("hostname")
 
 `ramet.sync` is the same surface for plain code.
+
+Names are loaded when they are first used (PEP 562): `import ramet` costs a millisecond, and the command line
+pays only for what a verb needs.
 """
 
-from ramet.engine.forks import ForkCall, Forks
-from ramet.engine.host import Host
-from ramet.engine.results import ExecResult, ForkError
-from ramet.engine.vm import VM
-from ramet.errors import (
-    DamagedError,
-    ExecError,
-    ExecNotExecutableError,
-    ExecNotFoundError,
-    ExecTimeoutError,
-    GuestError,
-    GuestTimeoutError,
-    NameTakenError,
-    NotFoundError,
-    NotSharedError,
-    PartlyFailedError,
-    PortsBusyError,
-    ProtocolError,
-    RametError,
-    StoreError,
-    UnavailableError,
-    UsageError,
-    VmmError,
-    VmmTimeoutError,
-    WrongStateError,
-)
-from ramet.model.lifecycle import State
-from ramet.model.shapes import ForkReport, Inspection, Instance, LineageNode, Receipt, Usage
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ramet.version import __version__
+
+if TYPE_CHECKING:
+    from ramet import sync as sync
+    from ramet.engine.forks import ForkCall, Forks
+    from ramet.engine.host import Host
+    from ramet.engine.results import ExecResult, ForkError
+    from ramet.engine.vm import VM
+    from ramet.errors import (
+        DamagedError,
+        ExecError,
+        ExecNotExecutableError,
+        ExecNotFoundError,
+        ExecTimeoutError,
+        GuestError,
+        GuestTimeoutError,
+        NameTakenError,
+        NotFoundError,
+        NotSharedError,
+        PartlyFailedError,
+        PortsBusyError,
+        ProtocolError,
+        RametError,
+        StoreError,
+        UnavailableError,
+        UsageError,
+        VmmError,
+        VmmTimeoutError,
+        WrongStateError,
+    )
+    from ramet.guest.process import Process
+    from ramet.model.lifecycle import State
+    from ramet.model.shapes import ForkReport, Inspection, Instance, LineageNode, Receipt, Usage
 
 __all__ = [
     "VM",
@@ -62,6 +74,7 @@ __all__ = [
     "NotSharedError",
     "PartlyFailedError",
     "PortsBusyError",
+    "Process",
     "ProtocolError",
     "RametError",
     "Receipt",
@@ -74,4 +87,34 @@ __all__ = [
     "VmmTimeoutError",
     "WrongStateError",
     "__version__",
+    "sync",
 ]
+
+_HOMES = {
+    "ForkCall": "ramet.engine.forks",
+    "Forks": "ramet.engine.forks",
+    "Host": "ramet.engine.host",
+    "ExecResult": "ramet.engine.results",
+    "ForkError": "ramet.engine.results",
+    "VM": "ramet.engine.vm",
+    "Process": "ramet.guest.process",
+    "State": "ramet.model.lifecycle",
+    **dict.fromkeys(
+        ["ForkReport", "Inspection", "Instance", "LineageNode", "Receipt", "Usage"], "ramet.model.shapes"
+    ),
+}
+"""Where each public name is defined; every other one is an error."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "sync":
+        return import_module("ramet.sync")
+    value: object = getattr(import_module(_HOMES.get(name, "ramet.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -101,6 +101,12 @@ class GuestTimeoutError(GuestError):
     code = "guest_timeout"
 
 
+class GuestLostError(GuestError):
+    """The connection to the guest's agent ended in the middle of a request. The guest may have done it or not."""
+
+    code = "guest_lost"
+
+
 class PortsBusyError(GuestError):
     """Every agent port of the instance stayed claimed by other clients for the whole wait."""
 

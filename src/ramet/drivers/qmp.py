@@ -6,7 +6,9 @@ each takes the lock beside the socket, connects, says what it has to say and lea
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from ramet.host.locks import file_lock
 
 SOCKET = "qmp.sock"
 LOCK = "qmp.lock"
+_CLOSE_LIMIT_S = 2.0
 
 # The library reports a peer that went away on its own logger as well as by exception; the exception is
 # enough.
@@ -81,23 +84,44 @@ async def monitor(directory: Path, *, who: str, timeout_s: float = 20.0) -> Asyn
     Raises `VmmTimeoutError` when the lock or the answers don't come in time, `VmmError` when nobody listens.
     The lease ends in any case.
     """
+    late = VmmTimeoutError(f"{who}: QEMU's monitor didn't answer within {timeout_s:.0f} s")
     try:
         with anyio.fail_after(timeout_s):
-            async with file_lock(directory / LOCK, wait_s=timeout_s):
+            async with file_lock(directory / LOCK, wait_s=timeout_s, busy=late):
                 client = QMPClient(who)
                 try:
-                    connection = processes.connect(directory, SOCKET)
-                    connection.setblocking(False)
-                    await client.connect(connection)
+                    await _connect(client, processes.connect(directory, SOCKET))
                 except (ConnectError, OSError) as error:
                     raise VmmError(f"{who}: QEMU's monitor doesn't answer: {error}") from error
                 try:
                     yield Monitor(client, who=who)
                 finally:
-                    with anyio.move_on_after(2.0, shield=True):
-                        try:
-                            await client.disconnect()
-                        except (QMPError, OSError, EOFError):
-                            pass  # it is gone, which is what a disconnect is for
+                    await _disconnect(client)
     except TimeoutError as error:
-        raise VmmTimeoutError(f"{who}: QEMU's monitor didn't answer within {timeout_s:.0f} s") from error
+        raise late from error
+
+
+async def _connect(client: QMPClient, connection: socket.socket) -> None:
+    """Let the library take over `connection`. A cancellation closes the line and waits until the library has noticed.
+
+    Cancelled in mid-connect, the library would tidy up with awaits of its own, which anyio cancels again.
+    """
+    connection.setblocking(False)
+    connecting = asyncio.ensure_future(client.connect(connection))
+    try:
+        await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        connection.shutdown(socket.SHUT_RDWR)
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({connecting}, timeout=_CLOSE_LIMIT_S)
+        if connecting.done() and connecting.exception() is None:
+            await _disconnect(client)
+        raise
+
+
+async def _disconnect(client: QMPClient) -> None:
+    with anyio.move_on_after(_CLOSE_LIMIT_S, shield=True):
+        try:
+            await client.disconnect()
+        except (QMPError, OSError, EOFError):
+            pass  # it is gone, which is what a disconnect is for

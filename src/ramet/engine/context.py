@@ -13,7 +13,7 @@ import anyio.abc
 
 from ramet.drivers.api import Driver, Vmm
 from ramet.engine.agents import Agents
-from ramet.errors import UsageError, VmmError
+from ramet.errors import UsageError, VmmError, WrongStateError
 from ramet.host.locks import file_lock
 from ramet.model.record import Record
 from ramet.paths import LIFECYCLE_LOCK, Home

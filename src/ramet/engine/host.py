@@ -113,7 +113,7 @@ class Host:
         `UnavailableError` and `VmmError`; nothing of it is left then.
         """
         context = self._opened
-        found = await anyio.to_thread.run_sync(lambda: resolve_image(image, agent=agent_path()))
+        found = await anyio.to_thread.run_sync(resolve_image, image, agent_path())
         record = await boot.create(
             context,
             found,

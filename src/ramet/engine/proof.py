@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from ramet.engine.context import Context
-from ramet.errors import GuestError, VmmError
+from ramet.errors import GuestError, GuestLostError, VmmError
 from ramet.guest.client import AgentClient
 from ramet.guest.messages import IdentityReply, IdentityRequest
 from ramet.host import processes, rings
@@ -19,6 +19,7 @@ from ramet.paths import CONSOLE_LOG
 
 _SEED_BYTES = 64
 _CLOCK_ERROR_LIMIT_MS = 1000.0
+_LAST_BREATH_S = 2.0
 
 
 def hostname_of(name: str) -> str:
@@ -33,14 +34,19 @@ async def prove(context: Context, record: Record, process: ProcessRef, *, limit_
     `limit_s` passes; `GuestError` when the answer isn't what was set. The guest is in no known state then:
     kill it.
     """
+    async with agent_of(context, record, process, timeout_s=limit_s) as agent:
+        return await introduce(agent, record, limit_s=limit_s)
+
+
+async def introduce(agent: AgentClient, record: Record, *, limit_s: float) -> IdentityReply:
+    """Give a guest the identity of `record` over a connection that is there. Errors as `prove`."""
     request = IdentityRequest(
         generation=record.generation,
         seed=os.urandom(_SEED_BYTES),
         hostname=hostname_of(record.name),
         machine_id=record.machine_id,
     )
-    async with agent_of(context, record, process, timeout_s=limit_s) as agent:
-        reply = await agent.identity(request, timeout_s=limit_s)
+    reply = await agent.identity(request, timeout_s=limit_s)
     wrong = [
         what
         for what, is_right in {
@@ -86,7 +92,10 @@ async def agent_of(
             # Kept, whatever it is, and raised outside, where no task group wraps it.
             failure = error
         tasks.cancel_scope.cancel()
-    if died or (failure is not None and not processes.is_alive(process)):
+    if isinstance(failure, GuestLostError):
+        # A VMM that dies closes its sockets a moment before its process has ended.
+        died = died or await processes.wait_ended(process, timeout_s=_LAST_BREATH_S)
+    if died:
         raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from failure
     if failure is not None:
         raise failure

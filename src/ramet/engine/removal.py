@@ -18,9 +18,10 @@ from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.proof import agent_of
 from ramet.errors import RametError, WrongStateError
-from ramet.host import processes
+from ramet.host import processes, rings
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
+from ramet.paths import CONSOLE_LOG, VMM_LOG
 
 STOP_LIMIT_S = 10.0
 _SWEEPS_AT_ONCE = 8
@@ -139,13 +140,15 @@ async def reap(context: Context) -> None:
     """Undo what killed ramet processes left: instances whose owner is dead, `--rm` instances that have
     stopped, directories without a record.
 
-    Called when a home is opened. One failure doesn't stop the rest: what can't be removed now is tried again
-    next time.
+    Called when a home is opened, which is also when logs that have grown are cut to rings. One failure
+    doesn't stop the rest: what can't be removed now is tried again next time.
     """
     # Directories first: each that has an owner got its record before it was made.
     directories = list(context.home.instances.iterdir())
     records = context.store.all()
     for record in records:
+        for log in (CONSOLE_LOG, VMM_LOG):
+            rings.trim(context.directory(record) / log)
         orphaned = record.owner is not None and not processes.is_alive(record.owner)
         finished = record.auto_remove and observe(context, record).record.state in {
             State.STOPPED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 
 import msgspec
@@ -288,5 +288,6 @@ class VM:
     async def follow_logs(self, *, vmm: bool = False) -> AsyncIterator[bytes]:
         """As `logs`, then what is added, until the instance stops."""
         path = self.directory / (VMM_LOG if vmm else CONSOLE_LOG)
-        async for chunk in follow(path, until=self.wait):
-            yield chunk
+        async with aclosing(follow(path, until=self.wait)) as chunks:
+            async for chunk in chunks:
+                yield chunk

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import anyio
 import anyio.abc
 
-from ramet.errors import GuestError, GuestTimeoutError, ProtocolError
+from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, ProtocolError
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import (
     NONCE_BYTES,
@@ -77,7 +77,7 @@ class Connection:
             try:
                 await self._stream.send(frame)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
-                self._fail(GuestError("the connection to the guest's agent broke"))
+                self._fail(GuestLostError("the connection to the guest's agent broke"))
                 raise self._fresh_failure() from error
 
     async def request(
@@ -96,11 +96,15 @@ class Connection:
         ends.
         """
         answer = Answer(expects, what)
+
+        def stamped() -> bytes:
+            answer.sent_at_s = time.monotonic()
+            return payload if isinstance(payload, bytes) else payload()
+
         number = self.open(answer)
         try:
             with anyio.move_on_after(timeout_s):
-                await self.send(type_, number, payload)
-                answer.sent_at_s = time.monotonic()
+                await self.send(type_, number, stamped)
                 await answer.done.wait()
         finally:
             self.close(number)
@@ -118,7 +122,7 @@ class Connection:
                 for frame in decoder.feed(await self._stream.receive(_RECEIVE_BYTES)):
                     self._dispatch(frame)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-            self._fail(GuestError("the connection to the guest's agent ended"))
+            self._fail(GuestLostError("the connection to the guest's agent ended"))
         except ProtocolError as error:
             self._fail(error)
             await self._stream.aclose()

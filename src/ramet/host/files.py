@@ -172,9 +172,10 @@ def reflink_into(source: int, destination: int) -> None:
 def copy_extents(source: int, destination: int, *, offload: bool = True) -> int:
     """Copy data, and only data, into the empty file `destination`; holes stay holes, the size is kept.
 
-    Returns the bytes copied. On one filesystem the copy has no more blocks than the source. With `offload`
-    the kernel copies (copy_file_range(2)), and a filesystem with reflinks may then share the blocks; without
-    it they are the copy's own. Raises `OSError`; `destination` is incomplete then.
+    Returns the bytes copied. On one filesystem the copy's data takes no more blocks than the source's (ext4
+    may count a block of its extent tree in). With `offload` the kernel copies (copy_file_range(2)), and a
+    filesystem with reflinks may then share the blocks; without it they are the copy's own. Raises `OSError`;
+    `destination` is incomplete then.
     """
     size = os.fstat(source).st_size
     # The whole size first: filesystems preallocate blocks behind a file that grows as it is written.

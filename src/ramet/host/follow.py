@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -32,14 +32,16 @@ async def follow(
     until: Callable[[], Awaitable[object]],
     history_bytes: int = MIB,
     on_poll: Callable[[str], None] | None = None,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The last `history_bytes` of a log, then what is appended, in chunks of at most `CHUNK_BYTES`.
 
     Ends, after a last look, when `until()` returns (the VMM has ended), or when the file has lost its name.
-    `until` is called again and again, and cancelled in between: `event.wait` will do. A log that isn't there
-    yet is waited for. A log that gets shorter was trimmed and is read from its beginning; a follower so slow
-    that a trim overtakes it misses what was cut. `on_poll` hears why, if inotify can't be had. Raises
-    `OSError`, and what `until()` raises.
+    `until` is called again and again, and cancelled in between: `event.wait` will do. Who leaves the loop
+    early wraps this in `contextlib.aclosing`, which closes its descriptors then and there.
+
+    A log that isn't there yet is waited for. A log that gets shorter was trimmed and is read from its
+    beginning; a follower so slow that a trim overtakes it misses what was cut. `on_poll` hears why, if
+    inotify can't be had. Raises `OSError`, and what `until()` raises.
     """
     descriptor = await _open(log, until)
     if descriptor is None:

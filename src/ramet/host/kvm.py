@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL
 
@@ -135,12 +136,13 @@ def _read(cache: Path, key: str) -> KvmVerdict | None:
 def _write(cache: Path, cached: _Cached) -> None:
     # Whole or not at all for readers; not synced, because a crash changes the boot id anyway.
     temporary = files.temporary_beside(cache)
-    try:
+    with suppress(OSError):
         cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.encode(cached))
-        temporary.replace(cache)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        try:
+            temporary.write_bytes(msgspec.json.encode(cached))
+            temporary.replace(cache)
+        except OSError:
+            temporary.unlink(missing_ok=True)
 
 
 def _since(started: float) -> float:

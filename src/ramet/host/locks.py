@@ -1,8 +1,8 @@
 """Locks between processes, on files: flock(2), which the kernel lets go of when its holder dies.
 
 A blocked flock can't be cancelled or given a limit (a thread would sit in it), so this tries without
-blocking, at growing intervals. The first tries come 1 ms apart, because most of these locks are leases of some
-milliseconds; later ones at most 20 ms, so that who has waited long isn't outrun by who just came.
+blocking, at growing intervals. The first tries come 1 ms apart, because most of these locks are leases of
+some milliseconds; later ones at most 20 ms, so that who has waited long isn't outrun by who just came.
 
 Lock files are made when missing and never removed, except with their directory; a lock on a file that has
 lost its name isn't a lock, and is taken again. Each call opens the file anew: tasks of one process exclude
@@ -43,7 +43,7 @@ async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None
     inside it lets go.
     """
     pauses = _pauses_s(wait_s, busy or _busy(path))
-    while (held := _try(path)) is None:
+    while (held := _try(path)) is None:  # noqa: ASYNC110 - other processes set no event
         await anyio.sleep(next(pauses))
     try:
         yield

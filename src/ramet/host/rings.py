@@ -1,7 +1,7 @@
 """Bounded logs: what a guest or a VMM says, without bound, into a plain file that nobody watches.
 
-There is no daemon, so two things bound a log. The kernel stops the writer for good at its RLIMIT_FSIZE, which is
-set when a VMM is spawned. And whichever ramet process comes by calls `trim`: a log that has grown too
+There is no daemon, so two things bound a log. The kernel stops the writer for good at its RLIMIT_FSIZE, which
+is set when a VMM is spawned. And whichever ramet process comes by calls `trim`: a log that has grown too
 large is cut to its end, which goes into `NAME.1`; the writer appends (O_APPEND) and goes on at the beginning
 of the emptied file.
 
@@ -94,7 +94,7 @@ def _save_end(descriptor: int, size_bytes: int, keep_bytes: int, target: Path) -
     temporary = target.with_name(target.name + ".tmp")  # one name will do, the lock is ours
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with open(os.open(temporary, flags, 0o600), "wb") as saved:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as saved:
             while offset < limit and (
                 data := os.pread(descriptor, min(_CHUNK_BYTES, limit - offset), offset)
             ):
@@ -111,6 +111,8 @@ def _save_end(descriptor: int, size_bytes: int, keep_bytes: int, target: Path) -
 
 def last_bytes(path: Path, max_bytes: int) -> bytes:
     """The last `max_bytes` of one file; nothing when there is none. Raises `OSError`."""
+    if max_bytes <= 0:
+        return b""
     try:
         descriptor = open_regular(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -131,16 +133,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 # ECMA-48: control sequences (5.4), control strings (5.6: DCS, SOS, OSC, PM, APC; xterm also ends them with
-# BEL), other escape sequences; each begins with ESC and a byte, or with one character of U+0080…U+009F. One that
-# isn't complete loses its beginning only: the rest is harmless text. No repetition runs over another beginning,
-# so that the time is linear.
+# BEL), other escape sequences; each begins with ESC and a byte, or with one character of U+0080…U+009F. One
+# that isn't complete loses its beginning only: the rest is harmless text. No repetition runs over another
+# beginning, so that the time is linear.
 _SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]"
     r"|(?:\x1b[PX\]^_]|[\x90\x98\x9d-\x9f])[^\x07\x18\x1a\x1b\x80-\x9f\n]*+(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*+[0-~]"
 )
 _LINE_ENDS = re.compile(r"\r+\n?")
-# All other controls, and what turns the direction of writing or hides: Unicode's Bidi_Control, U+2028, U+2029.
+# All other controls, and what turns the direction of writing or hides: Bidi_Control, U+2028, U+2029, U+FEFF.
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 

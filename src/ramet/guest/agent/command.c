@@ -1,3 +1,4 @@
+/* The table of commands, and what clients ask of them. */
 #include "command.h"
 
 #include <errno.h>
@@ -9,76 +10,47 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "command_table.h"
 #include "events.h"
 #include "message.h"
 #include "start.h"
 
-#define ARGV_KEPT 128u          /* of encoded argv, for LIST */
-#define NOT_ENDED UINT32_MAX    /* output still to deliver while the process lives: whatever comes */
-#define STDIN_GRANT (STDIN_WINDOW / 2) /* grants smaller than this cost more than they give */
-
-struct output {
-    int fd;
-    bool ready;
-    uint32_t left;
-};
-
-struct command {
-    pid_t pid; /* 0: a free slot */
-    int port;  /* whose session it belongs to; -1: detached or orphaned */
-    uint32_t stream;
-    bool detached, orphaned, starting, refused, ended, timed_out;
-    int wait_status;
-    uint64_t deadline_ns; /* 0: none */
-
-    int report;
-    bool report_ready;
-
-    struct output output[2];
-    uint64_t credit;
-
-    int stdin_fd;
-    bool stdin_ready, stdin_eof;
-    uint32_t stdin_allowed; /* what the client may still send */
-    uint32_t stdin_taken;   /* of what it sent, not yet granted again */
-    uint8_t *held;          /* what the pipe didn't take; mapped when first needed */
-    uint32_t held_at, held_length;
-
-    uint32_t argv_length;
-    uint8_t argv[ARGV_KEPT];
-};
-
-static struct command commands[COMMANDS_MAX];
-static int commands_used; /* slots from here on were never used */
-static int first_turn;
+struct command commands[COMMANDS_MAX];
+int commands_used;
 
 void commands_init(void) { commands_used = 0; }
 
-static void close_fd(int *fd) {
+void command_close_fd(int *fd) {
     if (*fd >= 0)
         close(*fd); /* leaves the epoll set by itself: no other descriptor refers to it */
     *fd = -1;
 }
 
-static void close_stdin(struct command *command) {
-    close_fd(&command->stdin_fd);
+void command_close_stdin(struct command *command) {
+    command_close_fd(&command->stdin_fd);
     if (command->held != NULL)
         munmap(command->held, STDIN_WINDOW);
     command->held = NULL;
     command->held_at = command->held_length = 0;
 }
 
-static void close_output(struct command *command, int which) {
-    close_fd(&command->output[which].fd);
+void command_close_output(struct command *command, int which) {
+    command_close_fd(&command->output[which].fd);
     command->output[which].ready = false;
 }
 
-static void free_slot(struct command *command) {
-    close_stdin(command);
-    close_output(command, 0);
-    close_output(command, 1);
-    close_fd(&command->report);
+void command_free(struct command *command) {
+    command_close_stdin(command);
+    command_close_output(command, 0);
+    command_close_output(command, 1);
+    command_close_fd(&command->report);
     command->pid = 0;
+}
+
+void command_orphan(struct command *command) {
+    command->port = -1;
+    command->orphaned = true;
+    command_close_stdin(command);
 }
 
 static void signal_group(struct command *command, int number) {
@@ -96,16 +68,10 @@ static struct command *on_stream(struct port *port, uint32_t stream) {
     return NULL;
 }
 
-static void orphan(struct command *command) {
-    command->port = -1;
-    command->orphaned = true;
-    close_stdin(command);
-}
-
 /* The client broke the rules of its stream: the command is killed and the stream ends with an error. */
 static void end_stream(struct port *port, struct command *command, int error, const char *text) {
     signal_group(command, SIGKILL);
-    orphan(command);
+    command_orphan(command);
     port_send_error(port, command->stream, error, text);
 }
 
@@ -184,23 +150,6 @@ void command_exec(struct port *port, struct wire_frame *frame) {
         end_stream(port, command, errno, "epoll_ctl");
 }
 
-static void write_stdin(struct command *command, const uint8_t *data, uint32_t length, uint32_t *written) {
-    *written = 0;
-    while (command->stdin_fd >= 0 && command->stdin_ready && *written < length) {
-        ssize_t count = write(command->stdin_fd, data + *written, length - *written);
-        if (count >= 0) {
-            *written += (uint32_t)count;
-        } else if (errno == EAGAIN) {
-            command->stdin_ready = false;
-        } else if (errno != EINTR) {
-            /* The command closed its stdin. What comes is thrown away, or its client would wait for ever. */
-            close_stdin(command);
-        }
-    }
-    if (command->stdin_fd < 0)
-        *written = length;
-}
-
 void command_stdin(struct port *port, struct wire_frame *frame) {
     struct command *command = on_stream(port, frame->stream);
     if (command == NULL)
@@ -212,7 +161,7 @@ void command_stdin(struct port *port, struct wire_frame *frame) {
     command->stdin_allowed -= frame->length;
     uint32_t written = 0;
     if (command->held_length == 0)
-        write_stdin(command, frame->payload, frame->length, &written);
+        command_write_stdin(command, frame->payload, frame->length, &written);
     command->stdin_taken += written;
     uint32_t rest = frame->length - written;
     if (rest == 0)
@@ -241,7 +190,7 @@ void command_stdin_eof(struct port *port, struct wire_frame *frame) {
     command->stdin_eof = true;
     command->stdin_allowed = 0;
     if (command->held_length == 0)
-        close_stdin(command);
+        command_close_stdin(command);
 }
 
 static bool only_number(struct wire_frame *frame, uint64_t *number) {
@@ -280,13 +229,13 @@ void command_credit(struct port *port, struct wire_frame *frame) {
 void commands_orphan(int port_index) {
     for (int i = 0; i < commands_used; i++)
         if (commands[i].pid != 0 && commands[i].port == port_index)
-            orphan(&commands[i]);
+            command_orphan(&commands[i]);
 }
 
 void commands_orphan_all_but(int port_index) {
     for (int i = 0; i < commands_used; i++)
         if (commands[i].pid != 0 && commands[i].port >= 0 && commands[i].port != port_index)
-            orphan(&commands[i]);
+            command_orphan(&commands[i]);
 }
 
 void command_event(int kind, uint32_t index) {
@@ -313,12 +262,12 @@ void command_reaped(int pid, int wait_status) {
         command->ended = true;
         command->wait_status = wait_status;
         command->deadline_ns = 0;
-        close_stdin(command);
+        command_close_stdin(command);
         for (int which = 0; which < 2; which++) {
             struct output *output = &command->output[which];
             int waiting = 0;
             if (output->fd < 0 || ioctl(output->fd, FIONREAD, &waiting) < 0 || waiting <= 0) {
-                close_output(command, which);
+                command_close_output(command, which);
                 continue;
             }
             output->left = (uint32_t)waiting;
@@ -326,139 +275,6 @@ void command_reaped(int pid, int wait_status) {
         }
         return;
     }
-}
-
-/* Did execve succeed? Its pipe closed says yes; a report in it says why not. */
-static bool pump_start(struct command *command, struct port *port) {
-    if (!command->starting || !command->report_ready || (port != NULL && !port_has_small_room(port)))
-        return false;
-    struct start_report report;
-    ssize_t count = read(command->report, &report, sizeof report);
-    if (count < 0) {
-        command->report_ready = errno != EAGAIN && errno != EINTR ? command->report_ready : false;
-        return false;
-    }
-    close_fd(&command->report);
-    command->starting = false;
-    if (count == sizeof report) {
-        report.text[sizeof report.text - 1] = '\0';
-        if (port != NULL)
-            port_send_error(port, command->stream, report.error, report.text);
-        command->refused = true;
-        orphan(command); /* nothing more to tell; the slot waits for the child to be reaped */
-        return true;
-    }
-    if (port != NULL) {
-        uint8_t payload[WIRE_FIELD_HEADER + 4];
-        struct wire_writer writer = {.buffer = payload, .capacity = sizeof payload};
-        wire_put_number(&writer, 1, 4, (uint32_t)command->pid);
-        port_send(port, M_STARTED, command->stream, payload, writer.length);
-    }
-    if (command->detached)
-        command->port = -1;
-    return true;
-}
-
-static bool pump_stdin(struct command *command, struct port *port) {
-    bool progress = false;
-    if (command->held_length > 0 && command->stdin_ready) {
-        uint32_t written;
-        write_stdin(command, command->held + command->held_at, command->held_length, &written);
-        command->stdin_taken += written;
-        command->held_at += written;
-        command->held_length = command->stdin_fd < 0 ? 0 : command->held_length - written;
-        if (command->held_length == 0) {
-            command->held_at = 0;
-            if (command->stdin_eof)
-                close_stdin(command);
-        }
-        progress = written > 0;
-    }
-    if (command->stdin_taken >= STDIN_GRANT && !command->stdin_eof && !command->ended && port != NULL &&
-        port_has_small_room(port)) {
-        uint8_t payload[WIRE_FIELD_HEADER + 4];
-        struct wire_writer writer = {.buffer = payload, .capacity = sizeof payload};
-        wire_put_number(&writer, 1, 4, command->stdin_taken);
-        port_send(port, M_STDIN_CREDIT, command->stream, payload, writer.length);
-        command->stdin_allowed += command->stdin_taken;
-        command->stdin_taken = 0;
-        progress = true;
-    }
-    return progress;
-}
-
-static bool pump_output(struct command *command, struct port *port, int which) {
-    static uint8_t chunk[PORT_DATA_CHUNK];
-    struct output *output = &command->output[which];
-    if (output->fd < 0 || !output->ready)
-        return false;
-    uint64_t most = sizeof chunk;
-    if (output->left < most)
-        most = output->left;
-    if (port != NULL) {
-        if (command->starting || !port_has_data_room(port) || command->credit == 0)
-            return false;
-        if (command->credit < most)
-            most = command->credit;
-    }
-    ssize_t count = read(output->fd, chunk, most);
-    if (count > 0) {
-        if (port != NULL) {
-            port_send(port, which == 0 ? M_STDOUT : M_STDERR, command->stream, chunk, (uint32_t)count);
-            command->credit -= (uint64_t)count;
-        }
-        if (output->left != NOT_ENDED && (output->left -= (uint32_t)count) == 0)
-            close_output(command, which);
-        return true;
-    }
-    if (count < 0 && errno == EINTR)
-        return true;
-    if (count < 0 && errno == EAGAIN && !command->ended) {
-        output->ready = false;
-        return false;
-    }
-    close_output(command, which);
-    return true;
-}
-
-static bool pump_end(struct command *command, struct port *port) {
-    if (!command->ended || command->starting || command->output[0].fd >= 0 || command->output[1].fd >= 0)
-        return false;
-    if (port != NULL) {
-        if (!port_has_small_room(port))
-            return false;
-        uint8_t payload[3 * (WIRE_FIELD_HEADER + 4)];
-        struct wire_writer writer = {.buffer = payload, .capacity = sizeof payload};
-        if (WIFSIGNALED(command->wait_status))
-            wire_put_number(&writer, 2, 4, (uint32_t)WTERMSIG(command->wait_status));
-        else
-            wire_put_number(&writer, 1, 4, (uint32_t)WEXITSTATUS(command->wait_status));
-        if (command->timed_out)
-            wire_put_number(&writer, 3, 1, 1);
-        port_send(port, M_EXIT, command->stream, payload, writer.length);
-    }
-    free_slot(command);
-    return true;
-}
-
-bool commands_pump(void) {
-    bool progress = false;
-    int count = commands_used;
-    for (int turn = 0; turn < count; turn++) {
-        struct command *command = &commands[(first_turn + turn) % count];
-        if (command->pid == 0)
-            continue;
-        struct port *port = command->port >= 0 ? port_at(command->port) : NULL;
-        progress |= pump_start(command, port);
-        port = command->port >= 0 ? port_at(command->port) : NULL;
-        progress |= pump_stdin(command, port);
-        progress |= pump_output(command, port, 0);
-        progress |= pump_output(command, port, 1);
-        progress |= pump_end(command, port);
-    }
-    if (progress && count > 0)
-        first_turn = (first_turn + 1) % count; /* so that no command always comes first when room is short */
-    return progress;
 }
 
 int commands_time_out(void) {

@@ -1,0 +1,166 @@
+"""How a verb is carried out: an event loop, an open Host, signals, and errors turned into exit codes.
+
+The first SIGINT, SIGTERM or SIGHUP cancels the verb; what it had begun is undone, shielded, and the exit code
+is 128 + the signal's number. Further signals change nothing but are answered with a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from ramet.cli import output
+from ramet.errors import RametError
+
+if TYPE_CHECKING:
+    from ramet.engine.host import Host
+    from ramet.model.shapes import ErrorShape
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OWN_TROUBLE = 125
+"""Where a guest's exit code is returned, ramet's own trouble has this one, as with Docker."""
+BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+def with_host(
+    body: Callable[[Host], Awaitable[int | None]],
+    *,
+    json: bool,
+    accel: str = "auto",
+    in_guest: bool = False,
+) -> NoReturn:
+    """Run a verb with the user's home open, and leave with its exit code (none: 0)."""
+
+    async def opened() -> int | None:
+        from ramet.engine.host import Host
+
+        async with Host(accel=accel) as host:
+            return await body(host)
+
+    call(opened, json=json, in_guest=in_guest)
+
+
+def call(body: Callable[[], Awaitable[int | None]], *, json: bool, in_guest: bool = False) -> NoReturn:
+    """Run a verb and leave with its exit code. `in_guest`: normally that is a guest's own."""
+    import anyio
+
+    caught: list[int] = []
+    try:
+        code = anyio.run(_unless_signalled, body, caught)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        code = report(error, json=json and not caught, in_guest=in_guest)
+    if caught:
+        if json:
+            _emit_interruption(caught[0])
+        code = 128 + caught[0]
+    raise typer.Exit(code or 0)
+
+
+async def _unless_signalled(body: Callable[[], Awaitable[int | None]], caught: list[int]) -> int | None:
+    """`body`, cancelled by the first signal, which is then in `caught`."""
+    import anyio
+
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if caught:
+            output.warn("ramet: still cleaning up; nothing of it can be skipped")
+            return
+        caught.append(number)
+        scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup(1)
+                loop.add_signal_handler(number, on_signal, number)
+        try:
+            return await body()
+        except BaseExceptionGroup as group:
+            raise _plainest(group) from group
+    return None
+
+
+def _plainest(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The exception of a group that tells most: a task group wraps what its tasks raise."""
+    leaves = list(_leaves(group))
+    for kind in (BrokenPipeError, RametError, Exception):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0]
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def report(error: Exception, *, json: bool, in_guest: bool = False) -> int:
+    """Tell people and programs about an error, and return the exit code that it means."""
+    shape = error_shape(error)
+    if json:
+        output.emit({"error": shape})
+    tell(shape)
+    if os.environ.get("RAMET_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    code = error.exit_code if isinstance(error, RametError) else RametError.exit_code
+    return max(code, _OWN_TROUBLE) if in_guest and code != 124 else code
+
+
+def tell(error: ErrorShape, *, about: str | None = None) -> None:
+    """Tell people about an error, on standard error."""
+    output.warn(f"ramet: {about}: {error.message}" if about else f"ramet: {error.message}")
+    if error.hint:
+        output.warn(f"hint: {error.hint}")
+
+
+def error_shape(error: Exception) -> ErrorShape:
+    """An error as JSON has it. What ramet didn't foresee is called an internal error."""
+    from ramet.model.shapes import ErrorShape
+
+    match error:
+        case RametError():
+            return ErrorShape(code=error.code, message=error.message, hint=error.hint)
+        case OSError(strerror=str(reason)):
+            where = f"{error.filename}: " if error.filename else ""
+            return ErrorShape(code=RametError.code, message=f"{where}{reason}")
+        case _:
+            said = f"internal error: {type(error).__name__}: {error}"
+            return ErrorShape(code="internal", message=said, hint="RAMET_DEBUG=1 shows where it came from")
+
+
+def exit_code_of(code: str) -> int:
+    """The exit code of the error class with that `code`."""
+    kinds = [RametError]
+    for kind in kinds:
+        if kind.code == code:
+            return kind.exit_code
+        kinds.extend(kind.__subclasses__())
+    return RametError.exit_code
+
+
+def _emit_interruption(number: int) -> None:
+    from ramet.model.shapes import ErrorShape
+
+    name = signal.Signals(number).name
+    output.emit({"error": ErrorShape(code="interrupted", message=f"interrupted by {name}")})
+
+
+def silence_stdout() -> None:
+    """After a reader has gone: let what is still buffered go nowhere instead of failing once more at exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)

@@ -1,0 +1,100 @@
+"""demo: the main job end to end, on the built-in image, in a temporary home."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ramet.cli import calling, output
+from ramet.cli.options import Json
+
+if TYPE_CHECKING:
+    from ramet.cli.shapes import DemoReport
+
+
+def demo(
+    forks: Annotated[int, typer.Option(metavar="N", help="How many forks.")] = 8,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="RAM of each guest.")] = "256M",
+    json: Json = False,
+) -> None:
+    """Show it all: boot a guest, fork it, prove that the forks share its memory and that none sees another.
+
+    The last line compares what the forks' memory would occupy if each had a copy of the mem-file (their
+    number times its blocks on disk) with what it does occupy: the mem-file once, and the pages that each fork
+    has changed. Nothing is left behind.
+    """
+
+    async def body() -> int:
+        from ramet.cli.demo_home import temporary_home
+        from ramet.cli.demo_steps import demonstrate, require_memory
+        from ramet.engine.host import Host
+
+        require_memory(memory)
+        async with temporary_home() as home, Host(home) as host:
+            report = await demonstrate(host, count=forks, memory=memory, step=_silent if json else _step)
+        if json:
+            output.emit(report)
+        else:
+            _show(report)
+        for check in report.failed_checks:
+            output.warn(f"ramet: {check}")
+        return 1 if report.failed_checks else 0
+
+    calling.call(body, json=json)
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """A line for a step that has been done, with the time it took."""
+    began = time.perf_counter()
+    with output.working(what):
+        yield
+    output.say(f"{time.perf_counter() - began:6.1f} s  {what}")
+
+
+@contextmanager
+def _silent(_what: str) -> Iterator[None]:
+    yield
+
+
+def _show(report: DemoReport) -> None:
+    from ramet.units import format_bytes
+
+    headers = (
+        "FORK",
+        "HOSTNAME",
+        "MEMORY",
+        "INODE",
+        "LINKS",
+        "OWN RAM",
+        "TOTAL",
+        "INHERITED",
+        "THEN ITS OWN",
+    )
+    rows = [
+        (
+            one.receipt.name,
+            one.receipt.identity.hostname,
+            one.receipt.memory.mode,
+            one.receipt.memory.inode,
+            one.receipt.memory.links,
+            format_bytes(one.guest_private_bytes),
+            f"{one.receipt.timings_ms.total:.0f} ms",
+            one.inherited_digest[:8],
+            one.own_digest[:8],
+        )
+        for one in report.forks
+    ]
+    output.say("")
+    output.table(headers, rows)
+    output.say("")
+    digest = report.template_digest.rpartition(":")[2]
+    if not report.failed_checks:
+        output.say(f"the template's mem-file is what it was: digest {digest[:16]}")
+    copied, fact = format_bytes(report.if_copied_bytes), format_bytes(report.in_fact_bytes)
+    took = f"{report.total_ms / 1000:.1f} s in all"
+    output.say(f"{len(report.forks)} forks: {copied} if copied, {fact} in fact ({took})")

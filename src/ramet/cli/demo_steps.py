@@ -1,0 +1,130 @@
+"""The demo, step by step: what is done in the guests, and what has to be true of it.
+
+64 MiB of random data stand for what took long to prepare. Every fork must find them; what it then writes
+nobody else may see, the template's mem-file least of all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, cast
+
+from ramet.cli.shapes import DemoFork, DemoReport
+from ramet.errors import UsageError
+from ramet.memory import integrity
+from ramet.paths import MEM_FILE
+from ramet.units import MIB, parse_size
+
+if TYPE_CHECKING:
+    from ramet.engine.forks import Forks
+    from ramet.engine.host import Host
+    from ramet.engine.results import ExecResult
+    from ramet.engine.vm import VM
+
+Step = Callable[[str], AbstractContextManager[None]]
+
+DATA_MIB = 64
+OWN_MIB = 4
+_SMALLEST_BYTES = 192 * MIB
+# SHA-512 works on 64-bit words: of busybox's digests it is the quickest in an emulated guest.
+_DIGEST = "sha512sum </tmp/data | cut -c 1-32"
+_PREPARE = f"dd if=/dev/urandom of=/tmp/data bs=1M count={DATA_MIB} 2>/dev/null && {_DIGEST}"
+_DIVERGE = (
+    f"{_DIGEST} && "
+    f"dd if=/dev/urandom of=/tmp/data bs=1M count={OWN_MIB} seek=8 conv=notrunc 2>/dev/null && {_DIGEST}"
+)
+
+
+def require_memory(memory: str) -> str:
+    """`memory` itself. Raises `UsageError` when the data wouldn't fit."""
+    if parse_size(memory) < _SMALLEST_BYTES:
+        raise UsageError(
+            f"{memory} is too little for {DATA_MIB} MiB of data", hint=f"at least {_SMALLEST_BYTES // MIB}M"
+        )
+    return memory
+
+
+async def demonstrate(host: Host, *, count: int, memory: str, step: Step) -> DemoReport:
+    """Do it all. `step` is entered around each step, with what is done in it."""
+    began = time.perf_counter()
+    with step("boot the built-in guest"):
+        vm = await host.run("builtin", name="warm", memory=memory)
+    with step(f"fill {DATA_MIB} MiB of its memory with random data"):
+        original = (await vm.exec("sh", "-c", _PREPARE, check=True)).text.strip()
+    with step("make it a template"):
+        template = await vm.template()
+    with step("take a digest of its mem-file"):
+        before = await _digest(template)
+    forking = time.perf_counter()
+    with step(f"fork it into {count}"):
+        # With return_exceptions the list holds an exception where a fork failed.
+        forks = await template.fork(count, name="fork", return_exceptions=True)
+    fork_ms = (time.perf_counter() - forking) * 1000
+    living = [one for one in forks if not isinstance(one, Exception)]
+    with step("read the data in every fork, overwrite a part, read it again"):
+        results = await _diverge(forks, living)
+    with step("take the digest of the mem-file again"):
+        after = await _digest(template)
+        mem_file = (template.directory / MEM_FILE).stat()
+        own = [(await vm.stats()).guest_private_bytes for vm in living]
+    shown = [
+        DemoFork(
+            receipt=vm.receipt,
+            inherited_digest=inherited,
+            own_digest=changed,
+            guest_private_bytes=private,
+        )
+        for vm, (inherited, changed), private in zip(living, results, own, strict=True)
+    ]
+    failed = [f"a fork failed: {one}" for one in cast("list[object]", forks) if isinstance(one, Exception)]
+    failed += _false(shown, original=original, inode=mem_file.st_ino)
+    if before != after:
+        failed.append("the template's mem-file has changed")
+    allocated = mem_file.st_blocks * 512
+    return DemoReport(
+        forks=shown,
+        failed_checks=failed,
+        original_digest=original,
+        template_digest=before,
+        if_copied_bytes=len(shown) * allocated,
+        in_fact_bytes=allocated + sum(own),
+        fork_ms=round(fork_ms, 3),
+        total_ms=round((time.perf_counter() - began) * 1000, 3),
+    )
+
+
+async def _digest(vm: VM) -> str:
+    import anyio.to_thread
+
+    return await anyio.to_thread.run_sync(integrity.digest, vm.directory / MEM_FILE)
+
+
+async def _diverge(forks: Forks, living: Sequence[VM]) -> list[tuple[str, str]]:
+    """(digest of what was inherited, digest after overwriting a part), for each fork that lives."""
+    forks[:] = living
+    results: list[Any] = await forks.exec("sh", "-c", _DIVERGE)
+    return [_two_lines(result) for result in results]
+
+
+def _two_lines(result: ExecResult | Exception) -> tuple[str, str]:
+    if isinstance(result, Exception):
+        raise result
+    first, second = result.check().text.split()
+    return first, second
+
+
+def _false(forks: Sequence[DemoFork], *, original: str, inode: int) -> list[str]:
+    """What isn't as it should be, in words."""
+    wrong = []
+    for one in forks:
+        memory = one.receipt.memory
+        if memory.mode != "shared" or memory.inode != inode:
+            wrong.append(f"{one.receipt.name} doesn't share the template's mem-file: {memory.reason}")
+        if one.inherited_digest != original:
+            wrong.append(f"{one.receipt.name} didn't find the data that it should have inherited")
+    own = {one.own_digest for one in forks}
+    if len(own | {original}) != len(forks) + 1:
+        wrong.append("two guests have the same data after each has overwritten a part of its own")
+    return wrong

@@ -1,0 +1,98 @@
+"""fork: running copies of a template."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ramet.cli import calling, output
+from ramet.cli.options import Json, Reference
+from ramet.errors import PartlyFailedError, RametError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ramet.engine.host import Host
+    from ramet.model.shapes import ForkFailure, ForkReport, Receipt
+
+
+def fork(
+    reference: Reference,
+    count: Annotated[int, typer.Option("--count", "-n", metavar="N", help="How many.")] = 1,
+    name: Annotated[
+        str | None, typer.Option(metavar="X", help="The fork's name; of several X-1, X-2 and so on.")
+    ] = None,
+    require_shared: Annotated[
+        bool, typer.Option("--require-shared", help="Fail rather than copy memory or a disk.")
+    ] = False,
+    no_share: Annotated[bool, typer.Option("--no-share", help="Copy memory on purpose.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
+    json: Json = False,
+) -> None:
+    """Make running copies of a template, each with an identity of its own."""
+
+    async def body(host: Host) -> int:
+        if require_shared and no_share:
+            raise UsageError("--require-shared and --no-share contradict each other", hint="use one of them")
+        source = await host.get(reference)
+        with output.working(f"forking {source.name}", quiet=json):
+            report = await source.fork_report(
+                count, name=name, require_shared=require_shared, share_memory=not no_share
+            )
+        living = [fork for fork in report.forks if fork.ok]
+        for receipt in living:
+            await (await host.get(receipt.id)).detach()
+        failures = [fork for fork in report.forks if not fork.ok]
+        if json:
+            output.emit(report)
+        elif quiet:
+            for receipt in living:
+                output.say(receipt.id)
+        else:
+            show_receipts(living)
+            output.say(_summary(report, len(living)))
+        for failure in failures:
+            calling.tell(failure.error, about=failure.name)
+        return _exit_code(living, failures)
+
+    calling.with_host(body, json=json)
+
+
+def _exit_code(living: Sequence[Receipt], failures: Sequence[ForkFailure]) -> int:
+    if not failures:
+        return 0
+    if living:
+        return PartlyFailedError.exit_code
+    codes = {calling.exit_code_of(failure.error.code) for failure in failures}
+    return codes.pop() if len(codes) == 1 else RametError.exit_code
+
+
+def show_receipts(receipts: Sequence[Receipt]) -> None:
+    """A table, a fork a row."""
+    from ramet.units import format_bytes
+
+    headers = ("NAME", "ID", "HOSTNAME", "MEMORY", "LINKS", "OWN RAM", "PSS", "READY", "TOTAL")
+    rows = [
+        (
+            one.name,
+            one.id,
+            one.identity.hostname,
+            one.memory.mode,
+            one.memory.links,
+            format_bytes(one.memory.guest_private_bytes),
+            format_bytes(one.memory.pss_bytes),
+            f"{one.timings_ms.ready:.0f} ms",
+            f"{one.timings_ms.total:.0f} ms",
+        )
+        for one in receipts
+    ]
+    output.table(headers, rows)
+
+
+def _summary(report: ForkReport, living: int) -> str:
+    from ramet.units import format_bytes
+
+    words = "1 fork" if living == 1 else f"{living} forks"
+    saved = f"{format_bytes(report.saved_bytes)} of memory shared instead of copied"
+    return f"{words} in {report.wall_ms:.0f} ms, {saved}"

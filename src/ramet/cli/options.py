@@ -1,0 +1,70 @@
+"""Arguments and options that several verbs have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from ramet.cli.completion import complete_reference
+from ramet.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF",
+        autocompletion=complete_reference,
+        help="An instance: its name, its id, or the first 4 or more digits of the id.",
+        show_default=False,
+    ),
+]
+
+References = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="REF...",
+        autocompletion=complete_reference,
+        help="Instances: names, ids, or the first 4 or more digits of an id.",
+        show_default=False,
+    ),
+]
+
+Command = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="CMD...", help="The program and its arguments.", show_default=False),
+]
+
+
+def pairs(texts: Iterable[str], *, what: str) -> dict[str, str]:
+    """`key=value` texts as a dictionary. Raises `UsageError` for one without `=`."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{text!r} is not a {what}", hint="write it as key=value")
+        found[key] = value
+    return found
+
+
+def environment(texts: Iterable[str]) -> dict[str, str]:
+    """`--env`: `K=V`, or `K` alone for what it is here (nothing when it isn't set)."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key:
+            raise UsageError(f"{text!r} is not a variable", hint="write it as NAME=value, or NAME alone")
+        if equals:
+            found[key] = value
+        elif key in os.environ:
+            found[key] = os.environ[key]
+    return found
+
+
+def without_separator(words: Iterable[str] | None) -> list[str]:
+    """CMD without the `--` that may stand before it."""
+    command = list(words or [])
+    return command[1:] if command[:1] == ["--"] else command

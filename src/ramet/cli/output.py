@@ -1,0 +1,160 @@
+"""What goes to standard output: one JSON document, or tables for people.
+
+On a terminal tables have colours and fit its width; in a pipe they are plain and complete. Text that a guest
+or a user chose can't drive the terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from ramet.model.shapes import Instance, LineageNode
+
+_STATE_STYLES = {
+    "running": "green",
+    "paused": "yellow",
+    "standby": "yellow",
+    "template": "cyan",
+    "failed": "red",
+    "stopped": "dim",
+}
+_FIGURES = frozenset(
+    {"MEMORY", "CPUS", "FORKS", "LINKS", "OWN RAM", "PRIVATE", "PSS", "RSS", "READY", "TOTAL", "CPU", "SIZE"}
+)
+"""Columns that are aligned to the right."""
+_UNBOUNDED_COLUMNS = 100_000
+
+
+def emit(document: Any) -> None:
+    """Write one JSON document: on one line, or indented when a person reads it."""
+    import msgspec
+
+    data = msgspec.json.encode(document)
+    if sys.stdout.isatty():
+        data = msgspec.json.format(data, indent=2)
+    say(data.decode())
+
+
+def say(line: str) -> None:
+    """Write a line for people and scripts."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def warn(line: str) -> None:
+    """Write a line to standard error, whatever has become of it."""
+    try:
+        sys.stderr.write(clean(line, keep_lines=True) + "\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody is there to read it
+
+
+def clean(text: str, *, keep_lines: bool = False) -> str:
+    """`text` without anything that could drive a terminal."""
+    from ramet.host.rings import printable
+
+    harmless = printable(text.encode(errors="replace"))
+    return harmless if keep_lines else " ".join(harmless.split())
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a table, a row a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in headers:
+        drawn.add_column(header, justify="right" if header in _FIGURES else "left", no_wrap=True)
+    for row in rows:
+        cells = [clean(str(cell)) for cell in row]
+        drawn.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in cells))
+    _show(drawn)
+
+
+def tree(nodes: Sequence[LineageNode]) -> None:
+    """Instances by who was forked from whom."""
+    from rich.console import Group
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def line(one: Instance) -> Text:
+        state = str(one.state)
+        return Text.assemble(
+            (one.name, "bold"), f"  {one.id}  ", (state, _STATE_STYLES.get(state, "")), f"  {age(one)}"
+        )
+
+    def grow(branch: Tree, nodes: Sequence[LineageNode]) -> Tree:
+        for node in nodes:
+            grow(branch.add(line(node.instance)), node.forks)
+        return branch
+
+    _show(Group(*(grow(Tree(line(root.instance)), root.forks) for root in nodes)))
+
+
+def fields(document: Any, *, indent: str = "") -> None:
+    """A shape as indented lines, `name: value`, sizes also in people's words."""
+    import msgspec
+
+    from ramet.units import format_bytes
+
+    for name, value in msgspec.to_builtins(document).items():
+        if isinstance(value, dict) and value:
+            say(f"{indent}{name}:")
+            fields(value, indent=indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            say(f"{indent}{name}:")
+            for entry in value:
+                say(f"{indent}  -")
+                fields(entry, indent=indent + "    ")
+        else:
+            shown = "-" if value is None or value in ({}, []) else clean(str(value))
+            if name.endswith("_bytes") and isinstance(value, int):
+                shown += f"  ({format_bytes(value)})"
+            say(f"{indent}{name}: {shown}")
+
+
+def age(instance: Instance) -> str:
+    """How long ago it was made, in the largest whole unit: `12s`, `3m`, `5h`, `2d`."""
+    made = datetime.fromisoformat(instance.created_at)
+    seconds = max(0, int((datetime.now(UTC) - made).total_seconds()))
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+@contextmanager
+def working(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show on a terminal that something takes its time. Standard output isn't touched."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def _show(drawn: RenderableType) -> None:
+    """Render, without the spaces that rich pads lines with."""
+    console = _console()
+    with console.capture() as captured:
+        console.print(drawn)
+    for line in captured.get().splitlines():
+        say(line.rstrip())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, color_system=None, width=_UNBOUNDED_COLUMNS)

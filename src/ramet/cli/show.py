@@ -1,0 +1,185 @@
+"""Verbs that only look: ps, tree, inspect, logs, stats."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ramet.cli import calling, output
+from ramet.cli.options import Json, Reference, pairs
+from ramet.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ramet.engine.host import Host
+    from ramet.model.shapes import Instance, Usage
+
+_FINAL = frozenset({"stopped", "failed"})
+
+
+def ps(
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Also those that have stopped or failed.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="K=V", help="Only those with this label, or with state=STATE."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List instances."""
+
+    async def body(host: Host) -> None:
+        labels = pairs(filters or [], what="filter")
+        state = labels.pop("state", None)
+        _require_state(state)
+        known = await host.list(everything=True)
+        chosen = await host.list(everything=everything or state in _FINAL, labels=labels)
+        shown = [one for one in chosen if state is None or one.state == state]
+        if json:
+            output.emit(shown)
+        elif quiet:
+            for one in shown:
+                output.say(one.id)
+        else:
+            _show_instances(shown, {one.id: one.name for one in known})
+
+    calling.with_host(body, json=json)
+
+
+def _require_state(state: str | None) -> None:
+    from ramet.model.lifecycle import State
+
+    if state is not None and state not in set(State):
+        raise UsageError(f"{state!r} is not a state", hint=f"there is {', '.join(State)}")
+
+
+def _show_instances(instances: Sequence[Instance], names: dict[str, str]) -> None:
+    from ramet.units import format_bytes
+
+    rows = [
+        (
+            one.name,
+            one.id,
+            one.state,
+            one.image,
+            format_bytes(one.memory_bytes),
+            one.cpus,
+            f"{one.driver}/{one.accelerator}",
+            names.get(one.parent, one.parent) if one.parent else "-",
+            one.forks,
+            output.age(one),
+        )
+        for one in instances
+    ]
+    headers = ("NAME", "ID", "STATE", "IMAGE", "MEMORY", "CPUS", "DRIVER", "PARENT", "FORKS", "AGE")
+    output.table(headers, rows)
+
+
+def tree(json: Json = False) -> None:
+    """Show who was forked from whom."""
+
+    async def body(host: Host) -> None:
+        nodes = await host.tree()
+        if json:
+            output.emit(nodes)
+        else:
+            output.tree(nodes)
+
+    calling.with_host(body, json=json)
+
+
+def inspect(reference: Reference, json: Json = False) -> None:
+    """Show everything about an instance; its VMM and its guest are asked too."""
+
+    async def body(host: Host) -> None:
+        inspection = await (await host.get(reference)).inspect()
+        if json:
+            output.emit(inspection)
+        else:
+            output.fields(inspection)
+
+    calling.with_host(body, json=json)
+
+
+def logs(
+    reference: Reference,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is added, until the instance stops.")
+    ] = False,
+    vmm: Annotated[bool, typer.Option("--vmm", help="The VMM's own log instead of the console.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the end of a guest's console. In a pipe as it is; on a terminal without control sequences."""
+
+    async def body(host: Host) -> None:
+        vm = await host.get(reference)
+        if not follow:
+            _write_log(vm.id, await vm.logs(vmm=vmm), json=json)
+            return
+        async for chunk in vm.follow_logs(vmm=vmm):
+            _write_log(vm.id, chunk, json=json)
+
+    calling.with_host(body, json=json)
+
+
+def _write_log(instance_id: str, data: bytes, *, json: bool) -> None:
+    from ramet.cli.shapes import LogDocument
+    from ramet.host.rings import printable
+
+    if json:
+        output.emit(LogDocument(id=instance_id, text=data.decode(errors="replace")))
+    elif sys.stdout.isatty():
+        sys.stdout.write(printable(data))
+        sys.stdout.flush()
+    else:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def stats(
+    reference: Annotated[
+        str | None, typer.Argument(metavar="[REF]", help="One instance only.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what instances use of this machine, measured now."""
+
+    async def body(host: Host) -> None:
+        if reference is not None:
+            usage = await (await host.get(reference)).stats()
+            if json:
+                output.emit(usage)
+            else:
+                _show_usage([usage])
+            return
+        usages = await host.stats()
+        if json:
+            output.emit(usages)
+        else:
+            _show_usage(usages)
+
+    calling.with_host(body, json=json)
+
+
+def _show_usage(usages: Sequence[Usage]) -> None:
+    from ramet.units import format_bytes
+
+    rows = [
+        (
+            one.name,
+            one.id,
+            f"{one.cpu_seconds:.1f} s",
+            format_bytes(one.rss_bytes),
+            format_bytes(one.pss_bytes),
+            format_bytes(one.private_dirty_bytes),
+            format_bytes(one.guest_private_bytes),
+            one.mem_file_links,
+        )
+        for one in usages
+    ]
+    output.table(("NAME", "ID", "CPU", "RSS", "PSS", "PRIVATE", "OWN RAM", "LINKS"), rows)

@@ -1,0 +1,115 @@
+"""A guest's command on this process's own standard streams.
+
+Nothing here blocks the event loop or leaves a thread behind: a descriptor is waited for, then read or written
+without blocking. Regular files can't be waited for (epoll(7)) and never block.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ramet.errors import ExecTimeoutError, GuestError
+from ramet.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ramet.guest.messages import Chunk, ExitStatus
+    from ramet.guest.process import Process
+
+_READ_BYTES = 64 * KIB
+
+
+def stdin_is_worth_forwarding(*, interactive: bool) -> bool:
+    """Whether standard input goes to the guest: asked for, or not a terminal (a file, a pipe)."""
+    return sys.stdin is not None and (interactive or not os.isatty(0))
+
+
+async def stream(
+    process: Process, *, forward_stdin: bool, take: Callable[[Chunk], Awaitable[None]]
+) -> ExitStatus:
+    """Feed a command and take what it writes, to its end, whatever standard input does."""
+    async with _fed(process, forward_stdin=forward_stdin):
+        async for chunk in process.output():
+            await take(chunk)
+    return await process.wait()
+
+
+@asynccontextmanager
+async def _fed(process: Process, *, forward_stdin: bool) -> AsyncIterator[None]:
+    """Standard input goes to the command for as long as the block lasts."""
+    async with AsyncExitStack() as stack:
+        if forward_stdin:
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(tasks.cancel_scope.cancel)
+            tasks.start_soon(_feed, process)
+        yield
+
+
+async def _feed(process: Process) -> None:
+    while data := await read_some(0):
+        await process.write(data)
+    await process.close_stdin()
+
+
+async def read_some(descriptor: int) -> bytes:
+    """What there is to read; nothing at the end of file."""
+    try:
+        await anyio.wait_readable(descriptor)
+    except PermissionError:
+        pass  # a regular file
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    except BlockingIOError:
+        return await read_some(descriptor)
+
+
+async def write_all(descriptor: int, data: bytes) -> None:
+    """Write everything, as fast as the reader takes it. Raises `BrokenPipeError` when it has gone."""
+    view = memoryview(data)
+    while view:
+        try:
+            await anyio.wait_writable(descriptor)
+            most = select.PIPE_BUF  # so much fits in a pipe that is called writable (pipe(7))
+        except PermissionError:
+            most = len(view)
+        try:
+            view = view[os.write(descriptor, view[:most]) :]
+        except BlockingIOError:
+            continue
+
+
+async def to_own_streams(chunk: Chunk) -> None:
+    """Pass output on, unbuffered."""
+    await write_all(1 if chunk.stream == "stdout" else 2, chunk.data)
+
+
+class Collected:
+    """Output kept for a JSON document, within `limit_bytes`."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.stdout = bytearray()
+        self.stderr = bytearray()
+        self._limit_bytes = limit_bytes
+
+    async def take(self, chunk: Chunk) -> None:
+        """Keep a piece. Raises `GuestError` when it is too much, which ends the command."""
+        (self.stdout if chunk.stream == "stdout" else self.stderr).extend(chunk.data)
+        if len(self.stdout) + len(self.stderr) > self._limit_bytes:
+            raise GuestError(
+                f"the command wrote more than {self._limit_bytes} bytes", hint="leave --json out to stream it"
+            )
+
+
+def shell_code(status: ExitStatus, *, command: str, timeout_s: float | None) -> int:
+    """The exit code that a shell would give. Raises `ExecTimeoutError` when its time ran out."""
+    if status.timed_out:
+        raise ExecTimeoutError(f"{command} didn't end within {timeout_s or 0:g} s and was killed")
+    return status.exit_code if status.exit_code is not None else 128 + (status.signal or 0)

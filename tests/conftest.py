@@ -1,0 +1,116 @@
+"""The ladder that VM tests climb: a home, a booted instance, a template, its forks; and the check that nothing is left.
+
+Real parts only: QEMU, Debian's kernel, the agent. A machine that lacks one skips these tests with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+import ramet
+from ramet import config
+from ramet.errors import RametError
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The only event loop that qemu.qmp runs on."""
+    return "asyncio"
+
+
+def living_in(directory: Path) -> list[int]:
+    """Pids of the processes that work anywhere below `directory`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").readlink().is_relative_to(directory):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def assert_nothing_left(home: Path) -> None:
+    """No process, no instance directory and so no socket of `home` is left."""
+    assert living_in(home) == []
+    instances = home / "instances"
+    assert not instances.exists() or list(instances.iterdir()) == []
+
+
+@pytest.fixture(scope="session")
+def homes() -> Iterator[Path]:
+    """Where test homes are made: on the file system of the image cache, so that parts can be linked."""
+    cache = config.cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tests-", dir=cache) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def home(homes: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A home of one test's own. Fails the test when something is left in it."""
+    directory = Path(tempfile.mkdtemp(dir=homes))
+    yield directory
+    assert_nothing_left(directory)
+
+
+@pytest.fixture
+async def host(home: Path) -> AsyncIterator[ramet.Host]:
+    """An open Host on a home of its own; what the test made leaves with it."""
+    async with ramet.Host(home) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+async def warm_home(homes: Path, anyio_backend: str) -> AsyncIterator[Path]:
+    """A home with one template, `warm`, whose guest has 8 MiB of random data in /tmp/data. Booted once for all tests."""
+    directory = Path(tempfile.mkdtemp(dir=homes, prefix="warm-"))
+    try:
+        async with ramet.Host(directory) as host:
+            vm = await host.run("builtin", name="warm", memory="256M")
+            await vm.exec("sh", "-c", "head -c 8388608 /dev/urandom > /tmp/data", check=True)
+            await (await vm.template()).detach()
+    except RametError as error:
+        pytest.skip(f"this machine can't run the built-in guest: {error}")
+    yield directory
+    async with ramet.Host(directory) as host:
+        for instance in await host.list(everything=True):
+            await (await host.get(instance.id)).remove(force=True)
+    assert_nothing_left(directory)
+
+
+@pytest.fixture
+async def warm_host(warm_home: Path) -> AsyncIterator[ramet.Host]:
+    """A Host on the warm home. Afterwards only the template is there."""
+    async with ramet.Host(warm_home) as host:
+        yield host
+    async with ramet.Host(warm_home) as host:
+        left = [one.name for one in await host.list(everything=True)]
+        for name in left:
+            if name != "warm":
+                await (await host.get(name)).remove(force=True)
+    assert left == ["warm"]
+    assert living_in(warm_home) == []
+
+
+@pytest.fixture
+async def warm(warm_host: ramet.Host) -> ramet.VM:
+    """The template."""
+    return await warm_host.get("warm")
+
+
+@pytest.fixture
+def no_descriptor_leaks() -> Iterator[None]:
+    """The test leaves as many open files as it found."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    after = set(os.listdir("/proc/self/fd"))
+    assert len(after) <= len(before) + 1, sorted(after - before)
+
+

@@ -1,0 +1,196 @@
+"""Forks: what each proves, and that none sees another."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+
+import ramet
+from ramet.memory.integrity import digest
+from tests.conftest import living_in
+
+pytestmark = [pytest.mark.vm, pytest.mark.anyio]
+
+
+def mapped(pid: int, inode: int) -> list[str]:
+    """The permissions of the mappings of that inode."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [line.split()[1] for line in lines if line.split()[4] == str(inode)]
+
+
+async def test_every_fork_is_its_own_and_shares_one_inode(warm: ramet.VM) -> None:
+    template = warm.directory / "mem"
+    async with warm.fork(6, require_shared=True) as forks:
+        receipts = [one.receipt for one in forks]
+        assert {one.memory.mode for one in receipts} == {"shared"}
+        assert {one.memory.inode for one in receipts} == {template.stat().st_ino}
+        assert {one.memory.links for one in receipts} == {template.stat().st_nlink} == {7}
+        for what in ("machine_id", "hostname", "boot_random"):
+            assert len({getattr(one.identity, what) for one in receipts}) == 6, what
+        assert {one.identity.generation for one in receipts} == {2}
+        for one in receipts:
+            file = Path(one.directory) / one.memory.file
+            assert file.stat().st_ino == one.memory.inode
+            assert file.stat().st_mode & 0o222 == 0
+            assert mapped(one.pid, one.memory.inode) == ["rw-p"], "mapped once, privately"
+            parts = one.timings_ms
+            assert parts.pause == 0
+            assert parts.total == pytest.approx(
+                parts.queued + parts.clone + parts.spawn + parts.load + parts.resume + parts.ready, abs=1
+            )
+        # The guest agrees with the receipt.
+        for vm, receipt in zip(forks, receipts, strict=True):
+            said = await vm.exec(
+                "sh", "-c", "hostname; cat /etc/machine-id /run/ramet/generation /etc/hostname"
+            )
+            identity = receipt.identity
+            assert said.text.split() == [identity.hostname, identity.machine_id, "2", identity.hostname]
+            assert identity.hostname == vm.name
+
+
+async def test_forks_write_the_same_pages_and_see_only_their_own(warm: ramet.VM) -> None:
+    before = digest(warm.directory / "mem")
+    original = (await sums(await warm.fork(1)))[0]
+    forks = await warm.fork(8)
+    assert await sums(forks) == [original] * 8
+    # The same 4 MiB of the same file in every guest: the same guest pages, as the parent laid them out.
+    async with anyio.create_task_group() as tasks:
+        for number, vm in enumerate(forks):
+            fill = f"yes pattern-{number} | dd of=/tmp/data bs=64k count=64 iflag=fullblock conv=notrunc"
+            tasks.start_soon(vm.exec, "sh", "-c", fill)
+    seen = await forks.exec("sh", "-c", "head -c 4194304 /tmp/data | sort | uniq -c | sort -rn | head -n 1")
+    for number, result in enumerate(seen):
+        assert isinstance(result, ramet.ExecResult)
+        assert result.text.split()[1] == f"pattern-{number}"
+    assert len({*await sums(forks), original}) == 9
+    assert digest(warm.directory / "mem") == before
+    assert await sums(await warm.fork(1)) == [original]
+
+
+async def sums(forks: ramet.Forks) -> list[str]:
+    results = await forks.exec("md5sum", "/tmp/data")
+    return [result.text.split()[0] for result in results if isinstance(result, ramet.ExecResult)]
+
+
+async def test_forks_outlive_template_and_source(host: ramet.Host) -> None:
+    """I3: template deleted, then its fork's template deleted; what is left neither stops nor misses anything."""
+    source = await host.run(name="source", memory="128M")
+    await source.exec("sh", "-c", "echo first > /tmp/mark", check=True)
+    base = await source.template()
+    inode = (base.directory / "mem").stat().st_ino
+    first, second = await base.fork(2)
+    await base.remove()
+    assert not base.directory.exists()
+    assert (first.directory / "mem").stat().st_nlink == 2
+    assert (await first.exec("cat", "/tmp/mark")).text == "first\n"
+    # A fork of a fork: its capture is a new file, the inode that its sibling has mapped stays as it is.
+    sibling_digest = digest(second.directory / "mem")
+    await first.exec("sh", "-c", "echo second >> /tmp/mark", check=True)
+    again = await first.template()
+    assert (again.directory / "mem").stat().st_ino != inode
+    assert digest(second.directory / "mem") == sibling_digest
+    (third,) = await again.fork(1)
+    await again.remove()
+    assert (await third.exec("cat", "/tmp/mark")).text == "first\nsecond\n"
+    assert third.receipt.identity.generation == 3
+    assert (await second.exec("cat", "/tmp/mark")).text == "first\n"
+
+
+async def test_copying_is_named_and_sharing_can_be_required(warm: ramet.VM) -> None:
+    async with warm.fork(1, share_memory=False) as (fork,):
+        assert fork.receipt.memory.mode == "copied"
+        assert fork.receipt.memory.inode != (warm.directory / "mem").stat().st_ino
+        assert (await fork.exec("true")).ok
+    with pytest.raises(ramet.UsageError):
+        await warm.fork(1, share_memory=False, require_shared=True)
+
+
+async def test_some_fail_alone(
+    warm: ramet.VM, warm_host: ramet.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One VMM of four is killed before it can answer: three forks live, one error says what happened, nothing is left of it."""
+    from ramet.drivers.qemu import QemuVmm
+    from ramet.host import processes
+
+    resumed: list[int] = []
+    original = QemuVmm.resume
+
+    async def resume_then_lose_one(self: QemuVmm) -> None:
+        await original(self)
+        resumed.append(self.process.pid)
+        if len(resumed) == 2:
+            await processes.kill(self.process)
+
+    monkeypatch.setattr(QemuVmm, "resume", resume_then_lose_one)
+    results = await warm.fork(4, return_exceptions=True)
+    failures = [one for one in results if isinstance(one, Exception)]
+    assert len(results) == 4
+    assert len(failures) == 1
+    assert isinstance(failures[0], ramet.VmmError)
+    living = [one for one in results if isinstance(one, ramet.VM)]
+    assert [(await one.exec("true")).ok for one in living] == [True] * 3
+    assert len(list((warm_host.home / "instances").iterdir())) == 4
+    resumed.clear()
+    with pytest.raises(ramet.ForkError) as caught:
+        await warm.fork(3)
+    assert len(caught.value.forks) == 2
+    assert len(caught.value.errors) == 1
+    assert caught.value.exit_code == 6
+
+
+async def test_a_cancelled_fork_leaves_nothing(warm: ramet.VM, warm_home: Path) -> None:
+    cancelled = 0
+    for delay_s in (0.0, 0.03, 0.08, 0.15, 0.25):
+        with anyio.move_on_after(delay_s) as scope:
+            await warm.fork(4)
+        if scope.cancelled_caught:
+            cancelled += 1
+            assert [one.name for one in (warm_home / "instances").iterdir()] == [warm.id]
+            assert living_in(warm_home) == []
+    assert cancelled >= 3
+
+
+async def test_altered_parts_are_refused_before_a_vmm_is_spawned(host: ramet.Host) -> None:
+    base = await (await host.run(memory="128M")).template()
+    for part in ("mem", "vmstate"):
+        path = base.directory / part
+        was = path.stat()
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns + 1))
+        with pytest.raises(ramet.ForkError, match=part):
+            await base.fork(1)
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    async with base.fork(1) as (fork,):
+        assert (await fork.exec("true")).ok
+
+
+async def test_what_cannot_be_forked_says_why(host: ramet.Host, warm: ramet.VM) -> None:
+    running = await host.run(name="runs", memory="128M")
+    with pytest.raises(ramet.WrongStateError, match="ramet template runs"):
+        await running.fork(1)
+    await running.stop()
+    with pytest.raises(ramet.WrongStateError, match="stopped"):
+        await running.fork(1)
+    for count in (0, -1, 100_000):
+        with pytest.raises(ramet.UsageError):
+            await warm.fork(count)
+    with pytest.raises(ramet.UsageError, match="legal name"):
+        await warm.fork(1, name="no spaces")
+
+
+async def test_names_of_forks(warm: ramet.VM) -> None:
+    async with warm.fork(2, name="team") as named, warm.fork(2) as unnamed:
+        assert [one.name for one in named] == ["team-1", "team-2"]
+        assert [one.name for one in unnamed] == ["warm-1", "warm-2"]
+        with pytest.raises(ramet.NameTakenError):
+            await warm.fork(1, name="team-1")
+
+
+async def test_keep_one(warm: ramet.VM, warm_host: ramet.Host) -> None:
+    async with warm.fork(3) as forks:
+        await forks[1].keep()
+        assert [one.name for one in await warm_host.list()] == ["warm", forks[1].name]
+    assert (await forks[1].exec("true")).ok
+    await forks[1].remove(force=True)
