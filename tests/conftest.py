@@ -1,11 +1,11 @@
-"""The ladder that VM tests climb: a home, a booted instance, a template, its forks; and the check that nothing is left.
+"""The ladder that VM tests climb: a home, a booted instance, a template, its forks; and the check that
+nothing is left.
 
 Real parts only: QEMU, Debian's kernel, the agent. A machine that lacks one skips these tests with the reason.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -69,7 +69,10 @@ async def host(home: Path) -> AsyncIterator[ramet.Host]:
 
 @pytest.fixture(scope="session")
 async def warm_home(homes: Path, anyio_backend: str) -> AsyncIterator[Path]:
-    """A home with one template, `warm`, whose guest has 8 MiB of random data in /tmp/data. Booted once for all tests."""
+    """A home with one template, `warm`, whose guest has 8 MiB of random data in /tmp/data.
+
+    Booted once for all tests.
+    """
     directory = Path(tempfile.mkdtemp(dir=homes, prefix="warm-"))
     try:
         async with ramet.Host(directory) as host:
@@ -103,14 +106,3 @@ async def warm_host(warm_home: Path) -> AsyncIterator[ramet.Host]:
 async def warm(warm_host: ramet.Host) -> ramet.VM:
     """The template."""
     return await warm_host.get("warm")
-
-
-@pytest.fixture
-def no_descriptor_leaks() -> Iterator[None]:
-    """The test leaves as many open files as it found."""
-    before = set(os.listdir("/proc/self/fd"))
-    yield
-    after = set(os.listdir("/proc/self/fd"))
-    assert len(after) <= len(before) + 1, sorted(after - before)
-
-

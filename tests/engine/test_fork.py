@@ -76,7 +76,9 @@ async def sums(forks: ramet.Forks) -> list[str]:
 
 
 async def test_forks_outlive_template_and_source(host: ramet.Host) -> None:
-    """I3: template deleted, then its fork's template deleted; what is left neither stops nor misses anything."""
+    """I3: template deleted, then its fork's template deleted; what is left neither stops nor misses
+    anything.
+    """
     source = await host.run(name="source", memory="128M")
     await source.exec("sh", "-c", "echo first > /tmp/mark", check=True)
     base = await source.template()
@@ -111,7 +113,9 @@ async def test_copying_is_named_and_sharing_can_be_required(warm: ramet.VM) -> N
 async def test_some_fail_alone(
     warm: ramet.VM, warm_host: ramet.Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One VMM of four is killed before it can answer: three forks live, one error says what happened, nothing is left of it."""
+    """One VMM of four is killed before it can answer: three forks live, one error says what happened,
+    nothing is left of it.
+    """
     from ramet.drivers.qemu import QemuVmm
     from ramet.host import processes
 
@@ -125,7 +129,7 @@ async def test_some_fail_alone(
             await processes.kill(self.process)
 
     monkeypatch.setattr(QemuVmm, "resume", resume_then_lose_one)
-    results = await warm.fork(4, return_exceptions=True)
+    results: list[object] = [*await warm.fork(4, return_exceptions=True)]
     failures = [one for one in results if isinstance(one, Exception)]
     assert len(results) == 4
     assert len(failures) == 1

@@ -74,10 +74,7 @@ class MappingProcess:
         self.address = int(self._answers.readline(), 16)
 
     def tell(self, verb: str, first: int, length: int, value: int = 0) -> None:
-        """
-
-        Have something done to `length` bytes from offset `first`; `scatter`: to pages, `value` bytes apart.
-        """
+        """Have `length` bytes from offset `first` changed (`scatter`: pages, `value` bytes apart)."""
         self._orders.write(f"{verb} {first} {length} {value}\n".encode())
         self._orders.flush()
         if verb != "show":

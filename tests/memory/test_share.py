@@ -46,10 +46,7 @@ def elsewhere(source: Path) -> Iterator[Path]:
 
 
 def assert_same(source: Path, destination: Path, how: Shared) -> None:
-    """
-
-    The content, the mode and the time are the source's; without a link, the inode and the blocks are its own.
-    """
+    """Content, mode and time are the source's; without a link, the inode and the blocks are its own."""
     facts, copy = source.stat(), destination.stat()
     assert digest(destination) == digest(source)
     assert (copy.st_size, copy.st_mtime_ns) == (facts.st_size, facts.st_mtime_ns)

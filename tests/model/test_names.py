@@ -21,7 +21,8 @@ FAMILY = [One("aaaa11112222", "warm"), One("aaaa33334444", "cold"), One("bbbb555
 
 
 @pytest.mark.parametrize(
-    ("reference", "name"), [("warm", "warm"), ("aaaa33334444", "cold"), ("bbbb", "aaaa11112222x"), ("aaaa1", "warm")]
+    ("reference", "name"),
+    [("warm", "warm"), ("aaaa33334444", "cold"), ("bbbb", "aaaa11112222x"), ("aaaa1", "warm")],
 )
 def test_exact_name_then_id_then_prefix(reference: str, name: str) -> None:
     assert resolve(reference, FAMILY).name == name

@@ -122,4 +122,6 @@ def test_an_empty_database_is_migrated_by_one_of_many(tmp_path: Path) -> None:
     ]
     said = [child.communicate(timeout=60)[0].strip() for child in children]
     assert sorted(said) == ["lost"] * 7 + ["won"]
-    assert sorted(one.name for one in Store(path).all()) == sorted([f"n{number}" for number in range(8)] + ["shared"])
+    assert sorted(one.name for one in Store(path).all()) == sorted(
+        [f"n{number}" for number in range(8)] + ["shared"]
+    )

@@ -54,7 +54,8 @@ def call(body: Callable[[], Awaitable[int | None]], *, json: bool, in_guest: boo
     try:
         code = anyio.run(_unless_signalled, body, caught)
     except BrokenPipeError:
-        raise
+        silence_stdout()
+        code = BROKEN_PIPE
     except Exception as error:
         code = report(error, json=json and not caught, in_guest=in_guest)
     if caught:

@@ -115,7 +115,8 @@ def fields(document: Any, *, indent: str = "") -> None:
                 say(f"{indent}  -")
                 fields(entry, indent=indent + "    ")
         else:
-            shown = "-" if value is None or value in ({}, []) else clean(str(value))
+            shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            shown = "-" if value in (None, {}, []) else clean(shown)
             if name.endswith("_bytes") and isinstance(value, int):
                 shown += f"  ({format_bytes(value)})"
             say(f"{indent}{name}: {shown}")

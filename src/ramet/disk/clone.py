@@ -115,11 +115,7 @@ class _Walk:
                 self._entry(origin, copy, name, below)
 
     def finish(self) -> None:
-        """
-
-        Set the directories' modes and times: last of all, since a mode may forbid and an entry changes the
-        time.
-        """
+        """Set the directories' modes and times. Last of all: a mode may forbid, an entry changes the time."""
         for made in reversed(self.directories):
             place = self.destination / made.path
             with filesystem_errors("finish", place):

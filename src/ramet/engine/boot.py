@@ -104,18 +104,31 @@ async def create(
 async def start(context: Context, record: Record) -> Record:
     """Start a stopped instance cold: disks and identity kept, memory new. Raises `WrongStateError` in any
     other state.
-
-    Also for a restored guest that rebooted, which is stopped once somebody looks.
     """
     async with context.lifecycle(record):
-        record = observe(context, context.store.get(record.id)).record
-        record.moved(Move.START)
-        driver = context.driver(record.driver)
-        await driver.version()
-        # A ramet that was killed in mid-start leaves a VMM that no record names.
-        for process in processes.working_in(context.directory(record)):
-            await processes.kill(process)
-        return await _boot(context, record, driver, Move.START)
+        return await _start(context, observe(context, context.store.get(record.id)).record)
+
+
+async def restart(context: Context, gone: Record) -> Record:
+    """Start cold an instance whose guest rebooted and took its VMM with it, unless another process has done so.
+
+    `gone` is its record with that VMM.
+    """
+    async with context.lifecycle(gone):
+        record = context.store.get(gone.id)
+        if record.vmm != gone.vmm:
+            return record
+        return await _start(context, observe(context, record).record)
+
+
+async def _start(context: Context, record: Record) -> Record:
+    record.moved(Move.START)
+    driver = context.driver(record.driver)
+    await driver.version()
+    # A ramet that was killed in mid-start leaves a VMM that no record names.
+    for process in processes.working_in(context.directory(record)):
+        await processes.kill(process)
+    return await _boot(context, record, driver, Move.START)
 
 
 async def _boot(context: Context, record: Record, driver: Driver, move: Move) -> Record:

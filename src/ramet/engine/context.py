@@ -13,7 +13,7 @@ import anyio.abc
 
 from ramet.drivers.api import Driver, Vmm
 from ramet.engine.agents import Agents
-from ramet.errors import UsageError, VmmError, WrongStateError
+from ramet.errors import NotFoundError, UsageError, VmmError, WrongStateError
 from ramet.host.locks import file_lock
 from ramet.model.record import Record
 from ramet.paths import LIFECYCLE_LOCK, Home
@@ -57,7 +57,14 @@ class Context:
         return self.driver(record.driver).attach(self.directory(record), record.vmm.process)
 
     def lifecycle(self, record: Record) -> AbstractAsyncContextManager[None]:
-        """The lock under which an instance's state is changed: one change at a time, whichever process
-        makes it.
+        """The lock under which an instance's state is changed: one change at a time, by whichever process.
+
+        Entering raises `WrongStateError` when another change goes on for a minute, `NotFoundError` when the
+        instance has been removed.
         """
-        return file_lock(self.directory(record) / LIFECYCLE_LOCK, wait_s=_LIFECYCLE_WAIT_S)
+        if not self.directory(record).is_dir():
+            raise NotFoundError(f"{record.name} has been removed", hint="`ramet ps -a` lists what there is")
+        busy = WrongStateError(
+            f"another ramet process has been changing {record.name} for {_LIFECYCLE_WAIT_S:.0f} s", hint="try again"
+        )
+        return file_lock(self.directory(record) / LIFECYCLE_LOCK, wait_s=_LIFECYCLE_WAIT_S, busy=busy)

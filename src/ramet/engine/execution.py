@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from ramet.drivers.api import Ending
-from ramet.engine.boot import start
+from ramet.engine.boot import restart
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.proof import agent_of, introduce
@@ -49,9 +49,10 @@ async def settle(context: Context, record: Record) -> Record:
 
     A restored guest that rebooted is started cold, as its user asked of it.
     """
-    observed, ending = observe(context, context.store.get(record.id))
-    if ending is Ending.REBOOTED and observed.vmm is None and record.vmm is not None and record.vmm.restored:
-        return await start(context, observed)
+    record = context.store.get(record.id)
+    observed, ending = observe(context, record)
+    if ending is Ending.REBOOTED:
+        return await restart(context, record)
     if ending is not None:
         return context.store.change(record.id, lambda one: observe(context, one).record)
     return observed

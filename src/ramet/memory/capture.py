@@ -106,6 +106,8 @@ def _lay_over(file: int, pid: int, runs: Sequence[Run]) -> None:
     for run in runs:
         if run.host_start is None:
             _clear(file, run.file_offset, run.length_bytes, below)
+    # Reading straight into a mapping of the file can be quicker, but a full disk is then a bad address
+    # without a reason, and pages of zeros have taken blocks before they are seen to be zeros.
     buffer = bytearray(_BUFFER_BYTES)
     view = memoryview(buffer)
     for batch in _batches(runs):
@@ -122,10 +124,7 @@ def _lay_over(file: int, pid: int, runs: Sequence[Run]) -> None:
 
 
 def _batches(runs: Sequence[Run]) -> Iterator[list[_Slice]]:
-    """
-
-    The runs that have something to read, cut and grouped so that each group is one call and fills one buffer.
-    """
+    """The runs with something to read, cut and grouped: each group is one call and fits in the buffer."""
     batch: list[_Slice] = []
     room = _BUFFER_BYTES
     for run in runs:
@@ -182,10 +181,7 @@ def _process_vm_readv() -> ctypes._NamedFuncPointer:
 
 
 def _read_process(pid: int, ranges: list[tuple[int, int]], buffer: bytearray) -> None:
-    """
-
-    Fill the buffer with the ranges, one behind the other: at most IOV_MAX of them, and no more than fits.
-    """
+    """Fill the buffer with the ranges, one behind the other: no more than IOV_MAX, no more than fits."""
     call = _process_vm_readv()
     target = (ctypes.c_char * len(buffer)).from_buffer(buffer)
     wanted = sum(length for _, length in ranges)

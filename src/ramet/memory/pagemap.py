@@ -61,10 +61,7 @@ class _Spans(NamedTuple):
 
 
 _Lister = Callable[[int, int, int, bool], _Spans]
-"""
-
-(pagemap descriptor, start, end, anonymous only) -> ranges of pages that are present or swapped, ascending.
-"""
+"""(pagemap descriptor, start, end, anonymous only) -> ranges of pages present or swapped, ascending."""
 
 
 class Run(msgspec.Struct, frozen=True, gc=False):
