@@ -1,5 +1,5 @@
-"""Makes the reference pages: `docs/json.md` from the shapes, `docs/errors.md` from the error tree, `docs/cli.md`
-from the command line itself.
+"""Makes the reference pages: `docs/json.md` from the shapes, `docs/errors.md` from the error tree,
+`docs/cli.md` from the command line itself.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ document a line. Fields are only ever added. Every field is always there.
 | `doctor` | a DoctorReport |
 | `demo` | a DemoReport |
 | every verb that fails | an ErrorDocument, and the same text for people on standard error |
-"""
+"""  # noqa: E501
 
 _ERRORS_INTRODUCTION = """# Errors and exit codes
 
@@ -67,24 +67,24 @@ Every error that ramet raises on purpose is a `ramet.RametError`, with `code`, `
 `exec` and `run IMAGE -- CMD` return the guest's own code, 128 + n when signal n ended the command. ramet's own trouble is
 then 125; 124: its time ran out, 126: it can't be executed, 127: the guest has no such program. What can't even be
 parsed as a command line is 2 everywhere.
-"""
+"""  # noqa: E501
 _FURTHER_CODES = """
 Two codes in `--json` belong to no class: `interrupted` (a signal; exit code 128 + n) and `internal` (a fault of ramet's
 own; exit code 1, `RAMET_DEBUG=1` shows where it came from).
-"""
+"""  # noqa: E501
 
 _CLI_INTRODUCTION = """# The command line
 
 `RAMET_HOME` sets the data directory. REF is an instance's name, its id, or the first 4 or more digits of the id.
 Exit codes are in [errors.md](errors.md), what `--json` prints in [json.md](json.md).
-"""
+"""  # noqa: E501
 
 
 def json_page() -> str:
     """`docs/json.md`."""
     parts = [_GENERATED, _JSON_INTRODUCTION]
     for module in (shapes, cli_shapes):
-        parts += [_shape(kind, module) for kind in _defined(module, msgspec.Struct)]
+        parts += [_shape(kind) for kind in _defined(module, msgspec.Struct)]
     return "\n".join(parts)
 
 
@@ -97,10 +97,10 @@ def _defined(module: ModuleType, base: type) -> list[type]:
     ]
 
 
-def _shape(kind: type, module: ModuleType) -> str:
+def _shape(kind: type) -> str:
     notes = _field_notes(kind)
     own = kind.__annotations__
-    hints = get_type_hints(kind, vars(module))
+    hints = get_type_hints(kind)
     parents = [base for base in kind.__bases__ if base is not msgspec.Struct]
     lines = [f"## {kind.__name__}", "", inspect.getdoc(kind) or "", ""]
     if parents:
@@ -170,34 +170,34 @@ def _descendants(
 def cli_page() -> str:
     """`docs/cli.md`."""
     root = typer.main.get_command(app)
-    return "\n".join([_GENERATED, _CLI_INTRODUCTION, *_commands(root, "ramet", None)])
+    return "\n".join([_GENERATED, _CLI_INTRODUCTION, *_commands(root, "ramet")])
 
 
-def _commands(command: Any, path: str, parent: Any) -> Iterator[str]:
+def _commands(command: Any, path: str) -> Iterator[str]:
     context = command.context_class(command, info_name=path, parent=None)
     children = getattr(command, "commands", None)
     if not children:
         yield _command(command, path, context)
     for name, child in (children or {}).items():
-        yield from _commands(child, f"{path} {name}", context)
+        yield from _commands(child, f"{path} {name}")
 
 
 def _command(command: Any, path: str, context: Any) -> str:
     usage = " ".join(command.collect_usage_pieces(context))
     lines = [f"## {path}", "", f"    {path} {usage}", "", inspect.cleandoc(command.help or ""), ""]
     rows = [
-        f"| {_parameter(one, context)} | {one.help or ''}{_default(one)} |"
+        f"| {_parameter(one)} | {one.help or ''}{_default(one)} |"
         for one in command.params
         if not getattr(one, "hidden", False)
     ]
     return "\n".join([*lines, "| | |", "| --- | --- |", *rows, ""])
 
 
-def _parameter(one: Any, context: Any) -> str:
+def _parameter(one: Any) -> str:
     if one.param_type_name == "argument":
-        return f"`{one.make_metavar(context)}`"
+        return f"`{one.metavar}`"
     names = ", ".join(f"`{name}`" for name in sorted(one.opts, key=len))
-    return names if one.is_flag else f"{names} `{one.make_metavar(context)}`"
+    return names if one.is_flag else f"{names} `{one.metavar}`"
 
 
 def _default(one: Any) -> str:

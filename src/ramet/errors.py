@@ -102,7 +102,7 @@ class GuestTimeoutError(GuestError):
 
 
 class GuestLostError(GuestError):
-    """The connection to the guest's agent ended in the middle of a request. The guest may have done it or not."""
+    """The connection to the guest's agent ended during a request, which the guest may have done or not."""
 
     code = "guest_lost"
 
@@ -138,6 +138,29 @@ class ExecTimeoutError(ExecError):
 
     code = "exec_timeout"
     exit_code = 124
+
+
+class FilesystemError(RametError):
+    """The filesystem refused: no space, no permission, no such file, an error of the medium."""
+
+    code: ClassVar[str] = "filesystem"
+
+    def __init__(self, message: str, *, hint: str | None = None, number: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.number = number
+        """The errno, where there was one."""
+
+
+class CannotReflinkError(UnavailableError):
+    """These two files can't share blocks. `message` is the reason, in words that fit in a receipt."""
+
+    code: ClassVar[str] = "cannot_reflink"
+
+
+class LockBusyError(RametError):
+    """Somebody else held a lock for as long as one was ready to wait. Nothing was changed."""
+
+    code: ClassVar[str] = "busy"
 
 
 class DamagedError(RametError):

@@ -19,45 +19,33 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import (
-    AbstractAsyncContextManager,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar, cast
 
 import anyio
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
 import ramet.engine.forks
 import ramet.engine.host
 import ramet.engine.results
 import ramet.engine.vm
 import ramet.guest.process
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 from ramet.engine.results import ExecResult
 from ramet.errors import UsageError
 from ramet.guest.messages import Chunk, ExitStatus
-from ramet.model.shapes import (
-    ForkReport,
-    Inspection,
-    Instance,
-    LineageNode,
-    Receipt,
-    Usage,
-)
+from ramet.model.shapes import ForkReport, Inspection, Instance, LineageNode, Receipt, Usage
 
 __all__ = ["VM", "ForkError", "Forks", "Host", "Process"]
+
 _T = TypeVar("_T")
 
 
 class _Task(Generic[_T]):
     """A coroutine in a portal's loop. `_finished` tells when it has cleaned up, which a future doesn't."""
 
-    def __init__(
-        self, portal: BlockingPortal, function: Callable[[], Awaitable[_T]]
-    ) -> None:
+    def __init__(self, portal: BlockingPortal, function: Callable[[], Awaitable[_T]]) -> None:
         self._function = function
         self._finished = threading.Event()
         self._future: Future[_T] = portal.start_task_soon(self._run)
@@ -88,9 +76,7 @@ class _Portal:
 
     def __init__(self) -> None:
         self._exits = ExitStack()
-        self._portal = self._exits.enter_context(
-            start_blocking_portal("asyncio", name="ramet")
-        )
+        self._portal = self._exits.enter_context(start_blocking_portal("asyncio", name="ramet"))
 
     def close(self) -> None:
         """End the loop and its thread."""
@@ -101,9 +87,7 @@ class _Portal:
         return _Task(self._portal, function).result()
 
     @contextmanager
-    def entered(
-        self, make: Callable[[], AbstractAsyncContextManager[_T]]
-    ) -> Iterator[_T]:
+    def entered(self, make: Callable[[], AbstractAsyncContextManager[_T]]) -> Iterator[_T]:
         """An async context as a plain one. One task enters and leaves it, as cancel scopes want it."""
         ready: Future[_T] = Future()
         leave = self._portal.call(anyio.Event)
@@ -144,9 +128,7 @@ class _Portal:
 
 
 @asynccontextmanager
-async def _pumped(
-    make: Callable[[], AsyncIterator[_T]],
-) -> AsyncIterator[Callable[[], Awaitable[_T]]]:
+async def _pumped(make: Callable[[], AsyncIterator[_T]]) -> AsyncIterator[Callable[[], Awaitable[_T]]]:
     """A function for the iterator's next item; it raises `EndOfStream`, or the iterator's own error."""
     send, receive = anyio.create_memory_object_stream[_T](0)
     failed: list[Exception] = []
@@ -310,9 +292,7 @@ class VM:
         Leaving the block early kills it.
         """
         with self._portal.entered(
-            lambda: self._wrapped.process(
-                *argv, env=env, cwd=cwd, user=user, timeout=timeout, stdin=stdin
-            )
+            lambda: self._wrapped.process(*argv, env=env, cwd=cwd, user=user, timeout=timeout, stdin=stdin)
         ) as wrapped:
             yield Process(wrapped, self._portal)
 
@@ -329,9 +309,7 @@ class VM:
         Its output goes to the console, and so into `logs`.
         """
         return self._portal.call(
-            lambda: self._wrapped.spawn(
-                *argv, env=env, cwd=cwd, user=user, console=console
-            )
+            lambda: self._wrapped.spawn(*argv, env=env, cwd=cwd, user=user, console=console)
         )
 
     def template(self) -> VM:
@@ -381,10 +359,7 @@ class VM:
         """
         return self._portal.call(
             lambda: self._wrapped.fork_report(
-                count,
-                name=name,
-                require_shared=require_shared,
-                share_memory=share_memory,
+                count, name=name, require_shared=require_shared, share_memory=share_memory
             )
         )
 
@@ -449,9 +424,7 @@ class Forks(list[VM]):
     def __init__(self, wrapped: ramet.engine.forks.Forks, portal: _Portal) -> None:
         # Asked for with return_exceptions, the list holds exceptions where forks failed.
         super().__init__(
-            cast("VM", one)
-            if isinstance(one, Exception)
-            else VM(cast("ramet.engine.vm.VM", one), portal)
+            cast("VM", one) if isinstance(one, Exception) else VM(cast("ramet.engine.vm.VM", one), portal)
             for one in cast("list[object]", wrapped)
         )
         self._wrapped = wrapped
@@ -461,10 +434,7 @@ class Forks(list[VM]):
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._portal.call(lambda: self._wrapped.__aexit__(kind, error, trace))
 
@@ -481,9 +451,7 @@ class Forks(list[VM]):
         each in order.
         """
         return self._portal.call(
-            lambda: self._wrapped.exec(
-                *argv, stdin=stdin, env=env, cwd=cwd, user=user, timeout=timeout
-            )
+            lambda: self._wrapped.exec(*argv, stdin=stdin, env=env, cwd=cwd, user=user, timeout=timeout)
         )
 
 
@@ -496,9 +464,7 @@ class Host:
     `kvm` or `tcg`.
     """
 
-    def __init__(
-        self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto"
-    ) -> None:
+    def __init__(self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto") -> None:
         self._wrapped = ramet.engine.host.Host(home, accel=accel)
         self._open: _Portal | None = None
         self._exits = ExitStack()
@@ -518,10 +484,7 @@ class Host:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = None
         self._exits.close()
@@ -529,10 +492,7 @@ class Host:
     @property
     def _portal(self) -> _Portal:
         if self._open is None:
-            raise UsageError(
-                "this Host isn't open",
-                hint="use it as `with ramet.sync.Host() as host:`",
-            )
+            raise UsageError("this Host isn't open", hint="use it as `with ramet.sync.Host() as host:`")
         return self._open
 
     @property
@@ -585,9 +545,7 @@ class Host:
 
         `labels` selects those that carry them all.
         """
-        return self._portal.call(
-            lambda: self._wrapped.list(everything=everything, labels=labels)
-        )
+        return self._portal.call(lambda: self._wrapped.list(everything=everything, labels=labels))
 
     def tree(self) -> builtins.list[LineageNode]:
         """Everything, by who was forked from whom."""
@@ -601,14 +559,13 @@ class Host:
 class ForkError(ramet.engine.results.ForkError):
     """Some forks of one call failed.
 
-    `forks` are those that live, `errors` what became of the others, by name."""
+    `forks` are those that live, `errors` what became of the others, by name.
+    """
 
     forks: list[VM]  # type: ignore[assignment]  # plain handles here
 
 
-def _forked(
-    portal: _Portal, make: Callable[[], Awaitable[ramet.engine.forks.Forks]]
-) -> Forks:
+def _forked(portal: _Portal, make: Callable[[], Awaitable[ramet.engine.forks.Forks]]) -> Forks:
     try:
         return Forks(portal.call(make), portal)
     except ramet.engine.results.ForkError as error:

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.disk.clone import clone_directory
-from ramet.errors import UsageError
-from ramet.host.files import FilesystemError, allocated_bytes, open_regular
+from ramet.errors import FilesystemError, UsageError
+from ramet.host.files import allocated_bytes, open_regular
 from ramet.units import KIB, MIB
 
 BLOCK = 4 * KIB

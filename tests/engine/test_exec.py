@@ -111,9 +111,10 @@ async def test_a_command_of_the_parents_goes_on_in_the_fork_and_is_listed(host: 
 
 
 async def test_a_process_is_talked_to_as_it_runs(warm: ramet.VM) -> None:
-    async with warm.fork(1) as (vm,), vm.process(
-        "sh", "-c", "while read line; do echo got $line; done; exit 5", stdin=True
-    ) as process:
+    async with (
+        warm.fork(1) as (vm,),
+        vm.process("sh", "-c", "while read line; do echo got $line; done; exit 5", stdin=True) as process,
+    ):
         output = process.output()
         for word in (b"one", b"two"):
             await process.write(word + b"\n")

@@ -34,7 +34,7 @@ def outcome(child: subprocess.Popen[str], limit_s: float = 60) -> tuple[int, str
     except subprocess.TimeoutExpired:
         child.kill()
         out, err = child.communicate()
-        pytest.fail(f"{child.args} hung: {out} {err}")
+        pytest.fail(f"{child.args!r} hung: {out!r} {err!r}")
     return child.returncode, out, err
 
 

@@ -17,9 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ramet.errors import CannotReflinkError, FilesystemError
 from ramet.host.files import (
-    CannotReflinkError,
-    FilesystemError,
     allocated_bytes,
     copy_extents,
     copy_sparse,

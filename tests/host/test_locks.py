@@ -11,8 +11,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ramet.errors import VmmTimeoutError
-from ramet.host.locks import LockBusyError, file_lock, file_lock_sync
+from ramet.errors import LockBusyError, VmmTimeoutError
+from ramet.host.locks import file_lock, file_lock_sync
 
 _HOLDER = """
 import fcntl, sys

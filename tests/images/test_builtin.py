@@ -11,7 +11,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from kernel_formats import PT_INTERP, PT_NOTE, PVH_NOTE, make_bzimage, make_elf, make_module
 
 from ramet import config
 from ramet.errors import NotFoundError, UnavailableError
@@ -19,6 +18,7 @@ from ramet.images.builtin import build_builtin, find_busybox
 from ramet.images.image import Image
 from ramet.images.kernel import Kernel, find_kernel
 from ramet.images.resolve import resolve_image
+from tests.images.kernel_formats import PT_INTERP, PT_NOTE, PVH_NOTE, make_bzimage, make_elf, make_module
 
 VMLINUX = make_elf(segments=[(PT_NOTE, PVH_NOTE)])
 

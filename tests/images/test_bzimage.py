@@ -14,10 +14,10 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_formats import PT_NOTE, PVH_NOTE, make_bzimage, make_elf
 
 from ramet.errors import DamagedError, RametError, UnavailableError
 from ramet.images.bzimage import has_pvh_entry, read_kernel_version, unpack_vmlinux
+from tests.images.kernel_formats import PT_NOTE, PVH_NOTE, make_bzimage, make_elf
 
 ELF = make_elf(segments=[(PT_NOTE, PVH_NOTE)], sections={b".text": b"text" * 9000})
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kernel_formats import PT_NOTE, PVH_NOTE, make_bzimage, make_deb, make_elf, make_module
 
 from ramet.errors import DamagedError, UnavailableError, UsageError
 from ramet.images.kernel import add_kernel_package, find_kernel, list_kernels
+from tests.images.kernel_formats import PT_NOTE, PVH_NOTE, make_bzimage, make_deb, make_elf, make_module
 
 ELF = make_elf(segments=[(PT_NOTE, PVH_NOTE)])
 

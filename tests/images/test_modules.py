@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from kernel_formats import make_elf, make_module
 
 from ramet.errors import DamagedError, UnavailableError
 from ramet.images.cpio import FileTree
 from ramet.images.modules import ModuleTree, install, module_name, read_modinfo
+from tests.images.kernel_formats import make_elf, make_module
 
 
 def tree_of(modules: Mapping[str, bytes], builtin: str = "") -> ModuleTree:

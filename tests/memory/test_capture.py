@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.errors import RametError, UnavailableError, UsageError, VmmError, WrongStateError
-from ramet.host.files import FilesystemError, allocated_bytes
+from ramet.errors import FilesystemError, RametError, UnavailableError, UsageError, VmmError, WrongStateError
+from ramet.host.files import allocated_bytes
 from ramet.memory import pagemap
 from ramet.memory.capture import (
     Mapping,

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.errors import DamagedError
-from ramet.host.files import FilesystemError, allocated_bytes
+from ramet.errors import DamagedError, FilesystemError
+from ramet.host.files import allocated_bytes
 from ramet.memory.integrity import DIGEST_BLOCK_BYTES, check, digest, facts_of
 from ramet.units import GIB, MIB
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host.files import FilesystemError, allocated_bytes
+from ramet.errors import FilesystemError
+from ramet.host.files import allocated_bytes
 from ramet.memory.integrity import check, digest, facts_of
 from ramet.memory.share import ASKED_FOR, Shared, share_file
 from ramet.units import MIB

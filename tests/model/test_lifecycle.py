@@ -8,7 +8,7 @@ from ramet.errors import WrongStateError
 from ramet.model.lifecycle import Move, State, transition
 
 S, M = State, Move
-OPEN = {
+OPEN: dict[tuple[State, Move], State] = {
     (S.CREATED, M.BOOT): S.RUNNING,
     (S.RUNNING, M.PAUSE): S.PAUSED,
     (S.PAUSED, M.RESUME): S.RUNNING,

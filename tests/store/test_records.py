@@ -103,7 +103,7 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_database_is_migrated_by_one_of_many(tmp_path: Path) -> None:
-    """Eight processes open a home that doesn't exist yet, and each adds a name of its own and one that all want."""
+    """Eight processes open a new home; each adds a name of its own and one that all want."""
     script = (
         "import sys, msgspec; from pathlib import Path; from ramet.store.records import Store;"
         "from ramet.model.record import Record; from ramet.errors import NameTakenError;"

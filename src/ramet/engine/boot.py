@@ -18,6 +18,7 @@ from ramet.errors import UnavailableError, UsageError
 from ramet.host import processes
 from ramet.host.kvm import kvm_verdict
 from ramet.images.image import Image
+from ramet.memory.capture import identity_of
 from ramet.memory.share import share_file
 from ramet.model.lifecycle import Move, State
 from ramet.model.names import check_name, invent_name, new_id
@@ -110,7 +111,7 @@ async def start(context: Context, record: Record) -> Record:
 
 
 async def restart(context: Context, gone: Record) -> Record:
-    """Start cold an instance whose guest rebooted and took its VMM with it, unless another process has done so.
+    """Start cold an instance whose guest rebooted and took its VMM with it, unless another process has.
 
     `gone` is its record with that VMM.
     """
@@ -149,8 +150,8 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
 
 def running_vmm(directory: Path, vmm: Vmm, *, restored: bool) -> RunningVmm:
     """What the record keeps of a VMM that was just started in `directory`."""
-    mem = (directory / MEM_FILE).stat()
-    return RunningVmm(process=vmm.process, mem_device=mem.st_dev, mem_inode=mem.st_ino, restored=restored)
+    mem = identity_of(directory / MEM_FILE)
+    return RunningVmm(process=vmm.process, mem_device=mem.device, mem_inode=mem.inode, restored=restored)
 
 
 def now() -> str:

@@ -65,6 +65,7 @@ class Context:
         if not self.directory(record).is_dir():
             raise NotFoundError(f"{record.name} has been removed", hint="`ramet ps -a` lists what there is")
         busy = WrongStateError(
-            f"another ramet process has been changing {record.name} for {_LIFECYCLE_WAIT_S:.0f} s", hint="try again"
+            f"another ramet process has been changing {record.name} for {_LIFECYCLE_WAIT_S:.0f} s",
+            hint="try again",
         )
         return file_lock(self.directory(record) / LIFECYCLE_LOCK, wait_s=_LIFECYCLE_WAIT_S, busy=busy)

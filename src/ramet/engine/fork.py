@@ -313,7 +313,7 @@ def _receipt(context: Context, forked: _Forked) -> Receipt:
     directory = context.directory(record)
     mem = (directory / MEM_FILE).stat()
     whole = smaps_rollup(pid)
-    guest = mapping_use(pid, find_mapping(pid, (mem.st_dev, mem.st_ino)))
+    guest = mapping_use(pid, find_mapping(pid, (record.vmm.mem_device, record.vmm.mem_inode)))
     return Receipt(
         id=record.id,
         name=record.name,

@@ -21,9 +21,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-from ramet.errors import RametError, UnavailableError
+from ramet.errors import CannotReflinkError, FilesystemError
 from ramet.units import MIB
 
 TEMPORARY_PREFIX: Final = ".tmp-"
@@ -55,23 +55,6 @@ _HINTS: Final = {
     errno.EACCES: "check who owns the file and the directories above it",
     errno.EMFILE: "raise the limit on open files: ulimit -n",
 }
-
-
-class FilesystemError(RametError):
-    """The filesystem refused: no space, no permission, no such file, an error of the medium."""
-
-    code: ClassVar[str] = "filesystem"
-
-    def __init__(self, message: str, *, hint: str | None = None, number: int | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.number = number
-        """The errno, where there was one."""
-
-
-class CannotReflinkError(UnavailableError):
-    """These two files can't share blocks. `message` is the reason, in words that fit in a receipt."""
-
-    code: ClassVar[str] = "cannot_reflink"
 
 
 class Duplicate(NamedTuple):

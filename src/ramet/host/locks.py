@@ -18,20 +18,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 import anyio
 
-from ramet.errors import RametError
+from ramet.errors import LockBusyError, RametError
 
 _FIRST_WAIT_S = 0.001
 _LONGEST_WAIT_S = 0.020
-
-
-class LockBusyError(RametError):
-    """Somebody else held a lock for as long as one was ready to wait. Nothing was changed."""
-
-    code: ClassVar[str] = "busy"
 
 
 @asynccontextmanager
