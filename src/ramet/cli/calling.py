@@ -19,6 +19,8 @@ from ramet.cli import output
 from ramet.errors import RametError
 
 if TYPE_CHECKING:
+    import anyio
+
     from ramet.engine.host import Host
     from ramet.model.shapes import ErrorShape
 
@@ -37,22 +39,38 @@ def with_host(
 ) -> NoReturn:
     """Run a verb with the user's home open, and leave with its exit code (none: 0)."""
 
-    async def opened() -> int | None:
+    async def opened(scope: anyio.CancelScope) -> int | None:
         from ramet.engine.host import Host
 
+        # The Host is outside of what a signal cancels: a command in a guest is killed over its connection.
         async with Host(accel=accel) as host:
-            return await body(host)
+            with scope:
+                return await body(host)
+        return None
 
-    call(opened, json=json, in_guest=in_guest)
+    _leave(opened, json=json, in_guest=in_guest)
 
 
-def call(body: Callable[[], Awaitable[int | None]], *, json: bool, in_guest: bool = False) -> NoReturn:
-    """Run a verb and leave with its exit code. `in_guest`: normally that is a guest's own."""
+def call(body: Callable[[], Awaitable[int | None]], *, json: bool) -> NoReturn:
+    """Run a verb that doesn't need the user's home, and leave with its exit code."""
+
+    async def cancellable(scope: anyio.CancelScope) -> int | None:
+        with scope:
+            return await body()
+        return None
+
+    _leave(cancellable, json=json, in_guest=False)
+
+
+def _leave(
+    work: Callable[[anyio.CancelScope], Awaitable[int | None]], *, json: bool, in_guest: bool
+) -> NoReturn:
+    """Carry `work` out and leave. `in_guest`: the code that it normally gives is a guest's own."""
     import anyio
 
     caught: list[int] = []
     try:
-        code = anyio.run(_unless_signalled, body, caught)
+        code = anyio.run(_unless_signalled, work, caught)
     except BrokenPipeError:
         silence_stdout()
         code = BROKEN_PIPE
@@ -65,11 +83,14 @@ def call(body: Callable[[], Awaitable[int | None]], *, json: bool, in_guest: boo
     raise typer.Exit(code or 0)
 
 
-async def _unless_signalled(body: Callable[[], Awaitable[int | None]], caught: list[int]) -> int | None:
-    """`body`, cancelled by the first signal, which is then in `caught`."""
+async def _unless_signalled(
+    work: Callable[[anyio.CancelScope], Awaitable[int | None]], caught: list[int]
+) -> int | None:
+    """`work` with a scope that the first signal cancels; the signal is then in `caught`."""
     import anyio
 
     loop = asyncio.get_running_loop()
+    scope = anyio.CancelScope()
 
     def on_signal(number: int) -> None:
         if caught:
@@ -78,15 +99,13 @@ async def _unless_signalled(body: Callable[[], Awaitable[int | None]], caught: l
         caught.append(number)
         scope.cancel()
 
-    with anyio.CancelScope() as scope:
-        for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup(1)
-                loop.add_signal_handler(number, on_signal, number)
-        try:
-            return await body()
-        except BaseExceptionGroup as group:
-            raise _plainest(group) from group
-    return None
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup(1)
+            loop.add_signal_handler(number, on_signal, number)
+    try:
+        return await work(scope)
+    except BaseExceptionGroup as group:
+        raise _plainest(group) from group
 
 
 def _plainest(group: BaseExceptionGroup[Any]) -> BaseException:

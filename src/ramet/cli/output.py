@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -29,6 +29,8 @@ _FIGURES = frozenset(
     {"MEMORY", "CPUS", "FORKS", "LINKS", "OWN RAM", "PRIVATE", "PSS", "RSS", "READY", "TOTAL", "CPU", "SIZE"}
 )
 """Columns that are aligned to the right."""
+_PROSE = frozenset({"FOUND"})
+"""Columns that a narrow terminal breaks into lines."""
 _UNBOUNDED_COLUMNS = 100_000
 
 
@@ -72,7 +74,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for header in headers:
-        drawn.add_column(header, justify="right" if header in _FIGURES else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if header in _FIGURES else "left"
+        drawn.add_column(header, justify=justify, no_wrap=header not in _PROSE)
     for row in rows:
         cells = [clean(str(cell)) for cell in row]
         drawn.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in cells))

@@ -117,12 +117,19 @@ def logs(
     """Print the end of a guest's console. In a pipe as it is; on a terminal without control sequences."""
 
     async def body(host: Host) -> None:
+        import anyio
+
+        from ramet.cli.streams import fail_when_unread
+
         vm = await host.get(reference)
         if not follow:
             _write_log(vm.id, await vm.logs(vmm=vmm), json=json)
             return
-        async for chunk in vm.follow_logs(vmm=vmm):
-            _write_log(vm.id, chunk, json=json)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail_when_unread, 1)
+            async for chunk in vm.follow_logs(vmm=vmm):
+                _write_log(vm.id, chunk, json=json)
+            tasks.cancel_scope.cancel()
 
     calling.with_host(body, json=json)
 

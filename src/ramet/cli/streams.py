@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -84,6 +85,16 @@ async def write_all(descriptor: int, data: bytes) -> None:
             view = view[os.write(descriptor, view[:most]) :]
         except BlockingIOError:
             continue
+
+
+async def fail_when_unread(descriptor: int) -> None:
+    """Raise `BrokenPipeError` as soon as nobody reads that pipe any more, also while nothing is written.
+
+    Only a pipe tells: poll(2) calls its writing end readable when the last reader has gone.
+    """
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        await anyio.wait_readable(descriptor)
+        raise BrokenPipeError
 
 
 async def to_own_streams(chunk: Chunk) -> None:

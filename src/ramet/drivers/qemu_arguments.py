@@ -13,9 +13,10 @@ from typing import Final
 from ramet.model.record import Machine
 from ramet.paths import CONSOLE_LOG, INITRAMFS_FILE, KERNEL_FILE, MEM_FILE
 
-# no_timer_check: under emulation one boot in about sixty panics in the kernel's timer check. panic=-1: a panicked
-# guest reboots at once instead of spinning. quiet: every character on an emulated serial line costs an exit.
-# cryptomgr.notests and tsc=reliable: about 1.1 s of 3.9 s of an emulated boot are self-tests and waiting to trust the clock.
+# no_timer_check: under emulation one boot in about sixty panics in the kernel's timer check. panic=-1: a
+# panicked guest reboots at once instead of spinning. quiet: every character on an emulated serial line costs
+# an exit. cryptomgr.notests and tsc=reliable: about 1.1 s of 3.9 s of an emulated boot are self-tests and
+# waiting to trust the clock.
 KERNEL_ARGUMENTS: Final = "console=ttyS0 no_timer_check panic=-1 quiet cryptomgr.notests tsc=reliable"
 
 _MACHINE_OPTIONS: Final = "memory-backend=mem,suppress-vmdesc=on,usb=off,vmport=off,graphics=off"

@@ -102,18 +102,22 @@ async def monitor(directory: Path, *, who: str, timeout_s: float = 20.0) -> Asyn
 
 
 async def _connect(client: QMPClient, connection: socket.socket) -> None:
-    """Let the library take over `connection`. A cancellation closes the line and waits until the library has noticed.
+    """Let the library take over `connection`. A cancellation waits until it has, and leaves again.
 
-    Cancelled in mid-connect, the library would tidy up with awaits of its own, which anyio cancels again.
+    Cancelled in mid-connect, the library would tidy up with awaits of its own, which anyio cancels again; cut
+    off in mid-connect, it forgets a task. A QEMU that doesn't answer is cut off all the same, after
+    `_CLOSE_LIMIT_S`.
     """
     connection.setblocking(False)
     connecting = asyncio.ensure_future(client.connect(connection))
     try:
         await asyncio.shield(connecting)
     except asyncio.CancelledError:
-        connection.shutdown(socket.SHUT_RDWR)
         with anyio.CancelScope(shield=True):
             await asyncio.wait({connecting}, timeout=_CLOSE_LIMIT_S)
+            if not connecting.done():
+                connection.shutdown(socket.SHUT_RDWR)
+                await asyncio.wait({connecting}, timeout=_CLOSE_LIMIT_S)
         if connecting.done() and connecting.exception() is None:
             await _disconnect(client)
         raise

@@ -1,0 +1,105 @@
+"""The real `ramet`, as a shell runs it, on a home of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.conftest import assert_nothing_left
+
+COMMAND = [sys.executable, "-m", "ramet.cli.main"]
+LIMIT_S = 120
+
+
+class Shell:
+    """Runs `ramet` with one home."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment = {**os.environ, "RAMET_HOME": str(home)}
+        self.environment.pop("RAMET_DEBUG", None)
+
+    def __call__(
+        self, *words: str, stdin: bytes | None = None, code: int = 0
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run to the end; `stdin` is `/dev/null` unless given. Fails the test on another exit code."""
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        done = subprocess.run(
+            [*COMMAND, *words],
+            env=self.environment,
+            capture_output=True,
+            timeout=LIMIT_S,
+            check=False,
+            **given,
+        )
+        assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
+        assert b"Traceback" not in done.stderr
+        return done
+
+    def json(self, *words: str, code: int = 0, stdin: bytes | None = None) -> Any:
+        """The one document that `--json` prints."""
+        done = self(*words, code=code, stdin=stdin)
+        assert done.stdout.count(b"\n") == 1, done.stdout
+        return msgspec.json.decode(done.stdout)
+
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start it and don't wait."""
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **options,
+        }
+        return subprocess.Popen([*COMMAND, *words], env=self.environment, **options)
+
+
+@pytest.fixture
+def ramet(home: Path) -> Shell:
+    """`ramet` on an empty home."""
+    return Shell(home)
+
+
+@pytest.fixture(scope="module")
+def guest(homes: Path) -> Iterator[Shell]:
+    """`ramet` on a home in which `box` runs; shared by a module's tests, removed after them."""
+    home = homes / f"guest-{os.urandom(4).hex()}"
+    shell = Shell(home)
+    started = subprocess.run(
+        [*COMMAND, "run", "--name", "box", "builtin"],
+        env=shell.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    if started.returncode == 5:
+        pytest.skip(started.stderr.decode())
+    assert started.returncode == 0, started.stderr
+    yield shell
+    if ids := shell("ps", "-aq").stdout.split():
+        shell("rm", "-f", *(one.decode() for one in ids))
+    assert_nothing_left(home)
+
+
+def wait_until(what: Callable[[], bool], limit_s: float = 30) -> None:
+    """Wait for something that no event tells from outside of a process."""
+    end = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < end, "it didn't happen in time"
+        time.sleep(0.05)
+
+
+def interrupt(process: subprocess.Popen[bytes], number: int = signal.SIGINT) -> int:
+    """Signal it and give its exit code."""
+    process.send_signal(number)
+    process.communicate(timeout=LIMIT_S)
+    return process.returncode
