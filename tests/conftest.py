@@ -14,7 +14,7 @@ import pytest
 
 import ramet
 from ramet import config
-from ramet.errors import RametError
+from ramet.errors import UnavailableError
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ async def warm_home(homes: Path, anyio_backend: str) -> AsyncIterator[Path]:
             vm = await host.run("builtin", name="warm", memory="256M")
             await vm.exec("sh", "-c", "head -c 8388608 /dev/urandom > /tmp/data", check=True)
             await (await vm.template()).detach()
-    except RametError as error:
+    except UnavailableError as error:
         pytest.skip(f"this machine can't run the built-in guest: {error}")
     yield directory
     async with ramet.Host(directory) as host:

@@ -109,11 +109,10 @@ def test_iterators_end_fail_and_can_be_left() -> None:
     portal = ramet.sync._Portal()
     try:
         assert list(portal.iterate(lambda: numbers(False))) == [0, 1, 2]
-        seen = []
+        failing = portal.iterate(lambda: numbers(True))
+        assert [next(failing) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(NotFoundError):
-            for number in portal.iterate(lambda: numbers(True)):
-                seen.append(number)
-        assert seen == [0, 1, 2]
+            next(failing)
         iterator = portal.iterate(lambda: numbers(False))
         assert next(iterator) == 0
         iterator.close()  # type: ignore[attr-defined]

@@ -472,8 +472,8 @@ class Host:
     def __enter__(self) -> Host:
         """Open the home, making it if need be, and undo what killed ramet processes left in it.
 
-        Raises `UnavailableError` when the directory can't be written, `StoreError` when its database can't be
-        used.
+        This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
+        directory can't be written, `StoreError` when its database can't be used.
         """
         with ExitStack() as opening:
             portal = _Portal()

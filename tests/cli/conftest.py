@@ -27,6 +27,7 @@ class Shell:
         self.home = home
         self.environment = {**os.environ, "RAMET_HOME": str(home)}
         self.environment.pop("RAMET_DEBUG", None)
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def __call__(
         self, *words: str, stdin: bytes | None = None, code: int = 0
@@ -59,13 +60,23 @@ class Shell:
             "stderr": subprocess.PIPE,
             **options,
         }
-        return subprocess.Popen([*COMMAND, *words], env=self.environment, **options)
+        process = subprocess.Popen([*COMMAND, *words], env=self.environment, **options)
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what was started and still runs, as after a test that failed."""
+        for process in self._started:
+            process.kill()
+            process.communicate(timeout=LIMIT_S)
 
 
 @pytest.fixture
-def ramet(home: Path) -> Shell:
+def ramet(home: Path) -> Iterator[Shell]:
     """`ramet` on an empty home."""
-    return Shell(home)
+    shell = Shell(home)
+    yield shell
+    shell.close()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +96,7 @@ def guest(homes: Path) -> Iterator[Shell]:
         pytest.skip(started.stderr.decode())
     assert started.returncode == 0, started.stderr
     yield shell
+    shell.close()
     if ids := shell("ps", "-aq").stdout.split():
         shell("rm", "-f", *(one.decode() for one in ids))
     assert_nothing_left(home)
@@ -103,3 +115,12 @@ def interrupt(process: subprocess.Popen[bytes], number: int = signal.SIGINT) -> 
     process.send_signal(number)
     process.communicate(timeout=LIMIT_S)
     return process.returncode
+
+
+def read_terminal(controller: int) -> Iterator[bytes]:
+    """What was written to a pseudo-terminal, until its other side is closed."""
+    while True:
+        try:
+            yield os.read(controller, 4096)
+        except OSError:  # EIO: the other side has been closed (pty(7))
+            return

@@ -19,6 +19,7 @@ def demo(homes: Path) -> Iterator[Shell]:
     """`ramet` with the usual cache; afterwards no demo's home is in it."""
     shell = Shell(homes / "unused")
     yield shell
+    shell.close()
     assert not (homes / "unused").exists()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +12,7 @@ import msgspec
 import pytest
 
 from ramet.model.shapes import Inspection, Instance, LineageNode, Receipt, Usage
-from tests.cli.conftest import Shell, interrupt, wait_until
+from tests.cli.conftest import Shell, interrupt, read_terminal, wait_until
 from tests.conftest import assert_nothing_left, living_in
 
 pytestmark = pytest.mark.vm
@@ -145,7 +144,7 @@ class TestLooking:
         controller, terminal = pty.openpty()
         process = guest.start("logs", "box", stdout=terminal)
         os.close(terminal)
-        said = b"".join(_read_terminal(controller))
+        said = b"".join(read_terminal(controller))
         process.communicate(timeout=60)
         os.close(controller)
         assert b"markred" in said
@@ -163,14 +162,6 @@ class TestLooking:
     def test_the_vmm_has_a_log_too(self, guest: Shell) -> None:
         assert b"qemu" in guest("logs", "--vmm", "box").stdout
         assert set(guest.json("logs", "--json", "box")) == {"id", "text"}
-
-
-def _read_terminal(controller: int) -> Iterator[bytes]:
-    while True:
-        try:
-            yield os.read(controller, 4096)
-        except OSError:  # EIO: the other side has been closed (pty(7))
-            return
 
 
 class TestStates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from ramet.model.record import Machine, Record
 from ramet.paths import Home
 from ramet.store.records import Store
 from ramet.version import __version__
-from tests.cli.conftest import COMMAND, Shell
+from tests.cli.conftest import COMMAND, Shell, read_terminal
 
 VERBS = {
     *("demo", "run", "ps", "tree", "inspect", "logs", "stats", "wait", "exec", "stop", "start", "pause"),
@@ -179,6 +180,21 @@ def test_stopped_instances_are_listed_when_asked_for(ramet: Shell, stored: Home)
         assert [line.split()[0] for line in tree] == ["first", "second"]
     finally:
         assert ramet.json("rm", "first", "second", "--json") == {"removed": ["aaaabbbbcccc", "aaaa11112222"]}
+
+
+def test_a_narrow_terminal_loses_nothing(ramet: Shell, stored: Home) -> None:
+    controller, terminal = pty.openpty()
+    ramet.environment |= {"COLUMNS": "30", "TERM": "xterm"}
+    process = ramet.start("ps", "-a", stdout=terminal)
+    os.close(terminal)
+    said = b"".join(read_terminal(controller))
+    process.communicate(timeout=60)
+    os.close(controller)
+    assert b"\x1b[" in said  # it knows that this is a terminal
+    for word in ("first", "aaaabbbbcccc", "stopped", "builtin", "qemu/tcg", "AGE"):
+        assert word.encode() in said
+    assert "…" not in said.decode()
+    ramet("rm", "first", "second")
 
 
 def test_partly_done_is_said(ramet: Shell, stored: Home) -> None:

@@ -6,7 +6,6 @@ is 128 + the signal's number. Further signals change nothing but are answered wi
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -87,6 +86,8 @@ async def _unless_signalled(
     work: Callable[[anyio.CancelScope], Awaitable[int | None]], caught: list[int]
 ) -> int | None:
     """`work` with a scope that the first signal cancels; the signal is then in `caught`."""
+    import asyncio
+
     import anyio
 
     loop = asyncio.get_running_loop()

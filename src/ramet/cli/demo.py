@@ -78,7 +78,6 @@ def _show(report: DemoReport) -> None:
     rows = [
         (
             one.receipt.name,
-            one.receipt.identity.hostname,
             one.receipt.memory.mode,
             one.receipt.memory.inode,
             one.receipt.memory.links,

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
 
     from ramet.model.shapes import Instance, LineageNode
 
@@ -68,18 +68,18 @@ def clean(text: str, *, keep_lines: bool = False) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write a table, a row a line."""
+    """Write a table, a row a line. On a narrow terminal lines are broken, but nothing is left out."""
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for header in headers:
         justify: Literal["left", "right"] = "right" if header in _FIGURES else "left"
-        drawn.add_column(header, justify=justify, no_wrap=header not in _PROSE)
+        drawn.add_column(header, justify=justify, no_wrap=header not in _PROSE, overflow="fold")
     for row in rows:
         cells = [clean(str(cell)) for cell in row]
         drawn.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in cells))
-    _show(drawn)
+    _show(drawn, whole=not _PROSE.intersection(headers))
 
 
 def tree(nodes: Sequence[LineageNode]) -> None:
@@ -147,13 +147,19 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
         yield
 
 
-def _show(drawn: RenderableType) -> None:
-    """Render, without the spaces that rich pads lines with."""
+def _show(drawn: RenderableType, *, whole: bool = True) -> None:
+    """Render, without the spaces that rich pads lines with. `whole`: in lines as long as it takes."""
     console = _console()
+    if whole:
+        console.width = max(console.width, console.measure(drawn, options=_widest(console)).maximum)
     with console.capture() as captured:
         console.print(drawn)
     for line in captured.get().splitlines():
         say(line.rstrip())
+
+
+def _widest(console: Console) -> ConsoleOptions:
+    return console.options.update(width=_UNBOUNDED_COLUMNS)
 
 
 def _console() -> Console:

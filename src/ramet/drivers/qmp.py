@@ -24,6 +24,7 @@ from ramet.host.locks import file_lock
 SOCKET = "qmp.sock"
 LOCK = "qmp.lock"
 _CLOSE_LIMIT_S = 2.0
+_QUEUE_FULL_S = 0.05
 
 # The library reports a peer that went away on its own logger as well as by exception; the exception is
 # enough.
@@ -90,7 +91,7 @@ async def monitor(directory: Path, *, who: str, timeout_s: float = 20.0) -> Asyn
             async with file_lock(directory / LOCK, wait_s=timeout_s, busy=late):
                 client = QMPClient(who)
                 try:
-                    await _connect(client, processes.connect(directory, SOCKET))
+                    await _connect(client, await _dial(directory))
                 except (ConnectError, OSError) as error:
                     raise VmmError(f"{who}: QEMU's monitor doesn't answer: {error}") from error
                 try:
@@ -101,6 +102,18 @@ async def monitor(directory: Path, *, who: str, timeout_s: float = 20.0) -> Asyn
         raise late from error
 
 
+async def _dial(directory: Path) -> socket.socket:
+    """A connection to the monitor.
+
+    While its queue is full there is no event to wait for, so it is tried again.
+    """
+    while True:
+        try:
+            return processes.connect(directory, SOCKET)
+        except BlockingIOError:
+            await anyio.sleep(_QUEUE_FULL_S)
+
+
 async def _connect(client: QMPClient, connection: socket.socket) -> None:
     """Let the library take over `connection`. A cancellation waits until it has, and leaves again.
 
@@ -108,7 +121,6 @@ async def _connect(client: QMPClient, connection: socket.socket) -> None:
     off in mid-connect, it forgets a task. A QEMU that doesn't answer is cut off all the same, after
     `_CLOSE_LIMIT_S`.
     """
-    connection.setblocking(False)
     connecting = asyncio.ensure_future(client.connect(connection))
     try:
         await asyncio.shield(connecting)

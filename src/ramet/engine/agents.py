@@ -13,11 +13,12 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
-from ramet.errors import GuestError
+from ramet.errors import GuestError, GuestTimeoutError, RametError
 from ramet.guest.client import AgentClient
 from ramet.guest.ports import claim_port
 
-_PORT_WAIT_S = 30.0
+_PORT_WAIT_S = 60.0
+_ANSWER_WAIT_S = 120.0
 
 
 class _Connection:
@@ -26,9 +27,9 @@ class _Connection:
     def __init__(self) -> None:
         self.users = 0
         self.settled = anyio.Event()
-        self.unused = anyio.Event()
+        self.scope = anyio.CancelScope()
         self.client: AgentClient | None = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
 
 class Agents:
@@ -42,7 +43,7 @@ class Agents:
     async def lease(
         self, instance_id: str, directory: Path, *, ports: int, timeout_s: float
     ) -> AsyncIterator[AgentClient]:
-        """The agent of an instance. `timeout_s` bounds the wait for its first answer.
+        """The agent of an instance. `timeout_s` bounds this caller's wait for its first answer.
 
         Raises `PortsBusyError`, `GuestTimeoutError` or `GuestError`. A connection that fails in use is not
         used again.
@@ -50,10 +51,13 @@ class Agents:
         connection = self._open.get(instance_id)
         if connection is None:
             connection = self._open[instance_id] = _Connection()
-            self._tasks.start_soon(self._hold, connection, instance_id, directory, ports, timeout_s)
+            self._tasks.start_soon(self._hold, connection, instance_id, directory, ports)
         connection.users += 1
         try:
-            await connection.settled.wait()
+            with anyio.move_on_after(timeout_s) as waiting:
+                await connection.settled.wait()
+            if waiting.cancelled_caught:
+                raise GuestTimeoutError(f"no agent answered in the guest within {timeout_s:g} s")
             if connection.client is None:
                 raise connection.error or GuestError("the agent's connection was closed")
             yield connection.client
@@ -64,30 +68,30 @@ class Agents:
             connection.users -= 1
             if connection.users == 0:
                 self._forget(instance_id, connection)
-                connection.unused.set()
+                connection.scope.cancel()
 
     def _forget(self, instance_id: str, connection: _Connection) -> None:
         if self._open.get(instance_id) is connection:
             del self._open[instance_id]
 
-    async def _hold(
-        self, connection: _Connection, instance_id: str, directory: Path, ports: int, timeout_s: float
-    ) -> None:
-        """Own the connection: its reader task and its port's lock belong to this task until nobody uses
-        it.
+    async def _hold(self, connection: _Connection, instance_id: str, directory: Path, ports: int) -> None:
+        """Own the connection, being made or made, until nobody uses it: its reader task and its port's
+        lock are here.
         """
         try:
-            async with (
-                claim_port(directory, ports, wait_s=_PORT_WAIT_S) as stream,
-                AgentClient.connect(stream, timeout_s=timeout_s) as client,
-            ):
-                connection.client = client
-                connection.settled.set()
-                await connection.unused.wait()
-        except GuestError as error:
+            with connection.scope:
+                async with (
+                    claim_port(directory, ports, wait_s=_PORT_WAIT_S) as stream,
+                    AgentClient.connect(stream, timeout_s=_ANSWER_WAIT_S) as client,
+                ):
+                    connection.client = client
+                    connection.settled.set()
+                    await anyio.sleep_forever()
+        except RametError as error:
             connection.error = error
-        except OSError as error:
-            connection.error = GuestError(f"the agent's port can't be reached: {error}")
+        except Exception as error:
+            # Whatever it is, it is this instance's trouble and not its Host's.
+            connection.error = GuestError(f"the agent's connection failed: {error}")
         finally:
             connection.client = None
             self._forget(instance_id, connection)

@@ -10,8 +10,8 @@ from uuid import uuid4
 import anyio
 
 from ramet.drivers.api import Driver, Vmm
+from ramet.engine.changes import changing
 from ramet.engine.context import Context
-from ramet.engine.observe import observe
 from ramet.engine.proof import prove
 from ramet.engine.removal import discard
 from ramet.errors import UnavailableError, UsageError
@@ -106,8 +106,8 @@ async def start(context: Context, record: Record) -> Record:
     """Start a stopped instance cold: disks and identity kept, memory new. Raises `WrongStateError` in any
     other state.
     """
-    async with context.lifecycle(record):
-        return await _start(context, observe(context, context.store.get(record.id)).record)
+    async with changing(context, record, "start") as stopped:
+        return await _start(context, stopped)
 
 
 async def restart(context: Context, gone: Record) -> Record:
@@ -115,20 +115,14 @@ async def restart(context: Context, gone: Record) -> Record:
 
     `gone` is its record with that VMM.
     """
-    async with context.lifecycle(gone):
-        record = context.store.get(gone.id)
-        if record.vmm != gone.vmm:
-            return record
-        return await _start(context, observe(context, record).record)
+    async with changing(context, gone, "start") as record:
+        return record if record.vmm is not None else await _start(context, record)
 
 
 async def _start(context: Context, record: Record) -> Record:
     record.moved(Move.START)
     driver = context.driver(record.driver)
     await driver.version()
-    # A ramet that was killed in mid-start leaves a VMM that no record names.
-    for process in processes.working_in(context.directory(record)):
-        await processes.kill(process)
     return await _boot(context, record, driver, Move.START)
 
 
@@ -141,7 +135,7 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
     try:
         running = running_vmm(directory, vmm, restored=False)
         await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
-        return context.store.change(record.id, lambda _: record.moved(move, vmm=running))
+        return context.store.change(record.id, lambda one: one.moved(move, vmm=running))
     except BaseException:
         with anyio.CancelScope(shield=True):
             await vmm.kill()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+import anyio
 
 from ramet.drivers.api import Ending
 from ramet.engine.boot import restart
@@ -14,12 +16,14 @@ from ramet.engine.results import ExecResult
 from ramet.errors import ExecTimeoutError, RametError, WrongStateError
 from ramet.guest.client import AgentClient, Process, run_exec
 from ramet.guest.messages import ExecRequest
+from ramet.host import processes as host_processes
 from ramet.model.lifecycle import State, next_step
 from ramet.model.record import Record
 from ramet.model.shapes import GuestProcess
 
 ANSWER_LIMIT_S = 30.0
 INSPECT_LIMIT_S = 3.0
+BACKSTOP_S = 10.0
 
 
 def request(
@@ -51,10 +55,12 @@ async def settle(context: Context, record: Record) -> Record:
     """
     record = context.store.get(record.id)
     observed, ending = observe(context, record)
+    if record.pending is not None and host_processes.is_alive(record.pending.by):
+        return observed  # its state is another's to write
     if ending is Ending.REBOOTED:
         return await restart(context, record)
     if ending is not None:
-        return context.store.change(record.id, lambda one: observe(context, one).record)
+        return context.store.change(record.id, lambda one: observed if one == record else one)
     return observed
 
 
@@ -78,10 +84,11 @@ async def execute(
     context: Context, record: Record, command: ExecRequest, *, stdin: bytes | None, max_output_bytes: int
 ) -> ExecResult:
     """Run a command to its end and collect what it wrote. Raises `ExecTimeoutError` when its time ran out."""
-    async with agent(context, record) as client:
-        outcome = await run_exec(client, command, stdin, max_output_bytes)
+    with _backstop(command):
+        async with agent(context, record) as client:
+            outcome = await run_exec(client, command, stdin, max_output_bytes)
     if outcome.timed_out:
-        raise ExecTimeoutError(f"{command.argv[0]} didn't end within {command.timeout_s:g} s and was killed")
+        raise _too_late(command)
     return ExecResult(
         argv=tuple(command.argv),
         exit_code=outcome.exit_code,
@@ -94,8 +101,28 @@ async def execute(
 @asynccontextmanager
 async def process(context: Context, record: Record, command: ExecRequest) -> AsyncIterator[Process]:
     """A command whose streams the caller works with. Leaving the block early kills it."""
-    async with agent(context, record) as client, client.start(command) as running:
-        yield running
+    with _backstop(command):
+        async with agent(context, record) as client, client.start(command) as running:
+            yield running
+
+
+@contextmanager
+def _backstop(command: ExecRequest) -> Iterator[None]:
+    """The guest keeps a command's time; a guest that hangs, or lies, doesn't.
+
+    Then the host does, a little later.
+    """
+    if command.timeout_s is None:
+        yield
+        return
+    with anyio.move_on_after(command.timeout_s + BACKSTOP_S) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise _too_late(command)
+
+
+def _too_late(command: ExecRequest) -> ExecTimeoutError:
+    return ExecTimeoutError(f"{command.argv[0]} didn't end within {command.timeout_s:g} s and was killed")
 
 
 async def spawn(context: Context, record: Record, command: ExecRequest) -> int:

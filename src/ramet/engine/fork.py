@@ -16,6 +16,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from ramet.disk.clone import clone_directory
@@ -120,6 +121,10 @@ async def fork(
                     results,
                 )
         report = _report(context, manifest, records, results, called_at)
+        with anyio.CancelScope(shield=True):
+            for record in records:
+                if isinstance(results[record.id], Exception):
+                    await _discard_quietly(context, record)
     except BaseException:
         with anyio.CancelScope(shield=True):
             for record in records:
@@ -168,7 +173,7 @@ async def _one(
 ) -> _Forked:
     marks = [called_at, time.perf_counter()]
     directory = context.directory(record)
-    shared = _clone(template, directory, driver, manifest, options)
+    shared = await anyio.to_thread.run_sync(_clone, template, directory, driver, manifest, options)
     marks.append(time.perf_counter())
     vmm = await driver.restore(directory, manifest.machine)
     try:
@@ -281,10 +286,10 @@ def _report(
         if isinstance(result, _Forked):
             try:
                 receipt = _receipt(context, result)
-            except (RametError, OSError) as error:
-                result = results[record.id] = VmmError(f"{record.name} died while the call ended: {error}")
-            else:
                 (context.directory(record) / RECEIPT_FILE).write_bytes(msgspec.json.encode(receipt))
+            except (RametError, OSError) as error:
+                result = results[record.id] = VmmError(f"{record.name} didn't outlive the call: {error}")
+            else:
                 forks.append(receipt)
                 if result.shared.mode == "shared":
                     saved_bytes += manifest.parts[MEM_FILE].facts.allocated_bytes

@@ -22,6 +22,7 @@ from ramet.engine.vm import VM
 from ramet.engine.watch import watch
 from ramet.errors import UnavailableError, UsageError
 from ramet.guest.agent_binary import agent_path
+from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
 from ramet.model.lineage import forest
 from ramet.model.names import resolve
@@ -41,7 +42,8 @@ class Host:
     """
 
     def __init__(self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto") -> None:
-        self._home = Home(Path(home).absolute() if home is not None else config.home_directory())
+        # Resolved, so that a directory has one name, whichever way one came to it.
+        self._home = Home((Path(home) if home is not None else config.home_directory()).resolve())
         self._accel = accel
         self._context: Context | None = None
         self._exits = AsyncExitStack()
@@ -54,9 +56,10 @@ class Host:
     async def __aenter__(self) -> Host:
         """Open the home, making it if need be, and undo what killed ramet processes left in it.
 
-        Raises `UnavailableError` when the directory can't be written, `StoreError` when its database can't be
-        used.
+        This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
+        directory can't be written, `StoreError` when its database can't be used.
         """
+        raise_open_files_limit()
         try:
             self._home.make()
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.execution import settle
 from ramet.engine.observe import observe
@@ -12,8 +13,7 @@ from ramet.model.record import Record
 
 async def pause(context: Context, record: Record) -> Record:
     """Stop an instance's virtual CPUs; its memory stays. Raises `WrongStateError` unless it runs."""
-    async with context.lifecycle(record):
-        record = observe(context, context.store.get(record.id)).record
+    async with changing(context, record, "pause") as record:
         record.moved(Move.PAUSE)
         await context.vmm(record).pause()
         return context.store.change(record.id, lambda one: one.moved(Move.PAUSE, vmm=one.vmm))
@@ -21,8 +21,7 @@ async def pause(context: Context, record: Record) -> Record:
 
 async def resume(context: Context, record: Record) -> Record:
     """Let a paused instance go on. Raises `WrongStateError` unless it is paused."""
-    async with context.lifecycle(record):
-        record = observe(context, context.store.get(record.id)).record
+    async with changing(context, record, "resume") as record:
         record.moved(Move.RESUME)
         await context.vmm(record).resume()
         return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm))

@@ -7,17 +7,17 @@ sweep it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
 
+from ramet.engine.changes import changing, end_orphans, recover
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.proof import agent_of
-from ramet.errors import RametError, WrongStateError
+from ramet.errors import RametError, StoreError, WrongStateError
 from ramet.host import processes, rings
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
@@ -34,23 +34,23 @@ async def stop(context: Context, record: Record, *, limit_s: float = STOP_LIMIT_
     An instance made with `--rm` is removed then. Raises `WrongStateError` for a template and for what is
     stopped already.
     """
-    async with context.lifecycle(record):
-        record = context.store.get(record.id)
-        observed = observe(context, record).record
-        if observed.state is not State.STOPPED or record.state is State.STOPPED:
-            observed.moved(Move.STOP)
-        if record.vmm is not None:
-            if observed.state is State.RUNNING:
-                await _power_off(context, record, limit_s)
-            await processes.kill(record.vmm.process)
-        stopped = context.store.change(record.id, _stopped)
+    thought_alive = context.store.get(record.id).state is not State.STOPPED
+    async with changing(context, record, "stop") as current:
+        if current.state is State.STOPPED and thought_alive:
+            stopped = current  # it had powered off, and nobody had looked yet
+        else:
+            current.moved(Move.STOP)
+            if current.vmm is not None:
+                if current.state is State.RUNNING:
+                    await _power_off(context, current, limit_s)
+                await processes.kill(current.vmm.process)
+            # Somebody who watches it may have written down its end already.
+            stopped = context.store.change(
+                record.id, lambda one: one if one.state is State.STOPPED else one.moved(Move.STOP)
+            )
     if stopped.auto_remove:
         await discard(context, stopped)
     return stopped
-
-
-def _stopped(record: Record) -> Record:
-    return record if record.state is State.STOPPED else record.moved(Move.STOP)
 
 
 async def _power_off(context: Context, record: Record, limit_s: float) -> None:
@@ -67,28 +67,48 @@ async def _power_off(context: Context, record: Record, limit_s: float) -> None:
 async def remove(context: Context, record: Record, *, force: bool) -> None:
     """Remove an instance: its record, its VMM, its directory. Its forks don't notice (I3).
 
-    Raises `WrongStateError` when it is alive and `force` isn't given.
+    Raises `WrongStateError` when it is alive, or being made or changed by another process, and `force` isn't
+    given.
     """
-    alive = observe(context, context.store.get(record.id)).record.vmm is not None
-    if alive and not force:
+    if force:
+        await discard(context, record)
+        return
+    record = context.store.get(record.id)
+    now = observe(context, record).record
+    if now.vmm is not None or now.state is State.CREATED or now.pending is not None:
         raise WrongStateError(
-            f"{record.name} is running", hint=f"`ramet rm -f {record.name}` ends and removes it"
+            f"{record.name} is {'being changed' if now.pending else now.state}",
+            hint=f"`ramet rm -f {record.name}` ends and removes it",
         )
-    await discard(context, record)
+    if not await discard(context, record, only_if=lambda one: one == record):
+        raise WrongStateError(f"{record.name} has just been changed by another process", hint="try again")
 
 
-async def discard(context: Context, record: Record) -> None:
-    """Remove an instance in whatever state it is.
+async def discard(
+    context: Context, record: Record, *, only_if: Callable[[Record], bool] | None = None
+) -> bool:
+    """Remove an instance in whatever state it is; False when it is gone already or `only_if` says no.
 
-    Goes on past its own errors and raises the first at the end.
+    Each step is taken whatever became of the one before: its VMM ends also when the record can't be deleted,
+    on a full disk say. The first error is raised at the end.
     """
-    context.store.remove(record.id)
+    errors: list[Exception] = []
+    try:
+        removed = context.store.remove(record.id, only_if=only_if)
+    except StoreError as error:
+        if only_if is not None:
+            raise
+        errors.append(error)
+        removed = record
+    if removed is None:
+        return False
     context.ours.discard(record.id)
-    if record.vmm is not None:
-        await processes.kill(record.vmm.process)
-        await _remove(context.directory(record))
-    else:
-        await sweep(context.directory(record))
+    if removed.vmm is not None:
+        await _collect(errors, processes.kill(removed.vmm.process))
+    await _collect(errors, sweep(context.directory(record)))
+    if errors:
+        raise errors[0]
+    return True
 
 
 async def discard_all(context: Context, records: Iterable[Record]) -> None:
@@ -115,15 +135,21 @@ async def discard_all(context: Context, records: Iterable[Record]) -> None:
 
 
 async def sweep(directory: Path) -> None:
-    """End whatever still works in a directory that nobody owns any more, and remove it."""
-    for process in processes.working_in(directory):
-        await processes.kill(process)
-    await _remove(directory)
-
-
-async def _remove(directory: Path) -> None:
+    """End every VMM of a directory that nobody owns any more, and remove it."""
+    errors: list[Exception] = []
+    for process in processes.spawned_in(directory):
+        await _collect(errors, processes.kill(process))
     if directory.exists():
-        await anyio.to_thread.run_sync(_remove_tree, directory)
+        await _collect(errors, anyio.to_thread.run_sync(_remove_tree, directory))
+    if errors:
+        raise errors[0]
+
+
+async def _collect(errors: list[Exception], step: Awaitable[None]) -> None:
+    try:
+        await step
+    except (RametError, OSError) as error:
+        errors.append(error)
 
 
 def _remove_tree(directory: Path) -> None:
@@ -137,8 +163,8 @@ def _unless_gone(error: BaseException) -> None:
 
 
 async def reap(context: Context) -> None:
-    """Undo what killed ramet processes left: instances whose owner is dead, `--rm` instances that have
-    stopped, directories without a record.
+    """Undo what killed ramet processes left: changes half done, VMMs that no record names, instances whose
+    owner is dead, `--rm` instances that have stopped, directories without a record.
 
     Called when a home is opened, which is also when logs that have grown are cut to rings. One failure
     doesn't stop the rest: what can't be removed now is tried again next time.
@@ -147,23 +173,29 @@ async def reap(context: Context) -> None:
     directories = list(context.home.instances.iterdir())
     records = context.store.all()
     for record in records:
-        for log in (CONSOLE_LOG, VMM_LOG):
-            rings.trim(context.directory(record) / log)
-        orphaned = record.owner is not None and not processes.is_alive(record.owner)
-        finished = record.auto_remove and observe(context, record).record.state in {
-            State.STOPPED,
-            State.FAILED,
-        }
-        if orphaned or finished:
-            await _attempt(discard(context, record))
+        await _attempt(_reap_one(context, record))
+    await _attempt(end_orphans(context))
     known = {record.id for record in records}
     for directory in directories:
         if directory.name not in known:
             await _attempt(sweep(directory))
 
 
-async def _attempt(work: Coroutine[Any, Any, None]) -> None:
+async def _reap_one(context: Context, record: Record) -> None:
+    if record.pending is not None and not processes.is_alive(record.pending.by):
+        await recover(context, record)
+    if record.owner is not None and not processes.is_alive(record.owner):
+        # Asked again inside: it may have been detached since, by the process that then ended.
+        await discard(context, record, only_if=lambda one: one.owner == record.owner)
+    elif record.auto_remove and observe(context, record).record.state in {State.STOPPED, State.FAILED}:
+        await discard(context, record, only_if=lambda one: one == record)
+    else:
+        for log in (CONSOLE_LOG, VMM_LOG):
+            rings.trim(context.directory(record) / log)
+
+
+async def _attempt(work: Awaitable[object]) -> None:
     try:
         await work
     except (RametError, OSError):
-        pass
+        pass  # the next ramet process tries again

@@ -16,12 +16,12 @@ import anyio.to_thread
 
 from ramet.drivers.api import Ability
 from ramet.engine.boot import now
+from ramet.engine.changes import changing, drop_temporaries
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Part
-from ramet.engine.observe import observe
 from ramet.errors import UnavailableError, VmmError
 from ramet.host import processes
-from ramet.host.files import publish, write_durably
+from ramet.host.files import TEMPORARY_PREFIX, publish, write_durably
 from ramet.memory.capture import changed_runs, find_mapping, write_mem_file
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.lifecycle import Move, State
@@ -37,8 +37,7 @@ async def promote(context: Context, record: Record) -> Record:
     Raises `WrongStateError`; `UnavailableError` when its memory may not be read; `VmmError`. The instance is
     then as it was, and runs if it ran.
     """
-    async with context.lifecycle(record):
-        record = observe(context, context.store.get(record.id)).record
+    async with changing(context, record, "template") as record:
         record.moved(Move.TEMPLATE)
         if record.vmm is None:
             raise VmmError(f"{record.name} has no VMM")
@@ -46,18 +45,13 @@ async def promote(context: Context, record: Record) -> Record:
         version = await driver.version()
         if Ability.SAVES_STATE_WITHOUT_RAM not in driver.abilities:
             raise UnavailableError(f"{driver.name} {version} can't save its state without RAM")
-        vmm = context.vmm(record)
         directory = context.directory(record)
-        was_running = record.state is State.RUNNING
+        vmm = context.vmm(record)
         running = record.vmm
-        if was_running:
-            # Written down first: if ramet is killed in here, the instance is what it then says, paused, and
-            # `resume` works.
-            record = context.store.change(record.id, lambda one: one.moved(Move.PAUSE, vmm=running))
         try:
-            if was_running:
+            if record.state is State.RUNNING:
                 await vmm.pause()
-            temporary_vmstate = f".tmp-{VMSTATE_FILE}-{secrets.token_hex(4)}"
+            temporary_vmstate = f"{TEMPORARY_PREFIX}{VMSTATE_FILE}-{secrets.token_hex(4)}"
             await vmm.save_vmstate(temporary_vmstate)
             read_only = Ability.OPENS_MEM_FILE_READ_ONLY in driver.abilities
             await anyio.to_thread.run_sync(_publish_memory, directory, running, read_only)
@@ -67,10 +61,9 @@ async def promote(context: Context, record: Record) -> Record:
             template = context.store.change(record.id, lambda one: one.moved(Move.TEMPLATE), durable=True)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                _drop_temporaries(directory)
-                if was_running:
+                drop_temporaries(directory)
+                if record.state is State.RUNNING and processes.is_alive(running.process):
                     await vmm.resume()
-                    context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=running))
             raise
         with anyio.CancelScope(shield=True):
             await processes.kill(running.process)
@@ -86,7 +79,7 @@ def _publish_memory(directory: Path, running: RunningVmm, read_only: bool) -> No
     """
     pid = running.process.pid
     mappings = find_mapping(pid, (running.mem_device, running.mem_inode))
-    temporary = directory / f".tmp-{MEM_FILE}"
+    temporary = directory / f"{TEMPORARY_PREFIX}{MEM_FILE}"
     temporary.unlink(missing_ok=True)
     write_mem_file(directory / MEM_FILE, pid, changed_runs(pid, mappings), temporary)
     # A VMM that insists on opening it for writing needs the permission, unless root's is enough.
@@ -112,8 +105,3 @@ def _manifest(directory: Path, record: Record, driver_version: str) -> Manifest:
         created_at=now(),
         parts=parts,
     )
-
-
-def _drop_temporaries(directory: Path) -> None:
-    for leftover in directory.glob(".tmp-*"):
-        leftover.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import anyio
 import anyio.abc
 
 from ramet.errors import GuestError, PortsBusyError
+from ramet.host import processes
 
 _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.05
@@ -39,7 +40,7 @@ async def claim_port(directory: Path, count: int, wait_s: float) -> AsyncIterato
     try:
         number, lock_fd = await _lock_any(directory, directory_fd, count, wait_s)
         try:
-            stream = await _connect(directory, directory_fd, number)
+            stream = await _connect(directory, number)
             try:
                 yield stream
             finally:
@@ -89,11 +90,11 @@ def _try_lock(directory_fd: int, name: str) -> int | None:
     return lock_fd
 
 
-async def _connect(directory: Path, directory_fd: int, number: int) -> anyio.abc.ByteStream:
+async def _connect(directory: Path, number: int) -> anyio.abc.ByteStream:
     name = f"agent{number}.sock"
     try:
-        # sun_path holds 108 bytes; a home may lie deeper than that.
-        return await anyio.connect_unix(f"/proc/self/fd/{directory_fd}/{name}")
+        # A queue that is full raises BlockingIOError: under the port's lock that means a VMM that hangs.
+        return await anyio.abc.UNIXSocketStream.from_socket(processes.connect(directory, name))
     except OSError as error:
         raise GuestError(
             f"no connection to {name} of {directory.name}: {error.strerror or error}",

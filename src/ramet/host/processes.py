@@ -25,6 +25,9 @@ from ramet.errors import UnavailableError
 from ramet.model.record import ProcessRef
 
 _STARTED_FIELD = 22
+MARK = "RAMET_VMM"
+"""The environment variable that says for which directory a process was spawned."""
+_MARK_PREFIX = f"{MARK}=".encode()
 
 
 @functools.cache
@@ -37,7 +40,7 @@ def reference(pid: int) -> ProcessRef:
     """The process that has `pid` now. Raises `ProcessLookupError` when there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError as error:
+    except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"no process {pid}") from error
     # The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
     after_name = stat[stat.rindex(b")") + 2 :].split()
@@ -51,22 +54,34 @@ def this_process() -> ProcessRef:
 
 
 def open_pidfd(process: ProcessRef) -> int | None:
-    """A pidfd of `process` that the caller closes, or None when it is gone."""
+    """A pidfd of `process` that the caller closes, or None when it is gone; a child of ours is reaped then.
+
+    Raises `UnavailableError` when it can't be told, for want of descriptors: that must never pass for "gone".
+    """
     if process.boot_id != boot_id():
         return None
     try:
         pidfd = os.pidfd_open(process.pid)
-    except OSError:
+    except ProcessLookupError:
         return None
+    except OSError as error:
+        raise UnavailableError(
+            f"process {process.pid} can't be looked at: {error.strerror}",
+            hint="raise the limit on open files",
+        ) from error
     try:
         # Only after the pidfd pins the pid does comparing start times prove anything.
-        same = reference(process.pid).started == process.started
+        if reference(process.pid).started == process.started:
+            if not _has_ended(pidfd):
+                return_fd, pidfd = pidfd, -1
+                return return_fd
+            _reap(pidfd)
     except ProcessLookupError:
-        same = False
-    if not same or _has_ended(pidfd):
-        os.close(pidfd)
-        return None
-    return pidfd
+        pass
+    finally:
+        if pidfd != -1:
+            os.close(pidfd)
+    return None
 
 
 def is_alive(process: ProcessRef) -> bool:
@@ -158,6 +173,7 @@ def spawn(
         child = subprocess.Popen(
             argv,
             cwd=directory,
+            env={**os.environ, MARK: str(directory)},
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,
@@ -183,17 +199,32 @@ def spawn(
     return process
 
 
-def working_in(directory: Path) -> list[ProcessRef]:
-    """Processes whose working directory is `directory`: VMMs that a killed ramet left without a record."""
-    found: list[ProcessRef] = []
+def spawned_below(directory: Path) -> dict[Path, list[ProcessRef]]:
+    """The living processes that `spawn` started in the directories in `directory`, by those.
+
+    They are known by the mark in their environment (proc(5), `/proc/PID/environ`): a shell that somebody has
+    opened there is none of ours.
+    """
+    found: dict[Path, list[ProcessRef]] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "cwd").readlink() == directory:
-                    found.append(reference(int(entry.name)))
-            except OSError:
-                continue  # gone, or somebody else's
+        if not entry.name.isdigit():
+            continue
+        try:
+            marks = [
+                one for one in (entry / "environ").read_bytes().split(b"\0") if one.startswith(_MARK_PREFIX)
+            ]
+            if marks:
+                working = Path(os.fsdecode(marks[0][len(_MARK_PREFIX) :]))
+                if working.parent == directory:
+                    found.setdefault(working, []).append(reference(int(entry.name)))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # gone, or somebody else's
     return found
+
+
+def spawned_in(directory: Path) -> list[ProcessRef]:
+    """The living processes that `spawn` started in `directory`, also by another ramet, also unrecorded."""
+    return spawned_below(directory.parent).get(directory, [])
 
 
 def listen(directory_fd: int, name: str) -> socket.socket:
@@ -219,9 +250,14 @@ def listen(directory_fd: int, name: str) -> socket.socket:
 
 
 def connect(directory: Path, name: str) -> socket.socket:
-    """A connection to the UNIX socket `name` in `directory`, however long that path is. Raises `OSError`."""
+    """A non-blocking connection to the UNIX socket `name` in `directory`, however long that path is.
+
+    Raises `BlockingIOError` when the listener's queue is full, as a hung VMM leaves it; another `OSError`
+    when nobody listens.
+    """
     directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.setblocking(False)
     try:
         connection.connect(f"/proc/self/fd/{directory_fd}/{name}")
     except OSError:
@@ -230,3 +266,12 @@ def connect(directory: Path, name: str) -> socket.socket:
     finally:
         os.close(directory_fd)
     return connection
+
+
+def raise_open_files_limit() -> None:
+    """Let this process open as many files as its hard limit allows: an instance takes a handful
+    (getrlimit(2)).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -5,6 +5,8 @@ Counts, links, sizes and liveness aren't kept: they are derived when read (I6).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from ramet.model.lifecycle import Move, State, transition
@@ -45,6 +47,19 @@ class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     """It began from a snapshot, so its guest can't reboot in place."""
 
 
+Change = Literal["start", "stop", "pause", "resume", "template"]
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of an instance that is under way.
+
+    When `by` has died, it is finished or undone by the next process.
+    """
+
+    what: Change
+    by: ProcessRef
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One instance as the store keeps it."""
 
@@ -68,6 +83,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     A dead owner's instances are reaped by the next ramet process.
     """
+    pending: Pending | None = None
     vmm: RunningVmm | None = None
     reason: str | None = None
 

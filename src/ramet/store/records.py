@@ -101,10 +101,18 @@ class Store:
             self._db.execute("UPDATE instance SET body = ? WHERE id = ?", (_encode(record), instance_id))
             return record
 
-    def remove(self, instance_id: str) -> None:
-        """Forget an instance. Nothing happens when it is unknown."""
+    def remove(self, instance_id: str, *, only_if: Callable[[Record], bool] | None = None) -> Record | None:
+        """Forget an instance and return its record as it then was; None when it is unknown or `only_if` says
+        no.
+
+        `only_if` runs inside the write transaction, like the function of `change`.
+        """
         with self._lock, self._explained(), self._transaction():
+            row = self._db.execute("SELECT body FROM instance WHERE id = ?", (instance_id,)).fetchone()
+            if row is None or (only_if is not None and not only_if(_decode(row[0]))):
+                return None
             self._db.execute("DELETE FROM instance WHERE id = ?", (instance_id,))
+            return _decode(row[0])
 
     def _read(self, instance_id: str) -> Record:
         row = self._db.execute("SELECT body FROM instance WHERE id = ?", (instance_id,)).fetchone()

@@ -1,0 +1,126 @@
+"""Changes to an instance that take more than one step: begun, finished, and undone when ramet was killed in
+between.
+
+Under the instance's lock the record says what is being done and by which process. If that process dies, the
+next one to open the home finds its mark and finishes or undoes the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from ramet.engine.context import Context
+from ramet.engine.observe import observe
+from ramet.errors import NotFoundError, VmmError
+from ramet.host import processes
+from ramet.host.files import TEMPORARY_PREFIX
+from ramet.model.lifecycle import Move, State
+from ramet.model.record import Change, Pending, Record
+
+
+@asynccontextmanager
+async def changing(context: Context, record: Record, what: Change) -> AsyncIterator[Record]:
+    """Hold the instance's lock, with its record as it is in fact, marked as being changed by this process.
+
+    Raises `NotFoundError` when it has been removed, `WrongStateError` when another change doesn't end. The
+    mark goes whatever happens inside; the state is for the caller to change.
+    """
+    async with context.lifecycle(record):
+        fact = observe(context, context.store.get(record.id)).record
+        pending = Pending(what=what, by=processes.this_process())
+        marked = context.store.change(
+            record.id,
+            lambda one: msgspec.structs.replace(
+                one, state=fact.state, vmm=fact.vmm, reason=fact.reason, pending=pending
+            ),
+        )
+        try:
+            yield marked
+        finally:
+            _unmark(context, record)
+
+
+def _unmark(context: Context, record: Record) -> None:
+    try:
+        context.store.change(record.id, lambda one: msgspec.structs.replace(one, pending=None))
+    except NotFoundError:
+        pass  # removed meanwhile
+
+
+async def recover(context: Context, record: Record) -> None:
+    """Finish or undo the change that a killed process was in the middle of.
+
+    Nothing happens when another process has.
+    """
+    async with context.lifecycle(record):
+        record = context.store.get(record.id)
+        if record.pending is None or processes.is_alive(record.pending.by):
+            return
+        drop_temporaries(context.directory(record))
+        fact = observe(context, record).record
+        match record.pending.what:
+            case "stop":
+                # It was asked to go: it goes.
+                if fact.vmm is not None:
+                    await processes.kill(fact.vmm.process)
+                fact = fact if fact.state is State.STOPPED else fact.moved(Move.STOP)
+            case "pause" | "resume" | "template" if fact.vmm is not None:
+                fact = await _as_the_vmm_says(context, record)
+            case _:
+                pass  # start, or the VMM is gone: what it left without a record is swept as an orphan
+        context.store.change(
+            record.id,
+            lambda one: msgspec.structs.replace(
+                one, state=fact.state, vmm=fact.vmm, reason=fact.reason, pending=None
+            ),
+        )
+
+
+async def _as_the_vmm_says(context: Context, record: Record) -> Record:
+    """An instance that ran before a template was begun of it goes on; a pause or a resume that was begun
+    has happened or not.
+    """
+    vmm = context.vmm(record)
+    try:
+        if record.pending is not None and record.pending.what == "template":
+            if record.state is State.RUNNING:
+                await vmm.resume()
+            return record
+        state = State.RUNNING if await vmm.status() == "running" else State.PAUSED
+    except VmmError:
+        return record
+    return msgspec.structs.replace(record, state=state)
+
+
+def drop_temporaries(directory: Path) -> None:
+    """Remove what an unfinished publication left in an instance's directory."""
+    for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+
+
+async def end_orphans(context: Context) -> None:
+    """End VMMs that no record names: a killed ramet had started them and not yet written them down.
+
+    Processes are listed before records: whoever starts a VMM has marked its record before, and names the VMM
+    in it before the mark goes.
+    """
+    found = processes.spawned_below(context.home.instances)
+    if not found:
+        return
+    records = {context.directory(record): record for record in context.store.all()}
+    for directory, running in found.items():
+        record = records.get(directory)
+        if record is None or _is_being_made(record):
+            continue
+        for process in running:
+            if record.vmm is None or record.vmm.process != process:
+                await processes.kill(process)
+
+
+def _is_being_made(record: Record) -> bool:
+    by = record.owner if record.state is State.CREATED else record.pending.by if record.pending else None
+    return by is not None and processes.is_alive(by)

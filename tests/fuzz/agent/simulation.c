@@ -1,0 +1,521 @@
+#include "simulated.h"
+
+#include "simulation.h"
+
+/* From here on the real ones are meant. */
+#undef calloc
+#undef malloc
+#undef strdup
+
+enum { FIRST_FD = 1000, FDS = 2048, PIPES = 1024, PORTS = 4, FILES = 8, FILE_MAX = 20000, IN_MAX = 1 << 18 };
+enum { PIPE_CAPACITY = 65536, MESSAGE_MAX = 512, ALLOCATIONS = 64, KILLED = 512 };
+
+enum kind { FREE, PORT, READER, WRITER, TEXT, DEVICE };
+
+struct descriptor {
+    enum kind kind;
+    int object;
+    size_t at;
+};
+
+struct pipe {
+    bool reader, writer;
+    uint32_t length;
+    uint8_t value; /* what the octets are, unless it is a message */
+    uint32_t message_length;
+    uint8_t message[MESSAGE_MAX];
+};
+
+struct file {
+    char path[64];
+    size_t length;
+    char text[FILE_MAX];
+};
+
+struct sim_port {
+    bool hung_up;
+    uint32_t room;
+    size_t at, length;
+    uint8_t data[IN_MAX];
+};
+
+static struct descriptor descriptors[FDS];
+static int descriptors_used;
+static struct pipe pipes[PIPES];
+static int pipes_used;
+static struct sim_port ports[PORTS];
+static struct file files[FILES];
+static char hostname[65];
+static uint64_t clock_ns, offset_ns;
+static unsigned fail_in;
+static int fail_with;
+static pid_t last_pid;
+static pid_t killed[KILLED];
+static int killed_count;
+static void *allocations[ALLOCATIONS];
+static int allocated;
+
+jmp_buf sim_child;
+void (*sim_port_take)(int number, const uint8_t *data, size_t length);
+
+static bool fails(void) {
+    if (fail_in == 0 || --fail_in > 0)
+        return false;
+    errno = fail_with;
+    return true;
+}
+
+void sim_begin(void) {
+    clock_ns = 1000000000u;
+    offset_ns = 1700000000ull * 1000000000u;
+    last_pid = 100;
+    killed_count = 0;
+    fail_in = 0;
+    hostname[0] = '\0';
+    for (int i = 0; i < PORTS; i++) {
+        ports[i].hung_up = false;
+        ports[i].room = UINT32_MAX;
+        ports[i].at = ports[i].length = 0;
+    }
+}
+
+static void free_child_memory(void) {
+    while (allocated > 0)
+        free(allocations[--allocated]);
+}
+
+void sim_end(void) {
+    free_child_memory();
+    for (int i = 0; i < descriptors_used; i++)
+        descriptors[i].kind = FREE;
+    descriptors_used = pipes_used = 0;
+    for (int i = 0; i < FILES; i++)
+        files[i].path[0] = '\0';
+}
+
+void sim_fail(unsigned nth, int error) {
+    fail_in = nth;
+    fail_with = error;
+}
+
+void sim_advance_ms(uint32_t ms) { clock_ns += (uint64_t)ms * 1000000u; }
+
+/* --- descriptors ----------------------------------------------------------------------------------------- */
+
+static int allocate(enum kind kind, int object) {
+    int index = 0;
+    while (index < descriptors_used && descriptors[index].kind != FREE)
+        index++;
+    if (index == FDS) {
+        errno = EMFILE;
+        return -1;
+    }
+    if (index == descriptors_used)
+        descriptors_used++;
+    descriptors[index] = (struct descriptor){kind, object, 0};
+    return FIRST_FD + index;
+}
+
+static struct descriptor *descriptor_of(int fd) {
+    int index = fd - FIRST_FD;
+    if (index < 0 || index >= descriptors_used || descriptors[index].kind == FREE)
+        abort(); /* the agent uses a descriptor that it doesn't have */
+    return &descriptors[index];
+}
+
+int sim_close(int fd) {
+    struct descriptor *descriptor = descriptor_of(fd);
+    if (descriptor->kind == READER)
+        pipes[descriptor->object].reader = false;
+    else if (descriptor->kind == WRITER)
+        pipes[descriptor->object].writer = false;
+    descriptor->kind = FREE;
+    return 0;
+}
+
+int sim_fcntl(int fd, int command, ...) {
+    (void)command;
+    descriptor_of(fd);
+    return 0;
+}
+
+int sim_epoll_ctl(int set, int operation, int fd, struct epoll_event *event) {
+    (void)set, (void)operation, (void)event;
+    descriptor_of(fd);
+    return fails() ? -1 : 0;
+}
+
+ssize_t sim_read(int fd, void *data, size_t count) {
+    struct descriptor *descriptor = descriptor_of(fd);
+    if (fails())
+        return -1;
+    if (descriptor->kind == PORT) {
+        struct sim_port *port = &ports[descriptor->object];
+        size_t left = port->length - port->at;
+        if (left == 0) {
+            bool ended = port->hung_up;
+            port->hung_up = false;
+            errno = EAGAIN;
+            return ended ? 0 : -1;
+        }
+        size_t taken = left < count ? left : count;
+        memcpy(data, port->data + port->at, taken);
+        port->at += taken;
+        return (ssize_t)taken;
+    }
+    if (descriptor->kind == TEXT) {
+        struct file *file = &files[descriptor->object];
+        size_t left = descriptor->at < file->length ? file->length - descriptor->at : 0;
+        size_t taken = left < count ? left : count;
+        memcpy(data, file->text + descriptor->at, taken);
+        descriptor->at += taken;
+        return (ssize_t)taken;
+    }
+    if (descriptor->kind != READER)
+        abort();
+    struct pipe *pipe = &pipes[descriptor->object];
+    if (pipe->message_length > 0) {
+        size_t taken = pipe->message_length < count ? pipe->message_length : count;
+        memcpy(data, pipe->message, taken);
+        pipe->message_length = 0;
+        return (ssize_t)taken;
+    }
+    if (pipe->length == 0) {
+        errno = EAGAIN;
+        return pipe->writer ? -1 : 0;
+    }
+    size_t taken = pipe->length < count ? pipe->length : count;
+    memset(data, pipe->value, taken);
+    pipe->length -= (uint32_t)taken;
+    return (ssize_t)taken;
+}
+
+ssize_t sim_write(int fd, const void *data, size_t count) {
+    struct descriptor *descriptor = descriptor_of(fd);
+    if (fails())
+        return -1;
+    if (descriptor->kind == PORT) {
+        struct sim_port *port = &ports[descriptor->object];
+        if (port->room == 0) {
+            errno = EAGAIN;
+            return -1;
+        }
+        size_t taken = port->room < count ? port->room : count;
+        if (port->room != UINT32_MAX)
+            port->room -= (uint32_t)taken;
+        sim_port_take(descriptor->object, data, taken);
+        return (ssize_t)taken;
+    }
+    if (descriptor->kind == TEXT) {
+        struct file *file = &files[descriptor->object];
+        size_t left = FILE_MAX - descriptor->at, taken = left < count ? left : count;
+        memcpy(file->text + descriptor->at, data, taken);
+        file->length = descriptor->at += taken;
+        return (ssize_t)taken;
+    }
+    if (descriptor->kind != WRITER)
+        abort();
+    struct pipe *pipe = &pipes[descriptor->object];
+    if (!pipe->reader) {
+        errno = EPIPE;
+        return -1;
+    }
+    if (count <= MESSAGE_MAX && pipe->message_length == 0 && pipe->length == 0)
+        memcpy(pipe->message, data, count); /* a start's report; else only that the octets can be read */
+    size_t room = PIPE_CAPACITY - pipe->length, taken = room < count ? room : count;
+    volatile uint8_t sum = 0;
+    for (size_t i = 0; i < taken; i++)
+        sum ^= ((const uint8_t *)data)[i];
+    if (taken == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    pipe->length += (uint32_t)taken;
+    return (ssize_t)taken;
+}
+
+int sim_pipe2(int fds[2], int flags) {
+    (void)flags;
+    if (fails())
+        return -1;
+    int index = 0;
+    while (index < pipes_used && (pipes[index].reader || pipes[index].writer))
+        index++;
+    if (index == PIPES) {
+        errno = ENFILE;
+        return -1;
+    }
+    int reader = allocate(READER, index);
+    if (reader < 0)
+        return -1;
+    int writer = allocate(WRITER, index);
+    if (writer < 0) {
+        int error = errno;
+        descriptor_of(reader)->kind = FREE;
+        errno = error;
+        return -1;
+    }
+    if (index == pipes_used)
+        pipes_used++;
+    pipes[index].reader = pipes[index].writer = true;
+    pipes[index].length = pipes[index].message_length = 0;
+    fds[0] = reader;
+    fds[1] = writer;
+    return 0;
+}
+
+int sim_ioctl(int fd, unsigned long request, ...) {
+    va_list arguments;
+    struct descriptor *descriptor = descriptor_of(fd);
+    if (fails())
+        return -1;
+    if (request == FIONREAD) {
+        va_start(arguments, request);
+        *va_arg(arguments, int *) = (int)pipes[descriptor->object].length;
+        va_end(arguments);
+    }
+    return 0;
+}
+
+/* --- the commands' side of pipes ------------------------------------------------------------------------- */
+
+static struct pipe *pipe_of(int agents_fd) { return &pipes[descriptor_of(agents_fd)->object]; }
+
+void sim_pipe_fill(int agents_fd, uint32_t octets, uint8_t value) {
+    struct pipe *pipe = pipe_of(agents_fd);
+    pipe->writer = true; /* the agent closed its copy; this is the command's */
+    pipe->value = value;
+    pipe->length = octets < PIPE_CAPACITY - pipe->length ? pipe->length + octets : PIPE_CAPACITY;
+}
+
+void sim_pipe_drain(int agents_fd, uint32_t octets) {
+    struct pipe *pipe = pipe_of(agents_fd);
+    pipe->length -= octets < pipe->length ? octets : pipe->length;
+}
+
+void sim_pipe_abandon(int agents_fd) {
+    struct pipe *pipe = pipe_of(agents_fd);
+    if (descriptor_of(agents_fd)->kind == READER)
+        pipe->writer = false;
+    else
+        pipe->reader = false;
+}
+
+/* --- ports ----------------------------------------------------------------------------------------------- */
+
+int sim_port_open(int number) { return allocate(PORT, number); }
+
+void sim_port_deliver(int number, const uint8_t *data, size_t length) {
+    struct sim_port *port = &ports[number];
+    if (port->at == port->length)
+        port->at = port->length = 0;
+    if (length > IN_MAX - port->length)
+        length = IN_MAX - port->length;
+    memcpy(port->data + port->length, data, length);
+    port->length += length;
+}
+
+void sim_port_hang_up(int number) { ports[number].hung_up = true; }
+
+void sim_port_room(int number, uint32_t octets) { ports[number].room = octets; }
+
+/* --- files ----------------------------------------------------------------------------------------------- */
+
+static struct file *file_of(const char *path, bool make) {
+    struct file *free = NULL;
+    for (int i = 0; i < FILES; i++) {
+        if (strcmp(files[i].path, path) == 0)
+            return &files[i];
+        if (files[i].path[0] == '\0')
+            free = &files[i];
+    }
+    if (!make || free == NULL || strlen(path) >= sizeof free->path)
+        return NULL;
+    strcpy(free->path, path);
+    free->length = 0;
+    return free;
+}
+
+void sim_put_file(const char *path, const uint8_t *text, size_t length) {
+    struct file *file = file_of(path, true);
+    if (file == NULL)
+        return;
+    file->length = length < FILE_MAX ? length : FILE_MAX;
+    memcpy(file->text, text, file->length);
+}
+
+int sim_open(const char *path, int flags, ...) {
+    if (fails())
+        return -1;
+    if (strncmp(path, "/dev/", 5) == 0)
+        return allocate(DEVICE, 0);
+    struct file *file = file_of(path, flags & O_CREAT);
+    if (file == NULL) {
+        errno = flags & O_CREAT ? ENOSPC : ENOENT;
+        return -1;
+    }
+    if (flags & O_TRUNC)
+        file->length = 0;
+    return allocate(TEXT, (int)(file - files));
+}
+
+int sim_rename(const char *from, const char *to) {
+    struct file *file = file_of(from, false), *old = file_of(to, false);
+    if (fails())
+        return -1;
+    if (file == NULL || strlen(to) >= sizeof file->path) {
+        errno = ENOENT;
+        return -1;
+    }
+    if (old != NULL)
+        old->path[0] = '\0';
+    strcpy(file->path, to);
+    return 0;
+}
+
+int sim_unlink(const char *path) {
+    struct file *file = file_of(path, false);
+    if (file != NULL)
+        file->path[0] = '\0';
+    return 0;
+}
+
+int sim_mkdir(const char *path, mode_t mode) {
+    (void)path, (void)mode;
+    return fails() ? -1 : 0;
+}
+
+/* --- names, clocks, the network -------------------------------------------------------------------------- */
+
+int sim_sethostname(const char *name, size_t length) {
+    if (fails() || length >= sizeof hostname)
+        return -1;
+    memcpy(hostname, name, length);
+    hostname[length] = '\0';
+    return 0;
+}
+
+int sim_gethostname(char *name, size_t length) {
+    if (fails())
+        return -1;
+    strncpy(name, hostname, length);
+    return 0;
+}
+
+int sim_clock_gettime(clockid_t clock, struct timespec *time) {
+    uint64_t now = clock == CLOCK_REALTIME ? clock_ns + offset_ns : clock_ns;
+    *time = (struct timespec){.tv_sec = (time_t)(now / 1000000000u), .tv_nsec = (long)(now % 1000000000u)};
+    return 0;
+}
+
+int sim_clock_settime(clockid_t clock, const struct timespec *time) {
+    (void)clock;
+    if (time->tv_sec < 0 || time->tv_nsec < 0 || time->tv_nsec > 999999999)
+        abort();
+    if (fails())
+        return -1;
+    if (time->tv_sec > INT64_MAX / 1000000000) { /* settimeofday(2): beyond what the kernel's own can hold */
+        errno = EINVAL;
+        return -1;
+    }
+    offset_ns = (uint64_t)time->tv_sec * 1000000000u - clock_ns;
+    return 0;
+}
+
+ssize_t sim_getrandom(void *data, size_t count, unsigned flags) {
+    (void)flags;
+    if (fails())
+        return -1;
+    memset(data, 0x7d, count);
+    return (ssize_t)count;
+}
+
+int sim_getifaddrs(struct ifaddrs **all) {
+    static struct sockaddr_in four = {.sin_family = AF_INET, .sin_addr.s_addr = 0x0100000a};
+    static struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_addr = {{{0x20, 1, 0xd, 0xb8}}}};
+    static struct sockaddr_in6 local = {.sin6_family = AF_INET6, .sin6_addr = {{{0xfe, 0x80}}}};
+    static struct ifaddrs list[] = {
+        {.ifa_next = list + 1, .ifa_addr = (struct sockaddr *)&four},
+        {.ifa_next = list + 2, .ifa_addr = (struct sockaddr *)&six},
+        {.ifa_next = list + 3, .ifa_addr = (struct sockaddr *)&local},
+        {.ifa_next = list + 4, .ifa_addr = NULL},
+        {.ifa_next = NULL, .ifa_addr = (struct sockaddr *)&four, .ifa_flags = 0x8 /* IFF_LOOPBACK */},
+    };
+    *all = list;
+    return fails() ? -1 : 0;
+}
+
+void sim_freeifaddrs(struct ifaddrs *all) { (void)all; }
+
+/* --- processes ------------------------------------------------------------------------------------------- */
+
+pid_t sim_fork(bool child_has_run) {
+    if (child_has_run) {
+        free_child_memory();
+        return ++last_pid;
+    }
+    return fails() ? -1 : 0;
+}
+
+void *sim_child_memory(size_t count, size_t size) {
+    if (fails())
+        return NULL;
+    if (allocated == ALLOCATIONS)
+        abort();
+    return allocations[allocated++] = calloc(count, size);
+}
+
+char *sim_child_copy(const char *text) {
+    char *copy = sim_child_memory(strlen(text) + 1, 1);
+    return copy != NULL ? strcpy(copy, text) : NULL;
+}
+
+int sim_child_step(void) { return fails() ? -1 : 0; }
+
+static void end_child(int report_length) {
+    (void)report_length;
+    longjmp(sim_child, 1);
+}
+
+int sim_execvp(const char *file, char *const argv[]) {
+    volatile size_t octets = strlen(file);
+    for (char *const *argument = argv; *argument != NULL; argument++)
+        octets += strlen(*argument);
+    for (char **variable = environ; *variable != NULL; variable++)
+        octets += strlen(*variable);
+    if (fails())
+        return -1;
+    end_child(0);
+    return 0;
+}
+
+void sim_exit(int code) {
+    end_child(code);
+    abort();
+}
+
+struct passwd *sim_getpwuid(uid_t uid) {
+    static struct passwd root = {.pw_name = "root", .pw_dir = "/root"};
+    static struct passwd user = {.pw_name = "user", .pw_dir = "/home/user", .pw_uid = 1000, .pw_gid = 1000};
+    return uid == 0 ? &root : uid == 1000 ? &user : NULL;
+}
+
+struct passwd *sim_getpwnam(const char *name) {
+    return strcmp(name, "root") == 0 ? sim_getpwuid(0) : strcmp(name, "user") == 0 ? sim_getpwuid(1000) : NULL;
+}
+
+int sim_kill(pid_t pid, int number) {
+    pid_t process = pid < 0 ? -pid : pid;
+    if (process <= 100 || process > last_pid || number < 1 || number >= NSIG)
+        abort(); /* a signal to something that isn't a command, such as everything (-1) */
+    if (number == SIGKILL && killed_count < KILLED)
+        killed[killed_count++] = process;
+    return fails() ? -1 : 0;
+}
+
+bool sim_was_killed(pid_t pid) {
+    for (int i = 0; i < killed_count; i++)
+        if (killed[i] == pid)
+            return true;
+    return false;
+}
