@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock clean
+.PHONY: help setup demo test check wheel test-wheel format lock clean
 
 BIN := .venv/bin
 SOURCES := src tests tools
@@ -13,7 +13,7 @@ $(BIN)/lint-imports
 endef
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing, make .venv, build the guest's agent, get a kernel for guests
 	@tools/setup.sh
@@ -29,18 +29,27 @@ test: setup ## lint, types, import rules, and every test
 	$(LINT)
 	$(BIN)/pytest
 
+wheel: | .venv ## build dist/ramet-*.whl with the agents for x86-64 and aarch64; downloads a cross-compiler once
+	$(BIN)/python tools/build_wheel.py
+
+test-wheel: setup wheel ## the tests of the wheel: what is in it, the same bytes twice, the demo from an empty venv
+	$(BIN)/pytest tests/test_wheel.py
+
 format: | .venv ## put the sources into the project's format
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-lock: | .venv ## write requirements.lock anew, with the newest versions that pyproject.toml allows
+lock: | .venv ## write both lock files anew, with the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	echo 'setuptools>=70.1' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
 	    --python-version 3.11 --extra dev --no-emit-index-url --no-annotate \
 	    --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml -
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
+	    --python-version 3.11 --group wheel --no-emit-index-url --no-annotate \
+	    --custom-compile-command "make lock" --output-file requirements-wheel.lock
 
 clean: ## remove what was made in this directory; kernels and images in the cache stay
-	rm -rf .venv build dist src/*.egg-info src/ramet/guest/bin
+	rm -rf .venv .venv-wheel build dist src/*.egg-info src/ramet/guest/bin
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -57,7 +57,7 @@ def sh(script: str, **options: object) -> ExecRequest:
 async def until(condition: Callable[[], bool]) -> None:
     """For what the agent does on its own: there is no event to wait for outside it."""
     with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - another process's doing
+        while not condition():
             await anyio.sleep(0.005)
 
 

@@ -66,7 +66,6 @@ def _show(report: DemoReport) -> None:
 
     headers = (
         "FORK",
-        "HOSTNAME",
         "MEMORY",
         "INODE",
         "LINKS",

@@ -27,7 +27,9 @@ class _Connection:
     def __init__(self) -> None:
         self.users = 0
         self.settled = anyio.Event()
-        self.scope = anyio.CancelScope()
+        # Shielded: when a Host is cancelled, its users' own cleanup still needs the connection. It goes with
+        # the last.
+        self.scope = anyio.CancelScope(shield=True)
         self.client: AgentClient | None = None
         self.error: Exception | None = None
 

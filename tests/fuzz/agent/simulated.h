@@ -12,9 +12,12 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
 #include <pwd.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -32,9 +35,30 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "message.h"
+#include "port.h"
+#include "wire.h"
+
+/* Windows, frames and buffers are this much smaller than the agent's own, all in proportion: what happens at
+ * their edges is the same, and an execution moves kilobytes where it would move megabytes. SCALE=1: its own. */
+#ifndef SCALE
+#define SCALE 16
+#endif
+#if SCALE != 1
+#undef OUTPUT_WINDOW
+#undef STDIN_WINDOW
+#undef WIRE_PAYLOAD_MAX
+#undef PORT_DATA_CHUNK
+#define OUTPUT_WINDOW (262144u / SCALE)
+#define STDIN_WINDOW (65536u / SCALE)
+#define WIRE_PAYLOAD_MAX (65536u / SCALE)
+#define PORT_DATA_CHUNK (32768u / SCALE)
+#endif
+
 ssize_t sim_read(int fd, void *data, size_t count);
 ssize_t sim_write(int fd, const void *data, size_t count);
 int sim_close(int fd);
+int sim_accept4(int listener, struct sockaddr *address, socklen_t *length, int flags);
 int sim_open(const char *path, int flags, ...);
 int sim_pipe2(int fds[2], int flags);
 int sim_fcntl(int fd, int command, ...);
@@ -59,6 +83,8 @@ pid_t sim_fork(bool child_has_run);
 void *sim_child_memory(size_t count, size_t size);
 char *sim_child_copy(const char *text);
 int sim_child_step(void);
+int sim_dup2(int from, int to);
+extern char **sim_environ;
 int sim_execvp(const char *file, char *const argv[]);
 _Noreturn void sim_exit(int code);
 struct passwd *sim_getpwuid(uid_t uid);
@@ -67,6 +93,7 @@ struct passwd *sim_getpwnam(const char *name);
 #define read sim_read
 #define write sim_write
 #define close sim_close
+#define accept4 sim_accept4
 #define open sim_open
 #define pipe2 sim_pipe2
 #define fcntl sim_fcntl
@@ -96,7 +123,8 @@ struct passwd *sim_getpwnam(const char *name);
 #define sigprocmask(how, set, old) ((void)(how), (void)(set))
 #define setsid() ((void)0)
 #define umask(mask) ((void)(mask))
-#define dup2(from, to) ((void)(from), (void)(to), sim_child_step())
+#define dup2 sim_dup2
+#define environ sim_environ
 #define chdir(path) ((void)strlen(path), sim_child_step())
 #define initgroups(name, group) ((void)strlen(name), (void)(group), sim_child_step())
 #define setgroups(count, groups) ((void)(count), (void)(groups), sim_child_step())

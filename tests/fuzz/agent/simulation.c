@@ -2,24 +2,23 @@
 
 #include "simulation.h"
 
-/* From here on the real ones are meant. */
-#undef calloc
-#undef malloc
-#undef strdup
+#undef calloc /* here the real one is meant */
 
-enum { FIRST_FD = 1000, FDS = 2048, PIPES = 1024, PORTS = 4, FILES = 8, FILE_MAX = 20000, IN_MAX = 1 << 18 };
-enum { PIPE_CAPACITY = 65536, MESSAGE_MAX = 512, ALLOCATIONS = 64, KILLED = 512 };
+enum { FIRST_FD = 1000, FDS = 2048, PIPES = 1024, PORTS = 4, FILES = 8, FILE_MAX = 20000, IN_MAX = (1 << 18) / SCALE };
+enum { PIPE_CAPACITY = 65536 / SCALE, MESSAGE_MAX = 512, ALLOCATIONS = 64, KILLED = 512 };
 
 enum kind { FREE, PORT, READER, WRITER, TEXT, DEVICE };
 
 struct descriptor {
     enum kind kind;
+    bool agents; /* of a pipe: the end that stays with the agent */
     int object;
     size_t at;
 };
 
 struct pipe {
     bool reader, writer;
+    bool inherited; /* its far end is a command's stdio too */
     uint32_t length;
     uint8_t value; /* what the octets are, unless it is a message */
     uint32_t message_length;
@@ -44,6 +43,7 @@ static int descriptors_used;
 static struct pipe pipes[PIPES];
 static int pipes_used;
 static struct sim_port ports[PORTS];
+static int waiting_port = -1;
 static struct file files[FILES];
 static char hostname[65];
 static uint64_t clock_ns, offset_ns;
@@ -54,7 +54,9 @@ static pid_t killed[KILLED];
 static int killed_count;
 static void *allocations[ALLOCATIONS];
 static int allocated;
+static bool in_child;
 
+char **sim_environ;
 jmp_buf sim_child;
 void (*sim_port_take)(int number, const uint8_t *data, size_t length);
 
@@ -72,11 +74,6 @@ void sim_begin(void) {
     killed_count = 0;
     fail_in = 0;
     hostname[0] = '\0';
-    for (int i = 0; i < PORTS; i++) {
-        ports[i].hung_up = false;
-        ports[i].room = UINT32_MAX;
-        ports[i].at = ports[i].length = 0;
-    }
 }
 
 static void free_child_memory(void) {
@@ -112,7 +109,7 @@ static int allocate(enum kind kind, int object) {
     }
     if (index == descriptors_used)
         descriptors_used++;
-    descriptors[index] = (struct descriptor){kind, object, 0};
+    descriptors[index] = (struct descriptor){.kind = kind, .object = object};
     return FIRST_FD + index;
 }
 
@@ -125,10 +122,11 @@ static struct descriptor *descriptor_of(int fd) {
 
 int sim_close(int fd) {
     struct descriptor *descriptor = descriptor_of(fd);
+    struct pipe *pipe = &pipes[descriptor->object];
     if (descriptor->kind == READER)
-        pipes[descriptor->object].reader = false;
+        pipe->reader = pipe->inherited && !descriptor->agents;
     else if (descriptor->kind == WRITER)
-        pipes[descriptor->object].writer = false;
+        pipe->writer = pipe->inherited && !descriptor->agents;
     descriptor->kind = FREE;
     return 0;
 }
@@ -220,12 +218,18 @@ ssize_t sim_write(int fd, const void *data, size_t count) {
         errno = EPIPE;
         return -1;
     }
-    if (count <= MESSAGE_MAX && pipe->message_length == 0 && pipe->length == 0)
-        memcpy(pipe->message, data, count); /* a start's report; else only that the octets can be read */
+    if (in_child) { /* the report of a start that failed; of other pipes only the number of octets is kept */
+        if (count > MESSAGE_MAX)
+            abort();
+        memcpy(pipe->message, data, count);
+        pipe->message_length = (uint32_t)count;
+        return (ssize_t)count;
+    }
     size_t room = PIPE_CAPACITY - pipe->length, taken = room < count ? room : count;
     volatile uint8_t sum = 0;
     for (size_t i = 0; i < taken; i++)
         sum ^= ((const uint8_t *)data)[i];
+    (void)sum;
     if (taken == 0) {
         errno = EAGAIN;
         return -1;
@@ -258,6 +262,7 @@ int sim_pipe2(int fds[2], int flags) {
     if (index == pipes_used)
         pipes_used++;
     pipes[index].reader = pipes[index].writer = true;
+    pipes[index].inherited = false;
     pipes[index].length = pipes[index].message_length = 0;
     fds[0] = reader;
     fds[1] = writer;
@@ -283,7 +288,8 @@ static struct pipe *pipe_of(int agents_fd) { return &pipes[descriptor_of(agents_
 
 void sim_pipe_fill(int agents_fd, uint32_t octets, uint8_t value) {
     struct pipe *pipe = pipe_of(agents_fd);
-    pipe->writer = true; /* the agent closed its copy; this is the command's */
+    if (!pipe->writer)
+        return;
     pipe->value = value;
     pipe->length = octets < PIPE_CAPACITY - pipe->length ? pipe->length + octets : PIPE_CAPACITY;
 }
@@ -303,7 +309,21 @@ void sim_pipe_abandon(int agents_fd) {
 
 /* --- ports ----------------------------------------------------------------------------------------------- */
 
-int sim_port_open(int number) { return allocate(PORT, number); }
+void sim_port_connect(int number) {
+    struct sim_port *port = &ports[number];
+    port->hung_up = false;
+    port->room = UINT32_MAX;
+    port->at = port->length = 0;
+    waiting_port = number;
+}
+
+int sim_accept4(int listener, struct sockaddr *address, socklen_t *length, int flags) {
+    (void)listener, (void)address, (void)length, (void)flags;
+    int number = waiting_port;
+    waiting_port = -1;
+    errno = EAGAIN;
+    return number < 0 ? -1 : allocate(PORT, number);
+}
 
 void sim_port_deliver(int number, const uint8_t *data, size_t length) {
     struct sim_port *port = &ports[number];
@@ -450,11 +470,15 @@ void sim_freeifaddrs(struct ifaddrs *all) { (void)all; }
 /* --- processes ------------------------------------------------------------------------------------------- */
 
 pid_t sim_fork(bool child_has_run) {
+    in_child = false;
     if (child_has_run) {
         free_child_memory();
         return ++last_pid;
     }
-    return fails() ? -1 : 0;
+    if (fails())
+        return -1;
+    in_child = true;
+    return 0;
 }
 
 void *sim_child_memory(size_t count, size_t size) {
@@ -472,26 +496,34 @@ char *sim_child_copy(const char *text) {
 
 int sim_child_step(void) { return fails() ? -1 : 0; }
 
-static void end_child(int report_length) {
-    (void)report_length;
-    longjmp(sim_child, 1);
+/* In the child a pipe's end becomes a command's stdio; the end that the agent keeps is the other one. */
+int sim_dup2(int from, int to) {
+    struct descriptor *descriptor = descriptor_of(from);
+    if (fails())
+        return -1;
+    if (descriptor->kind == READER || descriptor->kind == WRITER)
+        pipes[descriptor->object].inherited = true;
+    for (int i = 0; i < descriptors_used; i++)
+        if (descriptors[i].kind != FREE && descriptors[i].object == descriptor->object)
+            descriptors[i].agents = &descriptors[i] != descriptor;
+    return to;
 }
 
 int sim_execvp(const char *file, char *const argv[]) {
     volatile size_t octets = strlen(file);
     for (char *const *argument = argv; *argument != NULL; argument++)
         octets += strlen(*argument);
-    for (char **variable = environ; *variable != NULL; variable++)
+    for (char **variable = sim_environ; *variable != NULL; variable++)
         octets += strlen(*variable);
+    (void)octets;
     if (fails())
         return -1;
-    end_child(0);
-    return 0;
+    longjmp(sim_child, 1);
 }
 
 void sim_exit(int code) {
-    end_child(code);
-    abort();
+    (void)code;
+    longjmp(sim_child, 1);
 }
 
 struct passwd *sim_getpwuid(uid_t uid) {

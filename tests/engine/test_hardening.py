@@ -1,0 +1,238 @@
+"""What went wrong once, or would have: each of these failed before it was mended."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+import ramet
+from ramet.engine.removal import discard_all, sweep
+from ramet.errors import RametError
+from ramet.host import processes
+from ramet.paths import MEM_FILE
+from ramet.store.records import Store
+from tests.conftest import living_in
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_no_descriptors_left_does_not_look_like_death() -> None:
+    alive = processes.this_process()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    held = []
+    try:
+        try:
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+        with pytest.raises(ramet.UnavailableError, match="open files"):
+            processes.is_alive(alive)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert processes.is_alive(alive)
+
+
+async def test_a_strangers_shell_in_an_instance_directory_is_left_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "instances" / "0123456789ab"
+    directory.mkdir(parents=True)
+    stranger = subprocess.Popen(["sleep", "60"], cwd=directory)
+    ours = processes.spawn(["sleep", "60"], directory=directory, log=directory / "vmm.log")
+    try:
+        await sweep(directory)
+        assert stranger.poll() is None
+        assert not processes.is_alive(ours)
+        assert not directory.exists()
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+async def test_a_child_that_ended_before_anyone_looked_is_no_zombie(tmp_path: Path) -> None:
+    child = processes.spawn(["true"], directory=tmp_path, log=tmp_path / "log")
+    await processes.wait_ended(child, timeout_s=10)
+    await processes.kill(child)
+    assert not Path(f"/proc/{child.pid}").exists()
+
+
+async def test_a_full_listening_queue_does_not_stop_the_loop(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_PATH)
+    listener = processes.listen(descriptor, "x.sock")
+    os.close(descriptor)
+    connections = []
+    with pytest.raises(BlockingIOError):
+        for _ in range(50):
+            connections.append(processes.connect(tmp_path, "x.sock"))
+    for connection in [*connections, listener]:
+        connection.close()
+
+
+@pytest.mark.vm
+async def test_a_home_behind_a_symbolic_link(warm_home: Path, tmp_path: Path) -> None:
+    link = tmp_path / "home"
+    link.symlink_to(warm_home)
+    async with ramet.Host(link) as host:
+        warm = await host.get("warm")
+        async with anyio.create_task_group() as tasks:
+
+            async def cancel_after_the_first() -> None:
+                while [one.state for one in await host.list(everything=True)].count(ramet.State.RUNNING) < 1:
+                    await anyio.sleep(0.01)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(cancel_after_the_first)
+            await warm.fork(8)
+        assert living_in(warm_home) == []
+        assert [path.name for path in (warm_home / "instances").iterdir()] == [warm.id]
+
+
+@pytest.mark.vm
+async def test_a_discard_by_a_stale_record_ends_the_vmm_of_today(warm: ramet.VM, warm_home: Path) -> None:
+    (vm,) = await warm.fork(1)
+    stale = vm._context.store.get(vm.id)
+    await vm.stop()
+    await vm.start()
+    await discard_all(vm._context, [stale])
+    assert living_in(warm_home) == []
+
+
+@pytest.mark.vm
+async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_home: Path) -> None:
+    """The reaper reads that an instance's owner is dead; by the time it acts, the instance has been
+    detached.
+    """
+    from ramet.engine import removal
+
+    (vm,) = await warm.fork(1)
+    context = vm._context
+    gone = processes.spawn(["true"], directory=warm_home, log=warm_home / "log")
+    await processes.wait_ended(gone, timeout_s=10)
+    read = context.store.change(vm.id, lambda one: msgspec.structs.replace(one, owner=gone))
+    await vm.detach()
+    await removal._reap_one(context, read)
+    assert (await vm.exec("true")).ok
+    await vm.remove(force=True)
+    (warm_home / "log").unlink()
+
+
+@pytest.mark.vm
+async def test_one_instances_trouble_is_not_its_hosts(warm: ramet.VM) -> None:
+    """A guest reboots and can't be started again: it is failed and says why; the Host and the sibling go
+    on.
+    """
+    vm, sibling = await warm.fork(2)
+    obstacle = vm.directory / f".tmp-{MEM_FILE}"
+    obstacle.mkdir()
+    await vm.spawn("reboot")
+    with anyio.fail_after(60):
+        while (await vm.info()).state != "failed":
+            await anyio.sleep(0.05)
+    assert "couldn't be started again" in str((await vm.info()).reason)
+    assert (await sibling.exec("true")).ok
+
+
+@pytest.mark.vm
+async def test_a_log_that_cannot_be_cut_does_not_close_the_home(warm: ramet.VM, warm_home: Path) -> None:
+    async with warm.fork(1) as (vm,):
+        (vm.directory / "console.log.1.tmp").mkdir()
+        (vm.directory / "console.log.1").mkdir()
+        os.truncate(vm.directory / "console.log", 3 << 20)
+        async with ramet.Host(warm_home) as other:
+            assert len(await other.list()) == 2
+
+
+@pytest.mark.vm
+async def test_a_guest_that_stalls_cannot_hold_an_exec(
+    warm: ramet.VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ramet.engine import execution
+
+    monkeypatch.setattr(execution, "BACKSTOP_S", 1.0)
+    async with warm.fork(1) as (vm,):
+
+        async def freeze() -> None:
+            await anyio.sleep(1.0)
+            await vm._context.vmm(vm._record).pause()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(freeze)
+            with anyio.fail_after(30), pytest.raises(ramet.ExecTimeoutError):
+                await vm.exec("sleep", "60", timeout=3)
+
+
+@pytest.mark.vm
+async def test_cancelled_requests_of_a_stalled_guest_hold_no_ports(warm: ramet.VM, warm_home: Path) -> None:
+    async with warm.fork(1) as (vm,):
+        record = vm._record
+        await vm._context.vmm(record).pause()
+        for _ in range(10):
+            with anyio.move_on_after(0.2):
+                await vm.exec("true")
+        await vm._context.vmm(record).resume()
+        # Another process, which knows nothing of this one's connections, gets a port at once.
+        code = (
+            "import sys, anyio, ramet\n"
+            "async def main():\n"
+            "    async with ramet.Host(sys.argv[1]) as host:\n"
+            "        print((await (await host.get(sys.argv[2])).exec('echo', 'free')).text)\n"
+            "anyio.run(main)"
+        )
+        done = await anyio.run_process([sys.executable, "-c", code, str(warm_home), vm.id], check=False)
+        assert done.stdout.split() == [b"free"], done.stderr
+
+
+@pytest.mark.vm
+async def test_a_short_wait_does_not_shorten_anothers(warm: ramet.VM) -> None:
+    """One caller gives up on a frozen guest after a second; another, on the same connection, gets its
+    answer later.
+    """
+    async with warm.fork(1) as (vm,):
+        record = vm._record
+        context = vm._context
+        vmm = context.vmm(record)
+        await vmm.pause()
+        answers: list[str] = []
+
+        async def impatient() -> None:
+            with pytest.raises(ramet.GuestTimeoutError, match="1 s"):
+                async with context.agents.lease(vm.id, vm.directory, ports=8, timeout_s=1):
+                    pass
+
+        async def patient() -> None:
+            async with context.agents.lease(vm.id, vm.directory, ports=8, timeout_s=30) as agent:
+                answers.append(agent.welcome.agent_version)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(impatient)
+            tasks.start_soon(patient)
+            await anyio.sleep(2)
+            await vmm.resume()
+        assert len(answers) == 1
+
+
+@pytest.mark.vm
+async def test_leaving_on_a_disk_without_room_ends_the_vmms(
+    warm: ramet.VM, warm_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row can't be deleted: the VMM ends all the same, and the next Host clears the rest away."""
+    (vm,) = await warm.fork(1)
+
+    def full(*_: object, **__: object) -> None:
+        raise ramet.StoreError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "remove", full)
+        with pytest.raises(RametError, match="full"):
+            await discard_all(vm._context, [vm._record])
+    assert living_in(warm_home) == []
+    await vm.remove(force=True)

@@ -1,0 +1,140 @@
+"""Builds ramet's wheel with both guest agents in it. The same source gives the same bytes, wherever it is built.
+
+The cross-compiler and the build backend come from `requirements-wheel.lock`, hashes checked, into `.venv-wheel`, which
+is made when it is missing or the lock has changed. `docs/packaging.md` says what makes the bytes the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+LOCK: Final = ROOT / "requirements-wheel.lock"
+TOOLCHAIN: Final = ROOT / ".venv-wheel"
+BUILD_TIMEOUT_S: Final = 600
+"""A first build compiles a C library for each architecture: two minutes on two cores."""
+DATE_S: Final = 315_532_800
+"""1980-01-01 in seconds since 1970: the earliest that a zip archive can say. A commit's date would give the same source
+other bytes after each commit.
+"""
+BACKEND: Final = """
+import sys
+from setuptools import build_meta
+print(build_meta.build_wheel(sys.argv[1], {"--build-option": ["--compression=stored"]}), file=sys.stderr)
+"""
+"""The build backend's hook (PEP 517). Stored, not deflated: what deflate makes depends on the zlib that it is."""
+
+MISLEADING: Final = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PYTHONPATH", "PYTHONHOME"}
+"""Variables of whoever calls this that would change what a step does."""
+
+
+class BuildError(Exception):
+    """A step failed. Nothing was written to where the wheel should go."""
+
+
+def main(words: list[str]) -> int:
+    """Prints the wheel's path and SHA-256. Returns 0, or 1 with the failed step's output on standard error."""
+    parser = argparse.ArgumentParser(description="Build ramet's wheel, with the guest agents in it.")
+    parser.add_argument("--source", type=Path, default=ROOT, metavar="DIR", help="the tree to build")
+    parser.add_argument("--into", type=Path, default=ROOT / "dist", metavar="DIR", help="where the wheel goes")
+    chosen = parser.parse_args(words)
+    try:
+        wheel = build_wheel(chosen.source.resolve(), chosen.into.resolve(), prepare_toolchain())
+    except BuildError as error:
+        print(f"build_wheel: {error}", file=sys.stderr)
+        return 1
+    print(hashlib.sha256(wheel.read_bytes()).hexdigest(), os.path.relpath(wheel))
+    return 0
+
+
+def prepare_toolchain() -> Path:
+    """The Python of `.venv-wheel`, made anew unless it was made from this very lock by this Python.
+
+    Raises `BuildError` when the packages can't be had; the next call then begins again.
+    """
+    python = TOOLCHAIN / "bin" / "python"
+    marker = TOOLCHAIN / ".made-from"
+    key = f"{hashlib.sha256(LOCK.read_bytes()).hexdigest()} {sys.version}\n"
+    if marker.is_file() and marker.read_text() == key:
+        return python
+    print(f"build_wheel: making {TOOLCHAIN.name}: the cross-compiler is a download of 100 MB", file=sys.stderr)
+    venv.create(TOOLCHAIN, clear=True, with_pip=True, symlinks=True)
+    (TOOLCHAIN / ".gitignore").write_text("*\n")
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    _run([*pip, "--only-binary", ":all:", "--require-hashes", "--requirement", LOCK], cwd=ROOT)
+    marker.write_text(key)
+    return python
+
+
+def build_wheel(source: Path, into: Path, python: Path) -> Path:
+    """Builds the tree `source` and returns the wheel in the directory `into`, where it replaces its namesake at once.
+
+    Works on a copy: no leavings of other builds get in, and none come into the tree. Raises `BuildError`.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ramet-wheel-") as scratch:
+        tree = Path(scratch) / "tree"
+        made = Path(scratch) / "made"
+        made.mkdir()
+        _copy_source(source, tree)
+        _build_agents(tree / "src" / "ramet" / "guest", python, zig_cache=Path(scratch) / "zig")
+        _run([python, "-c", BACKEND, made], cwd=tree, SOURCE_DATE_EPOCH=str(DATE_S))
+        [wheel] = made.glob("*.whl")
+        arriving = into / f".{wheel.name}.new"
+        shutil.copyfile(wheel, arriving)
+        return arriving.replace(into / wheel.name)
+
+
+def _copy_source(source: Path, tree: Path) -> None:
+    """What a wheel is made of, with modes that depend on this program's umask alone."""
+    shutil.copytree(
+        source / "src" / "ramet",
+        tree / "src" / "ramet",
+        ignore=shutil.ignore_patterns("__pycache__", "bin"),
+        copy_function=shutil.copyfile,
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(source / name, tree / name)
+
+
+def _build_agents(guest: Path, python: Path, *, zig_cache: Path) -> None:
+    """Cross-compiles the agents into `guest/bin`. The libraries that they are linked with stay in zig's own cache."""
+    command = ["make", "--silent", "-C", guest / "agent", "cross", f"ZIG={python} -m ziglang", "INTO=../bin"]
+    _run(command, cwd=guest, ZIG_LOCAL_CACHE_DIR=str(zig_cache))
+
+
+def _run(command: list[str | Path], *, cwd: Path, **environment: str) -> None:
+    """Runs a step. Its output is shown only when it fails."""
+    inherited = {name: value for name, value in os.environ.items() if name not in MISLEADING}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**inherited, "LC_ALL": "C.UTF-8", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=BUILD_TIMEOUT_S,
+        )
+    except OSError as error:
+        raise BuildError(f"{command[0]} can't be run: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"not done after {BUILD_TIMEOUT_S} s: {' '.join(map(str, command))}") from error
+    if done.returncode:
+        raise BuildError(f"exit code {done.returncode}: {' '.join(map(str, command))}\n{done.stdout}")
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    sys.exit(main(sys.argv[1:]))
