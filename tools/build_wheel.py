@@ -1,7 +1,8 @@
-"""Builds ramet's wheel with both guest agents in it. The same source gives the same bytes, wherever it is built.
+"""Builds ramet's wheel with both guest agents in it. The same source gives the same bytes, wherever it is.
 
-The cross-compiler and the build backend come from `requirements-wheel.lock`, hashes checked, into `.venv-wheel`, which
-is made when it is missing or the lock has changed. `docs/packaging.md` says what makes the bytes the same.
+The cross-compiler and the build backend come from `requirements-wheel.lock`, hashes checked, into
+`.venv-wheel`, which is made when it is missing or the lock has changed. `docs/packaging.md` says what makes
+the bytes the same.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ TOOLCHAIN: Final = ROOT / ".venv-wheel"
 BUILD_TIMEOUT_S: Final = 600
 """A first build compiles a C library for each architecture: two minutes on two cores."""
 DATE_S: Final = 315_532_800
-"""1980-01-01 in seconds since 1970: the earliest that a zip archive can say. A commit's date would give the same source
-other bytes after each commit.
+"""1980-01-01 in seconds since 1970: the earliest that a zip archive can say. With a commit's date the same
+source would give other bytes after each commit.
 """
 BACKEND: Final = """
 import sys
 from setuptools import build_meta
 print(build_meta.build_wheel(sys.argv[1], {"--build-option": ["--compression=stored"]}), file=sys.stderr)
 """
-"""The build backend's hook (PEP 517). Stored, not deflated: what deflate makes depends on the zlib that it is."""
+"""The build backend's hook (PEP 517). Stored, not deflated: what deflate makes depends on the zlib."""
 
 MISLEADING: Final = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PYTHONPATH", "PYTHONHOME"}
 """Variables of whoever calls this that would change what a step does."""
@@ -42,10 +43,12 @@ class BuildError(Exception):
 
 
 def main(words: list[str]) -> int:
-    """Prints the wheel's path and SHA-256. Returns 0, or 1 with the failed step's output on standard error."""
+    """Prints the wheel's SHA-256 and path. Returns 0, or 1 with a failed step's output on standard error."""
     parser = argparse.ArgumentParser(description="Build ramet's wheel, with the guest agents in it.")
     parser.add_argument("--source", type=Path, default=ROOT, metavar="DIR", help="the tree to build")
-    parser.add_argument("--into", type=Path, default=ROOT / "dist", metavar="DIR", help="where the wheel goes")
+    parser.add_argument(
+        "--into", type=Path, default=ROOT / "dist", metavar="DIR", help="where the wheel goes"
+    )
     chosen = parser.parse_args(words)
     try:
         wheel = build_wheel(chosen.source.resolve(), chosen.into.resolve(), prepare_toolchain())
@@ -66,32 +69,32 @@ def prepare_toolchain() -> Path:
     key = f"{hashlib.sha256(LOCK.read_bytes()).hexdigest()} {sys.version}\n"
     if marker.is_file() and marker.read_text() == key:
         return python
-    print(f"build_wheel: making {TOOLCHAIN.name}: the cross-compiler is a download of 100 MB", file=sys.stderr)
+    print(f"build_wheel: making {TOOLCHAIN.name}, with a download of 100 MB", file=sys.stderr)
+    marker.unlink(missing_ok=True)
     venv.create(TOOLCHAIN, clear=True, with_pip=True, symlinks=True)
     (TOOLCHAIN / ".gitignore").write_text("*\n")
-    pip = [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
-    _run([*pip, "--only-binary", ":all:", "--require-hashes", "--requirement", LOCK], cwd=ROOT)
+    install = (
+        "-m pip install --quiet --no-input --disable-pip-version-check --only-binary :all: --require-hashes"
+    )
+    _run([python, *install.split(), "--requirement", LOCK], cwd=ROOT)
     marker.write_text(key)
     return python
 
 
 def build_wheel(source: Path, into: Path, python: Path) -> Path:
-    """Builds the tree `source` and returns the wheel in the directory `into`, where it replaces its namesake at once.
+    """Builds the tree `source` and returns the wheel, which replaces its namesake in `into` by a rename.
 
     Works on a copy: no leavings of other builds get in, and none come into the tree. Raises `BuildError`.
     """
     into.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="ramet-wheel-") as scratch:
-        tree = Path(scratch) / "tree"
-        made = Path(scratch) / "made"
+    with tempfile.TemporaryDirectory(prefix=".wheel-", dir=into) as scratch:
+        tree, made = Path(scratch) / "tree", Path(scratch) / "made"
         made.mkdir()
         _copy_source(source, tree)
         _build_agents(tree / "src" / "ramet" / "guest", python, zig_cache=Path(scratch) / "zig")
         _run([python, "-c", BACKEND, made], cwd=tree, SOURCE_DATE_EPOCH=str(DATE_S))
-        [wheel] = made.glob("*.whl")
-        arriving = into / f".{wheel.name}.new"
-        shutil.copyfile(wheel, arriving)
-        return arriving.replace(into / wheel.name)
+        [wheel] = made.iterdir()
+        return wheel.replace(into / wheel.name)
 
 
 def _copy_source(source: Path, tree: Path) -> None:
@@ -107,9 +110,13 @@ def _copy_source(source: Path, tree: Path) -> None:
 
 
 def _build_agents(guest: Path, python: Path, *, zig_cache: Path) -> None:
-    """Cross-compiles the agents into `guest/bin`. The libraries that they are linked with stay in zig's own cache."""
-    command = ["make", "--silent", "-C", guest / "agent", "cross", f"ZIG={python} -m ziglang", "INTO=../bin"]
-    _run(command, cwd=guest, ZIG_LOCAL_CACHE_DIR=str(zig_cache))
+    """Cross-compiles the agents into `guest/bin`. What they link with stays in zig's own cache."""
+    _run(
+        ["make", "--silent", "-C", "agent", "cross", "INTO=../bin", "ZIG=python -m ziglang"],
+        cwd=guest,
+        PATH=f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        ZIG_LOCAL_CACHE_DIR=str(zig_cache),
+    )
 
 
 def _run(command: list[str | Path], *, cwd: Path, **environment: str) -> None:

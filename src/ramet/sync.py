@@ -230,7 +230,7 @@ class VM:
     def receipt(self) -> Receipt:
         """What this fork proved about itself when it was made.
 
-        Raises `VmmError` for an instance that isn't a fork.
+        Raises `WrongStateError` for an instance that isn't a fork, or that has been made a template since.
         """
         return self._wrapped.receipt
 
@@ -364,23 +364,35 @@ class VM:
         )
 
     def pause(self) -> None:
-        """Stop the virtual CPUs; memory stays."""
+        """Stop the virtual CPUs; memory stays. Raises `WrongStateError` unless it runs, `VmmError` or
+        `VmmTimeoutError` when its VMM fails: `inspect` then says whether it runs.
+        """
         self._portal.call(lambda: self._wrapped.pause())
 
     def resume(self) -> None:
-        """Let a paused instance go on."""
+        """Let a paused instance go on. Errors as `pause`; `WrongStateError` unless it is paused."""
         self._portal.call(lambda: self._wrapped.resume())
 
     def restore(self) -> None:
-        """Bring it back from standby."""
+        """Bring it back from standby.
+
+        Nothing can be put into standby yet, so this raises `WrongStateError`.
+        """
         self._portal.call(lambda: self._wrapped.restore())
 
     def stop(self, *, timeout: float = 10.0) -> None:
-        """Power the guest off; after `timeout` seconds its VMM is ended. Disks are kept, memory is gone."""
+        """Power the guest off; after `timeout` seconds its VMM is ended. Disks are kept, memory is gone.
+
+        An instance made with `auto_remove` is removed then. Raises `WrongStateError` for a template and for
+        one that is stopped already.
+        """
         self._portal.call(lambda: self._wrapped.stop(timeout=timeout))
 
     def start(self) -> None:
-        """Start a stopped instance cold."""
+        """Start a stopped instance cold: its identity and disks are kept, its memory is new.
+
+        Raises `WrongStateError` unless it is stopped, and what `Host.run` raises; it is still stopped then.
+        """
         self._portal.call(lambda: self._wrapped.start())
 
     def wait(self) -> None:
@@ -388,11 +400,20 @@ class VM:
         self._portal.call(lambda: self._wrapped.wait())
 
     def remove(self, *, force: bool = False) -> None:
-        """Remove it. A running one wants `force`. Its forks don't notice."""
+        """Remove it. A running one wants `force`, else `WrongStateError`. Its forks don't notice.
+
+        Whatever step fails, the others are taken, and the first error is raised; the next ramet process
+        clears the rest away.
+        """
         self._portal.call(lambda: self._wrapped.remove(force=force))
 
     def keep(self) -> VM:
-        """Keep this fork of a family: its siblings are removed, and it no longer leaves with its Host."""
+        """Keep this fork of a family: it no longer leaves with its Host, and its siblings are removed, whoever
+        made them.
+
+        Raises the first error of a sibling that couldn't be removed; this one is kept all the same. An instance
+        that isn't a fork is just detached.
+        """
         return VM(self._portal.call(lambda: self._wrapped.keep()), self._portal)
 
     def detach(self) -> VM:
@@ -552,7 +573,7 @@ class Host:
         return self._portal.call(lambda: self._wrapped.tree())
 
     def stats(self) -> builtins.list[Usage]:
-        """What each instance that has a VMM uses of the host."""
+        """What each instance that has a VMM uses of the host. One that ends meanwhile isn't in the list."""
         return self._portal.call(lambda: self._wrapped.stats())
 
 

@@ -19,7 +19,6 @@ class Ability(StrEnum):
     MAPS_PRIVATELY = "maps the mem-file privately on restore"
     SAVES_STATE_WITHOUT_RAM = "saves vmstate without RAM"
     OPENS_MEM_FILE_READ_ONLY = "opens the mem-file read-only"
-    REBOOTS_RESTORED_GUEST = "can reboot a restored guest"
 
 
 class Ending(StrEnum):

@@ -153,7 +153,10 @@ class Qemu:
         except RametError as error:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()
-            raise VmmError(f"QEMU didn't come up: {_last_words(log)}") from error
+            raise VmmError(
+                f"QEMU didn't come up: {_last_words(log)}",
+                hint="`ramet doctor` says what this machine lacks; RAMET_QEMU names another QEMU",
+            ) from error
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()

@@ -133,7 +133,7 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
     _new_mem_file(directory, record.machine.memory_bytes)
     vmm = await driver.boot(directory, record.machine)
     try:
-        running = running_vmm(directory, vmm, restored=False)
+        running = running_vmm(directory, vmm)
         await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
         return context.store.change(record.id, lambda one: one.moved(move, vmm=running))
     except BaseException:
@@ -142,10 +142,10 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
         raise
 
 
-def running_vmm(directory: Path, vmm: Vmm, *, restored: bool) -> RunningVmm:
+def running_vmm(directory: Path, vmm: Vmm) -> RunningVmm:
     """What the record keeps of a VMM that was just started in `directory`."""
     mem = identity_of(directory / MEM_FILE)
-    return RunningVmm(process=vmm.process, mem_device=mem.device, mem_inode=mem.inode, restored=restored)
+    return RunningVmm(process=vmm.process, mem_device=mem.device, mem_inode=mem.inode)
 
 
 def now() -> str:

@@ -90,10 +90,12 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
             if record.state is State.RUNNING:
                 await vmm.resume()
             return record
-        state = State.RUNNING if await vmm.status() == "running" else State.PAUSED
+        runs = await vmm.status() == "running"
     except VmmError:
         return record
-    return msgspec.structs.replace(record, state=state)
+    if runs == (record.state is State.RUNNING):
+        return record
+    return record.moved(Move.RESUME if runs else Move.PAUSE, vmm=record.vmm)
 
 
 def drop_temporaries(directory: Path) -> None:

@@ -24,10 +24,13 @@ from ramet.drivers.api import Ability, Driver
 from ramet.engine.boot import now, running_vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, read_manifest, require_restorable
+from ramet.engine.observe import observe
 from ramet.engine.proof import prove
 from ramet.engine.removal import discard
 from ramet.engine.template import PARTS
 from ramet.errors import (
+    DamagedError,
+    FilesystemError,
     GuestError,
     NameTakenError,
     NotSharedError,
@@ -97,10 +100,16 @@ async def fork(
     if options.require_shared and not options.share_memory:
         raise UsageError("sharing can't be both required and forbidden", hint="use one of the two")
     source = context.store.get(source.id)
-    _require_template(source)
+    _require_template(observe(context, source).record)
     driver = context.driver(source.driver)
     template = context.directory(source)
-    manifest = read_manifest(template)
+    try:
+        manifest = read_manifest(template)
+        for part in PARTS:
+            check_part(manifest, template, part)
+    except DamagedError:
+        context.store.get(source.id)  # nothing is damaged when it has just been removed: that is said instead
+        raise
     await require_restorable(manifest, driver, name=source.name)
     records = _reserve(context, source, manifest, name, count)
     results: dict[str, _Forked | Exception] = {}
@@ -173,7 +182,12 @@ async def _one(
 ) -> _Forked:
     marks = [called_at, time.perf_counter()]
     directory = context.directory(record)
-    shared = await anyio.to_thread.run_sync(_clone, template, directory, driver, manifest, options)
+    try:
+        shared = await anyio.to_thread.run_sync(_clone, template, directory, driver, manifest, options)
+    except (DamagedError, FilesystemError):
+        assert record.parent is not None
+        context.store.get(record.parent)  # nothing is damaged when it has just been removed: as above
+        raise
     marks.append(time.perf_counter())
     vmm = await driver.restore(directory, manifest.machine)
     try:
@@ -184,7 +198,7 @@ async def _one(
         marks.append(time.perf_counter())
         identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
         marks.append(time.perf_counter())
-        running = running_vmm(directory, vmm, restored=True)
+        running = running_vmm(directory, vmm)
         record = context.store.change(record.id, lambda one: one.moved(Move.BOOT, vmm=running))
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -336,6 +350,7 @@ def _receipt(context: Context, forked: _Forked) -> Receipt:
             pss_bytes=whole.pss_bytes,
             private_dirty_bytes=whole.private_dirty_bytes,
             guest_private_bytes=guest.private_dirty_bytes,
+            immutability=immutability(context.driver(record.driver)),
         ),
         disks=[],
         identity=IdentityReceipt(
@@ -348,6 +363,16 @@ def _receipt(context: Context, forked: _Forked) -> Receipt:
         ),
         timings_ms=forked.timings,
     )
+
+
+def immutability(driver: Driver) -> str:
+    """Who keeps this driver's VMMs from writing the mem-file that forks share (I1), in a receipt's words.
+
+    The driver's version has to have been asked before.
+    """
+    if Ability.OPENS_MEM_FILE_READ_ONLY in driver.abilities:
+        return "enforced by the kernel"
+    return f"not enforced by the kernel: this {driver.name} opens the mem-file for writing"
 
 
 def error_shape(error: Exception) -> ErrorShape:

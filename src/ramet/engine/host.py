@@ -20,7 +20,7 @@ from ramet.engine.context import Context
 from ramet.engine.observe import count_forks, is_shown, observe, to_instance
 from ramet.engine.vm import VM
 from ramet.engine.watch import watch
-from ramet.errors import UnavailableError, UsageError
+from ramet.errors import UnavailableError, UsageError, VmmError, WrongStateError
 from ramet.guest.agent_binary import agent_path
 from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
@@ -160,7 +160,12 @@ class Host:
         return forest(await self.list(everything=True))
 
     async def stats(self) -> builtins.list[Usage]:
-        """What each instance that has a VMM uses of the host."""
+        """What each instance that has a VMM uses of the host. One that ends meanwhile isn't in the list."""
         context = self._opened
-        observed = [observe(context, record).record for record in context.store.all()]
-        return [measure.usage(context, record) for record in observed if record.vmm is not None]
+        used = []
+        for record in context.store.all():
+            try:
+                used.append(measure.usage(context, observe(context, record).record))
+            except (WrongStateError, VmmError):
+                continue
+        return used

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from ramet.engine.context import Context
 from ramet.errors import WrongStateError
+from ramet.host import processes
 from ramet.host.files import allocated_bytes
 from ramet.memory.accounting import mapping_use, smaps_rollup
 from ramet.memory.capture import find_mapping
@@ -17,7 +15,10 @@ from ramet.paths import MEM_FILE
 
 
 def usage(context: Context, record: Record) -> Usage:
-    """One instance's use. Raises `WrongStateError` when it has no VMM."""
+    """One instance's use.
+
+    Raises `WrongStateError` when it has no VMM, `VmmError` when that has just ended.
+    """
     if record.vmm is None:
         raise WrongStateError(
             f"{record.name} is {record.state}: it uses nothing", hint=next_step(record.state, record.name)
@@ -29,7 +30,7 @@ def usage(context: Context, record: Record) -> Usage:
     return Usage(
         id=record.id,
         name=record.name,
-        cpu_seconds=_cpu_seconds(pid),
+        cpu_seconds=processes.cpu_seconds(record.vmm.process),
         rss_bytes=whole.rss_bytes,
         pss_bytes=whole.pss_bytes,
         private_dirty_bytes=whole.private_dirty_bytes,
@@ -37,9 +38,3 @@ def usage(context: Context, record: Record) -> Usage:
         mem_file_allocated_bytes=allocated_bytes(mem),
         mem_file_links=mem.stat().st_nlink,
     )
-
-
-def _cpu_seconds(pid: int) -> float:
-    # proc(5), /proc/PID/stat: utime and stime are fields 14 and 15, in clock ticks.
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

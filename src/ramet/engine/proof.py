@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from ramet.engine.context import Context
-from ramet.errors import GuestError, GuestLostError, VmmError
+from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, VmmError
 from ramet.guest.client import AgentClient
 from ramet.guest.messages import IdentityReply, IdentityRequest
 from ramet.host import processes, rings
@@ -34,8 +34,14 @@ async def prove(context: Context, record: Record, process: ProcessRef, *, limit_
     `limit_s` passes; `GuestError` when the answer isn't what was set. The guest is in no known state then:
     kill it.
     """
-    async with agent_of(context, record, process, timeout_s=limit_s) as agent:
-        return await introduce(agent, record, limit_s=limit_s)
+    try:
+        async with agent_of(context, record, process, timeout_s=limit_s) as agent:
+            return await introduce(agent, record, limit_s=limit_s)
+    except GuestTimeoutError as error:
+        raise GuestTimeoutError(
+            f"{record.name}: its guest wasn't ready within {limit_s:g} s{console_end(context, record)}",
+            hint="if this machine is busy, try again with less at once; `ramet doctor` says what it can do",
+        ) from error
 
 
 async def introduce(agent: AgentClient, record: Record, *, limit_s: float) -> IdentityReply:

@@ -21,7 +21,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Part
 from ramet.errors import UnavailableError, VmmError
 from ramet.host import processes
-from ramet.host.files import TEMPORARY_PREFIX, publish, write_durably
+from ramet.host.files import TEMPORARY_PREFIX, open_regular, publish, sync, write_durably
 from ramet.memory.capture import changed_runs, find_mapping, write_mem_file
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.lifecycle import Move, State
@@ -34,8 +34,9 @@ PARTS = (MEM_FILE, VMSTATE_FILE, KERNEL_FILE, INITRAMFS_FILE)
 async def promote(context: Context, record: Record) -> Record:
     """Make a template of a running or paused instance. Its VMM is gone afterwards.
 
-    Raises `WrongStateError`; `UnavailableError` when its memory may not be read; `VmmError`. The instance is
-    then as it was, and runs if it ran.
+    Raises `WrongStateError`; `UnavailableError` when its memory may not be read; `FilesystemError` when it
+    doesn't fit; `VmmError`. The instance is then as it was, and runs if it ran; only when ending its VMM is
+    what fails is it a template already, and the next ramet process ends the VMM.
     """
     async with changing(context, record, "template") as record:
         record.moved(Move.TEMPLATE)
@@ -56,14 +57,11 @@ async def promote(context: Context, record: Record) -> Record:
             read_only = Ability.OPENS_MEM_FILE_READ_ONLY in driver.abilities
             await anyio.to_thread.run_sync(_publish_memory, directory, running, read_only)
             await anyio.to_thread.run_sync(_publish_vmstate, directory, temporary_vmstate)
-            manifest = await anyio.to_thread.run_sync(_manifest, directory, record, version)
-            write_durably(directory / MANIFEST_FILE, manifest.encoded())
+            await anyio.to_thread.run_sync(_publish_manifest, directory, record, version)
             template = context.store.change(record.id, lambda one: one.moved(Move.TEMPLATE), durable=True)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                drop_temporaries(directory)
-                if record.state is State.RUNNING and processes.is_alive(running.process):
-                    await vmm.resume()
+                await _undo(context, record, running)
             raise
         with anyio.CancelScope(shield=True):
             await processes.kill(running.process)
@@ -79,12 +77,10 @@ def _publish_memory(directory: Path, running: RunningVmm, read_only: bool) -> No
     """
     pid = running.process.pid
     mappings = find_mapping(pid, (running.mem_device, running.mem_inode))
-    temporary = directory / f"{TEMPORARY_PREFIX}{MEM_FILE}"
-    temporary.unlink(missing_ok=True)
-    write_mem_file(directory / MEM_FILE, pid, changed_runs(pid, mappings), temporary)
+    mem = directory / MEM_FILE
     # A VMM that insists on opening it for writing needs the permission, unless root's is enough.
-    temporary.chmod(0o444 if read_only or os.geteuid() == 0 else 0o600)
-    publish(temporary, directory / MEM_FILE)
+    mode = 0o444 if read_only or os.geteuid() == 0 else 0o600
+    write_mem_file(mem, pid, changed_runs(pid, mappings), mem, mode=mode)
 
 
 def _publish_vmstate(directory: Path, temporary: str) -> None:
@@ -92,9 +88,13 @@ def _publish_vmstate(directory: Path, temporary: str) -> None:
     publish(directory / temporary, directory / VMSTATE_FILE)
 
 
-def _manifest(directory: Path, record: Record, driver_version: str) -> Manifest:
+def _publish_manifest(directory: Path, record: Record, driver_version: str) -> None:
+    for name in PARTS:
+        # A kernel copied from another filesystem gets its last blocks when it is written back.
+        with open_regular(directory / name) as descriptor:
+            sync(descriptor)
     parts = {name: Part(facts=facts_of(directory / name), digest=digest(directory / name)) for name in PARTS}
-    return Manifest(
+    manifest = Manifest(
         format=FORMAT,
         driver=record.driver,
         driver_version=driver_version,
@@ -105,3 +105,16 @@ def _manifest(directory: Path, record: Record, driver_version: str) -> Manifest:
         created_at=now(),
         parts=parts,
     )
+    write_durably(directory / MANIFEST_FILE, manifest.encoded())
+
+
+async def _undo(context: Context, record: Record, running: RunningVmm) -> None:
+    """The source goes on first; then the space is given back.
+
+    Neither step's failure keeps the other from being tried.
+    """
+    try:
+        if record.state is State.RUNNING and processes.is_alive(running.process):
+            await context.vmm(record).resume()
+    finally:
+        drop_temporaries(context.directory(record))

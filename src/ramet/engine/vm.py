@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from pathlib import Path
 
 import msgspec
@@ -17,8 +17,9 @@ from ramet.engine.forks import ForkCall
 from ramet.engine.observe import count_forks, instance_fields, observe, to_instance
 from ramet.engine.results import ExecResult
 from ramet.engine.watch import watch
-from ramet.errors import VmmError
+from ramet.errors import DamagedError, RametError, VmmError, WrongStateError
 from ramet.guest.client import Process
+from ramet.host.files import filesystem_errors
 from ramet.host.follow import follow
 from ramet.host.rings import tail, trim
 from ramet.model.lifecycle import State
@@ -60,15 +61,17 @@ class VM:
     def receipt(self) -> Receipt:
         """What this fork proved about itself when it was made.
 
-        Raises `VmmError` for an instance that isn't a fork.
+        Raises `WrongStateError` for an instance that isn't a fork, or that has been made a template since.
         """
         if self._receipt is None:
             try:
                 self._receipt = msgspec.json.decode(
                     (self.directory / RECEIPT_FILE).read_bytes(), type=Receipt
                 )
+            except FileNotFoundError as error:
+                raise WrongStateError(f"{self.name} has no receipt: only a fork has") from error
             except (OSError, msgspec.MsgspecError) as error:
-                raise VmmError(f"{self.name} has no receipt: it isn't a fork") from error
+                raise DamagedError(f"the receipt of {self.name} can't be read: {error}") from error
         return self._receipt
 
     async def info(self) -> Instance:
@@ -93,9 +96,9 @@ class VM:
                 status = f"unknown: {error.message}"
             if record.state is State.RUNNING:
                 processes = await execution.processes_of(context, record)
-        if record.driver in context.drivers:
+        with suppress(RametError):
             version = await context.driver(record.driver).version()
-        if (self.directory / RECEIPT_FILE).exists():
+        with suppress(RametError):
             receipt = self.receipt
         return msgspec.convert(
             {
@@ -228,23 +231,35 @@ class VM:
         await removal.discard_all(self._context, [one for one in self._context.store.all() if one.id in ours])
 
     async def pause(self) -> None:
-        """Stop the virtual CPUs; memory stays."""
+        """Stop the virtual CPUs; memory stays. Raises `WrongStateError` unless it runs, `VmmError` or
+        `VmmTimeoutError` when its VMM fails: `inspect` then says whether it runs.
+        """
         await power.pause(self._context, self._record)
 
     async def resume(self) -> None:
-        """Let a paused instance go on."""
+        """Let a paused instance go on. Errors as `pause`; `WrongStateError` unless it is paused."""
         await power.resume(self._context, self._record)
 
     async def restore(self) -> None:
-        """Bring it back from standby."""
+        """Bring it back from standby.
+
+        Nothing can be put into standby yet, so this raises `WrongStateError`.
+        """
         await power.restore(self._context, self._record)
 
     async def stop(self, *, timeout: float = removal.STOP_LIMIT_S) -> None:
-        """Power the guest off; after `timeout` seconds its VMM is ended. Disks are kept, memory is gone."""
+        """Power the guest off; after `timeout` seconds its VMM is ended. Disks are kept, memory is gone.
+
+        An instance made with `auto_remove` is removed then. Raises `WrongStateError` for a template and for
+        one that is stopped already.
+        """
         await removal.stop(self._context, self._record, limit_s=timeout)
 
     async def start(self) -> None:
-        """Start a stopped instance cold."""
+        """Start a stopped instance cold: its identity and disks are kept, its memory is new.
+
+        Raises `WrongStateError` unless it is stopped, and what `Host.run` raises; it is still stopped then.
+        """
         await start(self._context, self._record)
 
     async def wait(self) -> None:
@@ -252,18 +267,25 @@ class VM:
         await power.wait(self._context, self._record)
 
     async def remove(self, *, force: bool = False) -> None:
-        """Remove it. A running one wants `force`. Its forks don't notice."""
+        """Remove it. A running one wants `force`, else `WrongStateError`. Its forks don't notice.
+
+        Whatever step fails, the others are taken, and the first error is raised; the next ramet process
+        clears the rest away.
+        """
         await removal.remove(self._context, self._record, force=force)
 
     async def keep(self) -> VM:
-        """Keep this fork of a family: its siblings are removed, and it no longer leaves with its Host."""
+        """Keep this fork of a family: it no longer leaves with its Host, and its siblings are removed, whoever
+        made them.
+
+        Raises the first error of a sibling that couldn't be removed; this one is kept all the same. An instance
+        that isn't a fork is just detached.
+        """
         record = self._record
         await self.detach()
-        siblings = [
-            one for one in self._context.store.all() if one.parent == record.parent and one.id != self.id
-        ]
         if record.parent is not None:
-            await removal.discard_all(self._context, siblings)
+            family = [one for one in self._context.store.all() if one.parent == record.parent]
+            await removal.discard_all(self._context, [one for one in family if one.id != self.id])
         return self
 
     async def detach(self) -> VM:
@@ -281,9 +303,11 @@ class VM:
 
         What a guest wrote may hold anything: don't send it to a terminal as it is.
         """
+        self._context.store.get(self.id)
         path = self.directory / (VMM_LOG if vmm else CONSOLE_LOG)
-        trim(path)
-        return tail(path, _LOG_BYTES)
+        with filesystem_errors("read", path):
+            trim(path)
+            return tail(path, _LOG_BYTES)
 
     async def follow_logs(self, *, vmm: bool = False) -> AsyncIterator[bytes]:
         """As `logs`, then what is added, until the instance stops."""

@@ -21,10 +21,11 @@ from pathlib import Path
 
 import anyio
 
-from ramet.errors import UnavailableError
+from ramet.errors import UnavailableError, VmmError
 from ramet.model.record import ProcessRef
 
 _STARTED_FIELD = 22
+_USER_FIELD = 14
 MARK = "RAMET_VMM"
 """The environment variable that says for which directory a process was spawned."""
 _MARK_PREFIX = f"{MARK}=".encode()
@@ -38,13 +39,26 @@ def boot_id() -> str:
 
 def reference(pid: int) -> ProcessRef:
     """The process that has `pid` now. Raises `ProcessLookupError` when there is none."""
+    return ProcessRef(pid, int(_stat(pid)[_STARTED_FIELD - 3]), boot_id())
+
+
+def cpu_seconds(process: ProcessRef) -> float:
+    """The CPU time that `process` has used, user and system. Raises `VmmError` when it is gone."""
+    try:
+        fields = _stat(process.pid)
+    except ProcessLookupError as error:
+        raise VmmError(f"process {process.pid} has ended") from error
+    return (int(fields[_USER_FIELD - 3]) + int(fields[_USER_FIELD - 2])) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of proc(5)'s `/proc/PID/stat`, from the third on."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"no process {pid}") from error
     # The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
-    after_name = stat[stat.rindex(b")") + 2 :].split()
-    return ProcessRef(pid, int(after_name[_STARTED_FIELD - 3]), boot_id())
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 @functools.cache

@@ -73,8 +73,9 @@ class MemFile(msgspec.Struct, frozen=True):
 def write_mem_file(base: Path, pid: int, runs: Sequence[Run], out: Path, *, mode: int = 0o600) -> MemFile:
     """Publish `out`: the content of `base` with the process's pages at `runs` over it. Zeros become holes.
 
-    `base` is reflinked or sparsely copied and never written. `out` must not exist; it appears whole and
-    durable, with `mode`. `runs` come from `changed_runs`, and the process has been paused since.
+    `base` is reflinked or sparsely copied and never written. `out` appears whole and durable, with `mode`; it
+    may be the name of `base`, whose inode then lives on under its other names. `runs` come from
+    `changed_runs`, and the process has been paused since.
 
     Raises `UnavailableError` when the kernel doesn't permit reading the process, `VmmError` when it has
     ended, `WrongStateError` when its memory isn't as listed any more, `UsageError` when a run lies outside
@@ -85,8 +86,6 @@ def write_mem_file(base: Path, pid: int, runs: Sequence[Run], out: Path, *, mode
         both = f"the memory of process {pid} to {out}"
         with filesystem_errors("write", both), open_regular(base) as origin, new_file(temporary) as copy:
             size = os.fstat(origin).st_size
-            if os.path.lexists(out):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             if any(run.file_offset + run.length_bytes > size for run in runs):
                 raise UsageError(f"a changed page lies outside {base}, which is {size} bytes long")
             duplicate_into(origin, copy)

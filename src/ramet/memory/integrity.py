@@ -21,6 +21,7 @@ from ramet.units import KIB
 DIGEST_BLOCK_BYTES: Final = 64 * KIB
 _ZERO_BLOCK: Final = bytes(DIGEST_BLOCK_BYTES)
 _DIGEST_NAME: Final = "sparse-sha256"
+_AGAIN: Final = "it can't be mended: make the template again; forks that run aren't affected"
 
 
 class PartFacts(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ def check(path: Path, facts: PartFacts) -> None:
     Never reads content.
     """
     if not os.path.lexists(path):
-        raise DamagedError(f"{path} is missing")
+        raise DamagedError(f"{path} is missing", hint=_AGAIN)
     found = facts_of(path)
     differences = [
         f"{name} is {_shown(name, getattr(found, name))}, was {_shown(name, getattr(facts, name))}"
@@ -60,7 +61,9 @@ def check(path: Path, facts: PartFacts) -> None:
         if getattr(found, name) != getattr(facts, name)
     ]
     if differences:
-        raise DamagedError(f"{path} has changed since it was published: {', '.join(differences)}")
+        raise DamagedError(
+            f"{path} has changed since it was published: {', '.join(differences)}", hint=_AGAIN
+        )
 
 
 def _shown(name: str, value: int) -> str:

@@ -12,7 +12,10 @@ from typing import Final
 
 from ramet.errors import UnavailableError, VmmError
 
-PTRACE_HINT: Final = "run ramet as root, or as the user and parent that started it; `ramet doctor` says more"
+PTRACE_HINT: Final = (
+    "run ramet as root, or make the template in the process that ran the instance; where Yama is in the way,"
+    " `sudo sysctl kernel.yama.ptrace_scope=0`; `ramet doctor` says which"
+)
 
 
 @contextmanager

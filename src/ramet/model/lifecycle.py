@@ -54,7 +54,7 @@ _MOVES: Final[dict[Move, tuple[frozenset[State], State]]] = {
 }
 
 _NEXT_STEP: Final[dict[State, str]] = {
-    _S.CREATED: "it is still being made: `ramet wait` or try again shortly",
+    _S.CREATED: "it is still being made: try again shortly",
     _S.RUNNING: "it is running already",
     _S.PAUSED: "`ramet resume {name}` first",
     _S.STANDBY: "`ramet restore {name}` first",
@@ -63,6 +63,9 @@ _NEXT_STEP: Final[dict[State, str]] = {
     _S.FAILED: "`ramet logs {name}` says why; `ramet stop {name}` then `ramet start {name}` starts it cold",
     _S.REMOVED: "it is gone",
 }
+
+
+_ALREADY: Final = {_S.TEMPLATE: _NEXT_STEP[_S.TEMPLATE]}
 
 
 def next_step(state: State, name: str) -> str:
@@ -78,6 +81,10 @@ def transition(state: State, move: Move, *, name: str) -> State:
     """
     allowed, result = _MOVES[move]
     if state not in allowed:
+        if state is result:
+            raise WrongStateError(
+                f"{name} is {article(state)} already", hint=_ALREADY.get(state, "").format(name=name) or None
+            )
         raise WrongStateError(
             f"{name} is {article(state)}: it can't {move.value}", hint=next_step(state, name)
         )

@@ -43,8 +43,6 @@ class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     mem_device: int
     mem_inode: int
     """The mem-file that it has mapped, as `stat` names it, whatever lies under that name now."""
-    restored: bool
-    """It began from a snapshot, so its guest can't reboot in place."""
 
 
 Change = Literal["start", "stop", "pause", "resume", "template"]

@@ -65,6 +65,9 @@ class MemoryReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """Memory that this fork's VMM alone holds, its emulator included."""
     guest_private_bytes: int
     """The part of it that is guest RAM: the pages this fork has changed."""
+    immutability: str = "not known"
+    """Who keeps the VMM from writing the shared file: `enforced by the kernel`, or `not enforced by the
+    kernel: ` and why, and then ramet alone does. `not known` in a receipt of an older ramet."""
 
 
 class DiskReceipt(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,6 @@ MIGRATIONS: Final = (
         body TEXT NOT NULL CHECK (json_valid(body))
     ) STRICT;
     CREATE UNIQUE INDEX instance_name ON instance (json_extract(body, '$.name'));
-    CREATE INDEX instance_parent ON instance (json_extract(body, '$.parent'));
     """,
 )
 """`PRAGMA user_version` counts how many of these a database has seen."""

@@ -6,20 +6,27 @@ slow I/O.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from ramet.errors import NameTakenError, NotFoundError, StoreError
 from ramet.model.record import Record
 from ramet.store.migrations import MIGRATIONS
+from ramet.units import KIB
 
 _BUSY_S: Final = 20.0
+_RESERVE_BYTES: Final = 256 * KIB
+# On a full disk an open or a write fails with any of these (sqlite.org/rescode.html), by where it happens.
+_PERHAPS_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+
+T = TypeVar("T")
 
 
 class Store:
@@ -32,15 +39,22 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._reserve = path.with_name(f"{path.name}-reserve")
         with self._explained():
-            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-            try:
-                self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
+            self._db = self._with_reserve(self._open)
+        self._restore_reserve()
+
+    def _open(self) -> sqlite3.Connection:
+        self._db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+        return self._db
 
     def _prepare(self) -> None:
+        self._require_known()  # before anything is written
         self._db.execute("PRAGMA journal_mode = WAL")
         if self._version() < len(MIGRATIONS):
             with self._transaction(durable=True):
@@ -49,6 +63,9 @@ class Store:
                     for statement in filter(str.strip, script.split(";")):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version = {number}")
+        self._require_known()
+
+    def _require_known(self) -> None:
         if self._version() > len(MIGRATIONS):
             raise StoreError(
                 f"{self._path} was made by a newer ramet (format {self._version()}, known {len(MIGRATIONS)})",
@@ -61,6 +78,7 @@ class Store:
     def close(self) -> None:
         """Close the connection. Nothing may be asked afterwards."""
         self._db.close()
+        self._restore_reserve()
 
     def add(self, records: Sequence[Record]) -> None:
         """Add all of `records` or none. Raises `NameTakenError` when one of their names is in use."""
@@ -96,10 +114,15 @@ class Store:
         as it was. A `durable` change is on the disk when this returns; others survive a crash of ramet, but
         perhaps not one of the machine.
         """
-        with self._lock, self._explained(), self._transaction(durable=durable):
-            record = function(self._read(instance_id))
-            self._db.execute("UPDATE instance SET body = ? WHERE id = ?", (_encode(record), instance_id))
-            return record
+
+        def once() -> Record:
+            with self._transaction(durable=durable):
+                record = function(self._read(instance_id))
+                self._db.execute("UPDATE instance SET body = ? WHERE id = ?", (_encode(record), instance_id))
+                return record
+
+        with self._lock, self._explained():
+            return self._with_reserve(once)
 
     def remove(self, instance_id: str, *, only_if: Callable[[Record], bool] | None = None) -> Record | None:
         """Forget an instance and return its record as it then was; None when it is unknown or `only_if` says
@@ -107,12 +130,45 @@ class Store:
 
         `only_if` runs inside the write transaction, like the function of `change`.
         """
-        with self._lock, self._explained(), self._transaction():
-            row = self._db.execute("SELECT body FROM instance WHERE id = ?", (instance_id,)).fetchone()
-            if row is None or (only_if is not None and not only_if(_decode(row[0]))):
-                return None
-            self._db.execute("DELETE FROM instance WHERE id = ?", (instance_id,))
-            return _decode(row[0])
+
+        def once() -> Record | None:
+            with self._transaction():
+                row = self._db.execute("SELECT body FROM instance WHERE id = ?", (instance_id,)).fetchone()
+                if row is None or (only_if is not None and not only_if(_decode(row[0]))):
+                    return None
+                self._db.execute("DELETE FROM instance WHERE id = ?", (instance_id,))
+                return _decode(row[0])
+
+        with self._lock, self._explained():
+            return self._with_reserve(once)
+
+    def _with_reserve(self, step: Callable[[], T]) -> T:
+        """What `step` gives; on a full disk it has a second try, with the reserve given up for it.
+
+        Without that nothing could be removed from a full disk: SQLite needs room to open (the `-shm` file)
+        and to delete (the `-wal` file).
+        """
+        try:
+            return step()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in _PERHAPS_FULL or not self._reserve.exists():
+                raise
+            os.truncate(self._reserve, 0)
+            return step()
+
+    def _restore_reserve(self) -> None:
+        """Set room aside if that hasn't been done and there is some."""
+        try:
+            descriptor = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return
+        try:
+            if os.fstat(descriptor).st_size < _RESERVE_BYTES:
+                os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
+        except OSError:
+            pass  # while it is full, that is what the reserve was for: the next one to close tries again
+        finally:
+            os.close(descriptor)
 
     def _read(self, instance_id: str) -> Record:
         row = self._db.execute("SELECT body FROM instance WHERE id = ?", (instance_id,)).fetchone()
@@ -126,10 +182,11 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite itself has rolled back after some errors, a full disk's say
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -1,0 +1,155 @@
+"""One operation of ramet in a process that kills itself at a chosen point.
+
+    python -m tests.crash.injector HOME OPERATION POINT
+
+The points are found by running: every call that changes what others can see (fsync, rename, link, unlink,
+mkdir, rmdir, truncate, chmod, the database's BEGIN and COMMIT, a spawn, a command to the VMM) counts twice,
+just before and just after the real call. POINT 0 runs the operation to its end and prints what the points
+are, one a line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+import ramet
+
+CALLS = (
+    "fsync",
+    "fdatasync",
+    "rename",
+    "replace",
+    "link",
+    "unlink",
+    "mkdir",
+    "rmdir",
+    "truncate",
+    "ftruncate",
+    "chmod",
+)
+
+
+class Points:
+    """Counts points and kills the process at one of them."""
+
+    def __init__(self, fatal: int) -> None:
+        self.fatal = fatal
+        self.seen: list[str] = []
+
+    def pass_by(self, what: str) -> None:
+        self.seen.append(what)
+        if len(self.seen) == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            self.pass_by(f"before {what}")
+            result = call(*arguments, **keywords)
+            self.pass_by(f"after {what}")
+            return result
+
+        return wrapped
+
+    def install(self) -> None:
+        """Wrap the real calls.
+
+        Must happen before the operation, may happen after imports: all go through the modules.
+        """
+        for name in CALLS:
+            setattr(os, name, self.around(name, getattr(os, name)))
+        points = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                if sql.startswith(("BEGIN", "COMMIT")):
+                    return points.around(sql.split()[0], super().execute)(sql, *parameters)  # type: ignore[no-any-return]
+                return super().execute(sql, *parameters)
+
+        connect = sqlite3.connect
+        sqlite3.connect = lambda *a, **k: connect(*a, **{**k, "factory": Connection})
+        subprocess.Popen = self._popen(subprocess.Popen)  # type: ignore[misc, assignment]
+        from ramet.drivers.qmp import Monitor
+
+        execute = Monitor.execute
+
+        async def counted(monitor: Monitor, command: str, **arguments: object) -> Any:
+            points.pass_by(f"before qmp {command}")
+            result = await execute(monitor, command, **arguments)
+            points.pass_by(f"after qmp {command}")
+            return result
+
+        Monitor.execute = counted  # type: ignore[method-assign, assignment]
+
+    def _popen(self, popen: type[subprocess.Popen[bytes]]) -> type[subprocess.Popen[bytes]]:
+        points = self
+
+        class Popen(popen):  # type: ignore[valid-type, misc]
+            def __init__(self, *arguments: Any, **keywords: Any) -> None:
+                points.pass_by("before spawn")
+                super().__init__(*arguments, **keywords)
+                points.pass_by("after spawn")
+
+        return Popen
+
+
+async def run(host: ramet.Host) -> None:
+    await (await host.run(name="x", memory="128M")).detach()
+
+
+async def template(host: ramet.Host) -> None:
+    await (await host.get("x")).template()
+
+
+async def fork(host: ramet.Host) -> None:
+    for vm in await (await host.get("base")).fork(2, name="f"):
+        await vm.detach()
+
+
+async def rm(host: ramet.Host) -> None:
+    await (await host.get("x")).remove(force=True)
+
+
+async def stop(host: ramet.Host) -> None:
+    await (await host.get("x")).stop()
+
+
+async def start(host: ramet.Host) -> None:
+    await (await host.get("x")).start()
+
+
+async def pause(host: ramet.Host) -> None:
+    await (await host.get("x")).pause()
+    await (await host.get("x")).resume()
+
+
+async def reconcile(host: ramet.Host) -> None:
+    """Opening the home is the operation."""
+
+
+OPERATIONS: dict[str, Callable[[ramet.Host], Awaitable[None]]] = {
+    operation.__name__: operation for operation in (run, template, fork, rm, stop, start, pause, reconcile)
+}
+
+
+async def main(home: str, operation: str, point: int) -> None:
+    points = Points(point)
+    # Imported now, so that the points are the operation's and not Python's.
+    import ramet.engine.host
+
+    points.install()
+    async with ramet.Host(home) as host:
+        await OPERATIONS[operation](host)
+    if point == 0:
+        print("\n".join(points.seen))
+
+
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]))

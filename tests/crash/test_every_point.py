@@ -1,0 +1,158 @@
+"""Kill -9 of ramet at every point of every operation: the next command shows the truth and gives everything
+back.
+
+"The truth" means: each instance that is listed as running answers, each template can be forked; "everything"
+means: no VMM, directory or temporary file without a record.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+import pytest
+
+import ramet
+from ramet.host import processes
+from ramet.paths import Home
+from tests.conftest import assert_nothing_left
+
+pytestmark = [pytest.mark.vm, pytest.mark.anyio]
+
+# `run` and `start` boot a guest, some seconds each: their points are sampled unless all are asked for.
+EVERY_POINT = os.environ.get("RAMET_TEST_EVERY_POINT") == "1"
+BOOTING = {"run", "start"}
+
+
+@pytest.fixture(scope="module")
+async def crash_home(homes: Path, anyio_backend: str) -> AsyncIterator[Path]:
+    """A home with one small template, `base`."""
+    directory = Path(tempfile.mkdtemp(dir=homes, prefix="crash-"))
+    async with ramet.Host(directory) as host:
+        await (await (await host.run(name="base", memory="128M")).template()).detach()
+    yield directory
+    async with ramet.Host(directory) as host:
+        await (await host.get("base")).remove()
+    assert_nothing_left(directory)
+
+
+def inject(home: Path, operation: str, point: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.crash.injector", str(home), operation, str(point)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+async def prepare(home: Path, operation: str) -> None:
+    """What the operation finds: a fork `x`, in the state that it needs."""
+    if operation in {"run", "fork"}:
+        return
+    async with ramet.Host(home) as host:
+        base = await host.get("base")
+        if operation == "reconcile":
+            (x,) = await base.fork(1, name="x")
+            (y,) = await base.fork(1, name="y")
+            await x.detach()
+            gone = processes.spawn(["true"], directory=home, log=home / "gone.log")
+            await processes.wait_ended(gone, timeout_s=10)
+            context = y._context
+            context.ours.discard(y.id)
+            context.store.change(y.id, lambda one: msgspec.structs.replace(one, owner=gone))
+            (home / "instances" / "0123456789ab").mkdir()
+            return
+        (x,) = await base.fork(1, name="x")
+        await x.detach()
+        if operation == "start":
+            await x.stop()
+
+
+async def verify(home: Path, operation: str) -> None:
+    """The next command's view of the home: consistent, truthful, and after removal empty but for `base`."""
+    async with ramet.Host(home) as host:
+        instances = await host.list(everything=True)
+        by_name = {one.name: one for one in instances}
+        assert by_name["base"].state == "template"
+        recorded = {one.id for one in instances}
+        assert {path.name for path in (home / "instances").iterdir()} == recorded, (
+            "a directory without a record, or none"
+        )
+        assert list((home / "instances").glob("*/.tmp-*")) == []
+        living = {
+            process.pid for found in processes.spawned_below(home / "instances").values() for process in found
+        }
+        assert living == {one.pid for one in instances if one.pid is not None}, "a VMM without a record"
+        for one in instances:
+            vm = await host.get(one.id)
+            assert one.state in {"running", "template", "stopped", "paused"}, one
+            if one.state == "paused":
+                assert operation == "pause", "nobody asked for that"
+                await vm.resume()
+            if one.state in {"running", "paused"}:
+                assert (await vm.exec("echo", "here", timeout=30)).text == "here\n"
+            elif one.state == "template" and one.name != "base":
+                async with vm.fork(1) as (child,):
+                    assert (await child.exec("true")).ok
+        expected: dict[str, set[frozenset[str]]] = {
+            # A call that was killed before it detached its forks takes them along.
+            "run": {frozenset(), frozenset({"x"})},
+            "fork": {frozenset(), frozenset({"f-1"}), frozenset({"f-1", "f-2"})},
+            "rm": {frozenset(), frozenset({"x"})},
+            "reconcile": {frozenset({"x"})},
+        }
+        assert frozenset(by_name) - {"base"} in expected.get(operation, {frozenset({"x"})})
+        for one in instances:
+            if one.name != "base":
+                await (await host.get(one.id)).remove(force=True)
+    assert Home(home).instances.exists()
+    assert {path.name for path in (home / "instances").iterdir()} == {by_name["base"].id}
+    assert processes.spawned_below(home / "instances") == {}
+    # Every link that forks had to the template's memory has been given back.
+    assert (home / "instances" / by_name["base"].id / "mem").stat().st_nlink == 1
+
+
+TRIED: dict[str, int] = {}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "operation", ["fork", "template", "rm", "stop", "pause", "reconcile", "run", "start"]
+)
+async def test_kill_at_every_point(operation: str, crash_home: Path) -> None:
+    await prepare(crash_home, operation)
+    whole = await anyio.to_thread.run_sync(inject, crash_home, operation, 0)
+    assert whole.returncode == 0, whole.stderr
+    points = whole.stdout.splitlines()
+    assert len(points) >= 8, points
+    await verify(crash_home, operation)
+    chosen = list(range(1, len(points) + 1))
+    if operation in BOOTING and not EVERY_POINT:
+        chosen = chosen[:: max(1, len(chosen) // 12)]
+    for point in chosen:
+        await prepare(crash_home, operation)
+        killed = await anyio.to_thread.run_sync(inject, crash_home, operation, point)
+        # Concurrent forks don't pass their points in the same order each time, so a run may end before its
+        # last one.
+        assert killed.returncode in {-9, 0}, killed.stderr
+        try:
+            await verify(crash_home, operation)
+        except BaseException as error:
+            error.add_note(f"{operation} was killed at point {point} of {len(points)}: {points[point - 1]}")
+            raise
+        TRIED[operation] = TRIED.get(operation, 0) + (killed.returncode == -9)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def report() -> Iterator[None]:
+    """How many points were tried, for the reader of a test run's output."""
+    yield
+    print(f"\nkilled at {sum(TRIED.values())} points, leaks found: 0; {TRIED}")
