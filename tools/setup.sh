@@ -76,7 +76,8 @@ system_packages() {
     ((${#needed[@]} + ${#wanted[@]})) || return 0
     if have apt-get && find_root; then
         say "installing system packages with apt-get: ${needed[*]} ${wanted[*]}"
-        apt_install "${needed[@]}" "${wanted[@]}" || cannot "apt-get could not install them; its words are above"
+        apt_install "${needed[@]}" "${wanted[@]}" || cannot "apt-get could not install them; its words are above" \
+            "on Ubuntu, musl-tools is in universe: sudo add-apt-repository universe"
         mapfile -t needed < <(missing_packages)
         ((${#needed[@]} == 0)) || cannot "still missing after the installation: ${needed[*]}"
     elif ((${#needed[@]})); then
@@ -124,15 +125,25 @@ build_agent() {
     make -s -C src/ramet/guest/agent OUT="$PWD/$agent"
 }
 
-# The packages that hold the newest kernel for VMs and its modules: Debian has both in one, Ubuntu in two.
+# dependency PACKAGE PREFIX: the first package that PACKAGE depends on and whose name is PREFIX and a version.
+dependency() {
+    apt-cache depends "$1" 2>/dev/null | awk -v prefix="$2" '
+        $1 ~ /^\|?Depends:$/ && index($2, prefix) == 1 && substr($2, length(prefix) + 1) ~ /^[0-9]/ && !n++ { print $2 }'
+}
+
+# The packages that hold the newest kernel for VMs and its modules, a line each. The names below depend on it:
+#   Debian           linux-image-cloud-amd64  one package has both
+#   Ubuntu           linux-image-virtual      the modules are in linux-modules-VERSION, on which the kernel depends
+#   Ubuntu to 22.04  linux-image-kvm          the same
 kernel_packages() {
     local meta image
-    for meta in linux-image-cloud-amd64 linux-image-virtual; do
-        image=$(apt-cache depends "$meta" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ && !n++ { print $2 }')
-        [[ -n $image ]] || continue
-        echo "$image"
-        [[ $meta != linux-image-virtual ]] || echo "${image/linux-image-/linux-modules-}"
-        return
+    for meta in linux-image-cloud-amd64 linux-image-virtual linux-image-kvm; do
+        image=$(dependency "$meta" linux-image-)
+        if [[ -n $image ]]; then
+            echo "$image"
+            dependency "$image" linux-modules-
+            return
+        fi
     done
     return 1
 }

@@ -164,7 +164,7 @@ class LockBusyError(RametError):
 
 
 class DamagedError(RametError):
-    """A published part isn't what its manifest says: size, blocks, mode, times or digest differ."""
+    """A published part isn't what its manifest says: size, blocks, mode or times differ."""
 
     code = "damaged"
 

@@ -18,6 +18,8 @@ from ramet.cli import output
 from ramet.errors import RametError
 
 if TYPE_CHECKING:
+    import asyncio
+
     import anyio
 
     from ramet.engine.host import Host
@@ -91,6 +93,7 @@ async def _unless_signalled(
     import anyio
 
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_on_loop_error)
     scope = anyio.CancelScope()
 
     def on_signal(number: int) -> None:
@@ -107,6 +110,18 @@ async def _unless_signalled(
         return await work(scope)
     except BaseExceptionGroup as group:
         raise _plainest(group) from group
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio does with an error in a callback, but for one that means nothing.
+
+    A read of anyio's that is cancelled in the very turn of the loop in which its socket becomes readable
+    is told of both; the second finds its future done.
+    """
+    import asyncio
+
+    if not isinstance(context.get("exception"), asyncio.InvalidStateError):
+        loop.default_exception_handler(context)
 
 
 def _plainest(group: BaseExceptionGroup[Any]) -> BaseException:

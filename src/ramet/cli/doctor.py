@@ -1,11 +1,16 @@
-"""doctor: what this machine can do, and why not."""
+"""doctor: what this machine can do, and why not.
+
+`ramet.host.doctor` tries the machine; what drivers, images and the memory plane know is put beside it here.
+"""
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from ramet import config
 from ramet.cli import calling, output
@@ -14,8 +19,18 @@ from ramet.errors import RametError, UnavailableError
 
 if TYPE_CHECKING:
     from ramet.cli.shapes import Check, DoctorReport, DriverReport
+    from ramet.host.doctor import Finding
 
-_MARKS = {"ok": "ok", "warning": "!", "missing": "missing"}
+_WORDS: Final[dict[bool | None, Literal["ok", "warning", "missing"]]] = {
+    True: "ok",
+    None: "warning",
+    False: "missing",
+}
+_MARKS: Final = {"ok": "ok", "warning": "!", "missing": "missing"}
+_EVERY_GUEST_NEEDS: Final = frozenset(
+    {"kernel", "busybox", "agent", "home", "free-space", "open-files", "processes"}
+)
+_NEWER_IS_QUICKER: Final = "Linux 6.7 lists them in about a millisecond; older kernels take some tens"
 
 
 def doctor(json: Json = False) -> None:
@@ -35,7 +50,42 @@ def doctor(json: Json = False) -> None:
 async def examine() -> DoctorReport:
     """Look at everything; nothing is changed but the cached verdict on KVM."""
     from ramet.cli.shapes import DoctorReport
+    from ramet.host import doctor as host
+    from ramet.host.kvm import kvm_verdict
+
+    cache = config.cache_directory()
+    verdict = await kvm_verdict(cache)
+    machine = [
+        host.kvm_finding(verdict),
+        *_parts(),
+        *host.home_findings(config.home_directory(), cache),
+        _page_scan(),
+        host.ptrace_finding(),
+        *host.limit_findings(),
+    ]
+    lacking = [one.found for one in machine if one.ok is False and one.name in _EVERY_GUEST_NEEDS]
+    qemu, driver = await _qemu("kvm" if verdict.status == "runs_linux" else "tcg", lacking)
+    return DoctorReport(ok=driver.usable, drivers=[driver], checks=[_check(one) for one in (*qemu, *machine)])
+
+
+def _check(finding: Finding) -> Check:
+    from ramet.cli.shapes import Check
+
+    return Check(
+        name=finding.name,
+        ok=finding.ok,
+        found=finding.found,
+        advice=finding.advice,
+        status=_WORDS[finding.ok],
+        detail=finding.found,
+        hint=finding.advice,
+    )
+
+
+def _parts() -> Iterable[Finding]:
+    """What guests are made of."""
     from ramet.guest.agent_binary import agent_path
+    from ramet.host.doctor import Finding
     from ramet.images.builtin import find_busybox
     from ramet.images.kernel import find_kernel
 
@@ -43,111 +93,92 @@ async def examine() -> DoctorReport:
         found = find_kernel()
         return f"{found.version} ({found.source}: {found.vmlinuz})"
 
-    parts = [
-        _check("kernel", kernel),
-        _check("busybox", lambda: str(find_busybox())),
-        _check("agent", lambda: str(agent_path())),
-        _home(),
-    ]
-    kvm, accelerator = await _kvm()
-    qemu, driver = await _qemu(accelerator, parts)
-    return DoctorReport(ok=driver.usable, drivers=[driver], checks=[*qemu, kvm, *parts])
+    finders: dict[str, Callable[[], str]] = {
+        "kernel": kernel,
+        "busybox": lambda: str(find_busybox()),
+        "agent": lambda: str(agent_path()),
+    }
+    for name, find in finders.items():
+        try:
+            yield Finding(name, True, find())
+        except RametError as error:
+            yield Finding(name, False, error.message, error.hint)
 
 
-def _check(name: str, find: Callable[[], str]) -> Check:
-    from ramet.cli.shapes import Check
+def _page_scan() -> Finding:
+    """Whether the kernel lists changed pages quickly, tried on this very process with a file that it maps
+    privately, as a VMM does.
+    """
+    from ramet.host.doctor import Finding
+    from ramet.memory.capture import (
+        changed_runs_by_pagemap,
+        changed_runs_by_scan,
+        find_mapping,
+        identity_of,
+    )
 
+    page = mmap.PAGESIZE
     try:
-        return Check(name=name, status="ok", detail=find())
-    except RametError as error:
-        return Check(name=name, status="missing", detail=error.message, hint=error.hint)
+        with tempfile.NamedTemporaryFile() as file:
+            file.truncate(4 * page)
+            with mmap.mmap(file.fileno(), 4 * page, flags=mmap.MAP_PRIVATE) as memory:
+                memory[2 * page] = 1
+                pid = os.getpid()
+                mappings = find_mapping(pid, identity_of(Path(file.name)))
+                try:
+                    runs = changed_runs_by_scan(pid, mappings)
+                    ok, found = True, "PAGEMAP_SCAN"
+                except UnavailableError as error:
+                    runs = changed_runs_by_pagemap(pid, mappings)
+                    ok, found = None, f"/proc/PID/pagemap, slowly: {error.message}"
+    except (RametError, OSError) as error:
+        advice = "run ramet where /proc is mounted and not restricted: a template can't be made here"
+        return Finding("changed-pages", False, f"can't be listed: {error}", advice)
+    if [(run.file_offset, run.length_bytes) for run in runs] != [(2 * page, page)]:
+        return Finding("changed-pages", False, f"{found} lists other pages than were changed")
+    return Finding("changed-pages", ok, f"listed by {found}", None if ok else _NEWER_IS_QUICKER)
 
 
-async def _kvm() -> tuple[Check, str]:
-    """What KVM is good for, and the accelerator that `auto` takes."""
-    from ramet.cli.shapes import Check
-    from ramet.host.kvm import kvm_verdict
-
-    verdict = await kvm_verdict(config.cache_directory())
-    if verdict.status == "runs_linux":
-        return Check(name="kvm", status="ok", detail=verdict.detail), "kvm"
-    hint = "guests are emulated (tcg), which is slower"
-    return Check(name="kvm", status="warning", detail=f"{verdict.status}: {verdict.detail}", hint=hint), "tcg"
-
-
-async def _qemu(accelerator: str, parts: list[Check]) -> tuple[list[Check], DriverReport]:
-    from ramet.cli.shapes import Check, DriverReport
-    from ramet.drivers.api import Ability
+async def _qemu(accelerator: str, lacking: list[str]) -> tuple[list[Finding], DriverReport]:
+    from ramet.cli.shapes import DriverReport
     from ramet.drivers.qemu import Qemu
+    from ramet.engine.fork import immutability
+    from ramet.host.doctor import Finding
 
     qemu = Qemu()
     try:
         version = await qemu.version()
     except RametError as error:
-        check = Check(name="qemu", status="missing", detail=error.message, hint=error.hint)
         driver = DriverReport(
             name=qemu.name, usable=False, version=None, accelerator=None, reason=error.message
         )
-        return [check], driver
-    checks = [Check(name="qemu", status="ok", detail=version)]
-    if Ability.OPENS_MEM_FILE_READ_ONLY in qemu.abilities:
-        detail = "the kernel keeps every VMM from writing a shared mem-file"
-        checks.append(Check(name="immutability", status="ok", detail=detail))
-    else:
-        detail = (
-            f"not enforced by the kernel: QEMU {version} opens mem-files read-write (8.2 and newer don't)"
-        )
-        checks.append(Check(name="immutability", status="warning", detail=detail))
-    missing = [part.detail for part in parts if part.status == "missing"]
-    driver = DriverReport(
+        return [Finding("qemu", False, error.message, error.hint)], driver
+    kept = immutability(qemu)
+    by_kernel = not kept.startswith("not ")
+    findings = [
+        Finding("qemu", True, f"{version}: {', '.join(sorted(qemu.abilities))}"),
+        Finding(
+            "immutability",
+            True if by_kernel else None,
+            kept if by_kernel else f"{kept}; ramet alone keeps shared mem-files from being written",
+            None if by_kernel else "QEMU 8.2 and newer open them read-only; set RAMET_QEMU to one",
+        ),
+    ]
+    return findings, DriverReport(
         name=qemu.name,
-        usable=not missing,
+        usable=not lacking,
         version=version,
         accelerator=accelerator,
-        reason="; ".join(missing) or None,
+        reason="; ".join(lacking) or None,
     )
-    return checks, driver
-
-
-def _home() -> Check:
-    """Whether the home can be written, and lies where image files can be linked into it."""
-    from ramet.cli.shapes import Check
-
-    home = config.home_directory()
-    existing = _nearest_existing(home)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        hint = "set RAMET_HOME to a directory of yours"
-        return Check(name="home", status="missing", detail=f"{home} can't be written", hint=hint)
-    detail = f"{home} ({_filesystem(existing)})"
-    if existing.stat().st_dev != _nearest_existing(config.cache_directory()).stat().st_dev:
-        hint = "put RAMET_HOME and RAMET_CACHE on one file system, and kernels are linked, not copied"
-        return Check(
-            name="home", status="warning", detail=f"{detail}, another one than the cache's", hint=hint
-        )
-    return Check(name="home", status="ok", detail=detail)
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(one for one in (path, *path.parents) if one.exists())
-
-
-def _filesystem(path: Path) -> str:
-    """The type of the file system that holds `path`, from proc(5)'s mountinfo."""
-    device = path.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if before.split()[2] == wanted:
-            return after.split()[0]
-    return "unknown file system"
 
 
 def _show(report: DoctorReport) -> None:
-    rows = [(check.name, _MARKS[check.status], check.detail) for check in report.checks]
+    rows = [(check.name, _MARKS[check.status], check.found) for check in report.checks]
     output.table(("WHAT", "", "FOUND"), rows)
     for check in report.checks:
-        if check.hint:
-            output.say(f"{check.name}: {check.hint}")
+        if check.advice:
+            output.say(f"{check.name}: {output.clean(check.advice)}")
     for driver in report.drivers:
         verdict = f"ready, with {driver.accelerator}" if driver.usable else f"not usable: {driver.reason}"
         output.say(f"driver {driver.name}: {output.clean(verdict)}")

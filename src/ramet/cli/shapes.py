@@ -98,9 +98,17 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that `doctor` looked at."""
 
     name: str
+    ok: bool | None
+    """Null: it works, with a loss. False: without it there is no guest, or no fork."""
+    found: str
+    advice: str | None
+    """What to do about it, or null when there is nothing to do."""
     status: Literal["ok", "warning", "missing"]
+    """`ok` in a word."""
     detail: str
+    """The same as `found`."""
     hint: str | None = None
+    """The same as `advice`."""
 
 
 class DoctorReport(msgspec.Struct, frozen=True, kw_only=True):

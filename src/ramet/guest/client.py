@@ -26,6 +26,7 @@ from ramet.guest.messages import (
     Pong,
     Welcome,
     put_number,
+    started_pid,
 )
 from ramet.guest.process import Process, start_error
 from ramet.units import MIB
@@ -159,7 +160,7 @@ class _Spawn:
 
     def receive(self, frame: Frame) -> None:
         if frame.type == Message.STARTED:
-            self.pid = Fields(frame.payload).number(1, 4)
+            self.pid = started_pid(frame.payload)
         elif frame.type == Message.ERROR:
             self.error = start_error(self._request, *decode_error(frame.payload))
         else:

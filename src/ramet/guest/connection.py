@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, ProtocolError
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
@@ -27,6 +28,7 @@ from ramet.guest.messages import (
 
 _RECEIVE_BYTES: Final = 131_072
 _RESEND_MOST_S: Final = 2.0
+_FRAMES_A_TURN: Final = 256
 
 
 class Receiver(Protocol):
@@ -119,8 +121,10 @@ class Connection:
         decoder = FrameDecoder()
         try:
             while True:
-                for frame in decoder.feed(await self._stream.receive(_RECEIVE_BYTES)):
+                for count, frame in enumerate(decoder.feed(await self._stream.receive(_RECEIVE_BYTES)), 1):
                     self._dispatch(frame)
+                    if count % _FRAMES_A_TURN == 0:  # a flood of small frames must not hold up other guests
+                        await anyio.lowlevel.checkpoint()
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             self._fail(GuestLostError("the connection to the guest's agent ended"))
         except ProtocolError as error:

@@ -6,6 +6,7 @@ keeps at most one stuffed frame, and drops what isn't a frame instead of raising
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Final, NamedTuple
 
@@ -20,6 +21,8 @@ _FLAG: Final = b"\x7e"
 _ESCAPE: Final = b"\x7d"
 _ESCAPED_FLAG: Final = b"\x7d\x5e"
 _ESCAPED_ESCAPE: Final = b"\x7d\x5d"
+# A guest may send flags and crumbs without end: they must cost the host less than frames do.
+_FRAME_LIKE: Final = re.compile(rb"[^\x7e]{%d,}" % _HEADER.size)
 
 
 class Frame(NamedTuple):
@@ -68,16 +71,16 @@ class FrameDecoder:
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes, in order."""
-        first, *rest = data.split(_FLAG)
-        self._hold(first)
-        if not rest:
+        first, last = data.find(_FLAG), data.rfind(_FLAG)
+        if first < 0:
+            self._hold(data)
             return []
+        self._hold(data[:first])
         frames = [] if self._dropping else [_parse(bytes(self._pending))]
-        *whole, last = rest
-        frames += map(_parse, whole)
+        frames += map(_parse, _FRAME_LIKE.findall(data, first, last))
         self._pending.clear()
         self._dropping = False
-        self._hold(last)
+        self._hold(data[last + 1 :])
         return [frame for frame in frames if frame is not None]
 
     def _hold(self, piece: bytes) -> None:

@@ -211,6 +211,14 @@ class ExecRequest:
         return b"".join([*parts, put_number(6, 4, flags)])
 
 
+def started_pid(payload: bytes) -> int:
+    """The process number in STARTED's payload."""
+    pid = Fields(payload).number(1, 4)
+    if pid == 0:
+        raise ProtocolError("the guest started a process without a number")
+    return pid
+
+
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How a command ended: by itself with a code, or by a signal; `timed_out`: its limit ended it."""
@@ -226,6 +234,11 @@ class ExitStatus:
         exit_code, signal = fields.number_or_none(1, 4), fields.number_or_none(2, 4)
         if (exit_code is None) == (signal is None):
             raise ProtocolError("the guest's EXIT has to give either a code or a signal")
+        # A shell takes 256 for 0, and 128 + n for a signal.
+        if exit_code is not None and exit_code > 255:
+            raise ProtocolError(f"the guest's EXIT gives a code of {exit_code}")
+        if signal is not None and not 1 <= signal <= 127:
+            raise ProtocolError(f"the guest's EXIT gives a signal of {signal}")
         return cls(exit_code, signal, bool(fields.number_or_none(3, 1)))
 
 

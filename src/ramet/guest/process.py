@@ -31,10 +31,12 @@ from ramet.guest.messages import (
     Fields,
     Message,
     put_number,
+    started_pid,
 )
 
 _GRANT_BYTES: Final = OUTPUT_WINDOW_BYTES // 4
 _JOIN_BYTES: Final = 65_536
+_PIECES_MAX: Final = 1024
 _KILL_LIMIT_S: Final = 2.0
 _ALL_THE_CREDIT: Final = 2**31 - 1
 
@@ -128,13 +130,16 @@ class Process:
 
     def receive(self, frame: Frame) -> None:
         """A frame of this stream, from the reader."""
+        if (self.pid == 0) != (frame.type == Message.STARTED) and frame.type != Message.ERROR:
+            when = "before its start" if self.pid == 0 else "after its start"
+            raise ProtocolError(f"the guest sent a frame of type {frame.type:#04x} for a command {when}")
         match frame.type:
             case Message.STDOUT:
                 self._take("stdout", frame.payload)
             case Message.STDERR:
                 self._take("stderr", frame.payload)
             case Message.STARTED:
-                self.pid = Fields(frame.payload).number(1, 4)
+                self.pid = started_pid(frame.payload)
             case Message.STDIN_CREDIT:
                 self._stdin_credit += Fields(frame.payload).number(1, 4)
                 if self._stdin_credit > STDIN_WINDOW_BYTES:
@@ -201,11 +206,15 @@ class Process:
         self._may_receive -= len(data)
         if self._may_receive < 0:
             raise ProtocolError("the guest sent more output than it had credit for")
-        # Joined, so that a guest that sends single bytes can't make the queue much larger than its content.
-        if self._chunks and self._chunks[-1][0] == stream and len(self._chunks[-1][1]) < _JOIN_BYTES:
-            self._chunks[-1][1].extend(data)
-        else:
-            self._chunks.append((stream, bytearray(data)))
+        # Joined, so that a guest that sends single bytes can't make the queue much larger than its content. One
+        # that alternates between its streams loses their order among each other, once many pieces wait.
+        reach = 2 if len(self._chunks) >= _PIECES_MAX else 1
+        for place in range(1, 1 + min(reach, len(self._chunks))):
+            name, waiting = self._chunks[-place]
+            if name == stream and len(waiting) < _JOIN_BYTES:
+                waiting.extend(data)
+                return
+        self._chunks.append((stream, bytearray(data)))
 
     async def _grant(self, count: int) -> None:
         self._consumed += count

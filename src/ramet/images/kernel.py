@@ -151,7 +151,11 @@ def _kernel_of_setting(path: Path, modules: Path) -> Kernel:
     try:
         version = read_kernel_version(path)
     except (OSError, DamagedError) as error:
-        raise UnavailableError(f"RAMET_KERNEL is no kernel that can be used: {error}") from error
+        why = f"{path}: {error.strerror}" if isinstance(error, OSError) else error.message
+        raise UnavailableError(
+            f"RAMET_KERNEL is no kernel that can be used: {why}",
+            hint="set RAMET_KERNEL to a bzImage or vmlinux, or unset it",
+        ) from error
     candidates = (path.parent / "modules", modules / version)
     modules_dir = next((place for place in candidates if (place / "modules.builtin").is_file()), None)
     return Kernel(version, path, modules_dir, "setting")

@@ -52,13 +52,25 @@ void init_ask_for_shutdown(enum shutdown_wish wish) { (void)wish; }
 
 /* --- exact bounds: each payload in a block of its own, so that the sanitizer sees an octet too many ------- */
 
+static bool has_field(const struct wire_frame *frame, uint8_t tag, uint32_t length) {
+    struct wire_reader reader = {frame->payload, frame->payload + frame->length};
+    struct wire_field field;
+    bool found = false;
+    int more;
+    while ((more = wire_next(&reader, &field)) > 0)
+        found = found || (field.tag == tag && field.length == length);
+    return found && more == 0;
+}
+
 static void exact_frame(struct port *port, struct wire_frame *frame) {
     MUST(frame->length <= WIRE_PAYLOAD_MAX);
     uint8_t *copy = malloc(frame->length ? frame->length : 1);
     memcpy(copy, frame->payload, frame->length);
     frame->payload = copy;
     frames_handled++;
+    enum shutdown_wish wished = session_shutdown_wish();
     session_frame(port, frame);
+    MUST(session_shutdown_wish() == wished || (frame->type == M_SHUTDOWN && has_field(frame, 1, 1)));
     free(copy);
 }
 

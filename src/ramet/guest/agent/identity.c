@@ -165,7 +165,8 @@ static int write_hosts(const char *hostname) {
     for (char *line = old, *next; *line != '\0'; line = next) {
         next = strchrnul(line, '\n');
         next += *next == '\n';
-        if (strncmp(line, OWN_NAME_ADDRESS, strlen(OWN_NAME_ADDRESS)) == 0)
+        size_t own = strlen(OWN_NAME_ADDRESS);
+        if (strncmp(line, OWN_NAME_ADDRESS, own) == 0 && (line[own] == ' ' || line[own] == '\t'))
             continue;
         memcpy(new + length, line, (size_t)(next - line));
         length += (size_t)(next - line);

@@ -79,12 +79,14 @@ static void identity(struct port *port, const struct wire_frame *frame, struct w
 static void shutdown_guest(struct port *port, const struct wire_frame *frame) {
     struct wire_reader reader = {frame->payload, frame->payload + frame->length};
     struct wire_field field;
-    uint64_t mode = 0;
-    while (wire_next(&reader, &field) > 0)
-        if (field.tag == 1 && (!wire_number(&field, 1, &mode) || mode > 1))
-            mode = 2;
-    if (mode > 1) {
-        port_send_error(port, frame->stream, EINVAL, "unknown mode of SHUTDOWN");
+    uint64_t mode;
+    bool good = false;
+    int more;
+    while ((more = wire_next(&reader, &field)) > 0)
+        if (field.tag == 1)
+            good = wire_number(&field, 1, &mode) && mode <= 1;
+    if (more < 0 || !good) {
+        port_send_error(port, frame->stream, EINVAL, "not a mode of SHUTDOWN");
         return;
     }
     wish = mode == 0 ? POWER_OFF : REBOOT;

@@ -137,6 +137,8 @@ static struct person become(const char *user, int report) {
     if (group != NULL && !number_of(group, &gid))
         give_up(report, EINVAL, "not a group id: ", group);
     struct person person = {entry ? strdup(entry->pw_name) : strdup(text), entry ? strdup(entry->pw_dir) : "/"};
+    if (person.name == NULL || person.home == NULL)
+        give_up(report, ENOMEM, "user ", user);
     int failed = entry ? initgroups(person.name, gid) : setgroups(1, &gid);
     if (failed < 0 && errno == EPERM && uid == getuid())
         failed = 0; /* an agent without privileges may still run commands as itself */
