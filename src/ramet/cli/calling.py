@@ -107,7 +107,10 @@ async def _unless_signalled(
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup(1)
             loop.add_signal_handler(number, on_signal, number)
     try:
-        return await work(scope)
+        code = await work(scope)
+        if not scope.cancelled_caught:
+            caught.clear()  # it came when the verb was done: what has been made stays, and that is said
+        return code
     except BaseExceptionGroup as group:
         raise _plainest(group) from group
 

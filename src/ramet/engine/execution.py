@@ -56,7 +56,10 @@ async def settle(context: Context, record: Record) -> Record:
     record = context.store.get(record.id)
     observed, ending = observe(context, record)
     if record.pending is not None and host_processes.is_alive(record.pending.by):
-        return observed  # its state is another's to write
+        if record.pending.what != "start":
+            return observed  # its state is another's to write
+        async with context.lifecycle(record):  # it is about to run
+            return observe(context, context.store.get(record.id)).record
     if ending is Ending.REBOOTED:
         return await restart(context, record)
     if ending is not None:

@@ -1,0 +1,14 @@
+"""What this machine allows, found out by trying.
+
+Each function gives findings: what was found and, where something is missing, what to do about it. Nothing
+that is tried is left behind, and nothing raises because the machine can't. What concerns VMMs, images and the
+memory plane is put beside it by who knows those rooms (`ramet.cli.doctor`).
+"""
+
+from ramet.host.doctor.finding import Finding
+from ramet.host.doctor.home import home_findings
+from ramet.host.doctor.kvm import kvm_finding
+from ramet.host.doctor.limits import limit_findings
+from ramet.host.doctor.ptrace import ptrace_finding
+
+__all__ = ["Finding", "home_findings", "kvm_finding", "limit_findings", "ptrace_finding"]

@@ -1,0 +1,126 @@
+"""A fork cancelled at any of its awaits leaves nothing: no VMM, directory, record, descriptor or task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import ramet
+from tests.conftest import living_in
+
+pytestmark = [pytest.mark.vm, pytest.mark.anyio]
+
+FORKS = 2
+BUDGET_S = 25
+
+
+@contextmanager
+def each_iteration(call: Callable[[int], None]) -> Iterator[None]:
+    """`call` is told the number of each iteration of the event loop, before it.
+
+    Between two iterations every task stands at an await.
+    """
+    loop: Any = asyncio.get_running_loop()
+    run_once, number = loop._run_once, 0
+
+    def counted() -> None:
+        nonlocal number
+        number += 1
+        call(number)
+        run_once()
+
+    outer = loop.get_exception_handler()
+
+    def handled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # anyio tells a read that is cancelled in the turn in which its socket becomes readable of both.
+        if not isinstance(context.get("exception"), asyncio.InvalidStateError):
+            outer(loop, context)
+
+    loop._run_once = counted
+    loop.set_exception_handler(handled)
+    try:
+        yield
+    finally:
+        del loop._run_once
+        loop.set_exception_handler(outer)
+
+
+def held(home: Path) -> tuple[list[int], set[str], int, set[str]]:
+    """What could leak: processes, directories, descriptors, tasks."""
+    return (
+        living_in(home),
+        {path.name for path in (home / "instances").iterdir()},
+        len(list(Path("/proc/self/fd").iterdir())),
+        {task.get_name() for task in asyncio.all_tasks()},
+    )
+
+
+async def test_a_fork_cancelled_at_every_await(
+    warm: ramet.VM, warm_host: ramet.Host, warm_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # the first makes threads and caches that stay
+        count = 0
+
+        def note(number: int) -> None:
+            nonlocal count
+            count = number
+
+        with each_iteration(note):
+            forks = await warm.fork(FORKS)
+        async with forks:
+            pass
+    before = await settled(warm_home, None)
+    # Coarsely over the whole course first, then between: however soon the time is over, it was all of it.
+    order = sorted(range(1, count + 1), key=lambda one: (int(f"{one:012b}"[::-1], 2), one))
+    began, tried, cut = time.monotonic(), 0, 0
+    for at in order:
+        if time.monotonic() - began > BUDGET_S:
+            break
+        with anyio.CancelScope() as scope:
+
+            def cancel(number: int, scope: anyio.CancelScope = scope, at: int = at) -> None:
+                if number == at:
+                    scope.cancel()
+
+            with each_iteration(cancel):
+                made = await warm.fork(FORKS)
+        tried += 1
+        if scope.cancelled_caught:
+            cut += 1
+        else:
+            async with made:  # it was quicker this time, or cancelled with nothing left to cancel
+                pass
+        assert await settled(warm_home, before) == before, f"cancelled at iteration {at} of {count}"
+        assert [one.name for one in await warm_host.list(everything=True)] == ["warm"]
+    with capsys.disabled():
+        print(f"\n{tried} of {count} awaits of fork({FORKS}) tried, {cut} cancelled, 0 leaks", end=" ")
+    assert cut >= 20
+
+
+async def settled(home: Path, wanted: object) -> tuple[list[int], set[str], int, set[str]]:
+    """What is held once tasks that are ending have ended."""
+    for _ in range(100):
+        if (found := held(home)) == wanted:
+            return found
+        await anyio.sleep(0.01)
+    return found
+
+
+async def test_a_timeout_of_asyncio_itself(warm: ramet.VM, warm_home: Path) -> None:
+    """`asyncio.wait_for` cancels the task, not a scope of anyio's."""
+    for timeout_s in 0.01, 0.1, 0.3:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_awaited(warm), timeout_s)
+        assert living_in(warm_home) == []
+        assert len(list((warm_home / "instances").iterdir())) == 1
+
+
+async def _awaited(warm: ramet.VM) -> None:
+    await warm.fork(8)

@@ -1,0 +1,39 @@
+"""A program that turns on its own guest's agent, and limits short enough for tests."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import ramet.guest
+from ramet.engine import execution, fork
+
+AGENT_SOURCES = Path(ramet.guest.__file__).parent / "agent"
+
+
+@pytest.fixture(scope="session")
+def evil(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The static program of `evil.c`."""
+    compiler = shutil.which("musl-gcc")
+    if compiler is None:
+        pytest.skip("no musl-gcc on this machine")
+    program = tmp_path_factory.mktemp("evil") / "evil"
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
+    sources = [Path(__file__).parent / "evil.c", AGENT_SOURCES / "wire.c"]
+    subprocess.run(
+        [compiler, *flags, f"-I{AGENT_SOURCES}", "-o", program, *sources], check=True, timeout=60
+    )
+    return program.read_bytes()
+
+
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> float:
+    """How long this test's host waits for a guest, in seconds."""
+    limit_s = 8.0
+    monkeypatch.setattr(fork, "READY_LIMIT_S", limit_s)
+    monkeypatch.setattr(execution, "ANSWER_LIMIT_S", 2.0)
+    monkeypatch.setattr(execution, "BACKSTOP_S", 1.0)
+    return limit_s

@@ -1,0 +1,148 @@
+"""What a wrong request is tried on: a home with a template, a stopped and a failed instance; and what a
+request may not change.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tests.cli.conftest import COMMAND, LIMIT_S, Shell, wait_until
+from tests.conftest import living_in
+
+# Made or grown by looking: locks, SQLite's own files, and the logs that are rings.
+_NOT_COMPARED = (".lock", "-wal", "-shm", ".log")
+
+
+class Answer(NamedTuple):
+    """What one command gave back."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+@dataclass
+class Attempt:
+    """One wrong request: the words, and what is wrong about the world while they are said."""
+
+    words: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    home: Path | None = None
+    """Another home than the lab's."""
+    command: list[str] = field(default_factory=lambda: COMMAND)
+
+
+@dataclass
+class Lab:
+    """The home, and a directory for props. `stopped` and `failed` are the instances of those names."""
+
+    shell: Shell
+    scratch: Path
+    template: Path
+    """The directory of the template `warm`."""
+
+    @property
+    def home(self) -> Path:
+        """The home of the lab."""
+        return self.shell.home
+
+    def ask(self, attempt: Attempt, *more: str) -> Answer:
+        """Run it to its end."""
+        environment = {**self.shell.environment, **attempt.environment}
+        if attempt.home is not None:
+            environment["RAMET_HOME"] = str(attempt.home)
+        began = time.monotonic()
+        words = [*attempt.command, attempt.words[0], *more, *attempt.words[1:]]
+        done = subprocess.run(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+
+    def script(self, name: str, text: str) -> str:
+        """An executable shell script; its path."""
+        path = self.scratch / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    @contextmanager
+    def altered(self, part: str, change: Callable[[Path], object]) -> Iterator[None]:
+        """A changed copy in the place of a part of the template. The published file isn't touched."""
+        published = self.template / part
+        aside = self.scratch / f"published-{part}"
+        published.rename(aside)
+        try:
+            subprocess.run(["cp", "--sparse=always", "--preserve=all", aside, published], check=True)
+            published.chmod(0o644)
+            change(published)
+            yield
+        finally:
+            aside.replace(published)
+
+
+def world(home: Path) -> dict[str, Any]:
+    """All that a refused request has to leave alone: files by name, size, time and inode; records;
+    processes.
+    """
+    files: dict[str, Any] = {}
+    for parent, _, names in os.walk(home):
+        for name in names:
+            path = Path(parent, name)
+            if not name.endswith(_NOT_COMPARED) and name != "ramet.db":
+                facts = path.lstat()
+                files[str(path.relative_to(home))] = (
+                    facts.st_size,
+                    facts.st_mtime_ns,
+                    facts.st_ino,
+                    facts.st_nlink,
+                )
+        files[str(Path(parent).relative_to(home)) + "/"] = Path(parent).stat().st_mode
+    return {"files": files, "records": records(home / "ramet.db"), "processes": sorted(living_in(home))}
+
+
+def records(database: Path) -> list[str]:
+    """Every record, or the bytes of what isn't a database."""
+    if not database.exists() or database.stat().st_size == 0:
+        return []
+    try:
+        connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+        try:
+            return [row[0] for row in connection.execute("SELECT body FROM instance ORDER BY id")]
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return [database.read_bytes().hex()]
+
+
+def add_failed(shell: Shell) -> None:
+    """The instance `failed`: a fork whose VMM was killed."""
+    fork = shell.json("fork", "--name", "failed", "--json", "warm")["forks"][0]
+    os.kill(fork["pid"], signal.SIGKILL)
+    wait_until(lambda: living_in(shell.home) == [])
+
+
+def messages(answer: Answer) -> list[dict[str, str]]:
+    """The errors in the one JSON document that `--json` printed."""
+    document = msgspec.json.decode(answer.out)
+    if "error" in document:
+        return [document["error"]]
+    failed = document.get("forks") or document.get("failed")
+    return [one["error"] for one in failed]

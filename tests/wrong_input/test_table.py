@@ -1,0 +1,307 @@
+"""Wrong requests through the real command: each names the thing, the reason and the next step, has its exit
+code, and changes nothing. The run prints them as a table.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ramet import config
+from ramet.engine.fork import MOST_AT_ONCE
+from ramet.images.kernel import find_kernel
+from ramet.paths import Home
+from ramet.units import MIB
+from tests.cli.conftest import Shell
+from tests.disk.loop_filesystems import mounted
+from tests.wrong_input.lab import Attempt, Lab, add_failed, messages, world
+
+pytestmark = pytest.mark.vm
+
+READY_LIMIT_S = 5
+ODD_QEMU = f"""
+case $1 in --version) exec {config.qemu_binary()} --version;; esac
+exec {config.qemu_binary()} "$@" -no-such-option
+"""
+
+
+class Case(NamedTuple):
+    """What is wrong, the exit code, words of the message and of the hint, and how it is brought about."""
+
+    what: str
+    code: int
+    message: str
+    hint: str
+    attempt: Callable[[Lab], AbstractContextManager[Attempt]]
+    kind: str
+
+
+CASES: list[Case] = []
+
+
+def case(
+    what: str, code: int, kind: str, message: str, hint: str
+) -> Callable[[Callable[[Lab], Iterator[Attempt]]], None]:
+    """Enter a case in the table. `kind` is the error's code in JSON."""
+
+    def enter(function: Callable[[Lab], Iterator[Attempt]]) -> None:
+        CASES.append(Case(what, code, message, hint, contextmanager(function), kind))
+
+    return enter
+
+
+def plainly(what: str, words: str, code: int, kind: str, message: str, hint: str) -> None:
+    """A case that needs nothing but its words."""
+
+    @case(what, code, kind, message, hint)
+    def _(lab: Lab) -> Iterator[Attempt]:
+        yield Attempt(words.split())
+
+
+plainly("unknown image", "run debian", 3, "not_found", "no image 'debian'", "there is: builtin")
+plainly("image, near miss", "run bultin", 3, "not_found", "no image 'bultin'", "did you mean builtin?")
+plainly("unknown reference", "inspect zzz", 3, "not_found", "no instance 'zzz'", "ramet ps -a")
+plainly("reference, near miss", "fork wram", 3, "not_found", "no instance 'wram'", "did you mean warm?")
+plainly("name taken, run", "run --name warm builtin", 7, "name_taken", "named warm", "another name")
+plainly("name taken, fork", "fork --name stopped warm", 7, "name_taken", "named stopped", "another name")
+plainly("illegal name, run", "run --name ../x builtin", 2, "usage", "'../x' is not a legal name", "1 to 63")
+plainly("illegal name, fork", "fork --name a/b warm", 2, "usage", "'a/b' is not a legal name", "1 to 63")
+plainly(
+    "fork of a stopped one", "fork stopped", 4, "wrong_state", "stopped is stopped", "ramet start stopped"
+)
+plainly("fork of a failed one", "fork failed", 4, "wrong_state", "failed is failed", "ramet ")
+plainly("-n 0", "fork -n 0 warm", 2, "usage", "0 forks", f"1 to {MOST_AT_ONCE}")
+plainly("-n -1", "fork -n -1 warm", 2, "usage", "-1 forks", f"1 to {MOST_AT_ONCE}")
+plainly("-n 100000", "fork -n 100000 warm", 2, "usage", "100000 forks", "each is a process")
+plainly("too little memory", "run --memory 16M builtin", 2, "usage", "16 MiB is less", "at least 96M")
+plainly("more than the host's", "run --memory 900T builtin", 2, "usage", "more than this machine", "ask for")
+plainly("a size that is none", "run --memory lots builtin", 2, "usage", "'lots' is not a size", "256M")
+plainly("no such driver", "run --driver xen builtin", 2, "usage", "no driver 'xen'", "there is qemu")
+plainly(
+    "no such accelerator", "run --accel warp builtin", 2, "usage", "no accelerator 'warp'", "there is auto"
+)
+plainly("stop of a template", "stop warm", 4, "wrong_state", "warm is a template", "ramet fork warm")
+plainly("exec in a stopped one", "exec stopped true", 125, "wrong_state", "stopped is stopped", "ramet start")
+plainly(
+    "a contradiction", "fork --require-shared --no-share warm", 2, "usage", "contradict", "use one of them"
+)
+
+
+@case("QEMU missing", 5, "unavailable", "QEMU (nowhere/qemu) can't be run", "apt-get install")
+def _(lab: Lab) -> Iterator[Attempt]:
+    yield Attempt(["run", "builtin"], {"RAMET_QEMU": "nowhere/qemu"})
+
+
+@case("QEMU missing, fork", 5, "unavailable", "QEMU (nowhere/qemu) can't be run", "apt-get install")
+def _(lab: Lab) -> Iterator[Attempt]:
+    yield Attempt(["fork", "warm"], {"RAMET_QEMU": "nowhere/qemu"})
+
+
+@case("QEMU too old", 5, "unavailable", "is 6.2.0: ramet needs 7.2 or newer", "RAMET_QEMU")
+def _(lab: Lab) -> Iterator[Attempt]:
+    old = lab.script("qemu-old", "echo 'QEMU emulator version 6.2.0 (Debian 1:6.2+dfsg-2)'")
+    yield Attempt(["run", "builtin"], {"RAMET_QEMU": old})
+
+
+@case(
+    "another QEMU than the template's", 5, "unavailable", "warm was saved by qemu", "make the template again"
+)
+def _(lab: Lab) -> Iterator[Attempt]:
+    newer = lab.script("qemu-newer", "echo 'QEMU emulator version 99.1.0'")
+    yield Attempt(["fork", "warm"], {"RAMET_QEMU": newer})
+
+
+@case("the VMM dies during boot", 1, "vmm_failed", "invalid option", "ramet doctor")
+def _(lab: Lab) -> Iterator[Attempt]:
+    wrapper = lab.script("qemu-odd", ODD_QEMU)
+    yield Attempt(["run", "builtin"], {"RAMET_QEMU": wrapper})
+
+
+@case("the VMM dies during a fork", 1, "vmm_failed", "invalid option", "ramet doctor")
+def _(lab: Lab) -> Iterator[Attempt]:
+    wrapper = lab.script("qemu-odd", ODD_QEMU)
+    yield Attempt(["fork", "warm"], {"RAMET_QEMU": wrapper})
+
+
+@case("no kernel", 5, "unavailable", "no Linux kernel for guests", "make setup")
+def _(lab: Lab) -> Iterator[Attempt]:
+    if list(Path("/boot").glob("vmlinuz-*")):
+        pytest.skip("this host has kernels of its own in /boot")
+    yield Attempt(["run", "builtin"], {"RAMET_CACHE": str(lab.scratch / "empty-cache")})
+
+
+@case("RAMET_KERNEL leads nowhere", 5, "unavailable", "nowhere/vmlinuz", "RAMET_KERNEL")
+def _(lab: Lab) -> Iterator[Attempt]:
+    yield Attempt(["run", "builtin"], {"RAMET_KERNEL": str(lab.scratch / "nowhere/vmlinuz")})
+
+
+@case("RAMET_KERNEL is a text", 5, "unavailable", "notes.txt", "RAMET_KERNEL")
+def _(lab: Lab) -> Iterator[Attempt]:
+    text = lab.scratch / "notes.txt"
+    text.write_text("buy milk\n" * 1000)
+    yield Attempt(["run", "builtin"], {"RAMET_KERNEL": str(text)})
+
+
+@case("a guest that never gets ready", 1, "guest_timeout", f"within {READY_LIMIT_S} s", "ramet ")
+def _(lab: Lab) -> Iterator[Attempt]:
+    """Its init is a shell that sleeps; the limit is shortened in the process that runs the command."""
+    init = lab.scratch / "sleeper"
+    init.write_text("#!/bin/busybox sh\necho what the guest said last\nexec /bin/busybox sleep 1000\n")
+    shortened = (
+        f"import sys, ramet.engine.boot as b; b.READY_LIMIT_S = {READY_LIMIT_S}.0; "
+        "from ramet.cli.main import main; sys.exit(main())"
+    )
+    environment = {"RAMET_AGENT": str(init), "RAMET_CACHE": str(lab.scratch / "cache")}
+    kernel = {"RAMET_KERNEL": str(find_kernel().vmlinuz)}
+    yield Attempt(["run", "builtin"], environment | kernel, command=[sys.executable, "-c", shortened])
+
+
+def damaged(what: str, part: str, change: Callable[[Path], object], message: str) -> None:
+    """A template whose part isn't what was published."""
+
+    @case(what, 1, "damaged", message, "make the template again")
+    def _(lab: Lab) -> Iterator[Attempt]:
+        with lab.altered(part, change):
+            yield Attempt(["fork", "warm"])
+
+
+def _rewrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"not what was there")
+
+
+damaged("mem-file truncated", "mem", lambda one: os.truncate(one, MIB), "size_bytes is 1048576")
+damaged("mem-file grown", "mem", lambda one: os.truncate(one, 512 * MIB), "size_bytes is 536870912")
+damaged("mem-file altered", "mem", _rewrite, "mtime_ns is")
+damaged("mem-file missing", "mem", lambda one: one.unlink(), "mem")
+damaged("vmstate truncated", "vmstate", lambda one: os.truncate(one, 1000), "size_bytes is 1000")
+damaged("vmstate altered", "vmstate", _rewrite, "mtime_ns is")
+damaged("kernel altered", "kernel", _rewrite, "mtime_ns is")
+damaged(
+    "manifest truncated", "manifest.json", lambda one: os.truncate(one, 100), "manifest.json can't be read"
+)
+
+
+@case("a damaged database", 1, "store", "ramet.db", "moved away")
+def _(lab: Lab) -> Iterator[Attempt]:
+    home = lab.scratch / "damaged-home"
+    Home(home).make()
+    (home / "ramet.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 8000)
+    yield Attempt(["ps"], home=home)
+
+
+@case("a home of a newer ramet", 1, "store", "newer ramet", "upgrade ramet")
+def _(lab: Lab) -> Iterator[Attempt]:
+    home = lab.scratch / "newer-home"
+    Home(home).make()
+    with sqlite3.connect(home / "ramet.db") as connection:
+        connection.execute("PRAGMA user_version = 4000")
+    connection.close()
+    yield Attempt(["ps"], home=home)
+
+
+@case("a home that is a file", 5, "unavailable", "/file", "RAMET_HOME")
+def _(lab: Lab) -> Iterator[Attempt]:
+    (lab.scratch / "file").write_text("")
+    yield Attempt(["ps"], home=lab.scratch / "file")
+
+
+@case("a read-only home", 5, "unavailable", "Read-only", "RAMET_HOME")
+def _(lab: Lab) -> Iterator[Attempt]:
+    with mounted("-t", "tmpfs", "-o", "ro,size=1m", "tmpfs") as place:
+        yield Attempt(["run", "builtin"], home=place / "home")
+
+
+@case("a home that has become read-only", 5, "unavailable", "Read-only", "RAMET_HOME")
+def _(lab: Lab) -> Iterator[Attempt]:
+    with mounted("-t", "tmpfs", "-o", "size=4m", "tmpfs") as place:
+        lab.ask(Attempt(["ps"], home=place))
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True, timeout=30)
+        yield Attempt(["run", "builtin"], home=place)
+
+
+@case("a full home, new", 1, "store", "ramet.db", "free")
+def _(lab: Lab) -> Iterator[Attempt]:
+    with mounted("-t", "tmpfs", "-o", "size=256k", "tmpfs") as place:
+        Home(place / "home").make()
+        fill(place)
+        yield Attempt(["run", "builtin"], home=place / "home")
+
+
+@case("a home too small for an instance", 1, "filesystem", "No space left", "free some space")
+def _(lab: Lab) -> Iterator[Attempt]:
+    with mounted("-t", "tmpfs", "-o", "size=8m", "tmpfs") as place:
+        lab.ask(Attempt(["ps"], home=place))
+        yield Attempt(["run", "builtin"], home=place)
+
+
+def fill(directory: Path) -> None:
+    """Leave not a byte free."""
+    with (directory / "ballast").open("wb", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
+
+
+@pytest.fixture(scope="module")
+def lab(warm_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The warm home, with two instances that can't be forked."""
+    shell = Shell(warm_home)
+    template = next(one for one in shell.json("ps", "-a", "--json") if one["name"] == "warm")
+    shell("fork", "--name", "stopped", "warm")
+    shell("stop", "stopped")
+    add_failed(shell)
+    # On the home's own filesystem, so that parts can be moved there and back.
+    scratch = warm_home.parent / "wrong-input"
+    scratch.mkdir()
+    yield Lab(shell, scratch, Path(template["directory"]))
+    shell("rm", "stopped", "failed")
+
+
+@pytest.fixture(scope="module")
+def table(lab: Lab, request: pytest.FixtureRequest) -> Iterator[list[tuple[str, str, int, str]]]:
+    """The rows so far; printed at the end."""
+    rows: list[tuple[str, str, int, str]] = []
+    yield rows
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print("\n\n| wrong | command | exit | what it says |\n| --- | --- | --- | --- |")
+        for what, words, code, said in rows:
+            said = said.replace(str(lab.template), "HOME/instances/ID").replace(str(lab.scratch), "DIR")
+            print(f"| {what} | `{words}` | {code} | {said.replace('|', chr(92) + '|')} |")
+
+
+@pytest.mark.parametrize("one", CASES, ids=[one.what.replace(" ", "-") for one in CASES])
+def test_wrong_input(one: Case, lab: Lab, table: list[tuple[str, str, int, str]]) -> None:
+    with ExitStack() as stack:
+        attempt = stack.enter_context(one.attempt(lab))
+        home = attempt.home or lab.home
+        before = world(home)
+        shown = lab.ask(attempt, "--json")
+        after = world(home)
+    assert shown.code == one.code, shown
+    lines = shown.err.splitlines()
+    assert len(lines) == 2, shown.err
+    assert lines[0].startswith("ramet: ")
+    assert one.message in lines[0], lines
+    assert lines[1].startswith("hint: ")
+    assert one.hint in lines[1], lines
+    assert [error["code"] for error in messages(shown)] == [one.kind]
+    # The same words for people and for programs.
+    assert [lines[0].endswith(error["message"]) for error in messages(shown)] == [True], shown
+    assert after == before
+    variables = "".join(f"{key}=… " for key in sorted(attempt.environment))
+    table.append((one.what, f"{variables}ramet {shlex.join(attempt.words)}", one.code, "<br>".join(lines)))
