@@ -408,11 +408,10 @@ class VM:
         self._portal.call(lambda: self._wrapped.remove(force=force))
 
     def keep(self) -> VM:
-        """Keep this fork of a family: it no longer leaves with its Host, and its siblings are removed, whoever
-        made them.
+        """Keep this fork of a family: it no longer leaves with its Host, its siblings are removed.
 
-        Raises the first error of a sibling that couldn't be removed; this one is kept all the same. An instance
-        that isn't a fork is just detached.
+        Whoever made them. Raises the first error of a sibling that couldn't be removed; this one is
+        kept all the same. An instance that isn't a fork is just detached.
         """
         return VM(self._portal.call(lambda: self._wrapped.keep()), self._portal)
 

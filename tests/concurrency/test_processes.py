@@ -149,8 +149,9 @@ def test_interrupted_forks_leave_nothing(shell: Shell) -> None:
             code, _, err = ended(child)
         finally:
             child.kill()
-        assert code in {0, 130}, err
-        if code == 0:
+        # -2: the interpreter was on its way out, the verb done.
+        assert code in {0, 130, -signal.SIGINT}, err
+        if code != 130:
             shell("rm", "-f", *(f"cut-{number}" for number in range(1, 5)))
         assert living_in(shell.home) == []
         assert len(list((shell.home / "instances").iterdir())) == 1

@@ -236,3 +236,25 @@ async def test_leaving_on_a_disk_without_room_ends_the_vmms(
             await discard_all(vm._context, [vm._record])
     assert living_in(warm_home) == []
     await vm.remove(force=True)
+
+
+async def test_the_launcher_for_yama_keeps_pid_mark_directory_and_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Yama itself isn't on every machine; that a VMM started through the launcher is the same VMM can be
+    shown anywhere.
+    """
+    scope = tmp_path / "ptrace_scope"
+    scope.write_text("1\n")
+    monkeypatch.setattr(processes, "_YAMA_SCOPE", scope)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert processes._launcher()
+    reader, writer = os.pipe()
+    script = f"echo $$ $RAMET_VMM $PWD > /dev/fd/{writer}; exec sleep 60"
+    child = processes.spawn(["sh", "-c", script], directory=tmp_path, log=tmp_path / "log", fds=[writer])
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        pid, mark, directory = said.readline().split()
+    assert (int(pid), mark, directory) == (child.pid, str(tmp_path), str(tmp_path))
+    await processes.kill(child)
+    assert not processes.is_alive(child)

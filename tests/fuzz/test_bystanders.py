@@ -17,7 +17,7 @@ import pytest
 from ramet.errors import GuestLostError, ProtocolError
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
-from ramet.guest.messages import ExecRequest, Message, put, put_number
+from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecRequest, Message, put, put_number
 from ramet.units import MIB
 
 from .lying_guest import LyingGuest
@@ -43,19 +43,19 @@ async def test_output_in_single_octets_takes_little_more_than_its_size() -> None
     both = encode_frame(Message.STDOUT, 1, b"o") + encode_frame(Message.STDERR, 1, b"e")
 
     def answer(frame: Frame) -> bytes:
-        return STARTED + both * 30_000 if frame.type == Message.EXEC else b""
+        return STARTED + both * 8_000 if frame.type == Message.EXEC else b""
 
     async with guest_that(answer) as agent, agent.start(ExecRequest(("x",))) as process:
-        with peak_below(6 * MIB):
+        with peak_below(2 * MIB):
             with anyio.fail_after(30):
-                while process._may_receive > 262_144 - 60_000:  # noqa: ASYNC110 - nobody takes the output
+                while process._may_receive > OUTPUT_WINDOW_BYTES - 16_000:  # noqa: ASYNC110 - nobody takes the output
                     await anyio.sleep(0.01)
         got = {"stdout": b"", "stderr": b""}
         async for chunk in process.output():
             got[chunk.stream] += chunk.data
-            if sum(map(len, got.values())) == 60_000:
+            if sum(map(len, got.values())) == 16_000:
                 break
-        assert got == {"stdout": b"o" * 30_000, "stderr": b"e" * 30_000}
+        assert got == {"stdout": b"o" * 8_000, "stderr": b"e" * 8_000}
 
 
 async def test_answers_of_nothing_but_fields_take_little() -> None:

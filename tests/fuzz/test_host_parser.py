@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import ProtocolError, RametError
+from ramet.guest import process
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.connection import decode_error
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame, stuff
@@ -137,7 +138,8 @@ def test_whatever_a_guest_says_there_is_an_answer_or_an_error(unasked: bytes, an
     anyio.run(ask)
 
 
-def test_thousands_of_lies_in_sessions_as_the_engine_has_them() -> None:
+def test_thousands_of_lies_in_sessions_as_the_engine_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_KILL_LIMIT_S", 0.1)
     report = host_run.Report()
     anyio.run(host_run.run, 10_000, 7, report)
     assert report.crashes == []

@@ -80,7 +80,7 @@ async def goes_deaf(stream: anyio.abc.ByteStream) -> None:
 async def answers_other_streams(stream: anyio.abc.ByteStream) -> None:
     async for frame in greeted(stream):
         for other in range(1000):
-            await stream.send(encode_frame(Message.PONG, frame.stream + 1 + other, b""))
+            await stream.send(encode_frame(Message.PONG, frame.stream + 1000 + other, b""))
 
 
 async def answers_wrongly(stream: anyio.abc.ByteStream) -> None:
@@ -105,10 +105,13 @@ async def evil_agent(directory: Path, deed: Deed) -> AsyncIterator[None]:
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass
 
-    async with anyio.create_task_group() as tasks:
-        for number in range(2):
-            listener = await anyio.create_unix_listener(directory / f"agent{number}.sock")
-            tasks.start_soon(listener.serve, serve)
+    async with (
+        await anyio.create_unix_listener(directory / "agent0.sock") as first,
+        await anyio.create_unix_listener(directory / "agent1.sock") as second,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(first.serve, serve)
+        tasks.start_soon(second.serve, serve)
         yield
         tasks.cancel_scope.cancel()
 

@@ -270,16 +270,25 @@ def test_memory_that_is_gone_by_the_time_it_is_read_is_said_to_be(mem: Path, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["mem"]
 
 
-def test_a_run_outside_the_base_and_a_taken_name_are_refused(mem: Path, tmp_path: Path) -> None:
+def test_a_run_outside_the_base_is_refused(mem: Path, tmp_path: Path) -> None:
     with mapping_process(mem) as process:
         beyond = Run(FileOffset(SIZE), PAGE, HostVirtual(process.address))
         with pytest.raises(UsageError, match="outside"):
             write_mem_file(mem, process.pid, [beyond], tmp_path / "out")
-        (tmp_path / "taken").write_bytes(b"published")
-        with pytest.raises(FilesystemError, match="exists"):
-            write_mem_file(mem, process.pid, [], tmp_path / "taken")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mem", "taken"]
-    assert (tmp_path / "taken").read_bytes() == b"published"
+    assert [path.name for path in tmp_path.iterdir()] == ["mem"]
+
+
+def test_over_its_own_base_the_old_inode_lives_on_as_it_was(mem: Path, tmp_path: Path) -> None:
+    """A fork that becomes a template: siblings have the old inode linked and mapped (I1)."""
+    (tmp_path / "sibling").hardlink_to(mem)
+    before = mem.read_bytes()
+    with mapping_process(mem) as process:
+        mappings = find_mapping(process.pid, identity_of(mem))
+        process.write_page(0, 7)
+        write_mem_file(mem, process.pid, changed_runs(process.pid, mappings), mem)
+    assert (tmp_path / "sibling").read_bytes() == before
+    assert mem.read_bytes() != before
+    assert mem.stat().st_ino != (tmp_path / "sibling").stat().st_ino
 
 
 def test_no_space_is_said_and_nothing_is_left(mem: Path, tmp_path: Path, full: Path) -> None:

@@ -116,11 +116,11 @@ def test_every_fact_that_differs_is_named(tmp_path: Path) -> None:
     make(path, MIB, [(0, b"x" * 8192)])
     facts = facts_of(path)
     path.chmod(0o644 if facts.mode != 0o644 else 0o600)
-    with pytest.raises(DamagedError, match=rf"mem has changed.*: mode is \d{{4}}, was {facts.mode:04o}$"):
+    with pytest.raises(DamagedError, match=rf"mem has changed.*: mode is \d{{4}}, was {facts.mode:04o}"):
         check(path, facts)
     path.chmod(facts.mode)
     os.utime(path, ns=(0, facts.mtime_ns + 1))
-    with pytest.raises(DamagedError, match=f": mtime_ns is {facts.mtime_ns + 1}, was {facts.mtime_ns}$"):
+    with pytest.raises(DamagedError, match=f": mtime_ns is {facts.mtime_ns + 1}, was {facts.mtime_ns}"):
         check(path, facts)
     os.truncate(path, 100)
     os.utime(path, ns=(0, facts.mtime_ns))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from ramet.drivers import qemu_arguments, qmp
 from ramet.drivers.api import Ability, Ending
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
+from ramet.host.files import filesystem_errors
 from ramet.model.record import Machine, ProcessRef
 from ramet.paths import MEM_FILE, VMM_LOG
 from ramet.units import MIB
@@ -119,12 +121,14 @@ class Qemu:
         await self.version()
         read_only = Ability.OPENS_MEM_FILE_READ_ONLY in self.abilities
         log = directory / VMM_LOG
-        directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        listeners = []
-        try:
+        with filesystem_errors("start QEMU in", directory), ExitStack() as closing:
+            directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            closing.callback(os.close, directory_fd)
+            listening: list[int] = []
             for name in [qmp.SOCKET, *(f"agent{number}.sock" for number in range(machine.agent_ports))]:
-                listeners.append(processes.listen(directory_fd, name))
-            monitor_fd, *agent_fds = [listener.fileno() for listener in listeners]
+                listener = closing.enter_context(processes.listen(directory_fd, name))
+                listening.append(listener.fileno())
+            monitor_fd, *agent_fds = listening
             argv = [
                 self._binary,
                 *qemu_arguments.common_arguments(
@@ -138,13 +142,9 @@ class Qemu:
                 argv,
                 directory=directory,
                 log=log,
-                fds=[monitor_fd, *agent_fds],
+                fds=listening,
                 largest_file_bytes=_LARGEST_LOG_BYTES,
             )
-        finally:
-            os.close(directory_fd)
-            for listener in listeners:
-                listener.close()
         vmm = QemuVmm(directory, process)
         try:
             await (

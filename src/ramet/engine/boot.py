@@ -16,6 +16,7 @@ from ramet.engine.proof import prove
 from ramet.engine.removal import discard
 from ramet.errors import UnavailableError, UsageError
 from ramet.host import processes
+from ramet.host.files import filesystem_errors
 from ramet.host.kvm import kvm_verdict
 from ramet.images.image import Image
 from ramet.memory.capture import identity_of
@@ -92,7 +93,8 @@ async def create(
     context.store.add([record])
     try:
         directory = context.directory(record)
-        directory.mkdir(mode=0o700)
+        with filesystem_errors("make", directory):
+            directory.mkdir(mode=0o700)
         share_file(image.kernel, directory / KERNEL_FILE)
         share_file(image.initramfs, directory / INITRAMFS_FILE)
         return await _boot(context, record, driver, Move.BOOT)
@@ -128,9 +130,10 @@ async def _start(context: Context, record: Record) -> Record:
 
 async def _boot(context: Context, record: Record, driver: Driver, move: Move) -> Record:
     directory = context.directory(record)
-    # A vmstate fits the memory that it was saved with, which is about to go.
-    (directory / VMSTATE_FILE).unlink(missing_ok=True)
-    _new_mem_file(directory, record.machine.memory_bytes)
+    with filesystem_errors("make the mem-file in", directory):
+        # A vmstate fits the memory that it was saved with, which is about to go.
+        (directory / VMSTATE_FILE).unlink(missing_ok=True)
+        _new_mem_file(directory, record.machine.memory_bytes)
     vmm = await driver.boot(directory, record.machine)
     try:
         running = running_vmm(directory, vmm)

@@ -379,6 +379,9 @@ def error_shape(error: Exception) -> ErrorShape:
     """An error as the contract's JSON has it. What isn't ramet's own is shown with its type."""
     if isinstance(error, RametError):
         return ErrorShape(code=error.code, message=error.message, hint=error.hint)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return ErrorShape(code=RametError.code, message=f"{where}{error.strerror}")
     return ErrorShape(code=RametError.code, message=f"{type(error).__name__}: {error}")
 
 

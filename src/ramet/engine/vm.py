@@ -275,11 +275,10 @@ class VM:
         await removal.remove(self._context, self._record, force=force)
 
     async def keep(self) -> VM:
-        """Keep this fork of a family: it no longer leaves with its Host, and its siblings are removed, whoever
-        made them.
+        """Keep this fork of a family: it no longer leaves with its Host, its siblings are removed.
 
-        Raises the first error of a sibling that couldn't be removed; this one is kept all the same. An instance
-        that isn't a fork is just detached.
+        Whoever made them. Raises the first error of a sibling that couldn't be removed; this one is
+        kept all the same. An instance that isn't a fork is just detached.
         """
         record = self._record
         await self.detach()

@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _USER_FIELD = 14
 MARK = "RAMET_VMM"
 """The environment variable that says for which directory a process was spawned."""
 _MARK_PREFIX = f"{MARK}=".encode()
+_YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
 @functools.cache
@@ -185,7 +187,7 @@ def spawn(
         # Python ignores SIGXFSZ and SIGPIPE; restore_signals=False lets the child inherit that, so that a
         # full log is an error to its writer and not its death.
         child = subprocess.Popen(
-            argv,
+            [*_launcher(), *argv],
             cwd=directory,
             env={**os.environ, MARK: str(directory)},
             stdin=subprocess.DEVNULL,
@@ -211,6 +213,27 @@ def spawn(
         except ProcessLookupError:
             pass  # it has died at once: whoever talks to it will find out, with its log
     return process
+
+
+def _launcher() -> list[str]:
+    """What has to run before a VMM so that a later ramet process, which isn't its parent, may read its
+    memory.
+
+    Where Yama restricts ptrace to descendants (`kernel.yama.ptrace_scope` 1) the VMM-to-be says of itself
+    that others of its user may (PR_SET_PTRACER, prctl(2)), which lasts across execve. Elsewhere nothing is
+    needed, and nothing is paid.
+    """
+    try:
+        restricted = _YAMA_SCOPE.read_text().strip() == "1"
+    except OSError:
+        return []
+    if not restricted or os.geteuid() == 0:
+        return []
+    code = (
+        "import ctypes, os, sys; ctypes.CDLL(None).prctl(0x59616d61, ctypes.c_ulong(-1), 0, 0, 0);"
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    return [sys.executable, "-I", "-S", "-c", code]
 
 
 def spawned_below(directory: Path) -> dict[Path, list[ProcessRef]]:
