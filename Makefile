@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel test-wheel format lock clean
+.PHONY: help setup demo test check wheel test-wheel fuzz format lock clean
 
 BIN := .venv/bin
 SOURCES := src tests tools
@@ -34,6 +34,12 @@ wheel: | .venv ## build dist/ramet-*.whl with the agents for x86-64 and aarch64;
 
 test-wheel: setup wheel ## the tests of the wheel: what is in it, the same bytes twice, the demo from an empty venv
 	$(BIN)/pytest tests/test_wheel.py
+
+FUZZ_SECONDS = 60
+FUZZ_FRAMES = 1000000
+fuzz: | .venv ## feed both ends of the guest's protocol with lies, for FUZZ_SECONDS and FUZZ_FRAMES
+	$(BIN)/python -m tests.fuzz.agent_run --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.fuzz.host_run --frames $(FUZZ_FRAMES)
 
 format: | .venv ## put the sources into the project's format
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -6,6 +6,8 @@ Real parts only: QEMU, Debian's kernel, the agent. A machine that lacks one skip
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import ramet
 from ramet import config
 from ramet.errors import UnavailableError
+from ramet.host import processes
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +53,11 @@ def homes() -> Iterator[Path]:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tests-", dir=cache) as directory:
         yield Path(directory)
+        # A test that failed in the middle of something may have left VMMs: they go with their homes.
+        for made in Path(directory).iterdir():
+            for running in processes.spawned_below(made / "instances").values():
+                for process in running:
+                    os.kill(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture

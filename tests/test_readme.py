@@ -14,7 +14,7 @@ from tests.conftest import assert_nothing_left
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHELL = re.search(r"## From the shell\n\n```\n(.*?)```", README, re.DOTALL)
+SHELL = re.search(r"## From the shell\n.*?```\n(.*?)```", README, re.DOTALL)
 
 
 def test_there_are_examples() -> None:

@@ -19,7 +19,8 @@ async def test_what_a_linux_user_expects_is_there(warm: ramet.VM) -> None:
             "sh",
             "-c",
             "echo $PATH; echo $HOME; pwd; id -un; stat -f -c %T /proc /sys /run /tmp; "
-            "stat -c %a /tmp; ls -d /dev/pts /dev/shm /dev/null /dev/fd; tty </dev/ptmx >/dev/null; echo $?; "
+            "stat -c %a / /tmp; ls -d /dev/pts /dev/shm /dev/null /dev/fd; "
+            "tty </dev/ptmx >/dev/null; echo $?; "
             "ip addr show lo | grep -c 127.0.0.1",
             check=True,
         )
@@ -30,8 +31,9 @@ async def test_what_a_linux_user_expects_is_there(warm: ramet.VM) -> None:
             "/root",
             "root",
         ]
-        assert lines[4:9] == ["proc", "sysfs", "tmpfs", "tmpfs", "1777"]
-        assert lines[9:13] == ["/dev/fd", "/dev/null", "/dev/pts", "/dev/shm"]
+        assert lines[4:9] == ["proc", "sysfs", "tmpfs", "tmpfs", "755"]
+        assert lines[9] == "1777"
+        assert lines[10:14] == ["/dev/fd", "/dev/null", "/dev/pts", "/dev/shm"]
         assert lines[-2] == "1"
 
 

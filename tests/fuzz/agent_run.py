@@ -1,7 +1,8 @@
 """The agent's C under libFuzzer, AddressSanitizer and UBSan.
 
-`python -m tests.fuzz.agent_run --seconds 60` prints a report: executions, frames, crashes, the edges and lines that
-were reached. What it learnt is kept in `build/fuzz` and used the next time; a crash's input is left there too.
+`python -m tests.fuzz.agent_run --seconds 60` prints a report: executions, frames, crashes, the edges and
+lines that were reached. What it learnt is kept in `build/fuzz` and used the next time; a crash's input is
+left there too.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def why_not() -> str | None:
 
 def build(program: Path, *variables: str) -> None:
     """Build the fuzz target as `program`. Raises `CalledProcessError`."""
-    subprocess.run(["make", "-s", "-C", SOURCES, f"OUT={program.absolute()}", *variables], check=True, timeout=300)
+    subprocess.run(
+        ["make", "-s", "-C", SOURCES, f"OUT={program.absolute()}", *variables], check=True, timeout=300
+    )
 
 
 def run(program: Path, learnt: Path, *, seconds: float, seed: int = 0) -> Report:
@@ -122,7 +125,11 @@ def lines_reached(directory: Path, inputs: list[Path]) -> str:
     for at in range(0, len(inputs), 500):
         replay(program, inputs[at : at + 500])
     counted = subprocess.run(
-        ["gcov", "-n", *sorted(objects.glob("*.gcda"))], capture_output=True, text=True, cwd=objects, timeout=60
+        ["gcov", "-n", *sorted(objects.glob("*.gcda"))],
+        capture_output=True,
+        text=True,
+        cwd=objects,
+        timeout=60,
     )
     found = re.findall(rf"agent/({_PARTS})\.c'\nLines executed:([\d.]+)% of (\d+)", counted.stdout)
     return ", ".join(f"{name}.c {share}% of {lines}" for name, share, lines in sorted(found))

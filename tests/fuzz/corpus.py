@@ -86,7 +86,7 @@ def hello(port: int = 0) -> bytes:
     return fields(Message.HELLO, 0, (1, bytes(range(16))), (2, b"\1\0"), port=port)
 
 
-def execute(stream: int, *argv: str, flags: ExecFlag = ExecFlag(0), port: int = 0) -> bytes:
+def execute(stream: int, *argv: str, flags: int = 0, port: int = 0) -> bytes:
     """EXEC, and the child's report."""
     arguments = [(1, one.encode()) for one in argv]
     return fields(Message.EXEC, stream, *arguments, (6, bytes([flags, 0, 0, 0])), port=port) + REPORTS
@@ -123,7 +123,12 @@ def scripts() -> dict[str, bytes]:
     return {
         "wire": raw(wire[:37]) + raw(wire[37:]) + REPORTS + raw(wire),
         "ping": hello() + frame(Message.PING, 1, b"0123456789abcdef"),
-        "output": hello() + execute(1, "yes") + says(0, 0, 40_000) + says(0, 1, 9) + frame(Message.LIST, 2) + stop,
+        "output": hello()
+        + execute(1, "yes")
+        + says(0, 0, 40_000)
+        + says(0, 1, 9)
+        + frame(Message.LIST, 2)
+        + stop,
         "credit": hello()
         + execute(1, "yes")
         + says(0, 0, 65_535) * 6
@@ -143,13 +148,26 @@ def scripts() -> dict[str, bytes]:
         + reads(0, 0)
         + large(Message.STDIN, 1, 50_000, 0)
         + stop,
-        "signal": hello() + execute(1, "sleep", "9") + fields(Message.SIGNAL, 1, u32(signal.SIGTERM)) + ends(0, 15),
+        "signal": hello()
+        + execute(1, "sleep", "9")
+        + fields(Message.SIGNAL, 1, u32(signal.SIGTERM))
+        + ends(0, 15),
         "time-limit": hello()
-        + fields(Message.EXEC, 1, (1, b"sleep"), (2, b"A=b"), (3, b"/tmp"), (4, b"user:10"), (5, b"\x64" + bytes(7)))
+        + fields(
+            Message.EXEC,
+            1,
+            (1, b"sleep"),
+            (2, b"A=b"),
+            (3, b"/tmp"),
+            (4, b"user:10"),
+            (5, b"\x64" + bytes(7)),
+        )
         + REPORTS
         + small(Step.ADVANCE, 200, 3)
         + ends(0, 9),
-        "detached": hello() + execute(1, "daemon", "x" * 200, flags=ExecFlag.DETACHED) + frame(Message.LIST, 2),
+        "detached": hello()
+        + execute(1, "daemon", "x" * 200, flags=ExecFlag.DETACHED)
+        + frame(Message.LIST, 2),
         "refused": hello() + small(Step.FAIL, 11, 1) + execute(1, "no-such-program") + stop,
         "identity": hello()
         + small(Step.HOSTS, 24, 1)
@@ -157,7 +175,9 @@ def scripts() -> dict[str, bytes]:
         + identity()
         + hello()
         + identity(),
-        "shutdown": hello() + fields(Message.SHUTDOWN, 1, (1, b"\1")) + fields(Message.SHUTDOWN, 2, (1, b"\0")),
+        "shutdown": hello()
+        + fields(Message.SHUTDOWN, 1, (1, b"\1"))
+        + fields(Message.SHUTDOWN, 2, (1, b"\0")),
         "two-ports": hello()
         + hello(port=1)
         + execute(1, "yes")

@@ -60,7 +60,9 @@ class HonestGuest:
                 same = [put(tag, asked.one(tag)) for tag in (1, 5)]
                 name = put(3, asked.one(4)) + put(4, asked.one(5))
                 rest = put_number(5, 8, asked.number(3, 8)) + put_text(6, "10.0.0.1") + put_text(6, "fd00::1")
-                return [Frame(Message.IDENTITY_DONE, stream, same[0] + put(2, bytes(range(16))) + name + rest)]
+                return [
+                    Frame(Message.IDENTITY_DONE, stream, same[0] + put(2, bytes(range(16))) + name + rest)
+                ]
             case Message.LIST:
                 one = put_number(1, 4, 7) + put_text(2, "sleep") + put_number(3, 1, 0) + put_number(4, 1, 1)
                 return [Frame(Message.LIST_DONE, stream, put(1, one) * self._rng.randrange(4))]
@@ -161,7 +163,9 @@ class LyingGuest:
         for frame in frames:
             length = self._rng.choice((*_NUMBERS, len(frame.payload) + self._rng.randrange(-3, 4))) % 2**32
             parts.append(
-                b"\x7e" + stuff(_HEADER.pack(frame.type, 0, 0, frame.stream, length) + frame.payload) + b"\x7e"
+                b"\x7e"
+                + stuff(_HEADER.pack(frame.type, 0, 0, frame.stream, length) + frame.payload)
+                + b"\x7e"
             )
         return b"".join(parts)
 
@@ -220,7 +224,9 @@ class LyingGuest:
     def _strange_values(self, frames: list[Frame]) -> bytes:
         stream = frames[0].stream if frames else 1
         strange = b"".join(
-            put(tag, self._rng.choice((b"", b"\x1b[2J\0\xff", bytes(8), b"\xff" * 4, self._rng.randbytes(16))))
+            put(
+                tag, self._rng.choice((b"", b"\x1b[2J\0\xff", bytes(8), b"\xff" * 4, self._rng.randbytes(16)))
+            )
             for tag in self._rng.sample(range(8), 4)
         )
         return encode_frame(self._rng.randrange(0x81, 0x90), stream, strange)

@@ -17,7 +17,7 @@ import pytest
 from ramet.errors import GuestLostError, ProtocolError
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
-from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecRequest, Message, put, put_number
+from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecRequest, Message, put
 from ramet.units import MIB
 
 from .lying_guest import LyingGuest
@@ -48,7 +48,7 @@ async def test_output_in_single_octets_takes_little_more_than_its_size() -> None
     async with guest_that(answer) as agent, agent.start(ExecRequest(("x",))) as process:
         with peak_below(2 * MIB):
             with anyio.fail_after(30):
-                while process._may_receive > OUTPUT_WINDOW_BYTES - 16_000:  # noqa: ASYNC110 - nobody takes the output
+                while process._may_receive > OUTPUT_WINDOW_BYTES - 16_000:
                     await anyio.sleep(0.01)
         got = {"stdout": b"", "stderr": b""}
         async for chunk in process.output():

@@ -1,7 +1,7 @@
 """The host's side of the protocol against guests that lie, by properties and by a seeded run.
 
-Whatever a guest sends, what comes out is an answer or a documented error, in bounded time. `make fuzz` does the
-same for a million frames.
+Whatever a guest sends, what comes out is an answer or a documented error, in bounded time. `make fuzz` does
+the same for a million frames.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ramet.errors import ProtocolError, RametError
+from ramet.errors import ExecError, ProtocolError, RametError
 from ramet.guest import process
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.connection import decode_error
@@ -31,6 +31,7 @@ from ramet.guest.messages import (
     Welcome,
     put,
     put_number,
+    put_text,
     started_pid,
 )
 
@@ -71,8 +72,8 @@ lies = st.lists(
 async def guest_that(
     answer: Callable[[Frame], bytes], *, last: Message | None = None
 ) -> AsyncIterator[AgentClient]:
-    """A session with a guest that greets honestly and answers each frame so. After one of type `last` it hangs
-    up.
+    """A session with a guest that greets honestly and answers each frame so, and hangs up after one of type
+    `last`.
     """
     near, far = socket.socketpair()
     honest = HonestGuest(random.Random(0))
@@ -177,7 +178,21 @@ async def test_a_command_that_cannot_be_is_a_breach(answer: bytes, reason: str) 
 @pytest.mark.anyio
 async def test_output_beyond_the_window_is_a_breach() -> None:
     flood = STARTED + encode_frame(Message.STDOUT, 1, bytes(65_536)) * 5
-    async with guest_that(lambda frame: flood if frame.type == Message.EXEC else b"") as agent:
-        async with agent.start(ExecRequest(("yes",))) as process:
-            with pytest.raises(ProtocolError, match="more output than it had credit for"):
-                await process.wait()
+    async with (
+        guest_that(lambda frame: flood if frame.type == Message.EXEC else b"") as agent,
+        agent.start(ExecRequest(("yes",))) as command,
+    ):
+        with pytest.raises(ProtocolError, match="more output than it had credit for"):
+            await command.wait()
+
+
+@pytest.mark.anyio
+async def test_a_command_that_fails_while_it_is_fed_is_one_error() -> None:
+    """Not a group of the feeder's and the collector's."""
+    answers = {
+        Message.EXEC: STARTED,
+        Message.STDIN: encode_frame(Message.ERROR, 1, put_number(1, 4, 5) + put_text(2, "no more")),
+    }
+    async with guest_that(lambda frame: answers.get(Message(frame.type), b"")) as agent:
+        with pytest.raises(ExecError, match="no more"):
+            await run_exec(agent, ExecRequest(("cat",)), bytes(1_000_000))

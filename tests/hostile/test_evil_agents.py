@@ -1,5 +1,5 @@
-"""Evil agents on the sockets of an instance's directory, in place of a VMM: what the engine's connections make of
-them, while the real agent of another instance answers throughout.
+"""Evil agents on the sockets of an instance's directory, in place of a VMM: what the engine's connections
+make of them, while the real agent of another instance answers throughout.
 """
 
 from __future__ import annotations

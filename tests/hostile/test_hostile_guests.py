@@ -1,7 +1,7 @@
 """Guests whose root is an enemy (I8), in real VMs: each hurts only itself.
 
-Throughout, a sibling made before answers, another is made meanwhile, this process and the instance's directory
-stay small, and removing the instance by force works.
+Throughout, a sibling made before answers, another is made meanwhile, this process and the instance's
+directory stay small, and removing the instance by force works.
 """
 
 from __future__ import annotations
@@ -67,7 +67,6 @@ async def bother(enemy: ramet.VM) -> str:
         try:
             await enemy.exec("true", timeout=1)
         except ramet.RametError as error:
-            assert str(error)
             return error.code
     return "answered"
 
@@ -106,7 +105,7 @@ async def test_who_turns_on_its_kernel_hurts_only_itself(
 async def test_going_away_during_a_command_is_an_error_of_that_command(warm: ramet.VM, evil: bytes) -> None:
     async with an_enemy_and_its_siblings(warm, evil) as (enemy, sibling):
         await enemy.spawn("sh", "-c", "until [ -e /tmp/begun ]; do sleep 0.1; done; exec poweroff -f")
-        with anyio.fail_after(_ANSWER_S), pytest.raises(ramet.RametError, match="VMM ended|connection"):
+        with anyio.fail_after(_ANSWER_S), pytest.raises(ramet.RametError, match=r"VMM ended|connection"):
             await enemy.exec("sh", "-c", "echo > /tmp/begun; sleep 300")
         assert (await sibling.exec("true")).ok
         with anyio.fail_after(_ANSWER_S):

@@ -25,7 +25,7 @@ from ramet.model.lifecycle import Move, State
 from ramet.model.names import check_name, invent_name, new_id
 from ramet.model.record import Record, RunningVmm
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VMSTATE_FILE
-from ramet.units import MIB, round_up_to_page
+from ramet.units import MIB, format_bytes, round_up_to_page
 
 READY_LIMIT_S = 90.0
 _SMALLEST_BYTES = 96 * MIB
@@ -173,13 +173,13 @@ def _new_mem_file(directory: Path, size_bytes: int) -> None:
 def _require_sizes(memory_bytes: int, cpus: int) -> None:
     if memory_bytes < _SMALLEST_BYTES:
         raise UsageError(
-            f"{memory_bytes // MIB} MiB is less than a guest needs",
+            f"{format_bytes(memory_bytes)} is less than a guest needs",
             hint=f"give it at least {_SMALLEST_BYTES // MIB}M",
         )
     host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if memory_bytes > host_bytes:
         raise UsageError(
-            f"{memory_bytes // MIB} MiB is more than this machine has ({host_bytes // MIB} MiB)",
+            f"{format_bytes(memory_bytes)} is more than this machine has ({format_bytes(host_bytes)})",
             hint="ask for less",
         )
     if not 1 <= cpus <= 64:

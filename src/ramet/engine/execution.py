@@ -17,7 +17,7 @@ from ramet.errors import ExecTimeoutError, RametError, WrongStateError
 from ramet.guest.client import AgentClient, Process, run_exec
 from ramet.guest.messages import ExecRequest
 from ramet.host import processes as host_processes
-from ramet.model.lifecycle import State, next_step
+from ramet.model.lifecycle import State, article, next_step
 from ramet.model.record import Record
 from ramet.model.shapes import GuestProcess
 
@@ -74,7 +74,7 @@ async def agent(context: Context, record: Record) -> AsyncIterator[AgentClient]:
     if record.state is not State.RUNNING or record.vmm is None:
         reason = f" ({record.reason})" if record.reason else ""
         raise WrongStateError(
-            f"{record.name} is {record.state}{reason}", hint=next_step(record.state, record.name)
+            f"{record.name} is {article(record.state)}{reason}", hint=next_step(record.state, record.name)
         )
     async with agent_of(context, record, record.vmm.process, timeout_s=ANSWER_LIMIT_S) as client:
         if client.welcome.generation != record.generation:

@@ -8,7 +8,7 @@ from ramet.host import processes
 from ramet.host.files import allocated_bytes
 from ramet.memory.accounting import mapping_use, smaps_rollup
 from ramet.memory.capture import find_mapping
-from ramet.model.lifecycle import next_step
+from ramet.model.lifecycle import article, next_step
 from ramet.model.record import Record
 from ramet.model.shapes import Usage
 from ramet.paths import MEM_FILE
@@ -21,7 +21,8 @@ def usage(context: Context, record: Record) -> Usage:
     """
     if record.vmm is None:
         raise WrongStateError(
-            f"{record.name} is {record.state}: it uses nothing", hint=next_step(record.state, record.name)
+            f"{record.name} is {article(record.state)}: it uses nothing",
+            hint=next_step(record.state, record.name),
         )
     pid = record.vmm.process.pid
     mem = context.directory(record) / MEM_FILE

@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 import anyio.abc
 
-from ramet.errors import GuestError, GuestTimeoutError, ProtocolError, RametError
+from ramet.errors import ExecError, GuestError, GuestTimeoutError, ProtocolError, RametError
 from ramet.guest.connection import Connection, beside, decode_error, open_connection
 from ramet.guest.framing import Frame
 from ramet.guest.messages import (
@@ -204,8 +204,8 @@ async def run_exec(
             try:
                 await process.write(stdin or b"")
                 await process.close_stdin()
-            except GuestError:
-                pass  # the connection is lost, which the collecting side tells
+            except (GuestError, ExecError):
+                pass  # the command or the connection has failed, which the collecting side tells
 
         async def collect() -> None:
             async for chunk in process.output():

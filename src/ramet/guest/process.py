@@ -206,8 +206,8 @@ class Process:
         self._may_receive -= len(data)
         if self._may_receive < 0:
             raise ProtocolError("the guest sent more output than it had credit for")
-        # Joined, so that a guest that sends single bytes can't make the queue much larger than its content. One
-        # that alternates between its streams loses their order among each other, once many pieces wait.
+        # Joined, so that a guest that sends single bytes can't make the queue much larger than its content.
+        # One that alternates between its streams loses their order among each other, once many pieces wait.
         reach = 2 if len(self._chunks) >= _PIECES_MAX else 1
         for place in range(1, 1 + min(reach, len(self._chunks))):
             name, waiting = self._chunks[-place]

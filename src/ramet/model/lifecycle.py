@@ -53,6 +53,19 @@ _MOVES: Final[dict[Move, tuple[frozenset[State], State]]] = {
     Move.REMOVE: (_ANY, _S.REMOVED),
 }
 
+_DONE: Final[dict[Move, str]] = {
+    Move.BOOT: "booted",
+    Move.PAUSE: "paused",
+    Move.RESUME: "resumed",
+    Move.STANDBY: "put into standby",
+    Move.RESTORE: "restored",
+    Move.TEMPLATE: "made a template",
+    Move.STOP: "stopped",
+    Move.START: "started",
+    Move.FAIL: "failed",
+    Move.REMOVE: "removed",
+}
+
 _NEXT_STEP: Final[dict[State, str]] = {
     _S.CREATED: "it is still being made: try again shortly",
     _S.RUNNING: "it is running already",
@@ -86,7 +99,7 @@ def transition(state: State, move: Move, *, name: str) -> State:
                 f"{name} is {article(state)} already", hint=_ALREADY.get(state, "").format(name=name) or None
             )
         raise WrongStateError(
-            f"{name} is {article(state)}: it can't {move.value}", hint=next_step(state, name)
+            f"{name} is {article(state)}: it can't be {_DONE[move]}", hint=next_step(state, name)
         )
     return result
 

@@ -55,6 +55,7 @@ static void open_console(void) {
 
 void init_filesystems(void) {
     const unsigned long safe = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    chmod("/", 0755); /* the kernel's rootfs begins world-writable */
     mount_at("/dev", "devtmpfs", MS_NOSUID, "mode=0755");
     open_console();
     mount_at("/proc", "proc", safe, NULL);
