@@ -8,7 +8,7 @@ import pytest
 
 from . import agent_run, corpus
 
-_SECONDS = 6
+_SECONDS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)

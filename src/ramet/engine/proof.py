@@ -36,9 +36,10 @@ async def prove(context: Context, record: Record, process: ProcessRef, *, limit_
     `limit_s` passes; `GuestError` when the answer isn't what was set. The guest is in no known state then:
     kill it.
     """
+    deadline = anyio.current_time() + limit_s
     try:
         async with agent_of(context, record, process, timeout_s=limit_s) as agent:
-            return await introduce(agent, record, limit_s=limit_s)
+            return await introduce(agent, record, limit_s=max(0.1, deadline - anyio.current_time()))
     except GuestTimeoutError as error:
         raise GuestTimeoutError(
             f"{record.name}: its guest wasn't ready within {limit_s:g} s{console_end(context, record)}",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ramet.errors import ExecError, PartlyFailedError
+from ramet.host.rings import printable
 
 if TYPE_CHECKING:
     from ramet.engine.vm import VM
@@ -42,7 +43,8 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
         if self.ok:
             return self
         how = f"exit code {self.exit_code}" if self.signal is None else f"signal {self.signal}"
-        said = self.stderr[-400:].decode(errors="replace").strip()
+        # A guest's words, on their way to somebody's terminal.
+        said = printable(self.stderr[-400:]).strip()
         raise ExecError(f"{self.argv[0]}: {how}" + (f": {said}" if said else ""))
 
 

@@ -66,7 +66,7 @@ async def _lock_any(directory: Path, directory_fd: int, count: int, wait_s: floa
         if left_s <= 0:
             raise PortsBusyError(
                 f"all {count} agent ports of {directory.name} stayed in use for {wait_s:g} s",
-                hint="end a running exec,",
+                hint="end a running exec, or wait longer",
             )
         await anyio.sleep(min(pause_s, left_s))
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

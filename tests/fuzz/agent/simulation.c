@@ -1,11 +1,10 @@
+/* The simulated kernel: descriptors, pipes, ports and files. */
 #include "simulated.h"
 
 #include "simulation.h"
 
-#undef calloc /* here the real one is meant */
-
 enum { FIRST_FD = 1000, FDS = 2048, PIPES = 1024, PORTS = 4, FILES = 8, FILE_MAX = 20000, IN_MAX = (1 << 18) / SCALE };
-enum { PIPE_CAPACITY = 65536 / SCALE, MESSAGE_MAX = 512, ALLOCATIONS = 64, KILLED = 512 };
+enum { PIPE_CAPACITY = 65536 / SCALE, MESSAGE_MAX = 512 };
 
 enum kind { FREE, PORT, READER, WRITER, TEXT, DEVICE };
 
@@ -45,22 +44,12 @@ static int pipes_used;
 static struct sim_port ports[PORTS];
 static int waiting_port = -1;
 static struct file files[FILES];
-static char hostname[65];
-static uint64_t clock_ns, offset_ns;
 static unsigned fail_in;
 static int fail_with;
-static pid_t last_pid;
-static pid_t killed[KILLED];
-static int killed_count;
-static void *allocations[ALLOCATIONS];
-static int allocated;
-static bool in_child;
 
-char **sim_environ;
-jmp_buf sim_child;
 void (*sim_port_take)(int number, const uint8_t *data, size_t length);
 
-static bool fails(void) {
+bool sim_fails(void) {
     if (fail_in == 0 || --fail_in > 0)
         return false;
     errno = fail_with;
@@ -68,21 +57,12 @@ static bool fails(void) {
 }
 
 void sim_begin(void) {
-    clock_ns = 1000000000u;
-    offset_ns = 1700000000ull * 1000000000u;
-    last_pid = 100;
-    killed_count = 0;
     fail_in = 0;
-    hostname[0] = '\0';
-}
-
-static void free_child_memory(void) {
-    while (allocated > 0)
-        free(allocations[--allocated]);
+    sim_machine_begin();
 }
 
 void sim_end(void) {
-    free_child_memory();
+    sim_machine_end();
     for (int i = 0; i < descriptors_used; i++)
         descriptors[i].kind = FREE;
     descriptors_used = pipes_used = 0;
@@ -94,8 +74,6 @@ void sim_fail(unsigned nth, int error) {
     fail_in = nth;
     fail_with = error;
 }
-
-void sim_advance_ms(uint32_t ms) { clock_ns += (uint64_t)ms * 1000000u; }
 
 /* --- descriptors ----------------------------------------------------------------------------------------- */
 
@@ -140,12 +118,12 @@ int sim_fcntl(int fd, int command, ...) {
 int sim_epoll_ctl(int set, int operation, int fd, struct epoll_event *event) {
     (void)set, (void)operation, (void)event;
     descriptor_of(fd);
-    return fails() ? -1 : 0;
+    return sim_fails() ? -1 : 0;
 }
 
 ssize_t sim_read(int fd, void *data, size_t count) {
     struct descriptor *descriptor = descriptor_of(fd);
-    if (fails())
+    if (sim_fails())
         return -1;
     if (descriptor->kind == PORT) {
         struct sim_port *port = &ports[descriptor->object];
@@ -190,7 +168,7 @@ ssize_t sim_read(int fd, void *data, size_t count) {
 
 ssize_t sim_write(int fd, const void *data, size_t count) {
     struct descriptor *descriptor = descriptor_of(fd);
-    if (fails())
+    if (sim_fails())
         return -1;
     if (descriptor->kind == PORT) {
         struct sim_port *port = &ports[descriptor->object];
@@ -218,7 +196,7 @@ ssize_t sim_write(int fd, const void *data, size_t count) {
         errno = EPIPE;
         return -1;
     }
-    if (in_child) { /* the report of a start that failed; of other pipes only the number of octets is kept */
+    if (sim_in_child) { /* the report of a start that failed; of other pipes only the number of octets is kept */
         if (count > MESSAGE_MAX)
             abort();
         memcpy(pipe->message, data, count);
@@ -240,7 +218,7 @@ ssize_t sim_write(int fd, const void *data, size_t count) {
 
 int sim_pipe2(int fds[2], int flags) {
     (void)flags;
-    if (fails())
+    if (sim_fails())
         return -1;
     int index = 0;
     while (index < pipes_used && (pipes[index].reader || pipes[index].writer))
@@ -272,7 +250,7 @@ int sim_pipe2(int fds[2], int flags) {
 int sim_ioctl(int fd, unsigned long request, ...) {
     va_list arguments;
     struct descriptor *descriptor = descriptor_of(fd);
-    if (fails())
+    if (sim_fails())
         return -1;
     if (request == FIONREAD) {
         va_start(arguments, request);
@@ -280,6 +258,19 @@ int sim_ioctl(int fd, unsigned long request, ...) {
         va_end(arguments);
     }
     return 0;
+}
+
+/* In the child a pipe's end becomes a command's stdio; the end that the agent keeps is the other one. */
+int sim_dup2(int from, int to) {
+    struct descriptor *descriptor = descriptor_of(from);
+    if (sim_fails())
+        return -1;
+    if (descriptor->kind == READER || descriptor->kind == WRITER)
+        pipes[descriptor->object].inherited = true;
+    for (int i = 0; i < descriptors_used; i++)
+        if (descriptors[i].kind != FREE && descriptors[i].object == descriptor->object)
+            descriptors[i].agents = &descriptors[i] != descriptor;
+    return to;
 }
 
 /* --- the commands' side of pipes ------------------------------------------------------------------------- */
@@ -365,7 +356,7 @@ void sim_put_file(const char *path, const uint8_t *text, size_t length) {
 }
 
 int sim_open(const char *path, int flags, ...) {
-    if (fails())
+    if (sim_fails())
         return -1;
     if (strncmp(path, "/dev/", 5) == 0)
         return allocate(DEVICE, 0);
@@ -381,7 +372,7 @@ int sim_open(const char *path, int flags, ...) {
 
 int sim_rename(const char *from, const char *to) {
     struct file *file = file_of(from, false), *old = file_of(to, false);
-    if (fails())
+    if (sim_fails())
         return -1;
     if (file == NULL || strlen(to) >= sizeof file->path) {
         errno = ENOENT;
@@ -402,152 +393,6 @@ int sim_unlink(const char *path) {
 
 int sim_mkdir(const char *path, mode_t mode) {
     (void)path, (void)mode;
-    return fails() ? -1 : 0;
+    return sim_fails() ? -1 : 0;
 }
 
-/* --- names, clocks, the network -------------------------------------------------------------------------- */
-
-int sim_sethostname(const char *name, size_t length) {
-    if (fails() || length >= sizeof hostname)
-        return -1;
-    memcpy(hostname, name, length);
-    hostname[length] = '\0';
-    return 0;
-}
-
-int sim_gethostname(char *name, size_t length) {
-    if (fails())
-        return -1;
-    strncpy(name, hostname, length);
-    return 0;
-}
-
-int sim_clock_gettime(clockid_t clock, struct timespec *time) {
-    uint64_t now = clock == CLOCK_REALTIME ? clock_ns + offset_ns : clock_ns;
-    *time = (struct timespec){.tv_sec = (time_t)(now / 1000000000u), .tv_nsec = (long)(now % 1000000000u)};
-    return 0;
-}
-
-int sim_clock_settime(clockid_t clock, const struct timespec *time) {
-    (void)clock;
-    if (time->tv_sec < 0 || time->tv_nsec < 0 || time->tv_nsec > 999999999)
-        abort();
-    if (fails())
-        return -1;
-    if (time->tv_sec > INT64_MAX / 1000000000) { /* settimeofday(2): beyond what the kernel's own can hold */
-        errno = EINVAL;
-        return -1;
-    }
-    offset_ns = (uint64_t)time->tv_sec * 1000000000u - clock_ns;
-    return 0;
-}
-
-ssize_t sim_getrandom(void *data, size_t count, unsigned flags) {
-    (void)flags;
-    if (fails())
-        return -1;
-    memset(data, 0x7d, count);
-    return (ssize_t)count;
-}
-
-int sim_getifaddrs(struct ifaddrs **all) {
-    static struct sockaddr_in four = {.sin_family = AF_INET, .sin_addr.s_addr = 0x0100000a};
-    static struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_addr = {{{0x20, 1, 0xd, 0xb8}}}};
-    static struct sockaddr_in6 local = {.sin6_family = AF_INET6, .sin6_addr = {{{0xfe, 0x80}}}};
-    static struct ifaddrs list[] = {
-        {.ifa_next = list + 1, .ifa_addr = (struct sockaddr *)&four},
-        {.ifa_next = list + 2, .ifa_addr = (struct sockaddr *)&six},
-        {.ifa_next = list + 3, .ifa_addr = (struct sockaddr *)&local},
-        {.ifa_next = list + 4, .ifa_addr = NULL},
-        {.ifa_next = NULL, .ifa_addr = (struct sockaddr *)&four, .ifa_flags = 0x8 /* IFF_LOOPBACK */},
-    };
-    *all = list;
-    return fails() ? -1 : 0;
-}
-
-void sim_freeifaddrs(struct ifaddrs *all) { (void)all; }
-
-/* --- processes ------------------------------------------------------------------------------------------- */
-
-pid_t sim_fork(bool child_has_run) {
-    in_child = false;
-    if (child_has_run) {
-        free_child_memory();
-        return ++last_pid;
-    }
-    if (fails())
-        return -1;
-    in_child = true;
-    return 0;
-}
-
-void *sim_child_memory(size_t count, size_t size) {
-    if (fails())
-        return NULL;
-    if (allocated == ALLOCATIONS)
-        abort();
-    return allocations[allocated++] = calloc(count, size);
-}
-
-char *sim_child_copy(const char *text) {
-    char *copy = sim_child_memory(strlen(text) + 1, 1);
-    return copy != NULL ? strcpy(copy, text) : NULL;
-}
-
-int sim_child_step(void) { return fails() ? -1 : 0; }
-
-/* In the child a pipe's end becomes a command's stdio; the end that the agent keeps is the other one. */
-int sim_dup2(int from, int to) {
-    struct descriptor *descriptor = descriptor_of(from);
-    if (fails())
-        return -1;
-    if (descriptor->kind == READER || descriptor->kind == WRITER)
-        pipes[descriptor->object].inherited = true;
-    for (int i = 0; i < descriptors_used; i++)
-        if (descriptors[i].kind != FREE && descriptors[i].object == descriptor->object)
-            descriptors[i].agents = &descriptors[i] != descriptor;
-    return to;
-}
-
-int sim_execvp(const char *file, char *const argv[]) {
-    volatile size_t octets = strlen(file);
-    for (char *const *argument = argv; *argument != NULL; argument++)
-        octets += strlen(*argument);
-    for (char **variable = sim_environ; *variable != NULL; variable++)
-        octets += strlen(*variable);
-    (void)octets;
-    if (fails())
-        return -1;
-    longjmp(sim_child, 1);
-}
-
-void sim_exit(int code) {
-    (void)code;
-    longjmp(sim_child, 1);
-}
-
-struct passwd *sim_getpwuid(uid_t uid) {
-    static struct passwd root = {.pw_name = "root", .pw_dir = "/root"};
-    static struct passwd user = {.pw_name = "user", .pw_dir = "/home/user", .pw_uid = 1000, .pw_gid = 1000};
-    return uid == 0 ? &root : uid == 1000 ? &user : NULL;
-}
-
-struct passwd *sim_getpwnam(const char *name) {
-    return strcmp(name, "root") == 0 ? sim_getpwuid(0) : strcmp(name, "user") == 0 ? sim_getpwuid(1000) : NULL;
-}
-
-int sim_kill(pid_t pid, int number) {
-    pid_t process = pid < 0 ? -pid : pid;
-    if (process <= 100 || process > last_pid || number < 1 || number >= NSIG)
-        abort(); /* a signal to something that isn't a command, such as everything (-1) */
-    if (number == SIGKILL && killed_count < KILLED)
-        killed[killed_count++] = process;
-    return fails() ? -1 : 0;
-}
-
-bool sim_was_killed(pid_t pid) {
-    for (int i = 0; i < killed_count; i++)
-        if (killed[i] == pid)
-            return true;
-    return false;
-}

@@ -28,4 +28,10 @@ void sim_pipe_drain(int agents_fd, uint32_t octets);
 void sim_pipe_abandon(int agents_fd);
 bool sim_was_killed(pid_t pid);
 
+/* Between the simulation's own two files. */
+bool sim_fails(void); /* whether this call is the one that was ordered to fail; errno is set then */
+extern bool sim_in_child;
+void sim_machine_begin(void);
+void sim_machine_end(void);
+
 #endif
