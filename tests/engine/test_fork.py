@@ -163,7 +163,7 @@ async def test_altered_parts_are_refused_before_a_vmm_is_spawned(host: ramet.Hos
         path = base.directory / part
         was = path.stat()
         os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns + 1))
-        with pytest.raises(ramet.ForkError, match=part):
+        with pytest.raises(ramet.DamagedError, match=part):
             await base.fork(1)
         os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
     async with base.fork(1) as (fork,):

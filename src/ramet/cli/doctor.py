@@ -142,7 +142,7 @@ def _page_scan() -> Finding:
 async def _qemu(accelerator: str, lacking: list[str]) -> tuple[list[Finding], DriverReport]:
     from ramet.cli.shapes import DriverReport
     from ramet.drivers.qemu import Qemu
-    from ramet.engine.fork import immutability
+    from ramet.engine.receipts import immutability
     from ramet.host.doctor import Finding
 
     qemu = Qemu()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -26,37 +27,28 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, read_manifest, require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.proof import prove
-from ramet.engine.removal import discard
+from ramet.engine.receipts import Forked, report
+from ramet.engine.removal import discard_all
 from ramet.engine.template import PARTS
 from ramet.errors import (
     DamagedError,
     FilesystemError,
-    GuestError,
     NameTakenError,
     NotSharedError,
     RametError,
     UsageError,
-    VmmError,
     WrongStateError,
 )
-from ramet.guest.messages import IdentityReply
 from ramet.host import processes
-from ramet.memory.accounting import mapping_use, smaps_rollup
-from ramet.memory.capture import find_mapping
 from ramet.memory.share import Shared, share_file
 from ramet.model.lifecycle import Move, State, next_step
 from ramet.model.names import fork_names, new_id
 from ramet.model.record import Record
 from ramet.model.shapes import (
-    ErrorShape,
-    ForkFailure,
     ForkReport,
-    IdentityReceipt,
-    MemoryReceipt,
-    Receipt,
     Timings,
 )
-from ramet.paths import MANIFEST_FILE, MEM_FILE, RECEIPT_FILE, VMSTATE_FILE
+from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
 READY_LIMIT_S = 60.0
 MOST_AT_ONCE = 1000
@@ -77,13 +69,6 @@ class ForkOutcome(NamedTuple):
 
     report: ForkReport
     errors: dict[str, Exception]
-
-
-class _Forked(NamedTuple):
-    record: Record
-    shared: Shared
-    identity: IdentityReply
-    timings: Timings
 
 
 async def fork(
@@ -112,36 +97,28 @@ async def fork(
         raise
     await require_restorable(manifest, driver, name=source.name)
     records = _reserve(context, source, manifest, name, count)
-    results: dict[str, _Forked | Exception] = {}
+    results: dict[str, Forked | Exception] = {}
     limiter = anyio.CapacityLimiter(_concurrency())
+    call = _Call(context, driver, template, manifest, options, called_at, limiter, results)
     try:
         async with anyio.create_task_group() as tasks:
             for record in records:
-                tasks.start_soon(
-                    _attempt,
-                    context,
-                    driver,
-                    template,
-                    manifest,
-                    record,
-                    options,
-                    limiter,
-                    called_at,
-                    results,
-                )
-        report = _report(context, manifest, records, results, called_at)
-        with anyio.CancelScope(shield=True):
-            for record in records:
-                if isinstance(results[record.id], Exception):
-                    await _discard_quietly(context, record)
+                tasks.start_soon(_attempt, call, record)
+        made = report(context, manifest, records, results, called_at)
+        await _discard_quietly(context, [one for one in records if isinstance(results[one.id], Exception)])
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            for record in records:
-                await _discard_quietly(context, record)
+        await _discard_quietly(context, records)
         raise
     return ForkOutcome(
-        report, {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
+        made, {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
     )
+
+
+async def _discard_quietly(context: Context, records: Sequence[Record]) -> None:
+    try:
+        await discard_all(context, records)
+    except (RametError, OSError):
+        pass  # the reaper of the next ramet process tries again
 
 
 def _concurrency() -> int:
@@ -151,45 +128,40 @@ def _concurrency() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
-async def _attempt(
-    context: Context,
-    driver: Driver,
-    template: Path,
-    manifest: Manifest,
-    record: Record,
-    options: ForkOptions,
-    limiter: anyio.CapacityLimiter,
-    called_at: float,
-    results: dict[str, _Forked | Exception],
-) -> None:
+@dataclass(frozen=True)
+class _Call:
+    """What all forks of one call have in common."""
+
+    context: Context
+    driver: Driver
+    template: Path
+    manifest: Manifest
+    options: ForkOptions
+    called_at: float
+    limiter: anyio.CapacityLimiter
+    results: dict[str, Forked | Exception]
+
+
+async def _attempt(call: _Call, record: Record) -> None:
     try:
-        async with limiter:
-            results[record.id] = await _one(context, driver, template, manifest, record, options, called_at)
+        async with call.limiter:
+            call.results[record.id] = await _one(call, record)
     except Exception as error:
-        results[record.id] = error
-        with anyio.CancelScope(shield=True):
-            await _discard_quietly(context, record)
+        call.results[record.id] = error
 
 
-async def _one(
-    context: Context,
-    driver: Driver,
-    template: Path,
-    manifest: Manifest,
-    record: Record,
-    options: ForkOptions,
-    called_at: float,
-) -> _Forked:
-    marks = [called_at, time.perf_counter()]
+async def _one(call: _Call, record: Record) -> Forked:
+    context, driver = call.context, call.driver
+    marks = [call.called_at, time.perf_counter()]
     directory = context.directory(record)
     try:
-        shared = await anyio.to_thread.run_sync(_clone, template, directory, driver, manifest, options)
+        shared = await anyio.to_thread.run_sync(_clone, call, directory)
     except (DamagedError, FilesystemError):
         assert record.parent is not None
         context.store.get(record.parent)  # nothing is damaged when it has just been removed: as above
         raise
     marks.append(time.perf_counter())
-    vmm = await driver.restore(directory, manifest.machine)
+    vmm = await driver.restore(directory, call.manifest.machine)
     try:
         marks.append(time.perf_counter())
         await vmm.load_vmstate(VMSTATE_FILE)
@@ -207,7 +179,7 @@ async def _one(
     queued, clone, spawn, load, resume, ready = (
         round((after - before) * 1000, 3) for before, after in pairwise(marks)
     )
-    total = round((marks[-1] - called_at) * 1000, 3)
+    total = round((marks[-1] - call.called_at) * 1000, 3)
     timings = Timings(
         queued=queued,
         capture=0,
@@ -219,13 +191,12 @@ async def _one(
         ready=ready,
         total=total,
     )
-    return _Forked(record, shared, identity, timings)
+    return Forked(record, shared, identity, timings)
 
 
-def _clone(
-    template: Path, directory: Path, driver: Driver, manifest: Manifest, options: ForkOptions
-) -> Shared:
+def _clone(call: _Call, directory: Path) -> Shared:
     """The fork's own directory: the parts shared, the rest copied, nothing left that leads outside (I3)."""
+    template, driver, options = call.template, call.driver, call.options
     clone_directory(template, directory, skip_rel_paths=frozenset({*PARTS, MANIFEST_FILE}))
     directory.chmod(0o700)
     shared = share_file(
@@ -243,7 +214,7 @@ def _clone(
     for part in PARTS:
         how = shared if part == MEM_FILE else share_file(template / part, directory / part)
         # A copy may have fewer blocks than its original, so there it is the original that is looked at.
-        check_part(manifest, directory if how.mode == "shared" else template, part)
+        check_part(call.manifest, directory if how.mode == "shared" else template, part)
     return shared
 
 
@@ -283,113 +254,6 @@ def _reserve(
             continue
         return records
     raise NameTakenError(f"no free names for forks of {source.name}", hint="give them one with --name")
-
-
-def _report(
-    context: Context,
-    manifest: Manifest,
-    records: Sequence[Record],
-    results: dict[str, _Forked | Exception],
-    called_at: float,
-) -> ForkReport:
-    _require_distinct(records, results)
-    forks: list[Receipt | ForkFailure] = []
-    saved_bytes = 0
-    for record in records:
-        result = results[record.id]
-        if isinstance(result, _Forked):
-            try:
-                receipt = _receipt(context, result)
-                (context.directory(record) / RECEIPT_FILE).write_bytes(msgspec.json.encode(receipt))
-            except (RametError, OSError) as error:
-                result = results[record.id] = VmmError(f"{record.name} didn't outlive the call: {error}")
-            else:
-                forks.append(receipt)
-                if result.shared.mode == "shared":
-                    saved_bytes += manifest.parts[MEM_FILE].facts.allocated_bytes
-                continue
-        forks.append(ForkFailure(name=record.name, error=error_shape(result)))
-    wall_ms = round((time.perf_counter() - called_at) * 1000, 3)
-    return ForkReport(forks=forks, wall_ms=wall_ms, saved_bytes=saved_bytes)
-
-
-def _require_distinct(records: Sequence[Record], results: dict[str, _Forked | Exception]) -> None:
-    """Two guests that drew the same random bytes have not been told apart: neither has proved itself."""
-    drawn: dict[bytes, str] = {}
-    for record in records:
-        result = results[record.id]
-        if isinstance(result, _Forked):
-            other = drawn.setdefault(result.identity.boot_random, record.name)
-            if other != record.name:
-                results[record.id] = GuestError(f"{record.name} drew the same random bytes as {other}")
-
-
-def _receipt(context: Context, forked: _Forked) -> Receipt:
-    record, identity = forked.record, forked.identity
-    assert record.vmm is not None
-    assert record.parent is not None
-    pid = record.vmm.process.pid
-    directory = context.directory(record)
-    mem = (directory / MEM_FILE).stat()
-    whole = smaps_rollup(pid)
-    guest = mapping_use(pid, find_mapping(pid, (record.vmm.mem_device, record.vmm.mem_inode)))
-    return Receipt(
-        id=record.id,
-        name=record.name,
-        parent=record.parent,
-        pid=pid,
-        directory=str(directory),
-        memory=MemoryReceipt(
-            mode=forked.shared.mode,
-            reason=forked.shared.reason,
-            file=MEM_FILE,
-            inode=mem.st_ino,
-            links=mem.st_nlink,
-            size_bytes=mem.st_size,
-            delta_bytes=0,
-            pss_bytes=whole.pss_bytes,
-            private_dirty_bytes=whole.private_dirty_bytes,
-            guest_private_bytes=guest.private_dirty_bytes,
-            immutability=immutability(context.driver(record.driver)),
-        ),
-        disks=[],
-        identity=IdentityReceipt(
-            generation=identity.generation,
-            hostname=identity.hostname,
-            machine_id=identity.machine_id,
-            boot_random=identity.boot_random.hex(),
-            clock_error_ms=round(identity.clock_error_ms, 3),
-            addresses=list(identity.addresses),
-        ),
-        timings_ms=forked.timings,
-    )
-
-
-def immutability(driver: Driver) -> str:
-    """Who keeps this driver's VMMs from writing the mem-file that forks share (I1), in a receipt's words.
-
-    The driver's version has to have been asked before.
-    """
-    if Ability.OPENS_MEM_FILE_READ_ONLY in driver.abilities:
-        return "enforced by the kernel"
-    return f"not enforced by the kernel: this {driver.name} opens the mem-file for writing"
-
-
-def error_shape(error: Exception) -> ErrorShape:
-    """An error as the contract's JSON has it. What isn't ramet's own is shown with its type."""
-    if isinstance(error, RametError):
-        return ErrorShape(code=error.code, message=error.message, hint=error.hint)
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return ErrorShape(code=RametError.code, message=f"{where}{error.strerror}")
-    return ErrorShape(code=RametError.code, message=f"{type(error).__name__}: {error}")
-
-
-async def _discard_quietly(context: Context, record: Record) -> None:
-    try:
-        await discard(context, record)
-    except (RametError, OSError):
-        pass  # the reaper of the next ramet process tries again
 
 
 def _require_count(count: int) -> None:

@@ -1,0 +1,141 @@
+"""Receipts: what a call of `fork` reports of each fork, measured once all of them are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from ramet.drivers.api import Ability, Driver
+from ramet.engine.context import Context
+from ramet.engine.manifest import Manifest
+from ramet.errors import GuestError, RametError, VmmError
+from ramet.guest.messages import IdentityReply
+from ramet.memory.accounting import mapping_use, smaps_rollup
+from ramet.memory.capture import find_mapping
+from ramet.memory.share import Shared
+from ramet.model.record import Record
+from ramet.model.shapes import (
+    ErrorShape,
+    ForkFailure,
+    ForkReport,
+    IdentityReceipt,
+    MemoryReceipt,
+    Receipt,
+    Timings,
+)
+from ramet.paths import MEM_FILE, RECEIPT_FILE
+
+
+class Forked(NamedTuple):
+    """A fork that has proved itself."""
+
+    record: Record
+    shared: Shared
+    identity: IdentityReply
+    timings: Timings
+
+
+def report(
+    context: Context,
+    manifest: Manifest,
+    records: Sequence[Record],
+    results: dict[str, Forked | Exception],
+    called_at: float,
+) -> ForkReport:
+    """The call's report. A fork that hasn't outlived the call, or drew a sibling's random bytes, becomes a
+    failure in `results` too.
+    """
+    _require_distinct(records, results)
+    forks: list[Receipt | ForkFailure] = []
+    saved_bytes = 0
+    for record in records:
+        result = results[record.id]
+        if isinstance(result, Forked):
+            try:
+                receipt = _receipt(context, result)
+                (context.directory(record) / RECEIPT_FILE).write_bytes(msgspec.json.encode(receipt))
+            except (RametError, OSError) as error:
+                result = results[record.id] = VmmError(f"{record.name} didn't outlive the call: {error}")
+            else:
+                forks.append(receipt)
+                if result.shared.mode == "shared":
+                    saved_bytes += manifest.parts[MEM_FILE].facts.allocated_bytes
+                continue
+        forks.append(ForkFailure(name=record.name, error=error_shape(result)))
+    wall_ms = round((time.perf_counter() - called_at) * 1000, 3)
+    return ForkReport(forks=forks, wall_ms=wall_ms, saved_bytes=saved_bytes)
+
+
+def _require_distinct(records: Sequence[Record], results: dict[str, Forked | Exception]) -> None:
+    """Two guests that drew the same random bytes have not been told apart: neither has proved itself."""
+    drawn: dict[bytes, str] = {}
+    for record in records:
+        result = results[record.id]
+        if isinstance(result, Forked):
+            other = drawn.setdefault(result.identity.boot_random, record.name)
+            if other != record.name:
+                results[record.id] = GuestError(f"{record.name} drew the same random bytes as {other}")
+
+
+def _receipt(context: Context, forked: Forked) -> Receipt:
+    record, identity = forked.record, forked.identity
+    assert record.vmm is not None
+    assert record.parent is not None
+    pid = record.vmm.process.pid
+    directory = context.directory(record)
+    mem = (directory / MEM_FILE).stat()
+    whole = smaps_rollup(pid)
+    guest = mapping_use(pid, find_mapping(pid, (record.vmm.mem_device, record.vmm.mem_inode)))
+    return Receipt(
+        id=record.id,
+        name=record.name,
+        parent=record.parent,
+        pid=pid,
+        directory=str(directory),
+        memory=MemoryReceipt(
+            mode=forked.shared.mode,
+            reason=forked.shared.reason,
+            file=MEM_FILE,
+            inode=mem.st_ino,
+            links=mem.st_nlink,
+            size_bytes=mem.st_size,
+            delta_bytes=0,
+            pss_bytes=whole.pss_bytes,
+            private_dirty_bytes=whole.private_dirty_bytes,
+            guest_private_bytes=guest.private_dirty_bytes,
+            immutability=immutability(context.driver(record.driver)),
+        ),
+        disks=[],
+        identity=IdentityReceipt(
+            generation=identity.generation,
+            hostname=identity.hostname,
+            machine_id=identity.machine_id,
+            boot_random=identity.boot_random.hex(),
+            clock_error_ms=round(identity.clock_error_ms, 3),
+            addresses=list(identity.addresses),
+        ),
+        timings_ms=forked.timings,
+    )
+
+
+def immutability(driver: Driver) -> str:
+    """Who keeps this driver's VMMs from writing the mem-file that forks share (I1), in a receipt's words.
+
+    The driver's version has to have been asked before.
+    """
+    if Ability.OPENS_MEM_FILE_READ_ONLY in driver.abilities:
+        return "enforced by the kernel"
+    return f"not enforced by the kernel: this {driver.name} opens the mem-file for writing"
+
+
+def error_shape(error: Exception) -> ErrorShape:
+    """An error as the contract's JSON has it. What isn't ramet's own is shown with its type."""
+    if isinstance(error, RametError):
+        return ErrorShape(code=error.code, message=error.message, hint=error.hint)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return ErrorShape(code=RametError.code, message=f"{where}{error.strerror}")
+    return ErrorShape(code=RametError.code, message=f"{type(error).__name__}: {error}")
