@@ -105,7 +105,12 @@ async def test_environment_directory_and_user(tmp_path: Path) -> None:
 async def test_a_command_starts_with_default_signals_and_no_foreign_descriptors(tmp_path: Path) -> None:
     async with session(tmp_path) as agent:
         outcome = await run_exec(agent, sh("grep -E 'SigBlk|SigIgn' /proc/self/status; ls /proc/self/fd"))
-        assert outcome.stdout.split() == b"SigBlk: 0000000000000000 SigIgn: 0000000000000000 0 1 2 3".split()
+        _, blocked, _, ignored, *descriptors = outcome.stdout.split()
+        # 32 to 34 belong to the C library, which lets nobody set them: they come as this machine's shells
+        # leave them.
+        own = ~(0b111 << 31)
+        assert int(blocked, 16) & own == int(ignored, 16) & own == 0
+        assert descriptors == [b"0", b"1", b"2", b"3"]
 
 
 async def test_what_cannot_be_started_says_why(tmp_path: Path) -> None:

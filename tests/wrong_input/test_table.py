@@ -82,7 +82,7 @@ plainly("fork of a failed one", "fork failed", 4, "wrong_state", "failed is fail
 plainly("-n 0", "fork -n 0 warm", 2, "usage", "0 forks", f"1 to {MOST_AT_ONCE}")
 plainly("-n -1", "fork -n -1 warm", 2, "usage", "-1 forks", f"1 to {MOST_AT_ONCE}")
 plainly("-n 100000", "fork -n 100000 warm", 2, "usage", "100000 forks", "each is a process")
-plainly("too little memory", "run --memory 16M builtin", 2, "usage", "16 MiB is less", "at least 96M")
+plainly("too little memory", "run --memory 16M builtin", 2, "usage", "16.0 MiB is less", "at least 96M")
 plainly("more than the host's", "run --memory 900T builtin", 2, "usage", "more than this machine", "ask for")
 plainly("a size that is none", "run --memory lots builtin", 2, "usage", "'lots' is not a size", "256M")
 plainly("no such driver", "run --driver xen builtin", 2, "usage", "no driver 'xen'", "there is qemu")

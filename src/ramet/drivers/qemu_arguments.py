@@ -59,6 +59,10 @@ def common_arguments(
             "-device",
             f"virtserialport,bus=ports.0,nr={number + 1},chardev=agent{number},name=ramet.agent.{number}",
         ]
+    # A guest that reboots takes its VMM with it, and the engine starts the instance cold, as itself. A
+    # restored one couldn't reboot in place (the BIOS at the top of 4 GiB isn't in its mem-file), and a booted
+    # one would come up as nobody.
+    arguments += ["-action", "reboot=shutdown"]
     # What `Qemu.ending` reads back from the log.
     arguments += ["-trace", "runstate_set", "-trace", "qemu_system_shutdown_request"]
     # The stream that xen-save-devices-state writes has no configuration section.
@@ -73,9 +77,5 @@ def boot_arguments(machine: Machine) -> list[str]:
 
 
 def restore_arguments() -> list[str]:
-    """What a QEMU that restores its guest has besides. It needs no kernel: the guest's is in the mem-file.
-
-    A restored guest can't reboot in place: the BIOS at the top of 4 GiB isn't in the mem-file. QEMU leaves
-    instead, and the engine starts it cold.
-    """
-    return ["-S", "-incoming", "defer", "-action", "reboot=shutdown"]
+    """What a QEMU that restores its guest has besides. It needs no kernel: the guest's is in the mem-file."""
+    return ["-S", "-incoming", "defer"]

@@ -11,7 +11,7 @@ from ramet.drivers.api import Ending
 from ramet.engine.boot import restart
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
-from ramet.engine.proof import agent_of, introduce
+from ramet.engine.proof import agent_of
 from ramet.engine.results import ExecResult
 from ramet.errors import ExecTimeoutError, RametError, WrongStateError
 from ramet.guest.client import AgentClient, Process, run_exec
@@ -77,9 +77,6 @@ async def agent(context: Context, record: Record) -> AsyncIterator[AgentClient]:
             f"{record.name} is {article(record.state)}{reason}", hint=next_step(record.state, record.name)
         )
     async with agent_of(context, record, record.vmm.process, timeout_s=ANSWER_LIMIT_S) as client:
-        if client.welcome.generation != record.generation:
-            # It rebooted in place, and has been nobody since.
-            await introduce(client, record, limit_s=ANSWER_LIMIT_S)
         yield client
 
 
