@@ -37,7 +37,7 @@ async def test_a_fork_of_2_gib_costs_what_one_of_256_mib_costs(host: ramet.Host)
     def ratio() -> float:
         return statistics.median(took_ms[large.id]) / statistics.median(took_ms[small.id])
 
-    # On a noisy machine nine rounds may not be enough to tell; what really grew stays above with more of them.
+    # On a noisy machine nine rounds may not tell; what really grew stays above with more of them.
     while len(took_ms[large.id]) < _ROUNDS or (ratio() > 1.2 and len(took_ms[large.id]) < 4 * _ROUNDS):
         for base in (small, large):
             before = io_of("self")

@@ -81,6 +81,11 @@ def main() -> int:
         code = 130
     except Exception as error:
         code = calling.report(error, json=_wants_json())
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What couldn't be written has been said; Python would try again at its exit, and change the exit code.
+        calling.silence_stdout()
     return int(code)
 
 
