@@ -84,7 +84,7 @@ def main() -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        # What couldn't be written has been said; Python would try again at its exit, and change the exit code.
+        # What could not be written has been said; Python would try again at exit and change the code.
         calling.silence_stdout()
     return int(code)
 
