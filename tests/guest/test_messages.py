@@ -102,3 +102,14 @@ def test_a_seed_has_its_length() -> None:
 
 def test_a_hostile_text_cannot_drive_a_terminal() -> None:
     assert "\x1b" not in shown(b"\x1b]0;pwned\x07ok")
+
+
+@pytest.mark.parametrize(
+    "value", [b"fe80::1%\x1b]0;owned\x07", b"fe80::1%eth0", b"nonsense", b"1.2.3.4" * 9000]
+)
+def test_only_a_plain_address_passes_for_one(value: bytes) -> None:
+    from ramet.guest.messages import _addresses
+
+    with pytest.raises(ProtocolError, match="not an address") as caught:
+        list(_addresses([b"10.0.0.2", value]))
+    assert "\x1b" not in str(caught.value)

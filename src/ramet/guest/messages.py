@@ -305,6 +305,9 @@ class IdentityReply:
 def _addresses(values: Iterable[bytes]) -> Iterator[str]:
     for value in values:
         try:
+            # A scope id (RFC 4007) may hold anything, control characters too, and means nothing outside.
+            if b"%" in value:
+                raise ValueError("a scope id")
             yield str(ipaddress.ip_address(value.decode("ascii")))
         except ValueError:
             raise ProtocolError(f"{shown(value[:64])!r} from the guest is not an address") from None
