@@ -29,6 +29,16 @@ def qemu_binary() -> str:
     return os.environ.get("RAMET_QEMU", "qemu-system-x86_64")
 
 
+def firecracker_binary() -> str | None:
+    """`RAMET_FIRECRACKER`: a path or a name on PATH, or None when nothing was chosen."""
+    return os.environ.get("RAMET_FIRECRACKER") or None
+
+
+def tools_directory() -> Path:
+    """Programs that ramet looks for where PATH hasn't got them: `<cache>/tools`."""
+    return cache_directory() / "tools"
+
+
 def agent_binary() -> Path | None:
     """`RAMET_AGENT`: a guest agent to use instead of the one that ramet carries."""
     chosen = os.environ.get("RAMET_AGENT")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import builtins
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -528,14 +528,17 @@ class Host:
         memory: str | int = "256M",
         cpus: int = 1,
         driver: str = "auto",
+        disks: Sequence[str | int] = (),
         labels: Mapping[str, str] | None = None,
         auto_remove: bool = False,
     ) -> VM:
         """Boot an instance of `image`. Returned when its guest has answered.
 
-        `memory` is a size such as `256M` or `2G`, or bytes. With `auto_remove` it is removed once it has
-        stopped. Raises `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`,
-        `UnavailableError` and `VmmError`; nothing of it is left then.
+        `memory` is a size such as `256M` or `2G`, or bytes. `driver` is `auto` (Firecracker where there is
+        one and KVM really runs the guest, else QEMU) or a driver's name. For each size in `disks` the guest
+        has an empty data disk. With `auto_remove` it is removed once it has stopped. Raises `NotFoundError`
+        for an unknown image, `NameTakenError`, `UsageError`, `UnavailableError` and `VmmError`; nothing of it
+        is left then.
         """
         return VM(
             self._portal.call(
@@ -545,6 +548,7 @@ class Host:
                     memory=memory,
                     cpus=cpus,
                     driver=driver,
+                    disks=disks,
                     labels=labels,
                     auto_remove=auto_remove,
                 )

@@ -12,6 +12,7 @@ PAGE_SIZE_BYTES: Final = mmap.PAGESIZE
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
+TIB: Final = 1024 * GIB
 
 GuestPhysical = NewType("GuestPhysical", int)
 """An address as the guest's page tables see RAM."""
@@ -21,7 +22,7 @@ HostVirtual = NewType("HostVirtual", int)
 """An address in a VMM's own address space."""
 
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
-_FACTOR: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
+_FACTOR: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 
 
 def parse_size(text: str | int) -> int:

@@ -20,6 +20,7 @@ from ramet.errors import RametError, UnavailableError
 if TYPE_CHECKING:
     from ramet.cli.shapes import Check, DoctorReport, DriverReport
     from ramet.host.doctor import Finding
+    from ramet.host.kvm import KvmVerdict
 
 _WORDS: Final[dict[bool | None, Literal["ok", "warning", "missing"]]] = {
     True: "ok",
@@ -64,8 +65,11 @@ async def examine() -> DoctorReport:
         *host.limit_findings(),
     ]
     lacking = [one.found for one in machine if one.ok is False and one.name in _EVERY_GUEST_NEEDS]
-    qemu, driver = await _qemu("kvm" if verdict.status == "runs_linux" else "tcg", lacking)
-    return DoctorReport(ok=driver.usable, drivers=[driver], checks=[_check(one) for one in (*qemu, *machine)])
+    qemu, by_qemu = await _qemu("kvm" if verdict.status == "runs_linux" else "tcg", lacking)
+    firecracker, by_firecracker = await _firecracker(verdict, lacking)
+    drivers = [by_firecracker, by_qemu]
+    checks = [_check(one) for one in (*firecracker, *qemu, *machine)]
+    return DoctorReport(ok=any(one.usable for one in drivers), drivers=drivers, checks=checks)
 
 
 def _check(finding: Finding) -> Check:
@@ -170,6 +174,35 @@ async def _qemu(accelerator: str, lacking: list[str]) -> tuple[list[Finding], Dr
         version=version,
         accelerator=accelerator,
         reason="; ".join(lacking) or None,
+    )
+
+
+async def _firecracker(verdict: KvmVerdict, lacking: list[str]) -> tuple[list[Finding], DriverReport]:
+    from ramet.cli.shapes import DriverReport
+    from ramet.drivers.firecracker import Firecracker
+    from ramet.engine.choice import kvm_runs
+    from ramet.host.doctor import Finding
+
+    firecracker = Firecracker()
+    try:
+        version = await firecracker.version()
+    except RametError as error:
+        report = DriverReport(
+            name=firecracker.name, usable=False, version=None, accelerator=None, reason=error.message
+        )
+        # Not "missing": QEMU does without it.
+        return [Finding("firecracker", None, error.message, error.hint)], report
+    found = Finding("firecracker", True, f"{version}: {', '.join(sorted(firecracker.abilities))}")
+    reasons = list(lacking)
+    if not kvm_runs(verdict, "linux"):
+        bare_metal = "; bare-metal guests run (image `probe`)" if kvm_runs(verdict, "bare-metal") else ""
+        reasons.insert(0, f"it needs KVM, which doesn't run Linux guests here{bare_metal}")
+    return [found], DriverReport(
+        name=firecracker.name,
+        usable=not reasons,
+        version=version,
+        accelerator="kvm" if not reasons else None,
+        reason="; ".join(reasons) or None,
     )
 
 

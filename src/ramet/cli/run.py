@@ -24,6 +24,10 @@ def run(
     accel: Annotated[
         str, typer.Option(metavar="A", help="auto (KVM where it runs Linux, else emulation), kvm or tcg.")
     ] = "auto",
+    disks: Annotated[
+        list[str] | None,
+        typer.Option("--disk", metavar="SIZE", help="An empty data disk, /dev/vda and on. Can be repeated."),
+    ] = None,
     labels: Annotated[
         list[str] | None, typer.Option("--label", metavar="K=V", help="A label. Can be given several times.")
     ] = None,
@@ -49,6 +53,7 @@ def run(
                 memory=memory,
                 cpus=cpus,
                 driver=driver,
+                disks=disks or [],
                 labels=pairs(labels or [], what="label"),
                 auto_remove=remove,
             )

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from ramet.model.record import Machine, ProcessRef
+
+Guest = Literal["linux", "bare-metal"]
+"""What kind of program boots: it decides about devices, boot arguments and what KVM has to be able to do."""
 
 
 class Ability(StrEnum):
     """What a VMM can do that ramet depends on somewhere."""
 
     MAPS_PRIVATELY = "maps the mem-file privately on restore"
-    SAVES_STATE_WITHOUT_RAM = "saves vmstate without RAM"
     OPENS_MEM_FILE_READ_ONLY = "opens the mem-file read-only"
+    BOOTS_ON_MEM_FILE = "boots on a mem-file, mapped privately"
+    SAVES_STATE_WITHOUT_RAM = "saves vmstate without RAM"  # its Vmm is a `SavesState`
+    SAVES_STATE_WITH_RAM = "saves vmstate together with RAM"  # its Vmm is a `SavesSnapshot`
+    EMULATES = "runs guests without KVM"
+    BOOTS_BARE_METAL = "boots guests without firmware or PCI"
+    OVERRIDES_NETWORK = "takes other network devices on restore"
+    OVERRIDES_VSOCK = "takes another vsock socket on restore"
 
 
 class Ending(StrEnum):
@@ -48,13 +57,6 @@ class Vmm(Protocol):
     async def resume(self) -> None:
         """Let the virtual CPUs run."""
 
-    async def save_vmstate(self, name: str) -> None:
-        """Write device and CPU state, without RAM, to a *new* file `name` in the instance's directory. The
-        guest is paused before and after.
-
-        A file of that name that exists is refused: it may be another instance's by a link.
-        """
-
     async def load_vmstate(self, name: str) -> None:
         """Load device and CPU state into a VMM made by `Driver.restore`.
 
@@ -63,6 +65,32 @@ class Vmm(Protocol):
 
     async def kill(self) -> None:
         """End the VMM at once and wait until it is gone."""
+
+
+@runtime_checkable
+class SavesState(Protocol):
+    """A VMM with `Ability.SAVES_STATE_WITHOUT_RAM`."""
+
+    async def save_vmstate(self, name: str) -> None:
+        """Write device and CPU state, without RAM, to a *new* file `name` in the instance's directory. The
+        guest is paused before and after.
+
+        A file of that name that exists is refused: it may be another instance's by a link.
+        """
+
+
+@runtime_checkable
+class SavesSnapshot(Protocol):
+    """A VMM with `Ability.SAVES_STATE_WITH_RAM`."""
+
+    async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
+        """Write device and CPU state, and guest RAM, to two *new* files in the instance's directory. The
+        guest is paused before and after.
+
+        `mem` is as long as guest RAM. With `diff` only the pages that the VMM knows to have changed since it
+        last saved are in it, the rest is holes; without, all of RAM is, zeros written out. A file of either
+        name that exists is refused. Raises `VmmError`; what is there of the files then is no snapshot.
+        """
 
 
 class Driver(Protocol):
@@ -80,8 +108,16 @@ class Driver(Protocol):
         Raises `UnavailableError` when it is missing or too old.
         """
 
-    def machine(self, *, accelerator: str, memory_bytes: int, cpus: int) -> Machine:
-        """The machine that this driver makes for those sizes."""
+    def machine(
+        self,
+        *,
+        accelerator: str,
+        memory_bytes: int,
+        cpus: int,
+        guest: Guest = "linux",
+        disk_bytes: tuple[int, ...] = (),
+    ) -> Machine:
+        """The machine that this driver makes for those sizes, with a data disk for each of `disk_bytes`."""
 
     async def boot(self, directory: Path, machine: Machine) -> Vmm:
         """Start a VMM in `directory` whose guest boots from the kernel there. It runs when this returns.
@@ -90,12 +126,12 @@ class Driver(Protocol):
         """
 
     async def restore(self, directory: Path, machine: Machine) -> Vmm:
-        """Start a VMM in `directory` on the mem-file there, paused, waiting for `load_vmstate`.
+        """Start a VMM in `directory` that waits, paused, for `load_vmstate`: on the mem-file there.
 
         Errors as `boot`.
         """
 
-    def attach(self, directory: Path, process: ProcessRef) -> Vmm:
+    def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> Vmm:
         """A VMM that was started earlier, perhaps by another process. Doesn't ask whether it lives."""
 
     def ending(self, directory: Path) -> Ending:

@@ -18,11 +18,11 @@ import anyio
 
 from ramet import config
 from ramet.drivers import qemu_arguments, qmp
-from ramet.drivers.api import Ability, Ending
+from ramet.drivers.api import Ability, Ending, Guest
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
-from ramet.model.record import Machine, ProcessRef
+from ramet.model.record import Disk, Machine, ProcessRef
 from ramet.paths import MEM_FILE, VMM_LOG
 from ramet.units import MIB
 
@@ -47,7 +47,12 @@ class Qemu:
     @property
     def abilities(self) -> frozenset[Ability]:
         """What this QEMU can do. `version` has to have been asked before."""
-        known = {Ability.MAPS_PRIVATELY, Ability.SAVES_STATE_WITHOUT_RAM}
+        known = {
+            Ability.MAPS_PRIVATELY,
+            Ability.BOOTS_ON_MEM_FILE,
+            Ability.SAVES_STATE_WITHOUT_RAM,
+            Ability.EMULATES,
+        }
         if _numbers(self._known_version()) >= _READ_ONLY_SINCE:
             known.add(Ability.OPENS_MEM_FILE_READ_ONLY)
         return frozenset(known)
@@ -72,8 +77,16 @@ class Qemu:
             self._version = match[1]
         return self._version
 
-    def machine(self, *, accelerator: str, memory_bytes: int, cpus: int) -> Machine:
-        """As `Driver.machine`.
+    def machine(
+        self,
+        *,
+        accelerator: str,
+        memory_bytes: int,
+        cpus: int,
+        guest: Guest = "linux",
+        disk_bytes: tuple[int, ...] = (),
+    ) -> Machine:
+        """As `Driver.machine`. Disks are qcow2, so that a frozen one can lie under a fork's own.
 
         The machine type is versioned: a newer QEMU goes on making the same machine.
         """
@@ -86,6 +99,10 @@ class Qemu:
             cpus=cpus,
             kernel_arguments=qemu_arguments.KERNEL_ARGUMENTS,
             agent_ports=AGENT_PORTS,
+            disks=tuple(
+                Disk(name=f"disk{n or ''}", file=f"disk{n or ''}-0.qcow2", format="qcow2", size_bytes=size)
+                for n, size in enumerate(disk_bytes)
+            ),
         )
 
     async def boot(self, directory: Path, machine: Machine) -> QemuVmm:
@@ -98,7 +115,7 @@ class Qemu:
             raise VmmError(f"{directory / MEM_FILE} is missing")
         return await self._spawn(directory, machine, qemu_arguments.restore_arguments())
 
-    def attach(self, directory: Path, process: ProcessRef) -> QemuVmm:
+    def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> QemuVmm:
         """As `Driver.attach`."""
         return QemuVmm(directory, process)
 
@@ -196,7 +213,7 @@ class QemuVmm:
             await monitor.execute("cont")
 
     async def save_vmstate(self, name: str) -> None:
-        """As `Vmm.save_vmstate`, by `xen-save-devices-state`; `live: false` keeps the image locks."""
+        """As `SavesState.save_vmstate`, by `xen-save-devices-state`; `live: false` keeps the image locks."""
         if (self.directory / name).exists():
             raise VmmError(f"{self.directory / name} exists: a vmstate is only ever written under a new name")
         async with qmp.monitor(self.directory, who=self._who) as monitor:

@@ -22,6 +22,9 @@ KERNEL_ARGUMENTS: Final = "console=ttyS0 no_timer_check panic=-1 quiet cryptomgr
 _MACHINE_OPTIONS: Final = "memory-backend=mem,suppress-vmdesc=on,usb=off,vmport=off,graphics=off"
 
 
+_FIRST_DISK_SLOT: Final = 0x5
+
+
 def cpu_model(accelerator: str) -> str:
     """The CPU that the guest sees: the host's own under KVM, everything that TCG emulates otherwise,
     but for five-level page tables, which only make every emulated walk longer."""
@@ -53,6 +56,11 @@ def common_arguments(
         *("-serial", "chardev:console"),
         *("-device", f"virtio-serial-pci,id=ports,addr=0x4,max_ports={len(agent_fds) + 1}"),
     ]
+    for slot, disk in enumerate(machine.disks, start=_FIRST_DISK_SLOT):
+        file = f"driver=file,node-name={disk.name}-file,filename={disk.file}"
+        arguments += ["-blockdev", file]
+        arguments += ["-blockdev", f"driver={disk.format},node-name={disk.name},file={disk.name}-file"]
+        arguments += ["-device", f"virtio-blk-pci,drive={disk.name},serial={disk.name},addr={slot:#x}"]
     for number, fd in enumerate(agent_fds):
         arguments += ["-chardev", f"socket,id=agent{number},fd={fd},server=on,wait=off"]
         arguments += [

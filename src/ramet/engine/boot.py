@@ -9,48 +9,30 @@ from uuid import uuid4
 
 import anyio
 
-from ramet.drivers.api import Driver, Vmm
+from ramet.disk.volumes import make_disk
+from ramet.drivers.api import Ability, Driver, Guest, Vmm
 from ramet.engine.changes import changing
+from ramet.engine.choice import choose
 from ramet.engine.context import Context
 from ramet.engine.proof import prove
 from ramet.engine.removal import discard
-from ramet.errors import UnavailableError, UsageError
+from ramet.errors import UsageError
 from ramet.host import processes
 from ramet.host.files import filesystem_errors
-from ramet.host.kvm import kvm_verdict
+from ramet.host.share import share_file
 from ramet.images.image import Image
-from ramet.memory.capture import identity_of
-from ramet.memory.share import share_file
+from ramet.memory.capture import FileIdentity, identity_of
 from ramet.model.lifecycle import Move, State
 from ramet.model.names import check_name, invent_name, new_id
 from ramet.model.record import Record, RunningVmm
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VMSTATE_FILE
-from ramet.units import MIB, format_bytes, round_up_to_page
+from ramet.units import MIB, TIB, format_bytes, round_up_to_page
 
 READY_LIMIT_S = 90.0
-_SMALLEST_BYTES = 96 * MIB
-
-
-async def accelerator_for(context: Context) -> str:
-    """`kvm` where it really runs Linux, else `tcg`; or what the user asked for, if this machine can.
-
-    Raises `UnavailableError` when KVM was asked for and can't, with how that is known.
-    """
-    match context.accelerator:
-        case "tcg":
-            return "tcg"
-        case "auto" | "kvm":
-            verdict = await kvm_verdict(context.cache)
-            if verdict.status == "runs_linux":
-                return "kvm"
-            if context.accelerator == "kvm":
-                raise UnavailableError(
-                    f"KVM doesn't run Linux guests here: {verdict.detail}",
-                    hint="leave --accel out, or use --accel tcg",
-                )
-            return "tcg"
-        case other:
-            raise UsageError(f"no accelerator {other!r}", hint="there is auto, kvm and tcg")
+_SMALLEST_MIB: dict[Guest, int] = {"linux": 96, "bare-metal": 32}
+_SMALLEST_DISK_BYTES = MIB
+_MOST_DISKS = 8
+_LARGEST_DISK_BYTES = 16 * TIB
 
 
 async def create(
@@ -61,6 +43,7 @@ async def create(
     memory_bytes: int,
     cpus: int,
     driver_name: str,
+    disk_bytes: tuple[int, ...],
     labels: dict[str, str],
     auto_remove: bool,
 ) -> Record:
@@ -68,11 +51,14 @@ async def create(
 
     Returned when its guest has answered and has its identity. On a failure nothing of it is left.
     """
-    _require_sizes(memory_bytes, cpus)
-    driver = context.driver(driver_name)
-    await driver.version()
+    _require_sizes(image.guest, memory_bytes, cpus, disk_bytes)
+    driver, accelerator = await choose(context, driver_name, image.guest)
     machine = driver.machine(
-        accelerator=await accelerator_for(context), memory_bytes=round_up_to_page(memory_bytes), cpus=cpus
+        accelerator=accelerator,
+        memory_bytes=round_up_to_page(memory_bytes),
+        cpus=cpus,
+        guest=image.guest,
+        disk_bytes=disk_bytes or ((image.disk_bytes,) if image.disk_bytes else ()),
     )
     record = Record(
         id=new_id(),
@@ -96,7 +82,10 @@ async def create(
         with filesystem_errors("make", directory):
             directory.mkdir(mode=0o700)
         share_file(image.kernel, directory / KERNEL_FILE)
-        share_file(image.initramfs, directory / INITRAMFS_FILE)
+        if image.initramfs is not None:
+            share_file(image.initramfs, directory / INITRAMFS_FILE)
+        for disk in machine.disks:
+            make_disk(directory, disk)
         return await _boot(context, record, driver, Move.BOOT)
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -133,7 +122,13 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
     with filesystem_errors("make the mem-file in", directory):
         # A vmstate fits the memory that it was saved with, which is about to go.
         (directory / VMSTATE_FILE).unlink(missing_ok=True)
-        _new_mem_file(directory, record.machine.memory_bytes)
+        if Ability.BOOTS_ON_MEM_FILE in driver.abilities:
+            _new_mem_file(directory, record.machine.memory_bytes)
+        else:
+            (directory / MEM_FILE).unlink(missing_ok=True)
+        for disk in record.machine.disks:
+            # A template that was begun and not finished had closed it.
+            (directory / disk.file).chmod(0o600)
     vmm = await driver.boot(directory, record.machine)
     try:
         running = running_vmm(directory, vmm)
@@ -147,7 +142,8 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
 
 def running_vmm(directory: Path, vmm: Vmm) -> RunningVmm:
     """What the record keeps of a VMM that was just started in `directory`."""
-    mem = identity_of(directory / MEM_FILE)
+    path = directory / MEM_FILE
+    mem = identity_of(path) if path.exists() else FileIdentity(0, 0)
     return RunningVmm(process=vmm.process, mem_device=mem.device, mem_inode=mem.inode)
 
 
@@ -170,12 +166,21 @@ def _new_mem_file(directory: Path, size_bytes: int) -> None:
     temporary.rename(directory / MEM_FILE)
 
 
-def _require_sizes(memory_bytes: int, cpus: int) -> None:
-    if memory_bytes < _SMALLEST_BYTES:
+def _require_sizes(guest: Guest, memory_bytes: int, cpus: int, disk_bytes: tuple[int, ...]) -> None:
+    smallest_mib = _SMALLEST_MIB[guest]
+    if memory_bytes < smallest_mib * MIB:
         raise UsageError(
             f"{format_bytes(memory_bytes)} is less than a guest needs",
-            hint=f"give it at least {_SMALLEST_BYTES // MIB}M",
+            hint=f"give it at least {smallest_mib}M",
         )
+    if len(disk_bytes) > _MOST_DISKS:
+        raise UsageError(f"{len(disk_bytes)} disks can't be", hint=f"give it {_MOST_DISKS} at most")
+    for size in disk_bytes:
+        if not _SMALLEST_DISK_BYTES <= size <= _LARGEST_DISK_BYTES or size % 512:
+            raise UsageError(
+                f"a disk of {format_bytes(size)} can't be",
+                hint="give it 1M to 16T, in whole sectors of 512 bytes",
+            )
     host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if memory_bytes > host_bytes:
         raise UsageError(

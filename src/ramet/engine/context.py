@@ -42,19 +42,19 @@ class Context:
         return self.home.instance(record.id)
 
     def driver(self, name: str) -> Driver:
-        """The driver called `name`; `auto` is the first there is. Raises `UsageError`."""
-        if name == "auto":
-            return next(iter(self.drivers.values()))
+        """The driver called `name`. Raises `UsageError`."""
         try:
             return self.drivers[name]
         except KeyError:
-            raise UsageError(f"no driver {name!r}", hint=f"there is {', '.join(self.drivers)}") from None
+            raise UsageError(
+                f"no driver {name!r}", hint=f"there is auto, {', '.join(self.drivers)}"
+            ) from None
 
     def vmm(self, record: Record) -> Vmm:
         """The VMM of an instance that has one. Raises `VmmError` when its record names none."""
         if record.vmm is None:
             raise VmmError(f"{record.name} has no VMM")
-        return self.driver(record.driver).attach(self.directory(record), record.vmm.process)
+        return self.driver(record.driver).attach(self.directory(record), record.vmm.process, record.machine)
 
     def lifecycle(self, record: Record) -> AbstractAsyncContextManager[None]:
         """The lock under which an instance's state is changed: one change at a time, by whichever process.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ import anyio.to_thread
 import msgspec
 
 from ramet.disk.clone import clone_directory
+from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
 from ramet.drivers.api import Ability, Driver
 from ramet.engine.boot import now, running_vmm
 from ramet.engine.context import Context
@@ -29,7 +31,6 @@ from ramet.engine.observe import observe
 from ramet.engine.proof import prove
 from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import discard_all
-from ramet.engine.template import PARTS
 from ramet.errors import (
     DamagedError,
     FilesystemError,
@@ -40,7 +41,7 @@ from ramet.errors import (
     WrongStateError,
 )
 from ramet.host import processes
-from ramet.memory.share import Shared, share_file
+from ramet.host.share import Shared, share_file
 from ramet.model.lifecycle import Move, State, next_step
 from ramet.model.names import fork_names, new_id
 from ramet.model.record import Record
@@ -48,11 +49,13 @@ from ramet.model.shapes import (
     ForkReport,
     Timings,
 )
-from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.paths import CONFIG_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
 READY_LIMIT_S = 60.0
 MOST_AT_ONCE = 1000
 _NAME_TRIES = 20
+_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE)
+"""What a source's directory has that is of no meaning to its forks."""
 
 
 class ForkOptions(NamedTuple):
@@ -90,7 +93,7 @@ async def fork(
     template = context.directory(source)
     try:
         manifest = read_manifest(template)
-        for part in PARTS:
+        for part in manifest.parts:
             check_part(manifest, template, part)
     except DamagedError:
         context.store.get(source.id)  # nothing is damaged when it has just been removed: that is said instead
@@ -99,7 +102,8 @@ async def fork(
     records = _reserve(context, source, manifest, name, count)
     results: dict[str, Forked | Exception] = {}
     limiter = anyio.CapacityLimiter(_concurrency())
-    call = _Call(context, driver, template, manifest, options, called_at, limiter, results)
+    copying = anyio.CapacityLimiter(1)
+    call = _Call(context, driver, template, manifest, options, called_at, limiter, copying, results)
     try:
         async with anyio.create_task_group() as tasks:
             for record in records:
@@ -139,6 +143,7 @@ class _Call:
     options: ForkOptions
     called_at: float
     limiter: anyio.CapacityLimiter
+    copying: anyio.CapacityLimiter
     results: dict[str, Forked | Exception]
 
 
@@ -155,13 +160,16 @@ async def _one(call: _Call, record: Record) -> Forked:
     marks = [call.called_at, time.perf_counter()]
     directory = context.directory(record)
     try:
-        shared = await anyio.to_thread.run_sync(_clone, call, directory)
+        # What is copied is copied one after the other: a disk that is nearly full then takes whole forks.
+        async with nullcontext() if call.options.share_memory else call.copying:
+            parts = await anyio.to_thread.run_sync(_clone, call, directory)
     except (DamagedError, FilesystemError):
         assert record.parent is not None
         context.store.get(record.parent)  # nothing is damaged when it has just been removed: as above
         raise
     marks.append(time.perf_counter())
-    vmm = await driver.restore(directory, call.manifest.machine)
+    machine = msgspec.structs.replace(record.machine, disks=tuple(one.disk for one in parts.disks))
+    vmm = await driver.restore(directory, machine)
     try:
         marks.append(time.perf_counter())
         await vmm.load_vmstate(VMSTATE_FILE)
@@ -171,7 +179,10 @@ async def _one(call: _Call, record: Record) -> Forked:
         identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
         marks.append(time.perf_counter())
         running = running_vmm(directory, vmm)
-        record = context.store.change(record.id, lambda one: one.moved(Move.BOOT, vmm=running))
+        record = context.store.change(
+            record.id,
+            lambda one: msgspec.structs.replace(one.moved(Move.BOOT, vmm=running), machine=machine),
+        )
     except BaseException:
         with anyio.CancelScope(shield=True):
             await vmm.kill()
@@ -191,31 +202,55 @@ async def _one(call: _Call, record: Record) -> Forked:
         ready=ready,
         total=total,
     )
-    return Forked(record, shared, identity, timings)
+    return Forked(record, parts.memory, parts.disks, identity, timings)
 
 
-def _clone(call: _Call, directory: Path) -> Shared:
+class _Parts(NamedTuple):
+    memory: Shared
+    disks: tuple[ForkedDisk, ...]
+
+
+def _clone(call: _Call, directory: Path) -> _Parts:
     """The fork's own directory: the parts shared, the rest copied, nothing left that leads outside (I3)."""
-    template, driver, options = call.template, call.driver, call.options
-    clone_directory(template, directory, skip_rel_paths=frozenset({*PARTS, MANIFEST_FILE}))
+    template, driver, options, manifest = call.template, call.driver, call.options, call.manifest
+    clone_directory(template, directory, skip_rel_paths=frozenset({*manifest.parts, *_SOURCES_OWN}))
     directory.chmod(0o700)
-    shared = share_file(
+    memory = share_file(
         template / MEM_FILE,
         directory / MEM_FILE,
         share_memory=options.share_memory,
         allow_link=Ability.MAPS_PRIVATELY in driver.abilities,
         why_no_link=f"{driver.name} doesn't map memory privately",
     )
-    if options.require_shared and shared.mode != "shared":
+    _require(options, "memory", memory)
+    disks = tuple(
+        fork_disk(template, directory, disk, share=options.share_memory) for disk in manifest.machine.disks
+    )
+    for disk in disks:
+        _require(options, f"disk {disk.disk.name}", disk)
+    of_disks = {name for disk in manifest.machine.disks for name in files_of(disk)}
+    for part in manifest.parts:
+        if part != MEM_FILE and part not in of_disks:
+            share_file(template / part, directory / part)
+        # A copy may have fewer blocks than its original, so there it is the original that is looked at.
+        linked = _same_file(template / part, directory / part)
+        check_part(manifest, directory if linked else template, part)
+    return _Parts(memory, disks)
+
+
+def _require(options: ForkOptions, what: str, given: Shared | ForkedDisk) -> None:
+    if options.require_shared and given.mode != "shared":
         raise NotSharedError(
-            f"memory would be {shared.mode}, not shared: {shared.reason}",
+            f"{what} would be {given.mode}, not shared: {given.reason}",
             hint="leave --require-shared out to accept that",
         )
-    for part in PARTS:
-        how = shared if part == MEM_FILE else share_file(template / part, directory / part)
-        # A copy may have fewer blocks than its original, so there it is the original that is looked at.
-        check_part(call.manifest, directory if how.mode == "shared" else template, part)
-    return shared
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
 
 
 def _reserve(

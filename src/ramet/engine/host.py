@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,8 @@ import anyio
 import anyio.to_thread
 
 from ramet import config
+from ramet.drivers.api import Driver
+from ramet.drivers.firecracker import Firecracker
 from ramet.drivers.qemu import Qemu
 from ramet.engine import boot, measure, removal
 from ramet.engine.agents import Agents
@@ -72,7 +74,8 @@ class Host:
             opening.callback(store.close)
             tasks = await opening.enter_async_context(anyio.create_task_group())
             opening.callback(tasks.cancel_scope.cancel)
-            drivers = {driver.name: driver for driver in [Qemu()]}
+            installed: builtins.list[Driver] = [Firecracker(), Qemu()]
+            drivers = {driver.name: driver for driver in installed}
             self._context = Context(
                 self._home, config.cache_directory(), store, drivers, Agents(tasks), tasks, self._accel
             )
@@ -106,14 +109,17 @@ class Host:
         memory: str | int = "256M",
         cpus: int = 1,
         driver: str = "auto",
+        disks: Sequence[str | int] = (),
         labels: Mapping[str, str] | None = None,
         auto_remove: bool = False,
     ) -> VM:
         """Boot an instance of `image`. Returned when its guest has answered.
 
-        `memory` is a size such as `256M` or `2G`, or bytes. With `auto_remove` it is removed once it has
-        stopped. Raises `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`,
-        `UnavailableError` and `VmmError`; nothing of it is left then.
+        `memory` is a size such as `256M` or `2G`, or bytes. `driver` is `auto` (Firecracker where there is
+        one and KVM really runs the guest, else QEMU) or a driver's name. For each size in `disks` the guest
+        has an empty data disk. With `auto_remove` it is removed once it has stopped. Raises `NotFoundError`
+        for an unknown image, `NameTakenError`, `UsageError`, `UnavailableError` and `VmmError`; nothing of it
+        is left then.
         """
         context = self._opened
         found = await anyio.to_thread.run_sync(resolve_image, image, agent_path())
@@ -124,6 +130,7 @@ class Host:
             memory_bytes=parse_size(memory),
             cpus=cpus,
             driver_name=driver,
+            disk_bytes=tuple(parse_size(size) for size in disks),
             labels=dict(labels or {}),
             auto_remove=auto_remove,
         )

@@ -11,8 +11,9 @@ import msgspec
 
 from ramet.drivers.api import Driver
 from ramet.errors import DamagedError, UnavailableError
+from ramet.host.cpu import host_cpu
 from ramet.memory.integrity import PartFacts, check
-from ramet.model.record import Machine
+from ramet.model.record import HostCpu, Machine
 from ramet.paths import MANIFEST_FILE
 
 FORMAT = 1
@@ -35,9 +36,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     kernel_version: str
     generation: int
+    host_cpu: HostCpu | None = None
+    """The processor that the guest knows, where it is the host's own (KVM)."""
     created_at: str
     parts: dict[str, Part]
-    """By file name: the mem-file, the vmstate, kernel and initramfs."""
+    """By file name: the mem-file, the vmstate, the kernel, and what else there is of initramfs and disks."""
 
     def encoded(self) -> bytes:
         """As JSON."""
@@ -62,12 +65,18 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -> None:
-    """Raise `UnavailableError` unless `driver` can make exactly the machine that was saved."""
+    """Raise `UnavailableError` unless `driver` can make exactly the machine that was saved, here."""
     version = await driver.version()
     if _release(version) != _release(manifest.driver_version):
         raise UnavailableError(
             f"{name} was saved by {manifest.driver} {manifest.driver_version}; this machine has {version}",
             hint="make the template again, or give ramet that version",
+        )
+    saved_on = manifest.host_cpu
+    if saved_on is not None and (why := saved_on.missing(host_cpu())):
+        raise UnavailableError(
+            f"{name} was saved on {saved_on.name}, which KVM shows to guests; this machine can't: {why}",
+            hint="make the template again on this machine",
         )
 
 

@@ -7,7 +7,7 @@ from ramet.errors import WrongStateError
 from ramet.host import processes
 from ramet.host.files import allocated_bytes
 from ramet.memory.accounting import mapping_use, smaps_rollup
-from ramet.memory.capture import find_mapping
+from ramet.memory.mappings import find_anonymous, find_mapping
 from ramet.model.lifecycle import article, next_step
 from ramet.model.record import Record
 from ramet.model.shapes import Usage
@@ -27,7 +27,11 @@ def usage(context: Context, record: Record) -> Usage:
     pid = record.vmm.process.pid
     mem = context.directory(record) / MEM_FILE
     whole = smaps_rollup(pid)
-    guest = mapping_use(pid, find_mapping(pid, (record.vmm.mem_device, record.vmm.mem_inode)))
+    if record.vmm.mem_inode:
+        ram = find_mapping(pid, (record.vmm.mem_device, record.vmm.mem_inode))
+    else:
+        ram = find_anonymous(pid, record.machine.memory_bytes)
+    guest = mapping_use(pid, ram)
     return Usage(
         id=record.id,
         name=record.name,
@@ -36,6 +40,6 @@ def usage(context: Context, record: Record) -> Usage:
         pss_bytes=whole.pss_bytes,
         private_dirty_bytes=whole.private_dirty_bytes,
         guest_private_bytes=guest.private_dirty_bytes,
-        mem_file_allocated_bytes=allocated_bytes(mem),
-        mem_file_links=mem.stat().st_nlink,
+        mem_file_allocated_bytes=allocated_bytes(mem) if record.vmm.mem_inode else 0,
+        mem_file_links=mem.stat().st_nlink if record.vmm.mem_inode else 0,
     )

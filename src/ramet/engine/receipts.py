@@ -8,16 +8,18 @@ from typing import NamedTuple
 
 import msgspec
 
+from ramet.disk.volumes import ForkedDisk
 from ramet.drivers.api import Ability, Driver
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.errors import GuestError, RametError, VmmError
 from ramet.guest.messages import IdentityReply
+from ramet.host.share import Shared
 from ramet.memory.accounting import mapping_use, smaps_rollup
 from ramet.memory.capture import find_mapping
-from ramet.memory.share import Shared
 from ramet.model.record import Record
 from ramet.model.shapes import (
+    DiskReceipt,
     ErrorShape,
     ForkFailure,
     ForkReport,
@@ -33,7 +35,8 @@ class Forked(NamedTuple):
     """A fork that has proved itself."""
 
     record: Record
-    shared: Shared
+    memory: Shared
+    disks: tuple[ForkedDisk, ...]
     identity: IdentityReply
     timings: Timings
 
@@ -61,7 +64,7 @@ def report(
                 result = results[record.id] = VmmError(f"{record.name} didn't outlive the call: {error}")
             else:
                 forks.append(receipt)
-                if result.shared.mode == "shared":
+                if result.memory.mode == "shared":
                     saved_bytes += manifest.parts[MEM_FILE].facts.allocated_bytes
                 continue
         forks.append(ForkFailure(name=record.name, error=error_shape(result)))
@@ -96,8 +99,8 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
         pid=pid,
         directory=str(directory),
         memory=MemoryReceipt(
-            mode=forked.shared.mode,
-            reason=forked.shared.reason,
+            mode=forked.memory.mode,
+            reason=forked.memory.reason,
             file=MEM_FILE,
             inode=mem.st_ino,
             links=mem.st_nlink,
@@ -108,7 +111,10 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             guest_private_bytes=guest.private_dirty_bytes,
             immutability=immutability(context.driver(record.driver)),
         ),
-        disks=[],
+        disks=[
+            DiskReceipt(name=one.disk.name, mode=one.mode, reason=one.reason, bytes_copied=one.bytes_copied)
+            for one in forked.disks
+        ],
         identity=IdentityReceipt(
             generation=identity.generation,
             hostname=identity.hostname,

@@ -1,8 +1,8 @@
 """Promotion: a living instance becomes a template, its memory a mem-file that is never written again.
 
 The order is pause, vmstate, *then* list and copy the changed pages (saving vmstate itself dirties guest
-pages); publish every part under a name of its own; commit the row; only then end the VMM. Until the row says
-`template` the instance is what it was.
+pages), or have the VMM write both, where it can't do without; publish every part under a name of its own;
+commit the row; only then end the VMM. Until the row says `template` the instance is what it was.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from ramet.drivers.api import Ability
+from ramet.disk.volumes import files_of
+from ramet.drivers.api import Ability, SavesSnapshot, SavesState
 from ramet.engine.boot import now
 from ramet.engine.changes import changing, drop_temporaries
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Part
 from ramet.errors import UnavailableError, VmmError
 from ramet.host import processes
+from ramet.host.cpu import host_cpu
 from ramet.host.files import TEMPORARY_PREFIX, open_regular, publish, sync, write_durably
 from ramet.memory.capture import changed_runs, find_mapping, write_mem_file
+from ramet.memory.holes import dig_holes
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record, RunningVmm
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MANIFEST_FILE, MEM_FILE, RECEIPT_FILE, VMSTATE_FILE
-
-PARTS = (MEM_FILE, VMSTATE_FILE, KERNEL_FILE, INITRAMFS_FILE)
 
 
 async def promote(context: Context, record: Record) -> Record:
@@ -44,19 +45,27 @@ async def promote(context: Context, record: Record) -> Record:
             raise VmmError(f"{record.name} has no VMM")
         driver = context.driver(record.driver)
         version = await driver.version()
-        if Ability.SAVES_STATE_WITHOUT_RAM not in driver.abilities:
-            raise UnavailableError(f"{driver.name} {version} can't save its state without RAM")
         directory = context.directory(record)
         vmm = context.vmm(record)
         running = record.vmm
         try:
             if record.state is State.RUNNING:
                 await vmm.pause()
-            temporary_vmstate = f"{TEMPORARY_PREFIX}{VMSTATE_FILE}-{secrets.token_hex(4)}"
-            await vmm.save_vmstate(temporary_vmstate)
+            vmstate = _temporary(VMSTATE_FILE)
+            # A VMM that insists on opening the mem-file for writing needs the permission, unless root's is
+            # enough.
             read_only = Ability.OPENS_MEM_FILE_READ_ONLY in driver.abilities
-            await anyio.to_thread.run_sync(_publish_memory, directory, running, read_only)
-            await anyio.to_thread.run_sync(_publish_vmstate, directory, temporary_vmstate)
+            mode = 0o444 if read_only or os.geteuid() == 0 else 0o600
+            if isinstance(vmm, SavesState):
+                await vmm.save_vmstate(vmstate)
+                await anyio.to_thread.run_sync(_publish_memory, directory, running, mode)
+            elif isinstance(vmm, SavesSnapshot):
+                mem = _temporary(MEM_FILE)
+                await vmm.save_snapshot(vmstate, mem)
+                await anyio.to_thread.run_sync(_publish_saved_memory, directory, mem, mode)
+            else:
+                raise UnavailableError(f"{driver.name} {version} can't save a guest's state")
+            await anyio.to_thread.run_sync(_publish_vmstate, directory, vmstate)
             await anyio.to_thread.run_sync(_publish_manifest, directory, record, version)
             template = context.store.change(record.id, lambda one: one.moved(Move.TEMPLATE), durable=True)
         except BaseException:
@@ -69,7 +78,11 @@ async def promote(context: Context, record: Record) -> Record:
         return template
 
 
-def _publish_memory(directory: Path, running: RunningVmm, read_only: bool) -> None:
+def _temporary(name: str) -> str:
+    return f"{TEMPORARY_PREFIX}{name}-{secrets.token_hex(4)}"
+
+
+def _publish_memory(directory: Path, running: RunningVmm, mode: int) -> None:
     """What the VMM has in place of the mem-file's pages, over the mem-file's own, as a new file under the old
     name.
 
@@ -78,9 +91,14 @@ def _publish_memory(directory: Path, running: RunningVmm, read_only: bool) -> No
     pid = running.process.pid
     mappings = find_mapping(pid, (running.mem_device, running.mem_inode))
     mem = directory / MEM_FILE
-    # A VMM that insists on opening it for writing needs the permission, unless root's is enough.
-    mode = 0o444 if read_only or os.geteuid() == 0 else 0o600
     write_mem_file(mem, pid, changed_runs(pid, mappings), mem, mode=mode)
+
+
+def _publish_saved_memory(directory: Path, saved: str, mode: int) -> None:
+    """A mem-file that the VMM has written, zeros and all, with holes instead of them."""
+    dig_holes(directory / saved)
+    (directory / saved).chmod(mode)
+    publish(directory / saved, directory / MEM_FILE)
 
 
 def _publish_vmstate(directory: Path, temporary: str) -> None:
@@ -89,11 +107,18 @@ def _publish_vmstate(directory: Path, temporary: str) -> None:
 
 
 def _publish_manifest(directory: Path, record: Record, driver_version: str) -> None:
-    for name in PARTS:
+    disks = [name for disk in record.machine.disks for name in files_of(disk)]
+    for name in disks:
+        (directory / name).chmod(0o444)
+    names = [MEM_FILE, VMSTATE_FILE, KERNEL_FILE, INITRAMFS_FILE, *disks]
+    present = [name for name in names if (directory / name).exists()]
+    for name in present:
         # A kernel copied from another filesystem gets its last blocks when it is written back.
         with open_regular(directory / name) as descriptor:
             sync(descriptor)
-    parts = {name: Part(facts=facts_of(directory / name), digest=digest(directory / name)) for name in PARTS}
+    parts = {
+        name: Part(facts=facts_of(directory / name), digest=digest(directory / name)) for name in present
+    }
     manifest = Manifest(
         format=FORMAT,
         driver=record.driver,
@@ -102,6 +127,7 @@ def _publish_manifest(directory: Path, record: Record, driver_version: str) -> N
         image=record.image,
         kernel_version=record.kernel_version,
         generation=record.generation,
+        host_cpu=host_cpu() if record.machine.accelerator == "kvm" else None,
         created_at=now(),
         parts=parts,
     )

@@ -178,14 +178,15 @@ def spawn(
 ) -> ProcessRef:
     """Start `argv` in `directory`, in a session of its own, its output appended to `log`, `fds` inherited.
 
-    `largest_file_bytes` is the kernel's limit on any file that it writes (RLIMIT_FSIZE, getrlimit(2)): beyond
-    it a write fails with EFBIG. The process outlives this one. Raises `UnavailableError` when the program
-    can't be executed; nothing runs then.
+    `largest_file_bytes` is the kernel's limit on any file that it writes, see `limit_files`. The process
+    outlives this one. Raises `UnavailableError` when the program can't be executed; nothing runs then.
     """
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    # A full log is to be an error to its writer and not its death. Python ignores SIGXFSZ, which
+    # restore_signals=False lets the child inherit; a VMM with a handler of its own (Firecracker's ends it)
+    # doesn't get to run it, because a mask is inherited, too.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXFSZ})
     try:
-        # Python ignores SIGXFSZ and SIGPIPE; restore_signals=False lets the child inherit that, so that a
-        # full log is an error to its writer and not its death.
         child = subprocess.Popen(
             [*_launcher(), *argv],
             cwd=directory,
@@ -203,16 +204,31 @@ def spawn(
             hint="`ramet doctor` says what this machine lacks",
         ) from error
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(log_fd)
     # It is waited for by pidfd; Popen must not complain that it outlives its object.
     child.returncode = 0
     process = reference(child.pid)
     if largest_file_bytes is not None:
-        try:
-            resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
-        except ProcessLookupError:
-            pass  # it has died at once: whoever talks to it will find out, with its log
+        limit_files(process, largest_file_bytes)
     return process
+
+
+def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
+    """Bound every file that `process` writes: beyond it a write fails with EFBIG (RLIMIT_FSIZE,
+    getrlimit(2)). None: no bound.
+
+    Only the soft limit, which can be raised again for a file that has to be larger. Nothing happens when the
+    process has ended: whoever talks to it will find out.
+    """
+    soft = resource.RLIM_INFINITY if largest_file_bytes is None else largest_file_bytes
+    try:
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
+            soft = hard
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, hard))
+    except ProcessLookupError:
+        pass
 
 
 def _launcher() -> list[str]:

@@ -30,6 +30,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     initramfs_digest: str
     agent_digest: str
     created_at: str
+    guest: Literal["linux", "bare-metal"] = "linux"
+    disk_bytes: int = 0
 
 
 class Image(Manifest, frozen=True, kw_only=True):
@@ -46,9 +48,9 @@ class Image(Manifest, frozen=True, kw_only=True):
         return self.directory / self.kernel_file
 
     @property
-    def initramfs(self) -> Path:
-        """The initial RAM filesystem, a newc archive."""
-        return self.directory / "initramfs"
+    def initramfs(self) -> Path | None:
+        """The initial RAM filesystem, a newc archive, or None when the image has none."""
+        return self.directory / "initramfs" if self.initramfs_bytes else None
 
 
 def images_directory() -> Path:
@@ -64,9 +66,8 @@ def load_image(directory: Path) -> Image | None:
     try:
         manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
         image = Image(**msgspec.structs.asdict(manifest), directory=directory)
-        whole = (
-            image.kernel.stat().st_size == image.kernel_bytes
-            and image.initramfs.stat().st_size == image.initramfs_bytes
+        whole = image.kernel.stat().st_size == image.kernel_bytes and (
+            image.initramfs is None or image.initramfs.stat().st_size == image.initramfs_bytes
         )
     except (OSError, msgspec.MsgspecError):
         return None

@@ -20,11 +20,34 @@ class ProcessRef(msgspec.Struct, frozen=True):
     boot_id: str
 
 
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
+    """A writable data disk. `file` is a name in the instance's directory; `backing` are those of the frozen
+    files that it lies over, the lowest first.
+    """
+
+    name: str
+    file: str
+    format: Literal["raw", "qcow2"]
+    size_bytes: int
+    backing: tuple[str, ...] = ()
+
+
+class Nic(msgspec.Struct, frozen=True, kw_only=True):
+    """A network interface. `tap` is the TAP device of the host that it is connected to."""
+
+    name: str
+    tap: str
+    mac: str
+
+
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The virtual machine that a VMM is to make. A restored one has to be equal to the one that was saved.
+    """The virtual machine that a VMM is to make. A restored one has to be equal to the one that was saved,
+    but for the names of its files and TAP devices.
 
     `kernel_arguments` is the guest kernel's command line; `agent_ports` is how many clients can talk to its
-    agent at once.
+    agent at once over virtio-serial, 0 where it is reached over vsock. With `track_changes` the VMM keeps its
+    own list of changed pages from the beginning. `balloon_bytes` is what a balloon takes from the guest at
+    first; null: there is no balloon.
     """
 
     accelerator: str
@@ -34,6 +57,29 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int
     kernel_arguments: str
     agent_ports: int
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    entropy_device: bool = False
+    balloon_bytes: int | None = None
+    track_changes: bool = False
+
+
+class HostCpu(msgspec.Struct, frozen=True, kw_only=True):
+    """The processor of a host, as a guest that was saved on it under KVM knows it."""
+
+    name: str
+    kind: str
+    """Vendor, family and model."""
+    features: tuple[str, ...]
+
+    def missing(self, other: HostCpu) -> str | None:
+        """Why a guest that was saved on this one can't go on on `other`, or None when it can."""
+        if self.kind != other.kind:
+            return f"it has {other.name or other.kind}"
+        lacking = sorted(set(self.features) - set(other.features))
+        if lacking:
+            return f"its {other.name} lacks {', '.join(lacking[:6])}"
+        return None
 
 
 class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +88,9 @@ class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessRef
     mem_device: int
     mem_inode: int
-    """The mem-file that it has mapped, as `stat` names it, whatever lies under that name now."""
+    """The mem-file that it has mapped, as `stat` names it, whatever lies under that name now. 0: none, its
+    guest's RAM is anonymous memory.
+    """
 
 
 Change = Literal["start", "stop", "pause", "resume", "template"]

@@ -1,0 +1,316 @@
+"""Firecracker, stock and unpatched, 1.8 or newer: Linux and bare-metal guests over KVM.
+
+A restored Firecracker maps the mem-file privately and read-only by itself, so a fork is a hard link away. It
+works in its instance's directory, and every path that it is given is relative.
+
+Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-support.md`, `docs/vsock.md`;
+`docs/architecture.md` for what was measured.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Final, Literal
+
+import anyio
+import msgspec
+
+from ramet import config
+from ramet.drivers import firecracker_config
+from ramet.drivers.api import Ability, Ending, Guest
+from ramet.drivers.firecracker_api import SOCKET, api
+from ramet.drivers.firecracker_config import VSOCK_SOCKET
+from ramet.errors import RametError, UnavailableError, VmmError
+from ramet.host import processes, rings
+from ramet.host.files import filesystem_errors
+from ramet.host.listening import connect_when_listening
+from ramet.model.record import Disk, Machine, ProcessRef
+from ramet.paths import (
+    CONFIG_FILE,
+    CONSOLE_LOG,
+    INITRAMFS_FILE,
+    KERNEL_FILE,
+    MEM_FILE,
+    VMM_LOG,
+)
+from ramet.units import MIB
+
+PROGRAM: Final = "firecracker"
+_OLDEST: Final = (1, 8)  # the first with VMGenID, and with devices described by ACPI
+_NETWORK_OVERRIDES_SINCE: Final = (1, 12)
+_VSOCK_OVERRIDE_SINCE: Final = (1, 16)
+_START_LIMIT_S: Final = 20.0
+_ANSWER_LIMIT_S: Final = 20.0
+# A slow disk's pace, for how long saving all of RAM may take.
+_SLOWEST_MIB_S: Final = 10
+# The kernel's stop for the guest's console and Firecracker's log, well above what `rings` keeps.
+_LARGEST_LOG_BYTES: Final = 16 * MIB
+_POWER_OFF: Final = b"ramet: power off"
+_INSTALL: Final = "put it on PATH or into {tools}, or set RAMET_FIRECRACKER"
+
+
+class Firecracker:
+    """The Firecracker driver. `binary` is a path or a name on PATH; else `RAMET_FIRECRACKER`, then
+    `firecracker` on PATH, then in ramet's own tool directory (`<cache>/tools`).
+    """
+
+    name = "firecracker"
+
+    def __init__(self, binary: str | None = None) -> None:
+        self._binary = binary or config.firecracker_binary()
+        self._version: str | None = None
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What this Firecracker can do. `version` has to have been asked before."""
+        known = {
+            Ability.MAPS_PRIVATELY,
+            Ability.OPENS_MEM_FILE_READ_ONLY,
+            Ability.SAVES_STATE_WITH_RAM,
+            Ability.BOOTS_BARE_METAL,
+        }
+        numbers = _numbers(self._known_version())
+        if numbers >= _NETWORK_OVERRIDES_SINCE:
+            known.add(Ability.OVERRIDES_NETWORK)
+        if numbers >= _VSOCK_OVERRIDE_SINCE:
+            known.add(Ability.OVERRIDES_VSOCK)
+        return frozenset(known)
+
+    async def version(self) -> str:
+        """As `Driver.version`. The program is run once for each `Firecracker`."""
+        if self._version is None:
+            binary = self._found()
+            try:
+                result = await anyio.run_process([binary, "--version"], check=True)
+            except Exception as error:
+                raise UnavailableError(
+                    f"Firecracker ({binary}) can't be run: {error}", hint=_hint()
+                ) from error
+            match = re.search(r"Firecracker v(\d+\.\d+\.\d+)", result.stdout.decode(errors="replace"))
+            if match is None or _numbers(match[1]) < _OLDEST:
+                found = match[1] if match else "of an unknown version"
+                raise UnavailableError(
+                    f"Firecracker ({binary}) is {found}: ramet needs 1.8 or newer",
+                    hint="set RAMET_FIRECRACKER to a newer one",
+                )
+            self._version = match[1]
+        return self._version
+
+    def machine(
+        self,
+        *,
+        accelerator: str,
+        memory_bytes: int,
+        cpus: int,
+        guest: Guest = "linux",
+        disk_bytes: tuple[int, ...] = (),
+    ) -> Machine:
+        """As `Driver.machine`. RAM is rounded up to whole MiB. Disks are raw files."""
+        return Machine(
+            accelerator=accelerator,
+            machine_type=f"firecracker-{'.'.join(map(str, _numbers(self._known_version())))}",
+            cpu_model="host",
+            memory_bytes=-(-memory_bytes // MIB) * MIB,
+            cpus=cpus,
+            kernel_arguments=firecracker_config.KERNEL_ARGUMENTS if guest == "linux" else "",
+            agent_ports=0,
+            disks=tuple(
+                Disk(name=f"disk{n or ''}", file=f"disk{n or ''}.raw", format="raw", size_bytes=size)
+                for n, size in enumerate(disk_bytes)
+            ),
+            entropy_device=guest == "linux",
+        )
+
+    async def boot(self, directory: Path, machine: Machine) -> FirecrackerVmm:
+        """As `Driver.boot`. The whole machine is in one file, `config.json`."""
+        initramfs = (directory / INITRAMFS_FILE).exists()
+        document = firecracker_config.boot_config(machine, initramfs=initramfs)
+        with filesystem_errors("write", directory / CONFIG_FILE):
+            (directory / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+        if not (directory / KERNEL_FILE).exists():
+            raise VmmError(f"{directory / KERNEL_FILE} is missing")
+        return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE], "running")
+
+    async def restore(self, directory: Path, machine: Machine) -> FirecrackerVmm:
+        """As `Driver.restore`."""
+        if not (directory / MEM_FILE).is_file():
+            raise VmmError(f"{directory / MEM_FILE} is missing")
+        return await self._spawn(directory, machine, [], "not started")
+
+    def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
+        """As `Driver.attach`."""
+        return FirecrackerVmm(directory, process, machine, self)
+
+    def ending(self, directory: Path) -> Ending:
+        """As `Driver.ending`.
+
+        Firecracker ends when its guest resets, and has no power switch: a guest's agent that powers off says
+        so on the console and then resets. Which is which is for the guest to say, and matters to it alone.
+        """
+        if b"Firecracker exiting successfully" not in rings.tail(directory / VMM_LOG, 4096):
+            return Ending.DIED
+        console = rings.tail(directory / CONSOLE_LOG, 4096)
+        lines = [line.strip() for line in console.splitlines() if line.strip()]
+        if lines and b"reboot: " in lines[-1]:
+            lines.pop()  # the kernel's own last line
+        return Ending.POWERED_OFF if lines and lines[-1] == _POWER_OFF else Ending.REBOOTED
+
+    async def _spawn(
+        self, directory: Path, machine: Machine, arguments: list[str], expected: str
+    ) -> FirecrackerVmm:
+        await self.version()
+        log = directory / VMM_LOG
+        with filesystem_errors("start Firecracker in", directory):
+            for left in (SOCKET, VSOCK_SOCKET):
+                (directory / left).unlink(missing_ok=True)  # it wouldn't bind over them
+            # It writes from the beginning of the file that it finds, so each start has a file of its own.
+            if log.exists():
+                log.replace(rings.previous(log))
+            log.touch(mode=0o600)
+            process = processes.spawn(
+                [
+                    self._found(),
+                    *("--id", directory.name, "--api-sock", SOCKET),
+                    *("--log-path", VMM_LOG, "--level", "Info"),
+                    *arguments,
+                ],
+                directory=directory,
+                log=directory / CONSOLE_LOG,
+                largest_file_bytes=_largest_file_bytes(machine),
+            )
+        vmm = FirecrackerVmm(directory, process, machine, self)
+        try:
+            await vmm.come_up(expected)
+        except RametError as error:
+            with anyio.CancelScope(shield=True):
+                await vmm.kill()
+            raise VmmError(
+                f"Firecracker didn't come up: {_last_words(directory) or error.message}",
+                hint="`ramet doctor` says what this machine lacks; RAMET_FIRECRACKER names another one",
+            ) from error
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await vmm.kill()
+            raise
+        return vmm
+
+    def _found(self) -> str:
+        """The program's path. Raises `UnavailableError` when there is none."""
+        found = shutil.which(self._binary or PROGRAM)
+        if found is None and self._binary is None:
+            found = shutil.which(config.tools_directory() / PROGRAM)
+        if found is None:
+            raise UnavailableError(f"there is no Firecracker ({self._binary or PROGRAM})", hint=_hint())
+        return found
+
+    def _known_version(self) -> str:
+        assert self._version is not None, "Firecracker.version() has to be awaited first"
+        return self._version
+
+
+class FirecrackerVmm:
+    """One Firecracker process and the directory that it works in."""
+
+    def __init__(self, directory: Path, process: ProcessRef, machine: Machine, driver: Firecracker) -> None:
+        self.directory = directory
+        self.process = process
+        self._machine = machine
+        self._driver = driver
+
+    @property
+    def _who(self) -> str:
+        return self.directory.name
+
+    async def come_up(self, expected: str) -> None:
+        """Wait until the API answers, after a start. Raises `VmmError` when it ends, or its state isn't the
+        one expected.
+        """
+        connection = await connect_when_listening(
+            self.directory, SOCKET, self.process, timeout_s=_START_LIMIT_S
+        )
+        connection.close()
+        if (found := await self.status()) != expected:
+            raise VmmError(f"{self._who}: Firecracker is {found}, not {expected}")
+
+    async def status(self) -> str:
+        """As `Vmm.status`: `running`, `paused` or `not started`."""
+        async with api(self.directory, who=self._who) as firecracker:
+            answer = await firecracker.call("GET", "/")
+        return str(answer.get("state", "unknown")).lower()
+
+    async def pause(self) -> None:
+        """As `Vmm.pause`."""
+        await self._set_state("Paused")
+
+    async def resume(self) -> None:
+        """As `Vmm.resume`."""
+        await self._set_state("Resumed")
+
+    async def _set_state(self, state: Literal["Paused", "Resumed"]) -> None:
+        async with api(self.directory, who=self._who) as firecracker:
+            await firecracker.call("PATCH", "/vm", {"state": state})
+
+    async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
+        """As `SavesSnapshot.save_snapshot`. Connections over the guest's vsock are reset by it
+        (docs/snapshotting/snapshot-support.md, "Vsock device limitation").
+
+        `diff` needs a machine with `track_changes`, or a restored one.
+        """
+        for name in (vmstate, mem):
+            if (self.directory / name).exists():
+                raise VmmError(f"{self.directory / name} exists: only new files are ever written")
+        limit_s = _ANSWER_LIMIT_S + self._machine.memory_bytes / (_SLOWEST_MIB_S * MIB)
+        body: dict[str, object] = {
+            "snapshot_type": "Diff" if diff else "Full",
+            "snapshot_path": vmstate,
+            "mem_file_path": mem,
+        }
+        processes.limit_files(self.process, None)
+        try:
+            async with api(self.directory, who=self._who, timeout_s=limit_s) as firecracker:
+                await firecracker.call("PUT", "/snapshot/create", body)
+        finally:
+            processes.limit_files(self.process, _largest_file_bytes(self._machine))
+
+    async def load_vmstate(self, name: str) -> None:
+        """As `Vmm.load_vmstate`. The mem-file is mapped now, and not before."""
+        abilities = self._driver.abilities
+        body = firecracker_config.load_request(
+            self._machine,
+            name,
+            network=Ability.OVERRIDES_NETWORK in abilities,
+            vsock=Ability.OVERRIDES_VSOCK in abilities,
+        )
+        try:
+            async with api(self.directory, who=self._who) as firecracker:
+                await firecracker.call("PUT", "/snapshot/load", body)
+        except VmmError as error:
+            words = _last_words(self.directory)
+            raise type(error)(f"{error.message}{f': {words}' if words else ''}", hint=error.hint) from error
+
+    async def kill(self) -> None:
+        """As `Vmm.kill`."""
+        await processes.kill(self.process)
+
+
+def _largest_file_bytes(machine: Machine) -> int:
+    return max([_LARGEST_LOG_BYTES, *(disk.size_bytes for disk in machine.disks)])
+
+
+def _hint() -> str:
+    return _INSTALL.format(tools=config.tools_directory())
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _last_words(directory: Path) -> str:
+    """What the log says went wrong, without times and thread names; empty when nothing did."""
+    lines = rings.printable(rings.tail(directory / VMM_LOG, 4096)).splitlines()
+    said = [re.sub(r"^\S+ \[[^\]]*\] ", "", line) for line in lines]
+    wrong = [line for line in said if re.search(r"error|fail|panic|cannot|unable", line, re.IGNORECASE)]
+    return " / ".join(wrong[-3:])[-1000:]
