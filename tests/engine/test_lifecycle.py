@@ -74,7 +74,7 @@ async def test_a_template_is_fork_only(warm: ramet.VM) -> None:
 
 async def test_a_guest_that_powers_off_is_stopped(warm: ramet.VM) -> None:
     async with warm.fork(1) as (vm,):
-        await vm.spawn("poweroff")
+        await vm.spawn("sh", "-c", "sleep 0.5; poweroff")  # not before its start has been answered
         with anyio.fail_after(30):
             await vm.wait()
         info = await vm.info()

@@ -1,0 +1,219 @@
+"""What the contract suite runs on: a driver, a guest that it boots, and how to tell two guests apart.
+
+Nothing of the engine: a driver, files and the guest's agent alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+
+from ramet.disk.volumes import files_of, fork_disk, make_disk
+from ramet.drivers.api import Ability, Driver, SavesSnapshot, SavesState, Vmm
+from ramet.errors import GuestError, GuestLostError
+from ramet.guest.client import AgentClient, run_exec
+from ramet.guest.messages import ExecRequest, IdentityReply, IdentityRequest
+from ramet.guest.ports import claim_port
+from ramet.guest.vsock import connect_vsock
+from ramet.host.share import share_file
+from ramet.images.image import Image
+from ramet.memory.capture import changed_runs, find_mapping, identity_of, write_mem_file
+from ramet.memory.holes import dig_holes
+from ramet.model.record import Machine
+from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.units import MIB
+
+BOOT_LIMIT_S = 120.0
+ANSWER_LIMIT_S = 60.0
+_MARK_ADDRESS = 0x3000000
+
+
+@dataclass
+class Subject:
+    """One driver with one kind of guest."""
+
+    driver: Driver
+    image: Image
+    accelerator: str
+    memory_bytes: int = 128 * MIB
+    disk_bytes: int = MIB
+    version: str = field(default="", init=False)
+
+    @property
+    def is_linux(self) -> bool:
+        """Whether the guest has a shell."""
+        return self.image.guest == "linux"
+
+    def machine(self) -> Machine:
+        """A machine with one small disk."""
+        return self.driver.machine(
+            accelerator=self.accelerator,
+            memory_bytes=self.memory_bytes,
+            cpus=1,
+            guest=self.image.guest,
+            disk_bytes=(self.disk_bytes,),
+        )
+
+    def prepare(self, directory: Path) -> Machine:
+        """Put into `directory` what a boot wants to find there."""
+        machine = self.machine()
+        directory.mkdir(mode=0o700)
+        share_file(self.image.kernel, directory / KERNEL_FILE)
+        if self.image.initramfs is not None:
+            share_file(self.image.initramfs, directory / INITRAMFS_FILE)
+        if Ability.BOOTS_ON_MEM_FILE in self.driver.abilities:
+            (directory / MEM_FILE).touch(mode=0o600)
+            os.truncate(directory / MEM_FILE, machine.memory_bytes)
+        for disk in machine.disks:
+            make_disk(directory, disk)
+        return machine
+
+    def stream(self, directory: Path, machine: Machine) -> AbstractAsyncContextManager[anyio.abc.ByteStream]:
+        """A byte stream to the guest's agent."""
+        if machine.agent_ports:
+            return claim_port(directory, machine.agent_ports, wait_s=ANSWER_LIMIT_S)
+        return connect_vsock(directory, wait_s=ANSWER_LIMIT_S)
+
+    @asynccontextmanager
+    async def agent(self, vm: Running) -> AsyncIterator[AgentClient]:
+        """A session with the guest's agent, begun once more if a restore's reset takes the first."""
+        async with contextlib.AsyncExitStack() as stack:
+            for attempt in (1, 2, 3):
+                try:
+                    stream = await stack.enter_async_context(self.stream(vm.directory, vm.machine))
+                    client = await stack.enter_async_context(
+                        AgentClient.connect(stream, timeout_s=BOOT_LIMIT_S)
+                    )
+                    break
+                except GuestLostError:
+                    await stack.aclose()
+                    if attempt == 3:
+                        raise
+            yield client
+
+    async def freeze(self, vm: Running) -> Frozen:
+        """Pause a VM and make a mem-file and a vmstate of it, which its directory then has; end it."""
+        vmm, directory = vm.vmm, vm.directory
+        await vmm.pause()
+        if isinstance(vmm, SavesState):
+            await vmm.save_vmstate("saved-vmstate")
+            pid = vmm.process.pid
+            runs = changed_runs(pid, find_mapping(pid, identity_of(directory / MEM_FILE)))
+            write_mem_file(directory / MEM_FILE, pid, runs, directory / MEM_FILE)
+        else:
+            assert isinstance(vmm, SavesSnapshot)
+            await vmm.save_snapshot("saved-vmstate", "saved-mem")
+            dig_holes(directory / "saved-mem")
+            (directory / "saved-mem").replace(directory / MEM_FILE)
+        (directory / "saved-vmstate").replace(directory / VMSTATE_FILE)
+        await vmm.kill()
+        return Frozen(directory, vm.machine)
+
+    def link(self, frozen: Frozen, directory: Path) -> Machine:
+        """A directory that shares the parts of `frozen`, with disks of its own."""
+        directory.mkdir(mode=0o700)
+        parts = [name for name in (MEM_FILE, VMSTATE_FILE, KERNEL_FILE, INITRAMFS_FILE)]
+        for name in parts:
+            if (frozen.directory / name).exists():
+                os.link(frozen.directory / name, directory / name)
+        disks = tuple(fork_disk(frozen.directory, directory, disk).disk for disk in frozen.machine.disks)
+        return msgspec.structs.replace(frozen.machine, disks=disks)
+
+    async def write(self, agent: AgentClient, number: int) -> None:
+        """Have the guest remember a number, in its memory and on its disk."""
+        if self.is_linux:
+            script = f"echo {number} > /run/mark; echo {number} > /dev/vda; sync"
+            await self.run(agent, "sh", "-c", script)
+        else:
+            await self.run(agent, "poke", hex(_MARK_ADDRESS), hex(number))
+            await self.run(agent, "bpoke", "7", hex(number))
+
+    async def read(self, agent: AgentClient) -> tuple[int, int]:
+        """The numbers that the guest's memory and its disk have."""
+        if self.is_linux:
+            said = await self.run(agent, "sh", "-c", "cat /run/mark; head -n 1 /dev/vda")
+            memory, disk = (int(word) for word in said.split())
+            return memory, disk
+        memory = await self.run(agent, "peek", hex(_MARK_ADDRESS))
+        disk = await self.run(agent, "bpeek", "7")
+        return int(memory.split()[0], 16), int(disk.split()[0], 16)
+
+    async def run(self, agent: AgentClient, *argv: str) -> str:
+        """A command's standard output; `GuestError` when it fails."""
+        outcome = await run_exec(agent, ExecRequest(argv, timeout_s=ANSWER_LIMIT_S))
+        if outcome.exit_code != 0:
+            raise GuestError(f"{argv} ended with {outcome.exit_code}: {outcome.stderr!r}")
+        return outcome.stdout.decode()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A VM under test."""
+
+    directory: Path
+    machine: Machine
+    vmm: Vmm
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A directory with a mem-file and a vmstate."""
+
+    directory: Path
+    machine: Machine
+
+    def remove(self) -> None:
+        """Away with it, as a user who removes a source does."""
+        shutil.rmtree(self.directory)
+
+
+@asynccontextmanager
+async def booted(subject: Subject, directory: Path) -> AsyncIterator[Running]:
+    """A VM whose guest has answered. It ends with the block."""
+    machine = subject.prepare(directory)
+    vmm = await subject.driver.boot(directory, machine)
+    try:
+        vm = Running(directory, machine, vmm)
+        async with subject.agent(vm) as agent:
+            await agent.ping(timeout_s=ANSWER_LIMIT_S)
+        yield vm
+    finally:
+        with anyio.CancelScope(shield=True):
+            await vmm.kill()
+
+
+@asynccontextmanager
+async def restored(
+    subject: Subject, frozen: Frozen, directory: Path, *, resume: bool = True
+) -> AsyncIterator[Running]:
+    """A VM that goes on from `frozen`, in a directory of its own. It ends with the block."""
+    machine = subject.link(frozen, directory)
+    vmm = await subject.driver.restore(directory, machine)
+    try:
+        await vmm.load_vmstate(VMSTATE_FILE)
+        if resume:
+            await vmm.resume()
+        yield Running(directory, machine, vmm)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await vmm.kill()
+
+
+async def introduce(agent: AgentClient, name: str) -> IdentityReply:
+    """Give a guest an identity."""
+    request = IdentityRequest(
+        generation=2, seed=os.urandom(64), hostname=name, machine_id=os.urandom(16).hex()
+    )
+    return await agent.identity(request, timeout_s=ANSWER_LIMIT_S)
+
+
+__all__ = ["Frozen", "Running", "Subject", "booted", "files_of", "introduce", "restored"]
