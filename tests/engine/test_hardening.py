@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -15,6 +16,7 @@ import pytest
 import ramet
 from ramet.engine.removal import discard_all, sweep
 from ramet.errors import RametError
+from ramet.guest.ports import claim_port
 from ramet.host import processes
 from ramet.paths import MEM_FILE
 from ramet.store.records import Store
@@ -202,14 +204,15 @@ async def test_a_short_wait_does_not_shorten_anothers(warm: ramet.VM) -> None:
         vmm = context.vmm(record)
         await vmm.pause()
         answers: list[str] = []
+        open_stream = partial(claim_port, vm.directory, 8, 60)
 
         async def impatient() -> None:
             with pytest.raises(ramet.GuestTimeoutError, match="1 s"):
-                async with context.agents.lease(vm.id, vm.directory, ports=8, timeout_s=1):
+                async with context.agents.lease(vm.id, open_stream=open_stream, timeout_s=1):
                     pass
 
         async def patient() -> None:
-            async with context.agents.lease(vm.id, vm.directory, ports=8, timeout_s=30) as agent:
+            async with context.agents.lease(vm.id, open_stream=open_stream, timeout_s=30) as agent:
                 answers.append(agent.welcome.agent_version)
 
         async with anyio.create_task_group() as tasks:

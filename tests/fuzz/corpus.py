@@ -17,7 +17,9 @@ DIRECTORY: Final = Path(__file__).parent / "corpus"
 
 
 class Step(enum.IntEnum):
-    """The low four bits of a step's first octet; the high ones are the port."""
+    """The low four bits of a step's first octet; the high ones are the port. For CONNECT they are who comes:
+    a client of the UNIX socket, the host over vsock, a program of the guest over vsock.
+    """
 
     RAW = 0
     FRAME = 1
@@ -193,6 +195,12 @@ def scripts() -> dict[str, bytes]:
         + small(Step.CONNECT)
         + hello(port=2)
         + frame(Message.LIST, 1, port=2)
+        + stop,
+        "vsock": small(Step.HANG_UP, port=2)
+        + small(Step.CONNECT, port=2)
+        + small(Step.CONNECT, port=1)
+        + hello(port=2)
+        + execute(1, "yes", port=2)
         + stop,
         "slow-host": hello()
         + execute(1, "yes")

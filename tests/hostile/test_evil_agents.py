@@ -7,6 +7,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -140,7 +141,9 @@ async def test_each_evil_agent_has_its_error_and_its_neighbour_none(
 
         async def be_bothered() -> None:
             with pytest.raises(error) as caught:
-                async with agents.lease("enemy", enemy, ports=2, timeout_s=0.4) as agent:
+                async with agents.lease(
+                    "enemy", open_stream=partial(claim_port, enemy, 2, 60), timeout_s=0.4
+                ) as agent:
                     await agent.ping(timeout_s=0.4)
             assert type(caught.value) is error
 
@@ -153,7 +156,9 @@ async def test_each_evil_agent_has_its_error_and_its_neighbour_none(
             async with anyio.create_task_group() as both:
                 both.start_soon(all_at_once)
                 for _ in range(5):
-                    async with agents.lease("good", tmp_path, ports=1, timeout_s=20) as good:
+                    async with agents.lease(
+                        "good", open_stream=partial(claim_port, tmp_path, 1, 60), timeout_s=20
+                    ) as good:
                         assert (await run_exec(good, ExecRequest(("echo", "fine")))).stdout == b"fine\n"
             # Nothing is held: its ports can be claimed at once, and its agent may have changed its mind.
             async with claim_port(enemy, 1, wait_s=2):
@@ -166,7 +171,9 @@ async def test_a_guest_that_takes_no_input_is_left_without_delay(tmp_path: Path)
     async with evil_agent(tmp_path, goes_deaf), anyio.create_task_group() as tasks:
         agents = Agents(tasks)
         with anyio.fail_after(20):
-            async with agents.lease("enemy", tmp_path, ports=2, timeout_s=5) as agent:
+            async with agents.lease(
+                "enemy", open_stream=partial(claim_port, tmp_path, 2, 60), timeout_s=5
+            ) as agent:
                 large = ExecRequest(("x", *("y" * 60_000,)))
                 for _ in range(10):  # more than a socket holds
                     with pytest.raises(GuestTimeoutError):

@@ -1,24 +1,26 @@
 """Connections to guests' agents, one an instance for as long as somebody in this process uses it.
 
 An agent port serves one client, a client many requests: whatever this process wants of an instance at one
-time shares one port, and other processes have the other ports.
+time shares one port, and other processes have the other ports. Over vsock it is the same, for the sake of one
+way.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
 import anyio.abc
 
-from ramet.errors import GuestError, GuestTimeoutError, RametError
+from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, RametError
 from ramet.guest.client import AgentClient
-from ramet.guest.ports import claim_port
 
-_PORT_WAIT_S = 60.0
 _ANSWER_WAIT_S = 120.0
+_HANDSHAKES = 5
+
+OpenStream = Callable[[], AbstractAsyncContextManager[anyio.abc.ByteStream]]
+"""Makes a stream to an instance's agent, each time that it is called."""
 
 
 class _Connection:
@@ -43,17 +45,18 @@ class Agents:
 
     @asynccontextmanager
     async def lease(
-        self, instance_id: str, directory: Path, *, ports: int, timeout_s: float
+        self, instance_id: str, *, open_stream: OpenStream, timeout_s: float
     ) -> AsyncIterator[AgentClient]:
-        """The agent of an instance. `timeout_s` bounds this caller's wait for its first answer.
+        """The agent of an instance, over the stream that is open to it or else a new one. `timeout_s` bounds
+        this caller's wait for its first answer.
 
-        Raises `PortsBusyError`, `GuestTimeoutError` or `GuestError`. A connection that fails in use is not
-        used again.
+        Raises `GuestTimeoutError`, `GuestError` or what `open_stream` raises. A connection that fails in use
+        is not used again.
         """
         connection = self._open.get(instance_id)
         if connection is None:
             connection = self._open[instance_id] = _Connection()
-            self._tasks.start_soon(self._hold, connection, instance_id, directory, ports)
+            self._tasks.start_soon(self._hold, connection, instance_id, open_stream)
         connection.users += 1
         try:
             with anyio.move_on_after(timeout_s) as waiting:
@@ -76,19 +79,13 @@ class Agents:
         if self._open.get(instance_id) is connection:
             del self._open[instance_id]
 
-    async def _hold(self, connection: _Connection, instance_id: str, directory: Path, ports: int) -> None:
+    async def _hold(self, connection: _Connection, instance_id: str, open_stream: OpenStream) -> None:
         """Own the connection, being made or made, until nobody uses it: its reader task and its port's
         lock are here.
         """
         try:
             with connection.scope:
-                async with (
-                    claim_port(directory, ports, wait_s=_PORT_WAIT_S) as stream,
-                    AgentClient.connect(stream, timeout_s=_ANSWER_WAIT_S) as client,
-                ):
-                    connection.client = client
-                    connection.settled.set()
-                    await anyio.sleep_forever()
+                await self._serve(connection, open_stream)
         except RametError as error:
             connection.error = error
         except Exception as error:
@@ -98,3 +95,29 @@ class Agents:
             connection.client = None
             self._forget(instance_id, connection)
             connection.settled.set()
+
+    async def _serve(self, connection: _Connection, open_stream: OpenStream) -> None:
+        """Shake hands and stay, for as long as nobody cancels it.
+
+        A stream that ends before the handshake is made again, a few times: a restored guest resets its vsock
+        connections when it learns of that, the first new one perhaps among them. If no other can be made
+        then, the VMM has ended, and the loss is the error.
+        """
+        lost: GuestLostError | None = None
+        for tries_left in reversed(range(_HANDSHAKES)):
+            try:
+                async with (
+                    open_stream() as stream,
+                    AgentClient.connect(stream, timeout_s=_ANSWER_WAIT_S) as client,
+                ):
+                    connection.client = client
+                    connection.settled.set()
+                    await anyio.sleep_forever()
+            except GuestLostError as error:
+                if connection.client is not None or tries_left == 0:
+                    raise
+                lost = error
+            except GuestError as error:
+                if lost is None or connection.client is not None:
+                    raise
+                raise lost from error

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import anyio
+import anyio.abc
 
 from ramet.engine.context import Context
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, VmmError
 from ramet.guest.client import AgentClient
 from ramet.guest.messages import IdentityReply, IdentityRequest
+from ramet.guest.ports import claim_port
+from ramet.guest.vsock import connect_vsock
 from ramet.host import processes, rings
 from ramet.model.record import ProcessRef, Record
 from ramet.paths import CONSOLE_LOG
@@ -22,6 +27,8 @@ _CLOCK_ERROR_GOOD_MS = 100.0
 _CLOCK_ERROR_LIMIT_MS = 1000.0
 _CLOCK_TRIES = 5
 _LAST_BREATH_S = 2.0
+_PORT_WAIT_S = 60.0
+_VSOCK_WAIT_S = 120.0
 
 
 def hostname_of(name: str) -> str:
@@ -86,7 +93,7 @@ async def agent_of(
 
     A VMM that ends while the agent is used is a `VmmError` at once, not a time-out later.
     """
-    directory = context.directory(record)
+    open_stream = partial(_open_stream, context.directory(record), record.machine.agent_ports)
     died = False
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
@@ -99,9 +106,7 @@ async def agent_of(
 
         tasks.start_soon(watch)
         try:
-            async with context.agents.lease(
-                record.id, directory, ports=record.machine.agent_ports, timeout_s=timeout_s
-            ) as agent:
+            async with context.agents.lease(record.id, open_stream=open_stream, timeout_s=timeout_s) as agent:
                 yield agent
         except Exception as error:
             # Kept, whatever it is, and raised outside, where no task group wraps it.
@@ -114,6 +119,13 @@ async def agent_of(
         raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from failure
     if failure is not None:
         raise failure
+
+
+def _open_stream(directory: Path, ports: int) -> AbstractAsyncContextManager[anyio.abc.ByteStream]:
+    """A machine has virtio-serial ports for the agent, or a vsock device."""
+    if ports > 0:
+        return claim_port(directory, ports, wait_s=_PORT_WAIT_S)
+    return connect_vsock(directory, wait_s=_VSOCK_WAIT_S)
 
 
 def console_end(context: Context, record: Record) -> str:

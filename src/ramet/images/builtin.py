@@ -160,7 +160,7 @@ def _add_modules(tree: FileTree, kernel: Kernel) -> list[str]:
     return modules.install(
         tree,
         kernel.version,
-        found.needed(modules.BOOT_MODULES),
+        found.needed_at_boot(),
         found.needed(modules.AVAILABLE_MODULES, optional=True),
         found.builtin_text,
     )

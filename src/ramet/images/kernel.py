@@ -21,7 +21,7 @@ from ramet import config
 from ramet.errors import DamagedError, UnavailableError, UsageError
 from ramet.images.bzimage import read_kernel_version
 from ramet.images.deb import open_package
-from ramet.images.modules import AVAILABLE_MODULES, BOOT_MODULES, ModuleTree, module_name
+from ramet.images.modules import AVAILABLE_MODULES, ModuleTree, module_name
 from ramet.images.publish import published_directory
 
 _VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9.+~_-]{0,127}"
@@ -88,7 +88,7 @@ def add_kernel_package(*packages: Path) -> Kernel:
         target = _kernels_directory() / version
         if not target.is_dir():
             tree = ModuleTree(modules, builtin().decode())
-            chosen = tree.needed(BOOT_MODULES) + tree.needed(AVAILABLE_MODULES, optional=True)
+            chosen = tree.needed_at_boot() + tree.needed(AVAILABLE_MODULES, optional=True)
             with published_directory(target) as making:
                 (making / "vmlinuz").write_bytes(vmlinuz())
                 if read_kernel_version(making / "vmlinuz") != version:

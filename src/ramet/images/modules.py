@@ -18,12 +18,19 @@ from ramet.units import MIB
 
 BOOT_MODULES: Final = ("virtio_pci", "virtio_console")
 """What the agent loads before it can speak to the host; what these depend on comes with them."""
+BOOT_MODULES_IF_THERE: Final = (
+    "virtio_mmio",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
+    "virtio_rng",
+)
+"""What it loads after them, where the kernel has it: the devices of a Firecracker guest. `vsock` comes before
+its transport, because the agent listens in between.
+"""
 AVAILABLE_MODULES: Final = (
     "virtio_blk",
     "virtio_net",
-    "virtio_mmio",
-    "virtio_rng",
-    "vmw_vsock_virtio_transport",
     "ext4",
     "overlay",
     "loop",
@@ -90,6 +97,16 @@ class ModuleTree:
                 continue
             chosen.update((name, module) for name, module in closure.items() if name not in chosen)
         return list(chosen.values())
+
+    def needed_at_boot(self) -> list[Module]:
+        """What the agent loads, in order. Raises `UnavailableError` when a module is missing without which no
+        guest can speak.
+        """
+        needed = self.needed(BOOT_MODULES)
+        names = {module.name for module in needed}
+        return needed + [
+            module for module in self.needed(BOOT_MODULES_IF_THERE, optional=True) if module.name not in names
+        ]
 
     def _closure(self, name: str, wanted_by: tuple[str, ...]) -> dict[str, Module]:
         if name in self._builtin:

@@ -1,6 +1,7 @@
 /* The simulated kernel: descriptors, pipes, ports and files. */
 #include "simulated.h"
 
+#include "kernel.h"
 #include "simulation.h"
 
 enum { FIRST_FD = 1000, FDS = 2048, PIPES = 1024, PORTS = 4, FILES = 8, FILE_MAX = 20000, IN_MAX = (1 << 18) / SCALE };
@@ -43,6 +44,7 @@ static struct pipe pipes[PIPES];
 static int pipes_used;
 static struct sim_port ports[PORTS];
 static int waiting_port = -1;
+static struct kernel_sockaddr_vm waiting_from;
 static struct file files[FILES];
 static unsigned fail_in;
 static int fail_with;
@@ -300,16 +302,20 @@ void sim_pipe_abandon(int agents_fd) {
 
 /* --- ports ----------------------------------------------------------------------------------------------- */
 
-void sim_port_connect(int number) {
+void sim_port_connect(int number, const struct kernel_sockaddr_vm *from) {
     struct sim_port *port = &ports[number];
     port->hung_up = false;
     port->room = UINT32_MAX;
     port->at = port->length = 0;
     waiting_port = number;
+    waiting_from = *from;
 }
 
 int sim_accept4(int listener, struct sockaddr *address, socklen_t *length, int flags) {
-    (void)listener, (void)address, (void)length, (void)flags;
+    (void)listener, (void)flags;
+    if (*length < sizeof waiting_from)
+        abort();
+    memcpy(address, &waiting_from, sizeof waiting_from);
     int number = waiting_port;
     waiting_port = -1;
     errno = EAGAIN;

@@ -11,7 +11,8 @@ void sim_begin(void);
 void sim_end(void);
 
 /* A port as the agent sees it. What is written to it goes to `take`, at most `sim_port_room` octets at a time. */
-void sim_port_connect(int number);
+struct kernel_sockaddr_vm;
+void sim_port_connect(int number, const struct kernel_sockaddr_vm *from);
 void sim_port_deliver(int number, const uint8_t *data, size_t length);
 void sim_port_hang_up(int number);
 void sim_port_room(int number, uint32_t octets);

@@ -9,6 +9,7 @@
 #include "command.h"
 #include "command_table.h"
 #include "identity.h"
+#include "kernel.h"
 #include "message.h"
 #include "port.h"
 #include "session.h"
@@ -45,7 +46,7 @@ static uint8_t *port_buffers[PORT_COUNT];
 
 void init_say(const char *format, ...) { (void)format; }
 void init_filesystems(void) {}
-void init_modules(void) {}
+void init_modules(void (*loaded)(void)) { (void)loaded; }
 void init_rest(void) {}
 void init_shutdown(enum shutdown_wish wish) { (void)wish; }
 void init_ask_for_shutdown(enum shutdown_wish wish) { (void)wish; }
@@ -184,11 +185,12 @@ static void deliver_frame(int port, uint8_t type, uint32_t stream, const uint8_t
     deliver(port, stuffed, wire_encode(stuffed, type, stream, payload, length));
 }
 
-static void open_port(int index) {
-    sim_port_connect(index);
+static void open_port(int index, const struct kernel_sockaddr_vm *from) {
+    sim_port_connect(index, from);
     ports_accept(0);
     if (port_at(index)->fd < 0)
-        return; /* epoll_ctl failed, as it was told to */
+        return; /* epoll_ctl failed, as it was told to, or a stranger came */
+    MUST(from->svm_family != AF_VSOCK || from->svm_cid == KERNEL_VMADDR_CID_HOST);
     port_at(index)->number = index < PORT_COUNT - 1 ? index : -1;
     wire_decoder_init(&port_at(index)->decoder, port_buffers[index]);
     wire_decoder_init(&answers[index], answer_buffers[index]);
@@ -284,11 +286,16 @@ static void reports(void) {
             command_event(E_START_REPORT, (uint32_t)i);
 }
 
-/* The last port is a connection, which an end of file closes: a client comes again. The others are virtio's. */
-static void connect_last(void) {
+/* The last port is a connection, which an end of file closes: a client comes again, over vsock from the host or from a
+ * program of the guest. The others are virtio's. */
+static const struct kernel_sockaddr_vm clients[] = {{.svm_family = AF_UNIX},
+                                                    {.svm_family = AF_VSOCK, .svm_cid = KERNEL_VMADDR_CID_HOST},
+                                                    {.svm_family = AF_VSOCK, .svm_cid = 1}};
+
+static void connect_last(int client) {
     int last = PORT_COUNT - 1;
     if (port_at(last)->fd < 0)
-        open_port(last);
+        open_port(last, &clients[client]);
 }
 
 static void step(struct script *script) {
@@ -348,7 +355,7 @@ static void step(struct script *script) {
         sim_put_file("/etc/hosts", octets(script, &length), length);
         break;
     case 15:
-        connect_last();
+        connect_last(port);
         break;
     }
 }
@@ -361,7 +368,7 @@ static void begin(void) {
     identity_init();
     for (int i = 0; i < PORT_COUNT; i++) {
         port_buffers[i] = malloc(WIRE_FRAME_MAX + 1);
-        open_port(i);
+        open_port(i, &clients[0]);
     }
 }
 

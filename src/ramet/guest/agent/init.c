@@ -15,12 +15,15 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
 #define MODULES_FILE "/etc/ramet/modules"
 #define RC_FILE "/etc/ramet/rc"
 #define GRACE_MS 2000 /* between SIGTERM and SIGKILL for processes that don't end at once */
+#define CONSOLE_MS 2000 /* for the last line to leave the console's buffer */
+#define NO_POWER_SWITCH "ramet.power_off=reset"
 
 void init_say(const char *format, ...) {
     char line[512];
@@ -81,15 +84,17 @@ static void load_module(const char *path) {
         close(fd);
 }
 
-void init_modules(void) {
+void init_modules(void (*loaded)(void)) {
     FILE *list = fopen(MODULES_FILE, "re");
     char line[512];
     if (list == NULL)
         return;
     while (fgets(line, sizeof line, list) != NULL) {
         line[strcspn(line, "\r\n")] = '\0';
-        if (line[0] != '\0' && line[0] != '#')
-            load_module(line);
+        if (line[0] == '\0' || line[0] == '#')
+            continue;
+        load_module(line);
+        loaded();
     }
     fclose(list);
 }
@@ -162,15 +167,51 @@ static void wait_for_all(int limit_ms) {
     }
 }
 
+bool init_has_argument(const char *line, const char *word) {
+    static const char spaces[] = " \t\r\n";
+    size_t length = strlen(word), next;
+    for (; *line != '\0'; line += next + strspn(line + next, spaces)) {
+        next = strcspn(line, spaces);
+        if (next == length && memcmp(line, word, length) == 0)
+            return true;
+    }
+    return false;
+}
+
+static bool has_power_switch(void) {
+    char line[4096]; /* twice what the kernel keeps: COMMAND_LINE_SIZE is 2048 on both architectures */
+    int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, line, sizeof line - 1);
+    if (fd >= 0)
+        close(fd);
+    line[length < 0 ? 0 : length] = '\0';
+    return !init_has_argument(line, NO_POWER_SWITCH);
+}
+
+/* In a process of its own: a console whose output somebody has stopped takes nothing, and would keep us for ever. */
+static void say_power_off(void) {
+    pid_t pid = fork();
+    if (pid == 0) {
+        init_say("\nramet: power off"); /* whatever stood there had perhaps no end of line */
+        tcdrain(STDERR_FILENO);
+        _exit(0);
+    }
+    if (pid > 0)
+        wait_for_all(CONSOLE_MS);
+}
+
 void init_shutdown(enum shutdown_wish wish) {
+    bool by_reset = wish == REBOOT || (wish == POWER_OFF && !has_power_switch());
     sync();
     kill(-1, SIGTERM);
     kill(-1, SIGCONT); /* a stopped process doesn't see the first */
     wait_for_all(GRACE_MS);
     kill(-1, SIGKILL);
     wait_for_all(GRACE_MS);
+    if (by_reset && wish == POWER_OFF)
+        say_power_off();
     sync();
-    reboot(wish == REBOOT ? RB_AUTOBOOT : wish == HALT ? RB_HALT_SYSTEM : RB_POWER_OFF);
+    reboot(by_reset ? RB_AUTOBOOT : wish == HALT ? RB_HALT_SYSTEM : RB_POWER_OFF);
     init_say("ramet: reboot(2): %s", strerror(errno));
 }
 

@@ -23,4 +23,16 @@ struct kernel_sockaddr_nl {
 };
 #define KERNEL_NETLINK_KOBJECT_UEVENT 15
 
+/* linux/vm_sockets.h */
+struct kernel_sockaddr_vm {
+    unsigned short svm_family;
+    unsigned short svm_reserved1;
+    uint32_t svm_port;
+    uint32_t svm_cid;
+    uint8_t svm_flags;
+    uint8_t svm_zero[3];
+};
+#define KERNEL_VMADDR_CID_ANY UINT32_MAX
+#define KERNEL_VMADDR_CID_HOST 2u
+
 #endif

@@ -21,6 +21,7 @@
 #define BATCH 32
 
 static int epoll_set = -1;
+static int listener = -1;
 
 int events_watch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask) {
     struct epoll_event event = {.events = poll_mask | EPOLLET, .data.u64 = (uint64_t)kind << 32 | index};
@@ -96,7 +97,19 @@ static bool work(void) {
     return progress;
 }
 
-static _Noreturn void serve(int signals, int uevents, int listener, bool is_init) {
+/* As soon as the kernel knows vsock, and so before the driver of its transport is loaded: a connection that the VMM holds
+ * back until there is a driver is then answered at once. */
+static void listen_to_host(void) {
+    if (listener < 0 && (listener = ports_listen_vsock()) < 0 && errno != ENOENT)
+        init_say("ramet: listen on vsock: %s", strerror(errno));
+}
+
+static int look_for_ports(void) {
+    listen_to_host();
+    return ports_scan();
+}
+
+static _Noreturn void serve(int signals, int uevents, bool is_init) {
     struct epoll_event events[BATCH];
     enum shutdown_wish done = STAY;
     int rescans = uevents < 0 && listener < 0 ? RESCAN_TIMES : 0;
@@ -113,7 +126,7 @@ static _Noreturn void serve(int signals, int uevents, int listener, bool is_init
             if (kind == E_SIGNAL)
                 wish = take_signals(signals);
             else if (kind == E_UEVENT && ports_uevent(uevents))
-                ports_scan();
+                look_for_ports();
             else if (kind == E_LISTENER)
                 ports_accept(listener);
             else if (kind == E_PORT)
@@ -122,7 +135,7 @@ static _Noreturn void serve(int signals, int uevents, int listener, bool is_init
                 command_event(kind, index);
         }
         if (rescans > 0 && count == 0 && !busy)
-            rescans = ports_scan() > 0 ? 0 : rescans - 1;
+            rescans = look_for_ports() > 0 || listener >= 0 ? 0 : rescans - 1;
         busy = work();
         if (wish == STAY)
             wish = session_shutdown_wish();
@@ -161,7 +174,8 @@ static void occupy_stdio(void) {
 
 static int usage(const char *program) {
     init_say("usage: %s [--socket PATH]\n"
-             "Serves ramet's protocol on the virtio-serial ports ramet.agent.N, or on a UNIX socket.\n"
+             "Serves ramet's protocol on the virtio-serial ports ramet.agent.N and to its host over vsock,\n"
+             "or on a UNIX socket.\n"
              "On a socket it changes nothing of its machine: no identity, no shutdown.", program);
     return 2;
 }
@@ -189,7 +203,7 @@ int main(int argc, char **argv) {
     commands_init();
     identity_init();
 
-    int uevents = -1, listener = -1;
+    int uevents = -1;
     if (socket_path != NULL) {
         session_forbid_machine_changes();
         if ((listener = ports_listen(socket_path)) < 0) {
@@ -198,12 +212,13 @@ int main(int argc, char **argv) {
         }
     } else {
         uevents = ports_watch_uevents(); /* before the drivers: no port may come unseen */
+        listen_to_host();
     }
     if (is_init)
-        init_modules();
+        init_modules(listen_to_host);
     if (socket_path == NULL)
-        ports_scan();
+        look_for_ports();
     if (is_init)
         init_rest();
-    serve(signals, uevents, listener, is_init);
+    serve(signals, uevents, is_init);
 }

@@ -17,6 +17,8 @@
 
 #define CLASS_DIRECTORY "/sys/class/virtio-ports"
 #define NAME_PREFIX "ramet.agent."
+#define VSOCK_DEVICE "/dev/vsock" /* it is there from before the family is until after it is gone */
+#define VSOCK_PORT 1024u
 
 static struct port ports[PORTS_MAX];
 
@@ -122,8 +124,23 @@ bool ports_uevent(int fd) {
         }
         if (length < 0)
             return found;
-        found = found || memmem(text, (size_t)length, "virtio-ports", strlen("virtio-ports")) != NULL;
+        found = found || memmem(text, (size_t)length, "virtio-ports", strlen("virtio-ports")) != NULL ||
+                memmem(text, (size_t)length, "vsock", strlen("vsock")) != NULL;
     }
+}
+
+static int listen_at(const struct sockaddr *address, socklen_t length) {
+    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    if (bind(fd, address, length) < 0 || listen(fd, PORTS_MAX) < 0 ||
+        events_watch(fd, E_LISTENER, 0, EPOLLIN) < 0) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
 }
 
 int ports_listen(const char *path) {
@@ -133,22 +150,30 @@ int ports_listen(const char *path) {
         return -1;
     }
     strcpy(address.sun_path, path);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
+    return listen_at((struct sockaddr *)&address, sizeof address);
+}
+
+int ports_listen_vsock(void) {
+    struct kernel_sockaddr_vm address = {
+        .svm_family = AF_VSOCK, .svm_port = VSOCK_PORT, .svm_cid = KERNEL_VMADDR_CID_ANY};
+    /* Asked for a family that it lacks, the kernel runs modprobe and waits for it: once for each time that we look. */
+    if (access(VSOCK_DEVICE, F_OK) < 0)
         return -1;
-    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, PORTS_MAX) < 0 ||
-        events_watch(fd, E_LISTENER, 0, EPOLLIN) < 0) {
-        close(fd);
-        return -1;
-    }
-    return fd;
+    return listen_at((struct sockaddr *)&address, sizeof address);
 }
 
 void ports_accept(int listener) {
-    int fd;
-    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0)
-        if (!port_open(fd, -1))
+    for (;;) {
+        struct kernel_sockaddr_vm peer = {0};
+        socklen_t length = sizeof peer;
+        int fd = accept4(listener, (struct sockaddr *)&peer, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0)
+            return;
+        /* Programs of the guest reach our port too, where its kernel has a loopback: they are nobody's host. */
+        bool stranger = peer.svm_family == AF_VSOCK && peer.svm_cid != KERNEL_VMADDR_CID_HOST;
+        if (stranger || !port_open(fd, -1))
             close(fd);
+    }
 }
 
 void port_event(struct port *port, uint32_t poll_mask) {
@@ -156,8 +181,10 @@ void port_event(struct port *port, uint32_t poll_mask) {
         port->readable = true;
     if (poll_mask & EPOLLOUT)
         port->writable = true;
-    if (poll_mask & EPOLLHUP)
-        port_drop_output(port); /* nobody will take it, and it may be what keeps us from reading on */
+    /* Nobody will take it, and it may be what keeps us from reading on. A vsock connection that ended because the VMM
+     * saved its state reports an error and no end. */
+    if (poll_mask & (EPOLLHUP | EPOLLERR))
+        port_drop_output(port);
 }
 
 /* Reads into an empty input buffer. False when there is nothing to read for now. */

@@ -1,4 +1,5 @@
-/* Byte streams to the host: virtio-serial ports, or connections to a UNIX socket. Buffers and framing of each.
+/* Byte streams to the host: virtio-serial ports, or connections over vsock or to a UNIX socket. Buffers and framing of
+ * each.
  *
  * A port's output is bounded. Data of commands stops at half of it, so that answers always find room; when
  * those don't either, no more requests are read.
@@ -36,11 +37,13 @@ int ports_open_count(void);
 int ports_scan(void);
 /* A netlink socket that reports new devices, already watched; -1 with errno. */
 int ports_watch_uevents(void);
-/* Reads what a uevent socket holds. True when virtio ports were among it. */
+/* Reads what a uevent socket holds. True when virtio ports or vsock were among it. */
 bool ports_uevent(int fd);
 
-/* Listens on a UNIX stream socket, already watched; -1 with errno. */
+/* Listen on a UNIX stream socket, or on vsock for the host; already watched; -1 with errno. ENOENT: no vsock (yet). */
 int ports_listen(const char *path);
+int ports_listen_vsock(void);
+/* Takes who waits. Over vsock only the host is let in, and with every port in use nobody is: the rest are closed. */
 void ports_accept(int listener);
 
 void port_event(struct port *port, uint32_t poll_mask);
