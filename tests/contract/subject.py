@@ -17,7 +17,7 @@ import anyio
 import anyio.abc
 import msgspec
 
-from ramet.disk.volumes import files_of, fork_disk, make_disk
+from ramet.disk.volumes import fork_disk, make_disk
 from ramet.drivers.api import Ability, Driver, SavesSnapshot, SavesState, Vmm
 from ramet.errors import GuestError, GuestLostError
 from ramet.guest.client import AgentClient, run_exec
@@ -121,8 +121,7 @@ class Subject:
     def link(self, frozen: Frozen, directory: Path) -> Machine:
         """A directory that shares the parts of `frozen`, with disks of its own."""
         directory.mkdir(mode=0o700)
-        parts = [name for name in (MEM_FILE, VMSTATE_FILE, KERNEL_FILE, INITRAMFS_FILE)]
-        for name in parts:
+        for name in (MEM_FILE, VMSTATE_FILE, KERNEL_FILE, INITRAMFS_FILE):
             if (frozen.directory / name).exists():
                 os.link(frozen.directory / name, directory / name)
         disks = tuple(fork_disk(frozen.directory, directory, disk).disk for disk in frozen.machine.disks)
@@ -141,11 +140,11 @@ class Subject:
         """The numbers that the guest's memory and its disk have."""
         if self.is_linux:
             said = await self.run(agent, "sh", "-c", "cat /run/mark; head -n 1 /dev/vda")
-            memory, disk = (int(word) for word in said.split())
-            return memory, disk
-        memory = await self.run(agent, "peek", hex(_MARK_ADDRESS))
-        disk = await self.run(agent, "bpeek", "7")
-        return int(memory.split()[0], 16), int(disk.split()[0], 16)
+            in_memory, on_disk = said.split()
+            return int(in_memory), int(on_disk)
+        in_memory = await self.run(agent, "peek", hex(_MARK_ADDRESS))
+        on_disk = await self.run(agent, "bpeek", "7")
+        return int(in_memory.split()[0], 16), int(on_disk.split()[0], 16)
 
     async def run(self, agent: AgentClient, *argv: str) -> str:
         """A command's standard output; `GuestError` when it fails."""
@@ -214,6 +213,3 @@ async def introduce(agent: AgentClient, name: str) -> IdentityReply:
         generation=2, seed=os.urandom(64), hostname=name, machine_id=os.urandom(16).hex()
     )
     return await agent.identity(request, timeout_s=ANSWER_LIMIT_S)
-
-
-__all__ = ["Frozen", "Running", "Subject", "booted", "files_of", "introduce", "restored"]

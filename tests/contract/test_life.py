@@ -1,0 +1,175 @@
+"""Start, pause, resume, end: of a booted VM and of a restored one, by this process and by another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from ramet.drivers.api import Ability, Ending, SavesSnapshot, SavesState
+from ramet.errors import GuestError, GuestTimeoutError, VmmError, VmmTimeoutError
+from ramet.host import processes
+from ramet.model.record import ProcessRef
+from ramet.paths import VMSTATE_FILE
+from tests.conftest import living_in
+from tests.contract.subject import Frozen, Running, Subject, booted, introduce, restored
+
+pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
+
+
+async def test_a_booted_vm_runs_in_its_directory_and_answers(subject: Subject, place: Path) -> None:
+    async with booted(subject, place / "vm") as vm:
+        assert await vm.vmm.status() == "running"
+        assert living_in(place) == [vm.vmm.process.pid]
+        assert Path(f"/proc/{vm.vmm.process.pid}/cwd").readlink() == vm.directory
+        async with subject.agent(vm) as agent:
+            reply = await introduce(agent, "booted")
+            assert reply.hostname == "booted"
+            assert len(set(reply.boot_random)) > 1
+            await subject.write(agent, 77)
+            assert await subject.read(agent) == (77, 77)
+        await vm.vmm.kill()
+        assert living_in(place) == []
+        await vm.vmm.kill()  # nothing happens
+
+
+async def test_abilities_are_what_the_vmm_can_do(subject: Subject, frozen: Frozen, place: Path) -> None:
+    abilities = subject.driver.abilities
+    async with restored(subject, frozen, place / "vm") as vm:
+        assert isinstance(vm.vmm, SavesState) == (Ability.SAVES_STATE_WITHOUT_RAM in abilities)
+        assert isinstance(vm.vmm, SavesSnapshot) == (Ability.SAVES_STATE_WITH_RAM in abilities)
+
+
+async def test_a_restored_vm_waits_paused_until_it_is_resumed(
+    subject: Subject, frozen: Frozen, place: Path
+) -> None:
+    async with restored(subject, frozen, place / "vm", resume=False) as vm:
+        assert await vm.vmm.status() != "running"
+        with pytest.raises(GuestError):
+            await answer(subject, vm, limit_s=0.5)
+        await vm.vmm.resume()
+        assert await vm.vmm.status() == "running"
+        await answer(subject, vm, limit_s=60)
+
+
+async def test_pause_stops_the_guest_and_resume_lets_it_go_on(
+    subject: Subject, frozen: Frozen, place: Path
+) -> None:
+    async with restored(subject, frozen, place / "vm") as vm, subject.agent(vm) as agent:
+        await agent.ping(timeout_s=60)
+        await vm.vmm.pause()
+        assert await vm.vmm.status() == "paused"
+        with pytest.raises(GuestTimeoutError):
+            await agent.ping(timeout_s=0.5)
+        await vm.vmm.resume()
+        await agent.ping(timeout_s=60)
+        assert await subject.read(agent) == (1, 1)
+
+
+async def answer(subject: Subject, vm: Running, *, limit_s: float) -> None:
+    """The guest's answer to a new client. `GuestTimeoutError` when there is none in time."""
+    with anyio.move_on_after(limit_s):
+        async with subject.agent(vm) as agent:
+            await agent.ping(timeout_s=limit_s)
+            return
+    raise GuestTimeoutError("no answer")
+
+
+_ADOPT = """
+import asyncio, sys
+import msgspec
+from pathlib import Path
+from ramet.model.record import Machine, ProcessRef
+from tests.contract.conftest import DRIVERS
+
+async def main():
+    name, directory = sys.argv[1:3]
+    process = msgspec.json.decode(sys.argv[3], type=ProcessRef)
+    machine = msgspec.json.decode(sys.argv[4], type=Machine)
+    driver = DRIVERS[name]()
+    await driver.version()
+    vmm = driver.attach(Path(directory), process, machine)
+    said = [await vmm.status()]
+    await vmm.pause()
+    said.append(await vmm.status())
+    await vmm.resume()
+    said.append(await vmm.status())
+    print(*said)
+    await vmm.kill()
+
+asyncio.run(main())
+"""
+
+
+async def test_another_process_adopts_it(subject: Subject, frozen: Frozen, place: Path) -> None:
+    async with restored(subject, frozen, place / "vm") as vm:
+        words = [msgspec.json.encode(one).decode() for one in (vm.vmm.process, vm.machine)]
+        done = await anyio.run_process(
+            [sys.executable, "-c", _ADOPT, subject.driver.name, str(vm.directory), *words],
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        assert done.stdout.decode().split() == ["running", "paused", "running"], done.stdout.decode()
+        assert not processes.is_alive(vm.vmm.process)
+
+
+async def test_a_vmm_that_was_killed_has_died(subject: Subject, frozen: Frozen, place: Path) -> None:
+    async with restored(subject, frozen, place / "vm") as vm:
+        await answer(subject, vm, limit_s=60)
+        os.kill(vm.vmm.process.pid, signal.SIGKILL)
+        assert await processes.wait_ended(vm.vmm.process, timeout_s=10)
+        assert subject.driver.ending(vm.directory) is Ending.DIED
+        with pytest.raises(VmmError):
+            await vm.vmm.status()
+
+
+@pytest.mark.parametrize(("reboot", "ending"), [(False, Ending.POWERED_OFF), (True, Ending.REBOOTED)])
+async def test_how_a_guest_ended(
+    subject: Subject, frozen: Frozen, place: Path, reboot: bool, ending: Ending
+) -> None:
+    async with restored(subject, frozen, place / "vm") as vm:
+        async with subject.agent(vm) as agent:
+            await agent.shutdown(reboot=reboot, timeout_s=60)
+        assert await processes.wait_ended(vm.vmm.process, timeout_s=60)
+        assert subject.driver.ending(vm.directory) is ending
+
+
+async def test_a_vmm_that_hangs_is_a_timeout_and_not_a_wait_for_ever(
+    subject: Subject, frozen: Frozen, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with restored(subject, frozen, place / "vm") as vm:
+        os.kill(vm.vmm.process.pid, signal.SIGSTOP)
+        with anyio.fail_after(60), pytest.raises(VmmTimeoutError):
+            await vm.vmm.status()
+        os.kill(vm.vmm.process.pid, signal.SIGCONT)
+        await answer(subject, vm, limit_s=60)
+
+
+async def test_a_vmm_killed_between_load_and_resume(subject: Subject, frozen: Frozen, place: Path) -> None:
+    async with (
+        restored(subject, frozen, place / "sibling") as sibling,
+        restored(subject, frozen, place / "vm", resume=False) as vm,
+    ):
+        await processes.kill(vm.vmm.process)
+        with pytest.raises(VmmError):
+            await vm.vmm.resume()
+        await answer(subject, sibling, limit_s=60)
+
+
+async def test_a_pid_that_is_somebody_elses_now_is_left_alone(subject: Subject, place: Path) -> None:
+    """A pid with another start time isn't the VMM."""
+    ours = processes.reference(os.getpid())
+    stranger = ProcessRef(ours.pid, ours.started - 1, ours.boot_id)
+    (place / "vm").mkdir()
+    vmm = subject.driver.attach(place / "vm", stranger, subject.machine())
+    await vmm.kill()
+    assert processes.is_alive(ours)
+    with pytest.raises(VmmError):
+        await vmm.status()
+    assert not (place / "vm" / VMSTATE_FILE).exists()
