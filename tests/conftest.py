@@ -19,6 +19,9 @@ from ramet import config
 from ramet.errors import UnavailableError
 from ramet.host import processes
 
+SHORTLY = ("sh", "-c", 'sleep 0.3; exec "$0" "$@"')
+"""Before a command in a guest that ends the guest: the answer that it was started is out before that."""
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:

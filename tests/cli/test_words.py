@@ -226,21 +226,46 @@ def test_completion_in_the_shell(ramet: Shell, stored: Home) -> None:
     assert done.stdout.split() == [b"second"]
 
 
-def test_a_closed_pipe_is_no_traceback(ramet: Shell) -> None:
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(("words", "code"), [("ps", 141), ("ps --json", 141), ("inspect nosuch --json", 3)])
+def test_a_closed_pipe_is_no_traceback(ramet: Shell, words: str, code: int, buffered: bool) -> None:
+    ramet.environment["PYTHONUNBUFFERED"] = "" if buffered else "1"
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as gone:
-        process = ramet.start("ps", stdout=gone)
+        process = ramet.start(*words.split(), stdout=gone)
         _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (141, b"")
+    assert process.returncode == code
+    assert said.startswith(b"ramet: no instance") if code == 3 else said == b""
+    assert b"Traceback" not in said
 
 
-def test_a_full_disk_is_an_error(ramet: Shell) -> None:
+FULL = b"ramet: No space left on device\n"
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("ps", 1, b""),
+        ("ps --json", 1, b""),
+        ("--help", 1, b""),
+        ("--version", 1, b""),
+        # The error is what counts; that its document could not be written either is said besides.
+        ("inspect nosuch --json", 3, b"ramet: no instance 'nosuch'\nhint: "),
+        ("stop --nosuch --json", 2, b"ramet: No such option: --nosuch\nhint: "),
+    ],
+)
+def test_a_full_disk_is_an_error(ramet: Shell, words: str, code: int, said: bytes, buffered: bool) -> None:
+    """Also where Python buffers standard output and would try again at exit, with an exit code of its own."""
+    ramet.environment["PYTHONUNBUFFERED"] = "" if buffered else "1"
     with Path("/dev/full").open("wb") as full:
-        process = ramet.start("ps", stdout=full)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert said == b"ramet: No space left on device\n"
+        process = ramet.start(*words.split(), stdout=full)
+        _, heard = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert heard.startswith(said)
+    assert heard.endswith(FULL)
+    assert heard.count(b"\n") == said.count(b"\n") + (2 if said else 1), heard
 
 
 def test_closed_standard_streams_are_not_reused(ramet: Shell) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from ramet.paths import VMM_LOG
 from tests.cli.conftest import COMMAND, LIMIT_S, Shell, wait_until
-from tests.conftest import living_in
+from tests.conftest import SHORTLY, living_in
 
 pytestmark = pytest.mark.vm
 
@@ -92,7 +92,7 @@ def test_of_several_runs_with_one_name_one_wins(shell: Shell) -> None:
 def test_a_rebooted_fork_is_started_by_one_of_many(shell: Shell) -> None:
     """A restored guest that reboots takes its VMM with it; four commands find it so at once."""
     fork = shell.json("fork", "--name", "again", "--json", "warm")["forks"][0]
-    shell("exec", "-d", "again", "reboot")
+    shell("exec", "-d", "again", "--", *SHORTLY, "reboot")
     wait_until(lambda: living_in(shell.home) == [])
     children = [shell.start("exec", "again", "cat", "/proc/sys/kernel/random/boot_id") for _ in range(4)]
     answers = [ended(child) for child in children]

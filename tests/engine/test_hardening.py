@@ -20,7 +20,7 @@ from ramet.guest.ports import claim_port
 from ramet.host import processes
 from ramet.paths import MEM_FILE
 from ramet.store.records import Store
-from tests.conftest import living_in
+from tests.conftest import SHORTLY, living_in
 
 pytestmark = pytest.mark.anyio
 
@@ -135,7 +135,7 @@ async def test_one_instances_trouble_is_not_its_hosts(warm: ramet.VM) -> None:
     vm, sibling = await warm.fork(2)
     obstacle = vm.directory / f".tmp-{MEM_FILE}"
     obstacle.mkdir()
-    await vm.spawn("reboot")
+    await vm.spawn(*SHORTLY, "reboot")
     with anyio.fail_after(60):
         while (await vm.info()).state != "failed":
             await anyio.sleep(0.05)

@@ -11,7 +11,7 @@ import pytest
 
 import ramet
 from ramet.host import processes
-from tests.conftest import living_in
+from tests.conftest import SHORTLY, living_in
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -74,7 +74,7 @@ async def test_a_template_is_fork_only(warm: ramet.VM) -> None:
 
 async def test_a_guest_that_powers_off_is_stopped(warm: ramet.VM) -> None:
     async with warm.fork(1) as (vm,):
-        await vm.spawn("sh", "-c", "sleep 0.5; poweroff")  # not before its start has been answered
+        await vm.spawn(*SHORTLY, "poweroff")
         with anyio.fail_after(30):
             await vm.wait()
         info = await vm.info()
@@ -87,7 +87,7 @@ async def test_a_fork_that_reboots_is_started_cold(warm: ramet.VM) -> None:
     """
     async with warm.fork(1) as (vm,):
         pid, machine_id = (await vm.info()).pid, vm.receipt.identity.machine_id
-        await vm.spawn("reboot")
+        await vm.spawn(*SHORTLY, "reboot")
         assert pid is not None
         with anyio.fail_after(90):
             await processes.wait_ended(processes.reference(pid))
@@ -104,7 +104,7 @@ async def test_a_booted_instance_that_reboots_comes_up_as_itself(host: ramet.Hos
     assert pid is not None
     before = await vm.exec("cat", "/etc/machine-id", "/etc/hostname", check=True)
     await vm.exec("touch", "/tmp/mark", check=True)
-    await vm.spawn("reboot")
+    await vm.spawn(*SHORTLY, "reboot")
     with anyio.fail_after(90):
         await processes.wait_ended(processes.reference(pid))
         after = await vm.exec("cat", "/etc/machine-id", "/etc/hostname", check=True)

@@ -33,7 +33,9 @@ _TRIAL = "import ctypes, lzma, sqlite3, sys; print('%d.%d' % sys.version_info[:2
 
 
 class Account:
-    """Runs programs as the user, with the environment of a plain login and nothing of this process's own."""
+    """Runs programs as the user, with the environment of a plain login and nothing of this process's own, but
+    for the QEMU that the tests are to be run with.
+    """
 
     def __init__(self, home: Path, entry: pwd.struct_passwd | None) -> None:
         self.home = home
@@ -42,6 +44,8 @@ class Account:
             {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []} if entry else {}
         )
         self.environment = {"HOME": str(home), "PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+        if "RAMET_QEMU" in os.environ:
+            self.environment["RAMET_QEMU"] = os.environ["RAMET_QEMU"]
         self.python = ""
 
     def run(self, *argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

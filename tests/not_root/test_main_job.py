@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -37,6 +38,17 @@ def enforced(account: Account) -> bool:
     return checks["immutability"]["ok"] is True
 
 
+def how_opened(pid: int, inode: int) -> set[int]:
+    """With which access mode of open(2) the process has the file open."""
+    modes = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        if fd.stat().st_ino == inode:
+            info = Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text()
+            (flags,) = re.findall(r"^flags:\s+(\d+)$", info, re.MULTILINE)
+            modes.add(int(flags, 8) & os.O_ACCMODE)
+    return modes
+
+
 def test_everything_lies_in_the_users_own_directory(account: Account, template: dict[str, Any]) -> None:
     directory = Path(template["directory"])
     assert directory.parent == account.data / "instances"
@@ -65,6 +77,8 @@ def test_forks_share_are_isolated_and_can_be_forked_themselves(
     assert {one["memory"]["inode"] for one in receipts} == {mem.st_ino}
     said = receipts[0]["memory"]["immutability"]
     assert said.startswith("enforced" if enforced(account) else "not enforced by the kernel: ")
+    access = os.O_RDONLY if enforced(account) else os.O_RDWR
+    assert [how_opened(one["pid"], mem.st_ino) for one in receipts] == [{access}] * 3
     first, second, third = (one["name"] for one in receipts)
     assert [account.ramet("exec", name, "--", "cat", "/run/cache") for name in (first, second)] == [
         "hot\n"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -73,7 +72,7 @@ def _leave(
     try:
         code = anyio.run(_unless_signalled, work, caught)
     except BrokenPipeError:
-        silence_stdout()
+        output.silence()
         code = BROKEN_PIPE
     except Exception as error:
         code = report(error, json=json and not caught, in_guest=in_guest)
@@ -148,15 +147,27 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
 def report(error: Exception, *, json: bool, in_guest: bool = False) -> int:
     """Tell people and programs about an error, and return the exit code that it means."""
     shape = error_shape(error)
-    if json:
-        output.emit({"error": shape})
     tell(shape)
+    if json:
+        _emit_error(shape)
     if os.environ.get("RAMET_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error)
     code = error.exit_code if isinstance(error, RametError) else RametError.exit_code
     return max(code, _OWN_TROUBLE) if in_guest and code != 124 else code
+
+
+def _emit_error(shape: ErrorShape) -> None:
+    """The JSON document of an error. The error is what counts, and its exit code, whether or not it can be
+    written.
+    """
+    try:
+        output.emit({"error": shape})
+    except BrokenPipeError:
+        pass  # nobody reads it
+    except OSError as unwritable:
+        tell(error_shape(unwritable))
 
 
 def tell(error: ErrorShape, *, about: str | None = None) -> None:
@@ -195,11 +206,4 @@ def _emit_interruption(number: int) -> None:
     from ramet.model.shapes import ErrorShape
 
     name = signal.Signals(number).name
-    output.emit({"error": ErrorShape(code="interrupted", message=f"interrupted by {name}")})
-
-
-def silence_stdout() -> None:
-    """After a reader has gone: let what is still buffered go nowhere instead of failing once more at exit."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)
+    _emit_error(ErrorShape(code="interrupted", message=f"interrupted by {name}"))

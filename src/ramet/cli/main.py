@@ -75,7 +75,7 @@ def main() -> int:
     except typer.TyperException as error:
         code = _report_usage(error)
     except BrokenPipeError:
-        calling.silence_stdout()
+        output.silence()
         code = calling.BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -84,8 +84,7 @@ def main() -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        # What could not be written has been said; Python would try again at exit and change the code.
-        calling.silence_stdout()
+        output.silence()  # what Typer wrote; that it couldn't has been said
     return int(code)
 
 

@@ -6,6 +6,7 @@ or a user chose can't drive the terminal.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,8 +47,31 @@ def emit(document: Any) -> None:
 
 def say(line: str) -> None:
     """Write a line for people and scripts."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    write(line + "\n")
+
+
+def write(text: str | bytes) -> None:
+    """Write to standard output, at once.
+
+    Raises OSError when it can't be written. Nothing more is then written there: Python keeps what it could
+    not get rid of and would fail with it again at each flush, the last time at exit, with a code of its own.
+    """
+    try:
+        if isinstance(text, bytes):
+            sys.stdout.buffer.write(text)
+        else:
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        silence()
+        raise
+
+
+def silence() -> None:
+    """Let what standard output has buffered, and what comes, go nowhere instead of failing once more."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
 
 
 def warn(line: str) -> None:

@@ -141,11 +141,9 @@ def _write_log(instance_id: str, data: bytes, *, json: bool) -> None:
     if json:
         output.emit(LogDocument(id=instance_id, text=data.decode(errors="replace")))
     elif sys.stdout.isatty():
-        sys.stdout.write(printable(data))
-        sys.stdout.flush()
+        output.write(printable(data))
     else:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        output.write(data)
 
 
 def stats(
