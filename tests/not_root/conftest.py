@@ -7,7 +7,6 @@ because a checkout, a venv or an interpreter in root's home can't be read by any
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import pwd
 import shutil
@@ -20,14 +19,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from packaging.requirements import Requirement
 
 from ramet.errors import UnavailableError
 from ramet.images.kernel import find_kernel
 from tests.conftest import living_in
+from tests.copied_packages import copy_packages
 
 USER = "ramet-test"
-ROOT = Path(__file__).parent.parent.parent
 LIMIT_S = 150
 _TRIAL = "import ctypes, lzma, sqlite3, sys; print('%d.%d' % sys.version_info[:2])"
 
@@ -131,14 +129,7 @@ def _remove_user() -> None:
 def _install(account: Account) -> None:
     account.python = _python_for(account)
     packages = account.home / "packages"
-    for name in _required("ramet"):
-        for file in importlib.metadata.files(name) or []:
-            place = packages / file
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file.locate(), place)
-    nothing_made = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(ROOT / "src" / "ramet", packages / "ramet", ignore=nothing_made)
+    copy_packages(packages)
     account.environment["PYTHONPATH"] = str(packages)
     try:
         kernel = find_kernel()
@@ -171,19 +162,6 @@ def _python_for(account: Account) -> str:
         except OSError:
             continue
     pytest.skip(f"an ordinary user can run no Python {version} here: tried {', '.join(tried)}")
-
-
-def _required(name: str) -> set[str]:
-    """The distributions that `name` needs at run time, all the way down, itself left out."""
-    found: set[str] = set()
-    waiting = [name]
-    while waiting:
-        for line in importlib.metadata.requires(waiting.pop()) or []:
-            wanted = Requirement(line)
-            if wanted.name not in found and (not wanted.marker or wanted.marker.evaluate({"extra": ""})):
-                found.add(wanted.name)
-                waiting.append(wanted.name)
-    return found
 
 
 def _remove_instances(account: Account) -> None:

@@ -1,0 +1,187 @@
+"""The emulated host as an object: boots, runs commands, is gone afterwards whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from ramet import config
+from tests.emulated_host import tree
+from tests.emulated_host.inside.server import PORT
+from tests.emulated_host.root import cache, find_root
+
+BOOT_LIMIT_S: Final = 240
+_ANSWER_LIMIT_S: Final = 120
+"""How long an answer may take beyond the time that the command itself is given."""
+_END_LIMIT_S: Final = 30
+_LINE_LIMIT_BYTES: Final = 16 << 20
+_MACHINE: Final = (
+    # The emulated processor has AMD's virtualization, so the kernel's ordinary kvm-amd works on it.
+    *("-machine", "q35", "-cpu", "max,+svm,+npt", "-accel", "tcg,tb-size=1024,thread=multi"),
+    *("-m", "6144", "-smp", "2", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+    *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+)
+_KERNEL_LINE: Final = "console=ttyS0 quiet panic=-1 reboot=k no_timer_check tsc=reliable mitigations=off"
+
+
+class Done(NamedTuple):
+    """A command that has ended: 124 when its time was up, 128 and the number when a signal ended it."""
+
+    code: int
+    output: str
+
+
+class HostDiedError(Exception):
+    """The emulated host ended, or stopped answering. Carries what its console said last."""
+
+
+class EmulatedHost:
+    """A Linux host with a KVM that runs Linux, and this tree of ramet in it.
+
+    Used with `with`: entering boots it, leaving ends it. `timings_s` says how long packing and booting took.
+    Raises `UnavailableError` where it can't be made, `HostDiedError` when it doesn't come up or goes down; its
+    QEMU and its files are gone then. Should this process be killed, the kernel kills QEMU.
+    """
+
+    def __init__(self, *, shell: bool = False) -> None:
+        self._shell = shell
+        self._directory = tempfile.TemporaryDirectory(prefix="run-", dir=cache())
+        self._console = Path(self._directory.name, "console.log")
+        self._qemu: subprocess.Popen[bytes] | None = None
+        self._port: socket.socket | None = None
+        self._buffer = b""
+        self.peak_bytes = 0
+        self.timings_s: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._boot()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None) -> Done:
+        """Run a command as root in `/ramet/tree`, its outputs together. They are printed as they come.
+
+        After `timeout_s` its processes are killed. Raises `HostDiedError`.
+        """
+        self._send({"argv": list(argv), "env": dict(env or {}), "timeout_s": timeout_s})
+        output = []
+        for answer in self._answers(timeout_s + _ANSWER_LIMIT_S):
+            if "code" in answer:
+                return Done(answer["code"], "".join(output))
+            output.append(answer["out"])
+            sys.stdout.write(answer["out"])
+            sys.stdout.flush()
+        raise AssertionError("the answers end with a code or an error")
+
+    def wait(self) -> None:
+        """Until the host has turned itself off, with no limit: for a person in its shell."""
+        assert self._qemu is not None
+        self._qemu.wait()
+
+    def console(self) -> str:
+        """The end of what the host's kernel and start-up have said."""
+        try:
+            return self._console.read_text(errors="replace")[-4000:]
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """End QEMU and remove its files. Harmless when done twice."""
+        if self._qemu is not None:
+            self.peak_bytes = self.peak_bytes or _peak_bytes(self._qemu.pid)
+            self._qemu.kill()
+            self._qemu.wait(_END_LIMIT_S)
+            self._qemu = None
+        if self._port is not None:
+            self._port.close()
+            self._port = None
+        self._directory.cleanup()
+
+    def _boot(self) -> None:
+        root = self._timed("root", find_root)
+        disk = Path(self._directory.name, "tree.ext4")
+        self._timed("pack", lambda: tree.pack(disk, root))
+        ours, theirs = socket.socketpair()
+        self._port = ours
+        line = f"{_KERNEL_LINE} emulated-host={'shell' if self._shell else 'server'}"
+        serial = ["-serial", "mon:stdio"] if self._shell else ["-serial", f"file:{self._console}"]
+        words = [
+            *("setpriv", "--pdeathsig", "KILL", config.qemu_binary(), "-name", "emulated-host", *_MACHINE),
+            *("-kernel", root.kernel, "-initrd", root.initramfs, "-append", line, *serial),
+            # What the host writes on its root goes to a temporary file that QEMU has unlinked.
+            *("-drive", f"file={root.image},format=raw,if=virtio,snapshot=on,cache=unsafe"),
+            *("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"),
+            *("-chardev", f"socket,id=port,fd={theirs.fileno()}"),
+            *("-device", f"virtserialport,chardev=port,name={PORT}"),
+        ]
+        with theirs:
+            self._qemu = subprocess.Popen(
+                words,
+                stdin=None if self._shell else subprocess.DEVNULL,
+                stdout=None if self._shell else subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"TMPDIR": self._directory.name},
+            )
+        if not self._shell:
+            self._timed("boot", lambda: next(self._answers(BOOT_LIMIT_S)))
+
+    def _timed(self, what: str, step: Any) -> Any:
+        started = time.monotonic()
+        result = step()
+        self.timings_s[what] = round(time.monotonic() - started, 2)
+        return result
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        assert self._port is not None, "the host isn't running"
+        self._port.settimeout(_ANSWER_LIMIT_S)
+        try:
+            self._port.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise self._died(str(error)) from error
+
+    def _answers(self, limit_s: float) -> Iterator[dict[str, Any]]:
+        """What the server says, until it has been silent, or busy, for too long."""
+        assert self._port is not None, "the host isn't running"
+        until = time.monotonic() + limit_s
+        while True:
+            while b"\n" not in self._buffer:
+                self._port.settimeout(max(0.01, until - time.monotonic()))
+                try:
+                    chunk = self._port.recv(65536)
+                except TimeoutError:
+                    raise self._died(f"no answer within {limit_s:g} s") from None
+                if not chunk or len(self._buffer) > _LINE_LIMIT_BYTES:
+                    raise self._died("its QEMU has ended" if not chunk else "it sends lines without end")
+                self._buffer += chunk
+            line, _, self._buffer = self._buffer.partition(b"\n")
+            yield json.loads(line)
+
+    def _died(self, why: str) -> HostDiedError:
+        return HostDiedError(f"the emulated host: {why}; its console:\n{self.console()}")
+
+
+def _peak_bytes(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
