@@ -181,9 +181,16 @@ guest_kernel() {
     "$venv" tools/guest_kernel.py add "$downloads"/*.deb
 }
 
+# Only tests want it, and are skipped without it.
+firecracker() {
+    [[ -e /dev/kvm ]] || return 0
+    "$venv" tools/get_firecracker.py || say "without Firecracker some tests are skipped"
+}
+
 [[ $(uname -sm) == "Linux x86_64" ]] || cannot "ramet needs Linux on x86-64; this is $(uname -sm)"
 system_packages
 python_packages
 build_agent
 guest_kernel
+firecracker
 say "ready; \`make demo\` shows what ramet does"
