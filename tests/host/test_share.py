@@ -17,8 +17,8 @@ import pytest
 
 from ramet.errors import FilesystemError
 from ramet.host.files import allocated_bytes
-from ramet.memory.integrity import check, digest, facts_of
 from ramet.host.share import ASKED_FOR, Shared, share_file
+from ramet.memory.integrity import check, digest, facts_of
 from ramet.units import MIB
 
 

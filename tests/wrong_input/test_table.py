@@ -85,7 +85,14 @@ plainly("-n 100000", "fork -n 100000 warm", 2, "usage", "100000 forks", "each is
 plainly("too little memory", "run --memory 16M builtin", 2, "usage", "16.0 MiB is less", "at least 96M")
 plainly("more than the host's", "run --memory 900T builtin", 2, "usage", "more than this machine", "ask for")
 plainly("a size that is none", "run --memory lots builtin", 2, "usage", "'lots' is not a size", "256M")
-plainly("no such driver", "run --driver xen builtin", 2, "usage", "no driver 'xen'", "there is auto, firecracker, qemu")
+plainly(
+    "no such driver",
+    "run --driver xen builtin",
+    2,
+    "usage",
+    "no driver 'xen'",
+    "there is auto, firecracker, qemu",
+)
 plainly(
     "no such accelerator", "run --accel warp builtin", 2, "usage", "no accelerator 'warp'", "there is auto"
 )

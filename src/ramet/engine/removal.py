@@ -17,8 +17,9 @@ from ramet.engine.changes import changing, end_orphans, recover
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.proof import agent_of
-from ramet.errors import RametError, StoreError, WrongStateError
+from ramet.errors import FilesystemError, RametError, StoreError, WrongStateError
 from ramet.host import processes, rings
+from ramet.host.files import is_immutable
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
 from ramet.paths import CONSOLE_LOG, VMM_LOG
@@ -153,13 +154,26 @@ async def _collect(errors: list[Exception], step: Awaitable[None]) -> None:
 
 
 def _remove_tree(directory: Path) -> None:
-    # Another process may be sweeping the same directory.
-    shutil.rmtree(directory, onerror=lambda function, path, info: _unless_gone(info[1]))
+    """As much of the directory as can be removed; the first error is raised at the end."""
+    errors: list[OSError] = []
 
+    def note(_function: object, _path: str, info: tuple[object, BaseException, object]) -> None:
+        error = info[1]
+        if not isinstance(error, OSError):
+            raise error
+        if not isinstance(error, FileNotFoundError):  # another process may be sweeping the same directory
+            errors.append(error)
 
-def _unless_gone(error: BaseException) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
+    shutil.rmtree(directory, onerror=note)
+    for error in errors:
+        if is_immutable(left := Path(error.filename)):
+            raise FilesystemError(
+                f"{left} can't be removed: it has the immutable attribute",
+                hint=f"`chattr -i {left}` as root; whichever ramet command comes next removes what is left",
+                number=error.errno,
+            ) from error
+    if errors:
+        raise errors[0]
 
 
 async def reap(context: Context) -> None:

@@ -18,6 +18,7 @@ import os
 import secrets
 import stat
 import sys
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ STAT_BLOCK_BYTES: Final = 512
 """The unit of `st_blocks`, whatever the filesystem's own block is (stat(2))."""
 
 _FICLONE: Final = 0x40049409  # _IOW(0x94, 9, int), linux/fs.h
+_FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
+_FS_IMMUTABLE_FL: Final = 0x10
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _BUFFER_BYTES: Final = MIB
 _OFFLOAD_BYTES: Final = 64 * MIB
@@ -256,6 +259,19 @@ def punch_hole(descriptor: int, offset: int, length_bytes: int) -> bool:
     if number in (errno.EOPNOTSUPP, errno.ENOSYS):
         return False
     raise OSError(number, os.strerror(number))
+
+
+def is_immutable(path: Path) -> bool:
+    """Whether a file has the immutable attribute, by which nobody, root included, may write, link or remove
+    it (FS_IOC_GETFLAGS, ioctl_iflags(2)). False where that can't be asked.
+    """
+    try:
+        with open_regular(path) as descriptor:
+            flags = array("l", [0])
+            fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, flags)
+            return bool(flags[0] & _FS_IMMUTABLE_FL)
+    except OSError:
+        return False
 
 
 def sync(descriptor: int) -> None:
