@@ -96,7 +96,8 @@ async def create(
         with filesystem_errors("make", directory):
             directory.mkdir(mode=0o700)
         share_file(image.kernel, directory / KERNEL_FILE)
-        share_file(image.initramfs, directory / INITRAMFS_FILE)
+        if image.initramfs is not None:
+            share_file(image.initramfs, directory / INITRAMFS_FILE)
         return await _boot(context, record, driver, Move.BOOT)
     except BaseException:
         with anyio.CancelScope(shield=True):
