@@ -30,6 +30,7 @@ from ramet.guest.ports import claim_port
 ROOT = Path(__file__).parent.parent
 ELF_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine, as elf.h has it
 PT_DYNAMIC, PT_INTERP = 2, 3
+PROBE = "ramet/guest/bin/probe-x86_64"
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]  # a first build, without zig's cache, takes minutes
 
@@ -55,7 +56,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (ROOT / ".venv-wheel" / ".made-from").exists():
         pytest.skip("the cross-compiler isn't installed: run `make wheel` (a download of 100 MB)")
     copy = tmp_path_factory.mktemp("source")
-    shutil.copytree(ROOT / "src" / "ramet", copy / "src" / "ramet")
+    for part in ("src/ramet", "tests/guests/probe"):
+        shutil.copytree(ROOT / part, copy / part)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, copy)
     return copy
@@ -92,8 +94,8 @@ def test_everything_that_runs_is_in_it_and_nothing_else(source: Path, wheel: Pat
     modules = {str(path.relative_to(source / "src")) for path in source.glob("src/ramet/**/*.py")}
     described = {f"{about}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
     described |= {f"{about}/top_level.txt", f"{about}/licenses/LICENSE"}
-    agents = {f"ramet/guest/bin/agent-{arch}" for arch in ELF_MACHINE}
-    assert names == modules | described | agents | {"ramet/py.typed"}
+    programs = {f"ramet/guest/bin/agent-{arch}" for arch in ELF_MACHINE} | {PROBE}
+    assert names == modules | described | programs | {"ramet/py.typed"}
 
 
 def test_it_says_what_it_is(source: Path, wheel: Path) -> None:
@@ -167,6 +169,18 @@ def test_an_agent_is_static_and_knows_nothing_of_its_build(agents: Path, arch: s
     for trace in (b".wheel-", b"/tmp/", b".venv", b"ziglang", os.fsencode(ROOT)):
         assert trace not in program
     assert len(program) < 200_000
+
+
+def test_the_probe_is_one_for_firecracker_and_knows_nothing_of_its_build(wheel: Path) -> None:
+    program = zipfile.ZipFile(wheel).read(PROBE)
+    assert program[:6] == b"\x7fELF\x02\x01", "64 bits, little-endian"
+    machine, entry, offset, size, count = struct.unpack_from("<18xH4xQQ14xHH", program)
+    assert (machine, entry) == (ELF_MACHINE["x86_64"], 0x100000)
+    kinds = {struct.unpack_from("<I", program, offset + size * i)[0] for i in range(count)}
+    assert not kinds & {PT_DYNAMIC, PT_INTERP}
+    for trace in (b".wheel-", b"/tmp/", b".venv", b"ziglang", os.fsencode(ROOT)):
+        assert trace not in program
+    assert len(program) < 100_000
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Builds ramet's wheel with both guest agents in it. The same source gives the same bytes, wherever it is.
+"""Builds ramet's wheel with the guests' agents and the probe in it. The same source gives the same bytes,
+wherever it is.
 
 The cross-compiler and the build backend come from `requirements-wheel.lock`, hashes checked, into
 `.venv-wheel`, which is made when it is missing or the lock has changed. `docs/packaging.md` says what makes
@@ -21,6 +22,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 LOCK: Final = ROOT / "requirements-wheel.lock"
 TOOLCHAIN: Final = ROOT / ".venv-wheel"
+PROBE: Final = Path("tests", "guests", "probe")
 BUILD_TIMEOUT_S: Final = 600
 """A first build compiles a C library for each architecture: two minutes on two cores."""
 DATE_S: Final = 315_532_800
@@ -44,7 +46,7 @@ class BuildError(Exception):
 
 def main(words: list[str]) -> int:
     """Prints the wheel's SHA-256 and path. Returns 0, or 1 with a failed step's output on standard error."""
-    parser = argparse.ArgumentParser(description="Build ramet's wheel, with the guest agents in it.")
+    parser = argparse.ArgumentParser(description="Build ramet's wheel, with its guest programs in it.")
     parser.add_argument("--source", type=Path, default=ROOT, metavar="DIR", help="the tree to build")
     parser.add_argument(
         "--into", type=Path, default=ROOT / "dist", metavar="DIR", help="where the wheel goes"
@@ -91,7 +93,8 @@ def build_wheel(source: Path, into: Path, python: Path) -> Path:
         tree, made = Path(scratch) / "tree", Path(scratch) / "made"
         made.mkdir()
         _copy_source(source, tree)
-        _build_agents(tree / "src" / "ramet" / "guest", python, zig_cache=Path(scratch) / "zig")
+        for program in (tree / "src" / "ramet" / "guest" / "agent", tree / PROBE):
+            _build_guest(program, tree / "src" / "ramet" / "guest" / "bin", python, Path(scratch) / "zig")
         _run([python, "-c", BACKEND, made], cwd=tree, SOURCE_DATE_EPOCH=str(DATE_S))
         [wheel] = made.iterdir()
         return wheel.replace(into / wheel.name)
@@ -105,15 +108,16 @@ def _copy_source(source: Path, tree: Path) -> None:
         ignore=shutil.ignore_patterns("__pycache__", "bin"),
         copy_function=shutil.copyfile,
     )
+    shutil.copytree(source / PROBE, tree / PROBE, copy_function=shutil.copyfile)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copyfile(source / name, tree / name)
 
 
-def _build_agents(guest: Path, python: Path, *, zig_cache: Path) -> None:
-    """Cross-compiles the agents into `guest/bin`. What they link with stays in zig's own cache."""
+def _build_guest(program: Path, into: Path, python: Path, zig_cache: Path) -> None:
+    """Cross-compiles a guest's program. What it links with stays in zig's own cache."""
     _run(
-        ["make", "--silent", "-C", "agent", "cross", "INTO=../bin", "ZIG=python -m ziglang"],
-        cwd=guest,
+        ["make", "--silent", "cross", f"INTO={os.path.relpath(into, program)}", "ZIG=python -m ziglang"],
+        cwd=program,
         PATH=f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         ZIG_LOCAL_CACHE_DIR=str(zig_cache),
     )

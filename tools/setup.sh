@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a checkout ready to use: system packages, .venv, the guest's agent, a kernel for guests.
+# Makes a checkout ready to use: system packages, .venv, the guest's agent, the probe guest, a kernel for guests.
 #
 # Safe to run again: what is there is left alone, and then no network is needed. Exit code 5: this machine lacks
 # something that only its administrator can install; what that is has been printed.
@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 
 agent=src/ramet/guest/bin/agent-x86_64
+probe=src/ramet/guest/bin/probe-x86_64
 venv=.venv/bin/python
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -133,6 +134,12 @@ build_agent() {
     make -s -C src/ramet/guest/agent OUT="$PWD/$agent"
 }
 
+build_probe() {
+    make -q -C tests/guests/probe OUT="$PWD/$probe" >/dev/null 2>&1 && return
+    say "building the probe guest with gcc"
+    make -s -C tests/guests/probe OUT="$PWD/$probe"
+}
+
 # dependency PACKAGE PREFIX: the first package that PACKAGE depends on and whose name is PREFIX and a version.
 dependency() {
     apt-cache depends "$1" 2>/dev/null | awk -v prefix="$2" '
@@ -191,6 +198,7 @@ firecracker() {
 system_packages
 python_packages
 build_agent
+build_probe
 guest_kernel
 firecracker
 say "ready; \`make demo\` shows what ramet does"

@@ -13,7 +13,7 @@ from ramet.drivers.firecracker import Firecracker
 from ramet.drivers.qemu import Qemu
 from ramet.engine.choice import kvm_runs
 from ramet.errors import RametError
-from ramet.guest.agent_binary import agent_path
+from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
 from tests.contract.subject import Frozen, Subject, booted, introduce
@@ -30,7 +30,7 @@ async def subject(request: pytest.FixtureRequest, anyio_backend: str) -> Subject
     verdict = await kvm_verdict(config.cache_directory())
     try:
         version = await driver.version()
-        image = resolve_image(image_name, agent_path())
+        image = resolve_image(image_name, agent_path, probe_path)
     except RametError as error:
         pytest.skip(error.message)
     if kvm_runs(verdict, image.guest):

@@ -135,9 +135,7 @@ async def remove(host: ramet.Host, identity: str) -> None:
     await (await host.get(identity)).remove(force=True)
 
 
-async def test_an_immutable_mem_file_stops_no_fork(
-    probes: ramet.Host, make_template: MakeTemplate
-) -> None:
+async def test_an_immutable_mem_file_stops_no_fork(probes: ramet.Host, make_template: MakeTemplate) -> None:
     """`chattr +i` after the forks have linked it: the strictest proof that nobody writes it."""
     template = await make_template()
     forks = await template.fork(4)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import UnavailableError
-from ramet.guest.agent_binary import agent_path
+from ramet.guest.agent_binary import agent_path, probe_path
 
 
 def test_an_agent_of_ones_own_is_used(monkeypatch: pytest.MonkeyPatch, agent_program: Path) -> None:
@@ -23,6 +23,8 @@ def test_what_is_missing_is_said_with_the_next_step(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("RAMET_AGENT")
     with pytest.raises(UnavailableError, match="make setup"):
         agent_path("no-such-architecture")
+    with pytest.raises(UnavailableError, match="make setup"):
+        probe_path("no-such-architecture")
 
 
 def test_it_needs_nothing_of_the_guest(agent_program: Path) -> None:

@@ -20,7 +20,7 @@ kernel = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Linux ke
 
 @image.command("ls")
 def list_images(json: Json = False) -> None:
-    """List images. The built-in one is made when it is first used."""
+    """List images. One that ramet makes itself is made when it is first used."""
 
     async def body() -> None:
         entries = _images()
@@ -83,9 +83,9 @@ def _images() -> list[ImageEntry]:
 def _size(entry: ImageEntry) -> str:
     from ramet.units import format_bytes
 
-    if entry.kernel_bytes is None or entry.initramfs_bytes is None:
+    if entry.kernel_bytes is None:
         return "-"
-    return format_bytes(entry.kernel_bytes + entry.initramfs_bytes)
+    return format_bytes(entry.kernel_bytes + (entry.initramfs_bytes or 0))
 
 
 @kernel.command("ls")

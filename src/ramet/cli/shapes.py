@@ -61,7 +61,10 @@ class LogDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """An image in the cache, or one that is made when it is first used (then its figures are null)."""
+    """An image in the cache, or one that is made when it is first used (then its figures are null).
+
+    A bare-metal guest has no initramfs: null.
+    """
 
     name: str
     key: str | None

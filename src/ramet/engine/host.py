@@ -23,7 +23,7 @@ from ramet.engine.observe import count_forks, is_shown, observe, to_instance
 from ramet.engine.vm import VM
 from ramet.engine.watch import watch
 from ramet.errors import UnavailableError, UsageError, VmmError, WrongStateError
-from ramet.guest.agent_binary import agent_path
+from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
 from ramet.model.lineage import forest
@@ -122,7 +122,7 @@ class Host:
         is left then.
         """
         context = self._opened
-        found = await anyio.to_thread.run_sync(resolve_image, image, agent_path())
+        found = await anyio.to_thread.run_sync(resolve_image, image, agent_path, probe_path)
         record = await boot.create(
             context,
             found,

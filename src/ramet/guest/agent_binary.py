@@ -1,4 +1,4 @@
-"""Where the built agent is."""
+"""Where the programs for guests are that ramet carries: the agent, and the probe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ramet.config import agent_binary
 from ramet.errors import UnavailableError
+
+_CARRIED = Path(__file__).parent / "bin"
 
 
 def agent_path(arch: str = "x86_64") -> Path:
@@ -20,7 +22,19 @@ def agent_path(arch: str = "x86_64") -> Path:
                 f"RAMET_AGENT says {chosen}, and that is no file", hint="correct or unset it"
             )
         return chosen
-    carried = Path(__file__).parent / "bin" / f"agent-{arch}"
-    if not carried.is_file():
-        raise UnavailableError(f"the guest agent for {arch} hasn't been built", hint="run `make setup`")
-    return carried
+    return _carried(f"agent-{arch}", f"the guest agent for {arch}")
+
+
+def probe_path(arch: str = "x86_64") -> Path:
+    """The probe, a bare-metal guest that speaks the agent's protocol.
+
+    Raises `UnavailableError` when there is none: it exists for x86-64 only.
+    """
+    return _carried(f"probe-{arch}", f"the probe guest for {arch}")
+
+
+def _carried(name: str, what: str) -> Path:
+    path = _CARRIED / name
+    if not path.is_file():
+        raise UnavailableError(f"{what} hasn't been built", hint="run `make setup`")
+    return path

@@ -9,20 +9,17 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal
-
-import msgspec
 
 from ramet.errors import DamagedError, UnavailableError
 from ramet.images import elf, modules
 from ramet.images.bzimage import has_pvh_entry, unpack_vmlinux
 from ramet.images.cpio import FileTree
-from ramet.images.image import MANIFEST, Image, Manifest, images_directory, load_image
+from ramet.images.image import Image, Manifest, images_directory, load_image, made_now, publish_image
 from ramet.images.kernel import Kernel
-from ramet.images.publish import published_directory, replace_file, withdraw
+from ramet.images.publish import replace_file
 from ramet.images.skeleton import add_skeleton
 
 NAME: Final = "builtin"
@@ -97,8 +94,7 @@ def _make(kernel: Kernel, agent: bytes, busybox: Path) -> Image:
     kernel_digest = hashlib.sha256(kernel_bytes).hexdigest()
     initramfs_digest = hashlib.sha256(initramfs).hexdigest()
     key = hashlib.sha256(f"{kernel.version}\n{kernel_digest}\n{initramfs_digest}\n".encode()).hexdigest()[:20]
-    target = images_directory() / f"{NAME}-{key}"
-    if image := load_image(target):
+    if image := load_image(images_directory() / f"{NAME}-{key}"):
         return image
     manifest = Manifest(
         name=NAME,
@@ -112,17 +108,9 @@ def _make(kernel: Kernel, agent: bytes, busybox: Path) -> Image:
         initramfs_bytes=len(initramfs),
         initramfs_digest=initramfs_digest,
         agent_digest=hashlib.sha256(agent).hexdigest(),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=made_now(),
     )
-    if target.is_dir():
-        withdraw(target)
-    with published_directory(target) as making:
-        (making / kernel_file).write_bytes(kernel_bytes)
-        (making / "initramfs").write_bytes(initramfs)
-        (making / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-    if image := load_image(target):
-        return image
-    raise DamagedError(f"the image just made in {target} is not whole", hint="is its disk full or failing?")
+    return publish_image(manifest, {kernel_file: kernel_bytes, "initramfs": initramfs})
 
 
 def _bootable(kernel: Kernel) -> tuple[bytes, Literal["vmlinux", "vmlinuz"], bool, str | None]:

@@ -1,13 +1,17 @@
-"""An image in the cache: a kernel, an initramfs and `image.json`, in a directory that never changes."""
+"""An image in the cache: its parts and `image.json`, in a directory that never changes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
 from ramet import config
+from ramet.errors import DamagedError
+from ramet.images.publish import published_directory, withdraw
 
 MANIFEST: Final = "image.json"
 
@@ -16,6 +20,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What `image.json` says. Its file names are relative, so that a cache can be moved.
 
     `pvh` tells whether QEMU's `-kernel` enters the kernel directly; if not, `kernel_note` says why.
+    A `linux` guest has an initramfs. A `bare-metal` one is its kernel alone, which Firecracker enters in
+    64-bit mode, and which needs no KVM that runs Linux. `disk_bytes` is the size of the empty data disk that
+    an instance gets, 0 for none.
     """
 
     name: str
@@ -26,8 +33,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     kernel_digest: str
     kernel_note: str | None
     pvh: bool
-    initramfs_bytes: int
-    initramfs_digest: str
+    initramfs_bytes: int | None
+    initramfs_digest: str | None
     agent_digest: str
     created_at: str
     guest: Literal["linux", "bare-metal"] = "linux"
@@ -49,8 +56,8 @@ class Image(Manifest, frozen=True, kw_only=True):
 
     @property
     def initramfs(self) -> Path | None:
-        """The initial RAM filesystem, a newc archive, or None when the image has none."""
-        return self.directory / "initramfs" if self.initramfs_bytes else None
+        """The initial RAM filesystem, a newc archive; None for a guest that has none."""
+        return None if self.initramfs_bytes is None else self.directory / "initramfs"
 
 
 def images_directory() -> Path:
@@ -61,7 +68,7 @@ def images_directory() -> Path:
 def load_image(directory: Path) -> Image | None:
     """The image in `directory`, or None when a part of it is missing or has another size than it should.
 
-    Costs two stats and one small read; digests were taken when it was made and aren't checked here.
+    Costs a stat of each part and one small read; digests were taken when it was made and aren't checked here.
     """
     try:
         manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
@@ -72,3 +79,27 @@ def load_image(directory: Path) -> Image | None:
     except (OSError, msgspec.MsgspecError):
         return None
     return image if whole else None
+
+
+def publish_image(manifest: Manifest, parts: Mapping[str, bytes]) -> Image:
+    """Puts an image into the cache, unless it is there. `parts` are contents by file name.
+
+    One that is damaged is replaced. Raises `OSError` for the cache, `DamagedError` when what was written
+    isn't whole; no half image is left then.
+    """
+    target = images_directory() / f"{manifest.name}-{manifest.key}"
+    # In this order: a directory appears whole, so that one which is there and isn't whole was damaged later.
+    if target.is_dir() and load_image(target) is None:
+        withdraw(target)
+    with published_directory(target) as making:
+        for name, content in parts.items():
+            (making / name).write_bytes(content)
+        (making / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    if image := load_image(target):
+        return image
+    raise DamagedError(f"the image just made in {target} is not whole", hint="is its disk full or failing?")
+
+
+def made_now() -> str:
+    """The time for a manifest's `created_at`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from ramet.errors import NotFoundError
-from ramet.images import builtin
+from ramet.images import builtin, probe
 from ramet.images.image import Image
 from ramet.images.kernel import find_kernel
 
-IMAGE_NAMES: Final = (builtin.NAME,)
+IMAGE_NAMES: Final = (builtin.NAME, probe.NAME)
 """Every name that `resolve_image` knows."""
 
 
-def resolve_image(ref: str, agent: Path) -> Image:
-    """The image called `ref`, made first if need be, with `agent` as its init.
+def resolve_image(ref: str, find_agent: Callable[[], Path], find_probe: Callable[[], Path]) -> Image:
+    """The image called `ref`, made first if need be.
 
-    Raises `NotFoundError` for a name that isn't known, else what `find_kernel` and `build_builtin` raise.
+    Of the two programs only the one that it needs is looked for: the agent, a Linux guest's init, or the
+    probe. Raises `NotFoundError` for a name that isn't known, else what looking for its ingredients and
+    making it raise.
     """
     if ref not in IMAGE_NAMES:
         near = difflib.get_close_matches(ref, IMAGE_NAMES, n=1)
@@ -26,4 +29,6 @@ def resolve_image(ref: str, agent: Path) -> Image:
             f"there is no image {ref!r}",
             hint=f"did you mean {near[0]}?" if near else f"there is: {', '.join(IMAGE_NAMES)}",
         )
-    return builtin.build_builtin(find_kernel(), agent, builtin.find_busybox())
+    if ref == probe.NAME:
+        return probe.build_probe(find_probe())
+    return builtin.build_builtin(find_kernel(), find_agent(), builtin.find_busybox())
