@@ -187,9 +187,7 @@ def _run(
         done = subprocess.run(
             words,
             cwd=cwd,
-            env=os.environ
-            | {"PATH": _path(), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
-            | environment,
+            env=os.environ | {"PATH": _path(), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"} | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

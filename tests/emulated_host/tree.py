@@ -77,9 +77,7 @@ def _add_cache(cache: Path) -> None:
     place.mkdir(parents=True)
     shutil.copy2(kernel.vmlinuz, place / "vmlinuz")
     if kernel.modules_dir is None:
-        raise UnavailableError(
-            "the emulated host's guests need a kernel with modules", hint="unset RAMET_KERNEL"
-        )
+        raise UnavailableError("the emulated host's guests need a kernel with modules", hint="unset RAMET_KERNEL")
     shutil.copytree(kernel.modules_dir, place / "modules", symlinks=True)
     tools = config.cache_directory() / "tools"
     if tools.is_dir():
