@@ -155,25 +155,25 @@ async def _collect(errors: list[Exception], step: Awaitable[None]) -> None:
 
 def _remove_tree(directory: Path) -> None:
     """As much of the directory as can be removed; the first error is raised at the end."""
-    errors: list[OSError] = []
+    errors: list[tuple[Path, OSError]] = []
 
-    def note(_function: object, _path: str, info: tuple[object, BaseException, object]) -> None:
+    def note(_function: object, path: str, info: tuple[object, BaseException, object]) -> None:
         error = info[1]
         if not isinstance(error, OSError):
             raise error
         if not isinstance(error, FileNotFoundError):  # another process may be sweeping the same directory
-            errors.append(error)
+            errors.append((Path(path), error))
 
     shutil.rmtree(directory, onerror=note)
-    for error in errors:
-        if is_immutable(left := Path(error.filename)):
+    for left, error in errors:
+        if is_immutable(left):
             raise FilesystemError(
                 f"{left} can't be removed: it has the immutable attribute",
                 hint=f"`chattr -i {left}` as root; whichever ramet command comes next removes what is left",
                 number=error.errno,
             ) from error
     if errors:
-        raise errors[0]
+        raise errors[0][1]
 
 
 async def reap(context: Context) -> None:
