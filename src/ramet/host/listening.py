@@ -1,8 +1,10 @@
 """Connecting to a socket that another process is about to make: by events, not by trying again and again.
 
 inotify(7) on the socket's directory tells when its name appears; a write to any file there (the log line that
-follows the listen(2)) tells once more; a pidfd tells when the process has ended instead. One inotify instance
-for the few milliseconds of one start: they are few per user.
+follows the listen(2)) tells once more; a pidfd tells when the process has ended instead.
+
+One inotify instance serves everything in an event loop and stays open: they are few per user, and closing one
+takes 10 ms, because the kernel waits until nobody looks at it any more.
 """
 
 from __future__ import annotations
@@ -11,7 +13,12 @@ import asyncio
 import ctypes
 import os
 import socket
+import struct
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar, Final
 
 import anyio
 
@@ -21,9 +28,10 @@ from ramet.model.record import ProcessRef
 
 # <sys/inotify.h>
 _IN_MODIFY, _IN_CREATE = 0x002, 0x100
-_IN_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
-_EVENTS_BYTES = 4096
-_WITHOUT_INOTIFY_S = 0.002
+_IN_NONBLOCK_CLOEXEC: Final = os.O_NONBLOCK | os.O_CLOEXEC
+_EVENT: Final = struct.Struct("iIII")  # watch, mask, cookie, length of the name behind it
+_EVENTS_BYTES: Final = 65536
+_WITHOUT_INOTIFY_S: Final = 0.002
 
 
 async def connect_when_listening(
@@ -33,55 +41,100 @@ async def connect_when_listening(
 
     Raises `VmmError` when the process ends first, `VmmTimeoutError` when `timeout_s` passes.
     """
-    loop = asyncio.get_running_loop()
     news = asyncio.Event()
-    notify = _watch(directory)
+    with _Notifier.of_this_loop().watching(directory, news) as watched, _ending(process, news):
+        try:
+            with anyio.fail_after(timeout_s):
+                while True:
+                    try:
+                        return processes.connect(directory, name)
+                    except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+                        pass  # not there yet; between bind(2) and listen(2); its queue is full
+                    if not processes.is_alive(process):
+                        raise VmmError(f"process {process.pid} ended before it listened on {name}")
+                    with anyio.move_on_after(None if watched else _WITHOUT_INOTIFY_S):
+                        await news.wait()
+                    news.clear()
+        except TimeoutError:
+            raise VmmTimeoutError(
+                f"process {process.pid} didn't listen on {name} within {timeout_s:g} s"
+            ) from None
+
+
+@contextmanager
+def _ending(process: ProcessRef, news: asyncio.Event) -> Iterator[None]:
+    """Set `news` when the process ends."""
     pidfd = processes.open_pidfd(process)
-    watched = [descriptor for descriptor in (notify, pidfd) if descriptor is not None]
-    for descriptor in watched:
-        loop.add_reader(descriptor, news.set)
+    if pidfd is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_reader(pidfd, news.set)
     try:
-        with anyio.fail_after(timeout_s):
-            while True:
-                try:
-                    return processes.connect(directory, name)
-                except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
-                    pass  # not there yet; between bind(2) and listen(2); its queue is full
-                if not processes.is_alive(process):
-                    raise VmmError(f"process {process.pid} ended before it listened on {name}")
-                with anyio.move_on_after(None if notify is not None else _WITHOUT_INOTIFY_S):
-                    await news.wait()
-                news.clear()
-                if notify is not None:
-                    _drain(notify)
-    except TimeoutError:
-        raise VmmTimeoutError(
-            f"process {process.pid} didn't listen on {name} within {timeout_s:g} s"
-        ) from None
+        yield
     finally:
-        for descriptor in watched:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
 
 
-def _watch(directory: Path) -> int | None:
-    """An inotify descriptor for the directory, or None where there can be none."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        init, add = libc.inotify_init1, libc.inotify_add_watch
-    except AttributeError:
-        return None
-    notify: int = init(_IN_NONBLOCK_CLOEXEC)
-    if notify < 0:
-        return None
-    if add(notify, os.fsencode(directory), _IN_CREATE | _IN_MODIFY) < 0:
-        os.close(notify)
-        return None
-    return notify
+class _Notifier:
+    """The inotify instance of one event loop."""
 
+    _of_loops: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Notifier]] = (
+        weakref.WeakKeyDictionary()
+    )
 
-def _drain(notify: int) -> None:
-    try:
-        os.read(notify, _EVENTS_BYTES)  # what is left wakes us once more, which is harmless
-    except BlockingIOError:
-        pass  # it was the process's end
+    def __init__(self) -> None:
+        self._waiting: dict[int, asyncio.Event] = {}
+        self._descriptor = -1
+        try:
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            self._descriptor = self._libc.inotify_init1(_IN_NONBLOCK_CLOEXEC)
+        except AttributeError:
+            return  # this system has none
+        if self._descriptor >= 0:
+            weakref.finalize(self, os.close, self._descriptor)
+
+    @classmethod
+    def of_this_loop(cls) -> _Notifier:
+        """The running event loop's, made when it is first wanted."""
+        loop = asyncio.get_running_loop()
+        found = cls._of_loops.get(loop)
+        if found is None:
+            found = cls._of_loops[loop] = cls()
+        return found
+
+    @contextmanager
+    def watching(self, directory: Path, news: asyncio.Event) -> Iterator[bool]:
+        """Set `news` whenever a name appears or a file changes in the directory. False: that can't be had."""
+        watch = -1
+        if self._descriptor >= 0:
+            path = os.fsencode(directory)
+            watch = self._libc.inotify_add_watch(self._descriptor, path, _IN_CREATE | _IN_MODIFY)
+        if watch < 0:
+            yield False
+            return
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.add_reader(self._descriptor, self._read)
+        self._waiting[watch] = news
+        try:
+            yield True
+        finally:
+            del self._waiting[watch]
+            self._libc.inotify_rm_watch(self._descriptor, watch)
+            if not self._waiting:
+                loop.remove_reader(self._descriptor)
+
+    def _read(self) -> None:
+        try:
+            events = os.read(self._descriptor, _EVENTS_BYTES)
+        except BlockingIOError:
+            return
+        position = 0
+        while position < len(events):
+            watch, _mask, _cookie, length = _EVENT.unpack_from(events, position)
+            position += _EVENT.size + length
+            # -1: some were lost, so everybody looks for himself.
+            for news in self._waiting.values() if watch < 0 else filter(None, [self._waiting.get(watch)]):
+                news.set()

@@ -53,6 +53,10 @@ class Mapping(msgspec.Struct, frozen=True):
         return self.host_start + self.length_bytes
 
 
+_DEVICES: dict[int, int] = {}
+"""What maps has for a device number of stat(2): the same for all files on it, and slow to find out."""
+
+
 def identity_of(path: Path) -> FileIdentity:
     """A file's identity as /proc/PID/maps would show it, found by mapping it and looking.
 
@@ -61,6 +65,8 @@ def identity_of(path: Path) -> FileIdentity:
     """
     with filesystem_errors("look at", path), open_regular(path) as descriptor:
         facts = os.fstat(descriptor)
+        if (known := _DEVICES.get(facts.st_dev)) is not None:
+            return FileIdentity(known, facts.st_ino)
         if facts.st_size:
             with mmap.mmap(
                 descriptor, mmap.PAGESIZE if facts.st_size > mmap.PAGESIZE else 0, access=mmap.ACCESS_COPY
@@ -70,6 +76,8 @@ def identity_of(path: Path) -> FileIdentity:
                 del byte
                 for area in areas(os.getpid()):
                     if area.start <= address < area.end:
+                        if area.identity.inode == facts.st_ino:
+                            _DEVICES[facts.st_dev] = area.identity.device
                         return area.identity
     return FileIdentity(facts.st_dev, facts.st_ino)
 
