@@ -48,6 +48,41 @@ def test_what_is_missing_is_named_or_left_out() -> None:
     assert tree.needed(["fuse", "absent"], optional=True) == []
 
 
+VSOCK = {
+    "kernel/d/virtio_console.ko": make_module("virtio_console", depends="virtio_ring,virtio"),
+    "kernel/d/virtio_mmio.ko": make_module("virtio_mmio", depends="virtio,virtio_ring"),
+    "kernel/n/vsock.ko": make_module("vsock"),
+    "kernel/n/vmw_vsock_virtio_transport_common.ko": make_module(
+        "vmw_vsock_virtio_transport_common", depends="vsock"
+    ),
+    "kernel/n/vmw_vsock_virtio_transport.ko": make_module(
+        "vmw_vsock_virtio_transport", depends="vmw_vsock_virtio_transport_common,virtio,vsock"
+    ),
+}
+
+
+def test_at_boot_the_agent_can_listen_before_there_is_a_transport() -> None:
+    names = [module.name for module in tree_of(VIRTIO | VSOCK).needed_at_boot()]
+    assert names == [
+        *("virtio_ring", "virtio", "virtio_pci", "virtio_console", "virtio_mmio"),
+        *("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport", "virtio_rng"),
+    ]
+
+
+def test_at_boot_a_kernel_needs_no_vsock() -> None:
+    without = {path: module for path, module in VSOCK.items() if "/n/" not in path}
+    names = [module.name for module in tree_of(VIRTIO | without).needed_at_boot()]
+    assert names == ["virtio_ring", "virtio", "virtio_pci", "virtio_console", "virtio_mmio", "virtio_rng"]
+    built_in = tree_of(VIRTIO | VSOCK, "kernel/n/vsock.ko\nkernel/d/virtio.ko\nkernel/d/virtio_mmio.ko\n")
+    assert [module.name for module in built_in.needed_at_boot()][-3:] == [
+        "vmw_vsock_virtio_transport_common",
+        "vmw_vsock_virtio_transport",
+        "virtio_rng",
+    ]
+    with pytest.raises(UnavailableError, match="virtio_console"):
+        tree_of(VIRTIO).needed_at_boot()
+
+
 def test_circle_is_damage_not_recursion() -> None:
     tree = tree_of(
         {"kernel/a.ko": make_module("a", depends="b"), "kernel/b.ko": make_module("b", depends="a")}

@@ -286,8 +286,8 @@ static void reports(void) {
             command_event(E_START_REPORT, (uint32_t)i);
 }
 
-/* The last port is a connection, which an end of file closes: a client comes again, over vsock from the host or from a
- * program of the guest. The others are virtio's. */
+/* The last port is a connection, which an end of file closes: a client comes again, over vsock from the host or from
+ * a program of the guest. The others are virtio's. */
 static const struct kernel_sockaddr_vm clients[] = {{.svm_family = AF_UNIX},
                                                     {.svm_family = AF_VSOCK, .svm_cid = KERNEL_VMADDR_CID_HOST},
                                                     {.svm_family = AF_VSOCK, .svm_cid = 1}};

@@ -6,16 +6,17 @@
 
 /* Filesystems and the console. Nothing here fails: what can't be had is reported on the console and left out. */
 void init_filesystems(void);
-/* The modules of /etc/ramet/modules, in its order; `loaded` is called after each. After it devices appear at any time. */
+/* The modules of /etc/ramet/modules, in its order; `loaded` is called after each. From then on devices appear at any
+ * time. */
 void init_modules(void (*loaded)(void));
 /* `lo`, the hostname of /etc/hostname, and /etc/ramet/rc in the background. */
 void init_rest(void);
 
 /* Ends every process, syncs and leaves. Returns only when the kernel refuses.
  *
- * `ramet.power_off=reset` among the kernel's arguments says that this machine has no power switch, and that its VMM ends
- * when the guest resets. A power-off is a reset there, and so that the two can be told apart the agent.s last line on the
- * console is then `ramet: power off`. */
+ * `ramet.power_off=reset` among the kernel's arguments says that this machine has no power switch, and that its VMM
+ * ends when the guest resets. A power-off is a reset there, and so that the two can be told apart the agent writes
+ * `ramet: power off` to the console first, as a line of its own. */
 void init_shutdown(enum shutdown_wish wish);
 
 /* Whether `word` is one of the arguments in `line`, as /proc/cmdline has them. */

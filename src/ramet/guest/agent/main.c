@@ -97,8 +97,8 @@ static bool work(void) {
     return progress;
 }
 
-/* As soon as the kernel knows vsock, and so before the driver of its transport is loaded: a connection that the VMM holds
- * back until there is a driver is then answered at once. */
+/* As soon as the kernel knows vsock, and so before the driver of its transport is loaded: a connection that the VMM
+ * holds back until there is a driver is then answered at once. */
 static void listen_to_host(void) {
     if (listener < 0 && (listener = ports_listen_vsock()) < 0 && errno != ENOENT)
         init_say("ramet: listen on vsock: %s", strerror(errno));

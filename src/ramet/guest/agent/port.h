@@ -1,5 +1,4 @@
-/* Byte streams to the host: virtio-serial ports, or connections over vsock or to a UNIX socket. Buffers and framing of
- * each.
+/* Byte streams to the host: virtio-serial ports, connections over vsock or to a UNIX socket. Buffers and framing of each.
  *
  * A port's output is bounded. Data of commands stops at half of it, so that answers always find room; when
  * those don't either, no more requests are read.
