@@ -23,6 +23,14 @@ SHORTLY = ("sh", "-c", 'sleep 0.3; exec "$0" "$@"')
 """Before a command in a guest that ends the guest: the answer that it was started is out before that."""
 
 
+def pytest_configure() -> None:
+    """Ctrl-C works in the programs that tests start, also in a run that a shell script has put into the
+    background: there it is ignored, which they would inherit (POSIX, Shell Command Language, 2.11).
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """The only event loop that qemu.qmp runs on."""

@@ -198,6 +198,7 @@ def _copy_in_kernel(source: int, destination: int, offset: int, length_bytes: in
 def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True) -> Duplicate:
     """Fill the empty file `destination` from `source`: by reflink where possible, else by a sparse copy.
 
+    A copy that there is no room for isn't begun: it would fill the disk under everybody else's VMM first.
     Raises `OSError`; `destination` is incomplete then.
     """
     reason = "a reflink wasn't asked for"
@@ -208,7 +209,20 @@ def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True)
             reason = f"no reflink: {error.message}"
         else:
             return Duplicate("reflinked", "blocks are shared until one side writes", 0)
+    _require_room(source, destination)
     return Duplicate("copied", reason, copy_extents(source, destination, offload=allow_reflink))
+
+
+def _require_room(source: int, destination: int) -> None:
+    """Raises `OSError` (ENOSPC) when `destination` has no room for what `source` occupies.
+
+    An estimate: others write too, and a filesystem that compresses may need less.
+    """
+    facts = os.fstatvfs(destination)
+    free = facts.f_bfree if os.geteuid() == 0 else facts.f_bavail
+    # Some filesystems in user space tell nothing: no blocks at all.
+    if facts.f_blocks and free * facts.f_frsize < os.fstat(source).st_blocks * STAT_BLOCK_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def reflink(source: Path, destination: Path) -> None:
