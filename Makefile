@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel test-wheel fuzz format lock clean
+.PHONY: help setup demo test check wheel test-wheel emulated-host fuzz format lock clean
 
 BIN := .venv/bin
 SOURCES := src tests tools
@@ -13,7 +13,7 @@ $(BIN)/lint-imports
 endef
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing, make .venv, build the guest's agent, get a kernel for guests
 	@tools/setup.sh
@@ -34,6 +34,9 @@ wheel: | .venv ## build dist/ramet-*.whl with the agents for x86-64 and aarch64;
 
 test-wheel: setup wheel ## the tests of the wheel: what is in it, the same bytes twice, the demo from an empty venv
 	$(BIN)/pytest tests/test_wheel.py
+
+emulated-host: setup ## a shell on an emulated machine with a KVM that runs Linux, this tree of ramet in it
+	$(BIN)/python -m tests.emulated_host
 
 FUZZ_SECONDS = 60
 FUZZ_FRAMES = 1000000

@@ -57,6 +57,7 @@ missing_for_tests() {
     compgen -G '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a' >/dev/null ||
         printf '%s\n' clang libclang-rt-dev
     have qemu-aarch64 || echo qemu-user
+    have debootstrap || [[ -x /usr/sbin/debootstrap ]] || echo debootstrap
 }
 
 # Sets as_root to the words that make a command run as root; fails when there is no way without a password.

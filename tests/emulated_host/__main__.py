@@ -14,7 +14,9 @@ from tests.emulated_host.machine import EmulatedHost, HostDiedError
 
 def main(words: list[str]) -> int:
     """Carry out the words of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.emulated_host", description="A host with a real KVM.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.emulated_host", description="A host with a real KVM."
+    )
     parser.add_argument("--timeout", type=float, default=600, help="seconds for the command (default 600)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run; a shell when left out")
     asked = parser.parse_args(words)

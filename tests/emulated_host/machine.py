@@ -22,11 +22,12 @@ from tests.emulated_host.root import cache, find_root
 BOOT_LIMIT_S: Final = 240
 _ANSWER_LIMIT_S: Final = 120
 """How long an answer may take beyond the time that the command itself is given."""
+_READ_LIMIT_S: Final = 60
 _END_LIMIT_S: Final = 30
 _LINE_LIMIT_BYTES: Final = 16 << 20
 _MACHINE: Final = (
     # The emulated processor has AMD's virtualization, so the kernel's ordinary kvm-amd works on it.
-    *("-machine", "q35", "-cpu", "max,+svm,+npt", "-accel", "tcg,tb-size=1024,thread=multi"),
+    *("-machine", "q35", "-cpu", "max,la57=off,+svm,+npt", "-accel", "tcg,tb-size=1024,thread=multi"),
     *("-m", "6144", "-smp", "2", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
     *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
 )
@@ -48,8 +49,8 @@ class EmulatedHost:
     """A Linux host with a KVM that runs Linux, and this tree of ramet in it.
 
     Used with `with`: entering boots it, leaving ends it. `timings_s` says how long packing and booting took.
-    Raises `UnavailableError` where it can't be made, `HostDiedError` when it doesn't come up or goes down; its
-    QEMU and its files are gone then. Should this process be killed, the kernel kills QEMU.
+    Raises `UnavailableError` where it can't be made, `HostDiedError` when it doesn't come up or goes down;
+    its QEMU and its files are gone then. Should this process be killed, the kernel kills QEMU.
     """
 
     def __init__(self, *, shell: bool = False) -> None:
@@ -75,20 +76,33 @@ class EmulatedHost:
     ) -> None:
         self.close()
 
-    def run(self, argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None) -> Done:
-        """Run a command as root in `/ramet/tree`, its outputs together. They are printed as they come.
+    def run(
+        self,
+        argv: Sequence[str],
+        timeout_s: float,
+        env: Mapping[str, str] | None = None,
+        *,
+        live: bool = True,
+    ) -> Done:
+        """Run a command as root in `/ramet/tree`, its outputs together; with `live` printed as they come.
 
         After `timeout_s` its processes are killed. Raises `HostDiedError`.
         """
         self._send({"argv": list(argv), "env": dict(env or {}), "timeout_s": timeout_s})
-        output = []
+        output: list[str] = []
         for answer in self._answers(timeout_s + _ANSWER_LIMIT_S):
             if "code" in answer:
                 return Done(answer["code"], "".join(output))
             output.append(answer["out"])
-            sys.stdout.write(answer["out"])
-            sys.stdout.flush()
+            if live:
+                sys.stdout.write(answer["out"])
+                sys.stdout.flush()
         raise AssertionError("the answers end with a code or an error")
+
+    def read(self, path: str) -> str:
+        """A text file of the host; empty when it can't be read. Raises `HostDiedError`."""
+        done = self.run(["cat", path], _READ_LIMIT_S, live=False)
+        return done.output if done.code == 0 else ""
 
     def wait(self) -> None:
         """Until the host has turned itself off, with no limit: for a person in its shell."""
@@ -130,6 +144,7 @@ class EmulatedHost:
             *("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"),
             *("-chardev", f"socket,id=port,fd={theirs.fileno()}"),
             *("-device", f"virtserialport,chardev=port,name={PORT}"),
+            *("-monitor", f"unix:{self._directory.name}/monitor,server=on,wait=off"),
         ]
         with theirs:
             self._qemu = subprocess.Popen(

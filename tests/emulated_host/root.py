@@ -1,4 +1,4 @@
-"""The emulated host's root filesystem: a small Debian with Python and QEMU, and a kernel with an ordinary KVM.
+"""The emulated host's root filesystem: a small Debian with Python and QEMU, a kernel with an ordinary KVM.
 
 It is made once, from the packages of the archive that this machine's apt uses, and kept in the cache under a
 name made of its recipe. A machine that can't make it raises `UnavailableError`, with the reason.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import msgspec
@@ -40,6 +44,7 @@ BOOT_MODULES: Final = ("virtio_pci", "virtio_blk", "ext4")
 _SIZE: Final = "4G"  # of the filesystem; its file is all holes where nothing lies
 _LIMIT_S: Final = 1800
 _STEP_LIMIT_S: Final = 300
+_ENVIRONMENT: Final = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
 _WAY: Final = "see tests/emulated_host/README.md"
 
 
@@ -64,13 +69,16 @@ def find_root() -> Root:
 
     That takes a minute or two. Raises `UnavailableError` when this machine can't; nothing is left then.
     """
-    _require_tools()
-    archive = _archive()
-    target = cache() / f"root-{_key(archive)}"
+    _require("mkfs.ext4", "setpriv")
+    target = cache() / f"root-{_key()}"
     if not target.is_dir():
+        if os.geteuid() != 0:
+            raise UnavailableError("only root can make the emulated host's filesystem", hint=_WAY)
+        _require("debootstrap", "apt-get", "dpkg-deb", "unshare")
+        print("emulated host: making its root filesystem, once, from Debian's packages", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="making-", dir=cache()) as workshop:
             tree = Path(workshop, "root")
-            _install(archive, tree)
+            _install(_archive(), tree)
             version = _add_kernel(Path(workshop), tree)
             with published_directory(target) as making:
                 _fill(making, tree, version)
@@ -92,10 +100,8 @@ def make_filesystem(image: Path, size: str, contents: Path, *features: str) -> N
     _run("mkfs.ext4", *options, *features, "-d", contents, image, size)
 
 
-def _require_tools() -> None:
-    if os.geteuid() != 0:
-        raise UnavailableError("only root can make the emulated host's filesystem", hint=_WAY)
-    for tool in ("debootstrap", "mkfs.ext4", "apt-get", "dpkg-deb", "unshare", "setpriv"):
+def _require(*tools: str) -> None:
+    for tool in tools:
         if not shutil.which(tool, path=_path()):
             raise UnavailableError(f"the emulated host needs {tool}", hint="run `make setup`")
 
@@ -105,8 +111,14 @@ def _path() -> str:
     return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
-def _key(archive: _Archive) -> str:
-    recipe = [Path(__file__).read_bytes(), (INSIDE / "init").read_bytes(), repr(archive).encode()]
+def _key() -> str:
+    """Of the recipe, which is these files, and of the release that this machine's apt installs from."""
+    release = platform.freedesktop_os_release()
+    recipe = [
+        Path(__file__).read_bytes(),
+        (INSIDE / "init").read_bytes(),
+        release.get("VERSION_CODENAME", "").encode(),
+    ]
     return hashlib.sha256(b"\0".join(recipe)).hexdigest()[:20]
 
 
@@ -127,12 +139,13 @@ def _archive() -> _Archive:
 
 
 def _install(archive: _Archive, tree: Path) -> None:
-    # debootstrap mounts /proc in the tree: in a namespace of its own that goes with it, also when it is killed.
-    namespace = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    words = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", archive.suite, tree]
+    # debootstrap mounts /proc in the tree: in a namespace that goes with it, also when it is killed.
+    namespace: tuple[str, ...] = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
+    options = ("--variant=minbase", f"--include={','.join(PACKAGES)}")
     proxy = _run("apt-config", "shell", "proxy", "Acquire::http::Proxy").strip()
     environment = {"http_proxy": proxy.split("'")[1]} if proxy else {}
-    _run(*namespace, *words, archive.uri, limit_s=_LIMIT_S, **environment)
+    words: tuple[str | Path, ...] = (*namespace, "debootstrap", *options, archive.suite, tree, archive.uri)
+    _run(*words, limit_s=_LIMIT_S, environment=environment)
     for unneeded in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
         shutil.rmtree(tree / unneeded, ignore_errors=True)
 
@@ -180,14 +193,17 @@ def _initramfs(tree: Path, version: str) -> bytes:
 
 
 def _run(
-    *words: str | Path, cwd: Path | None = None, limit_s: float = _STEP_LIMIT_S, **environment: str
+    *words: str | Path,
+    cwd: Path | None = None,
+    limit_s: float = _STEP_LIMIT_S,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A program's standard output. `UnavailableError` with its last words when it fails or takes too long."""
     try:
         done = subprocess.run(
             words,
             cwd=cwd,
-            env=os.environ | {"PATH": _path(), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"} | environment,
+            env={**os.environ, **_ENVIRONMENT, "PATH": _path(), **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -1,4 +1,4 @@
-"""The emulated host's second disk: ramet's tree, its packages, a kernel for guests, and room for instances."""
+"""The emulated host's second disk: ramet's tree, its packages, a kernel for guests, room for instances."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def _add_cache(cache: Path) -> None:
     place.mkdir(parents=True)
     shutil.copy2(kernel.vmlinuz, place / "vmlinuz")
     if kernel.modules_dir is None:
-        raise UnavailableError("the emulated host's guests need a kernel with modules", hint="unset RAMET_KERNEL")
+        raise UnavailableError(
+            "the emulated host's guests need a kernel with modules", hint="unset RAMET_KERNEL"
+        )
     shutil.copytree(kernel.modules_dir, place / "modules", symlinks=True)
     tools = config.cache_directory() / "tools"
     if tools.is_dir():

@@ -5,7 +5,6 @@ The same tests on a machine whose own KVM runs Linux and in the emulated host.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ FORKS = 4
 
 
 @pytest.fixture(params=["qemu", "firecracker"])
-async def source(host: ramet.Host, request: pytest.FixtureRequest) -> AsyncIterator[ramet.VM]:
+async def source(host: ramet.Host, request: pytest.FixtureRequest) -> ramet.VM:
     """A running guest, warmed up: data in its memory, and a program that counts on."""
     driver: str = request.param
     try:
@@ -35,7 +34,7 @@ async def source(host: ramet.Host, request: pytest.FixtureRequest) -> AsyncItera
     await vm.exec("sh", "-c", "head -c 4194304 /dev/urandom > /tmp/data", check=True)
     count = 'i=0; while :; do i=$((i + 1)); echo "$i" > /run/next; mv /run/next /run/count; sleep 1; done'
     await vm.exec("sh", "-c", f"({count}) </dev/null >/dev/null 2>&1 &", check=True)
-    yield vm
+    return vm
 
 
 async def said(vm: ramet.VM, script: str) -> str:

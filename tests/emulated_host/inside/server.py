@@ -25,7 +25,7 @@ def open_port() -> BinaryIO:
     """The port of our name, whatever its number is."""
     for name in Path("/sys/class/virtio-ports").glob("*/name"):
         if name.read_text().strip() == PORT:
-            return open(f"/dev/{name.parent.name}", "r+b", buffering=0)  # noqa: PTH123, SIM115
+            return open(f"/dev/{name.parent.name}", "r+b", buffering=0)  # noqa: PTH123
     raise SystemExit(f"there is no port {PORT}")
 
 
