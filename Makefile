@@ -3,7 +3,7 @@
 .PHONY: help setup demo test check wheel test-wheel emulated-host fuzz format lock clean
 
 BIN := .venv/bin
-SOURCES := src tests tools
+SOURCES := src tests tools benchmarks
 
 define LINT
 $(BIN)/ruff check $(SOURCES)

@@ -67,15 +67,15 @@ bool vsock_init(void) {
 }
 
 /* Sends a packet, with the first `length` octets of `data`. There is a free one, and the host has room for the data. */
-static void transmit(struct connection *connection, uint32_t port, enum operation operation, const uint8_t *data,
-                     uint32_t length) {
+static void transmit(struct connection *connection, uint32_t from_port, uint32_t port, enum operation operation,
+                     const uint8_t *data, uint32_t length) {
     unsigned index = (unsigned)__builtin_ctz(free_packets);
     struct packet *packet = &outgoing[index];
     free_packets &= ~(1u << index);
     packet->header = (struct header){
         .from_cid = our_cid,
         .to_cid = host_cid,
-        .from_port = AGENT_PORT,
+        .from_port = from_port,
         .to_port = port,
         .length = length,
         .type = STREAM,
@@ -95,7 +95,7 @@ static void transmit(struct connection *connection, uint32_t port, enum operatio
 static void refuse(const struct header *header) {
     if (header->operation == RESET || (after_reset && header->operation != REQUEST))
         return; /* of a life before the snapshot: an answer could hit a new connection that has its port by now */
-    transmit(NULL, header->from_port, RESET, NULL, 0);
+    transmit(NULL, header->to_port, header->from_port, RESET, NULL, 0);
 }
 
 static void end(struct connection *connection, void (*hang_up)(struct connection *)) {
@@ -188,13 +188,13 @@ static bool send(struct connection *connection) {
         const uint8_t *data;
         uint32_t length = connection_output(connection, &data, sizeof outgoing[0].data);
         if (connection->respond_due) {
-            transmit(connection, connection->port, RESPONSE, NULL, 0);
+            transmit(connection, AGENT_PORT, connection->port, RESPONSE, NULL, 0);
             connection->respond_due = false;
         } else if (length > 0) {
-            transmit(connection, connection->port, DATA, data, length);
+            transmit(connection, AGENT_PORT, connection->port, DATA, data, length);
             connection_sent(connection, length);
         } else if (connection->credit_due) {
-            transmit(connection, connection->port, CREDIT_UPDATE, NULL, 0);
+            transmit(connection, AGENT_PORT, connection->port, CREDIT_UPDATE, NULL, 0);
         } else {
             break;
         }

@@ -1,0 +1,374 @@
+"""The floor: what forks cost without ramet. Nothing of ramet is imported.
+
+For each of N forks: link the parts, spawn the VMM, load the vmstate, resume, wait for the guest's first
+answer; K at a time. Every fork lives until its round is over. Medians and spread in milliseconds, as JSON.
+
+    python benchmarks/floor.py --vmm firecracker --forks 100
+    python benchmarks/floor.py --vmm qemu --template ~/.local/share/ramet/instances/<id> --forks 10
+
+Firecracker boots the probe (`make setup` builds it), and its snapshot is taken here, once. QEMU forks a
+template that ramet has made: its parts, and the command line in its log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+LIMIT_S: Final = 60.0
+POLL_S: Final = 0.0005
+AGENT_PORT: Final = 1024
+STEPS: Final = ("link", "spawn", "load", "resume", "answer", "total")
+
+
+class FloorError(Exception):
+    """Something that was needed isn't there, or didn't do what it should."""
+
+
+@dataclass
+class Fork:
+    """A fork, and when its steps were done."""
+
+    directory: Path
+    process: subprocess.Popen[bytes] | None = None
+    marks: list[float] = field(default_factory=lambda: [time.perf_counter()])
+
+    def mark(self) -> None:
+        self.marks.append(time.perf_counter())
+
+    def times_ms(self) -> dict[str, float]:
+        spans = [1000 * (after - before) for before, after in zip(self.marks, self.marks[1:], strict=False)]
+        return dict(zip(STEPS, [*spans, 1000 * (self.marks[-1] - self.marks[0])], strict=True))
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+def connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
+    """A connection to a UNIX socket that will be there in a moment."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.settimeout(LIMIT_S)
+        try:
+            stream.connect(str(path))
+            return stream
+        except (FileNotFoundError, ConnectionRefusedError):
+            stream.close()
+        if process.poll() is not None:
+            raise FloorError(f"the VMM of {path.parent} ended with exit code {process.returncode}")
+        if time.monotonic() > deadline:
+            raise FloorError(f"{path} didn't come up")
+        time.sleep(POLL_S)
+
+
+def receive_until(stream: socket.socket, found: Callable[[bytes], bool]) -> bytes:
+    received = b""
+    while not found(received):
+        piece = stream.recv(65536)
+        if not piece:
+            raise FloorError(f"the connection ended after {received[-200:]!r}")
+        received += piece
+    return received
+
+
+def greet(stream: socket.socket) -> None:
+    """HELLO of docs/protocol.md, and its WELCOME. Nothing in it needs stuffing: the nonce is of digits."""
+    nonce = os.urandom(8).hex().encode()
+    payload = b"\x01\x10\0\0\0" + nonce + b"\x02\x02\0\0\0\x01\0"
+    stream.sendall(b"\x7e\x01" + bytes(7) + len(payload).to_bytes(4, "little") + payload + b"\x7e")
+    receive_until(stream, lambda received: nonce in received and received.endswith(b"\x7e"))
+
+
+def put_parts(fork: Fork, source: Path) -> None:
+    fork.directory.mkdir()
+    for name in ("mem", "vmstate"):
+        (fork.directory / name).hardlink_to(source / name)
+
+
+class Firecracker:
+    """Forks of the probe."""
+
+    def __init__(self, program: str, probe: Path, memory_mib: int, source: Path) -> None:
+        self.program, self.source = program, source
+        source.mkdir()
+        shutil.copyfile(probe, source / "kernel")
+        configuration = {
+            "boot-source": {"kernel_image_path": "kernel", "boot_args": "console=ttyS0"},
+            "drives": [],
+            "machine-config": {"vcpu_count": 1, "mem_size_mib": memory_mib},
+            "vsock": {"guest_cid": 3, "uds_path": "vsock.sock"},
+        }
+        (source / "config.json").write_text(json.dumps(configuration))
+        warm = Fork(source)
+        try:
+            warm.process = self._spawn(source, "--config-file", "config.json")
+            connect(source / "api.sock", warm.process).close()
+            self._greet(warm)
+            self._api(warm, "PATCH", "/vm", state="Paused")
+            kind = {"snapshot_type": "Full", "snapshot_path": "vmstate", "mem_file_path": "mem"}
+            self._api(warm, "PUT", "/snapshot/create", **kind)
+        finally:
+            warm.end()
+        # All of guest RAM was written, zeros too: without them there is less to write back while it is timed.
+        subprocess.run(["fallocate", "--dig-holes", source / "mem"], check=True, timeout=LIMIT_S)
+        os.sync()
+
+    def start(self, fork: Fork) -> None:
+        put_parts(fork, self.source)
+        fork.mark()
+        fork.process = self._spawn(fork.directory)
+        connect(fork.directory / "api.sock", fork.process).close()
+        fork.mark()
+        memory = {"backend_type": "File", "backend_path": "mem"}
+        self._api(fork, "PUT", "/snapshot/load", snapshot_path="vmstate", mem_backend=memory)
+        fork.mark()
+        self._api(fork, "PATCH", "/vm", state="Resumed")
+        fork.mark()
+        self._greet(fork)
+        fork.mark()
+
+    def _spawn(self, directory: Path, *words: str) -> subprocess.Popen[bytes]:
+        with (directory / "log").open("wb") as log:
+            return subprocess.Popen(
+                [self.program, "--api-sock", "api.sock", *words],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _api(self, fork: Fork, method: str, path: str, **body: Any) -> None:
+        assert fork.process is not None
+        content = json.dumps(body)
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with connect(fork.directory / "api.sock", fork.process) as stream:
+            stream.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
+            answer = receive_until(stream, lambda received: b"\r\n\r\n" in received)
+        if b" 204 " not in answer.split(b"\r\n")[0]:
+            raise FloorError(f"{method} {path}: {answer.decode(errors='replace')}")
+
+    def _greet(self, fork: Fork) -> None:
+        assert fork.process is not None
+        with connect(fork.directory / "vsock.sock", fork.process) as stream:
+            stream.sendall(f"CONNECT {AGENT_PORT}\n".encode())
+            receive_until(stream, lambda received: received.endswith(b"\n"))
+            greet(stream)
+
+
+class Qemu:
+    """Forks of a template of ramet's."""
+
+    def __init__(self, program: str, template: Path, source: Path) -> None:
+        self.source = source
+        source.mkdir()
+        for name in ("mem", "vmstate"):
+            (source / name).hardlink_to(template / name)
+        lines = (template / "vmm.log").read_text(errors="replace").splitlines()
+        started = [line for line in lines if " -no-user-config " in line]
+        if not started:
+            raise FloorError(f"{template / 'vmm.log'} has no command line of QEMU")
+        whole = started[-1][started[-1].index(" -no-user-config ") :]
+        # `-append` takes several words here, up to the next option.
+        whole = re.sub(r" -(kernel|initrd) \S+| -append .*?(?= -[a-z]|$)| -S\b| -incoming \S+", "", whole)
+        self.words = [program, *whole.split(), "-S", "-incoming", "defer"]
+
+    def start(self, fork: Fork) -> None:
+        put_parts(fork, self.source)
+        fork.mark()
+        with self._spawned(fork) as monitor:
+            fork.mark()
+            self._execute(monitor, "qmp_capabilities")
+            with (fork.directory / "vmstate").open("rb") as vmstate:
+                self._execute(monitor, "getfd", [vmstate.fileno()], fdname="vmstate")
+            events = [{"capability": "events", "state": True}]
+            self._execute(monitor, "migrate-set-capabilities", capabilities=events)
+            done = self._execute(monitor, "migrate-incoming", uri="fd:vmstate")
+            receive_until(monitor, lambda received: b'"completed"' in done + received)
+            fork.mark()
+            self._execute(monitor, "cont")
+            fork.mark()
+            assert fork.process is not None
+            with connect(fork.directory / "agent0.sock", fork.process) as stream:
+                greet(stream)
+            fork.mark()
+
+    @contextmanager
+    def _spawned(self, fork: Fork) -> Iterator[socket.socket]:
+        """QEMU inherits its sockets, listening: they can be connected to at once."""
+        listeners: list[socket.socket] = []
+
+        def listen(found: re.Match[str]) -> str:
+            name = "qmp" if found[1] == "qmp" else found[1]
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listeners.append(listener)
+            listener.bind(str(fork.directory / f"{name}.sock"))
+            listener.listen(1)
+            return f"socket,id={found[1]},fd={listener.fileno()},"
+
+        try:
+            words = [re.sub(r"^socket,id=(\w+),fd=\d+,", listen, word) for word in self.words]
+            with (fork.directory / "log").open("wb") as log:
+                fork.process = subprocess.Popen(
+                    words,
+                    cwd=fork.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[listener.fileno() for listener in listeners],
+                )
+        finally:
+            for listener in listeners:
+                listener.close()
+        with connect(fork.directory / "qmp.sock", fork.process) as monitor:
+            receive_until(monitor, lambda received: b'"QMP"' in received and received.endswith(b"\n"))
+            yield monitor
+
+    def _execute(
+        self, monitor: socket.socket, command: str, fds: list[int] | None = None, **words: Any
+    ) -> bytes:
+        request = json.dumps({"execute": command, "arguments": words, "id": command}).encode()
+        socket.send_fds(monitor, [request], fds or [])
+        answered = f'"id": "{command}"'.encode()
+        answer = receive_until(monitor, lambda received: answered in received and received.endswith(b"\n"))
+        if b'"error"' in answer:
+            raise FloorError(f"{command}: {answer.decode(errors='replace')}")
+        return answer
+
+
+def figures(values: list[float]) -> dict[str, float]:
+    """Median and spread."""
+    ordered = sorted(values)
+    at = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+    return {name: round(ordered[round(share * (len(ordered) - 1))], 3) for name, share in at.items()}
+
+
+def memory_of(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """(proportional, private) bytes."""
+    text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    found = {name: 1024 * int(kib) for name, kib in re.findall(r"^(\w+): +(\d+) kB$", text, re.MULTILINE)}
+    return found["Pss"], found["Private_Dirty"] + found["Private_Clean"]
+
+
+def round_of(vmm: Firecracker | Qemu, directory: Path, forks: int, concurrency: int) -> dict[str, Any]:
+    """Starts the forks and ends them all. What they cost, while all of them were alive."""
+    directory.mkdir()
+    made = [Fork(directory / str(number)) for number in range(forks)]
+
+    def start(fork: Fork) -> None:
+        fork.marks = [time.perf_counter()]  # waiting for a turn isn't what a fork costs
+        vmm.start(fork)
+
+    try:
+        with ThreadPoolExecutor(concurrency) as pool:
+            started = time.perf_counter()
+            list(pool.map(start, made))
+            wall_ms = 1000 * (time.perf_counter() - started)
+        memory = [memory_of(fork.process) for fork in made if fork.process is not None]
+        links = (made[0].directory / "mem").stat().st_nlink
+        return {
+            "wall_ms": wall_ms,
+            "times_ms": [fork.times_ms() for fork in made],
+            "pss_bytes": [one[0] for one in memory],
+            "private_bytes": [one[1] for one in memory],
+            "links": links,
+        }
+    finally:
+        for fork in made:
+            fork.end()
+        shutil.rmtree(directory)
+
+
+def main(words: list[str]) -> int:
+    """Prints the figures. Returns 0, or 1 with the reason on standard error."""
+    parser = argparse.ArgumentParser(description="What forks cost without ramet.")
+    parser.add_argument("--vmm", choices=("firecracker", "qemu"), default="firecracker")
+    parser.add_argument("--forks", type=int, default=10, metavar="N")
+    parser.add_argument("--concurrency", type=int, default=2 * (os.cpu_count() or 1), metavar="K")
+    parser.add_argument("--rounds", type=int, default=5, metavar="R")
+    parser.add_argument(
+        "--memory", default="512M", metavar="SIZE", help="of a Firecracker guest, as 512M or 4G"
+    )
+    parser.add_argument("--program", metavar="PATH", help="the VMM; default: as ramet finds it")
+    parser.add_argument(
+        "--probe", type=Path, default=ROOT / "src/ramet/guest/bin/probe-x86_64", metavar="FILE"
+    )
+    parser.add_argument("--template", type=Path, metavar="DIR", help="for QEMU: a template's directory")
+    parser.add_argument(
+        "--directory", type=Path, metavar="DIR", help="where to work; for QEMU on its filesystem"
+    )
+    chosen = parser.parse_args(words)
+    if chosen.vmm == "qemu" and chosen.template is None:
+        parser.error("QEMU needs --template")
+    if (
+        not re.fullmatch(r"[1-9][0-9]*[MG]", chosen.memory)
+        or min(chosen.forks, chosen.concurrency, chosen.rounds) < 1
+    ):
+        parser.error("a size is a number and M or G; forks, concurrency and rounds are at least 1")
+    where = chosen.directory or (chosen.template.resolve().parent if chosen.template else None)
+    try:
+        with tempfile.TemporaryDirectory(prefix="floor-", dir=where) as scratch:
+            print(json.dumps(measure(chosen, Path(scratch)), indent=2))
+    except (FloorError, OSError, subprocess.SubprocessError) as error:
+        print(f"floor: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    vmm: Firecracker | Qemu
+    if chosen.vmm == "firecracker":
+        kept = (
+            Path(os.environ.get("RAMET_CACHE") or Path.home() / ".cache" / "ramet") / "tools" / "firecracker"
+        )
+        program = chosen.program or shutil.which("firecracker") or str(kept)
+        memory_mib = int(chosen.memory[:-1]) * (1024 if chosen.memory.endswith("G") else 1)
+        vmm = Firecracker(program, chosen.probe, memory_mib, scratch / "source")
+    else:
+        vmm = Qemu(chosen.program or "qemu-system-x86_64", chosen.template, scratch / "source")
+    rounds = [
+        round_of(vmm, scratch / f"round-{number}", chosen.forks, chosen.concurrency)
+        for number in range(chosen.rounds)
+    ]
+    times = [one for done in rounds for one in done["times_ms"]]
+    walls = [done["wall_ms"] for done in rounds]
+    mapped = (scratch / "source" / "mem").stat()
+    return {
+        "vmm": chosen.vmm,
+        "memory_bytes": mapped.st_size,
+        "memory_allocated_bytes": 512 * mapped.st_blocks,
+        "cores": os.cpu_count(),
+        "forks": chosen.forks,
+        "concurrency": chosen.concurrency,
+        "rounds": chosen.rounds,
+        "wall_ms": figures(walls),
+        "wall_ms_a_fork": round(statistics.median(walls) / chosen.forks, 3),
+        "fork_ms": {step: figures([one[step] for one in times]) for step in STEPS},
+        "pss_bytes": figures([one for done in rounds for one in done["pss_bytes"]]),
+        "private_bytes": figures([one for done in rounds for one in done["private_bytes"]]),
+        "links": rounds[-1]["links"],
+    }
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        sys.exit(main(sys.argv[1:]))
+    sys.exit(130)
