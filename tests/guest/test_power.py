@@ -74,6 +74,7 @@ def image(agent_program: Path) -> Image:
 async def test_without_a_power_switch_it_says_so_and_resets(
     image: Image, tmp_path: Path, argument: str, reboot: bool, powers_off: bool, says_it: bool
 ) -> None:
+    assert image.initramfs is not None
     directory_fd = os.open(tmp_path, os.O_PATH)
     with (tmp_path / "log").open("wb") as log, processes.listen(directory_fd, "agent0.sock") as listener:
         os.close(directory_fd)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -102,8 +101,7 @@ async def fork(
     records = _reserve(context, source, manifest, name, count)
     results: dict[str, Forked | Exception] = {}
     limiter = anyio.CapacityLimiter(_concurrency())
-    copying = anyio.CapacityLimiter(1)
-    call = _Call(context, driver, template, manifest, options, called_at, limiter, copying, results)
+    call = _Call(context, driver, template, manifest, options, called_at, limiter, results)
     try:
         async with anyio.create_task_group() as tasks:
             for record in records:
@@ -143,7 +141,6 @@ class _Call:
     options: ForkOptions
     called_at: float
     limiter: anyio.CapacityLimiter
-    copying: anyio.CapacityLimiter
     results: dict[str, Forked | Exception]
 
 
@@ -160,9 +157,7 @@ async def _one(call: _Call, record: Record) -> Forked:
     marks = [call.called_at, time.perf_counter()]
     directory = context.directory(record)
     try:
-        # What is copied is copied one after the other: a disk that is nearly full then takes whole forks.
-        async with nullcontext() if call.options.share_memory else call.copying:
-            parts = await anyio.to_thread.run_sync(_clone, call, directory)
+        parts = await anyio.to_thread.run_sync(_clone, call, directory)
     except (DamagedError, FilesystemError):
         assert record.parent is not None
         context.store.get(record.parent)  # nothing is damaged when it has just been removed: as above

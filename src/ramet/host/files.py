@@ -18,6 +18,7 @@ import os
 import secrets
 import stat
 import sys
+import threading
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ _FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
 _FS_IMMUTABLE_FL: Final = 0x10
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _BUFFER_BYTES: Final = MIB
+_copying: Final = threading.Lock()
 _OFFLOAD_BYTES: Final = 64 * MIB
 
 _CANNOT_REFLINK: Final = {
@@ -198,8 +200,9 @@ def _copy_in_kernel(source: int, destination: int, offset: int, length_bytes: in
 def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True) -> Duplicate:
     """Fill the empty file `destination` from `source`: by reflink where possible, else by a sparse copy.
 
-    A copy that there is no room for isn't begun: it would fill the disk under everybody else's VMM first.
-    Raises `OSError`; `destination` is incomplete then.
+    Copies are made one after another: side by side on a disk with room for some of them, all would fail. One
+    that there is no room for isn't begun: it would fill the disk under everybody else's VMM first. Raises
+    `OSError`; `destination` is incomplete then.
     """
     reason = "a reflink wasn't asked for"
     if allow_reflink:
@@ -209,8 +212,9 @@ def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True)
             reason = f"no reflink: {error.message}"
         else:
             return Duplicate("reflinked", "blocks are shared until one side writes", 0)
-    _require_room(source, destination)
-    return Duplicate("copied", reason, copy_extents(source, destination, offload=allow_reflink))
+    with _copying:
+        _require_room(source, destination)
+        return Duplicate("copied", reason, copy_extents(source, destination, offload=allow_reflink))
 
 
 def _require_room(source: int, destination: int) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,9 +20,6 @@ import msgspec
 from ramet.host.files import duplicate_into, filesystem_errors, new_file, open_regular
 
 ASKED_FOR: Final = "asked for"
-
-# Copies are made one after another: side by side on a disk with room for some of them, all would fail.
-_copying: Final = threading.Lock()
 
 _CANNOT_LINK: Final = {
     errno.EXDEV: "different filesystem",
@@ -72,7 +68,7 @@ def share_file(
             return Shared("shared", "hard link: one inode, one copy in the page cache", 0)
         else:
             steps.append(f"no hard link: {refusal}")
-        with _copying, open_regular(source) as origin, new_file(destination) as copy:
+        with open_regular(source) as origin, new_file(destination) as copy:
             made = duplicate_into(origin, copy, allow_reflink=share_memory)
             facts = os.fstat(origin)
             os.fchmod(copy, stat.S_IMODE(facts.st_mode))
