@@ -44,7 +44,7 @@ def test_a_home_that_cannot_be_written(account: Account) -> None:
     home = next(one for one in report["checks"] if one["name"] == "home")
     assert home["ok"] is False
     assert "RAMET_HOME" in home["advice"]
-    assert "/proc/nothing" in report["drivers"][0]["reason"]
+    assert all("/proc/nothing" in one["reason"] for one in report["drivers"] if one["version"])
 
 
 @pytest.mark.parametrize(("limit", "name"), [("nofile=64:64", "open-files"), ("nproc=40:40", "processes")])

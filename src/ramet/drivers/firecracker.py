@@ -42,7 +42,6 @@ _OLDEST: Final = (1, 8)  # the first with VMGenID, and with devices described by
 _NETWORK_OVERRIDES_SINCE: Final = (1, 12)
 _VSOCK_OVERRIDE_SINCE: Final = (1, 16)
 _START_LIMIT_S: Final = 20.0
-_ANSWER_LIMIT_S: Final = 20.0
 # A slow disk's pace, for how long saving all of RAM may take.
 _SLOWEST_MIB_S: Final = 10
 # The kernel's stop for the guest's console and Firecracker's log, well above what `rings` keeps.
@@ -261,7 +260,7 @@ class FirecrackerVmm:
         for name in (vmstate, mem):
             if (self.directory / name).exists():
                 raise VmmError(f"{self.directory / name} exists: only new files are ever written")
-        limit_s = _ANSWER_LIMIT_S + self._machine.memory_bytes / (_SLOWEST_MIB_S * MIB)
+        longer_s = self._machine.memory_bytes / (_SLOWEST_MIB_S * MIB)
         body: dict[str, object] = {
             "snapshot_type": "Diff" if diff else "Full",
             "snapshot_path": vmstate,
@@ -269,7 +268,7 @@ class FirecrackerVmm:
         }
         processes.limit_files(self.process, None)
         try:
-            async with api(self.directory, who=self._who, timeout_s=limit_s) as firecracker:
+            async with api(self.directory, who=self._who, longer_s=longer_s) as firecracker:
                 await firecracker.call("PUT", "/snapshot/create", body)
         finally:
             processes.limit_files(self.process, _largest_file_bytes(self._machine))

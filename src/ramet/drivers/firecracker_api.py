@@ -25,6 +25,7 @@ from ramet.host import processes
 from ramet.units import KIB
 
 SOCKET: Final = "api.sock"
+ANSWER_LIMIT_S: Final = 20.0
 _LONGEST_ANSWER_BYTES: Final = 64 * KIB
 _RECEIVE_BYTES: Final = 16 * KIB
 _QUEUE_FULL_S: Final = 0.02
@@ -86,12 +87,14 @@ class Api:
 
 
 @asynccontextmanager
-async def api(directory: Path, *, who: str, timeout_s: float = 20.0) -> AsyncIterator[Api]:
-    """Lease the API of the Firecracker that works in `directory`, for `timeout_s` at most.
+async def api(directory: Path, *, who: str, longer_s: float = 0.0) -> AsyncIterator[Api]:
+    """Lease the API of the Firecracker that works in `directory`, for `ANSWER_LIMIT_S` and `longer_s` at
+    most.
 
     Raises `VmmTimeoutError` when the answers don't come in time, `VmmError` when nobody listens. The
     connection is closed in any case.
     """
+    timeout_s = ANSWER_LIMIT_S + longer_s
     try:
         with anyio.fail_after(timeout_s):
             stream = await _dial(directory, who)

@@ -222,7 +222,7 @@ def _clone(call: _Call, directory: Path) -> _Parts:
         fork_disk(template, directory, disk, share=options.share_memory) for disk in manifest.machine.disks
     )
     for disk in disks:
-        _require(options, f"disk {disk.disk.name}", disk)
+        _require(options, f"its disk `{disk.disk.name}`", disk)
     of_disks = {name for disk in manifest.machine.disks for name in files_of(disk)}
     for part in manifest.parts:
         if part != MEM_FILE and part not in of_disks:

@@ -1,0 +1,3 @@
+from tests.disk.loop_filesystems import full, xfs
+
+__all__ = ["full", "xfs"]
