@@ -119,6 +119,7 @@ def test_the_same_elsewhere_and_later(
     assert second.initramfs.read_bytes() == first.initramfs.read_bytes()
 
 
+@pytest.mark.alone
 def test_found_again_without_reading_the_ingredients(kernel: Kernel, agent: Path, busybox: Path) -> None:
     first = build_builtin(kernel, agent, busybox)
     accessed = {path: path.stat().st_ino for path in first.directory.iterdir()}

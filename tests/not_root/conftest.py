@@ -26,7 +26,7 @@ from ramet.errors import UnavailableError
 from ramet.images.kernel import find_kernel
 from tests.conftest import living_in
 
-USER = "ramet-test"
+USER = "ramet-test" + os.environ.get("PYTEST_XDIST_WORKER", "")
 ROOT = Path(__file__).parent.parent.parent
 LIMIT_S = 150
 _TRIAL = "import ctypes, lzma, sqlite3, sys; print('%d.%d' % sys.version_info[:2])"
