@@ -12,6 +12,11 @@ $(BIN)/mypy
 $(BIN)/lint-imports
 endef
 
+# A file of tests at a time for each CPU (`make test WORKERS=0`: one test after another). Most of a VM test is
+# waiting, but an emulated guest that computes has a CPU to itself.
+WORKERS := auto
+SIDE_BY_SIDE = -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -23,11 +28,11 @@ demo: setup ## boot a VM and fork it into 8, in a temporary home
 
 check: | .venv ## lint, types, import rules, and the tests that need no VM
 	$(LINT)
-	$(BIN)/pytest -m "not vm"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not vm"
 
 test: setup ## lint, types, import rules, and every test
 	$(LINT)
-	$(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 wheel: | .venv ## build dist/ramet-*.whl with the agents for x86-64 and aarch64; downloads a cross-compiler once
 	$(BIN)/python tools/build_wheel.py

@@ -19,6 +19,8 @@ from ramet import config
 from ramet.errors import UnavailableError
 from ramet.host import processes
 
+pytest_plugins = ["tests.side_by_side"]
+
 SHORTLY = ("sh", "-c", 'sleep 0.3; exec "$0" "$@"')
 """Before a command in a guest that ends the guest: the answer that it was started is out before that."""
 

@@ -14,6 +14,7 @@ import pytest
 
 import ramet
 from tests.conftest import living_in
+from tests.side_by_side import tell
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -63,7 +64,7 @@ def held(home: Path) -> tuple[list[int], set[str], int, set[str]]:
 
 
 async def test_a_fork_cancelled_at_every_await(
-    warm: ramet.VM, warm_host: ramet.Host, warm_home: Path, capsys: pytest.CaptureFixture[str]
+    warm: ramet.VM, warm_host: ramet.Host, warm_home: Path
 ) -> None:
     for _ in range(2):  # the first makes threads and caches that stay
         count = 0
@@ -99,8 +100,7 @@ async def test_a_fork_cancelled_at_every_await(
                 pass
         assert await settled(warm_home, before) == before, f"cancelled at iteration {at} of {count}"
         assert [one.name for one in await warm_host.list(everything=True)] == ["warm"]
-    with capsys.disabled():
-        print(f"\n{tried} of {count} awaits of fork({FORKS}) tried, {cut} cancelled, 0 leaks", end=" ")
+    tell(f"{tried} of {count} awaits of fork({FORKS}) tried, {cut} cancelled, 0 leaks")
     assert cut >= 20
 
 

@@ -23,6 +23,7 @@ import ramet
 from ramet.host import processes
 from ramet.paths import Home
 from tests.conftest import assert_nothing_left
+from tests.side_by_side import tell
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -155,4 +156,4 @@ async def test_kill_at_every_point(operation: str, crash_home: Path) -> None:
 def report() -> Iterator[None]:
     """How many points were tried, for the reader of a test run's output."""
     yield
-    print(f"\nkilled at {sum(TRIED.values())} points, leaks found: 0; {TRIED}")
+    tell(f"killed at {sum(TRIED.values())} points, leaks found: 0; {TRIED}")

@@ -17,6 +17,7 @@ import pytest
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE
 from tests.disk.loop_filesystems import _SYSTEM_PATH
 from tests.fallbacks.conftest import SmallHome, immutable
+from tests.side_by_side import tell
 
 pytestmark = pytest.mark.vm
 
@@ -27,15 +28,12 @@ EXT4_LINKS = 65000
 
 
 @pytest.fixture(scope="module")
-def rows(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+def rows() -> Iterator[list[str]]:
     """The table so far; printed at the end."""
     lines: list[str] = []
     yield lines
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("\n\n| filesystem of the home | in the way | asked for | mode | reason in the receipt |")
-        print("| --- | --- | --- | --- | --- |")
-        print("\n".join(lines))
+    head = "| filesystem of the home | in the way | asked for | mode | reason in the receipt |"
+    tell("\n".join(["", head, "| --- | --- | --- | --- | --- |", *lines]))
 
 
 def note(rows: list[str], filesystem: str, obstacle: str, asked: str, memory: dict[str, Any]) -> None:

@@ -79,6 +79,7 @@ def test_flags_and_crumbs_cost_no_more_than_frames() -> None:
     assert seconds(b"a\x7e" * 65_536) < frames
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("agent_process")
 async def test_a_flood_does_not_hold_up_a_neighbour(tmp_path: Path) -> None:
     """8 MB of the smallest frames from one guest; another, in the same process, answers throughout."""

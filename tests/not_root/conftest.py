@@ -25,7 +25,7 @@ from ramet.images.kernel import find_kernel
 from tests.conftest import living_in
 from tests.copied_packages import copy_packages
 
-USER = "ramet-test"
+USER = "ramet-test" + os.environ.get("PYTEST_XDIST_WORKER", "")
 LIMIT_S = 150
 _TRIAL = "import ctypes, lzma, sqlite3, sys; print('%d.%d' % sys.version_info[:2])"
 

@@ -23,6 +23,7 @@ from ramet.paths import Home
 from ramet.units import MIB
 from tests.cli.conftest import Shell
 from tests.disk.loop_filesystems import mounted
+from tests.side_by_side import tell
 from tests.wrong_input.lab import Attempt, Lab, add_failed, messages, world
 
 pytestmark = pytest.mark.vm
@@ -279,16 +280,15 @@ def lab(warm_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 
 
 @pytest.fixture(scope="module")
-def table(lab: Lab, request: pytest.FixtureRequest) -> Iterator[list[tuple[str, str, int, str]]]:
+def table(lab: Lab) -> Iterator[list[tuple[str, str, int, str]]]:
     """The rows so far; printed at the end."""
     rows: list[tuple[str, str, int, str]] = []
     yield rows
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("\n\n| wrong | command | exit | what it says |\n| --- | --- | --- | --- |")
-        for what, words, code, said in rows:
-            said = said.replace(str(lab.template), "HOME/instances/ID").replace(str(lab.scratch), "DIR")
-            print(f"| {what} | `{words}` | {code} | {said.replace('|', chr(92) + '|')} |")
+    lines = ["", "| wrong | command | exit | what it says |", "| --- | --- | --- | --- |"]
+    for what, words, code, said in rows:
+        said = said.replace(str(lab.template), "HOME/instances/ID").replace(str(lab.scratch), "DIR")
+        lines.append(f"| {what} | `{words}` | {code} | {said.replace('|', chr(92) + '|')} |")
+    tell("\n".join(lines))
 
 
 @pytest.mark.parametrize("one", CASES, ids=[one.what.replace(" ", "-") for one in CASES])
