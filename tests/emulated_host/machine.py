@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ _ANSWER_LIMIT_S: Final = 120
 """How long an answer may take beyond the time that the command itself is given."""
 _READ_LIMIT_S: Final = 60
 _END_LIMIT_S: Final = 30
+_ABANDONED_AFTER_S: Final = 24 * 3600
 _LINE_LIMIT_BYTES: Final = 16 << 20
 _MACHINE: Final = (
     # The emulated processor has AMD's virtualization, so the kernel's ordinary kvm-amd works on it.
@@ -55,6 +57,7 @@ class EmulatedHost:
 
     def __init__(self, *, shell: bool = False) -> None:
         self._shell = shell
+        _sweep(cache())
         self._directory = tempfile.TemporaryDirectory(prefix="run-", dir=cache())
         self._console = Path(self._directory.name, "console.log")
         self._qemu: subprocess.Popen[bytes] | None = None
@@ -156,6 +159,7 @@ class EmulatedHost:
             )
         if not self._shell:
             self._timed("boot", lambda: next(self._answers(BOOT_LIMIT_S)))
+            disk.unlink()  # QEMU has it open. So it goes with QEMU, also when this process is killed.
 
     def _timed(self, what: str, step: Any) -> Any:
         started = time.monotonic()
@@ -190,6 +194,17 @@ class EmulatedHost:
 
     def _died(self, why: str) -> HostDiedError:
         return HostDiedError(f"the emulated host: {why}; its console:\n{self.console()}")
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed runs have left."""
+    for left in (*directory.glob("run-*"), *directory.glob("making-*")):
+        try:
+            old = left.stat().st_mtime < time.time() - _ABANDONED_AFTER_S
+        except OSError:
+            continue
+        if old:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _peak_bytes(pid: int) -> int:
