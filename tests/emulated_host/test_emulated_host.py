@@ -25,15 +25,16 @@ def paths() -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "inner_test" in metafunc.fixturenames:
-        metafunc.parametrize("inner_test", collect(*paths()))
+        found = collect(*paths())
+        metafunc.parametrize("inner_test", found, ids=[one.removeprefix("tests/") for one in found])
 
 
 @pytest.fixture(scope="module")
 def inner(emulated: EmulatedHost) -> Inner:
     """The inner run. What it prints is this test run's output, live with `-s`.
 
-    An emulated host has been seen to hang, once, kernel and all, for a reason that isn't known: it gets a second
-    chance, and what its processors were at is in the output.
+    An emulated host has been seen to hang, once, kernel and all, for a reason that isn't known: it gets a
+    second chance, and what its processors were at is in the output.
     """
     try:
         return run_inside(emulated, *paths(), timeout_s=INNER_LIMIT_S)
