@@ -6,6 +6,7 @@ The exit code is the command's; 5 when the host can't be made here.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from ramet.errors import UnavailableError
@@ -20,6 +21,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--timeout", type=float, default=600, help="seconds for the command (default 600)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run; a shell when left out")
     asked = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if not asked.command:
             print("emulated host: booting; `exit` turns it off, Ctrl-A X kills it", file=sys.stderr)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +25,11 @@ BOOT_LIMIT_S: Final = 240
 _ANSWER_LIMIT_S: Final = 120
 """How long an answer may take beyond the time that the command itself is given."""
 _READ_LIMIT_S: Final = 60
+_SILENCE_LIMIT_S: Final = 180
+"""The server shows life every few seconds; a busy machine may hold it up, but not for so long."""
+_MONITOR_LIMIT_S: Final = 5
 _END_LIMIT_S: Final = 30
+_ABANDONED_AFTER_S: Final = 24 * 3600
 _LINE_LIMIT_BYTES: Final = 16 << 20
 _MACHINE: Final = (
     # The emulated processor has AMD's virtualization, so the kernel's ordinary kvm-amd works on it.
@@ -55,6 +61,7 @@ class EmulatedHost:
 
     def __init__(self, *, shell: bool = False) -> None:
         self._shell = shell
+        _sweep(cache())
         self._directory = tempfile.TemporaryDirectory(prefix="run-", dir=cache())
         self._console = Path(self._directory.name, "console.log")
         self._qemu: subprocess.Popen[bytes] | None = None
@@ -156,6 +163,7 @@ class EmulatedHost:
             )
         if not self._shell:
             self._timed("boot", lambda: next(self._answers(BOOT_LIMIT_S)))
+            disk.unlink()  # QEMU has it open. So it goes with QEMU, also when this process is killed.
 
     def _timed(self, what: str, step: Any) -> Any:
         started = time.monotonic()
@@ -172,24 +180,56 @@ class EmulatedHost:
             raise self._died(str(error)) from error
 
     def _answers(self, limit_s: float) -> Iterator[dict[str, Any]]:
-        """What the server says, until it has been silent, or busy, for too long."""
+        """What the server says, for `limit_s` at most and while it shows life."""
         assert self._port is not None, "the host isn't running"
         until = time.monotonic() + limit_s
         while True:
             while b"\n" not in self._buffer:
-                self._port.settimeout(max(0.01, until - time.monotonic()))
+                left_s = min(_SILENCE_LIMIT_S, until - time.monotonic())
+                self._port.settimeout(max(0.01, left_s))
                 try:
                     chunk = self._port.recv(65536)
                 except TimeoutError:
-                    raise self._died(f"no answer within {limit_s:g} s") from None
+                    why = f"no sign of life for {left_s:.0f} s"
+                    raise self._died(f"{why}; {self._processors()}") from None
                 if not chunk or len(self._buffer) > _LINE_LIMIT_BYTES:
                     raise self._died("its QEMU has ended" if not chunk else "it sends lines without end")
                 self._buffer += chunk
             line, _, self._buffer = self._buffer.partition(b"\n")
-            yield json.loads(line)
+            answer = json.loads(line)
+            if "alive" not in answer:
+                yield answer
+            elif time.monotonic() > until:
+                raise self._died(f"no answer within {limit_s:g} s")
+
+    def _processors(self) -> str:
+        """What the emulated processors are at: tells a host that hangs from one that is slow."""
+        said = b""
+        try:
+            with socket.socket(socket.AF_UNIX) as monitor:
+                monitor.settimeout(_MONITOR_LIMIT_S)
+                monitor.connect(f"{self._directory.name}/monitor")
+                monitor.sendall(b"info registers -a\ninfo lapic\n")
+                while len(said) < 65536:
+                    said += monitor.recv(4096) or b"\0" * 65536
+        except OSError:
+            pass
+        words = re.findall(r"CPU#\d+|RIP=\w+|RFL=\w+|HLT=\d|I[SR]R\t.*", said.decode(errors="replace"))
+        return f"its processors: {' '.join(words) or 'the monitor is silent too'}"
 
     def _died(self, why: str) -> HostDiedError:
         return HostDiedError(f"the emulated host: {why}; its console:\n{self.console()}")
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed runs have left."""
+    for left in (*directory.glob("run-*"), *directory.glob("making-*")):
+        try:
+            old = left.stat().st_mtime < time.time() - _ABANDONED_AFTER_S
+        except OSError:
+            continue
+        if old:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _peak_bytes(pid: int) -> int:

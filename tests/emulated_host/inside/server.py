@@ -3,7 +3,8 @@
 Both sides write a JSON document a line on a virtio-serial port. The host asks `{"argv": …, "env": …,
 "timeout_s": …}`; the answers are `{"out": TEXT}` as the command writes, on either of its outputs, and at last
 `{"code": N}`: its exit code, 128 and the signal's number, 127 when it can't be started, 124 after its time.
-The first line is `{"ready": true}`. Only the standard library is needed.
+The first line is `{"ready": true}`, and `{"alive": UPTIME_S}` comes every few seconds, whatever else goes on.
+Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
 PORT = "emulated-host"
+ALIVE_EVERY_S = 5
+
+_sending = threading.Lock()
 
 
 def open_port() -> BinaryIO:
@@ -32,8 +37,9 @@ def open_port() -> BinaryIO:
 def send(port: BinaryIO, message: dict[str, Any]) -> None:
     """Write one line, all of it."""
     rest = memoryview(json.dumps(message).encode() + b"\n")
-    while rest:
-        rest = rest[port.write(rest) :]
+    with _sending:
+        while rest:
+            rest = rest[port.write(rest) :]
 
 
 def run(port: BinaryIO, argv: list[str], env: dict[str, str], timeout_s: float) -> int:
@@ -76,10 +82,18 @@ def run(port: BinaryIO, argv: list[str], env: dict[str, str], timeout_s: float) 
     return 124 if late else code if code >= 0 else 128 - code
 
 
+def show_life(port: BinaryIO) -> None:
+    """For as long as the program runs."""
+    while True:
+        time.sleep(ALIVE_EVERY_S)
+        send(port, {"alive": time.clock_gettime(time.CLOCK_BOOTTIME)})
+
+
 def main() -> None:
     """Serve until the port is closed."""
     with open_port() as port:
         send(port, {"ready": True})
+        threading.Thread(target=show_life, args=(port,), daemon=True).start()
         buffer = b""
         while chunk := port.read(65536):
             buffer += chunk
