@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,21 @@ def _running(directory: Path, *words: str) -> Iterator[Vmm]:
         process.wait()
 
 
-def _until(process: subprocess.Popen[bytes], path: Path, text: str | None = None) -> None:
-    """Waits until the file is there, with `text` in it."""
+def _until(process: subprocess.Popen[bytes], console: Path, done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + LIMIT_S
-    while not path.exists() or (text is not None and text not in path.read_text(errors="replace")):
-        assert process.poll() is None, (path.parent / "console").read_text(errors="replace")
+    while not done():
+        assert process.poll() is None, console.read_text(errors="replace")
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+        try:
+            stream.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 @contextmanager
@@ -142,7 +150,7 @@ def booted(
         (directory / "disk.raw").touch()
         os.truncate(directory / "disk.raw", disk_bytes)
     with _running(directory, "--config-file", "config.json") as vmm:
-        _until(vmm.process, directory / "console", "probe: ready")
+        _until(vmm.process, directory / "console", lambda: "probe: ready" in vmm.console())
         yield vmm
 
 
@@ -154,7 +162,7 @@ def restored(directory: Path, source: Path) -> Iterator[Vmm]:
         (directory / name).hardlink_to(source / name)
     shutil.copyfile(source / "disk.raw", directory / "disk.raw")
     with _running(directory) as vmm:
-        _until(vmm.process, directory / "api.sock")
+        _until(vmm.process, directory / "console", lambda: _listens(directory / "api.sock"))
         memory = {"backend_type": "File", "backend_path": "mem"}
         vmm.api("PUT", "/snapshot/load", snapshot_path="vmstate", mem_backend=memory, resume_vm=True)
         yield vmm

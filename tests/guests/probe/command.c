@@ -34,8 +34,8 @@ struct command {
     const char *complaint;         /* for stderr */
 };
 
-/* `start` does a short command's work. A long one it leaves `working`: then `work` does a piece each turn, and returns how
- * many octets of output it wrote to `lines`, at most `room`. */
+/* `start` does a short command's work. A long one it leaves `working`: then `work` does a piece each turn, and returns
+ * how many octets of output it wrote to `lines`, at most `room`. */
 struct program {
     const char *name;
     const char *usage; /* NULL: it takes anything */

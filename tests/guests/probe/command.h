@@ -5,7 +5,16 @@
 #include "connection.h"
 
 /* Errors of the protocol carry Linux's numbers. */
-enum error { E_NO_ENTRY = 2, E_AGAIN = 11, E_BUSY = 16, E_INVALID = 22, E_NO_CALL = 38, E_PROTOCOL = 71, E_BAD_MESSAGE = 74, E_SIZE = 90 };
+enum error {
+    E_NO_ENTRY = 2,
+    E_AGAIN = 11,
+    E_BUSY = 16,
+    E_INVALID = 22,
+    E_NO_CALL = 38,
+    E_PROTOCOL = 71,
+    E_BAD_MESSAGE = 74,
+    E_SIZE = 90,
+};
 
 void command_exec(struct connection *connection, const struct wire_frame *frame);
 void command_stdin(struct connection *connection, const struct wire_frame *frame);

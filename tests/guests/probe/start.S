@@ -144,7 +144,8 @@ task:
     .word task_end - task /* no I/O permissions */
 task_end:
 
-/* The first GiB in pages of 2 MiB: present, writable, for ring 3, accessed and dirty already. machine.c adds the rest. */
+/* The first GiB in pages of 2 MiB: present, writable, for ring 3, accessed and dirty already. machine.c adds the rest.
+ * Pages of 1 GiB would be simpler; not every KVM offers them. */
     .section .data.tables, "aw"
     .balign 4096
     .globl page_map, page_pointers
