@@ -130,7 +130,7 @@ class Subject:
     async def write(self, agent: AgentClient, number: int) -> None:
         """Have the guest remember a number, in its memory and on its disk."""
         if self.is_linux:
-            script = f"echo {number} > /run/mark; echo {number} > /dev/vda; sync"
+            script = f"test -b /dev/vda && echo {number} > /run/mark && echo {number} > /dev/vda && sync"
             await self.run(agent, "sh", "-c", script)
         else:
             await self.run(agent, "poke", hex(_MARK_ADDRESS), hex(number))

@@ -32,7 +32,8 @@ async def source(host: ramet.Host, request: pytest.FixtureRequest) -> ramet.VM:
     info = await vm.info()
     assert (info.driver, info.accelerator) == (driver, "kvm")
     await vm.exec("sh", "-c", "head -c 4194304 /dev/urandom > /tmp/data", check=True)
-    await vm.exec("sh", "-c", "yes source | head -c 1048576 > /dev/vda; sync", check=True)
+    fill = "test -b /dev/vda && yes source | head -c 1048576 > /dev/vda && sync"
+    await vm.exec("sh", "-c", fill, check=True)
     count = 'i=0; while :; do i=$((i + 1)); echo "$i" > /run/next; mv /run/next /run/count; sleep 1; done'
     await vm.exec("sh", "-c", f"({count}) </dev/null >/dev/null 2>&1 &", check=True)
     return vm

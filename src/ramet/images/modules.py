@@ -19,17 +19,17 @@ from ramet.units import MIB
 BOOT_MODULES: Final = ("virtio_pci", "virtio_console")
 """What the agent loads before it can speak to the host; what these depend on comes with them."""
 BOOT_MODULES_IF_THERE: Final = (
+    "virtio_blk",
     "virtio_mmio",
     "vsock",
     "vmw_vsock_virtio_transport_common",
     "vmw_vsock_virtio_transport",
     "virtio_rng",
 )
-"""What it loads after them, where the kernel has it: the devices of a Firecracker guest. `vsock` comes before
-its transport, because the agent listens in between.
+"""What it loads after them, where the kernel has it: data disks, and the devices of a Firecracker guest.
+`vsock` comes before its transport, because the agent listens in between.
 """
 AVAILABLE_MODULES: Final = (
-    "virtio_blk",
     "virtio_net",
     "ext4",
     "overlay",
