@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import anyio
 import msgspec
@@ -33,9 +33,10 @@ from ramet.paths import (
     INITRAMFS_FILE,
     KERNEL_FILE,
     MEM_FILE,
+    METRICS_FILE,
     VMM_LOG,
 )
-from ramet.units import MIB
+from ramet.units import KIB, MIB
 
 PROGRAM: Final = "firecracker"
 _OLDEST: Final = (1, 8)  # the first with VMGenID, and with devices described by ACPI
@@ -46,6 +47,7 @@ _START_LIMIT_S: Final = 20.0
 _SLOWEST_MIB_S: Final = 10
 # The kernel's stop for the guest's console and Firecracker's log, well above what `rings` keeps.
 _LARGEST_LOG_BYTES: Final = 16 * MIB
+_LONGEST_METRICS_BYTES: Final = 256 * KIB
 _POWER_OFF: Final = b"ramet: power off"
 _INSTALL: Final = "put it on PATH or into {tools}, or set RAMET_FIRECRACKER"
 
@@ -160,12 +162,15 @@ class Firecracker:
         await self.version()
         log = directory / VMM_LOG
         with filesystem_errors("start Firecracker in", directory):
-            for left in (SOCKET, VSOCK_SOCKET):
-                (directory / left).unlink(missing_ok=True)  # it wouldn't bind over them
+            for left in (SOCKET, VSOCK_SOCKET, METRICS_FILE):
+                (directory / left).unlink(missing_ok=True)  # it wouldn't bind over sockets
             # It writes from the beginning of the file that it finds, so each start has a file of its own.
             if log.exists():
                 log.replace(rings.previous(log))
             log.touch(mode=0o600)
+            if machine.metrics:
+                (directory / METRICS_FILE).touch(mode=0o600)
+                arguments = [*arguments, "--metrics-path", METRICS_FILE]
             process = processes.spawn(
                 [
                     self._found(),
@@ -179,7 +184,7 @@ class Firecracker:
             )
         vmm = FirecrackerVmm(directory, process, machine, self)
         try:
-            await vmm.come_up(boots=bool(arguments))
+            await vmm.come_up(boots="--config-file" in arguments)
         except RametError as error:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()
@@ -288,6 +293,27 @@ class FirecrackerVmm:
         except VmmError as error:
             words = _last_words(self.directory)
             raise type(error)(f"{error.message}{f': {words}' if words else ''}", hint=error.hint) from error
+
+    async def configuration(self) -> dict[str, Any]:
+        """The machine as Firecracker has it: `GET /vm/config`."""
+        async with api(self.directory, who=self._who) as firecracker:
+            return await firecracker.call("GET", "/vm/config")
+
+    async def metrics(self) -> dict[str, Any]:
+        """Firecracker's own counters: those of its `docs/metrics.md`, each since it was last written down.
+
+        Raises `VmmError`, also for a machine without `metrics`.
+        """
+        path = self.directory / METRICS_FILE
+        if not self._machine.metrics:
+            raise VmmError(f"{self._who}: its machine keeps no metrics")
+        async with api(self.directory, who=self._who) as firecracker:
+            await firecracker.call("PUT", "/actions", {"action_type": "FlushMetrics"})
+        last = rings.tail(path, _LONGEST_METRICS_BYTES).rstrip().rpartition(b"\n")[2]
+        try:
+            return msgspec.json.decode(last, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise VmmError(f"{self._who}: Firecracker's metrics can't be read: {error}") from error
 
     async def kill(self) -> None:
         """As `Vmm.kill`."""

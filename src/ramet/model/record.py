@@ -46,8 +46,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     `kernel_arguments` is the guest kernel's command line; `agent_ports` is how many clients can talk to its
     agent at once over virtio-serial, 0 where it is reached over vsock. With `track_changes` the VMM keeps its
-    own list of changed pages from the beginning. `balloon_bytes` is what a balloon takes from the guest at
-    first; null: there is no balloon.
+    own list of changed pages from the beginning, with `metrics` counters of its own, which it writes down
+    every minute. `balloon_bytes` is what a balloon takes from the guest at first; null: there is no balloon.
     """
 
     accelerator: str
@@ -62,6 +62,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     entropy_device: bool = False
     balloon_bytes: int | None = None
     track_changes: bool = False
+    metrics: bool = False
 
 
 class HostCpu(msgspec.Struct, frozen=True, kw_only=True):
