@@ -26,6 +26,7 @@ import pytest
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.messages import ExecRequest
 from ramet.guest.ports import claim_port
+from tests.unix_sockets import listening
 
 ROOT = Path(__file__).parent.parent
 ELF_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine, as elf.h has it
@@ -195,12 +196,6 @@ def answering(command: list[str | Path], socket: Path) -> Iterator[None]:
             yield
         finally:
             process.kill()
-
-
-def listening(socket: Path) -> bool:
-    """Whether it can be connected to: `__SO_ACCEPTCON` in the kernel's table. Its file is there sooner."""
-    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
-    return any(row[-1] == str(socket) and int(row[3], 16) & 0x10000 for row in rows)
 
 
 @pytest.mark.anyio

@@ -13,6 +13,7 @@ import pytest
 import ramet.guest
 from ramet.errors import UnavailableError
 from ramet.guest.agent_binary import agent_path
+from tests.unix_sockets import listening
 
 SOURCES = Path(ramet.guest.__file__).parent / "agent"
 
@@ -37,7 +38,7 @@ def agent_process(agent_program: Path, tmp_path: Path) -> Iterator[subprocess.Po
     with subprocess.Popen([agent_program, "--socket", socket]) as process:
         try:
             deadline = time.monotonic() + 10
-            while not socket.exists():
+            while not listening(socket):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.002)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -14,9 +12,7 @@ import anyio
 import anyio.abc
 import pytest
 
-from ramet import config
-from ramet.errors import ExecNotFoundError, GuestError, GuestLostError, UnavailableError
-from ramet.guest.agent_binary import probe_path
+from ramet.errors import ExecNotFoundError, GuestError, GuestLostError
 from ramet.guest.client import AgentClient, ExecOutcome, run_exec
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import (
@@ -28,41 +24,11 @@ from ramet.guest.messages import (
     put,
     put_number,
 )
-from ramet.host.kvm import kvm_verdict
-from tests.guests.firecracker import LIMIT_S, Vmm, booted, find_firecracker, restored
+from tests.guests.firecracker import LIMIT_S, Vmm, booted, restored
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
-SOURCES = Path(__file__).parent / "probe"
 FREE = 0x1000000  # memory from here on is the caller's
 E_NOENT, E_INVAL, E_NOSYS, E_BADMSG, E_MSGSIZE = 2, 22, 38, 74, 90
-
-
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
-async def runs_code(anyio_backend: str) -> None:
-    """Skips where nothing runs guests. A KVM that can't run Linux will do."""
-    if find_firecracker() is None:
-        pytest.skip("there is no Firecracker on PATH, nor in the cache's tools")
-    verdict = await kvm_verdict(config.cache_directory())
-    if verdict.status not in {"runs_linux", "bare_metal_only"}:
-        pytest.skip(f"KVM runs no guest here: {verdict.detail}")
-
-
-@pytest.fixture(scope="session")
-def probe(runs_code: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sources where a compiler is, else the one that was built before."""
-    if shutil.which("gcc") and shutil.which("make"):
-        out = tmp_path_factory.mktemp("probe") / "probe"
-        subprocess.run(["make", "-C", SOURCES, f"OUT={out}"], check=True, timeout=120)
-        return out
-    try:
-        return probe_path()
-    except UnavailableError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
