@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ramet.host.files import allocated_bytes, data_extents, filesystem_errors, punch_hole
-from ramet.units import MIB, PAGE_SIZE_BYTES
+from ramet.units import MIB, PAGE_SIZE_BYTES, round_up_to_page
 
 _WINDOW_BYTES: Final = 2 * MIB
 _ZERO_WINDOW: Final = bytes(_WINDOW_BYTES)
@@ -29,7 +29,7 @@ def dig_holes(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             for start, length in _zeros(descriptor):
-                if not punch_hole(descriptor, start, length):
+                if not punch_hole(descriptor, start, round_up_to_page(length)):
                     break
         finally:
             os.close(descriptor)

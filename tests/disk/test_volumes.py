@@ -1,0 +1,130 @@
+"""Data disks: empty ones, and forks of frozen ones, as QEMU's own tools see them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ramet.disk.qcow2 import make_qcow2
+from ramet.disk.volumes import files_of, fork_disk, make_disk
+from ramet.errors import FilesystemError
+from ramet.host.files import allocated_bytes
+from ramet.model.record import Disk
+from ramet.units import GIB, KIB, MIB, TIB
+
+needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img here")
+
+
+def qemu_img(*words: str | Path) -> Any:
+    """What a command of qemu-img prints as JSON. Fails the test when it fails."""
+    done = subprocess.run(["qemu-img", *words], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return json.loads(done.stdout) if "--output=json" in words else None
+
+
+def write(path: Path, offset: int, pattern: int, length: int) -> None:
+    """Write through QEMU's own block layer."""
+    command = f"write -P {pattern} {offset} {length}"
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", command, path], check=True, timeout=60, capture_output=True
+    )
+
+
+def content(path: Path, out: Path) -> bytes:
+    """All that a guest would read of a qcow2 file and what lies under it."""
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", path, out)
+    return out.read_bytes()
+
+
+@needs_qemu_img
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from([512, MIB - 512, 64 * MIB, 3 * GIB + 512, 100 * GIB, 16 * TIB]))
+def test_an_empty_one_is_what_qemu_would_make(tmp_path_factory: pytest.TempPathFactory, size: int) -> None:
+    path = tmp_path_factory.mktemp("qcow2") / "disk.qcow2"
+    make_qcow2(path, size)
+    found = qemu_img("info", "--output=json", path)
+    assert (found["format"], found["virtual-size"]) == ("qcow2", size)
+    checked = qemu_img("check", "--output=json", path)
+    assert checked["check-errors"] == 0
+    assert "leaks" not in checked
+    assert "corruptions" not in checked
+    assert allocated_bytes(path) <= 128 * KIB
+
+
+@needs_qemu_img
+def test_a_fork_lies_over_the_frozen_chain_and_copies_nothing(tmp_path: Path) -> None:
+    disk = Disk(name="disk", file="disk-0.qcow2", format="qcow2", size_bytes=8 * MIB)
+    homes = [tmp_path / f"home{number}" for number in range(4)]
+    homes[0].mkdir()
+    make_disk(homes[0], disk)
+    expected = bytearray(8 * MIB)
+    for number, (home, following) in enumerate(itertools.pairwise(homes), start=1):
+        write(home / disk.file, number * MIB, number, MIB)
+        expected[number * MIB : (number + 1) * MIB] = bytes([number]) * MIB
+        following.mkdir()
+        forked = fork_disk(home, following, disk)
+        assert (forked.mode, forked.bytes_copied) == ("shared", 0)
+        assert forked.disk.backing == files_of(disk)
+        for name in files_of(disk):
+            assert (home / name).samefile(following / name)
+        disk = forked.disk
+        # The fork needs nothing of its source's directory.
+        shutil.rmtree(home)
+        assert content(following / disk.file, tmp_path / "raw") == expected
+        assert qemu_img("check", "--output=json", following / disk.file)["check-errors"] == 0
+    assert files_of(disk) == ("disk-0.qcow2", "disk-1.qcow2", "disk-2.qcow2", "disk-3.qcow2")
+
+
+@needs_qemu_img
+def test_what_one_fork_writes_no_other_has(tmp_path: Path) -> None:
+    disk = Disk(name="disk", file="disk-0.qcow2", format="qcow2", size_bytes=4 * MIB)
+    source, one, other = (tmp_path / name for name in ("source", "one", "other"))
+    for home in (source, one, other):
+        home.mkdir()
+    make_disk(source, disk)
+    write(source / disk.file, 0, 1, MIB)
+    before = (source / disk.file).read_bytes()
+    tops = {home: fork_disk(source, home, disk).disk.file for home in (one, other)}
+    write(one / tops[one], 0, 2, 4 * KIB)
+    write(other / tops[other], 0, 3, 4 * KIB)
+    assert content(one / tops[one], tmp_path / "raw")[: 8 * KIB] == b"\2" * 4 * KIB + b"\1" * 4 * KIB
+    assert content(other / tops[other], tmp_path / "raw")[: 8 * KIB] == b"\3" * 4 * KIB + b"\1" * 4 * KIB
+    assert (source / disk.file).read_bytes() == before
+
+
+def test_a_raw_one_is_duplicated_and_says_how(tmp_path: Path) -> None:
+    disk = Disk(name="disk", file="disk.raw", format="raw", size_bytes=4 * MIB)
+    source, fork, copy = (tmp_path / name for name in ("source", "fork", "copy"))
+    for home in (source, fork, copy):
+        home.mkdir()
+    make_disk(source, disk)
+    with (source / disk.file).open("r+b") as file:
+        file.seek(MIB)
+        file.write(b"data" * KIB)
+    (source / disk.file).chmod(0o444)
+    forked = fork_disk(source, fork, disk)
+    assert forked.mode in ("copied", "reflinked")
+    assert forked.reason.startswith("a raw disk can't be linked: ")
+    assert (fork / disk.file).read_bytes() == (source / disk.file).read_bytes()
+    assert not (fork / disk.file).samefile(source / disk.file)
+    assert (fork / disk.file).stat().st_mode & 0o777 == 0o600, "its VMM writes it"
+    assert allocated_bytes(fork / disk.file) < MIB, "holes are kept"
+    asked = fork_disk(source, copy, disk, share=False)
+    assert (asked.mode, asked.reason) == ("copied", "asked for")
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    disk = Disk(name="disk", file="disk-0.qcow2", format="qcow2", size_bytes=MIB)
+    make_disk(tmp_path, disk)
+    before = (tmp_path / disk.file).read_bytes()
+    with pytest.raises(FilesystemError):
+        make_disk(tmp_path, disk)
+    assert (tmp_path / disk.file).read_bytes() == before
