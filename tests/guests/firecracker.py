@@ -135,14 +135,14 @@ def _listens(path: Path) -> bool:
 
 @contextmanager
 def booted(
-    directory: Path, probe: Path, *, memory_mib: int = 128, disk_bytes: int | None = 1 << 20
+    directory: Path, probe: Path, *, memory_mib: int = 128, cpus: int = 1, disk_bytes: int | None = 1 << 20
 ) -> Iterator[Vmm]:
     """A Firecracker whose probe has said that it is ready."""
     drive = {"drive_id": "data", "path_on_host": "disk.raw", "is_root_device": False, "is_read_only": False}
     configuration = {
         "boot-source": {"kernel_image_path": str(probe), "boot_args": BOOT_ARGUMENTS},
         "drives": [] if disk_bytes is None else [drive],
-        "machine-config": {"vcpu_count": 1, "mem_size_mib": memory_mib},
+        "machine-config": {"vcpu_count": cpus, "mem_size_mib": memory_mib},
         "vsock": {"guest_cid": 3, "uds_path": "vsock.sock"},
     }
     (directory / "config.json").write_text(json.dumps(configuration))

@@ -348,6 +348,15 @@ async def test_memory_above_the_gap(probe: Path, tmp_path: Path) -> None:
             assert (await run(agent, f"fill {0xD000_0000 - 4096:x} 2 0")).exit_code == 1
 
 
+@pytest.mark.parametrize("memory_mib", [4, 1024])
+async def test_two_cpus(probe: Path, tmp_path: Path, memory_mib: int) -> None:
+    """The second one is never started."""
+    with booted(tmp_path, probe, memory_mib=memory_mib, cpus=2) as vmm:
+        async with vmm.agent() as agent:
+            assert await words(agent, f"peek {(memory_mib << 20) - 8:x}") == [0]
+            assert (await run(agent, f"peek {memory_mib << 20:x}")).exit_code == 1
+
+
 async def test_a_snapshot_drops_connections_and_keeps_memory(probe: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -8,6 +8,7 @@
 
 #define PAGE_BYTES 4096u
 #define GIB (1ull << 30)
+#define MACHINE_INTERRUPTS 16u /* those of the legacy controllers */
 #define MAPPED_END (64 * GIB) /* RAM beyond isn't used */
 #define HOT __attribute__((section(".bss.hot")))
 #define BUFFERS __attribute__((section(".bss.buffers")))

@@ -30,7 +30,7 @@ _Noreturn void probe_main(const void *boot_params) {
     machine_init(boot_params);
     block_init();
     if (!vsock_init()) {
-        machine_say("probe: there is no vsock device\n");
+        machine_say("probe: no vsock device with an interrupt below 16\n");
         machine_reset();
     }
     machine_say("probe: ready\n");

@@ -51,15 +51,32 @@ static bool agree(volatile uint32_t *device) {
     return device[STATUS] & FEATURES_OK;
 }
 
+static uint64_t number(const char **at, unsigned base) {
+    uint64_t value = 0;
+    for (;; (*at)++) {
+        char c = **at;
+        unsigned digit = base;
+        if (c >= '0' && c <= '9')
+            digit = (unsigned)(c - '0');
+        else if (c >= 'a' && c <= 'f')
+            digit = (unsigned)(c - 'a') + 10;
+        if (digit >= base)
+            return value;
+        value = value * base + digit;
+    }
+}
+
+/* Linux Documentation/admin-guide/kernel-parameters.rst: virtio_mmio.device=<size>@<address>:<interrupt> */
 volatile uint32_t *virtio_find(enum virtio_kind kind) {
-    const char *at = machine_command_line();
     size_t length = strlen(DECLARATION);
-    for (; *at != '\0'; at++) {
+    for (const char *at = machine_command_line(); *at != '\0'; at++) {
         if (memcmp(at, DECLARATION, length) != 0) /* reads on into RAM, at worst */
             continue;
-        uint64_t address = 0;
-        for (at += length; (*at >= '0' && *at <= '9') || (*at >= 'a' && *at <= 'f'); at++)
-            address = address << 4 | (uint64_t)(*at <= '9' ? *at - '0' : *at - 'a' + 10);
+        at += length;
+        uint64_t address = number(&at, 16);
+        at += *at == ':';
+        if (number(&at, 10) >= MACHINE_INTERRUPTS)
+            return NULL;
         machine_map(address, address + WINDOW_BYTES);
         volatile uint32_t *device = (volatile uint32_t *)(uintptr_t)address;
         if (has_kind(device, kind))

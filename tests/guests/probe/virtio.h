@@ -36,7 +36,7 @@ struct ring {
 enum virtio_kind { VIRTIO_BLOCK = 2, VIRTIO_VSOCK = 19 };
 
 /* The registers of the first device of that kind on the command line, with features agreed on (none but version 1);
- * NULL when there is none. Queues are to be started before `virtio_ready`. */
+ * NULL when there is none whose interrupt comes through. Queues are to be started before `virtio_ready`. */
 volatile uint32_t *virtio_find(enum virtio_kind kind);
 bool virtio_start_ring(volatile uint32_t *device, uint32_t number, struct ring *ring);
 void virtio_ready(volatile uint32_t *device);
