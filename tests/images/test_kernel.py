@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kernel_of(version: str) -> bytes:
-    return make_bzimage(gzip.compress(ELF), version=version)
+    return make_bzimage(gzip.compress(ELF, mtime=0), version=version)
 
 
 def package_files(version: str, *, prefix: str = "./") -> dict[str, bytes]:
