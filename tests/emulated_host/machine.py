@@ -111,6 +111,12 @@ class EmulatedHost:
         done = self.run(["cat", path], _READ_LIMIT_S, live=False)
         return done.output if done.code == 0 else ""
 
+    @property
+    def pid(self) -> int:
+        """Of its QEMU."""
+        assert self._qemu is not None, "the host isn't running"
+        return self._qemu.pid
+
     def wait(self) -> None:
         """Until the host has turned itself off, with no limit: for a person in its shell."""
         assert self._qemu is not None
