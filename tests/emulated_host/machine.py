@@ -147,7 +147,9 @@ class EmulatedHost:
         self._timed("pack", lambda: tree.pack(disk, root))
         ours, theirs = socket.socketpair()
         self._port = ours
-        line = f"{_KERNEL_LINE} emulated-host={'shell' if self._shell else 'server'}"
+        size = shutil.get_terminal_size()
+        mode = f"shell terminal={size.lines}x{size.columns}" if self._shell else "server"
+        line = f"{_KERNEL_LINE} emulated-host={mode} "
         serial = ["-serial", "mon:stdio"] if self._shell else ["-serial", f"file:{self._console}"]
         words = [
             *("setpriv", "--pdeathsig", "KILL", config.qemu_binary(), "-name", "emulated-host", *_MACHINE),
