@@ -21,7 +21,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--timeout", type=float, default=600, help="seconds for the command (default 600)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run; a shell when left out")
     asked = parser.parse_args(words)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     try:
         if not asked.command:
             print("emulated host: booting; `exit` turns it off, Ctrl-A X kills it", file=sys.stderr)

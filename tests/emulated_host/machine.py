@@ -33,7 +33,7 @@ _ABANDONED_AFTER_S: Final = 24 * 3600
 _LINE_LIMIT_BYTES: Final = 16 << 20
 _MACHINE: Final = (
     # The emulated processor has AMD's virtualization, so the kernel's ordinary kvm-amd works on it.
-    *("-machine", "q35", "-cpu", "max,la57=off,+svm,+npt", "-accel", "tcg,tb-size=1024,thread=multi"),
+    *("-machine", "q35", "-cpu", "max,la57=off,+svm,+npt", "-accel", "tcg,tb-size=1024,thread=single"),
     *("-m", "6144", "-smp", "2", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
     *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
 )
@@ -111,6 +111,12 @@ class EmulatedHost:
         done = self.run(["cat", path], _READ_LIMIT_S, live=False)
         return done.output if done.code == 0 else ""
 
+    @property
+    def pid(self) -> int:
+        """Of its QEMU."""
+        assert self._qemu is not None, "the host isn't running"
+        return self._qemu.pid
+
     def wait(self) -> None:
         """Until the host has turned itself off, with no limit: for a person in its shell."""
         assert self._qemu is not None
@@ -141,7 +147,9 @@ class EmulatedHost:
         self._timed("pack", lambda: tree.pack(disk, root))
         ours, theirs = socket.socketpair()
         self._port = ours
-        line = f"{_KERNEL_LINE} emulated-host={'shell' if self._shell else 'server'}"
+        size = shutil.get_terminal_size()
+        mode = f"shell terminal={size.lines}x{size.columns}" if self._shell else "server"
+        line = f"{_KERNEL_LINE} emulated-host={mode} "
         serial = ["-serial", "mon:stdio"] if self._shell else ["-serial", f"file:{self._console}"]
         words = [
             *("setpriv", "--pdeathsig", "KILL", config.qemu_binary(), "-name", "emulated-host", *_MACHINE),
