@@ -2,6 +2,7 @@
 nothing is left.
 
 Real parts only: QEMU, Debian's kernel, the agent. A machine that lacks one skips these tests with the reason.
+What names no driver is run on QEMU, on every machine; the tests of Firecracker name it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def pytest_configure() -> None:
     """Ctrl-C works in the programs that tests start, also in a run that a shell script has put into the
     background: there it is ignored, which they would inherit (POSIX, Shell Command Language, 2.11).
     """
+    os.environ.setdefault("RAMET_DRIVER", "qemu")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -24,6 +24,11 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ramet"
 
 
+def driver() -> str:
+    """`RAMET_DRIVER`: the driver that is used where none is named. Default `auto`."""
+    return os.environ.get("RAMET_DRIVER") or "auto"
+
+
 def qemu_binary() -> str:
     """`RAMET_QEMU`: a path or a name on PATH. Default `qemu-system-x86_64`."""
     return os.environ.get("RAMET_QEMU", "qemu-system-x86_64")

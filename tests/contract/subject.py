@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -46,7 +46,7 @@ class Subject:
     accelerator: str
     memory_bytes: int = 128 * MIB
     disk_bytes: int = MIB
-    version: str = field(default="", init=False)
+    version: str = ""
 
     @property
     def is_linux(self) -> bool:
@@ -145,6 +145,22 @@ class Subject:
         in_memory = await self.run(agent, "peek", hex(_MARK_ADDRESS))
         on_disk = await self.run(agent, "bpeek", "7")
         return int(in_memory.split()[0], 16), int(on_disk.split()[0], 16)
+
+    async def write_at_the_end(self, agent: AgentClient, number: int) -> None:
+        """Have the guest write its disk's last sector."""
+        last = self.disk_bytes // 512 - 1
+        if self.is_linux:
+            await self.run(agent, "sh", "-c", f"echo {number} | dd of=/dev/vda bs=512 seek={last} conv=fsync")
+        else:
+            await self.run(agent, "bpoke", hex(last), hex(number))
+
+    async def read_at_the_end(self, agent: AgentClient) -> int:
+        """The number in its disk's last sector."""
+        last = self.disk_bytes // 512 - 1
+        if self.is_linux:
+            script = f"dd if=/dev/vda bs=512 skip={last} 2>/dev/null | head -n 1"
+            return int(await self.run(agent, "sh", "-c", script))
+        return int((await self.run(agent, "bpeek", hex(last))).split()[0], 16)
 
     async def run(self, agent: AgentClient, *argv: str) -> str:
         """A command's standard output; `GuestError` when it fails."""

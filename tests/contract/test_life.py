@@ -141,7 +141,7 @@ async def test_how_a_guest_ended(
 
 
 async def test_a_vmm_that_hangs_is_a_timeout_and_not_a_wait_for_ever(
-    subject: Subject, frozen: Frozen, place: Path, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, frozen: Frozen, place: Path
 ) -> None:
     async with restored(subject, frozen, place / "vm") as vm:
         os.kill(vm.vmm.process.pid, signal.SIGSTOP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ramet.host.files import allocated_bytes
 from ramet.memory.integrity import digest
 from ramet.memory.mappings import areas, find_mapping, identity_of
 from ramet.paths import KERNEL_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.units import MIB
 from tests.contract.subject import Frozen, Subject, booted, introduce, restored
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
@@ -75,14 +77,15 @@ async def test_every_path_is_its_own(subject: Subject, frozen: Frozen, place: Pa
     async with restored(subject, frozen, place / "vm") as vm:
         pid = vm.vmm.process.pid
         opened = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-        mapped = Path(f"/proc/{pid}/maps").read_text()
-        sources = str(frozen.directory)
-        # A hard link may be shown by either of its names in maps; descriptors know by which they were opened.
-        assert not [one for one in opened if one.startswith(sources)]
+        assert not [one for one in opened if one.startswith(str(frozen.directory))]
+        bound = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()]
+        assert not [one for one in bound if one.startswith(str(frozen.directory))]
         ours = [one for one in opened if one.startswith(str(vm.directory))]
         for disk in vm.machine.disks:
             assert str(vm.directory / disk.file) in ours
-        assert f"{vm.directory / MEM_FILE}" in mapped or MEM_FILE in mapped
+        mem = identity_of(vm.directory / MEM_FILE)
+        assert mem == identity_of(frozen.directory / MEM_FILE)
+        assert mem in {area.identity for area in areas(pid)}
 
 
 async def test_a_fork_outlives_its_source(subject: Subject, place: Path) -> None:
@@ -143,6 +146,22 @@ async def test_a_difference_holds_what_changed(subject: Subject, frozen: Frozen,
         await vm.vmm.resume()
         async with subject.agent(vm) as agent:
             assert await subject.read(agent) == (3, 3)
+
+
+async def test_a_disk_can_be_filled_to_its_end(subject: Subject, place: Path) -> None:
+    """It is larger than what the VMM's logs are bounded by."""
+    large = dataclasses.replace(subject, disk_bytes=64 * MIB)
+    async with booted(large, place / "source") as source:
+        async with large.agent(source) as agent:
+            if large.is_linux:
+                fill = "yes 12345678 | dd of=/dev/vda bs=1M count=64 iflag=fullblock conv=fsync"
+                await large.run(agent, "sh", "-c", fill)
+            await large.write_at_the_end(agent, 9)
+        frozen = await large.freeze(source)
+    async with restored(large, frozen, place / "vm") as vm, large.agent(vm) as agent:
+        assert await large.read_at_the_end(agent) == 9
+        if large.is_linux:
+            assert await large.run(agent, "sh", "-c", "head -c 67107960 /dev/vda | uniq") == "12345678\n"
 
 
 async def test_a_frozen_mem_file_has_holes(subject: Subject, frozen: Frozen) -> None:

@@ -22,6 +22,7 @@ from ramet.drivers import firecracker_config
 from ramet.drivers.api import Ability, Ending, Guest
 from ramet.drivers.firecracker_api import SOCKET, api
 from ramet.drivers.firecracker_config import VSOCK_SOCKET
+from ramet.drivers.limits import largest_file_bytes
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
@@ -44,9 +45,7 @@ _NETWORK_OVERRIDES_SINCE: Final = (1, 12)
 _VSOCK_OVERRIDE_SINCE: Final = (1, 16)
 _START_LIMIT_S: Final = 20.0
 # A slow disk's pace, for how long saving all of RAM may take.
-_SLOWEST_MIB_S: Final = 10
-# The kernel's stop for the guest's console and Firecracker's log, well above what `rings` keeps.
-_LARGEST_LOG_BYTES: Final = 16 * MIB
+_SLOWEST_MIB_PER_S: Final = 10
 _LONGEST_METRICS_BYTES: Final = 256 * KIB
 _POWER_OFF: Final = b"ramet: power off"
 _INSTALL: Final = "put it on PATH or into {tools}, or set RAMET_FIRECRACKER"
@@ -180,7 +179,7 @@ class Firecracker:
                 ],
                 directory=directory,
                 log=directory / CONSOLE_LOG,
-                largest_file_bytes=_largest_file_bytes(machine),
+                largest_file_bytes=largest_file_bytes(machine),
             )
         vmm = FirecrackerVmm(directory, process, machine, self)
         try:
@@ -265,7 +264,7 @@ class FirecrackerVmm:
         for name in (vmstate, mem):
             if (self.directory / name).exists():
                 raise VmmError(f"{self.directory / name} exists: only new files are ever written")
-        longer_s = self._machine.memory_bytes / (_SLOWEST_MIB_S * MIB)
+        longer_s = self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
         body: dict[str, object] = {
             "snapshot_type": "Diff" if diff else "Full",
             "snapshot_path": vmstate,
@@ -276,7 +275,7 @@ class FirecrackerVmm:
             async with api(self.directory, who=self._who, longer_s=longer_s) as firecracker:
                 await firecracker.call("PUT", "/snapshot/create", body)
         finally:
-            processes.limit_files(self.process, _largest_file_bytes(self._machine))
+            processes.limit_files(self.process, largest_file_bytes(self._machine))
 
     async def load_vmstate(self, name: str) -> None:
         """As `Vmm.load_vmstate`. The mem-file is mapped now, and not before."""
@@ -318,10 +317,6 @@ class FirecrackerVmm:
     async def kill(self) -> None:
         """As `Vmm.kill`."""
         await processes.kill(self.process)
-
-
-def _largest_file_bytes(machine: Machine) -> int:
-    return max([_LARGEST_LOG_BYTES, *(disk.size_bytes for disk in machine.disks)])
 
 
 def _hint() -> str:

@@ -19,19 +19,16 @@ import anyio
 from ramet import config
 from ramet.drivers import qemu_arguments, qmp
 from ramet.drivers.api import Ability, Ending, Guest
+from ramet.drivers.limits import largest_file_bytes
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
 from ramet.model.record import Disk, Machine, ProcessRef
 from ramet.paths import MEM_FILE, VMM_LOG
-from ramet.units import MIB
 
 AGENT_PORTS: Final = 8
 _OLDEST: Final = (7, 2)
 _READ_ONLY_SINCE: Final = (8, 2)
-# The kernel's hard stop for the guest's console and QEMU's log; well above what `rings` keeps, so that it is
-# met only when nobody looks.
-_LARGEST_LOG_BYTES: Final = 16 * MIB
 _STARTED: Final = "ramet: started "
 
 
@@ -136,6 +133,7 @@ class Qemu:
 
     async def _spawn(self, directory: Path, machine: Machine, arguments: list[str]) -> QemuVmm:
         await self.version()
+        _refuse_devices(machine)
         read_only = Ability.OPENS_MEM_FILE_READ_ONLY in self.abilities
         log = directory / VMM_LOG
         with filesystem_errors("start QEMU in", directory), ExitStack() as closing:
@@ -160,7 +158,7 @@ class Qemu:
                 directory=directory,
                 log=log,
                 fds=listening,
-                largest_file_bytes=_LARGEST_LOG_BYTES,
+                largest_file_bytes=largest_file_bytes(machine),
             )
         vmm = QemuVmm(directory, process)
         try:
@@ -237,6 +235,23 @@ class QemuVmm:
     async def kill(self) -> None:
         """As `Vmm.kill`."""
         await processes.kill(self.process)
+
+
+def _refuse_devices(machine: Machine) -> None:
+    """Raise `UnavailableError` for what this driver makes no device of: it isn't left out in silence.
+
+    A balloon it mustn't make: it would punch holes in the mem-file that forks share (I1).
+    """
+    wanted = {
+        "a network interface": bool(machine.nics),
+        "a balloon": machine.balloon_bytes is not None,
+        "an entropy device": machine.entropy_device,
+        "a list of changed pages": machine.track_changes,
+        "metrics": machine.metrics,
+    }
+    refused = [what for what, is_wanted in wanted.items() if is_wanted]
+    if refused:
+        raise UnavailableError(f"the qemu driver gives no guest {' or '.join(refused)}")
 
 
 def _numbers(version: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ramet import config
 from ramet.drivers.api import Ability, Driver, Guest
 from ramet.engine.context import Context
 from ramet.errors import UnavailableError, UsageError
@@ -14,12 +15,14 @@ ACCELERATORS = ("auto", "kvm", "tcg")
 
 
 async def choose(context: Context, driver_name: str, guest: Guest) -> tuple[Driver, str]:
-    """The driver, and `kvm` or `tcg`. `auto` takes the first driver that can: Firecracker where KVM really
-    runs such a guest, else QEMU.
+    """The driver, and `kvm` or `tcg`. `auto` is what `RAMET_DRIVER` says; where that says nothing, the first
+    that can: Firecracker where KVM really runs such a guest, else QEMU.
 
     Raises `UsageError` for a name that isn't known, `UnavailableError` with the reason of each driver that
     was asked for when this machine can't.
     """
+    if driver_name == "auto":
+        driver_name = config.driver()
     wish = context.accelerator
     if wish not in ACCELERATORS:
         raise UsageError(f"no accelerator {wish!r}", hint=f"there is {', '.join(ACCELERATORS)}")

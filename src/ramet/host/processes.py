@@ -219,9 +219,13 @@ def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
     getrlimit(2)). None: no bound.
 
     Only the soft limit, which can be raised again for a file that has to be larger. Nothing happens when the
-    process has ended: whoever talks to it will find out.
+    process has ended: whoever talks to it will find out. Raises `UnavailableError` when it belongs to another
+    user.
     """
     soft = resource.RLIM_INFINITY if largest_file_bytes is None else largest_file_bytes
+    pidfd = open_pidfd(process)  # while it is held, the pid is nobody else's
+    if pidfd is None:
+        return
     try:
         _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
         if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
@@ -229,6 +233,13 @@ def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, hard))
     except ProcessLookupError:
         pass
+    except PermissionError as error:
+        raise UnavailableError(
+            f"process {process.pid} belongs to another user and can't be limited",
+            hint="run ramet as that user",
+        ) from error
+    finally:
+        os.close(pidfd)
 
 
 def _launcher() -> list[str]:
