@@ -163,8 +163,9 @@ def test_doctor_without_qemu(ramet: Shell) -> None:
     ramet.environment["RAMET_QEMU"] = "/nonexistent/qemu"
     report = ramet.json("doctor", "--json", code=5)
     assert report["ok"] is False
-    assert report["drivers"][0]["usable"] is False
-    assert report["drivers"][0]["reason"]
+    (qemu,) = (one for one in report["drivers"] if one["name"] == "qemu")
+    assert qemu["usable"] is False
+    assert qemu["reason"]
 
 
 def test_stopped_instances_are_listed_when_asked_for(ramet: Shell, stored: Home) -> None:

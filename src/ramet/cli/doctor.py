@@ -19,6 +19,7 @@ from ramet.errors import RametError, UnavailableError
 
 if TYPE_CHECKING:
     from ramet.cli.shapes import Check, DoctorReport, DriverReport
+    from ramet.drivers.api import Driver, Guest
     from ramet.host.doctor import Finding
     from ramet.host.kvm import KvmVerdict
 
@@ -50,7 +51,11 @@ def doctor(json: Json = False) -> None:
 
 async def examine() -> DoctorReport:
     """Look at everything; nothing is changed but the cached verdict on KVM."""
+    import msgspec
+
     from ramet.cli.shapes import DoctorReport
+    from ramet.engine.host import installed_drivers
+    from ramet.engine.receipts import immutability
     from ramet.host import doctor as host
     from ramet.host.kvm import kvm_verdict
 
@@ -65,11 +70,19 @@ async def examine() -> DoctorReport:
         *host.limit_findings(),
     ]
     lacking = [one.found for one in machine if one.ok is False and one.name in _EVERY_GUEST_NEEDS]
-    qemu, by_qemu = await _qemu("kvm" if verdict.status == "runs_linux" else "tcg", lacking)
-    firecracker, by_firecracker = await _firecracker(verdict, lacking)
-    drivers = [by_firecracker, by_qemu]
-    checks = [_check(one) for one in (*firecracker, *qemu, *machine)]
-    return DoctorReport(ok=any(one.usable for one in drivers), drivers=drivers, checks=checks)
+    reports, found, kept = [], [], []
+    for driver in installed_drivers():
+        findings, report = await _driver(driver, verdict, lacking)
+        found += findings
+        reports.append(report)
+        if report.version is not None:
+            kept.append(f"{driver.name}: {immutability(driver)}")
+    if kept:
+        found.append(_immutability(kept))
+    usable = any(one.usable for one in reports)
+    # A driver that isn't there is no loss where another is.
+    found = [msgspec.structs.replace(one, ok=None) if usable and one.ok is False else one for one in found]
+    return DoctorReport(ok=usable, drivers=reports, checks=[_check(one) for one in (*found, *machine)])
 
 
 def _check(finding: Finding) -> Check:
@@ -143,66 +156,50 @@ def _page_scan() -> Finding:
     return Finding("changed-pages", ok, f"listed by {found}", None if ok else _NEWER_IS_QUICKER)
 
 
-async def _qemu(accelerator: str, lacking: list[str]) -> tuple[list[Finding], DriverReport]:
+async def _driver(
+    driver: Driver, verdict: KvmVerdict, lacking: list[str]
+) -> tuple[list[Finding], DriverReport]:
     from ramet.cli.shapes import DriverReport
-    from ramet.drivers.qemu import Qemu
-    from ramet.engine.receipts import immutability
+    from ramet.engine.choice import accelerator_of
     from ramet.host.doctor import Finding
 
-    qemu = Qemu()
     try:
-        version = await qemu.version()
+        version = await driver.version()
     except RametError as error:
-        driver = DriverReport(
-            name=qemu.name, usable=False, version=None, accelerator=None, reason=error.message
+        report = DriverReport(
+            name=driver.name, usable=False, version=None, accelerator=None, reason=error.message, guests=[]
         )
-        return [Finding("qemu", False, error.message, error.hint)], driver
-    kept = immutability(qemu)
-    by_kernel = not kept.startswith("not ")
-    findings = [
-        Finding("qemu", True, f"{version}: {', '.join(sorted(qemu.abilities))}"),
-        Finding(
-            "immutability",
-            True if by_kernel else None,
-            kept if by_kernel else f"{kept}; ramet alone keeps shared mem-files from being written",
-            None if by_kernel else "QEMU 8.2 and newer open them read-only; set RAMET_QEMU to one",
-        ),
-    ]
+        return [Finding(driver.name, False, error.message, error.hint)], report
+    accelerators: dict[Guest, str] = {}
+    reasons = list(lacking)
+    guests: tuple[Guest, ...] = ("linux", "bare-metal")
+    for guest in guests:
+        try:
+            accelerators[guest] = await accelerator_of(driver, guest, "auto", verdict)
+        except UnavailableError as error:
+            if guest == "linux":
+                reasons.insert(0, error.message)
+    findings = [Finding(driver.name, True, f"{version}: {', '.join(sorted(driver.abilities))}")]
     return findings, DriverReport(
-        name=qemu.name,
-        usable=not lacking,
+        name=driver.name,
+        usable=not reasons,
         version=version,
-        accelerator=accelerator,
-        reason="; ".join(lacking) or None,
+        accelerator=accelerators.get("linux"),
+        reason="; ".join(reasons) or None,
+        guests=list(accelerators),
     )
 
 
-async def _firecracker(verdict: KvmVerdict, lacking: list[str]) -> tuple[list[Finding], DriverReport]:
-    from ramet.cli.shapes import DriverReport
-    from ramet.drivers.firecracker import Firecracker
-    from ramet.engine.choice import kvm_runs
+def _immutability(kept: list[str]) -> Finding:
+    """Who keeps shared mem-files from being written, driver by driver."""
     from ramet.host.doctor import Finding
 
-    firecracker = Firecracker()
-    try:
-        version = await firecracker.version()
-    except RametError as error:
-        report = DriverReport(
-            name=firecracker.name, usable=False, version=None, accelerator=None, reason=error.message
-        )
-        # Not "missing": QEMU does without it.
-        return [Finding("firecracker", None, error.message, error.hint)], report
-    found = Finding("firecracker", True, f"{version}: {', '.join(sorted(firecracker.abilities))}")
-    reasons = list(lacking)
-    if not kvm_runs(verdict, "linux"):
-        bare_metal = "; bare-metal guests run (image `probe`)" if kvm_runs(verdict, "bare-metal") else ""
-        reasons.insert(0, f"it needs KVM, which doesn't run Linux guests here{bare_metal}")
-    return [found], DriverReport(
-        name=firecracker.name,
-        usable=not reasons,
-        version=version,
-        accelerator="kvm" if not reasons else None,
-        reason="; ".join(reasons) or None,
+    found = "; ".join(kept)
+    if "not enforced" not in found:
+        return Finding("immutability", True, found)
+    advice = "QEMU 8.2 and newer open them read-only; set RAMET_QEMU to one"
+    return Finding(
+        "immutability", None, f"{found}; ramet alone keeps shared mem-files from being written", advice
     )
 
 
@@ -214,4 +211,6 @@ def _show(report: DoctorReport) -> None:
             output.say(f"{check.name}: {output.clean(check.advice)}")
     for driver in report.drivers:
         verdict = f"ready, with {driver.accelerator}" if driver.usable else f"not usable: {driver.reason}"
+        if "linux" not in driver.guests and driver.guests:
+            verdict += f"; it runs {', '.join(driver.guests)} guests (image `probe`)"
         output.say(f"driver {driver.name}: {output.clean(verdict)}")

@@ -90,11 +90,14 @@ class DriverReport(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     usable: bool
+    """For Linux guests."""
     version: str | None
     accelerator: str | None
     """What `--accel auto` means here: `kvm` or `tcg` (emulation)."""
     reason: str | None
     """Why it isn't usable."""
+    guests: list[str]
+    """What it can run here: `linux`, `bare-metal`."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

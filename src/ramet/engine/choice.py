@@ -30,7 +30,7 @@ async def choose(context: Context, driver_name: str, guest: Guest) -> tuple[Driv
     refusals: list[UnavailableError] = []
     for driver in _candidates(context, driver_name):
         try:
-            return driver, await _accelerator(driver, guest, wish, verdict)
+            return driver, await accelerator_of(driver, guest, wish, verdict)
         except UnavailableError as error:
             refusals.append(error)
     if len(refusals) == 1:
@@ -45,7 +45,11 @@ def _candidates(context: Context, driver_name: str) -> Iterable[Driver]:
     return context.drivers.values() if driver_name == "auto" else [context.driver(driver_name)]
 
 
-async def _accelerator(driver: Driver, guest: Guest, wish: str, verdict: KvmVerdict) -> str:
+async def accelerator_of(driver: Driver, guest: Guest, wish: str, verdict: KvmVerdict) -> str:
+    """`kvm` or `tcg`: what `driver` would run such a guest with here.
+
+    Raises `UnavailableError` with the reason when it can't; what `Driver.version` raises.
+    """
     await driver.version()
     if guest == "bare-metal" and Ability.BOOTS_BARE_METAL not in driver.abilities:
         raise UnavailableError(f"{driver.name} boots no bare-metal guests", hint="leave --driver out")

@@ -34,6 +34,11 @@ from ramet.store.records import Store
 from ramet.units import parse_size
 
 
+def installed_drivers() -> list[Driver]:
+    """The drivers that ramet has, in the order in which `auto` tries them."""
+    return [Firecracker(), Qemu()]
+
+
 class Host:
     """This machine, with one home of instances.
 
@@ -74,8 +79,7 @@ class Host:
             opening.callback(store.close)
             tasks = await opening.enter_async_context(anyio.create_task_group())
             opening.callback(tasks.cancel_scope.cancel)
-            installed: builtins.list[Driver] = [Firecracker(), Qemu()]
-            drivers = {driver.name: driver for driver in installed}
+            drivers = {driver.name: driver for driver in installed_drivers()}
             self._context = Context(
                 self._home, config.cache_directory(), store, drivers, Agents(tasks), tasks, self._accel
             )

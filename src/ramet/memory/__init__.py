@@ -1,1 +1,1 @@
-"""The memory plane: sharing, capturing and accounting guest RAM from outside the VMM. See README.md."""
+"""The memory plane: capturing and accounting guest RAM from outside the VMM. See README.md."""

@@ -75,7 +75,9 @@ def _inotify() -> Finding:
         most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
     except OSError:
         return Finding("inotify", None, "this kernel has none", "logs are followed by looking every 0.25 s")
-    found = f"{most} instances for each user: so many logs can be followed (`logs -f`), no fork needs one"
+    found = (
+        f"{most} instances for each user: one a log that is followed, one a process that starts Firecrackers"
+    )
     if most >= _FEW_FOLLOWERS:
         return Finding("inotify", True, found)
     return Finding("inotify", None, found, "`sudo sysctl fs.inotify.max_user_instances=1024`")
