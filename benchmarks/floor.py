@@ -340,11 +340,16 @@ def measure(chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         kept = (
             Path(os.environ.get("RAMET_CACHE") or Path.home() / ".cache" / "ramet") / "tools" / "firecracker"
         )
-        program = chosen.program or shutil.which("firecracker") or str(kept)
+        found = os.environ.get("RAMET_FIRECRACKER") or shutil.which("firecracker") or str(kept)
+        program = chosen.program or found
         memory_mib = int(chosen.memory[:-1]) * (1024 if chosen.memory.endswith("G") else 1)
         vmm = Firecracker(program, chosen.probe, memory_mib, scratch / "source")
     else:
-        vmm = Qemu(chosen.program or "qemu-system-x86_64", chosen.template, scratch / "source")
+        vmm = Qemu(
+            chosen.program or os.environ.get("RAMET_QEMU") or "qemu-system-x86_64",
+            chosen.template,
+            scratch / "source",
+        )
     rounds = [
         round_of(vmm, scratch / f"round-{number}", chosen.forks, chosen.concurrency)
         for number in range(chosen.rounds)

@@ -161,7 +161,7 @@ async def test_an_api_that_does_not_answer(
     await template.detach()
     wrapper, counter = tmp_path / "firecracker", tmp_path / "started"
     counter.mkdir()
-    wrapper.write_text(_STOPPING.format(real=Firecracker()._found(), counter=counter))
+    wrapper.write_text(_STOPPING.format(real=Firecracker().program(), counter=counter))
     wrapper.chmod(0o755)
     monkeypatch.setenv("RAMET_FIRECRACKER", str(wrapper))
     monkeypatch.setattr("ramet.drivers.firecracker._START_LIMIT_S", 3.0)

@@ -17,7 +17,8 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from ramet import config
+from ramet.drivers.firecracker import Firecracker
+from ramet.errors import UnavailableError
 from ramet.guest.client import AgentClient
 
 LIMIT_S = 20
@@ -25,10 +26,11 @@ BOOT_ARGUMENTS = "console=ttyS0 reboot=k panic=-1 quiet 8250.nr_uarts=1 ramet.po
 
 
 def find_firecracker() -> Path | None:
-    """On PATH, else in the cache's tools."""
-    on_path = shutil.which("firecracker")
-    kept = config.cache_directory() / "tools" / "firecracker"
-    return Path(on_path) if on_path else kept if kept.is_file() else None
+    """The one that ramet would run, or None."""
+    try:
+        return Path(Firecracker().program())
+    except UnavailableError:
+        return None
 
 
 class _Api(http.client.HTTPConnection):

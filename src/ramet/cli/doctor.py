@@ -19,9 +19,10 @@ from ramet.errors import RametError, UnavailableError
 
 if TYPE_CHECKING:
     from ramet.cli.shapes import Check, DoctorReport, DriverReport
-    from ramet.drivers.api import Driver, Guest
+    from ramet.drivers.api import Driver
     from ramet.host.doctor import Finding
     from ramet.host.kvm import KvmVerdict
+    from ramet.model.record import Guest
 
 _WORDS: Final[dict[bool | None, Literal["ok", "warning", "missing"]]] = {
     True: "ok",

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from ramet.model.record import Machine, ProcessRef
-
-Guest = Literal["linux", "bare-metal"]
-"""What kind of program boots: it decides about devices, boot arguments and what KVM has to be able to do."""
+from ramet.model.record import Guest, Machine, ProcessRef
 
 
 class Ability(StrEnum):

@@ -19,7 +19,7 @@ import msgspec
 
 from ramet import config
 from ramet.drivers import firecracker_config
-from ramet.drivers.api import Ability, Ending, Guest
+from ramet.drivers.api import Ability, Ending
 from ramet.drivers.firecracker_api import SOCKET, api
 from ramet.drivers.firecracker_config import VSOCK_SOCKET
 from ramet.drivers.limits import largest_file_bytes
@@ -27,7 +27,7 @@ from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
 from ramet.host.listening import connect_when_listening
-from ramet.model.record import Disk, Machine, ProcessRef
+from ramet.model.record import Disk, Guest, Machine, ProcessRef
 from ramet.paths import (
     CONFIG_FILE,
     CONSOLE_LOG,
@@ -81,7 +81,7 @@ class Firecracker:
     async def version(self) -> str:
         """As `Driver.version`. The program is run once for each `Firecracker`."""
         if self._version is None:
-            binary = self._found()
+            binary = self.program()
             try:
                 result = await anyio.run_process([binary, "--version"], check=True)
             except Exception as error:
@@ -172,7 +172,7 @@ class Firecracker:
                 arguments = [*arguments, "--metrics-path", METRICS_FILE]
             process = processes.spawn(
                 [
-                    self._found(),
+                    self.program(),
                     *("--id", directory.name, "--api-sock", SOCKET),
                     *("--log-path", VMM_LOG, "--level", "Info"),
                     *arguments,
@@ -197,7 +197,7 @@ class Firecracker:
             raise
         return vmm
 
-    def _found(self) -> str:
+    def program(self) -> str:
         """The program's path. Raises `UnavailableError` when there is none."""
         found = shutil.which(self._binary or PROGRAM)
         if found is None and self._binary is None:

@@ -18,12 +18,12 @@ import anyio
 
 from ramet import config
 from ramet.drivers import qemu_arguments, qmp
-from ramet.drivers.api import Ability, Ending, Guest
+from ramet.drivers.api import Ability, Ending
 from ramet.drivers.limits import largest_file_bytes
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
-from ramet.model.record import Disk, Machine, ProcessRef
+from ramet.model.record import Disk, Guest, Machine, ProcessRef
 from ramet.paths import MEM_FILE, VMM_LOG
 
 AGENT_PORTS: Final = 8

@@ -10,7 +10,7 @@ from uuid import uuid4
 import anyio
 
 from ramet.disk.volumes import make_disk
-from ramet.drivers.api import Ability, Driver, Guest, Vmm
+from ramet.drivers.api import Ability, Driver, Vmm
 from ramet.engine.changes import changing
 from ramet.engine.choice import choose
 from ramet.engine.context import Context
@@ -24,7 +24,7 @@ from ramet.images.image import Image
 from ramet.memory.capture import FileIdentity, identity_of
 from ramet.model.lifecycle import Move, State
 from ramet.model.names import check_name, invent_name, new_id
-from ramet.model.record import Record, RunningVmm
+from ramet.model.record import Guest, Record, RunningVmm
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VMSTATE_FILE
 from ramet.units import MIB, TIB, format_bytes, round_up_to_page
 

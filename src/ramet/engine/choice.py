@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ramet import config
-from ramet.drivers.api import Ability, Driver, Guest
+from ramet.drivers.api import Ability, Driver
 from ramet.engine.context import Context
 from ramet.errors import UnavailableError, UsageError
 from ramet.host.kvm import KvmVerdict, kvm_verdict
+from ramet.model.record import Guest
 
 _WHAT = {"linux": "Linux guests", "bare-metal": "bare-metal guests"}
 ACCELERATORS = ("auto", "kvm", "tcg")

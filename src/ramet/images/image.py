@@ -12,6 +12,7 @@ import msgspec
 from ramet import config
 from ramet.errors import DamagedError
 from ramet.images.publish import published_directory, withdraw
+from ramet.model.record import Guest
 
 MANIFEST: Final = "image.json"
 
@@ -37,7 +38,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     initramfs_digest: str | None
     agent_digest: str
     created_at: str
-    guest: Literal["linux", "bare-metal"] = "linux"
+    guest: Guest = "linux"
     disk_bytes: int = 0
 
 

@@ -11,6 +11,9 @@ import msgspec
 
 from ramet.model.lifecycle import Move, State, transition
 
+Guest = Literal["linux", "bare-metal"]
+"""What kind of program boots: it decides about devices, boot arguments and what KVM has to be able to do."""
+
 
 class ProcessRef(msgspec.Struct, frozen=True):
     """One process, for ever: its pid and its start time in clock ticks after boot `boot_id`."""
