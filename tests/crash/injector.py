@@ -87,6 +87,17 @@ class Points:
             return result
 
         Monitor.execute = counted  # type: ignore[method-assign, assignment]
+        from ramet.drivers.firecracker_api import Api
+
+        call = Api.call
+
+        async def counted_call(api: Api, method: str, path: str, body: Any = None) -> Any:
+            points.pass_by(f"before {method} {path}")
+            result = await call(api, method, path, body)
+            points.pass_by(f"after {method} {path}")
+            return result
+
+        Api.call = counted_call  # type: ignore[method-assign, assignment]
 
     def _popen(self, popen: type[subprocess.Popen[bytes]]) -> type[subprocess.Popen[bytes]]:
         points = self
@@ -101,7 +112,10 @@ class Points:
 
 
 async def run(host: ramet.Host) -> None:
-    await (await host.run(name="x", memory="128M")).detach()
+    """Of the image and the driver of `base`."""
+    base = await (await host.get("base")).info()
+    vm = await host.run(base.image, driver=base.driver, name="x", memory=base.memory_bytes)
+    await vm.detach()
 
 
 async def template(host: ramet.Host) -> None:

@@ -248,7 +248,8 @@ class FirecrackerVmm:
         await self._set_state("Paused")
 
     async def resume(self) -> None:
-        """As `Vmm.resume`."""
+        """As `Vmm.resume`. A limit that was lifted by a ramet process which died then is in force again."""
+        processes.limit_files(self.process, largest_file_bytes(self._machine))
         await self._set_state("Resumed")
 
     async def _set_state(self, state: Literal["Paused", "Resumed"]) -> None:
