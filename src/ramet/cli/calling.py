@@ -94,17 +94,21 @@ async def _unless_signalled(
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_on_loop_error)
     scope = anyio.CancelScope()
+    # A signal that is ignored stays so, as under nohup(1).
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    over = False
 
     def on_signal(number: int) -> None:
+        if over:
+            return
         if caught:
             output.warn("ramet: still cleaning up; nothing of it can be skipped")
             return
         caught.append(number)
         scope.cancel()
 
-    for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup(1)
-            loop.add_signal_handler(number, on_signal, number)
+    for number in heard:
+        loop.add_signal_handler(number, on_signal, number)
     try:
         code = await work(scope)
         if not scope.cancelled_caught:
@@ -112,6 +116,13 @@ async def _unless_signalled(
         return code
     except BaseExceptionGroup as group:
         raise _plainest(group) from group
+    finally:
+        # What is done can't be interrupted any more, and the exit code says so: 130 would mean that nothing
+        # was made.
+        over = True
+        for number in heard:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
