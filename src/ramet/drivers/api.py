@@ -16,6 +16,10 @@ Guest = Literal["linux", "bare-metal"]
 """What kind of program boots: it decides about devices, boot arguments and what KVM has to be able to do."""
 
 
+VERSION_LIMIT_S = 20.0
+"""How long a VMM's program may take to tell its version: it may have to be read from a slow disk."""
+
+
 class Ability(StrEnum):
     """What a VMM can do that ramet depends on somewhere."""
 

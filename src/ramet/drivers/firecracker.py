@@ -19,10 +19,10 @@ import msgspec
 
 from ramet import config
 from ramet.drivers import firecracker_config
-from ramet.drivers.api import Ability, Ending, Guest
+from ramet.drivers.api import VERSION_LIMIT_S, Ability, Ending, Guest
 from ramet.drivers.firecracker_api import SOCKET, api
 from ramet.drivers.firecracker_config import VSOCK_SOCKET
-from ramet.errors import RametError, UnavailableError, VmmError
+from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
 from ramet.host.listening import connect_when_listening
@@ -43,6 +43,7 @@ _OLDEST: Final = (1, 8)  # the first with VMGenID, and with devices described by
 _NETWORK_OVERRIDES_SINCE: Final = (1, 12)
 _VSOCK_OVERRIDE_SINCE: Final = (1, 16)
 _START_LIMIT_S: Final = 20.0
+_LAST_WORDS_S: Final = 1.0
 # A slow disk's pace.
 _SLOWEST_MIB_S: Final = 10
 # The kernel's stop for the guest's console and Firecracker's log, well above what `rings` keeps.
@@ -87,7 +88,13 @@ class Firecracker:
         if self._version is None:
             binary = self._found()
             try:
-                result = await anyio.run_process([binary, "--version"], check=True)
+                with anyio.fail_after(VERSION_LIMIT_S):
+                    result = await anyio.run_process([binary, "--version"], check=True)
+            except TimeoutError as error:
+                raise UnavailableError(
+                    f"Firecracker ({binary}) didn't tell its version within {VERSION_LIMIT_S:g} s",
+                    hint=_hint(),
+                ) from error
             except Exception as error:
                 raise UnavailableError(
                     f"Firecracker ({binary}) can't be run: {error}", hint=_hint()
@@ -198,6 +205,9 @@ class Firecracker:
             await vmm.come_up(boots="--config-file" in arguments)
         except RametError as error:
             with anyio.CancelScope(shield=True):
+                if not isinstance(error, VmmTimeoutError):
+                    # Its API goes first, then it says why.
+                    await processes.wait_ended(process, timeout_s=_LAST_WORDS_S)
                 await vmm.kill()
             raise VmmError(
                 f"Firecracker didn't come up: {_last_words(directory) or error.message}",
