@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 import ramet
+from ramet.drivers import firecracker
 from ramet.drivers.api import Ability
 from ramet.drivers.firecracker import Firecracker, FirecrackerVmm
 from ramet.engine.manifest import Manifest
@@ -112,6 +113,24 @@ async def test_no_firecracker(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
             await host.run("probe", driver="firecracker")
         assert "RAMET_FIRECRACKER" in str(caught.value)
         assert await host.list(everything=True) == []
+
+
+async def test_a_firecracker_that_hangs_is_none(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = tmp_path / "firecracker"
+    hangs.write_text("#!/bin/sh\nexec sleep 100\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr(firecracker, "VERSION_LIMIT_S", 0.5)
+    with anyio.fail_after(60), pytest.raises(ramet.UnavailableError, match="didn't tell its version"):
+        await Firecracker(str(hangs)).version()
+
+
+async def test_what_firecracker_refuses_is_said_in_its_words(probes: ramet.Host) -> None:
+    for _ in range(5):  # its API goes before it says why
+        with pytest.raises(ramet.VmmError, match="number of vCPUs"):
+            await probes.run("probe", driver="firecracker", memory="64M", cpus=40)
+    assert await probes.list(everything=True) == []
 
 
 _DEVICES = "mknod -m 666 null c 1 3 && mknod -m 666 zero c 1 5 && mknod -m 666 urandom c 1 9"

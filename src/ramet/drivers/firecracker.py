@@ -19,11 +19,11 @@ import msgspec
 
 from ramet import config
 from ramet.drivers import firecracker_config
-from ramet.drivers.api import Ability, Ending
+from ramet.drivers.api import VERSION_LIMIT_S, Ability, Ending
 from ramet.drivers.firecracker_api import SOCKET, api
 from ramet.drivers.firecracker_config import VSOCK_SOCKET
-from ramet.drivers.limits import largest_file_bytes
-from ramet.errors import RametError, UnavailableError, VmmError
+from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes
+from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
 from ramet.host.listening import connect_when_listening
@@ -44,10 +44,14 @@ _OLDEST: Final = (1, 8)  # the first with VMGenID, and with devices described by
 _NETWORK_OVERRIDES_SINCE: Final = (1, 12)
 _VSOCK_OVERRIDE_SINCE: Final = (1, 16)
 _START_LIMIT_S: Final = 20.0
+_LAST_WORDS_S: Final = 1.0
 # A slow disk's pace, for how long saving all of RAM may take.
 _SLOWEST_MIB_PER_S: Final = 10
 _LONGEST_METRICS_BYTES: Final = 256 * KIB
 _POWER_OFF: Final = b"ramet: power off"
+# Its log's first line and its last, unless it died.
+_STARTED: Final = b"Running Firecracker v"
+_EXITED: Final = b"Firecracker exiting successfully"
 _INSTALL: Final = "put it on PATH or into {tools}, or set RAMET_FIRECRACKER"
 
 
@@ -83,7 +87,13 @@ class Firecracker:
         if self._version is None:
             binary = self.program()
             try:
-                result = await anyio.run_process([binary, "--version"], check=True)
+                with anyio.fail_after(VERSION_LIMIT_S):
+                    result = await anyio.run_process([binary, "--version"], check=True)
+            except TimeoutError as error:
+                raise UnavailableError(
+                    f"Firecracker ({binary}) didn't tell its version within {VERSION_LIMIT_S:g} s",
+                    hint=_hint(),
+                ) from error
             except Exception as error:
                 raise UnavailableError(
                     f"Firecracker ({binary}) can't be run: {error}", hint=_hint()
@@ -149,13 +159,21 @@ class Firecracker:
         Firecracker ends when its guest resets, and has no power switch: a guest's agent that powers off says
         so on the console and then resets. Which is which is for the guest to say, and matters to it alone.
         """
-        if b"Firecracker exiting successfully" not in rings.tail(directory / VMM_LOG, 4096):
+        log = directory / VMM_LOG
+        # The end of what an earlier start wrote may stand before it.
+        exited = _EXITED in rings.tail(log, 4096).rpartition(_STARTED)[2]
+        size_bytes = log.stat().st_size if log.exists() else 0
+        # A log that is at its limit, which `rings.trim` may have emptied since, took no last line.
+        is_full = size_bytes == 0 or size_bytes >= LARGEST_LOG_BYTES
+        if not exited and not is_full:
             return Ending.DIED
-        console = rings.tail(directory / CONSOLE_LOG, 4096)
-        lines = [line.strip() for line in console.splitlines() if line.strip()]
+        lines = [line.strip() for line in rings.tail(directory / CONSOLE_LOG, 4096).splitlines()]
+        lines = [line for line in lines if line]
         if lines and b"reboot: " in lines[-1]:
             lines.pop()  # the kernel's own last line
-        return Ending.POWERED_OFF if lines and lines[-1] == _POWER_OFF else Ending.REBOOTED
+        if lines and lines[-1] == _POWER_OFF:
+            return Ending.POWERED_OFF
+        return Ending.REBOOTED if exited else Ending.DIED
 
     async def _spawn(self, directory: Path, machine: Machine, arguments: list[str]) -> FirecrackerVmm:
         await self.version()
@@ -186,6 +204,9 @@ class Firecracker:
             await vmm.come_up(boots="--config-file" in arguments)
         except RametError as error:
             with anyio.CancelScope(shield=True):
+                if not isinstance(error, VmmTimeoutError):
+                    # Its API goes first, then it says why.
+                    await processes.wait_ended(process, timeout_s=_LAST_WORDS_S)
                 await vmm.kill()
             raise VmmError(
                 f"Firecracker didn't come up: {_last_words(directory) or error.message}",
@@ -224,6 +245,11 @@ class FirecrackerVmm:
     def _who(self) -> str:
         return self.directory.name
 
+    @property
+    def _saving_s(self) -> float:
+        """How long saving all of RAM may take."""
+        return self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
+
     async def come_up(self, *, boots: bool) -> None:
         """Wait until the API is there, after a start; if it `boots` a guest, until that runs.
 
@@ -248,8 +274,8 @@ class FirecrackerVmm:
         await self._set_state("Paused")
 
     async def resume(self) -> None:
-        """As `Vmm.resume`. A limit that was lifted by a ramet process which died then is in force again."""
-        processes.limit_files(self.process, largest_file_bytes(self._machine))
+        """As `Vmm.resume`."""
+        await self._give_up_saving()
         await self._set_state("Resumed")
 
     async def _set_state(self, state: Literal["Paused", "Resumed"]) -> None:
@@ -260,23 +286,37 @@ class FirecrackerVmm:
         """As `SavesSnapshot.save_snapshot`. Connections over the guest's vsock are reset by it
         (docs/snapshotting/snapshot-support.md, "Vsock device limitation").
 
-        `diff` needs a machine with `track_changes`, or a restored one.
+        `diff` needs a machine with `track_changes`, or a restored one. When it fails or is cancelled,
+        Firecracker may go on writing, until the guest is resumed.
         """
         for name in (vmstate, mem):
             if (self.directory / name).exists():
                 raise VmmError(f"{self.directory / name} exists: only new files are ever written")
-        longer_s = self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
         body: dict[str, object] = {
             "snapshot_type": "Diff" if diff else "Full",
             "snapshot_path": vmstate,
             "mem_file_path": mem,
         }
+        await self._give_up_saving()
         processes.limit_files(self.process, None)
+        async with api(self.directory, who=self._who, longer_s=self._saving_s) as firecracker:
+            await firecracker.call("PUT", "/snapshot/create", body)
+        processes.limit_files(self.process, largest_file_bytes(self._machine))
+
+    async def _give_up_saving(self) -> None:
+        """End a save whose ramet was killed or has given up: all of RAM may take long, and nothing else is
+        answered meanwhile. It fails at the limit on files, which was lifted for it. Else nothing happens.
+        """
+        largest_bytes = largest_file_bytes(self._machine)
+        if processes.limit_of_files(self.process) == largest_bytes:
+            return
+        processes.limit_files(self.process, LARGEST_LOG_BYTES)
         try:
-            async with api(self.directory, who=self._who, longer_s=longer_s) as firecracker:
-                await firecracker.call("PUT", "/snapshot/create", body)
+            # The write(2) that it is in may be one of 2 GiB and isn't stopped any more.
+            async with api(self.directory, who=self._who, longer_s=self._saving_s) as firecracker:
+                await firecracker.call("GET", "/")
         finally:
-            processes.limit_files(self.process, largest_file_bytes(self._machine))
+            processes.limit_files(self.process, largest_bytes)
 
     async def load_vmstate(self, name: str) -> None:
         """As `Vmm.load_vmstate`. The mem-file is mapped now, and not before."""

@@ -18,7 +18,7 @@ import anyio
 
 from ramet import config
 from ramet.drivers import qemu_arguments, qmp
-from ramet.drivers.api import Ability, Ending
+from ramet.drivers.api import VERSION_LIMIT_S, Ability, Ending
 from ramet.drivers.limits import largest_file_bytes
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
@@ -58,7 +58,13 @@ class Qemu:
         """As `Driver.version`. The program is run once for each `Qemu`."""
         if self._version is None:
             try:
-                result = await anyio.run_process([self._binary, "--version"], check=True)
+                with anyio.fail_after(VERSION_LIMIT_S):
+                    result = await anyio.run_process([self._binary, "--version"], check=True)
+            except TimeoutError as error:
+                raise UnavailableError(
+                    f"QEMU ({self._binary}) didn't tell its version within {VERSION_LIMIT_S:g} s",
+                    hint="set RAMET_QEMU to another one",
+                ) from error
             except Exception as error:
                 raise UnavailableError(
                     f"QEMU ({self._binary}) can't be run: {error}",

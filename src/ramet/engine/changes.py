@@ -19,7 +19,8 @@ from ramet.errors import NotFoundError, VmmError
 from ramet.host import processes
 from ramet.host.files import TEMPORARY_PREFIX
 from ramet.model.lifecycle import Move, State
-from ramet.model.record import Change, Pending, Record
+from ramet.model.record import Change, Pending, Record, RunningVmm
+from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
 
 @asynccontextmanager
@@ -60,7 +61,6 @@ async def recover(context: Context, record: Record) -> None:
         record = context.store.get(record.id)
         if record.pending is None or processes.is_alive(record.pending.by):
             return
-        drop_temporaries(context.directory(record))
         fact = observe(context, record).record
         match record.pending.what:
             case "stop":
@@ -72,6 +72,8 @@ async def recover(context: Context, record: Record) -> None:
                 fact = await _as_the_vmm_says(context, record)
             case _:
                 pass  # start, or the VMM is gone: what it left without a record is swept as an orphan
+        # Last: a VMM that was told to save makes its files when it gets to it.
+        drop_unpublished(context.directory(record), record.vmm)
         context.store.change(
             record.id,
             lambda one: msgspec.structs.replace(
@@ -98,10 +100,17 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
     return record.moved(Move.RESUME if runs else Move.PAUSE, vmm=record.vmm)
 
 
-def drop_temporaries(directory: Path) -> None:
-    """Remove what an unfinished publication left in an instance's directory."""
+def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
+    """Remove what an unfinished publication left in the directory of an instance that is no template.
+
+    A VMM without a mem-file has no use for one that was saved from it, which is as large as its guest's RAM.
+    Under the name of a mem-file that a VMM has mapped stays whatever lies there now.
+    """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
         leftover.unlink(missing_ok=True)
+    if vmm is not None and not vmm.mem_inode:
+        for part in (MEM_FILE, VMSTATE_FILE, MANIFEST_FILE):
+            (directory / part).unlink(missing_ok=True)
 
 
 async def end_orphans(context: Context) -> None:

@@ -17,10 +17,10 @@ import anyio.to_thread
 from ramet.disk.volumes import files_of
 from ramet.drivers.api import Ability, SavesSnapshot, SavesState
 from ramet.engine.boot import now
-from ramet.engine.changes import changing, drop_temporaries
+from ramet.engine.changes import changing, drop_unpublished
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Part
-from ramet.errors import UnavailableError, VmmError
+from ramet.errors import NotFoundError, UnavailableError, VmmError
 from ramet.host import processes
 from ramet.host.cpu import host_cpu
 from ramet.host.files import TEMPORARY_PREFIX, open_regular, publish, sync, write_durably
@@ -137,10 +137,16 @@ def _publish_manifest(directory: Path, record: Record, driver_version: str) -> N
 async def _undo(context: Context, record: Record, running: RunningVmm) -> None:
     """The source goes on first; then the space is given back.
 
-    Neither step's failure keeps the other from being tried.
+    Neither step's failure keeps the other from being tried. Nothing happens when the row is there already:
+    what interrupted came too late.
     """
+    try:
+        if context.store.get(record.id).state is State.TEMPLATE:
+            return
+    except NotFoundError:
+        return
     try:
         if record.state is State.RUNNING and processes.is_alive(running.process):
             await context.vmm(record).resume()
     finally:
-        drop_temporaries(context.directory(record))
+        drop_unpublished(context.directory(record), running)

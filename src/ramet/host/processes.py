@@ -242,6 +242,17 @@ def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
         os.close(pidfd)
 
 
+def limit_of_files(process: ProcessRef) -> int | None:
+    """The largest file that `process` may write, see `limit_files`; None when there is no bound, or no such
+    process.
+    """
+    try:
+        soft, _ = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    except ProcessLookupError:
+        return None
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def _launcher() -> list[str]:
     """What has to run before a VMM so that a later ramet process, which isn't its parent, may read its
     memory.

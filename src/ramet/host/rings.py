@@ -3,7 +3,7 @@
 There is no daemon, so two things bound a log. The kernel stops the writer for good at its RLIMIT_FSIZE, which
 is set when a VMM is spawned. And whichever ramet process comes by calls `trim`: a log that has grown too
 large is cut to its end, which goes into `NAME.1`; the writer appends (O_APPEND) and goes on at the beginning
-of the emptied file.
+of the emptied file. One that doesn't append (Firecracker, to its log) goes on behind a hole, up to its limit.
 
 What is in these files was chosen by a guest. It is bytes; `printable` makes them fit for a terminal.
 """
@@ -17,6 +17,7 @@ import re
 import stat
 from pathlib import Path
 
+from ramet.host.files import STAT_BLOCK_BYTES
 from ramet.units import KIB, MIB
 
 KEEP_BYTES = 256 * KIB
@@ -42,12 +43,11 @@ def trim(log: Path, *, keep_bytes: int = KEEP_BYTES, above_bytes: int = ABOVE_BY
     except FileNotFoundError:
         return False
     try:
-        if os.fstat(descriptor).st_size <= above_bytes or not _lock(descriptor):
+        if _occupied_bytes(descriptor) <= above_bytes or not _lock(descriptor):
             return False
-        size = os.fstat(descriptor).st_size
-        if size <= above_bytes:
+        if _occupied_bytes(descriptor) <= above_bytes:
             return False  # somebody else has just done it
-        _save_end(descriptor, size, keep_bytes, previous(log))
+        _save_end(descriptor, os.fstat(descriptor).st_size, keep_bytes, previous(log))
         os.ftruncate(descriptor, 0)
         return True
     finally:
@@ -77,6 +77,14 @@ def open_regular(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return descriptor
+
+
+def _occupied_bytes(descriptor: int) -> int:
+    """What a log has on the disk. A writer that doesn't append (Firecracker) goes on where it was, behind a
+    hole.
+    """
+    facts = os.fstat(descriptor)
+    return min(facts.st_size, facts.st_blocks * STAT_BLOCK_BYTES)
 
 
 def _lock(descriptor: int) -> bool:

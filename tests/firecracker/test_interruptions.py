@@ -1,0 +1,196 @@
+"""What interrupts Firecracker or the ramet that uses it: neither leaves a wrong state, a limit or a file."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+import ramet
+from ramet.engine import template as template_module
+from ramet.engine.proof import agent_of
+from ramet.errors import FilesystemError
+from ramet.host import processes, rings
+from ramet.paths import MANIFEST_FILE, MEM_FILE, VMM_LOG, VMSTATE_FILE
+from ramet.units import MIB
+
+pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(120)]
+
+_LIMIT_BYTES = 16 * MIB
+_MAKE_A_TEMPLATE = """
+import sys, anyio, ramet
+async def main():
+    async with ramet.Host(sys.argv[1]) as host:
+        await (await host.get(sys.argv[2])).template()
+anyio.run(main)
+"""
+
+
+def limit_of(pid: int) -> int:
+    return resource.prlimit(pid, resource.RLIMIT_FSIZE)[0]
+
+
+async def pid_of(vm: ramet.VM) -> int:
+    pid = (await vm.inspect()).pid
+    assert pid is not None
+    return pid
+
+
+async def state_of(host: ramet.Host, vm: ramet.VM) -> tuple[str, str | None]:
+    """As `ps` has it: looked at, not touched."""
+    (found,) = [one for one in await host.list(everything=True) if one.id == vm.id]
+    return found.state, found.reason
+
+
+async def until_saving(directory: Path) -> None:
+    with anyio.fail_after(30):
+        while not list(directory.glob(f".tmp-{MEM_FILE}-*")):
+            await anyio.sleep(0.002)
+
+
+async def assert_as_before(vm: ramet.VM, pid: int) -> None:
+    """It runs on, in the same VMM, with nothing of the template beside it and its files bounded."""
+    assert (await vm.exec("peek", "1000000", timeout=30, check=True)).text
+    assert await pid_of(vm) == pid
+    assert limit_of(pid) == _LIMIT_BYTES
+    left = {path.name for path in vm.directory.iterdir()}
+    assert not [name for name in left if name.startswith(".tmp-")]
+    assert left.isdisjoint({MEM_FILE, VMSTATE_FILE, MANIFEST_FILE})
+
+
+async def test_killed_ramet_in_the_middle_of_saving(probes: ramet.Host) -> None:
+    vm = await probes.run("probe", driver="firecracker", memory="512M")
+    await vm.detach()
+    pid = await pid_of(vm)
+    words = [sys.executable, "-c", _MAKE_A_TEMPLATE, str(probes.home), vm.id]
+    with subprocess.Popen(words) as ramet_process:
+        await until_saving(vm.directory)
+        ramet_process.kill()
+    assert limit_of(pid) == resource.RLIM_INFINITY, "it was killed too late for this test"
+    async with ramet.Host(probes.home) as next_ramet:
+        again = await next_ramet.get(vm.id)
+        await assert_as_before(again, pid)
+        await again.template()
+        async with again.fork(1) as (child,):
+            assert (await child.exec("true")).ok
+        await again.remove()
+
+
+async def test_cancelled_in_the_middle_of_saving(probes: ramet.Host) -> None:
+    vm = await probes.run("probe", driver="firecracker", memory="512M")
+    pid = await pid_of(vm)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(vm.template)
+        await until_saving(vm.directory)
+        tasks.cancel_scope.cancel()
+    assert await state_of(probes, vm) == ("running", None)
+    await assert_as_before(vm, pid)
+
+
+async def test_template_that_fails_late_gives_its_space_back(
+    probes: ramet.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await probes.run("probe", driver="firecracker", memory="64M")
+    pid = await pid_of(vm)
+
+    def no_room(*_arguments: object) -> None:
+        assert (vm.directory / MEM_FILE).exists()
+        raise FilesystemError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(template_module, "_publish_manifest", no_room)
+        with pytest.raises(FilesystemError, match="no room"):
+            await vm.template()
+    await assert_as_before(vm, pid)
+    await vm.template()
+
+
+async def test_interrupt_that_comes_after_the_row_undoes_nothing(
+    probes: ramet.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await probes.run("probe", driver="firecracker", memory="64M")
+    await vm.detach()
+    running = vm._context.store.get(vm.id)
+    vmm = vm._context.vmm(running)
+    store = vm._context.store
+    change = store.change
+
+    def interrupted(*arguments: object, durable: bool = False) -> object:
+        made = change(*arguments, durable=durable)  # type: ignore[arg-type]
+        if durable:
+            raise KeyboardInterrupt
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "change", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            await template_module.promote(vm._context, store.get(vm.id))
+    assert await state_of(probes, vm) == ("template", None)
+    assert await vmm.status() == "paused", "it has the template's disks open"
+    async with ramet.Host(probes.home) as next_ramet:
+        assert not processes.is_alive(vmm.process)
+        again = await next_ramet.get(vm.id)
+        async with again.fork(1) as (child,):
+            assert (await child.exec("true")).ok
+        await again.remove()
+
+
+async def test_vmm_that_dies_after_a_second_start_has_failed(probes: ramet.Host) -> None:
+    vm = await probes.run("probe", driver="firecracker", memory="64M")
+    await vm.stop()
+    await vm.start()
+    pid = await pid_of(vm)
+    os.kill(pid, signal.SIGKILL)
+    await wait_until_gone(pid)
+    state, reason = await state_of(probes, vm)
+    assert state == "failed"
+    assert "died" in str(reason)
+
+
+async def test_power_off_is_told_from_death_when_the_log_is_full(probes: ramet.Host) -> None:
+    vm = await probes.run("probe", driver="firecracker", memory="64M")
+    process = processes.reference(await pid_of(vm))
+    processes.limit_files(process, (vm.directory / VMM_LOG).stat().st_size)
+    os.truncate(vm.directory / VMM_LOG, _LIMIT_BYTES)
+    (vm.directory / "console.log").write_text("")  # the limit is its, too
+    await power_off(vm)
+    await wait_until_gone(process.pid)
+    assert b"exiting" not in rings.last_bytes(vm.directory / VMM_LOG, _LIMIT_BYTES)
+    assert await state_of(probes, vm) == ("stopped", "the guest powered off")
+
+
+async def power_off(vm: ramet.VM) -> None:
+    """As the guest's own decision: no ramet stops it."""
+    record = vm._context.store.get(vm.id)
+    assert record.vmm is not None
+    async with agent_of(vm._context, record, record.vmm.process, timeout_s=30) as agent:
+        await agent.shutdown()
+
+
+async def wait_until_gone(pid: int) -> None:
+    try:
+        process = processes.reference(pid)
+    except ProcessLookupError:
+        return
+    assert await processes.wait_ended(process, timeout_s=30)
+
+
+async def test_log_that_is_not_appended_to_is_trimmed_once(probes: ramet.Host) -> None:
+    vm = await probes.run("probe", driver="firecracker", memory="64M")
+    log = vm.directory / VMM_LOG
+    noise = b"noise\n" * (2 * MIB // 6)
+    with log.open("r+b") as file:
+        file.write(noise)
+    assert rings.trim(log)
+    with log.open("r+b") as file:  # as Firecracker goes on: where it was
+        file.seek(len(noise))
+        file.write(b"the end\n")
+    assert not rings.trim(log)
+    assert rings.tail(log, 8) == b"the end\n"
+    assert rings.last_bytes(rings.previous(log), 6) == b"noise\n"
