@@ -51,6 +51,10 @@ async def test_a_strangers_shell_in_an_instance_directory_is_left_alone(tmp_path
     stranger = subprocess.Popen(["sleep", "60"], cwd=directory)
     ours = processes.spawn(["sleep", "60"], directory=directory, log=directory / "vmm.log")
     try:
+        with anyio.fail_after(10):
+            # execve(2) closes the pipe that Popen waits for a moment before the new environment can be read.
+            while not processes.spawned_in(directory):
+                await anyio.sleep(0.001)
         await sweep(directory)
         assert stranger.poll() is None
         assert not processes.is_alive(ours)
