@@ -103,9 +103,11 @@ class Vmm:
 def _running(directory: Path, *words: str) -> Iterator[Vmm]:
     program = find_firecracker()
     assert program is not None
+    # Not to the console, into the middle of what the guest says.
+    (directory / "log").touch()
     with (directory / "console").open("wb") as console:
         process = subprocess.Popen(
-            [program, "--api-sock", "api.sock", *words],
+            [program, "--api-sock", "api.sock", "--log-path", "log", *words],
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=console,
