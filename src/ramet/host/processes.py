@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -209,9 +210,24 @@ def spawn(
     # It is waited for by pidfd; Popen must not complain that it outlives its object.
     child.returncode = 0
     process = reference(child.pid)
+    _await_mark(process)
     if largest_file_bytes is not None:
         limit_files(process, largest_file_bytes)
     return process
+
+
+def _await_mark(process: ProcessRef) -> None:
+    """Popen returns when execve(2) closes its pipe. The new environment, by which `spawned_below` knows the
+    process, is there a moment later: wait for that, at most a second.
+    """
+    environment = Path(f"/proc/{process.pid}/environ")
+    for _ in range(1000):
+        try:
+            if environment.read_bytes() or not is_alive(process):
+                return
+        except OSError:
+            return  # it is gone, or a program that its user may not read
+        time.sleep(0.001)
 
 
 def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
