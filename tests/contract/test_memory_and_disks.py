@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ramet.host.files import allocated_bytes
 from ramet.memory.integrity import digest
 from ramet.memory.mappings import areas, find_mapping, identity_of
 from ramet.paths import KERNEL_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.units import MIB
 from tests.contract.subject import Frozen, Subject, booted, introduce, restored
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
@@ -151,3 +153,19 @@ async def test_a_frozen_mem_file_has_holes(subject: Subject, frozen: Frozen) -> 
     assert mem.stat().st_size == frozen.machine.memory_bytes
     assert allocated_bytes(mem) < 0.75 * frozen.machine.memory_bytes
     assert (frozen.directory / KERNEL_FILE).exists()
+
+
+async def test_a_disk_holds_what_it_promises(subject: Subject, place: Path) -> None:
+    """To its last sector: what bounds the VMM's logs doesn't bound its disks."""
+    size = 40 * MIB
+    async with booted(replace(subject, disk_bytes=size), place / "vm") as vm, subject.agent(vm) as agent:
+        if subject.is_linux:
+            written = await subject.run(
+                agent, "sh", "-c", f"head -c {size} /dev/urandom | tee /dev/vda | md5sum; sync"
+            )
+            kept = await subject.run(agent, "sh", "-c", "echo 3 > /proc/sys/vm/drop_caches; md5sum < /dev/vda")
+            assert kept == written
+        else:
+            last = hex(size // 512 - 1)
+            await subject.run(agent, "bpoke", last, "5")
+            assert (await subject.run(agent, "bpeek", last)).split()[0] == f"{5:016x}"

@@ -166,7 +166,7 @@ class Qemu:
                 directory=directory,
                 log=log,
                 fds=listening,
-                largest_file_bytes=_LARGEST_LOG_BYTES,
+                largest_file_bytes=_largest_file_bytes(machine),
             )
         vmm = QemuVmm(directory, process)
         try:
@@ -248,6 +248,13 @@ class QemuVmm:
 def _numbers(version: str) -> tuple[int, int]:
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
+
+
+def _largest_file_bytes(machine: Machine) -> int:
+    """A full qcow2 file is larger than its disk: by an 8-byte L2 entry and a 16-bit refcount for each cluster
+    of 64 KiB, and by what of its tables is in whole clusters (docs/interop/qcow2.rst).
+    """
+    return _LARGEST_LOG_BYTES + max((disk.size_bytes * 1025 // 1024 for disk in machine.disks), default=0)
 
 
 def _last_words(log: Path) -> str:
