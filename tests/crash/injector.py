@@ -87,6 +87,17 @@ class Points:
             return result
 
         Monitor.execute = counted  # type: ignore[method-assign, assignment]
+        from ramet.drivers.firecracker_api import Api
+
+        call = Api.call
+
+        async def called(api: Api, method: str, path: str, body: dict[str, object] | None = None) -> Any:
+            points.pass_by(f"before {method} {path}")
+            result = await call(api, method, path, body)
+            points.pass_by(f"after {method} {path}")
+            return result
+
+        Api.call = called  # type: ignore[method-assign]
 
     def _popen(self, popen: type[subprocess.Popen[bytes]]) -> type[subprocess.Popen[bytes]]:
         points = self
