@@ -97,7 +97,7 @@ class Points:
             points.pass_by(f"after {method} {path}")
             return result
 
-        Api.call = called  # type: ignore[method-assign]
+        Api.call = called  # type: ignore[method-assign, assignment]
 
     def _popen(self, popen: type[subprocess.Popen[bytes]]) -> type[subprocess.Popen[bytes]]:
         points = self

@@ -85,7 +85,7 @@ class _Notifier:
     )
 
     def __init__(self) -> None:
-        self._waiting: dict[int, asyncio.Event] = {}
+        self._waiting: dict[int, set[asyncio.Event]] = {}
         self._descriptor = -1
         try:
             self._libc = ctypes.CDLL(None, use_errno=True)
@@ -117,12 +117,16 @@ class _Notifier:
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.add_reader(self._descriptor, self._read)
-        self._waiting[watch] = news
+        # A directory that is watched already has the same watch.
+        waiting = self._waiting.setdefault(watch, set())
+        waiting.add(news)
         try:
             yield True
         finally:
-            del self._waiting[watch]
-            self._libc.inotify_rm_watch(self._descriptor, watch)
+            waiting.discard(news)
+            if not waiting:
+                del self._waiting[watch]
+                self._libc.inotify_rm_watch(self._descriptor, watch)
             if not self._waiting:
                 loop.remove_reader(self._descriptor)
 
@@ -136,5 +140,6 @@ class _Notifier:
             watch, _mask, _cookie, length = _EVENT.unpack_from(events, position)
             position += _EVENT.size + length
             # -1: some were lost, so everybody looks for himself.
-            for news in self._waiting.values() if watch < 0 else filter(None, [self._waiting.get(watch)]):
-                news.set()
+            for waiting in self._waiting.values() if watch < 0 else [self._waiting.get(watch, set())]:
+                for news in waiting:
+                    news.set()
