@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from ramet import config
-from ramet.drivers.firecracker import Firecracker, FirecrackerVmm
+from ramet.drivers.firecracker import Firecracker
+from ramet.drivers.firecracker_vmm import FirecrackerVmm
 from ramet.engine.choice import kvm_runs
 from ramet.errors import RametError
 from ramet.guest.agent_binary import agent_path, probe_path

@@ -15,9 +15,10 @@ import msgspec
 import pytest
 
 import ramet
-from ramet.drivers import firecracker
+from ramet.drivers import versions
 from ramet.drivers.api import Ability
-from ramet.drivers.firecracker import Firecracker, FirecrackerVmm
+from ramet.drivers.firecracker import Firecracker
+from ramet.drivers.firecracker_vmm import FirecrackerVmm
 from ramet.engine.manifest import Manifest
 from ramet.host import processes
 from ramet.host.files import copy_sparse
@@ -121,7 +122,7 @@ async def test_a_firecracker_that_hangs_is_none(
     hangs = tmp_path / "firecracker"
     hangs.write_text("#!/bin/sh\nexec sleep 100\n")
     hangs.chmod(0o755)
-    monkeypatch.setattr(firecracker, "VERSION_LIMIT_S", 0.5)
+    monkeypatch.setattr(versions, "LIMIT_S", 0.5)
     with anyio.fail_after(60), pytest.raises(ramet.UnavailableError, match="didn't tell its version"):
         await Firecracker(str(hangs)).version()
 
@@ -183,7 +184,7 @@ async def test_an_api_that_does_not_answer(
     wrapper.write_text(_STOPPING.format(real=Firecracker().program(), counter=counter))
     wrapper.chmod(0o755)
     monkeypatch.setenv("RAMET_FIRECRACKER", str(wrapper))
-    monkeypatch.setattr("ramet.drivers.firecracker._START_LIMIT_S", 3.0)
+    monkeypatch.setattr("ramet.drivers.firecracker_vmm._START_LIMIT_S", 3.0)
     async with ramet.Host(home) as host:
         base = await host.get(template.id)
         results: list[object] = [*await base.fork(4, return_exceptions=True)]

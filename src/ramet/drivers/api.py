@@ -12,9 +12,6 @@ from typing import Protocol, runtime_checkable
 
 from ramet.model.record import Guest, Machine, ProcessRef
 
-VERSION_LIMIT_S = 20.0
-"""How long a VMM's program may take to tell its version: it may have to be read from a slow disk."""
-
 
 class Ability(StrEnum):
     """What a VMM can do that ramet depends on somewhere."""

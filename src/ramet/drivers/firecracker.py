@@ -9,24 +9,24 @@ Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-s
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 import anyio
 import msgspec
 
 from ramet import config
 from ramet.drivers import firecracker_config
-from ramet.drivers.api import VERSION_LIMIT_S, Ability, Ending
-from ramet.drivers.firecracker_api import SOCKET, api
+from ramet.drivers.api import Ability, Ending
+from ramet.drivers.firecracker_api import SOCKET
 from ramet.drivers.firecracker_config import VSOCK_SOCKET
+from ramet.drivers.firecracker_vmm import FirecrackerVmm, last_words
 from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes
+from ramet.drivers.versions import ask_version, release
 from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
-from ramet.host.listening import connect_when_listening
 from ramet.model.record import Disk, Guest, Machine, ProcessRef
 from ramet.paths import (
     CONFIG_FILE,
@@ -37,21 +37,18 @@ from ramet.paths import (
     METRICS_FILE,
     VMM_LOG,
 )
-from ramet.units import KIB, MIB
+from ramet.units import MIB
 
 PROGRAM: Final = "firecracker"
 _OLDEST: Final = (1, 8)  # the first with VMGenID, and with devices described by ACPI
 _NETWORK_OVERRIDES_SINCE: Final = (1, 12)
 _VSOCK_OVERRIDE_SINCE: Final = (1, 16)
-_START_LIMIT_S: Final = 20.0
 _LAST_WORDS_S: Final = 1.0
-# A slow disk's pace, for how long saving all of RAM may take.
-_SLOWEST_MIB_PER_S: Final = 10
-_LONGEST_METRICS_BYTES: Final = 256 * KIB
 _POWER_OFF: Final = b"ramet: power off"
 # Its log's first line and its last, unless it died.
 _STARTED: Final = b"Running Firecracker v"
 _EXITED: Final = b"Firecracker exiting successfully"
+_VERSION: Final = r"Firecracker v(\d+\.\d+\.\d+)"
 _INSTALL: Final = "put it on PATH or into {tools}, or set RAMET_FIRECRACKER"
 
 
@@ -75,7 +72,7 @@ class Firecracker:
             Ability.SAVES_STATE_WITH_RAM,
             Ability.BOOTS_BARE_METAL,
         }
-        numbers = _numbers(self._known_version())
+        numbers = release(self._known_version())
         if numbers >= _NETWORK_OVERRIDES_SINCE:
             known.add(Ability.OVERRIDES_NETWORK)
         if numbers >= _VSOCK_OVERRIDE_SINCE:
@@ -85,27 +82,14 @@ class Firecracker:
     async def version(self) -> str:
         """As `Driver.version`. The program is run once for each `Firecracker`."""
         if self._version is None:
-            binary = self.program()
-            try:
-                with anyio.fail_after(VERSION_LIMIT_S):
-                    result = await anyio.run_process([binary, "--version"], check=True)
-            except TimeoutError as error:
-                raise UnavailableError(
-                    f"Firecracker ({binary}) didn't tell its version within {VERSION_LIMIT_S:g} s",
-                    hint=_hint(),
-                ) from error
-            except Exception as error:
-                raise UnavailableError(
-                    f"Firecracker ({binary}) can't be run: {error}", hint=_hint()
-                ) from error
-            match = re.search(r"Firecracker v(\d+\.\d+\.\d+)", result.stdout.decode(errors="replace"))
-            if match is None or _numbers(match[1]) < _OLDEST:
-                found = match[1] if match else "of an unknown version"
-                raise UnavailableError(
-                    f"Firecracker ({binary}) is {found}: ramet needs 1.8 or newer",
-                    hint="set RAMET_FIRECRACKER to a newer one",
-                )
-            self._version = match[1]
+            self._version = await ask_version(
+                "Firecracker",
+                self.program(),
+                _VERSION,
+                oldest=_OLDEST,
+                install=_hint(),
+                setting="RAMET_FIRECRACKER",
+            )
         return self._version
 
     def machine(
@@ -120,7 +104,7 @@ class Firecracker:
         """As `Driver.machine`. RAM is rounded up to whole MiB. Disks are raw files."""
         return Machine(
             accelerator=accelerator,
-            machine_type=f"firecracker-{'.'.join(map(str, _numbers(self._known_version())))}",
+            machine_type=f"firecracker-{'.'.join(map(str, release(self._known_version())))}",
             cpu_model="host",
             memory_bytes=-(-memory_bytes // MIB) * MIB,
             cpus=cpus,
@@ -151,7 +135,7 @@ class Firecracker:
 
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
         """As `Driver.attach`."""
-        return FirecrackerVmm(directory, process, machine, self)
+        return FirecrackerVmm(directory, process, machine)
 
     def ending(self, directory: Path) -> Ending:
         """As `Driver.ending`.
@@ -199,7 +183,7 @@ class Firecracker:
                 log=directory / CONSOLE_LOG,
                 largest_file_bytes=largest_file_bytes(machine),
             )
-        vmm = FirecrackerVmm(directory, process, machine, self)
+        vmm = FirecrackerVmm(directory, process, machine, self.abilities)
         try:
             await vmm.come_up(boots="--config-file" in arguments)
         except RametError as error:
@@ -209,7 +193,7 @@ class Firecracker:
                     await processes.wait_ended(process, timeout_s=_LAST_WORDS_S)
                 await vmm.kill()
             raise VmmError(
-                f"Firecracker didn't come up: {_last_words(directory) or error.message}",
+                f"Firecracker didn't come up: {last_words(directory) or error.message}",
                 hint="`ramet doctor` says what this machine lacks; RAMET_FIRECRACKER names another one",
             ) from error
         except BaseException:
@@ -232,146 +216,5 @@ class Firecracker:
         return self._version
 
 
-class FirecrackerVmm:
-    """One Firecracker process and the directory that it works in."""
-
-    def __init__(self, directory: Path, process: ProcessRef, machine: Machine, driver: Firecracker) -> None:
-        self.directory = directory
-        self.process = process
-        self._machine = machine
-        self._driver = driver
-
-    @property
-    def _who(self) -> str:
-        return self.directory.name
-
-    @property
-    def _saving_s(self) -> float:
-        """How long saving all of RAM may take."""
-        return self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
-
-    async def come_up(self, *, boots: bool) -> None:
-        """Wait until the API is there, after a start; if it `boots` a guest, until that runs.
-
-        Raises `VmmError` when it ends instead.
-        """
-        connection = await connect_when_listening(
-            self.directory, SOCKET, self.process, timeout_s=_START_LIMIT_S
-        )
-        connection.close()
-        # The API listens before the machine is made, and answers after.
-        if boots and (found := await self.status()) != "running":
-            raise VmmError(f"{self._who}: Firecracker is {found}, not running")
-
-    async def status(self) -> str:
-        """As `Vmm.status`: `running`, `paused` or `not started`."""
-        async with api(self.directory, who=self._who) as firecracker:
-            answer = await firecracker.call("GET", "/")
-        return str(answer.get("state", "unknown")).lower()
-
-    async def pause(self) -> None:
-        """As `Vmm.pause`."""
-        await self._set_state("Paused")
-
-    async def resume(self) -> None:
-        """As `Vmm.resume`."""
-        await self._give_up_saving()
-        await self._set_state("Resumed")
-
-    async def _set_state(self, state: Literal["Paused", "Resumed"]) -> None:
-        async with api(self.directory, who=self._who) as firecracker:
-            await firecracker.call("PATCH", "/vm", {"state": state})
-
-    async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
-        """As `SavesSnapshot.save_snapshot`. Connections over the guest's vsock are reset by it
-        (docs/snapshotting/snapshot-support.md, "Vsock device limitation").
-
-        `diff` needs a machine with `track_changes`, or a restored one. When it fails or is cancelled,
-        Firecracker may go on writing, until the guest is resumed.
-        """
-        for name in (vmstate, mem):
-            if (self.directory / name).exists():
-                raise VmmError(f"{self.directory / name} exists: only new files are ever written")
-        body: dict[str, object] = {
-            "snapshot_type": "Diff" if diff else "Full",
-            "snapshot_path": vmstate,
-            "mem_file_path": mem,
-        }
-        await self._give_up_saving()
-        processes.limit_files(self.process, None)
-        async with api(self.directory, who=self._who, longer_s=self._saving_s) as firecracker:
-            await firecracker.call("PUT", "/snapshot/create", body)
-        processes.limit_files(self.process, largest_file_bytes(self._machine))
-
-    async def _give_up_saving(self) -> None:
-        """End a save whose ramet was killed or has given up: all of RAM may take long, and nothing else is
-        answered meanwhile. It fails at the limit on files, which was lifted for it. Else nothing happens.
-        """
-        largest_bytes = largest_file_bytes(self._machine)
-        if processes.limit_of_files(self.process) == largest_bytes:
-            return
-        processes.limit_files(self.process, LARGEST_LOG_BYTES)
-        try:
-            # The write(2) that it is in may be one of 2 GiB and isn't stopped any more.
-            async with api(self.directory, who=self._who, longer_s=self._saving_s) as firecracker:
-                await firecracker.call("GET", "/")
-        finally:
-            processes.limit_files(self.process, largest_bytes)
-
-    async def load_vmstate(self, name: str) -> None:
-        """As `Vmm.load_vmstate`. The mem-file is mapped now, and not before."""
-        abilities = self._driver.abilities
-        body = firecracker_config.load_request(
-            self._machine,
-            name,
-            network=Ability.OVERRIDES_NETWORK in abilities,
-            vsock=Ability.OVERRIDES_VSOCK in abilities,
-        )
-        try:
-            async with api(self.directory, who=self._who) as firecracker:
-                await firecracker.call("PUT", "/snapshot/load", body)
-        except VmmError as error:
-            words = _last_words(self.directory)
-            raise type(error)(f"{error.message}{f': {words}' if words else ''}", hint=error.hint) from error
-
-    async def configuration(self) -> dict[str, Any]:
-        """The machine as Firecracker has it: `GET /vm/config`."""
-        async with api(self.directory, who=self._who) as firecracker:
-            return await firecracker.call("GET", "/vm/config")
-
-    async def metrics(self) -> dict[str, Any]:
-        """Firecracker's own counters: those of its `docs/metrics.md`, each since it was last written down.
-
-        Raises `VmmError`, also for a machine without `metrics`.
-        """
-        path = self.directory / METRICS_FILE
-        if not self._machine.metrics:
-            raise VmmError(f"{self._who}: its machine keeps no metrics")
-        async with api(self.directory, who=self._who) as firecracker:
-            await firecracker.call("PUT", "/actions", {"action_type": "FlushMetrics"})
-        last = rings.tail(path, _LONGEST_METRICS_BYTES).rstrip().rpartition(b"\n")[2]
-        try:
-            return msgspec.json.decode(last, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
-            raise VmmError(f"{self._who}: Firecracker's metrics can't be read: {error}") from error
-
-    async def kill(self) -> None:
-        """As `Vmm.kill`."""
-        await processes.kill(self.process)
-
-
 def _hint() -> str:
     return _INSTALL.format(tools=config.tools_directory())
-
-
-def _numbers(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
-
-
-def _last_words(directory: Path) -> str:
-    """What the log says went wrong, without times and thread names; empty when nothing did."""
-    lines = rings.printable(rings.tail(directory / VMM_LOG, 4096)).splitlines()
-    said = [re.sub(r"^\S+ \[[^\]]*\] ", "", line) for line in lines]
-    wrong = [line for line in said if re.search(r"error|fail|panic|cannot|unable", line, re.IGNORECASE)]
-    return " / ".join(wrong[-3:])[-1000:]

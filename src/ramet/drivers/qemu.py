@@ -18,8 +18,9 @@ import anyio
 
 from ramet import config
 from ramet.drivers import qemu_arguments, qmp
-from ramet.drivers.api import VERSION_LIMIT_S, Ability, Ending
+from ramet.drivers.api import Ability, Ending
 from ramet.drivers.limits import largest_file_bytes
+from ramet.drivers.versions import ask_version, release
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
@@ -28,6 +29,8 @@ from ramet.paths import MEM_FILE, VMM_LOG
 
 AGENT_PORTS: Final = 8
 _OLDEST: Final = (7, 2)
+_VERSION: Final = r"version (\d+\.\d+(?:\.\d+)?)"
+_INSTALL: Final = "install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU"
 _READ_ONLY_SINCE: Final = (8, 2)
 _STARTED: Final = "ramet: started "
 
@@ -50,34 +53,16 @@ class Qemu:
             Ability.SAVES_STATE_WITHOUT_RAM,
             Ability.EMULATES,
         }
-        if _numbers(self._known_version()) >= _READ_ONLY_SINCE:
+        if release(self._known_version()) >= _READ_ONLY_SINCE:
             known.add(Ability.OPENS_MEM_FILE_READ_ONLY)
         return frozenset(known)
 
     async def version(self) -> str:
         """As `Driver.version`. The program is run once for each `Qemu`."""
         if self._version is None:
-            try:
-                with anyio.fail_after(VERSION_LIMIT_S):
-                    result = await anyio.run_process([self._binary, "--version"], check=True)
-            except TimeoutError as error:
-                raise UnavailableError(
-                    f"QEMU ({self._binary}) didn't tell its version within {VERSION_LIMIT_S:g} s",
-                    hint="set RAMET_QEMU to another one",
-                ) from error
-            except Exception as error:
-                raise UnavailableError(
-                    f"QEMU ({self._binary}) can't be run: {error}",
-                    hint="install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU",
-                ) from error
-            match = re.search(r"version (\d+\.\d+(?:\.\d+)?)", result.stdout.decode(errors="replace"))
-            if match is None or _numbers(match[1]) < _OLDEST:
-                found = match[1] if match else "of an unknown version"
-                raise UnavailableError(
-                    f"QEMU ({self._binary}) is {found}: ramet needs 7.2 or newer",
-                    hint="set RAMET_QEMU to a newer one",
-                )
-            self._version = match[1]
+            self._version = await ask_version(
+                "QEMU", self._binary, _VERSION, oldest=_OLDEST, install=_INSTALL, setting="RAMET_QEMU"
+            )
         return self._version
 
     def machine(
@@ -93,7 +78,7 @@ class Qemu:
 
         The machine type is versioned: a newer QEMU goes on making the same machine.
         """
-        major, minor = _numbers(self._known_version())
+        major, minor = release(self._known_version())
         return Machine(
             accelerator=accelerator,
             machine_type=f"pc-i440fx-{major}.{minor}",
@@ -258,11 +243,6 @@ def _refuse_devices(machine: Machine) -> None:
     refused = [what for what, is_wanted in wanted.items() if is_wanted]
     if refused:
         raise UnavailableError(f"the qemu driver gives no guest {' or '.join(refused)}")
-
-
-def _numbers(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
 
 
 def _last_words(log: Path) -> str:

@@ -1,0 +1,171 @@
+"""One Firecracker process: what it is asked, over its API.
+
+Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-support.md`, `docs/metrics.md`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from ramet.drivers import firecracker_config
+from ramet.drivers.api import Ability
+from ramet.drivers.firecracker_api import SOCKET, api
+from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes
+from ramet.errors import VmmError
+from ramet.host import processes, rings
+from ramet.host.listening import connect_when_listening
+from ramet.model.record import Machine, ProcessRef
+from ramet.paths import METRICS_FILE, VMM_LOG
+from ramet.units import KIB, MIB
+
+_START_LIMIT_S: Final = 20.0
+# A slow disk's pace, for how long saving all of RAM may take.
+_SLOWEST_MIB_PER_S: Final = 10
+_LONGEST_METRICS_BYTES: Final = 256 * KIB
+
+
+class FirecrackerVmm:
+    """One Firecracker process and the directory that it works in. `abilities` are for one that a vmstate is
+    to be loaded into.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        process: ProcessRef,
+        machine: Machine,
+        abilities: frozenset[Ability] = frozenset(),
+    ) -> None:
+        self.directory = directory
+        self.process = process
+        self._machine = machine
+        self._abilities = abilities
+
+    @property
+    def _who(self) -> str:
+        return self.directory.name
+
+    @property
+    def _saving_s(self) -> float:
+        """How long saving all of RAM may take."""
+        return self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
+
+    async def come_up(self, *, boots: bool) -> None:
+        """Wait until the API is there, after a start; if it `boots` a guest, until that runs.
+
+        Raises `VmmError` when it ends instead.
+        """
+        connection = await connect_when_listening(
+            self.directory, SOCKET, self.process, timeout_s=_START_LIMIT_S
+        )
+        connection.close()
+        # The API listens before the machine is made, and answers after.
+        if boots and (found := await self.status()) != "running":
+            raise VmmError(f"{self._who}: Firecracker is {found}, not running")
+
+    async def status(self) -> str:
+        """As `Vmm.status`: `running`, `paused` or `not started`."""
+        async with api(self.directory, who=self._who) as firecracker:
+            answer = await firecracker.call("GET", "/")
+        return str(answer.get("state", "unknown")).lower()
+
+    async def pause(self) -> None:
+        """As `Vmm.pause`."""
+        await self._set_state("Paused")
+
+    async def resume(self) -> None:
+        """As `Vmm.resume`."""
+        await self._give_up_saving()
+        await self._set_state("Resumed")
+
+    async def _set_state(self, state: Literal["Paused", "Resumed"]) -> None:
+        async with api(self.directory, who=self._who) as firecracker:
+            await firecracker.call("PATCH", "/vm", {"state": state})
+
+    async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
+        """As `SavesSnapshot.save_snapshot`. Connections over the guest's vsock are reset by it
+        (docs/snapshotting/snapshot-support.md, "Vsock device limitation").
+
+        `diff` needs a machine with `track_changes`, or a restored one. When it fails or is cancelled,
+        Firecracker may go on writing, until the guest is resumed.
+        """
+        for name in (vmstate, mem):
+            if (self.directory / name).exists():
+                raise VmmError(f"{self.directory / name} exists: only new files are ever written")
+        body: dict[str, object] = {
+            "snapshot_type": "Diff" if diff else "Full",
+            "snapshot_path": vmstate,
+            "mem_file_path": mem,
+        }
+        await self._give_up_saving()
+        processes.limit_files(self.process, None)
+        async with api(self.directory, who=self._who, longer_s=self._saving_s) as firecracker:
+            await firecracker.call("PUT", "/snapshot/create", body)
+        processes.limit_files(self.process, largest_file_bytes(self._machine))
+
+    async def _give_up_saving(self) -> None:
+        """End a save whose ramet was killed or has given up: all of RAM may take long, and nothing else is
+        answered meanwhile. It fails at the limit on files, which was lifted for it. Else nothing happens.
+        """
+        largest_bytes = largest_file_bytes(self._machine)
+        if processes.limit_of_files(self.process) == largest_bytes:
+            return
+        processes.limit_files(self.process, LARGEST_LOG_BYTES)
+        try:
+            # The write(2) that it is in may be one of 2 GiB and isn't stopped any more.
+            async with api(self.directory, who=self._who, longer_s=self._saving_s) as firecracker:
+                await firecracker.call("GET", "/")
+        finally:
+            processes.limit_files(self.process, largest_bytes)
+
+    async def load_vmstate(self, name: str) -> None:
+        """As `Vmm.load_vmstate`. The mem-file is mapped now, and not before."""
+        body = firecracker_config.load_request(
+            self._machine,
+            name,
+            network=Ability.OVERRIDES_NETWORK in self._abilities,
+            vsock=Ability.OVERRIDES_VSOCK in self._abilities,
+        )
+        try:
+            async with api(self.directory, who=self._who) as firecracker:
+                await firecracker.call("PUT", "/snapshot/load", body)
+        except VmmError as error:
+            words = last_words(self.directory)
+            raise type(error)(f"{error.message}{f': {words}' if words else ''}", hint=error.hint) from error
+
+    async def configuration(self) -> dict[str, Any]:
+        """The machine as Firecracker has it: `GET /vm/config`."""
+        async with api(self.directory, who=self._who) as firecracker:
+            return await firecracker.call("GET", "/vm/config")
+
+    async def metrics(self) -> dict[str, Any]:
+        """Firecracker's own counters: those of its `docs/metrics.md`, each since it was last written down.
+
+        Raises `VmmError`, also for a machine without `metrics`.
+        """
+        path = self.directory / METRICS_FILE
+        if not self._machine.metrics:
+            raise VmmError(f"{self._who}: its machine keeps no metrics")
+        async with api(self.directory, who=self._who) as firecracker:
+            await firecracker.call("PUT", "/actions", {"action_type": "FlushMetrics"})
+        last = rings.tail(path, _LONGEST_METRICS_BYTES).rstrip().rpartition(b"\n")[2]
+        try:
+            return msgspec.json.decode(last, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise VmmError(f"{self._who}: Firecracker's metrics can't be read: {error}") from error
+
+    async def kill(self) -> None:
+        """As `Vmm.kill`."""
+        await processes.kill(self.process)
+
+
+def last_words(directory: Path) -> str:
+    """What the log says went wrong, without times and thread names; empty when nothing did."""
+    lines = rings.printable(rings.tail(directory / VMM_LOG, 4096)).splitlines()
+    said = [re.sub(r"^\S+ \[[^\]]*\] ", "", line) for line in lines]
+    wrong = [line for line in said if re.search(r"error|fail|panic|cannot|unable", line, re.IGNORECASE)]
+    return " / ".join(wrong[-3:])[-1000:]
