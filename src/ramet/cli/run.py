@@ -38,7 +38,12 @@ def run(
         bool, typer.Option("--rm", help="Remove the instance when CMD has ended, or once it has stopped.")
     ] = False,
     interactive: Annotated[
-        bool, typer.Option("--interactive", "-i", help="Forward standard input, also from a terminal.")
+        bool,
+        typer.Option(
+            "--interactive",
+            "-i",
+            help="Forward standard input from a terminal, too; from a pipe or file it always is.",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:

@@ -53,7 +53,9 @@ async def accelerator_of(driver: Driver, guest: Guest, wish: str, verdict: KvmVe
     """
     await driver.version()
     if guest == "bare-metal" and Ability.BOOTS_BARE_METAL not in driver.abilities:
-        raise UnavailableError(f"{driver.name} boots no bare-metal guests", hint="leave --driver out")
+        raise UnavailableError(
+            f"{driver.name} boots no bare-metal guests", hint="leave --driver and RAMET_DRIVER out"
+        )
     emulates = Ability.EMULATES in driver.abilities
     if wish != "tcg" and kvm_runs(verdict, guest):
         return "kvm"

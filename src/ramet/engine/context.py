@@ -47,7 +47,8 @@ class Context:
             return self.drivers[name]
         except KeyError:
             raise UsageError(
-                f"no driver {name!r}", hint=f"there is auto, {', '.join(self.drivers)}"
+                f"no driver {name!r}",
+                hint=f"there is auto, {', '.join(self.drivers)} (--driver, RAMET_DRIVER)",
             ) from None
 
     def vmm(self, record: Record) -> Vmm:
