@@ -84,9 +84,11 @@ def taps_of(pid: int) -> set[str]:
     """The TAP devices that a process has open."""
     found = set()
     for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
-        for line in entry.read_text().splitlines():
-            if line.startswith("iff:"):
-                found.add(line.split()[1])
+        try:
+            lines = entry.read_text().splitlines()
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        found |= {line.split()[1] for line in lines if line.startswith("iff:")}
     return found
 
 
