@@ -1,9 +1,10 @@
-"""What is spawned is known at once: a sweep in the next moment finds it."""
+"""What is spawned is known at once: a sweep in the next moment finds it, also when who spawned it is dead."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 from ramet.host import processes
@@ -18,4 +19,29 @@ def test_a_spawned_process_bears_its_mark_when_spawn_returns(tmp_path: Path) -> 
         finally:
             os.kill(process.pid, signal.SIGKILL)
             while processes.is_alive(process):
-                pass
+                pass  # it takes microseconds to die
+
+
+def test_it_is_found_in_the_middle_of_execve(tmp_path: Path) -> None:
+    """As when ramet is killed the moment that Popen has returned, and the next one sweeps."""
+    for _ in range(100):
+        mark = {processes.MARK: str(tmp_path)}
+        child = subprocess.Popen(["sleep", "60"], env={**os.environ, **mark}, stdin=subprocess.DEVNULL)
+        try:
+            found = processes.spawned_in(tmp_path)
+            assert [one.pid for one in found] == [child.pid]
+        finally:
+            child.kill()
+            child.wait()
+
+
+def test_a_process_that_has_ended_or_has_no_environment_holds_nobody_up(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    bare = subprocess.Popen(["sleep", "60"], env={})
+    try:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert processes.spawned_in(tmp_path) == []
+    finally:
+        bare.kill()
+        bare.wait()
+        ended.wait()

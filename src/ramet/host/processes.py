@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -28,6 +29,7 @@ from ramet.model.record import ProcessRef
 
 _STARTED_FIELD = 22
 _USER_FIELD = 14
+_START_CODE_FIELD = 26
 MARK = "RAMET_VMM"
 """The environment variable that says for which directory a process was spawned."""
 _MARK_PREFIX = f"{MARK}=".encode()
@@ -210,24 +212,28 @@ def spawn(
     # It is waited for by pidfd; Popen must not complain that it outlives its object.
     child.returncode = 0
     process = reference(child.pid)
-    _await_mark(process)
+    with suppress(OSError):  # it has ended already, or is a program that its user may not read
+        _environment(process.pid)  # from here on a sweep finds it
     if largest_file_bytes is not None:
         limit_files(process, largest_file_bytes)
     return process
 
 
-def _await_mark(process: ProcessRef) -> None:
-    """Popen returns when execve(2) closes its pipe. The new environment, by which `spawned_below` knows the
-    process, is there a moment later: wait for that, at most a second.
+def _environment(pid: int) -> bytes:
+    """The environment of a process; empty when it has none.
+
+    In the middle of execve(2), which Popen doesn't wait for the end of, a process has none for a moment, and
+    no code either; that is waited for, at most 0.1 s. Raises `OSError` when it is gone, a kernel thread, or
+    somebody else's.
     """
-    environment = Path(f"/proc/{process.pid}/environ")
-    for _ in range(1000):
-        try:
-            if environment.read_bytes() or not is_alive(process):
-                return
-        except OSError:
-            return  # it is gone, or a program that its user may not read
+    place = Path(f"/proc/{pid}")
+    for _ in range(100):
+        complete = int(_stat(pid)[_START_CODE_FIELD - 3]) != 0
+        if (environment := (place / "environ").read_bytes()) or complete:
+            break
+        (place / "exe").readlink()
         time.sleep(0.001)
+    return environment
 
 
 def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
@@ -302,7 +308,7 @@ def spawned_below(directory: Path) -> dict[Path, list[ProcessRef]]:
             continue
         try:
             marks = [
-                one for one in (entry / "environ").read_bytes().split(b"\0") if one.startswith(_MARK_PREFIX)
+                one for one in _environment(int(entry.name)).split(b"\0") if one.startswith(_MARK_PREFIX)
             ]
             if marks:
                 working = Path(os.fsdecode(marks[0][len(_MARK_PREFIX) :]))
