@@ -21,7 +21,7 @@ import h11
 import msgspec
 
 from ramet.errors import VmmError, VmmTimeoutError
-from ramet.host import processes
+from ramet.host.streams import connect_stream
 from ramet.units import KIB
 
 SOCKET: Final = "api.sock"
@@ -111,7 +111,7 @@ async def _dial(directory: Path, who: str) -> anyio.abc.ByteStream:
     """A connection. While the queue is full there is no event to wait for, so it is tried again."""
     while True:
         try:
-            return await anyio.abc.UNIXSocketStream.from_socket(processes.connect(directory, SOCKET))
+            return connect_stream(directory, SOCKET)
         except BlockingIOError:
             await anyio.sleep(_QUEUE_FULL_S)
         except OSError as error:

@@ -16,7 +16,7 @@ import anyio
 import anyio.abc
 
 from ramet.errors import GuestError, PortsBusyError
-from ramet.host import processes
+from ramet.host.streams import connect_stream
 
 _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.05
@@ -94,7 +94,7 @@ async def _connect(directory: Path, number: int) -> anyio.abc.ByteStream:
     name = f"agent{number}.sock"
     try:
         # A queue that is full raises BlockingIOError: under the port's lock that means a VMM that hangs.
-        return await anyio.abc.UNIXSocketStream.from_socket(processes.connect(directory, name))
+        return connect_stream(directory, name)
     except OSError as error:
         raise GuestError(
             f"no connection to {name} of {directory.name}: {error.strerror or error}",

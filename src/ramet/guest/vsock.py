@@ -19,7 +19,7 @@ import anyio
 import anyio.abc
 
 from ramet.errors import GuestError, GuestTimeoutError, ProtocolError
-from ramet.host import processes
+from ramet.host.streams import connect_stream
 
 SOCKET: Final = "vsock.sock"
 """The socket's name in an instance's directory."""
@@ -67,7 +67,7 @@ async def connect_vsock(directory: Path, wait_s: float) -> AsyncIterator[anyio.a
 async def _try(directory: Path, deadline_s: float) -> anyio.abc.ByteStream | None:
     """One connection. None when it ended before the guest accepted it, or when the time is over."""
     try:
-        stream = await anyio.abc.UNIXSocketStream.from_socket(processes.connect(directory, SOCKET))
+        stream = connect_stream(directory, SOCKET)
     except BlockingIOError:
         return None  # the queue is full: of a guest that boots, with many who wait for it
     except OSError as error:

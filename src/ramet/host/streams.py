@@ -1,0 +1,106 @@
+"""A byte stream over a UNIX socket that survives being cancelled.
+
+anyio's own (4.16) sets a future from the reader's callback without asking whether it is done: when data
+arrives in the very turn of the loop in which a receive is cancelled, the loop reports an InvalidStateError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from ramet.host import processes
+
+
+class SocketStream(anyio.abc.ByteStream):
+    """A non-blocking, connected stream socket as anyio has them. It belongs to the stream.
+
+    One task may receive and another send at the same time.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """What has come, at least one byte. Raises `EndOfStream`, `ClosedResourceError`,
+        `BrokenResourceError`.
+        """
+        await anyio.lowlevel.checkpoint()
+        while True:
+            try:
+                data = self._socket.recv(max_bytes)
+            except BlockingIOError:
+                await self._wait(for_reading=True)
+                continue
+            except OSError as error:
+                raise self._failure() from error
+            if not data:
+                raise anyio.EndOfStream
+            return data
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it. Raises as `receive`; how much has been sent is unknown then, and when it is
+        cancelled.
+        """
+        await anyio.lowlevel.checkpoint()
+        left = memoryview(item)
+        while left:
+            try:
+                left = left[self._socket.send(left) :]
+            except BlockingIOError:
+                await self._wait(for_reading=False)
+            except OSError as error:
+                raise self._failure() from error
+
+    async def send_eof(self) -> None:
+        """Tell the other side that nothing more comes."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise self._failure() from error
+
+    async def aclose(self) -> None:
+        """Close the socket. Whoever still waits for it gets `ClosedResourceError`."""
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(anyio.ClosedResourceError())
+        if self._socket.fileno() >= 0:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._socket)
+            loop.remove_writer(self._socket)
+            self._socket.close()
+        await anyio.lowlevel.checkpoint()
+
+    async def _wait(self, *, for_reading: bool) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(ready)
+        add, remove = (
+            (loop.add_reader, loop.remove_reader) if for_reading else (loop.add_writer, loop.remove_writer)
+        )
+        add(self._socket, _settle, ready)
+        try:
+            await ready
+        finally:
+            self._waiting.discard(ready)
+            if self._socket.fileno() >= 0:
+                remove(self._socket)
+
+    def _failure(self) -> Exception:
+        return anyio.ClosedResourceError() if self._socket.fileno() < 0 else anyio.BrokenResourceError()
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def connect_stream(directory: Path, name: str) -> SocketStream:
+    """A stream to the UNIX socket `name` in `directory`. Raises as `processes.connect`."""
+    return SocketStream(processes.connect(directory, name))
