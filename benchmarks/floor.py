@@ -62,6 +62,16 @@ class Fork:
             self.process.wait()
 
 
+@contextmanager
+def short(path: Path) -> Iterator[str]:
+    """A name of `path` that fits into the 108 bytes of a socket's address (unix(7)), however long it is."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
 def connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
     """A connection to a UNIX socket that will be there in a moment."""
     deadline = time.monotonic() + LIMIT_S
@@ -69,7 +79,8 @@ def connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         stream.settimeout(LIMIT_S)
         try:
-            stream.connect(str(path))
+            with short(path) as name:
+                stream.connect(name)
             return stream
         except (FileNotFoundError, ConnectionRefusedError):
             stream.close()
@@ -220,7 +231,8 @@ class Qemu:
             name = "qmp" if found[1] == "qmp" else found[1]
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listeners.append(listener)
-            listener.bind(str(fork.directory / f"{name}.sock"))
+            with short(fork.directory / f"{name}.sock") as address:
+                listener.bind(address)
             listener.listen(1)
             return f"socket,id={found[1]},fd={listener.fileno()},"
 
