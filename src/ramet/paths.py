@@ -13,6 +13,9 @@ VMSTATE_FILE = "vmstate"
 KERNEL_FILE = "kernel"
 INITRAMFS_FILE = "initramfs"
 MANIFEST_FILE = "manifest.json"
+DELTA_FILE = "delta"
+ORIGIN_FILE = "origin.json"
+"""In the directory of what was brought up from a capture: that one's manifest, by a link."""
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.log"
 RECEIPT_FILE = "receipt.json"
@@ -41,11 +44,30 @@ class Home:
         """The directory of one instance, its VMM's working directory."""
         return self.instances / instance_id
 
+    @property
+    def snapshots(self) -> Path:
+        """One directory a snapshot, named by its id."""
+        return self.root / "snapshots"
+
+    def snapshot(self, snapshot_id: str) -> Path:
+        """The directory of one snapshot."""
+        return self.snapshots / snapshot_id
+
+    @property
+    def staging(self) -> Path:
+        """One directory an instance that is being restored or rewound."""
+        return self.root / "staging"
+
+    def staged(self, instance_id: str) -> Path:
+        """Where an instance's next working directory is made, to be exchanged with the one that it has."""
+        return self.staging / instance_id
+
     def make(self) -> None:
         """Make what is missing, readable by its owner alone (I9).
 
         Raises `OSError` when that can't be done.
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.instances.mkdir(mode=0o700, exist_ok=True)
-        self.instances.chmod(0o700)
+        for directory in (self.instances, self.snapshots, self.staging):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            directory.chmod(0o700)

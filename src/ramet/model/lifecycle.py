@@ -29,6 +29,7 @@ class Move(StrEnum):
     RESUME = "resume"
     STANDBY = "standby"
     RESTORE = "restore"
+    REWIND = "rewind"
     TEMPLATE = "template"
     STOP = "stop"
     START = "start"
@@ -46,6 +47,7 @@ _MOVES: Final[dict[Move, tuple[frozenset[State], State]]] = {
     Move.RESUME: (frozenset({_S.PAUSED}), _S.RUNNING),
     Move.STANDBY: (_ALIVE, _S.STANDBY),
     Move.RESTORE: (frozenset({_S.STANDBY}), _S.RUNNING),
+    Move.REWIND: (_ALIVE | {_S.STANDBY, _S.STOPPED, _S.FAILED}, _S.RUNNING),
     Move.TEMPLATE: (_ALIVE | {_S.STANDBY}, _S.TEMPLATE),
     Move.STOP: (_ALIVE | {_S.STANDBY, _S.FAILED}, _S.STOPPED),
     Move.START: (frozenset({_S.STOPPED}), _S.RUNNING),
@@ -59,6 +61,7 @@ _DONE: Final[dict[Move, str]] = {
     Move.RESUME: "resumed",
     Move.STANDBY: "put into standby",
     Move.RESTORE: "restored",
+    Move.REWIND: "rewound",
     Move.TEMPLATE: "made a template",
     Move.STOP: "stopped",
     Move.START: "started",

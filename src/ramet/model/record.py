@@ -33,6 +33,8 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal["raw", "qcow2"]
     size_bytes: int
     backing: tuple[str, ...] = ()
+    path: str | None = None
+    """Where the built-in image's guest has it mounted."""
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +88,26 @@ class HostCpu(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
 
+class RamRange(msgspec.Struct, frozen=True):
+    """A part of guest RAM in a VMM's address space: `length_bytes` from `host_start` on, which a mem-file has
+    from `file_offset` on.
+    """
+
+    host_start: int
+    length_bytes: int
+    file_offset: int
+
+
+class RamRegion(msgspec.Struct, frozen=True):
+    """A part of guest RAM as the guest sees it: `length_bytes` from the guest-physical `guest_start` on, which
+    a mem-file has from `file_offset` on.
+    """
+
+    guest_start: int
+    length_bytes: int
+    file_offset: int
+
+
 class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     """A VMM that was started for an instance."""
 
@@ -95,9 +117,13 @@ class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     """The mem-file that it has mapped, as `stat` names it, whatever lies under that name now. 0: none, its
     guest's RAM is anonymous memory.
     """
+    ram: tuple[RamRange, ...] = ()
+    """Where it has its guest's RAM, noted right after it was started: what it later maps over a part of that
+    (a balloon does) is found by comparing.
+    """
 
 
-Change = Literal["start", "stop", "pause", "resume", "template"]
+Change = Literal["start", "stop", "pause", "resume", "template", "capture", "standby", "restore", "rewind"]
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +147,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     kernel_version: str
     parent: str | None
+    snapshot: str | None = None
+    """The snapshot that it was forked from."""
     generation: int
     machine_id: str
     """32 hex digits, as machine-id(5) has them: the instance's own, the same after a cold start."""

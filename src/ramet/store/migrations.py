@@ -14,5 +14,15 @@ MIGRATIONS: Final = (
     ) STRICT;
     CREATE UNIQUE INDEX instance_name ON instance (json_extract(body, '$.name'));
     """,
+    # 2: snapshots. Names are unique for each source; what a fork of a running instance is made from has none.
+    """
+    CREATE TABLE snapshot (
+        id TEXT PRIMARY KEY,
+        body TEXT NOT NULL CHECK (json_valid(body))
+    ) STRICT;
+    CREATE UNIQUE INDEX snapshot_name ON snapshot (
+        json_extract(body, '$.source'), json_extract(body, '$.name')
+    );
+    """,
 )
 """`PRAGMA user_version` counts how many of these a database has seen."""
