@@ -62,6 +62,16 @@ class Home:
         """Where an instance's next working directory is made, to be exchanged with the one that it has."""
         return self.staging / instance_id
 
+    @property
+    def worker_lock(self) -> Path:
+        """Held by the home's worker."""
+        return self.root / "worker.lock"
+
+    @property
+    def work_to_do(self) -> Path:
+        """There while a worker is wanted that hasn't begun."""
+        return self.root / "worker.todo"
+
     def make(self) -> None:
         """Make what is missing, readable by its owner alone (I9).
 

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import anyio
+import anyio.to_thread
+import msgspec
 
-from ramet.disk.volumes import make_disk
-from ramet.drivers.api import Ability, Driver, Vmm
+from ramet.disk.volumes import make_disk, unshare_disk
+from ramet.drivers.api import Ability, Driver
 from ramet.engine.changes import changing
 from ramet.engine.choice import choose
 from ramet.engine.context import Context
 from ramet.engine.proof import prove
 from ramet.engine.removal import discard
+from ramet.engine.running import running_vmm
 from ramet.errors import UsageError
 from ramet.host import processes
+from ramet.host.clock import now
 from ramet.host.files import filesystem_errors
 from ramet.host.share import share_file
 from ramet.images.image import Image
-from ramet.memory.capture import FileIdentity, identity_of
 from ramet.model.lifecycle import Move, State
 from ramet.model.names import check_name, invent_name, new_id
-from ramet.model.record import Guest, Record, RunningVmm
-from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.model.record import Guest, Machine, Record
+from ramet.paths import (
+    DELTA_FILE,
+    INITRAMFS_FILE,
+    KERNEL_FILE,
+    MANIFEST_FILE,
+    MEM_FILE,
+    ORIGIN_FILE,
+    VMSTATE_FILE,
+)
 from ramet.units import MIB, TIB, format_bytes, round_up_to_page
 
 READY_LIMIT_S = 90.0
@@ -121,35 +131,36 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
     directory = context.directory(record)
     with filesystem_errors("make the mem-file in", directory):
         # A vmstate fits the memory that it was saved with, which is about to go.
-        (directory / VMSTATE_FILE).unlink(missing_ok=True)
+        for part in (VMSTATE_FILE, DELTA_FILE, MANIFEST_FILE, ORIGIN_FILE):
+            (directory / part).unlink(missing_ok=True)
         if Ability.BOOTS_ON_MEM_FILE in driver.abilities:
             _new_mem_file(directory, record.machine.memory_bytes)
         else:
             (directory / MEM_FILE).unlink(missing_ok=True)
-        for disk in record.machine.disks:
-            # A template that was begun and not finished had closed it.
-            (directory / disk.file).chmod(0o600)
-    vmm = await driver.boot(directory, record.machine)
+    machine = await anyio.to_thread.run_sync(_open_disks, directory, record.machine)
+    vmm = await driver.boot(directory, machine)
     try:
-        running = running_vmm(directory, vmm)
+        running = running_vmm(driver, directory, machine, vmm)
         await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
-        return context.store.change(record.id, lambda one: one.moved(move, vmm=running))
+        return context.store.change(
+            record.id, lambda one: msgspec.structs.replace(one.moved(move, vmm=running), machine=machine)
+        )
     except BaseException:
         with anyio.CancelScope(shield=True):
             await vmm.kill()
         raise
 
 
-def running_vmm(directory: Path, vmm: Vmm) -> RunningVmm:
-    """What the record keeps of a VMM that was just started in `directory`."""
-    path = directory / MEM_FILE
-    mem = identity_of(path) if path.exists() else FileIdentity(0, 0)
-    return RunningVmm(process=vmm.process, mem_device=mem.device, mem_inode=mem.inode)
-
-
-def now() -> str:
-    """The time, as records and manifests have it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _open_disks(directory: Path, machine: Machine) -> Machine:
+    """The machine with disks that may be written to. One whose file a snapshot has too goes on in another."""
+    disks = []
+    for disk in machine.disks:
+        path = directory / disk.file
+        if path.stat().st_nlink > 1:
+            disk = unshare_disk(directory, disk)
+        (directory / disk.file).chmod(0o600)  # a capture that was begun and not finished had closed it
+        disks.append(disk)
+    return msgspec.structs.replace(machine, disks=tuple(disks))
 
 
 def _new_mem_file(directory: Path, size_bytes: int) -> None:

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import msgspec
 
+from ramet.drivers.api import FreezesDisks, Vmm
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
+from ramet.engine.staged import settle_replacement
 from ramet.errors import NotFoundError, VmmError
 from ramet.host import processes
 from ramet.host.files import TEMPORARY_PREFIX
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Change, Pending, Record, RunningVmm
-from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
 
 @asynccontextmanager
@@ -68,7 +70,9 @@ async def recover(context: Context, record: Record) -> None:
                 if fact.vmm is not None:
                     await processes.kill(fact.vmm.process)
                 fact = fact if fact.state is State.STOPPED else fact.moved(Move.STOP)
-            case "pause" | "resume" | "template" if fact.vmm is not None:
+            case "restore" | "rewind":
+                await settle_replacement(context, fact)
+            case "pause" | "resume" | "template" | "standby" | "capture" if fact.vmm is not None:
                 fact = await _as_the_vmm_says(context, record)
             case _:
                 pass  # start, or the VMM is gone: what it left without a record is swept as an orphan
@@ -77,21 +81,21 @@ async def recover(context: Context, record: Record) -> None:
         context.store.change(
             record.id,
             lambda one: msgspec.structs.replace(
-                one, state=fact.state, vmm=fact.vmm, reason=fact.reason, pending=None
+                one, state=fact.state, vmm=fact.vmm, reason=fact.reason, machine=fact.machine, pending=None
             ),
         )
 
 
 async def _as_the_vmm_says(context: Context, record: Record) -> Record:
-    """An instance that ran before a template was begun of it goes on; a pause or a resume that was begun
-    has happened or not.
+    """An instance that ran before a capture was begun of it goes on, its disks in whichever files they are; a pause
+    or a resume that was begun has happened or not.
     """
     vmm = context.vmm(record)
     try:
-        if record.pending is not None and record.pending.what == "template":
+        if record.pending is not None and record.pending.what in {"template", "standby", "capture"}:
             if record.state is State.RUNNING:
                 await vmm.resume()
-            return record
+            return await with_disks_as_they_are(record, vmm)
         runs = await vmm.status() == "running"
     except VmmError:
         return record
@@ -100,16 +104,30 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
     return record.moved(Move.RESUME if runs else Move.PAUSE, vmm=record.vmm)
 
 
+async def with_disks_as_they_are(record: Record, vmm: Vmm) -> Record:
+    """`record` with the files that its disks are really in: a capture may have switched them and then died."""
+    if not isinstance(vmm, FreezesDisks) or not record.machine.disks:
+        return record
+    files = await vmm.disk_files()
+    disks = []
+    for disk in record.machine.disks:
+        file = files.get(disk.name, disk.file)
+        if file != disk.file:
+            disk = msgspec.structs.replace(disk, file=file, backing=(*disk.backing, disk.file))
+        disks.append(disk)
+    return msgspec.structs.replace(record, machine=msgspec.structs.replace(record.machine, disks=tuple(disks)))
+
+
 def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
-    """Remove what an unfinished publication left in the directory of an instance that is no template.
+    """Remove what an unfinished publication left in the directory of an instance that is no capture.
 
     A VMM without a mem-file has no use for one that was saved from it, which is as large as its guest's RAM.
     Under the name of a mem-file that a VMM has mapped stays whatever lies there now.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
         leftover.unlink(missing_ok=True)
-    if vmm is not None and not vmm.mem_inode:
-        for part in (MEM_FILE, VMSTATE_FILE, MANIFEST_FILE):
+    if vmm is not None:
+        for part in (MANIFEST_FILE, DELTA_FILE, *(() if vmm.mem_inode else (MEM_FILE, VMSTATE_FILE))):
             (directory / part).unlink(missing_ok=True)
 
 

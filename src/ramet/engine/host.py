@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -16,19 +16,29 @@ from ramet import config
 from ramet.drivers.api import Driver
 from ramet.drivers.firecracker import Firecracker
 from ramet.drivers.qemu import Qemu
-from ramet.engine import boot, measure, removal
+from ramet.engine import boot, measure, reap, removal
 from ramet.engine.agents import Agents
 from ramet.engine.context import Context
 from ramet.engine.observe import count_forks, is_shown, observe, to_instance
+from ramet.engine.snapshot import Snapshot, describe
+from ramet.engine.snapshots import published, resolve_snapshot
+from ramet.engine.transfer import import_file
 from ramet.engine.vm import VM
 from ramet.engine.watch import watch
-from ramet.errors import UnavailableError, UsageError, VmmError, WrongStateError
+from ramet.errors import (
+    DamagedError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+    VmmError,
+    WrongStateError,
+)
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
 from ramet.model.lineage import forest
 from ramet.model.names import resolve
-from ramet.model.shapes import Instance, LineageNode, Usage
+from ramet.model.shapes import Instance, LineageNode, SnapshotInfo, Usage
 from ramet.paths import Home
 from ramet.store.records import Store
 from ramet.units import parse_size
@@ -83,7 +93,7 @@ class Host:
             self._context = Context(
                 self._home, config.cache_directory(), store, drivers, Agents(tasks), tasks, self._accel
             )
-            await removal.reap(self._context)
+            await reap.reap(self._context)
             self._exits = opening.pop_all()
         return self
 
@@ -147,6 +157,37 @@ class Host:
         digits. Raises `NotFoundError`.
         """
         return VM(self._opened, resolve(reference, self._opened.store.all()))
+
+    async def snapshot(self, reference: str) -> Snapshot:
+        """The snapshot that `reference` names: `SOURCE/NAME`, its name where only one has it, its id or a unique
+        beginning of that. Raises `NotFoundError`, `UsageError` when it fits several.
+        """
+        return Snapshot(self._opened, resolve_snapshot(self._opened, reference))
+
+    async def snapshots(
+        self, of: str | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> builtins.list[SnapshotInfo]:
+        """What snapshots there are, oldest first; only those of the instance `of`, which may be gone, by name or id.
+
+        `labels` selects those that carry them all. One that can't be read any more isn't in the list.
+        """
+        context = self._opened
+        found = []
+        for one in published(context):
+            if of is not None and of not in (one.source, one.source_name):
+                continue
+            if all(one.labels.get(key) == value for key, value in (labels or {}).items()):
+                with suppress(DamagedError, NotFoundError):
+                    found.append(describe(context, one))
+        return found
+
+    async def import_snapshot(self, file: str | os.PathLike[str], *, name: str | None = None) -> Snapshot:
+        """Make a snapshot of a file that `Snapshot.export` wrote, here or elsewhere. `-` is standard input.
+
+        Nothing in the file is believed. Raises `DamagedError` when it is cut short, altered, hostile or newer than this
+        ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
+        """
+        return Snapshot(self._opened, await import_file(self._opened, Path(file), name=name))
 
     async def list(
         self, *, everything: bool = False, labels: Mapping[str, str] | None = None

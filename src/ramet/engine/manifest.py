@@ -1,6 +1,7 @@
 """The manifest of a capture: what its parts are, and which machine they belong to.
 
-Compared *before* a VMM is spawned: a VMM accepts a vmstate that was saved from another machine and hangs.
+Compared *before* a VMM is spawned: a VMM accepts a vmstate that was saved from another machine and hangs. It
+holds what another host needs to know to bring the capture up.
 """
 
 from __future__ import annotations
@@ -13,55 +14,123 @@ from ramet.drivers.api import Driver
 from ramet.errors import DamagedError, UnavailableError
 from ramet.host.cpu import host_cpu
 from ramet.memory.integrity import PartFacts, check
-from ramet.model.record import HostCpu, Machine
-from ramet.paths import MANIFEST_FILE
+from ramet.model.record import HostCpu, Machine, RamRegion
+from ramet.paths import MANIFEST_FILE, MEM_FILE
 
-FORMAT = 1
+FORMAT = 2
+LONGEST_BYTES = 4 << 20
+"""A manifest has some kilobytes; one from elsewhere isn't read further than this."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One published file: what `stat` says of it, and its digest."""
+    """One published file: what `stat` says of it, and its digest.
+
+    The capture that forks of a running instance are made from has no digests: it goes with the call.
+    """
 
     facts: PartFacts
-    digest: str
+    digest: str | None = None
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Guest RAM as it was captured: the part `base`, with the pages in the part `delta` over it."""
+
+    base: str = MEM_FILE
+    delta: str | None = None
+    delta_bytes: int = 0
+    """What a fork has to write into its own memory, zeros included."""
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What was captured."""
+
+    id: str
+    name: str
+    state: str
+    parent: str | None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a template publishes beside its parts."""
+    """What a capture publishes beside its parts."""
 
     format: int
     driver: str
     driver_version: str
     machine: Machine
+    arguments: list[str] | None = None
+    """The VMM's whole argument vector, device addresses and all; null in one of format 1."""
+    ram: tuple[RamRegion, ...] = ()
+    """Where the guest sees which part of the mem-file."""
+    memory: Memory = Memory()
     image: str
     kernel_version: str
     generation: int
     host_cpu: HostCpu | None = None
     """The processor that the guest knows, where it is the host's own (KVM)."""
+    source: Source | None = None
+    labels: dict[str, str] = {}
     created_at: str
     parts: dict[str, Part]
-    """By file name: the mem-file, the vmstate, the kernel, and what else there is of initramfs and disks."""
+    """By file name: mem-file, delta, vmstate, kernel, and what else there is of initramfs and disks."""
 
     def encoded(self) -> bytes:
         """As JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest in `directory`.
+def decode_manifest(data: bytes, *, where: str) -> Manifest:
+    """A manifest from its JSON, of which nothing is believed. `where` is for the message.
 
-    Raises `DamagedError` when it is missing, unreadable or from a newer ramet.
+    Raises `DamagedError` when it is unreadable, inconsistent, or from a newer ramet.
     """
-    path = directory / MANIFEST_FILE
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise DamagedError(f"{path} can't be read: {error}", hint="make the template again") from error
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        found = _format_of(data)
+        if found is not None and found > FORMAT:
+            raise _newer(where, found) from error
+        raise DamagedError(f"{where} can't be read: {error}", hint="make the capture again") from error
     if manifest.format > FORMAT:
-        raise DamagedError(
-            f"{path} has format {manifest.format}; this ramet knows {FORMAT}", hint="upgrade ramet"
-        )
+        raise _newer(where, manifest.format)
+    memory = manifest.memory
+    named = {memory.base, *({memory.delta} if memory.delta is not None else ())}
+    named |= {name for disk in manifest.machine.disks for name in (*disk.backing, disk.file)}
+    if missing := sorted(named - manifest.parts.keys()):
+        raise DamagedError(f"{where} lists no part {missing[0]!r}, which it needs")
+    if foreign := [name for name in manifest.parts if not is_plain_name(name)]:
+        raise DamagedError(f"{where} names a part {foreign[0]!r}, which is no plain file name")
     return manifest
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` can be nothing but a file in the directory that it is looked for in."""
+    return 0 < len(name) <= 64 and name[0] != "." and all(c.isalnum() or c in "-_." for c in name)
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def _format_of(data: bytes) -> int | None:
+    try:
+        return msgspec.json.decode(data, type=_Format).format
+    except msgspec.MsgspecError:
+        return None
+
+
+def _newer(where: str, found: int) -> DamagedError:
+    return DamagedError(f"{where} has format {found}; this ramet knows {FORMAT}", hint="upgrade ramet")
+
+
+def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> Manifest:
+    """The manifest in `directory`. Raises `DamagedError` as `decode_manifest`, also when it is missing."""
+    path = directory / file
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(LONGEST_BYTES + 1)
+    except OSError as error:
+        raise DamagedError(f"{path} can't be read: {error}", hint="make the capture again") from error
+    return decode_manifest(data, where=str(path))
 
 
 async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -> None:
@@ -71,19 +140,33 @@ async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -
     if version.split(".")[:2] != manifest.driver_version.split(".")[:2]:
         raise UnavailableError(
             f"{name} was saved by {manifest.driver} {manifest.driver_version}; this machine has {version}",
-            hint="make the template again, or give ramet that version",
+            hint="make the capture again, or give ramet that version",
         )
+    if manifest.arguments is not None:
+        here = driver.arguments(manifest.machine)
+        if here != manifest.arguments:
+            raise UnavailableError(
+                f"{name} was saved from another machine: {_difference(manifest.arguments, here)}",
+                hint="make the capture again, or use the ramet that made it",
+            )
     saved_on = manifest.host_cpu
     if saved_on is not None and (why := saved_on.missing(host_cpu())):
         raise UnavailableError(
             f"{name} was saved on {saved_on.name}, which KVM shows to guests; this machine can't: {why}",
-            hint="make the template again on this machine",
+            hint="make the capture again on this machine",
         )
 
 
-def check_part(manifest: Manifest, directory: Path, part: str) -> None:
+def _difference(saved: list[str], here: list[str]) -> str:
+    for one, other in zip(saved, here, strict=False):
+        if one != other:
+            return f"`{one}` there, `{other}` here"[:400]
+    return f"{len(saved)} arguments there, {len(here)} here"
+
+
+def check_part(manifest: Manifest, directory: Path, part: str, *, name: str | None = None) -> None:
     """Raise `DamagedError` when size, blocks, mode or mtime of a part aren't the manifest's.
 
-    Content isn't read.
+    `name` is what it is called in `directory`, where that is something else. Content isn't read.
     """
-    check(directory / part, manifest.parts[part].facts)
+    check(directory / (name or part), manifest.parts[part].facts)

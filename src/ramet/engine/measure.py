@@ -7,7 +7,6 @@ from ramet.errors import WrongStateError
 from ramet.host import processes
 from ramet.host.files import allocated_bytes
 from ramet.memory.accounting import mapping_use, smaps_rollup
-from ramet.memory.mappings import find_anonymous, find_mapping
 from ramet.model.lifecycle import article, next_step
 from ramet.model.record import Record
 from ramet.model.shapes import Usage
@@ -27,11 +26,7 @@ def usage(context: Context, record: Record) -> Usage:
     pid = record.vmm.process.pid
     mem = context.directory(record) / MEM_FILE
     whole = smaps_rollup(pid)
-    if record.vmm.mem_inode:
-        ram = find_mapping(pid, (record.vmm.mem_device, record.vmm.mem_inode))
-    else:
-        ram = find_anonymous(pid, record.machine.memory_bytes)
-    guest = mapping_use(pid, ram)
+    guest = mapping_use(pid, record.vmm.ram)
     return Usage(
         id=record.id,
         name=record.name,

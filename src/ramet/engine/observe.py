@@ -70,6 +70,7 @@ def instance_fields(context: Context, record: Record, forks: int) -> dict[str, A
         "memory_bytes": record.machine.memory_bytes,
         "cpus": record.machine.cpus,
         "parent": record.parent,
+        "snapshot": record.snapshot,
         "forks": forks,
         "created_at": record.created_at,
         "labels": record.labels,

@@ -1,14 +1,16 @@
-"""Pause, resume, restore, and waiting for the end."""
+"""Pause, resume, and waiting for the end."""
 
 from __future__ import annotations
 
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.execution import settle
-from ramet.engine.observe import observe
+from ramet.engine.proof import correct_clock
 from ramet.host import processes
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
+
+_CLOCK_LIMIT_S = 5.0
 
 
 async def pause(context: Context, record: Record) -> Record:
@@ -20,19 +22,12 @@ async def pause(context: Context, record: Record) -> Record:
 
 
 async def resume(context: Context, record: Record) -> Record:
-    """Let a paused instance go on. Raises `WrongStateError` unless it is paused."""
+    """Let a paused instance go on, its clock put right. Raises `WrongStateError` unless it is paused."""
     async with changing(context, record, "resume") as record:
         record.moved(Move.RESUME)
         await context.vmm(record).resume()
+        await correct_clock(context, record, _CLOCK_LIMIT_S)
         return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm))
-
-
-async def restore(context: Context, record: Record) -> Record:
-    """Bring an instance back from standby.
-
-    Raises `WrongStateError` unless it is in standby, which nothing can put it into yet.
-    """
-    return observe(context, context.store.get(record.id)).record.moved(Move.RESTORE)
 
 
 async def wait(context: Context, record: Record) -> Record:

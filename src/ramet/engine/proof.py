@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 
 from ramet.engine.context import Context
-from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, VmmError
+from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, RametError, VmmError
 from ramet.guest.client import AgentClient
 from ramet.guest.messages import IdentityReply, IdentityRequest
 from ramet.guest.ports import claim_port
@@ -36,16 +36,19 @@ def hostname_of(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]", "-", name).strip("-.") or "ramet"
 
 
-async def prove(context: Context, record: Record, process: ProcessRef, *, limit_s: float) -> IdentityReply:
+async def prove(
+    context: Context, record: Record, process: ProcessRef, *, limit_s: float, directory: Path | None = None
+) -> IdentityReply:
     """Give the guest of `record` its identity and return what it answered after its own resume.
 
+    Its VMM works in `directory`, which is the instance's own unless given.
     Raises `VmmError`, with the end of the guest's console, when its VMM dies first; `GuestTimeoutError` when
     `limit_s` passes; `GuestError` when the answer isn't what was set. The guest is in no known state then:
     kill it.
     """
     deadline = anyio.current_time() + limit_s
     try:
-        async with agent_of(context, record, process, timeout_s=limit_s) as agent:
+        async with agent_of(context, record, process, timeout_s=limit_s, directory=directory) as agent:
             return await introduce(agent, record, limit_s=max(0.1, deadline - anyio.current_time()))
     except GuestTimeoutError as error:
         raise GuestTimeoutError(
@@ -85,15 +88,36 @@ async def introduce(agent: AgentClient, record: Record, *, limit_s: float) -> Id
     return reply
 
 
+async def correct_clock(context: Context, record: Record, limit_s: float) -> None:
+    """Put the wall clock of a guest right that stood still for a while. One that doesn't answer keeps its own.
+
+    Its monotonic clock stays: it never goes backwards, and the guest wasn't there meanwhile.
+    """
+    assert record.vmm is not None
+    try:
+        async with agent_of(context, record, record.vmm.process, timeout_s=limit_s) as agent:
+            await agent.set_clock(timeout_s=limit_s)
+    except RametError:
+        pass
+
+
 @asynccontextmanager
 async def agent_of(
-    context: Context, record: Record, process: ProcessRef, *, timeout_s: float
+    context: Context,
+    record: Record,
+    process: ProcessRef,
+    *,
+    timeout_s: float,
+    directory: Path | None = None,
 ) -> AsyncIterator[AgentClient]:
-    """The agent of a living instance.
+    """The agent of a living instance, whose VMM works in `directory` if not in the instance's own.
 
     A VMM that ends while the agent is used is a `VmmError` at once, not a time-out later.
     """
-    open_stream = partial(_open_stream, context.directory(record), record.machine.agent_ports)
+    place = directory or context.directory(record)
+    open_stream = partial(_open_stream, place, record.machine.agent_ports)
+    # By process: an instance that is rewound has two VMMs for a moment.
+    which = f"{record.id}:{process.pid}:{process.started}"
     died = False
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
@@ -106,7 +130,7 @@ async def agent_of(
 
         tasks.start_soon(watch)
         try:
-            async with context.agents.lease(record.id, open_stream=open_stream, timeout_s=timeout_s) as agent:
+            async with context.agents.lease(which, open_stream=open_stream, timeout_s=timeout_s) as agent:
                 yield agent
         except Exception as error:
             # Kept, whatever it is, and raised outside, where no task group wraps it.

@@ -8,15 +8,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from ramet.disk.volumes import ForkedDisk
 from ramet.drivers.api import Ability, Driver
+from ramet.engine.bring_up import Parts
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.errors import GuestError, RametError, VmmError
 from ramet.guest.messages import IdentityReply
-from ramet.host.share import Shared
 from ramet.memory.accounting import mapping_use, smaps_rollup
-from ramet.memory.capture import find_mapping
 from ramet.model.record import Record
 from ramet.model.shapes import (
     DiskReceipt,
@@ -29,14 +27,14 @@ from ramet.model.shapes import (
     Timings,
 )
 from ramet.paths import MEM_FILE, RECEIPT_FILE
+from ramet.units import format_bytes
 
 
 class Forked(NamedTuple):
     """A fork that has proved itself."""
 
     record: Record
-    memory: Shared
-    disks: tuple[ForkedDisk, ...]
+    parts: Parts
     identity: IdentityReply
     timings: Timings
 
@@ -64,8 +62,8 @@ def report(
                 result = results[record.id] = VmmError(f"{record.name} didn't outlive the call: {error}")
             else:
                 forks.append(receipt)
-                if result.memory.mode == "shared":
-                    saved_bytes += manifest.parts[MEM_FILE].facts.allocated_bytes
+                if result.parts.memory.mode == "shared":
+                    saved_bytes += manifest.parts[manifest.memory.base].facts.allocated_bytes
                 continue
         forks.append(ForkFailure(name=record.name, error=error_shape(result)))
     wall_ms = round((time.perf_counter() - called_at) * 1000, 3)
@@ -91,7 +89,11 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
     directory = context.directory(record)
     mem = (directory / MEM_FILE).stat()
     whole = smaps_rollup(pid)
-    guest = mapping_use(pid, find_mapping(pid, (record.vmm.mem_device, record.vmm.mem_inode)))
+    guest = mapping_use(pid, record.vmm.ram)
+    memory, captured = forked.parts.memory, forked.parts.manifest.memory
+    mode, reason = memory.mode, memory.reason
+    if captured.delta is not None and mode == "shared":
+        mode, reason = "delta", f"{reason}; {format_bytes(captured.delta_bytes)} over it of its own"
     return Receipt(
         id=record.id,
         name=record.name,
@@ -99,13 +101,13 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
         pid=pid,
         directory=str(directory),
         memory=MemoryReceipt(
-            mode=forked.memory.mode,
-            reason=forked.memory.reason,
+            mode=mode,
+            reason=reason,
             file=MEM_FILE,
             inode=mem.st_ino,
             links=mem.st_nlink,
             size_bytes=mem.st_size,
-            delta_bytes=0,
+            delta_bytes=captured.delta_bytes,
             pss_bytes=whole.pss_bytes,
             private_dirty_bytes=whole.private_dirty_bytes,
             guest_private_bytes=guest.private_dirty_bytes,
@@ -113,7 +115,7 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
         ),
         disks=[
             DiskReceipt(name=one.disk.name, mode=one.mode, reason=one.reason, bytes_copied=one.bytes_copied)
-            for one in forked.disks
+            for one in forked.parts.disks
         ],
         identity=IdentityReceipt(
             generation=identity.generation,

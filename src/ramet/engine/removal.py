@@ -1,4 +1,4 @@
-"""The end of an instance: stopped, discarded or removed, and what killed ramet processes left behind.
+"""The end of an instance: stopped, discarded or removed.
 
 Delete is row, then sweep (I2): a directory without a record belongs to nobody, and any ramet process may
 sweep it.
@@ -13,16 +13,16 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from ramet.engine.changes import changing, end_orphans, recover
+from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.proof import agent_of
 from ramet.errors import FilesystemError, RametError, StoreError, WrongStateError
-from ramet.host import processes, rings
-from ramet.host.files import is_immutable
+from ramet.host import processes
+from ramet.host.files import filesystem_errors, is_immutable
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
-from ramet.paths import CONSOLE_LOG, VMM_LOG
+from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
 STOP_LIMIT_S = 10.0
 _SWEEPS_AT_ONCE = 8
@@ -49,6 +49,8 @@ async def stop(context: Context, record: Record, *, limit_s: float = STOP_LIMIT_
             stopped = context.store.change(
                 record.id, lambda one: one if one.state is State.STOPPED else one.moved(Move.STOP)
             )
+            if current.state is State.STANDBY:
+                await anyio.to_thread.run_sync(drop_capture, context.directory(current))
     if stopped.auto_remove:
         await discard(context, stopped)
     return stopped
@@ -107,6 +109,7 @@ async def discard(
     if removed.vmm is not None:
         await _collect(errors, processes.kill(removed.vmm.process))
     await _collect(errors, sweep(context.directory(record)))
+    await _collect(errors, sweep(context.home.staged(record.id)))
     if errors:
         raise errors[0]
     return True
@@ -153,6 +156,13 @@ async def _collect(errors: list[Exception], step: Awaitable[None]) -> None:
         errors.append(error)
 
 
+def drop_capture(directory: Path) -> None:
+    """Remove the memory of an instance that was in standby: it is stopped. Its disks stay."""
+    with filesystem_errors("remove the memory in", directory):
+        for part in (MANIFEST_FILE, VMSTATE_FILE, DELTA_FILE, MEM_FILE):
+            (directory / part).unlink(missing_ok=True)
+
+
 def _remove_tree(directory: Path) -> None:
     """As much of the directory as can be removed; the first error is raised at the end."""
     errors: list[tuple[Path, OSError]] = []
@@ -174,42 +184,3 @@ def _remove_tree(directory: Path) -> None:
             ) from error
     if errors:
         raise errors[0][1]
-
-
-async def reap(context: Context) -> None:
-    """Undo what killed ramet processes left: changes half done, VMMs that no record names, instances whose
-    owner is dead, `--rm` instances that have stopped, directories without a record.
-
-    Called when a home is opened, which is also when logs that have grown are cut to rings. One failure
-    doesn't stop the rest: what can't be removed now is tried again next time.
-    """
-    # Directories first: each that has an owner got its record before it was made.
-    directories = list(context.home.instances.iterdir())
-    records = context.store.all()
-    for record in records:
-        await _attempt(_reap_one(context, record))
-    await _attempt(end_orphans(context))
-    known = {record.id for record in records}
-    for directory in directories:
-        if directory.name not in known:
-            await _attempt(sweep(directory))
-
-
-async def _reap_one(context: Context, record: Record) -> None:
-    if record.pending is not None and not processes.is_alive(record.pending.by):
-        await recover(context, record)
-    if record.owner is not None and not processes.is_alive(record.owner):
-        # Asked again inside: it may have been detached since, by the process that then ended.
-        await discard(context, record, only_if=lambda one: one.owner == record.owner)
-    elif record.auto_remove and observe(context, record).record.state in {State.STOPPED, State.FAILED}:
-        await discard(context, record, only_if=lambda one: one == record)
-    else:
-        for log in (CONSOLE_LOG, VMM_LOG):
-            rings.trim(context.directory(record) / log)
-
-
-async def _attempt(work: Awaitable[object]) -> None:
-    try:
-        await work
-    except (RametError, OSError):
-        pass  # the next ramet process tries again

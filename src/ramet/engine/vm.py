@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from ramet.engine import execution, measure, power, removal, template
+from ramet.engine import execution, freeze, measure, power, removal, replace, snapshots
 from ramet.engine import fork as forking
 from ramet.engine.boot import start
 from ramet.engine.context import Context
-from ramet.engine.fork import ForkOptions, ForkOutcome
+from ramet.engine.bring_up import ForkOptions
+from ramet.engine.fork import ForkOutcome
 from ramet.engine.forks import ForkCall
 from ramet.engine.observe import count_forks, instance_fields, observe, to_instance
 from ramet.engine.results import ExecResult
@@ -27,6 +29,9 @@ from ramet.model.record import Record
 from ramet.model.shapes import ForkReport, Inspection, Instance, Receipt, Usage
 from ramet.paths import CONSOLE_LOG, RECEIPT_FILE, VMM_LOG
 from ramet.units import MIB
+
+if TYPE_CHECKING:
+    from ramet.engine.snapshot import Snapshot
 
 DEFAULT_MAX_OUTPUT_BYTES = 64 * MIB
 _LOG_BYTES = MIB
@@ -172,13 +177,24 @@ class VM:
         return await execution.spawn(self._context, self._record, command)
 
     async def template(self) -> VM:
-        """Make a template of this running or paused instance: its VMM ends, its memory is kept for forks.
-        Final.
+        """Make a template of this instance, which runs, is paused or in standby: its VMM ends, its memory is kept
+        for forks. Final.
 
         On a failure it is as it was, and runs if it ran.
         """
-        await template.promote(self._context, self._record)
+        await freeze.promote(self._context, self._record)
         return self
+
+    async def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
+        """Take a snapshot of this instance, which goes on when it runs; it may also be paused or in standby.
+
+        Without a name one is invented. Raises `WrongStateError`, `NameTakenError` when it has another of that name,
+        `UnavailableError`, `FilesystemError`; nothing of it is left then, and the instance is as it was.
+        """
+        from ramet.engine.snapshot import Snapshot
+
+        made = await snapshots.create(self._context, self._record, name=name, labels=dict(labels or {}))
+        return Snapshot(self._context, made)
 
     def fork(
         self,
@@ -189,17 +205,17 @@ class VM:
         share_memory: bool = True,
         return_exceptions: bool = False,
     ) -> ForkCall:
-        """Fork this template `count` times: `await` it for a list, or use it with `async with`, which removes
+        """Fork this instance `count` times: `await` it for a list, or use it with `async with`, which removes
         the forks at the end.
 
-        If some fail, `ForkError` has those that live and why the others don't; with `return_exceptions` both
-        come back in order.
+        A template, or one in standby, is forked as it is. One that runs is captured first: it stands still for some
+        milliseconds and goes on. If some fail, `ForkError` has those that live and why the others don't; with
+        `return_exceptions` both come back in order.
         """
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
-        return ForkCall(
-            lambda: self._fork(count, name, options),
-            lambda receipt: VM(self._context, self._context.store.get(receipt.id), receipt),
-            self._remove_ours,
+        return fork_call(
+            self._context,
+            lambda: forking.fork(self._context, self._record, count, name=name, options=options),
             return_exceptions=return_exceptions,
         )
 
@@ -216,19 +232,9 @@ class VM:
         Nothing is raised for one that fails.
         """
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
-        return (await self._fork(count, name, options)).report
-
-    async def _fork(self, count: int, name: str | None, options: ForkOptions) -> ForkOutcome:
         outcome = await forking.fork(self._context, self._record, count, name=name, options=options)
-        for fork in outcome.report.forks:
-            if isinstance(fork, Receipt):
-                self._context.ours.add(fork.id)
-                watch(self._context, self._context.store.get(fork.id))
-        return outcome
-
-    async def _remove_ours(self, vms: Iterable[VM]) -> None:
-        ours = {vm.id for vm in vms if isinstance(vm, VM)} & self._context.ours
-        await removal.discard_all(self._context, [one for one in self._context.store.all() if one.id in ours])
+        adopt(self._context, outcome)
+        return outcome.report
 
     async def pause(self) -> None:
         """Stop the virtual CPUs; memory stays. Raises `WrongStateError` unless it runs, `VmmError` or
@@ -240,12 +246,33 @@ class VM:
         """Let a paused instance go on. Errors as `pause`; `WrongStateError` unless it is paused."""
         await power.resume(self._context, self._record)
 
-    async def restore(self) -> None:
-        """Bring it back from standby.
+    async def standby(self) -> None:
+        """Capture this running or paused instance and end its VMM: it uses no memory until `restore`.
 
-        Nothing can be put into standby yet, so this raises `WrongStateError`.
+        Raises `WrongStateError`, `UnavailableError`, `FilesystemError`; it is as it was then, and runs if it ran.
         """
-        await power.restore(self._context, self._record)
+        await freeze.standby(self._context, self._record)
+
+    async def restore(self) -> None:
+        """Bring it back from standby, with a new generation.
+
+        Raises `WrongStateError` unless it is in standby, and what a fork may fail with; it is still in standby then.
+        """
+        watch(self._context, await replace.restore(self._context, self._record))
+
+    async def rewind(self, snapshot: str | None = None) -> None:
+        """Take it back to a snapshot of itself, the youngest unless one is named: memory and disks are what they were
+        then. What has happened since is lost; its commands end.
+
+        Raises `NotFoundError`, `WrongStateError` for a template, and what a fork may fail with; it is as it was then.
+        """
+        record = self._record
+        chosen = (
+            snapshots.latest_of(self._context, record)
+            if snapshot is None
+            else snapshots.resolve_snapshot(self._context, snapshot, of=record)
+        )
+        watch(self._context, await replace.rewind(self._context, record, chosen))
 
     async def stop(self, *, timeout: float = removal.STOP_LIMIT_S) -> None:
         """Power the guest off; after `timeout` seconds its VMM is ended. Disks are kept, memory is gone.
@@ -314,3 +341,33 @@ class VM:
         async with aclosing(follow(path, until=self.wait)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+
+def fork_call(
+    context: Context, make: Callable[[], Awaitable[ForkOutcome]], *, return_exceptions: bool
+) -> ForkCall:
+    """A fork that has been asked for, whose forks are to belong to this Host."""
+
+    async def made() -> ForkOutcome:
+        outcome = await make()
+        adopt(context, outcome)
+        return outcome
+
+    async def remove(vms: Iterable[VM]) -> None:
+        ours = {vm.id for vm in vms if isinstance(vm, VM)} & context.ours
+        await removal.discard_all(context, [one for one in context.store.all() if one.id in ours])
+
+    return ForkCall(
+        made,
+        lambda receipt: VM(context, context.store.get(receipt.id), receipt),
+        remove,
+        return_exceptions=return_exceptions,
+    )
+
+
+def adopt(context: Context, outcome: ForkOutcome) -> None:
+    """The forks leave with this Host, and are watched by it."""
+    for fork in outcome.report.forks:
+        if isinstance(fork, Receipt):
+            context.ours.add(fork.id)
+            watch(context, context.store.get(fork.id))

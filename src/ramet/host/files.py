@@ -5,7 +5,7 @@ the kernel) steps down with a reason elsewhere. Functions on descriptors raise `
 raise `FilesystemError`, which names the path.
 
 Sources: ioctl_ficlone(2), lseek(2) (SEEK_DATA, SEEK_HOLE), copy_file_range(2), fallocate(2), fsync(2),
-rename(2).
+rename(2), renameat2(2).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ STAT_BLOCK_BYTES: Final = 512
 _FICLONE: Final = 0x40049409  # _IOW(0x94, 9, int), linux/fs.h
 _FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
 _FS_IMMUTABLE_FL: Final = 0x10
+_AT_FDCWD: Final = -100  # fcntl.h
+_RENAME_EXCHANGE: Final = 2  # linux/fs.h
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _BUFFER_BYTES: Final = MIB
 _copying: Final = threading.Lock()
@@ -365,3 +367,19 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two directories change names, at once: nobody ever finds either name missing (renameat2(2),
+    RENAME_EXCHANGE). Processes that work in them go with them.
+
+    Durable when this returns. Raises `FilesystemError`: nothing has changed then, unless syncing was what failed.
+    """
+    with filesystem_errors("exchange", f"{one} and {other}"):
+        here = ctypes.c_int(_AT_FDCWD)
+        if _libc().renameat2(here, os.fsencode(one), here, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    fsync_directory(one.parent)
+    if other.parent != one.parent:
+        fsync_directory(other.parent)

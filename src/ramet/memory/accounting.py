@@ -12,6 +12,7 @@ import msgspec
 
 from ramet.memory.mappings import Mapping
 from ramet.memory.procfs import read_proc
+from ramet.model.record import RamRange
 from ramet.units import KIB
 
 _FIELDS: Final = {
@@ -47,8 +48,8 @@ def smaps_rollup(pid: int) -> MemoryUse:
     return _sum(read_proc(pid, "smaps_rollup", "count the memory").splitlines())
 
 
-def mapping_use(pid: int, mappings: Sequence[Mapping]) -> MemoryUse:
-    """The memory within those mappings alone: of a VMM, its guest's RAM. Raises as `smaps_rollup` does.
+def mapping_use(pid: int, ram: Sequence[RamRange | Mapping]) -> MemoryUse:
+    """The memory within those ranges alone: of a VMM, its guest's RAM. Raises as `smaps_rollup` does.
 
     What has since been mapped over a part of them (a balloon) is counted too. All zeros when nothing is
     mapped there.
@@ -60,7 +61,7 @@ def mapping_use(pid: int, mappings: Sequence[Mapping]) -> MemoryUse:
         # Every area begins with its line of /proc/PID/maps; its figures follow, each a name and a colon.
         if not name.endswith(b":"):
             start, end = (int(address, 16) for address in name.split(b"-"))
-            wanted = any(mapping.host_start < end and start < mapping.host_end for mapping in mappings)
+            wanted = any(one.host_start < end and start < one.host_start + one.length_bytes for one in ram)
         elif wanted:
             inside.append(line)
     return _sum(inside)

@@ -30,6 +30,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int
     parent: str | None
     """The id of what it was forked from, also after that has been removed."""
+    snapshot: str | None = None
+    """The id of the snapshot that it was forked from, if it was one."""
     forks: int
     """How many instances that still exist were forked from it."""
     created_at: str
@@ -191,3 +193,86 @@ class LineageNode(msgspec.Struct, frozen=True, kw_only=True):
 
     instance: Instance
     forks: list[LineageNode]
+
+
+class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable, named capture of an instance, which may be gone since."""
+
+    id: str
+    name: str
+    """Unique among the snapshots of one source."""
+    source: str
+    """The id of the instance that was captured."""
+    source_name: str
+    driver: str
+    image: str
+    directory: str
+    """Absolute."""
+    memory_bytes: int
+    """The guest's RAM."""
+    cpus: int
+    accelerator: str
+    generation: int
+    created_at: str
+    labels: dict[str, str]
+    allocated_bytes: int
+    """What its parts occupy; those that it shares with others are counted in full."""
+    own_bytes: int
+    """What goes when it is removed: parts that nobody else has a link to."""
+    delta_bytes: int
+    """Memory that each fork of it holds by itself, besides what it changes. 0: all of it is shared."""
+    forks: int
+    """How many instances that still exist were forked from it."""
+
+
+class SnapshotPart(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a snapshot."""
+
+    name: str
+    size_bytes: int
+    allocated_bytes: int
+    links: int
+    digest: str | None
+
+
+class SnapshotInspection(SnapshotInfo, frozen=True, kw_only=True):
+    """What `snapshot inspect` prints: all that is known of it."""
+
+    driver_version: str
+    kernel_version: str
+    machine_type: str
+    cpu_model: str
+    arguments: list[str]
+    """The whole argument vector of the VMM that fits it, device addresses and all."""
+    parent: str | None
+    """The id of what its source was forked from."""
+    source_state: str | None
+    """What its source was doing when it was captured."""
+    parts: list[SnapshotPart]
+
+
+class PartCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of a snapshot, read and held against its digest."""
+
+    name: str
+    ok: bool
+    size_bytes: int
+    problem: str | None = None
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of `snapshot verify`."""
+
+    id: str
+    name: str
+    ok: bool
+    parts: list[PartCheck]
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of `snapshot export`."""
+
+    id: str
+    name: str
+    file: str
+    bytes_written: int

@@ -1,0 +1,240 @@
+"""Bringing a guest up from a capture: what a fork, a restore and a rewind have in common.
+
+A directory of its own, into which the parts are shared; each held against the manifest; a VMM on them; the delta
+written into its private mapping before anything in it looks at guest memory; vmstate; resume; proof. Guest RAM is
+neither read nor written on the host, but for the delta.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from ramet.disk.clone import clone_directory
+from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
+from ramet.drivers.api import Ability, Driver, Vmm
+from ramet.engine.context import Context
+from ramet.engine.manifest import Manifest, check_part, read_manifest
+from ramet.engine.proof import prove
+from ramet.engine.running import running_vmm
+from ramet.errors import DamagedError, FilesystemError, NotSharedError
+from ramet.guest.messages import IdentityReply
+from ramet.host.files import filesystem_errors
+from ramet.host.share import Shared, share_file
+from ramet.memory.delta import apply_delta
+from ramet.model.record import Record, RunningVmm
+from ramet.paths import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    MEM_FILE,
+    ORIGIN_FILE,
+    RECEIPT_FILE,
+    VMSTATE_FILE,
+)
+
+READY_LIMIT_S = 60.0
+_COMPACTED_MEANWHILE = 3
+_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, RECEIPT_FILE)
+"""What a capture's directory has that is of no meaning to what is brought up from it."""
+
+
+class ForkOptions(NamedTuple):
+    """How memory may be had: `require_shared` makes anything but sharing an error, `share_memory=False`
+    copies on purpose.
+    """
+
+    require_shared: bool = False
+    share_memory: bool = True
+
+
+class Origin(NamedTuple):
+    """A capture that guests are brought up from."""
+
+    directory: Path
+    manifest: Manifest
+    name: str
+    """What its guests are named after."""
+    parent: str
+    """The id of what was captured."""
+    snapshot: str | None
+    """The id of the snapshot that it is, if people can refer to it."""
+    require_there: Callable[[], object]
+    """Raises `NotFoundError` once it has been removed: nothing is damaged then, and that is said instead."""
+
+
+def origin_of(context: Context, record: Record) -> Origin:
+    """The capture that an instance's own directory is: a template's, or one's in standby.
+
+    Raises `DamagedError`, or `NotFoundError` when it has just been removed.
+    """
+    directory = context.directory(record)
+    try:
+        manifest = read_manifest(directory)
+    except DamagedError:
+        context.store.get(record.id)
+        raise
+    return Origin(
+        directory=directory,
+        manifest=manifest,
+        name=record.name,
+        parent=record.id,
+        snapshot=None,
+        require_there=lambda: context.store.get(record.id),
+    )
+
+
+class Parts(NamedTuple):
+    """What a directory has got of a capture, and how."""
+
+    manifest: Manifest
+    memory: Shared
+    disks: tuple[ForkedDisk, ...]
+    delta: int | None
+    """The delta, open; it is closed once it is written into the VMM's memory."""
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.delta is not None:
+            os.close(self.delta)
+
+
+class Living(NamedTuple):
+    """A guest that has been brought up and has proved itself."""
+
+    record: Record
+    """With the machine as its VMM has it."""
+    vmm: Vmm
+    running: RunningVmm
+    identity: IdentityReply
+
+
+def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
+    """Make `directory`, with what it needs of the capture: the parts shared, the rest copied, nothing left that
+    leads outside (I3). Blocks; for a worker thread.
+
+    Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may be there then.
+    """
+    for tries_left in reversed(range(_COMPACTED_MEANWHILE)):
+        try:
+            return _take(origin, driver, directory, options)
+        except (DamagedError, FilesystemError):
+            origin.require_there()
+            found = read_manifest(origin.directory)
+            if tries_left == 0 or found.memory == origin.manifest.memory:
+                raise
+            # It was compacted meanwhile: the same memory, in another file.
+            origin = origin._replace(manifest=found)
+            shutil.rmtree(directory, ignore_errors=True)
+    raise AssertionError
+
+
+def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
+    source, manifest = origin.directory, origin.manifest
+    skipped = {*manifest.parts, *_SOURCES_OWN}
+    clone_directory(source, directory, skip_rel_paths=frozenset(skipped))
+    directory.chmod(0o700)
+    with filesystem_errors("link the manifest into", directory):
+        share_file(source / MANIFEST_FILE, directory / ORIGIN_FILE)
+    base, delta = manifest.memory.base, manifest.memory.delta
+    memory = share_file(
+        source / base,
+        directory / MEM_FILE,
+        share_memory=options.share_memory,
+        allow_link=Ability.MAPS_PRIVATELY in driver.abilities,
+        why_no_link=f"{driver.name} doesn't map memory privately",
+    )
+    _require(options, "memory", memory)
+    disks = tuple(
+        fork_disk(source, directory, disk, share=options.share_memory) for disk in manifest.machine.disks
+    )
+    for disk in disks:
+        _require(options, f"its disk `{disk.disk.name}`", disk)
+    of_disks = {name for disk in manifest.machine.disks for name in files_of(disk)}
+    for part in manifest.parts:
+        name = MEM_FILE if part == base else part
+        if part not in (base, delta) and part not in of_disks:
+            share_file(source / part, directory / name)
+        # A copy may have fewer blocks than its original, so there it is the original that is looked at.
+        linked = part != delta and _same_file(source / part, directory / name)
+        check_part(manifest, directory if linked else source, part, name=name if linked else part)
+    opened = None
+    if delta is not None:
+        with filesystem_errors("open", source / delta):
+            opened = os.open(source / delta, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    return Parts(manifest, memory, disks, opened)
+
+
+def _require(options: ForkOptions, what: str, given: Shared | ForkedDisk) -> None:
+    if options.require_shared and given.mode != "shared":
+        raise NotSharedError(
+            f"{what} would be {given.mode}, not shared: {given.reason}",
+            hint="leave --require-shared out to accept that",
+        )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
+
+
+async def bring_up(
+    context: Context,
+    driver: Driver,
+    record: Record,
+    directory: Path,
+    parts: Parts,
+    marks: list[float],
+    *,
+    mark: Path | None = None,
+) -> Living:
+    """Start a VMM in `directory` on those parts, and return when its guest has proved to be `record`'s.
+
+    `marks` gets the moments at which it was spawned, loaded, resumed and ready. `mark` is the directory that the VMM
+    will belong to, where that is another one. Raises `VmmError`, `GuestError`, `UnavailableError`, `DamagedError`; no
+    VMM is left then. `parts` is closed in any case.
+    """
+    machine = msgspec.structs.replace(parts.manifest.machine, disks=tuple(one.disk for one in parts.disks))
+    record = msgspec.structs.replace(record, machine=machine)
+    try:
+        vmm = await driver.restore(directory, machine, mark=mark)
+    except BaseException:
+        parts.close()
+        raise
+    try:
+        try:
+            marks.append(time.perf_counter())
+            early = Ability.LOADS_DELTA_BEFORE_VMSTATE in driver.abilities
+            if early:
+                running = running_vmm(driver, directory, machine, vmm)
+                await _apply(parts, running)
+            await vmm.load_vmstate(VMSTATE_FILE)
+            if not early:
+                running = running_vmm(driver, directory, machine, vmm)
+                await _apply(parts, running)
+        finally:
+            parts.close()
+        marks.append(time.perf_counter())
+        await vmm.resume()
+        marks.append(time.perf_counter())
+        identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S, directory=directory)
+        marks.append(time.perf_counter())
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await vmm.kill()
+        raise
+    return Living(record, vmm, running, identity)
+
+
+async def _apply(parts: Parts, running: RunningVmm) -> None:
+    if parts.delta is not None:
+        await anyio.to_thread.run_sync(apply_delta, parts.delta, running.process.pid, running.ram)

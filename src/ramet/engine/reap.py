@@ -1,0 +1,60 @@
+"""What killed ramet processes left in a home: undone or finished when the next one opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from ramet.engine import snapshots
+from ramet.engine.changes import end_orphans, recover
+from ramet.engine.context import Context
+from ramet.engine.observe import observe
+from ramet.engine.removal import discard, sweep
+from ramet.engine.worker import wake
+from ramet.errors import RametError
+from ramet.host import processes, rings
+from ramet.model.lifecycle import State
+from ramet.model.record import Record
+from ramet.paths import CONSOLE_LOG, VMM_LOG
+
+
+async def reap(context: Context) -> None:
+    """Undo what killed ramet processes left: changes half done, VMMs that no record names, instances whose
+    owner is dead, `--rm` instances that have stopped, directories without a record.
+
+    Called when a home is opened, which is also when logs that have grown are cut to rings. One failure
+    doesn't stop the rest: what can't be removed now is tried again next time.
+    """
+    # Directories first: each that has an owner got its record before it was made.
+    directories = [*context.home.instances.iterdir(), *context.home.staging.iterdir()]
+    of_snapshots = list(context.home.snapshots.iterdir())
+    records = context.store.all()
+    for record in records:
+        await _attempt(_reap_one(context, record))
+    await _attempt(end_orphans(context))
+    known = {record.id for record in records}
+    for directory in directories:
+        if directory.name not in known:
+            await _attempt(sweep(directory))
+    await snapshots.reap(context, of_snapshots)
+    if context.home.work_to_do.exists():
+        wake(context.home)
+
+
+async def _reap_one(context: Context, record: Record) -> None:
+    if record.pending is not None and not processes.is_alive(record.pending.by):
+        await recover(context, record)
+    if record.owner is not None and not processes.is_alive(record.owner):
+        # Asked again inside: it may have been detached since, by the process that then ended.
+        await discard(context, record, only_if=lambda one: one.owner == record.owner)
+    elif record.auto_remove and observe(context, record).record.state in {State.STOPPED, State.FAILED}:
+        await discard(context, record, only_if=lambda one: one == record)
+    else:
+        for log in (CONSOLE_LOG, VMM_LOG):
+            rings.trim(context.directory(record) / log)
+
+
+async def _attempt(work: Awaitable[object]) -> None:
+    try:
+        await work
+    except (RametError, OSError):
+        pass  # the next ramet process tries again

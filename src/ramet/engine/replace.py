@@ -1,0 +1,106 @@
+"""Restore and rewind: an instance's VMM is brought up anew from a capture, and takes the place of what there was.
+
+The new VMM works in a staged directory until its guest has proved itself. Then the row names it, the two directories
+change names at once, and what there was goes: the old state only when the new one is up.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from ramet.engine import snapshots
+from ramet.engine.bring_up import ForkOptions, Living, Origin, bring_up, origin_of, take_parts
+from ramet.engine.changes import changing
+from ramet.engine.context import Context
+from ramet.engine.manifest import require_restorable
+from ramet.engine.staged import remove_staged
+from ramet.host import processes
+from ramet.host.files import exchange, filesystem_errors
+from ramet.model.lifecycle import Move
+from ramet.model.record import Record
+from ramet.model.snapshot import SnapshotRecord
+from ramet.paths import CONSOLE_LOG, LIFECYCLE_LOCK, RECEIPT_FILE
+
+_CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1", RECEIPT_FILE)
+"""What stays with an instance whatever state it goes back to. The lock is held: the same file has to be found."""
+
+
+async def restore(context: Context, record: Record) -> Record:
+    """Bring an instance back from standby, with a new generation. What it was captured with goes then.
+
+    Raises `WrongStateError` unless it is in standby, and as `bring_up`; it is still in standby then.
+    """
+    async with changing(context, record, "restore") as record:
+        record.moved(Move.RESTORE)
+        return await _replace(context, record, origin_of(context, record), Move.RESTORE)
+
+
+async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> Record:
+    """Take an instance back to a snapshot of itself, with a new generation; in any state but that of a template.
+
+    Raises `WrongStateError`, and as `bring_up`; it is as it was then, and runs if it ran.
+    """
+    async with changing(context, record, "rewind") as record:
+        record.moved(Move.REWIND)
+        origin = snapshots.origin_of_snapshot(context, snapshots.require_published(context, snapshot.id))
+        return await _replace(context, record, origin, Move.REWIND)
+
+
+async def _replace(context: Context, record: Record, origin: Origin, move: Move) -> Record:
+    manifest = origin.manifest
+    driver = context.driver(manifest.driver)
+    await require_restorable(manifest, driver, name=origin.name)
+    own, staged = context.directory(record), context.home.staged(record.id)
+    generation = max(record.generation, manifest.generation) + 1
+    wanted = msgspec.structs.replace(record, machine=manifest.machine, generation=generation)
+    try:
+        await anyio.to_thread.run_sync(remove_staged, staged)
+        parts = await anyio.to_thread.run_sync(take_parts, origin, driver, staged, ForkOptions())
+        _carry(own, staged)
+        living = await bring_up(context, driver, wanted, staged, parts, [time.perf_counter()], mark=own)
+        try:
+            changed = _enter(context, living, move)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await living.vmm.kill()
+            raise
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(remove_staged, staged)
+        raise
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(exchange, staged, own)
+        if record.vmm is not None:
+            await processes.kill(record.vmm.process)
+        await anyio.to_thread.run_sync(remove_staged, staged)
+    return changed
+
+
+def _enter(context: Context, living: Living, move: Move) -> Record:
+    """The row names the new VMM: from here on it is the instance."""
+    new = living.record
+    return context.store.change(
+        new.id,
+        lambda one: msgspec.structs.replace(
+            one.moved(move, vmm=living.running),
+            machine=new.machine,
+            generation=new.generation,
+            driver=new.driver,
+        ),
+        durable=True,
+    )
+
+
+def _carry(own: Path, staged: Path) -> None:
+    with filesystem_errors("prepare", staged):
+        for name in _CARRIED:
+            try:
+                os.link(own / name, staged / name)
+            except FileNotFoundError:
+                continue

@@ -1,0 +1,199 @@
+"""The handle of one snapshot."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+import msgspec
+
+from ramet.engine import fork as forking
+from ramet.engine import snapshots, transfer
+from ramet.engine.bring_up import ForkOptions
+from ramet.engine.context import Context
+from ramet.engine.forks import ForkCall
+from ramet.engine.manifest import Manifest, read_manifest
+from ramet.engine.vm import adopt, fork_call
+from ramet.errors import DamagedError, NotFoundError
+from ramet.model.shapes import (
+    Exported,
+    ForkReport,
+    SnapshotInfo,
+    SnapshotInspection,
+    SnapshotPart,
+    Verification,
+)
+from ramet.model.snapshot import SnapshotRecord
+
+if TYPE_CHECKING:
+    from os import stat_result
+
+
+class Snapshot:
+    """One snapshot: immutable, and independent of its source and of its forks.
+
+    Every method raises `NotFoundError` once it has been removed.
+    """
+
+    def __init__(self, context: Context, record: SnapshotRecord) -> None:
+        self._context = context
+        self.id = record.id
+        self.name = record.name or record.id
+
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.name} {self.id}>"
+
+    @property
+    def _record(self) -> SnapshotRecord:
+        return snapshots.require_published(self._context, self.id)
+
+    @property
+    def directory(self) -> Path:
+        """Where its parts and its manifest lie."""
+        return self._context.home.snapshot(self.id)
+
+    async def info(self) -> SnapshotInfo:
+        """What `snapshot ls` shows of it. Raises `DamagedError` when its manifest can't be read."""
+        return describe(self._context, self._record)
+
+    async def inspect(self) -> SnapshotInspection:
+        """All that is known of it: the machine that fits it, its parts and their digests. Errors as `info`."""
+        return inspect(self._context, self._record)
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        require_shared: bool = False,
+        share_memory: bool = True,
+        return_exceptions: bool = False,
+    ) -> ForkCall:
+        """Fork it `count` times: `await` it for a list, or use it with `async with`, which removes
+        the forks at the end.
+
+        As `VM.fork`. Its source may be gone.
+        """
+        options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
+        return fork_call(
+            self._context,
+            lambda: forking.fork_snapshot(self._context, self._record, count, name=name, options=options),
+            return_exceptions=return_exceptions,
+        )
+
+    async def fork_report(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        require_shared: bool = False,
+        share_memory: bool = True,
+    ) -> ForkReport:
+        """As `fork`, but the contract's report: a receipt or a failure for each fork, in order.
+
+        Nothing is raised for one that fails.
+        """
+        options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
+        outcome = await forking.fork_snapshot(self._context, self._record, count, name=name, options=options)
+        adopt(self._context, outcome)
+        return outcome.report
+
+    async def verify(self) -> Verification:
+        """Read every part and hold it against its digest. A bad one is in the result; nothing is raised for it.
+
+        Raises `DamagedError` when the manifest can't be read.
+        """
+        record = self._record
+        parts = await snapshots.verify(self._context, record)
+        return Verification(id=self.id, name=self.name, ok=all(one.ok for one in parts), parts=parts)
+
+    async def export(self, file: str | os.PathLike[str]) -> Exported:
+        """Write it to one file, sparse, from which `Host.import_snapshot` makes it again, here or elsewhere.
+
+        `-` is standard output. Raises `DamagedError` when a part isn't as it was published, `FilesystemError`; no
+        file is left then.
+        """
+        record = self._record
+        written = await transfer.export_snapshot(self._context, record, Path(file))
+        return Exported(id=self.id, name=self.name, file=str(file), bytes_written=written)
+
+    async def remove(self) -> None:
+        """Remove it. Its forks don't notice, and neither do other snapshots."""
+        if not await snapshots.remove(self._context, self._record):
+            raise NotFoundError(f"snapshot {self.name} is gone", hint="`ramet snapshot ls` lists what there is")
+
+
+def describe(context: Context, record: SnapshotRecord) -> SnapshotInfo:
+    """What `snapshot ls` shows of a snapshot."""
+    return SnapshotInfo(**_fields(context, record, *_read(context, record)))
+
+
+def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str, stat_result]]:
+    directory = context.home.snapshot(record.id)
+    try:
+        manifest = read_manifest(directory)
+        return manifest, {name: (directory / name).stat() for name in manifest.parts}
+    except (DamagedError, OSError) as error:
+        context.store.snapshots.get(record.id)  # removed meanwhile: nothing is damaged
+        if isinstance(error, OSError):
+            raise DamagedError(f"{error.filename}: {error.strerror}", hint="`ramet snapshot rm` it") from error
+        raise
+
+
+def _fields(
+    context: Context, record: SnapshotRecord, manifest: Manifest, facts: dict[str, stat_result]
+) -> dict[str, object]:
+    forks = Counter(one.snapshot for one in context.store.all())
+    occupied = {name: found.st_blocks * 512 for name, found in facts.items()}
+    return {
+        "id": record.id,
+        "name": record.name,
+        "source": record.source,
+        "source_name": record.source_name,
+        "driver": manifest.driver,
+        "image": manifest.image,
+        "directory": str(context.home.snapshot(record.id)),
+        "memory_bytes": manifest.machine.memory_bytes,
+        "cpus": manifest.machine.cpus,
+        "accelerator": manifest.machine.accelerator,
+        "generation": manifest.generation,
+        "created_at": record.created_at,
+        "labels": record.labels,
+        "allocated_bytes": sum(occupied.values()),
+        "own_bytes": sum(occupied[name] for name, found in facts.items() if found.st_nlink == 1),
+        "delta_bytes": manifest.memory.delta_bytes,
+        "forks": forks[record.id],
+    }
+
+
+def inspect(context: Context, record: SnapshotRecord) -> SnapshotInspection:
+    """What `snapshot inspect` shows."""
+    manifest, facts = _read(context, record)
+    fields = _fields(context, record, manifest, facts)
+    return msgspec.convert(
+        {
+            **fields,
+            "driver_version": manifest.driver_version,
+            "kernel_version": manifest.kernel_version,
+            "machine_type": manifest.machine.machine_type,
+            "cpu_model": manifest.machine.cpu_model,
+            "arguments": manifest.arguments or [],
+            "parent": manifest.source.parent if manifest.source else None,
+            "source_state": manifest.source.state if manifest.source else None,
+            "parts": [
+                SnapshotPart(
+                    name=name,
+                    size_bytes=part.facts.size_bytes,
+                    allocated_bytes=part.facts.allocated_bytes,
+                    links=facts[name].st_nlink,
+                    digest=part.digest,
+                )
+                for name, part in manifest.parts.items()
+            ],
+        },
+        SnapshotInspection,
+        from_attributes=True,
+    )
