@@ -86,6 +86,22 @@ class HostCpu(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
 
+class RamRegion(msgspec.Struct, frozen=True):
+    """A piece of a guest's RAM: its guest-physical address, and where a mem-file has it."""
+
+    guest_start: int
+    length_bytes: int
+    file_offset: int
+
+
+class RamRange(msgspec.Struct, frozen=True):
+    """A piece of a VMM's address space that holds guest RAM, and where a mem-file has it."""
+
+    host_start: int
+    length_bytes: int
+    file_offset: int
+
+
 class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     """A VMM that was started for an instance."""
 
@@ -94,6 +110,10 @@ class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     mem_inode: int
     """The mem-file that it has mapped, as `stat` names it, whatever lies under that name now. 0: none, its
     guest's RAM is anonymous memory.
+    """
+    ram: tuple[RamRange, ...] = ()
+    """Where its guest's RAM lay right after the load or the boot, by file offset: a balloon may since have
+    mapped something else over a part, which is noticed by comparing.
     """
 
 
