@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -83,19 +84,32 @@ def digest(path: Path) -> str:
     """
     with filesystem_errors("read", path), open_regular(path) as descriptor:
         size = os.fstat(descriptor).st_size
-        total = hashlib.sha256(size.to_bytes(8, "little"))
-        buffer = bytearray(DIGEST_BLOCK_BYTES)
-        following = 0
-        for start, end in data_extents(descriptor, size):
-            # Two extents can touch the same block; it is digested once, holes in it read as zeros.
-            for index in range(max(following, start // DIGEST_BLOCK_BYTES), -(-end // DIGEST_BLOCK_BYTES)):
-                got = _read_block(descriptor, buffer, index * DIGEST_BLOCK_BYTES)
-                buffer[got:] = _ZERO_BLOCK[got:]
-                if buffer != _ZERO_BLOCK:
-                    total.update(index.to_bytes(8, "little"))
-                    total.update(buffer)
-                following = index + 1
+        return digest_of_blocks(size, _blocks(descriptor, size))
+
+
+def digest_of_blocks(size_bytes: int, blocks: Iterable[tuple[int, bytearray]]) -> str:
+    """The digest of a file of that size from its blocks, each with its index, ascending; all that aren't
+    zeros have to be among them.
+    """
+    total = hashlib.sha256(size_bytes.to_bytes(8, "little"))
+    for index, block in blocks:
+        if block != _ZERO_BLOCK:
+            total.update(index.to_bytes(8, "little"))
+            total.update(block)
     return f"{_DIGEST_NAME}:{total.hexdigest()}"
+
+
+def _blocks(descriptor: int, size_bytes: int) -> Iterator[tuple[int, bytearray]]:
+    """Each block in which there is data. All of them are the same buffer, with other content."""
+    buffer = bytearray(DIGEST_BLOCK_BYTES)
+    following = 0
+    for start, end in data_extents(descriptor, size_bytes):
+        # Two extents can touch the same block; it is digested once, holes in it read as zeros.
+        for index in range(max(following, start // DIGEST_BLOCK_BYTES), -(-end // DIGEST_BLOCK_BYTES)):
+            got = _read_block(descriptor, buffer, index * DIGEST_BLOCK_BYTES)
+            buffer[got:] = _ZERO_BLOCK[got:]
+            yield index, buffer
+            following = index + 1
 
 
 def _read_block(descriptor: int, buffer: bytearray, offset: int) -> int:

@@ -34,6 +34,7 @@ class Area(NamedTuple):
     start: int
     end: int
     private: bool
+    writable: bool
     file_offset: int
     identity: FileIdentity
     """Inode 0: anonymous."""
@@ -92,7 +93,8 @@ def areas(pid: int) -> Iterator[Area]:
         start, end = span.split(b"-")
         major, minor = device.split(b":")
         identity = FileIdentity(os.makedev(int(major, 16), int(minor, 16)), int(inode))
-        yield Area(int(start, 16), int(end, 16), permissions[3:4] == b"p", int(offset, 16), identity)
+        private, writable = permissions[3:4] == b"p", permissions[1:2] == b"w"
+        yield Area(int(start, 16), int(end, 16), private, writable, int(offset, 16), identity)
 
 
 def find_mapping(pid: int, file_identity: tuple[int, int]) -> list[Mapping]:

@@ -7,7 +7,8 @@ ways, which agree: the ioctl PAGEMAP_SCAN (Linux 6.7 and later) walks page table
 paused meanwhile.
 
 A subrange that isn't mapped from the mem-file any more has changed as a whole: a balloon maps anonymous
-memory over what the guest gave back. Its absent pages read as zeros.
+memory over what the guest gave back. Its absent pages read as zeros, and so do those that were only read
+there, which PAGEMAP_SCAN can tell from others and the page map can't.
 
 Source: Documentation/admin-guide/mm/pagemap.rst; include/uapi/linux/fs.h (struct pm_scan_arg);
 ioctl_pagemap_scan(2).
@@ -37,6 +38,7 @@ from ramet.units import PAGE_SIZE_BYTES, FileOffset, HostVirtual
 _PAGE_IS_FILE: Final = 1 << 2
 _PAGE_IS_PRESENT: Final = 1 << 3
 _PAGE_IS_SWAPPED: Final = 1 << 4
+_PAGE_IS_PFNZERO: Final = 1 << 5
 _SCAN_ARGUMENT: Final = struct.Struct("=12Q")
 _PAGEMAP_SCAN: Final = (
     3 << 30 | _SCAN_ARGUMENT.size << 16 | ord("f") << 8 | 16
@@ -61,7 +63,8 @@ class _Spans(NamedTuple):
 
 
 _Lister = Callable[[int, int, int, bool], _Spans]
-"""(pagemap descriptor, start, end, anonymous only) -> ranges of pages present or swapped, ascending."""
+"""(pagemap descriptor, start, end, anonymous only) -> ranges of pages present or swapped, ascending: not of a
+file, or (where nothing is) not the kernel's page of zeros."""
 
 
 class Run(msgspec.Struct, frozen=True, gc=False):
@@ -181,7 +184,8 @@ def _pieces(mapping: Mapping, now: Iterable[Area]) -> Iterator[tuple[int, int, _
 def _list_by_scan(descriptor: int, start: int, end: int, anonymous_only: bool) -> _Spans:
     vector = (ctypes.c_uint64 * (_REGIONS * _REGION_WORDS))()
     words = memoryview(vector).cast("B").cast("Q")
-    inverted = _PAGE_IS_FILE if anonymous_only else 0
+    # The page of zeros that the kernel lends to whoever only reads anonymous memory is as good as absent.
+    inverted = _PAGE_IS_FILE if anonymous_only else _PAGE_IS_PFNZERO
     spans = _Spans([], [])
     count = _REGIONS
     while start < end and count == _REGIONS:

@@ -1,0 +1,253 @@
+"""Deltas: what a capture differs in from its base. Written, laid into a fork, and merged with their base.
+
+Everything that is written here is durable when the call returns (a temporary name, fsync, rename, fsync of
+the directory), so call it after the guest goes on. Nothing that is published is ever written to (I1). All of
+it may run in a worker thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from ramet.errors import DamagedError, WrongStateError
+from ramet.host.files import data_extents, duplicate_into, filesystem_errors, open_regular
+from ramet.memory.delta_format import TRAILER_BYTES, Delta, DeltaFacts, Index, open_delta
+from ramet.memory.integrity import DIGEST_BLOCK_BYTES, digest_of_blocks
+from ramet.memory.overlay import GatheringWriter, MemFile, publish_over, published, zeros_over
+from ramet.memory.pages import BUFFER_BYTES, Pages, Stretch
+from ramet.memory.transfer import write_memory
+from ramet.model.record import RamRange
+from ramet.units import MIB
+
+__all__ = [
+    "COMPACT_ABOVE_BYTES",
+    "DeltaFacts",
+    "MemFile",
+    "apply_delta",
+    "compact",
+    "digest_with_delta",
+    "open_delta",
+    "write_delta",
+    "write_mem_file",
+]
+
+COMPACT_ABOVE_BYTES: Final = 16 * MIB
+"""Above so many bytes to be written into each fork (`DeltaFacts.applied_bytes`) a delta is to be merged."""
+
+_ZEROS_BYTES: Final = 2 * MIB
+
+
+def write_delta(
+    path: Path, pages: Pages, *, memory_bytes: int, mode: int = 0o444, base: Path | None = None
+) -> DeltaFacts:
+    """Publish `path` with those pages of a mem-file of `memory_bytes`; pages of zeros take 8 bytes a run.
+
+    With `base`, the mem-file that they lie over, zeros that are holes there aren't written down either: the
+    result is the same, and a fork needn't have them.
+
+    Raises `FilesystemError`, and what reading the pages raises; then `path` is as it was.
+    """
+    extents = None if base is None else _extents(base)
+    index = Index()
+    with published(path, str(path), mode) as (file, _):
+        writer = GatheringWriter(file)
+        position = 0
+        for batch in pages.batches():
+            for stretch in batch:
+                if stretch.data is not None:
+                    index.add(stretch.file_offset, stretch.length_bytes, zeros=False)
+                    writer.add(stretch.data, position)
+                    position += stretch.length_bytes
+                elif extents is None:
+                    index.add(stretch.file_offset, stretch.length_bytes, zeros=True)
+                else:
+                    for start, end in zeros_over(extents, stretch):
+                        index.add(start, end - start, zeros=True)
+            writer.flush()
+        behind, facts = index.finish(memory_bytes)
+        writer.add(memoryview(behind), position)
+        writer.flush()
+    return facts
+
+
+def apply_delta(source: Path | int, pid: int, ram: Sequence[RamRange]) -> DeltaFacts:
+    """Write a delta into the RAM of a process that has its base mapped privately, before anything looks at
+    it. The pages become the process's own, and a capture of it lists them again.
+
+    `source` is a path or a descriptor. Raises `DamagedError` when it isn't a delta for this RAM (then nothing
+    was written), `WrongStateError` when the RAM isn't mapped there, `VmmError` when the process has ended,
+    `UnavailableError` when the kernel doesn't permit it, `FilesystemError`. With those the process has a part
+    of it, and is of no use any more.
+    """
+    memory_bytes = sum(one.length_bytes for one in ram)
+    with open_delta(source, memory_bytes) as delta:
+        data: tuple[list[int], list[int]] = [], []
+        zeros: tuple[list[int], list[int]] = [], []
+        for run in delta.runs():
+            starts, lengths = zeros if run.data_offset is None else data
+            for start, length in _addresses(ram, run.file_offset, run.length_bytes):
+                starts.append(start)
+                lengths.append(length)
+        if data[0]:
+            with _mapped(delta) as content:
+                # The kernel reads it: one that is cut short meanwhile is an error, not a signal.
+                write_memory(pid, *data, _address(content))
+        if zeros[0]:
+            _write_zeros(pid, *zeros)
+    return delta.facts
+
+
+def _addresses(ram: Sequence[RamRange], file_offset: int, length_bytes: int) -> Iterator[tuple[int, int]]:
+    """(host address, length) of a range of the mem-file, which may lie in several pieces."""
+    end = file_offset + length_bytes
+    found = 0
+    for one in ram:
+        start, stop = max(file_offset, one.file_offset), min(end, one.file_offset + one.length_bytes)
+        if start < stop:
+            yield one.host_start + start - one.file_offset, stop - start
+            found += stop - start
+    if found != length_bytes:
+        raise WrongStateError(f"the RAM has no bytes {file_offset} to {end}")
+
+
+def _write_zeros(pid: int, starts: list[int], lengths: list[int]) -> None:
+    with mmap.mmap(-1, _ZEROS_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as zeros:
+        address = _address(zeros)
+        group: tuple[list[int], list[int]] = [], []
+        room = _ZEROS_BYTES
+        for start, length in zip(starts, lengths, strict=True):
+            while length:
+                piece = min(length, room)
+                group[0].append(start)
+                group[1].append(piece)
+                start, length, room = start + piece, length - piece, room - piece
+                if not room:
+                    write_memory(pid, *group, address)
+                    group, room = ([], []), _ZEROS_BYTES
+        write_memory(pid, *group, address)
+
+
+def compact(base: Path, delta: Path, out: Path, *, mode: int = 0o444) -> MemFile:
+    """Publish `out`, a mem-file with the content of `base` and the delta over it; zeros of the delta are
+    holes. `base` is reflinked, or copied with its holes, and neither it nor the delta is written to.
+
+    Raises `DamagedError` when the delta isn't one for `base`, `FilesystemError`; then `out` is as it was.
+    """
+    with filesystem_errors("read", base), open_regular(base) as origin:
+        size = os.fstat(origin).st_size
+        with open_delta(delta, size) as changes:
+            return publish_over(
+                out,
+                _DeltaPages(changes),
+                size,
+                mode,
+                lambda file: duplicate_into(origin, file),
+                f"{base} and {delta} to {out}",
+            )
+
+
+def write_mem_file(path: Path, pages: Pages, *, memory_bytes: int, mode: int = 0o444) -> MemFile:
+    """Publish a mem-file for pages that have no base: what isn't among them is zeros. Zeros are holes.
+
+    Raises `FilesystemError`, `UsageError` when a page lies outside, and what reading the pages raises; then
+    `path` is as it was.
+    """
+    return publish_over(
+        path, pages, memory_bytes, mode, lambda file: os.ftruncate(file, memory_bytes), str(path)
+    )
+
+
+def digest_with_delta(base: Path, delta: Path) -> str:
+    """What `integrity.digest` would say of the file that `compact` would make, without making it.
+
+    Raises as `compact` does.
+    """
+    with filesystem_errors("read", base), open_regular(base) as origin:
+        size = os.fstat(origin).st_size
+        with open_delta(delta, size) as changes:
+            return digest_of_blocks(size, _merged_blocks(origin, size, changes))
+
+
+def _merged_blocks(base: int, size: int, delta: Delta) -> Iterator[tuple[int, bytearray]]:
+    """Every block of the digest in which either has something, ascending."""
+    by_block: dict[int, list[tuple[int, int, int | None]]] = {}
+    for offset, length, position in delta.runs():
+        end = offset + length
+        while offset < end:
+            block = offset // DIGEST_BLOCK_BYTES
+            part = min(end, (block + 1) * DIGEST_BLOCK_BYTES) - offset
+            by_block.setdefault(block, []).append((offset % DIGEST_BLOCK_BYTES, part, position))
+            offset += part
+            position = None if position is None else position + part
+    touched = set(by_block)
+    for start, end in data_extents(base, size):
+        touched.update(range(start // DIGEST_BLOCK_BYTES, -(-end // DIGEST_BLOCK_BYTES)))
+    for block in sorted(touched):
+        content = bytearray(DIGEST_BLOCK_BYTES)
+        below = os.pread(base, DIGEST_BLOCK_BYTES, block * DIGEST_BLOCK_BYTES)
+        content[: len(below)] = below
+        for offset, length, position in by_block.get(block, ()):
+            data = bytes(length) if position is None else os.pread(delta.descriptor, length, position)
+            if len(data) != length:
+                raise DamagedError(f"{delta.name} shrank while it was read")
+            content[offset : offset + length] = data
+        yield block, content
+
+
+class _DeltaPages:
+    """A delta's pages, read through a bounded buffer."""
+
+    def __init__(self, delta: Delta) -> None:
+        self._delta = delta
+        self.changed_bytes = delta.facts.applied_bytes
+
+    def batches(self) -> Iterator[list[Stretch]]:
+        """As `Pages.batches`, each run in as many as it needs."""
+        buffer = memoryview(bytearray(BUFFER_BYTES))
+        batch: list[Stretch] = []
+        filled = 0
+        for offset, length, position in self._delta.runs():
+            if position is None:
+                batch.append(Stretch(offset, length, None))
+                continue
+            done = 0
+            while done < length:
+                part = buffer[filled : filled + min(length - done, BUFFER_BYTES - filled)]
+                _read_fully(self._delta, part, position + done)
+                batch.append(Stretch(offset + done, len(part), part))
+                done, filled = done + len(part), filled + len(part)
+                if filled == BUFFER_BYTES:
+                    yield batch
+                    batch, filled = [], 0
+        if batch:
+            yield batch
+
+
+def _read_fully(delta: Delta, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        got = os.preadv(delta.descriptor, [view[done:]], offset + done)
+        if not got:
+            raise DamagedError(f"{delta.name} shrank while it was read")
+        done += got
+
+
+def _mapped(delta: Delta) -> mmap.mmap:
+    # Private and writable only because ctypes has no addresses of what is read-only.
+    size = delta.facts.data_bytes + TRAILER_BYTES
+    with filesystem_errors("read", delta.name):
+        return mmap.mmap(delta.descriptor, size, access=mmap.ACCESS_COPY)
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _extents(path: Path) -> list[tuple[int, int]]:
+    with filesystem_errors("read", path), open_regular(path) as descriptor:
+        return list(data_extents(descriptor))

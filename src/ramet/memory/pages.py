@@ -1,0 +1,260 @@
+"""Changed pages of a VMM, on their way to a file.
+
+Staged pages are copied into memory of ramet's while the guest is paused, and looked at and written when it
+goes on again. Live pages are read as they are written: for a VMM that ends afterwards, as large as it may be.
+
+Everything here may run in a worker thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Protocol, Self
+
+from ramet.errors import UnavailableError
+from ramet.memory.pagemap import Run
+from ramet.memory.transfer import read_memory
+from ramet.units import KIB, MIB, PAGE_SIZE_BYTES, format_bytes
+
+BUFFER_BYTES: Final = 4 * MIB
+_WINDOW_BYTES: Final = 64 * KIB
+_HUGE_PAGE_BYTES: Final = 2 * MIB
+_ASK_FROM_BYTES: Final = 64 * MIB
+_ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
+_ZERO_WINDOW: Final = bytes(_WINDOW_BYTES)
+
+
+class Stretch(NamedTuple):
+    """Neighbouring pages of a mem-file. `data` is None where all of them are zeros."""
+
+    file_offset: int
+    length_bytes: int
+    data: memoryview | None
+
+
+class Pages(Protocol):
+    """Pages that a process changed, by file offset, none of them twice."""
+
+    @property
+    def changed_bytes(self) -> int:
+        """How many bytes changed, zeros included."""
+
+    def batches(self) -> Iterator[list[Stretch]]:
+        """The pages, ascending. The bytes in a batch are there until the next one is asked for."""
+
+
+class StagedPages:
+    """Pages in anonymous memory of ramet's, which the kernel takes back when ramet dies. Made by `stage`.
+
+    A context manager: leaving, or `close`, gives the memory back.
+    """
+
+    def __init__(self, pieces: list[tuple[int, int, int | None]], memory: mmap.mmap | None) -> None:
+        self._pieces = pieces
+        self._memory = memory
+
+    @property
+    def changed_bytes(self) -> int:
+        """As `Pages.changed_bytes`."""
+        return sum(length for _, length, _ in self._pieces)
+
+    @property
+    def staged_bytes(self) -> int:
+        """How much memory they take."""
+        return len(self._memory) if self._memory is not None else 0
+
+    def batches(self) -> Iterator[list[Stretch]]:
+        """As `Pages.batches`. It is here that pages of zeros are recognised."""
+        batch: list[Stretch] = []
+        length = 0
+        for file_offset, length_bytes, position in sorted(self._pieces):
+            if position is None:
+                batch.append(Stretch(file_offset, length_bytes, None))
+                continue
+            assert self._memory is not None, "they have been closed"
+            with memoryview(self._memory) as view:
+                batch += stretches(view[position : position + length_bytes], file_offset)
+            length += length_bytes
+            if length >= BUFFER_BYTES:
+                yield batch
+                batch, length = [], 0
+        if batch:
+            yield batch
+
+    def close(self) -> None:
+        """Give the memory back. Any number of times."""
+        memory, self._memory, self._pieces = self._memory, None, []
+        if memory is not None:
+            try:
+                memory.close()
+            except BufferError:
+                pass  # somebody still looks at it: then it goes with the last view
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def stage(pid: int, runs: Sequence[Run]) -> StagedPages:
+    """Copy what a paused process has at `runs` into memory of our own: as much as they are long, and no more.
+
+    This is the work between a pause and a resume, so it does nothing else. Raises `UnavailableError` when
+    there isn't so much memory, or the kernel doesn't permit reading; `VmmError` when the process has ended;
+    `WrongStateError` when its memory isn't as listed. Nothing is kept then.
+    """
+    read = [run for run in runs if run.host_start is not None]
+    lengths = [run.length_bytes for run in read]
+    positions = [0, *accumulate(lengths)]
+    pieces: list[tuple[int, int, int | None]] = [
+        (run.file_offset, run.length_bytes, position) for run, position in zip(read, positions, strict=False)
+    ]
+    if len(read) < len(runs):
+        pieces += [(run.file_offset, run.length_bytes, None) for run in runs if run.host_start is None]
+    if not read:
+        return StagedPages(pieces, None)
+    memory = _memory(positions[-1])
+    try:
+        read_memory(pid, [run.host_start or 0 for run in read], lengths, _address(memory))
+    except BaseException:
+        memory.close()
+        raise
+    return StagedPages(pieces, memory)
+
+
+class LivePages:
+    """Pages read from a process while they are asked for, through a buffer of 4 MiB.
+
+    The process is paused from before its changes were listed until the last page was had. `batches` raises
+    as `stage` does.
+    """
+
+    def __init__(self, pid: int, runs: Sequence[Run]) -> None:
+        self._pid = pid
+        self._runs = sorted(runs, key=lambda run: run.file_offset)
+
+    @property
+    def changed_bytes(self) -> int:
+        """As `Pages.changed_bytes`."""
+        return sum(run.length_bytes for run in self._runs)
+
+    def batches(self) -> Iterator[list[Stretch]]:
+        """As `Pages.batches`."""
+        buffer = bytearray(BUFFER_BYTES)
+        whole = memoryview(buffer)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        for group in _groups(self._runs):
+            read = [piece for piece in group if piece.host_start is not None]
+            read_memory(
+                self._pid,
+                [piece.host_start or 0 for piece in read],
+                [piece.length_bytes for piece in read],
+                address,
+            )
+            batch: list[Stretch] = []
+            position = 0
+            for piece in group:
+                if piece.host_start is None:
+                    batch.append(Stretch(piece.file_offset, piece.length_bytes, None))
+                else:
+                    batch += stretches(whole[position : position + piece.length_bytes], piece.file_offset)
+                    position += piece.length_bytes
+            yield batch
+
+
+class _Piece(NamedTuple):
+    file_offset: int
+    length_bytes: int
+    host_start: int | None
+
+
+def _groups(runs: Sequence[Run]) -> Iterator[list[_Piece]]:
+    """The runs, cut so that what is to be read of each group fits in the buffer."""
+    group: list[_Piece] = []
+    room = BUFFER_BYTES
+    for run in runs:
+        if run.host_start is None:
+            group.append(_Piece(run.file_offset, run.length_bytes, None))
+            continue
+        done = 0
+        while done < run.length_bytes:
+            length = min(run.length_bytes - done, room)
+            group.append(_Piece(run.file_offset + done, length, run.host_start + done))
+            done += length
+            room -= length
+            if room == 0:
+                yield group
+                group, room = [], BUFFER_BYTES
+    if group:
+        yield group
+
+
+def stretches(view: memoryview, file_offset: int) -> Iterator[Stretch]:
+    """The longest stretches of whole pages that are alike in being zeros or not."""
+    begun, kind = 0, False
+    for position, is_zero in _kinds(view):
+        if position == 0:
+            kind = is_zero
+        elif is_zero != kind:
+            yield Stretch(file_offset + begun, position - begun, None if kind else view[begun:position])
+            begun, kind = position, is_zero
+    if len(view) > begun:
+        yield Stretch(file_offset + begun, len(view) - begun, None if kind else view[begun:])
+
+
+def _kinds(view: memoryview) -> Iterator[tuple[int, bool]]:
+    """(position, all zeros?) of each page, or of a whole window of zeros at once."""
+    for start in range(0, len(view), _WINDOW_BYTES):
+        # bytes compare and search within themselves at memcmp's speed, views don't.
+        window = view[start : start + _WINDOW_BYTES].tobytes()
+        if window == _ZERO_WINDOW:
+            yield start, True
+            continue
+        for position in range(0, len(window), PAGE_SIZE_BYTES):
+            yield start + position, window.startswith(_ZERO_PAGE, position)
+
+
+def _memory(length_bytes: int) -> mmap.mmap:
+    if length_bytes >= _ASK_FROM_BYTES and length_bytes > (free := _available_bytes()):
+        raise UnavailableError(
+            f"copying {format_bytes(length_bytes)} of changed pages needs more memory than the"
+            f" {format_bytes(free)} that are free"
+        )
+    # On its own boundaries a huge page needs one fault instead of 512.
+    rounded = -(-length_bytes // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+    try:
+        memory = mmap.mmap(
+            -1,
+            rounded if length_bytes >= _HUGE_PAGE_BYTES else length_bytes,
+            flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+        )
+    except OSError as error:
+        raise UnavailableError(
+            f"no memory for {format_bytes(length_bytes)} of changed pages: {error.strerror}"
+        ) from error
+    if length_bytes >= _HUGE_PAGE_BYTES:
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except (OSError, AttributeError):
+            pass  # this kernel has none
+    return memory
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _available_bytes() -> int:
+    """What the kernel thinks can be had without swapping (proc(5), MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * KIB
+    return 1 << 62
