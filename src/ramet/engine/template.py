@@ -23,7 +23,15 @@ from ramet.engine.manifest import FORMAT, Manifest, Part
 from ramet.errors import NotFoundError, UnavailableError, VmmError
 from ramet.host import processes
 from ramet.host.cpu import host_cpu
-from ramet.host.files import TEMPORARY_PREFIX, open_regular, publish, sync, write_durably
+from ramet.host.files import (
+    TEMPORARY_PREFIX,
+    filesystem_errors,
+    new_file,
+    open_regular,
+    publish,
+    sync,
+    write_durably,
+)
 from ramet.memory.capture import changed_runs, find_mapping, write_mem_file
 from ramet.memory.holes import dig_holes
 from ramet.memory.integrity import digest, facts_of
@@ -56,13 +64,14 @@ async def promote(context: Context, record: Record) -> Record:
             # enough.
             read_only = Ability.OPENS_MEM_FILE_READ_ONLY in driver.abilities
             mode = 0o444 if read_only or os.geteuid() == 0 else 0o600
-            if isinstance(vmm, SavesState):
-                await vmm.save_vmstate(vmstate)
-                await anyio.to_thread.run_sync(_publish_memory, directory, running, mode)
-            elif isinstance(vmm, SavesSnapshot):
+            if isinstance(vmm, SavesSnapshot):
                 mem = _temporary(MEM_FILE)
                 await vmm.save_snapshot(vmstate, mem)
                 await anyio.to_thread.run_sync(_publish_saved_memory, directory, mem, mode)
+            elif isinstance(vmm, SavesState):
+                with filesystem_errors("write", directory / vmstate), new_file(directory / vmstate) as file:
+                    await vmm.save_vmstate(file)
+                await anyio.to_thread.run_sync(_publish_memory, directory, running, mode)
             else:
                 raise UnavailableError(f"{driver.name} {version} can't save a guest's state")
             await anyio.to_thread.run_sync(_publish_vmstate, directory, vmstate)
