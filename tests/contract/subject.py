@@ -24,6 +24,7 @@ from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.messages import ExecRequest, IdentityReply, IdentityRequest
 from ramet.guest.ports import claim_port
 from ramet.guest.vsock import connect_vsock
+from ramet.host.files import new_file
 from ramet.host.share import share_file
 from ramet.images.image import Image
 from ramet.memory.capture import changed_runs, find_mapping, identity_of, write_mem_file
@@ -104,13 +105,14 @@ class Subject:
         """Pause a VM and make a mem-file and a vmstate of it, which its directory then has; end it."""
         vmm, directory = vm.vmm, vm.directory
         await vmm.pause()
-        if isinstance(vmm, SavesState):
-            await vmm.save_vmstate("saved-vmstate")
+        if not isinstance(vmm, SavesSnapshot):
+            assert isinstance(vmm, SavesState)
+            with new_file(directory / "saved-vmstate") as file:
+                await vmm.save_vmstate(file)
             pid = vmm.process.pid
             runs = changed_runs(pid, find_mapping(pid, identity_of(directory / MEM_FILE)))
             write_mem_file(directory / MEM_FILE, pid, runs, directory / MEM_FILE)
         else:
-            assert isinstance(vmm, SavesSnapshot)
             await vmm.save_snapshot("saved-vmstate", "saved-mem")
             dig_holes(directory / "saved-mem")
             (directory / "saved-mem").replace(directory / MEM_FILE)

@@ -12,11 +12,12 @@ import anyio
 import msgspec
 import pytest
 
-from ramet.drivers.api import Ability, Ending, SavesSnapshot, SavesState
+from ramet.drivers.api import Ability, Ending, SavesState
 from ramet.errors import GuestError, GuestTimeoutError, VmmError, VmmTimeoutError
 from ramet.host import processes
+from ramet.memory.mappings import areas, identity_of
 from ramet.model.record import ProcessRef
-from ramet.paths import VMSTATE_FILE
+from ramet.paths import MEM_FILE, VMSTATE_FILE
 from tests.conftest import living_in
 from tests.contract.subject import Frozen, Running, Subject, booted, introduce, restored
 
@@ -39,11 +40,19 @@ async def test_a_booted_vm_runs_in_its_directory_and_answers(subject: Subject, p
         await vm.vmm.kill()  # nothing happens
 
 
-async def test_abilities_are_what_the_vmm_can_do(subject: Subject, frozen: Frozen, place: Path) -> None:
-    abilities = subject.driver.abilities
-    async with restored(subject, frozen, place / "vm") as vm:
-        assert isinstance(vm.vmm, SavesState) == (Ability.SAVES_STATE_WITHOUT_RAM in abilities)
-        assert isinstance(vm.vmm, SavesSnapshot) == (Ability.SAVES_STATE_WITH_RAM in abilities)
+async def test_abilities_are_what_the_vmm_does(subject: Subject, frozen: Frozen, place: Path) -> None:
+    """A delta can be written into RAM before vmstate is loaded where RAM is mapped before, and only there."""
+    machine = subject.link(frozen, place / "vm")
+    vmm = await subject.driver.restore(place / "vm", machine)
+    try:
+        assert isinstance(vmm, SavesState)
+        mem = identity_of(place / "vm" / MEM_FILE)
+        mapped = mem in {area.identity for area in areas(vmm.process.pid)}
+        assert mapped == (Ability.LOADS_DELTA_BEFORE_VMSTATE in subject.driver.abilities)
+        await vmm.load_vmstate(VMSTATE_FILE)
+        assert mem in {area.identity for area in areas(vmm.process.pid)}
+    finally:
+        await vmm.kill()
 
 
 async def test_a_restored_vm_waits_paused_until_it_is_resumed(

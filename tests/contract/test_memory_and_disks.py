@@ -117,15 +117,15 @@ async def test_a_fork_can_be_frozen_and_forked(subject: Subject, frozen: Frozen,
         assert await subject.read(agent) == (2, 2)
 
 
-async def test_state_is_saved_under_new_names_only(subject: Subject, frozen: Frozen, place: Path) -> None:
+async def test_state_is_saved_to_empty_files_only(subject: Subject, frozen: Frozen, place: Path) -> None:
     async with restored(subject, frozen, place / "vm") as vm:
+        assert isinstance(vm.vmm, SavesState)
         await vm.vmm.pause()
         before = (vm.directory / VMSTATE_FILE).read_bytes()
-        with pytest.raises(VmmError, match="exists"):
-            if isinstance(vm.vmm, SavesState):
-                await vm.vmm.save_vmstate(VMSTATE_FILE)
-            else:
-                assert isinstance(vm.vmm, SavesSnapshot)
+        with (vm.directory / VMSTATE_FILE).open("rb") as file, pytest.raises(VmmError, match="empty"):
+            await vm.vmm.save_vmstate(file.fileno())
+        if isinstance(vm.vmm, SavesSnapshot):
+            with pytest.raises(VmmError, match="exists"):
                 await vm.vmm.save_snapshot(VMSTATE_FILE, "new-mem")
         assert (vm.directory / VMSTATE_FILE).read_bytes() == before
         assert not (vm.directory / "new-mem").exists()

@@ -118,7 +118,7 @@ async def test_some_fail_alone(
     """One VMM of four is killed before it can answer: three forks live, one error says what happened,
     nothing is left of it.
     """
-    from ramet.drivers.qemu import QemuVmm
+    from ramet.drivers.qemu_vmm import QemuVmm
     from ramet.host import processes
 
     resumed: list[int] = []

@@ -1,16 +1,19 @@
 """What a driver is: how a VMM is started, asked and ended, whatever its make.
 
-Decisions are made by ability, never by name. An ability that not every VMM has is a Protocol of its own or an
-`Ability`.
+Decisions are made by ability, never by name. What not every VMM can be asked for is a Protocol of its own
+(`SavesState`, `FreezesDisks`); an `Ability` says how it behaves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ramet.model.record import Guest, Machine, ProcessRef
+from ramet.host.deadman import Rescue
+from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 
 
 class Ability(StrEnum):
@@ -19,8 +22,7 @@ class Ability(StrEnum):
     MAPS_PRIVATELY = "maps the mem-file privately on restore"
     OPENS_MEM_FILE_READ_ONLY = "opens the mem-file read-only"
     BOOTS_ON_MEM_FILE = "boots on a mem-file, mapped privately"
-    SAVES_STATE_WITHOUT_RAM = "saves vmstate without RAM"  # its Vmm is a `SavesState`
-    SAVES_STATE_WITH_RAM = "saves vmstate together with RAM"  # its Vmm is a `SavesSnapshot`
+    LOADS_DELTA_BEFORE_VMSTATE = "has RAM mapped before it loads vmstate"  # else a delta comes after that
     EMULATES = "runs guests without KVM"
     BOOTS_BARE_METAL = "boots guests without firmware or PCI"
     OVERRIDES_NETWORK = "takes other network devices on restore"
@@ -41,6 +43,19 @@ class Vmm(Protocol):
 
     @property
     def process(self) -> ProcessRef: ...
+
+    def session(self) -> AbstractAsyncContextManager[None]:
+        """One lease of the VMM's control socket for everything that this task asks of it inside.
+
+        Sessions nest. Other tasks and processes wait meanwhile, so nothing that asks this VMM in another task
+        may be waited for. Each call keeps its own limit; the whole has one of a minute and more, by the size
+        of RAM. Entering raises `VmmTimeoutError`, on QEMU also `VmmError`; when the whole takes too long what
+        goes on inside is cancelled, can still use the lease to clean up, and leaving raises
+        `VmmTimeoutError`.
+        """
+
+    def rescue(self) -> Rescue:
+        """What `host.deadman` says to the control socket so that the guest goes on. Asks nothing."""
 
     async def status(self) -> str:
         """The VMM's own word for its run state.
@@ -66,19 +81,21 @@ class Vmm(Protocol):
 
 @runtime_checkable
 class SavesState(Protocol):
-    """A VMM with `Ability.SAVES_STATE_WITHOUT_RAM`."""
+    """A VMM that saves device and CPU state without RAM, or with no more of it than can be thrown away."""
 
-    async def save_vmstate(self, name: str) -> None:
-        """Write device and CPU state, without RAM, to a *new* file `name` in the instance's directory. The
-        guest is paused before and after.
+    async def save_vmstate(self, vmstate_fd: int) -> None:
+        """Write device and CPU state to the *empty* file that is open at `vmstate_fd` in this process, such
+        as a memfd. The guest is paused before and after.
 
-        A file of that name that exists is refused: it may be another instance's by a link.
+        Saving may itself change guest RAM: look at that afterwards. A file that isn't empty is refused: it
+        may be another instance's by a link. The VMM opens it through `/proc`, so it needs no name, but the
+        VMM has to be of this process's user. Raises `VmmError`; what is in the file then is no vmstate.
         """
 
 
 @runtime_checkable
 class SavesSnapshot(Protocol):
-    """A VMM with `Ability.SAVES_STATE_WITH_RAM`."""
+    """A VMM that can save all of guest RAM itself: for comparison with what is read from outside."""
 
     async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
         """Write device and CPU state, and guest RAM, to two *new* files in the instance's directory. The
@@ -87,6 +104,58 @@ class SavesSnapshot(Protocol):
         `mem` is as long as guest RAM. With `diff` only the pages that the VMM knows to have changed since it
         last saved are in it, the rest is holes; without, all of RAM is, zeros written out. A file of either
         name that exists is refused. Raises `VmmError`; what is there of the files then is no snapshot.
+        """
+
+
+@runtime_checkable
+class FreezesDisks(Protocol):
+    """A VMM that can put its disks' files under new ones while it lives, so that they are frozen.
+
+    A pair is a disk as it is, and as it will be: `file` a new overlay, an empty qcow2 in the directory whose
+    header names the present file; `backing` the present files.
+    """
+
+    async def prepare_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
+        """Have the VMM open the overlays. Before the pause; the guest runs on, with its disks as they are.
+
+        A chain that is being shortened stays as long as it was. Raises `VmmError`; none is open then.
+        """
+
+    async def switch_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
+        """Let the overlays take the writes from here on: for all disks or, on an error, for none. The guest
+        is paused.
+
+        The files beneath are flushed to the host, opened for reading alone, and never written again. After a
+        `VmmTimeoutError` `active_files` tells which it was.
+        """
+
+    async def drop_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
+        """Have the VMM close overlays that it has open and that weren't switched to.
+
+        Raises `VmmError` for one that was.
+        """
+
+    async def active_files(self) -> dict[str, str]:
+        """The file that each disk writes to, by the disk's name: what holds, whatever a record says."""
+
+
+@runtime_checkable
+class ShortensDisks(Protocol):
+    """A VMM that can shorten the chains of its disks while its guest runs."""
+
+    async def shorten(self, disk: Disk) -> Disk:
+        """Copy what the layers between the lowest file and the active one have into the active one, and wait
+        until it is done; the disk as it is then. No file beneath is written.
+
+        Bounded by the disk's size. Takes short leases only, so captures go on meanwhile: one cancels it, and
+        the disk that is returned is as long as before. Cancelled itself, it stops the VMM. Raises `VmmError`;
+        the chain is as it was then.
+        """
+
+    async def stop_shortening(self, disk: Disk) -> None:
+        """Cancel the shortening of that disk, whoever began it. Its chain is valid, and as long as before.
+
+        Nothing happens when there is none.
         """
 
 
@@ -116,16 +185,27 @@ class Driver(Protocol):
     ) -> Machine:
         """The machine that this driver makes for those sizes, with a data disk for each of `disk_bytes`."""
 
-    async def boot(self, directory: Path, machine: Machine) -> Vmm:
-        """Start a VMM in `directory` whose guest boots from the kernel there. It runs when this returns.
+    def arguments(self, machine: Machine) -> list[str]:
+        """All that decides what the guest of that machine sees, as the VMM is told it: device addresses,
+        chains of disks, CPU. Descriptors are placeholders. Pure; `version` has to have been asked before.
 
-        Raises `UnavailableError` or `VmmError` with the VMM's last words; no process is left then.
+        A vmstate fits where this is equal.
         """
 
-    async def restore(self, directory: Path, machine: Machine) -> Vmm:
+    def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
+        """Where the guest sees its RAM, and where that lies in a mem-file, in the file's order. Pure."""
+
+    async def boot(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> Vmm:
+        """Start a VMM in `directory` whose guest boots from the kernel there. It runs when this returns.
+
+        `mark` is the directory that it belongs to, see `host.processes.spawn`; by default `directory`. Raises
+        `UnavailableError` or `VmmError` with the VMM's last words; no process is left then.
+        """
+
+    async def restore(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> Vmm:
         """Start a VMM in `directory` that waits, paused, for `load_vmstate`: on the mem-file there.
 
-        Errors as `boot`.
+        `mark` and errors as for `boot`.
         """
 
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> Vmm:

@@ -27,7 +27,7 @@ from ramet.drivers.versions import ask_version, release
 from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
-from ramet.model.record import Disk, Guest, Machine, ProcessRef
+from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import (
     CONFIG_FILE,
     CONSOLE_LOG,
@@ -69,7 +69,6 @@ class Firecracker:
         known = {
             Ability.MAPS_PRIVATELY,
             Ability.OPENS_MEM_FILE_READ_ONLY,
-            Ability.SAVES_STATE_WITH_RAM,
             Ability.BOOTS_BARE_METAL,
         }
         numbers = release(self._known_version())
@@ -115,9 +114,19 @@ class Firecracker:
                 for n, size in enumerate(disk_bytes)
             ),
             entropy_device=guest == "linux",
+            track_changes=True,  # else nothing but all of RAM could be saved
         )
 
-    async def boot(self, directory: Path, machine: Machine) -> FirecrackerVmm:
+    def arguments(self, machine: Machine) -> list[str]:
+        """As `Driver.arguments`: the document that it boots from, as one text."""
+        document = firecracker_config.boot_config(machine, initramfs=bool(machine.kernel_arguments))
+        return [msgspec.json.encode(document, order="sorted").decode()]
+
+    def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
+        """As `Driver.ram_regions`."""
+        return firecracker_config.ram_regions(machine.memory_bytes)
+
+    async def boot(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> FirecrackerVmm:
         """As `Driver.boot`. The whole machine is in one file, `config.json`."""
         initramfs = (directory / INITRAMFS_FILE).exists()
         document = firecracker_config.boot_config(machine, initramfs=initramfs)
@@ -125,13 +134,13 @@ class Firecracker:
             (directory / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
         if not (directory / KERNEL_FILE).exists():
             raise VmmError(f"{directory / KERNEL_FILE} is missing")
-        return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE])
+        return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE], mark)
 
-    async def restore(self, directory: Path, machine: Machine) -> FirecrackerVmm:
+    async def restore(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> FirecrackerVmm:
         """As `Driver.restore`."""
         if not (directory / MEM_FILE).is_file():
             raise VmmError(f"{directory / MEM_FILE} is missing")
-        return await self._spawn(directory, machine, [])
+        return await self._spawn(directory, machine, [], mark)
 
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
         """As `Driver.attach`."""
@@ -159,7 +168,9 @@ class Firecracker:
             return Ending.POWERED_OFF
         return Ending.REBOOTED if exited else Ending.DIED
 
-    async def _spawn(self, directory: Path, machine: Machine, arguments: list[str]) -> FirecrackerVmm:
+    async def _spawn(
+        self, directory: Path, machine: Machine, arguments: list[str], mark: Path | None
+    ) -> FirecrackerVmm:
         await self.version()
         log = directory / VMM_LOG
         with filesystem_errors("start Firecracker in", directory):
@@ -182,6 +193,7 @@ class Firecracker:
                 directory=directory,
                 log=directory / CONSOLE_LOG,
                 largest_file_bytes=largest_file_bytes(machine),
+                mark=mark,
             )
         vmm = FirecrackerVmm(directory, process, machine, self.abilities)
         try:

@@ -32,35 +32,76 @@ _QUEUE_FULL_S: Final = 0.02
 
 
 class Api:
-    """A leased API socket. Its errors are ramet's."""
+    """A leased API socket. Its errors are ramet's.
 
-    def __init__(self, stream: anyio.abc.ByteStream, *, who: str) -> None:
-        self._stream = stream
+    A connection on which a request didn't come to its end is given up, and the next request makes a new one.
+    """
+
+    def __init__(self, directory: Path, *, who: str) -> None:
+        self._directory = directory
         self._who = who
-        self._http = h11.Connection(h11.CLIENT)
+        self._connection: tuple[anyio.abc.ByteStream, h11.Connection] | None = None
 
-    async def call(self, method: str, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
+    async def call(
+        self, method: str, path: str, body: dict[str, object] | None = None, *, longer_s: float = 0.0
+    ) -> dict[str, Any]:
         """One request and the JSON object that it returns, empty when it returns nothing.
 
-        Raises `VmmError` when Firecracker refuses it, with its own words, or goes away meanwhile.
+        Raises `VmmError` when Firecracker refuses it, with its own words, when nobody listens or it goes away
+        meanwhile; `VmmTimeoutError` when the answer doesn't come within `ANSWER_LIMIT_S` and `longer_s`: it
+        may still carry out what it was asked then.
         """
-        what = f"{method} {path}"
+        limit_s = ANSWER_LIMIT_S + longer_s
+        try:
+            with anyio.fail_after(limit_s):
+                return await self._call(f"{method} {path}", method, path, body)
+        except TimeoutError as error:
+            raise VmmTimeoutError(
+                f"{self._who}: Firecracker's API didn't answer within {limit_s:g} s"
+            ) from error
+
+    async def close(self) -> None:
+        """Close the connection, if there is one. Takes no time."""
+        if self._connection is not None:
+            stream, _ = self._connection
+            self._connection = None
+            with anyio.CancelScope(shield=True):
+                await stream.aclose()
+
+    async def _call(
+        self, what: str, method: str, path: str, body: dict[str, object] | None
+    ) -> dict[str, Any]:
         content = b"" if body is None else msgspec.json.encode(body)
         headers = [("Host", "localhost"), ("Content-Length", str(len(content)))]
         if content:
             headers.append(("Content-Type", "application/json"))
+        if self._connection is None:
+            self._connection = await _dial(self._directory, self._who), h11.Connection(h11.CLIENT)
+        stream, http = self._connection
         try:
-            request = self._http.send(h11.Request(method=method, target=path, headers=headers))
+            request = http.send(h11.Request(method=method, target=path, headers=headers))
             if content:
-                request = (request or b"") + (self._http.send(h11.Data(data=content)) or b"")
-            request = (request or b"") + (self._http.send(h11.EndOfMessage()) or b"")
-            await self._stream.send(request)
-            status, answer = await self._answer(what)
-            self._http.start_next_cycle()
-        except (h11.LocalProtocolError, h11.RemoteProtocolError) as error:
-            raise VmmError(f"{self._who}: Firecracker's answer to {what} isn't HTTP: {error}") from error
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError) as error:
-            raise VmmError(f"{self._who}: Firecracker went away during {what}") from error
+                request = (request or b"") + (http.send(h11.Data(data=content)) or b"")
+            request = (request or b"") + (http.send(h11.EndOfMessage()) or b"")
+            await stream.send(request)
+            status, answer = await self._answer(what, stream, http)
+            http.start_next_cycle()
+        except BaseException as error:
+            await self.close()
+            match error:
+                case h11.LocalProtocolError() | h11.RemoteProtocolError():
+                    raise VmmError(
+                        f"{self._who}: Firecracker's answer to {what} isn't HTTP: {error}"
+                    ) from error
+                case (
+                    anyio.BrokenResourceError()
+                    | anyio.ClosedResourceError()
+                    | anyio.EndOfStream()
+                    | OSError()
+                ):
+                    raise VmmError(f"{self._who}: Firecracker went away during {what}") from error
+                case _:
+                    raise
         if status >= 300:
             raise VmmError(f"{self._who}: Firecracker refused {what}: {_fault(answer)}")
         try:
@@ -68,12 +109,14 @@ class Api:
         except msgspec.MsgspecError as error:
             raise VmmError(f"{self._who}: Firecracker's answer to {what} isn't JSON: {error}") from error
 
-    async def _answer(self, what: str) -> tuple[int, bytes]:
+    async def _answer(
+        self, what: str, stream: anyio.abc.ByteStream, http: h11.Connection
+    ) -> tuple[int, bytes]:
         status, content = 0, bytearray()
         while True:
-            event = self._http.next_event()
+            event = http.next_event()
             if event is h11.NEED_DATA:
-                self._http.receive_data(await self._stream.receive(_RECEIVE_BYTES))
+                http.receive_data(await stream.receive(_RECEIVE_BYTES))
             elif isinstance(event, h11.Response):
                 status = event.status_code
             elif isinstance(event, h11.Data):
@@ -87,24 +130,20 @@ class Api:
 
 
 @asynccontextmanager
-async def api(directory: Path, *, who: str, longer_s: float = 0.0) -> AsyncIterator[Api]:
-    """Lease the API of the Firecracker that works in `directory`, for `ANSWER_LIMIT_S` and `longer_s` at
-    most.
+async def api(directory: Path, *, who: str, limit_s: float | None = None) -> AsyncIterator[Api]:
+    """Lease the API of the Firecracker that works in `directory`, for `limit_s` at most, when that is given:
+    each request has a limit of its own.
 
-    Raises `VmmTimeoutError` when the answers don't come in time, `VmmError` when nobody listens. The
-    connection is closed in any case.
+    Raises `VmmTimeoutError` when the limit is passed. The connection is closed in any case.
     """
-    timeout_s = ANSWER_LIMIT_S + longer_s
-    try:
-        with anyio.fail_after(timeout_s):
-            stream = await _dial(directory, who)
-            try:
-                yield Api(stream, who=who)
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await stream.aclose()
-    except TimeoutError as error:
-        raise VmmTimeoutError(f"{who}: Firecracker's API didn't answer within {timeout_s:g} s") from error
+    leased = Api(directory, who=who)
+    with anyio.move_on_after(limit_s) as limit:
+        try:
+            yield leased
+        finally:
+            await leased.close()
+    if limit.cancelled_caught:
+        raise VmmTimeoutError(f"{who}: what was said to Firecracker's API took over {limit_s:g} s")
 
 
 async def _dial(directory: Path, who: str) -> anyio.abc.ByteStream:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from ramet.model.record import Machine
+from ramet.model.record import Machine, RamRegion
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE
-from ramet.units import MIB
+from ramet.units import GIB, MIB
 
 VSOCK_SOCKET: Final = "vsock.sock"
 GUEST_CID: Final = 3
@@ -25,6 +25,21 @@ KERNEL_ARGUMENTS: Final = (
     "console=ttyS0 reboot=k panic=-1 quiet 8250.nr_uarts=1 cryptomgr.notests tsc=reliable "
     "ramet.power_off=reset"
 )
+
+
+# src/vmm/src/arch/x86_64/layout.rs: devices have the last 768 MiB below 4 GiB.
+_LOW_BYTES: Final = 3 * GIB + GIB // 4
+_HIGH_START: Final = 4 * GIB
+
+
+def ram_regions(memory_bytes: int) -> tuple[RamRegion, ...]:
+    """Where a guest's RAM lies on x86-64: in a mem-file, the part above 4 GiB follows the low one."""
+    if memory_bytes <= _LOW_BYTES:
+        return (RamRegion(0, memory_bytes, 0),)
+    return (
+        RamRegion(0, _LOW_BYTES, 0),
+        RamRegion(_HIGH_START, memory_bytes - _LOW_BYTES, _LOW_BYTES),
+    )
 
 
 def boot_config(machine: Machine, *, initramfs: bool) -> dict[str, object]:

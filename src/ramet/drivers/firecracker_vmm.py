@@ -5,7 +5,9 @@ Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-s
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,10 +15,13 @@ import msgspec
 
 from ramet.drivers import firecracker_config
 from ramet.drivers.api import Ability
-from ramet.drivers.firecracker_api import SOCKET, api
+from ramet.drivers.firecracker_api import SOCKET, Api, api
 from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes
+from ramet.drivers.sessions import Sessions, session_limit_s
+from ramet.drivers.vmstate_files import path_of, require_empty
 from ramet.errors import VmmError
 from ramet.host import processes, rings
+from ramet.host.deadman import Rescue
 from ramet.host.listening import connect_when_listening
 from ramet.model.record import Machine, ProcessRef
 from ramet.paths import METRICS_FILE, VMM_LOG
@@ -26,6 +31,17 @@ _START_LIMIT_S: Final = 20.0
 # A slow disk's pace, for how long saving all of RAM may take.
 _SLOWEST_MIB_PER_S: Final = 10
 _LONGEST_METRICS_BYTES: Final = 256 * KIB
+_RESUME: Final = '{"state":"Resumed"}'
+_RESCUE: Final = Rescue(
+    SOCKET,
+    (
+        (
+            "PATCH /vm HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(_RESUME)}\r\n\r\n{_RESUME}",
+            r"HTTP/1\.1 \d{3} ",
+        ),
+    ),
+)
 
 
 class FirecrackerVmm:
@@ -44,10 +60,22 @@ class FirecrackerVmm:
         self.process = process
         self._machine = machine
         self._abilities = abilities
+        self._sessions = Sessions(self._lease)
 
     @property
     def _who(self) -> str:
         return self.directory.name
+
+    def _lease(self, limit_s: float | None) -> AbstractAsyncContextManager[Api]:
+        return api(self.directory, who=self._who, limit_s=limit_s)
+
+    def session(self) -> AbstractAsyncContextManager[None]:
+        """As `Vmm.session`."""
+        return self._sessions.open(session_limit_s(self._machine))
+
+    def rescue(self) -> Rescue:
+        """As `Vmm.rescue`."""
+        return _RESCUE
 
     @property
     def _saving_s(self) -> float:
@@ -69,7 +97,7 @@ class FirecrackerVmm:
 
     async def status(self) -> str:
         """As `Vmm.status`: `running`, `paused` or `not started`."""
-        async with api(self.directory, who=self._who) as firecracker:
+        async with self._sessions.use() as firecracker:
             answer = await firecracker.call("GET", "/")
         return str(answer.get("state", "unknown")).lower()
 
@@ -83,8 +111,33 @@ class FirecrackerVmm:
         await self._set_state("Resumed")
 
     async def _set_state(self, state: Literal["Paused", "Resumed"]) -> None:
-        async with api(self.directory, who=self._who) as firecracker:
+        async with self._sessions.use() as firecracker:
             await firecracker.call("PATCH", "/vm", {"state": state})
+
+    async def save_vmstate(self, vmstate_fd: int, *, changed_fd: int | None = None) -> None:
+        """As `SavesState.save_vmstate`, by a `Diff` snapshot, whose pages are thrown away: they lack what was
+        written to RAM from outside. `changed_fd` is an empty file for those who want to see them. Connections
+        over the guest's vsock are reset by it.
+
+        The machine has `track_changes`, or it was restored.
+        """
+        require_empty(vmstate_fd)
+        changes = os.memfd_create("changed", os.MFD_CLOEXEC) if changed_fd is None else changed_fd
+        try:
+            body: dict[str, object] = {
+                "snapshot_type": "Diff",
+                "snapshot_path": path_of(vmstate_fd),
+                "mem_file_path": path_of(changes),
+            }
+            processes.limit_files(self.process, None)  # it holds for memfds, too
+            try:
+                async with self._sessions.use() as firecracker:
+                    await firecracker.call("PUT", "/snapshot/create", body, longer_s=self._saving_s)
+            finally:
+                processes.limit_files(self.process, largest_file_bytes(self._machine))
+        finally:
+            if changed_fd is None:
+                os.close(changes)
 
     async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
         """As `SavesSnapshot.save_snapshot`. Connections over the guest's vsock are reset by it
@@ -103,8 +156,8 @@ class FirecrackerVmm:
         }
         await self._give_up_saving()
         processes.limit_files(self.process, None)
-        async with api(self.directory, who=self._who, longer_s=self._saving_s) as firecracker:
-            await firecracker.call("PUT", "/snapshot/create", body)
+        async with self._sessions.use() as firecracker:
+            await firecracker.call("PUT", "/snapshot/create", body, longer_s=self._saving_s)
         processes.limit_files(self.process, largest_file_bytes(self._machine))
 
     async def _give_up_saving(self) -> None:
@@ -117,8 +170,8 @@ class FirecrackerVmm:
         processes.limit_files(self.process, LARGEST_LOG_BYTES)
         try:
             # The write(2) that it is in may be one of 2 GiB and isn't stopped any more.
-            async with api(self.directory, who=self._who, longer_s=self._saving_s) as firecracker:
-                await firecracker.call("GET", "/")
+            async with self._sessions.use() as firecracker:
+                await firecracker.call("GET", "/", longer_s=self._saving_s)
         finally:
             processes.limit_files(self.process, largest_bytes)
 
@@ -131,7 +184,7 @@ class FirecrackerVmm:
             vsock=Ability.OVERRIDES_VSOCK in self._abilities,
         )
         try:
-            async with api(self.directory, who=self._who) as firecracker:
+            async with self._sessions.use() as firecracker:
                 await firecracker.call("PUT", "/snapshot/load", body)
         except VmmError as error:
             words = last_words(self.directory)
@@ -139,7 +192,7 @@ class FirecrackerVmm:
 
     async def configuration(self) -> dict[str, Any]:
         """The machine as Firecracker has it: `GET /vm/config`."""
-        async with api(self.directory, who=self._who) as firecracker:
+        async with self._sessions.use() as firecracker:
             return await firecracker.call("GET", "/vm/config")
 
     async def metrics(self) -> dict[str, Any]:
@@ -150,7 +203,7 @@ class FirecrackerVmm:
         path = self.directory / METRICS_FILE
         if not self._machine.metrics:
             raise VmmError(f"{self._who}: its machine keeps no metrics")
-        async with api(self.directory, who=self._who) as firecracker:
+        async with self._sessions.use() as firecracker:
             await firecracker.call("PUT", "/actions", {"action_type": "FlushMetrics"})
         last = rings.tail(path, _LONGEST_METRICS_BYTES).rstrip().rpartition(b"\n")[2]
         try:

@@ -20,11 +20,12 @@ from ramet import config
 from ramet.drivers import qemu_arguments, qmp
 from ramet.drivers.api import Ability, Ending
 from ramet.drivers.limits import largest_file_bytes
+from ramet.drivers.qemu_vmm import STARTED, QemuVmm, last_words
 from ramet.drivers.versions import ask_version, release
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
-from ramet.model.record import Disk, Guest, Machine, ProcessRef
+from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import MEM_FILE, VMM_LOG
 
 AGENT_PORTS: Final = 8
@@ -32,7 +33,6 @@ _OLDEST: Final = (7, 2)
 _VERSION: Final = r"version (\d+\.\d+(?:\.\d+)?)"
 _INSTALL: Final = "install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU"
 _READ_ONLY_SINCE: Final = (8, 2)
-_STARTED: Final = "ramet: started "
 
 
 class Qemu:
@@ -50,7 +50,7 @@ class Qemu:
         known = {
             Ability.MAPS_PRIVATELY,
             Ability.BOOTS_ON_MEM_FILE,
-            Ability.SAVES_STATE_WITHOUT_RAM,
+            Ability.LOADS_DELTA_BEFORE_VMSTATE,
             Ability.EMULATES,
         }
         if release(self._known_version()) >= _READ_ONLY_SINCE:
@@ -93,19 +93,32 @@ class Qemu:
             ),
         )
 
-    async def boot(self, directory: Path, machine: Machine) -> QemuVmm:
-        """As `Driver.boot`."""
-        return await self._spawn(directory, machine, qemu_arguments.boot_arguments(machine))
+    def arguments(self, machine: Machine) -> list[str]:
+        """As `Driver.arguments`."""
+        return qemu_arguments.common_arguments(
+            machine,
+            "MONITOR",
+            [f"AGENT{number}" for number in range(machine.agent_ports)],
+            mem_file_read_only=Ability.OPENS_MEM_FILE_READ_ONLY in self.abilities,
+        )
 
-    async def restore(self, directory: Path, machine: Machine) -> QemuVmm:
+    def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
+        """As `Driver.ram_regions`."""
+        return qemu_arguments.ram_regions(machine.memory_bytes)
+
+    async def boot(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> QemuVmm:
+        """As `Driver.boot`."""
+        return await self._spawn(directory, machine, qemu_arguments.boot_arguments(machine), mark)
+
+    async def restore(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> QemuVmm:
         """As `Driver.restore`. QEMU would create a missing mem-file, full of zeros, hence the check."""
         if not (directory / MEM_FILE).is_file():
             raise VmmError(f"{directory / MEM_FILE} is missing")
-        return await self._spawn(directory, machine, qemu_arguments.restore_arguments())
+        return await self._spawn(directory, machine, qemu_arguments.restore_arguments(), mark)
 
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> QemuVmm:
         """As `Driver.attach`."""
-        return QemuVmm(directory, process)
+        return QemuVmm(directory, process, machine)
 
     def ending(self, directory: Path) -> Ending:
         """As `Driver.ending`.
@@ -113,7 +126,7 @@ class Qemu:
         QEMU traces each shutdown request with its cause, except the one that a reset becomes under `-action
         reboot=shutdown`; and when it dies it doesn't get as far as the run state `shutdown`.
         """
-        log = rings.tail(directory / VMM_LOG, 64 * 1024).decode(errors="replace").rpartition(_STARTED)[2]
+        log = rings.tail(directory / VMM_LOG, 64 * 1024).decode(errors="replace").rpartition(STARTED)[2]
         if "(shutdown)" not in log:
             return Ending.DIED
         requests = re.findall(r"^qemu_system_shutdown_request reason=(\d+)$", log, re.MULTILINE)
@@ -122,7 +135,9 @@ class Qemu:
         # ShutdownCause in QEMU's qapi/run-state.json: 6 is guest-shutdown.
         return Ending.POWERED_OFF if requests[-1] == "6" else Ending.ASKED
 
-    async def _spawn(self, directory: Path, machine: Machine, arguments: list[str]) -> QemuVmm:
+    async def _spawn(
+        self, directory: Path, machine: Machine, arguments: list[str], mark: Path | None
+    ) -> QemuVmm:
         await self.version()
         _refuse_devices(machine)
         read_only = Ability.OPENS_MEM_FILE_READ_ONLY in self.abilities
@@ -143,15 +158,16 @@ class Qemu:
                 *arguments,
             ]
             with log.open("a") as out:
-                out.write(f"{_STARTED}{' '.join(argv)}\n")
+                out.write(f"{STARTED}{' '.join(argv)}\n")
             process = processes.spawn(
                 argv,
                 directory=directory,
                 log=log,
                 fds=listening,
                 largest_file_bytes=largest_file_bytes(machine),
+                mark=mark,
             )
-        vmm = QemuVmm(directory, process)
+        vmm = QemuVmm(directory, process, machine)
         try:
             await (
                 vmm.status()
@@ -160,7 +176,7 @@ class Qemu:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()
             raise VmmError(
-                f"QEMU didn't come up: {_last_words(log)}",
+                f"QEMU didn't come up: {last_words(log)}",
                 hint="`ramet doctor` says what this machine lacks; RAMET_QEMU names another QEMU",
             ) from error
         except BaseException:
@@ -172,60 +188,6 @@ class Qemu:
     def _known_version(self) -> str:
         assert self._version is not None, "Qemu.version() has to be awaited first"
         return self._version
-
-
-class QemuVmm:
-    """One QEMU process and the directory that it works in."""
-
-    def __init__(self, directory: Path, process: ProcessRef) -> None:
-        self.directory = directory
-        self.process = process
-
-    @property
-    def _who(self) -> str:
-        return self.directory.name
-
-    async def status(self) -> str:
-        """As `Vmm.status`: QEMU's RunState, such as `running`, `paused`, `inmigrate`."""
-        async with qmp.monitor(self.directory, who=self._who) as monitor:
-            answer = await monitor.execute("query-status")
-        return str(answer["status"])
-
-    async def pause(self) -> None:
-        """As `Vmm.pause`. Returns when the virtual CPUs stand and disks are flushed."""
-        async with qmp.monitor(self.directory, who=self._who) as monitor:
-            await monitor.execute("stop")
-
-    async def resume(self) -> None:
-        """As `Vmm.resume`."""
-        async with qmp.monitor(self.directory, who=self._who) as monitor:
-            await monitor.execute("cont")
-
-    async def save_vmstate(self, name: str) -> None:
-        """As `SavesState.save_vmstate`, by `xen-save-devices-state`; `live: false` keeps the image locks."""
-        if (self.directory / name).exists():
-            raise VmmError(f"{self.directory / name} exists: a vmstate is only ever written under a new name")
-        async with qmp.monitor(self.directory, who=self._who) as monitor:
-            await monitor.execute("xen-save-devices-state", filename=name, live=False)
-
-    async def load_vmstate(self, name: str) -> None:
-        """As `Vmm.load_vmstate`. The file is handed over open, so what is loaded is what was opened."""
-        vmstate_fd = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            async with qmp.monitor(self.directory, who=self._who) as monitor:
-                await monitor.hand_over(vmstate_fd, "vmstate")
-                await monitor.execute(
-                    "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
-                )
-                await monitor.migration_ended("migrate-incoming", uri="fd:vmstate")
-        except VmmError as error:
-            raise VmmError(f"{error.message}: {_last_words(self.directory / VMM_LOG)}") from error
-        finally:
-            os.close(vmstate_fd)
-
-    async def kill(self) -> None:
-        """As `Vmm.kill`."""
-        await processes.kill(self.process)
 
 
 def _refuse_devices(machine: Machine) -> None:
@@ -243,13 +205,3 @@ def _refuse_devices(machine: Machine) -> None:
     refused = [what for what, is_wanted in wanted.items() if is_wanted]
     if refused:
         raise UnavailableError(f"the qemu driver gives no guest {' or '.join(refused)}")
-
-
-def _last_words(log: Path) -> str:
-    lines = rings.printable(rings.tail(log, 4096)).rpartition(_STARTED)[2].splitlines()[1:]
-    said = [
-        line
-        for line in lines
-        if line and not line.startswith(("runstate_set", "qemu_system_shutdown_request"))
-    ]
-    return " / ".join(said[-5:]) or "it said nothing"

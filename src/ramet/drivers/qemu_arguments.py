@@ -7,11 +7,14 @@ share (DESIGN I1).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Final
 
-from ramet.model.record import Machine
+from ramet.drivers import qemu_disks
+from ramet.model.record import Machine, RamRegion
 from ramet.paths import CONSOLE_LOG, INITRAMFS_FILE, KERNEL_FILE, MEM_FILE
+from ramet.units import GIB
 
 # no_timer_check: under emulation one boot in about sixty panics in the kernel's timer check. panic=-1: a
 # panicked guest reboots at once instead of spinning. quiet: every character on an emulated serial line costs
@@ -23,6 +26,10 @@ _MACHINE_OPTIONS: Final = "memory-backend=mem,suppress-vmdesc=on,usb=off,vmport=
 
 
 _FIRST_DISK_SLOT: Final = 0x5
+# hw/i386/pc_piix.c: what doesn't fit below 3.5 GiB goes above 4 GiB, and then only 3 GiB stay below.
+_LOW_LIMIT_BYTES: Final = 3 * GIB + GIB // 2
+_LOW_BYTES_OF_MORE: Final = 3 * GIB
+_HIGH_START: Final = 4 * GIB
 
 
 def cpu_model(accelerator: str) -> str:
@@ -31,13 +38,25 @@ def cpu_model(accelerator: str) -> str:
     return "host" if accelerator == "kvm" else "max,la57=off"
 
 
+def ram_regions(memory_bytes: int) -> tuple[RamRegion, ...]:
+    """Where the RAM of a `pc-i440fx` machine lies: one mapping of one file, in which the part above 4 GiB
+    follows the low one.
+    """
+    if memory_bytes < _LOW_LIMIT_BYTES:
+        return (RamRegion(0, memory_bytes, 0),)
+    return (
+        RamRegion(0, _LOW_BYTES_OF_MORE, 0),
+        RamRegion(_HIGH_START, memory_bytes - _LOW_BYTES_OF_MORE, _LOW_BYTES_OF_MORE),
+    )
+
+
 def common_arguments(
-    machine: Machine, monitor_fd: int, agent_fds: Sequence[int], *, mem_file_read_only: bool
+    machine: Machine, monitor_fd: object, agent_fds: Sequence[object], *, mem_file_read_only: bool
 ) -> list[str]:
     """What a booted and a restored QEMU have in common: the machine itself.
 
-    `monitor_fd` and `agent_fds` are listening sockets that QEMU inherits. Devices keep their order and
-    addresses: a vmstate fits only the machine that it was saved from.
+    `monitor_fd` and `agent_fds` are listening sockets that QEMU inherits, or what stands for them. Devices
+    keep their order and addresses: a vmstate fits only the machine that it was saved from.
     """
     mem = f"memory-backend-file,id=mem,size={machine.memory_bytes},mem-path={MEM_FILE},share=off"
     if mem_file_read_only:
@@ -57,10 +76,10 @@ def common_arguments(
         *("-device", f"virtio-serial-pci,id=ports,addr=0x4,max_ports={len(agent_fds) + 1}"),
     ]
     for slot, disk in enumerate(machine.disks, start=_FIRST_DISK_SLOT):
-        file = f"driver=file,node-name={disk.name}-file,filename={disk.file}"
-        arguments += ["-blockdev", file]
-        arguments += ["-blockdev", f"driver={disk.format},node-name={disk.name},file={disk.name}-file"]
-        arguments += ["-device", f"virtio-blk-pci,drive={disk.name},serial={disk.name},addr={slot:#x}"]
+        for node in qemu_disks.nodes(disk):
+            arguments += ["-blockdev", json.dumps(node)]
+        device = f"virtio-blk-pci,id={disk.name},drive={qemu_disks.node_name(disk.file)}"
+        arguments += ["-device", f"{device},serial={disk.name},addr={slot:#x}"]
     for number, fd in enumerate(agent_fds):
         arguments += ["-chardev", f"socket,id=agent{number},fd={fd},server=on,wait=off"]
         arguments += [

@@ -23,6 +23,8 @@ from ramet.host.locks import file_lock
 
 SOCKET = "qmp.sock"
 LOCK = "qmp.lock"
+ANSWER_LIMIT_S = 20.0
+"""How long the lock, the connection and each command may take."""
 _CLOSE_LIMIT_S = 2.0
 _QUEUE_FULL_S = 0.05
 
@@ -40,9 +42,18 @@ class Monitor:
         self._who = who
 
     async def execute(self, command: str, **arguments: object) -> Any:
-        """One QMP command and its return value. Raises `VmmError` when it is refused or the VMM goes away."""
+        """One QMP command and its return value.
+
+        Raises `VmmError` when it is refused or the VMM goes away, `VmmTimeoutError` when no answer comes;
+        what comes of the command is unknown then, and the lease goes on.
+        """
         try:
-            return await self._client.execute(command, arguments or None)
+            with anyio.fail_after(ANSWER_LIMIT_S):
+                return await self._client.execute(command, arguments or None)
+        except TimeoutError as error:
+            raise VmmTimeoutError(
+                f"{self._who}: QEMU didn't answer {command} within {ANSWER_LIMIT_S:g} s"
+            ) from error
         except ExecuteError as error:
             raise VmmError(f"{self._who}: QEMU refused {command}: {error}") from error
         except (ExecInterruptedError, QMPError, OSError) as error:
@@ -78,28 +89,33 @@ class Monitor:
 
 
 @asynccontextmanager
-async def monitor(directory: Path, *, who: str, timeout_s: float = 20.0) -> AsyncIterator[Monitor]:
-    """Lease the monitor of the QEMU that works in `directory`, for `timeout_s` at most, waiting for it
+async def monitor(
+    directory: Path, *, who: str, limit_s: float = 2 * ANSWER_LIMIT_S
+) -> AsyncIterator[Monitor]:
+    """Lease the monitor of the QEMU that works in `directory`, for `limit_s` at most, waiting for it
     included.
 
     Raises `VmmTimeoutError` when the lock or the answers don't come in time, `VmmError` when nobody listens.
     The lease ends in any case.
     """
-    late = VmmTimeoutError(f"{who}: QEMU's monitor didn't answer within {timeout_s:.0f} s")
-    try:
-        with anyio.fail_after(timeout_s):
-            async with file_lock(directory / LOCK, wait_s=timeout_s, busy=late):
-                client = QMPClient(who)
-                try:
+    late = VmmTimeoutError(f"{who}: QEMU's monitor wasn't done within {limit_s:g} s")
+    mute = VmmTimeoutError(f"{who}: QEMU's monitor didn't answer within {ANSWER_LIMIT_S:g} s")
+    with anyio.move_on_after(limit_s) as limit:
+        async with file_lock(directory / LOCK, wait_s=min(limit_s, ANSWER_LIMIT_S), busy=mute):
+            client = QMPClient(who)
+            try:
+                with anyio.fail_after(ANSWER_LIMIT_S):
                     await _connect(client, await _dial(directory))
-                except (ConnectError, OSError) as error:
-                    raise VmmError(f"{who}: QEMU's monitor doesn't answer: {error}") from error
-                try:
-                    yield Monitor(client, who=who)
-                finally:
-                    await _disconnect(client)
-    except TimeoutError as error:
-        raise late from error
+            except TimeoutError as error:
+                raise mute from error
+            except (ConnectError, OSError) as error:
+                raise VmmError(f"{who}: QEMU's monitor doesn't answer: {error}") from error
+            try:
+                yield Monitor(client, who=who)
+            finally:
+                await _disconnect(client)
+    if limit.cancelled_caught:
+        raise late
 
 
 async def _dial(directory: Path) -> socket.socket:

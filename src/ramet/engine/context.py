@@ -57,7 +57,7 @@ class Context:
             raise VmmError(f"{record.name} has no VMM")
         return self.driver(record.driver).attach(self.directory(record), record.vmm.process, record.machine)
 
-    def lifecycle(self, record: Record) -> AbstractAsyncContextManager[None]:
+    def lifecycle(self, record: Record) -> AbstractAsyncContextManager[int]:
         """The lock under which an instance's state is changed: one change at a time, by whichever process.
 
         Entering raises `WrongStateError` when another change goes on for a minute, `NotFoundError` when the

@@ -28,8 +28,11 @@ _LONGEST_WAIT_S = 0.020
 
 
 @asynccontextmanager
-async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None) -> AsyncIterator[None]:
+async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None) -> AsyncIterator[int]:
     """Hold the exclusive lock on `path` inside; wait for it at most `wait_s` (0: one try).
+
+    What is yielded is the descriptor that holds it: a process that inherits it goes on holding it when this
+    one dies, until it ends, too.
 
     Raises `busy`, by default a `LockBusyError` that names the path, when the wait is over; `OSError` when the
     file can't be made (its directory is gone). Cancelled while it waits it holds nothing; cancelled or failed
@@ -39,7 +42,7 @@ async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None
     while (held := _try(path)) is None:  # noqa: ASYNC110 - other processes set no event
         await anyio.sleep(next(pauses))
     try:
-        yield
+        yield held
     finally:
         _release(held)
 

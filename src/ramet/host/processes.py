@@ -31,7 +31,7 @@ _STARTED_FIELD = 22
 _USER_FIELD = 14
 _START_CODE_FIELD = 26
 MARK = "RAMET_VMM"
-"""The environment variable that says for which directory a process was spawned."""
+"""The environment variable that says to which directory a process belongs."""
 _MARK_PREFIX = f"{MARK}=".encode()
 _YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
@@ -178,9 +178,12 @@ def spawn(
     log: Path,
     fds: Sequence[int] = (),
     largest_file_bytes: int | None = None,
+    mark: Path | None = None,
 ) -> ProcessRef:
     """Start `argv` in `directory`, in a session of its own, its output appended to `log`, `fds` inherited.
 
+    Its environment says that it belongs to the directory `mark`, by default the one that it is started in:
+    see `spawned_in`. It is another one when `directory` is going to be renamed to that.
     `largest_file_bytes` is the kernel's limit on any file that it writes, see `limit_files`. The process
     outlives this one. Raises `UnavailableError` when the program can't be executed; nothing runs then.
     """
@@ -193,7 +196,7 @@ def spawn(
         child = subprocess.Popen(
             [*_launcher(), *argv],
             cwd=directory,
-            env={**os.environ, MARK: str(directory)},
+            env={**os.environ, MARK: str(mark or directory)},
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,
@@ -297,7 +300,7 @@ def _launcher() -> list[str]:
 
 
 def spawned_below(directory: Path) -> dict[Path, list[ProcessRef]]:
-    """The living processes that `spawn` started in the directories in `directory`, by those.
+    """The living processes that `spawn` started for the directories in `directory`, by those.
 
     They are known by the mark in their environment (proc(5), `/proc/PID/environ`): a shell that somebody has
     opened there is none of ours.
@@ -320,7 +323,7 @@ def spawned_below(directory: Path) -> dict[Path, list[ProcessRef]]:
 
 
 def spawned_in(directory: Path) -> list[ProcessRef]:
-    """The living processes that `spawn` started in `directory`, also by another ramet, also unrecorded."""
+    """The living processes that `spawn` started for `directory`, also by another ramet, also unrecorded."""
     return spawned_below(directory.parent).get(directory, [])
 
 

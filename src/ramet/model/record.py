@@ -37,6 +37,14 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     """Where the built-in image's guest has it mounted."""
 
 
+class RamRegion(msgspec.Struct, frozen=True):
+    """A stretch of guest RAM: where the guest sees it, and where it lies in the mem-file."""
+
+    guest_start: int
+    length_bytes: int
+    file_offset: int
+
+
 class Nic(msgspec.Struct, frozen=True, kw_only=True):
     """A network interface. `tap` is the TAP device of the host that it is connected to."""
 

@@ -1,0 +1,62 @@
+"""Sessions: one lease of a VMM's control socket for several calls.
+
+A capture says some ten things to its VMM while the guest stands still. Leasing the socket for each of them
+(lock, connection, negotiation) would cost more than all that is said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, Generic, TypeVar
+
+from ramet.model.record import Machine
+from ramet.units import MIB
+
+T = TypeVar("T")
+
+_SESSION_S: Final = 60.0
+# A slow machine's pace, for what may be copied of the guest's RAM while it stands still.
+_SLOWEST_MIB_PER_S: Final = 64
+
+
+def session_limit_s(machine: Machine) -> float:
+    """How long one session with the VMM of that machine may last."""
+    return _SESSION_S + machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
+
+
+class Sessions(Generic[T]):
+    """The sessions that tasks of this process have with one VMM.
+
+    A session is its task's: other tasks wait for the socket as other processes do, so that what they say
+    doesn't get between. They must not be waited for inside.
+    """
+
+    def __init__(self, lease: Callable[[float | None], AbstractAsyncContextManager[T]]) -> None:
+        self._lease = lease
+        self._held: dict[asyncio.Task[Any] | None, T] = {}
+
+    @asynccontextmanager
+    async def open(self, limit_s: float) -> AsyncIterator[None]:
+        """Keep one lease for all that this task says inside. Inside another session nothing happens."""
+        task = asyncio.current_task()
+        if task in self._held:
+            yield
+            return
+        async with self._lease(limit_s) as leased:
+            self._held[task] = leased
+            try:
+                yield
+            finally:
+                del self._held[task]
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[T]:
+        """This task's lease or, where it has no session, a short one."""
+        held = self._held.get(asyncio.current_task())
+        if held is not None:
+            yield held
+            return
+        async with self._lease(None) as leased:
+            yield leased

@@ -1,0 +1,91 @@
+"""A guest that stands still for a capture goes on also when the ramet that captures it dies.
+
+Before the pause a small process is started that holds one end of a pipe. The kernel closes the other when
+this process ends, however it does; unless `done` came through it first, the small process resumes the guest.
+See `rescuer` for what it does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+
+from ramet.errors import UnavailableError
+from ramet.host import processes, rescuer
+from ramet.model.record import ProcessRef
+
+_END_LIMIT_S: Final = 2.0
+
+
+class Rescue(msgspec.Struct, frozen=True):
+    """What a VMM is told so that its guest goes on: over the UNIX socket `socket_name` in its directory, for
+    each of `steps` a text to send and a regular expression that the answer to it matches.
+    """
+
+    socket_name: str
+    steps: tuple[tuple[str, str], ...]
+
+
+@asynccontextmanager
+async def armed(directory: Path, rescue: Rescue, *, hold: Sequence[int] = ()) -> AsyncIterator[ProcessRef]:
+    """Should this process die inside, the guest of the VMM in `directory` is told to go on.
+
+    What is yielded is the process that would do it. Leaving, in whatever way, tells it that it isn't needed,
+    and waits until it has ended: the caller has resumed the guest, or means it to stand still. `hold` are
+    descriptors that it keeps open until it has ended, such as that of a lock (`locks.file_lock`), so that
+    nobody else comes between. Raises `UnavailableError` when it can't be started; nothing runs then.
+    """
+    theirs, ours = os.pipe2(os.O_CLOEXEC)
+    try:
+        process = _start(directory, rescue, theirs, hold)
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    try:
+        yield process
+    finally:
+        try:
+            os.write(ours, rescuer.DONE)
+        except BrokenPipeError:
+            pass  # it was ended by somebody
+        finally:
+            os.close(ours)
+        with anyio.CancelScope(shield=True):
+            if not await processes.wait_ended(process, timeout_s=_END_LIMIT_S):
+                await processes.kill(process)
+
+
+def _start(directory: Path, rescue: Rescue, pipe: int, hold: Sequence[int]) -> ProcessRef:
+    # -I -S: neither the user's settings nor site-packages, which would take longer than the rest.
+    words = [sys.executable, "-I", "-S", rescuer.__file__, str(pipe), rescue.socket_name]
+    for send, answer in rescue.steps:
+        words += [send, answer]
+    try:
+        child = subprocess.Popen(
+            words,
+            cwd=directory,
+            # It is no VMM, and mustn't be taken for one.
+            env={name: value for name, value in os.environ.items() if name != processes.MARK},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(pipe, *hold),
+            start_new_session=True,  # a Ctrl-C that ends this process isn't for that one
+        )
+    except OSError as error:
+        raise UnavailableError(
+            f"no process can be started that would resume the guest: {error.strerror}"
+        ) from error
+    # It is waited for by pidfd; Popen must not complain that it outlives its object.
+    child.returncode = 0
+    return processes.reference(child.pid)

@@ -1,0 +1,70 @@
+"""The program that lets a guest go on whose ramet died while it stood still. Standard library only.
+
+It works in the VMM's directory, waits for the end of what comes through a pipe, and ends without a word when
+that was `done`. Otherwise whoever held the other end is gone without having said so, and the VMM is told to
+resume its guest: over its control socket, step by step, tried again until it has answered, for a minute at
+most. Run by `deadman`: `python -I -S rescuer.py PIPE_FD SOCKET SEND ANSWER [SEND ANSWER]...`; SEND is text,
+ANSWER a regular expression that its answer matches.
+"""
+
+import os
+import re
+import select
+import socket
+import sys
+import time
+
+DONE = b"done"
+LIMIT_S = 60.0
+_STEP_LIMIT_S = 10.0
+_AGAIN_S = 0.05
+
+
+def _says_done(pipe: int) -> bool:
+    said = b""
+    while more := os.read(pipe, 16):
+        said += more
+    return said == DONE
+
+
+def _asked(name: str, steps: list[tuple[str, str]]) -> bool:
+    """Whether every step had its answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.settimeout(_STEP_LIMIT_S)
+        control.connect(name)
+        for send, answer in steps:
+            control.sendall(send.encode())
+            said = b""
+            deadline = time.monotonic() + _STEP_LIMIT_S
+            while not re.search(answer.encode(), said):
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or not select.select([control], [], [], left_s)[0]:
+                    return False
+                more = control.recv(65536)
+                if not more:
+                    return False
+                said = (said + more)[-65536:]
+    return True
+
+
+def main(argv: list[str]) -> int:
+    """0: nothing was to be done, or the guest goes on. 1: it couldn't be told."""
+    pipe, name, *rest = argv
+    if _says_done(int(pipe)):
+        return 0
+    steps = list(zip(rest[::2], rest[1::2], strict=True))
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        try:
+            if _asked(name, steps):
+                return 0
+        except (FileNotFoundError, ConnectionRefusedError):
+            return 1  # the VMM is gone, too
+        except OSError:
+            pass
+        time.sleep(_AGAIN_S)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
