@@ -25,7 +25,8 @@ class ProcessRef(msgspec.Struct, frozen=True):
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
     """A writable data disk. `file` is a name in the instance's directory; `backing` are those of the frozen
-    files that it lies over, the lowest first.
+    files that it lies over, the lowest first; `path` is where the built-in image's guest has its filesystem
+    mounted, or null: then it has none of ours.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal["raw", "qcow2"]
     size_bytes: int
     backing: tuple[str, ...] = ()
+    path: str | None = None
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):
