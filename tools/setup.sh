@@ -35,6 +35,7 @@ static_busybox() { [[ -x /bin/busybox ]] && ! ldd /bin/busybox >/dev/null 2>&1; 
 missing_packages() {
     have "${RAMET_QEMU:-qemu-system-x86_64}" || echo qemu-system-x86
     have qemu-img || echo qemu-utils
+    have mke2fs || [[ -x /sbin/mke2fs ]] || echo e2fsprogs
     static_busybox || echo busybox-static
     have musl-gcc || echo musl-tools
     have gcc || echo gcc
@@ -57,6 +58,7 @@ missing_for_tests() {
     compgen -G '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a' >/dev/null ||
         printf '%s\n' clang libclang-rt-dev
     have qemu-aarch64 || echo qemu-user
+    have sqlite3 || echo sqlite3
     have debootstrap || [[ -x /usr/sbin/debootstrap ]] || echo debootstrap
 }
 

@@ -535,10 +535,11 @@ class Host:
         """Boot an instance of `image`. Returned when its guest has answered.
 
         `memory` is a size such as `256M` or `2G`, or bytes. `driver` is `auto` (Firecracker where there is
-        one and KVM really runs the guest, else QEMU) or a driver's name. For each size in `disks` the guest
-        has an empty data disk. With `auto_remove` it is removed once it has stopped. Raises `NotFoundError`
-        for an unknown image, `NameTakenError`, `UsageError`, `UnavailableError` and `VmmError`; nothing of it
-        is left then.
+        one and KVM really runs the guest, else QEMU) or a driver's name. For each of `disks` the guest has an
+        empty data disk: a size, or `SIZE:PATH` for one with a filesystem, which is mounted at PATH by the
+        time the guest answers (built-in image). With `auto_remove` it is removed once it has stopped. Raises
+        `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`, `UnavailableError`, `VmmError`
+        and `GuestError`; nothing of it is left then.
         """
         return VM(
             self._portal.call(

@@ -17,8 +17,18 @@ from tests.cli.conftest import COMMAND, Shell
 from tests.disk.loop_filesystems import full, xfs  # noqa: F401 (fixtures)
 
 NAMES = {
-    *("qemu", "immutability", "kvm", "kernel", "busybox", "agent", "home", "hard-links", "reflinks"),
-    *("free-space", "changed-pages", "ptrace", "open-files", "processes", "inotify", "memory", "overcommit"),
+    *("qemu", "immutability", "kvm", "kernel", "busybox", "agent", "mke2fs", "home", "hard-links"),
+    *(
+        "reflinks",
+        "free-space",
+        "changed-pages",
+        "ptrace",
+        "open-files",
+        "processes",
+        "inotify",
+        "memory",
+        "overcommit",
+    ),
 }
 
 

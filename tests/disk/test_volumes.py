@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.disk.qcow2 import make_qcow2
-from ramet.disk.volumes import files_of, fork_disk, make_disk
+from ramet.disk.volumes import files_of, fork_disk, make_disk, make_overlay, next_overlay, snapshot_raw
 from ramet.errors import FilesystemError
 from ramet.host.files import allocated_bytes
 from ramet.model.record import Disk
 from ramet.units import GIB, KIB, MIB, TIB
-
-needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img here")
-
-
-def qemu_img(*words: str | Path) -> Any:
-    """What a command of qemu-img prints as JSON. Fails the test when it fails."""
-    done = subprocess.run(["qemu-img", *words], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return json.loads(done.stdout) if "--output=json" in words else None
-
-
-def write(path: Path, offset: int, pattern: int, length: int) -> None:
-    """Write through QEMU's own block layer."""
-    command = f"write -P {pattern} {offset} {length}"
-    subprocess.run(
-        ["qemu-io", "-f", "qcow2", "-c", command, path], check=True, timeout=60, capture_output=True
-    )
-
-
-def content(path: Path, out: Path) -> bytes:
-    """All that a guest would read of a qcow2 file and what lies under it."""
-    qemu_img("convert", "-f", "qcow2", "-O", "raw", path, out)
-    return out.read_bytes()
+from tests.disk.qemu_tools import content, needs_qemu_img, qemu_img, require_whole, write
 
 
 @needs_qemu_img
@@ -52,10 +27,7 @@ def test_an_empty_one_is_what_qemu_would_make(tmp_path_factory: pytest.TempPathF
     make_qcow2(path, size)
     found = qemu_img("info", "--output=json", path)
     assert (found["format"], found["virtual-size"]) == ("qcow2", size)
-    checked = qemu_img("check", "--output=json", path)
-    assert checked["check-errors"] == 0
-    assert "leaks" not in checked
-    assert "corruptions" not in checked
+    require_whole(path)
     assert allocated_bytes(path) <= 128 * KIB
 
 
@@ -128,3 +100,32 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(FilesystemError):
         make_disk(tmp_path, disk)
     assert (tmp_path / disk.file).read_bytes() == before
+
+
+def test_an_overlay_takes_no_name_that_is_there(tmp_path: Path) -> None:
+    disk = Disk(name="disk", file="disk-0.qcow2", format="qcow2", size_bytes=MIB)
+    assert next_overlay(disk).file == "disk-1.qcow2"
+    make_disk(tmp_path, disk)
+    # What a failed change left; another disk's files and what only looks alike don't count.
+    for name in ("disk-4.qcow2", "disk1-9.qcow2", "disk-x.qcow2", "disk-12.qcow2.tmp", ".tmp-disk-20.qcow2"):
+        (tmp_path / name).touch()
+    over = next_overlay(disk, tmp_path)
+    assert (over.file, over.backing) == ("disk-5.qcow2", ("disk-0.qcow2",))
+    make_overlay(tmp_path, over)
+    with pytest.raises(FilesystemError):
+        make_overlay(tmp_path, over)
+    above = next_overlay(over, tmp_path)
+    assert (above.file, above.backing) == ("disk-6.qcow2", ("disk-0.qcow2", "disk-5.qcow2"))
+    # A chain that was made shorter has fewer files than its numbers say.
+    short = Disk(name="disk1", file="disk1-30.qcow2", format="qcow2", size_bytes=MIB)
+    assert next_overlay(short, tmp_path).file == "disk1-31.qcow2"
+
+
+def test_a_raw_snapshot_is_a_file_of_its_own(tmp_path: Path) -> None:
+    source = tmp_path / "disk.raw"
+    source.write_bytes(b"data" * KIB)
+    made = snapshot_raw(source, tmp_path / "frozen", mode=0o444)
+    assert made.reason.startswith("a raw disk can't be linked: ")
+    assert (tmp_path / "frozen").read_bytes() == source.read_bytes()
+    assert not (tmp_path / "frozen").samefile(source)
+    assert (tmp_path / "frozen").stat().st_mode & 0o777 == 0o444

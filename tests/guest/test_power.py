@@ -35,7 +35,8 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("no C compiler on this machine")
     library = tmp_path_factory.mktemp("init") / "init.so"
     flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", library, SOURCES / "init.c"], check=True, timeout=60)
+    sources = [SOURCES / "init.c", SOURCES / "disks.c"]
+    subprocess.run([compiler, *flags, "-o", library, *sources], check=True, timeout=60)
     loaded = ctypes.CDLL(str(library))
     loaded.init_has_argument.restype = ctypes.c_bool
     return loaded

@@ -86,6 +86,41 @@ plainly("-n 100000", "fork -n 100000 warm", 2, "usage", "100000 forks", "each is
 plainly("too little memory", "run --memory 16M builtin", 2, "usage", "16.0 MiB is less", "at least 96M")
 plainly("more than the host's", "run --memory 900T builtin", 2, "usage", "more than this machine", "ask for")
 plainly("a size that is none", "run --memory lots builtin", 2, "usage", "'lots' is not a size", "256M")
+plainly("a disk too small", "run --disk 1K builtin", 2, "usage", "a disk of 1.0 KiB can't be", "1M to 16T")
+plainly(
+    "half a sector", "run --disk 1048577 builtin", 2, "usage", "a disk of 1.0 MiB can't be", "whole sectors"
+)
+plainly(
+    "a disk too small for files", "run --disk 8M:/data builtin", 2, "usage", "8.0 MiB can't be", "16M to 16T"
+)
+plainly("nine disks", "run" + " --disk 1M" * 9 + " builtin", 2, "usage", "9 disks can't be", "8 at most")
+plainly("a disk without size", "run --disk :/data builtin", 2, "usage", "'' is not a size", "256M or 2G")
+plainly("a disk without path", "run --disk 1G: builtin", 2, "usage", "can be mounted at ''", "1G:/data")
+plainly(
+    "a path that isn't absolute", "run --disk 1G:data builtin", 2, "usage", "mounted at 'data'", "absolute"
+)
+plainly("a disk in place of all", "run --disk 1G:/ builtin", 2, "usage", "mounted at '/'", "absolute path")
+plainly(
+    "a path that leads up", "run --disk 1G:/a/../b builtin", 2, "usage", "mounted at '/a/../b'", "no . or .."
+)
+plainly("a path with a quote", "run --disk 1G:/a'b builtin", 2, "usage", "no disk can be mounted", "letters")
+plainly(
+    "a path of the kernel's", "run --disk 1G:/proc/x builtin", 2, "usage", "at /proc/x: the", "such as /data"
+)
+plainly(
+    "a path of the agent's", "run --disk 1G:/run/ramet builtin", 2, "usage", "at /run/ramet", "such as /data"
+)
+plainly(
+    "a path of the system's", "run --disk 1G:/usr/ builtin", 2, "usage", "at /usr: the guest", "such as /data"
+)
+plainly(
+    "two disks in one place",
+    "run --disk 1G:/data --disk 2G:/data/ builtin",
+    2,
+    "usage",
+    "mounted at /data",
+    "its own path",
+)
 plainly(
     "no such driver",
     "run --driver xen builtin",
@@ -126,6 +161,21 @@ def _(lab: Lab) -> Iterator[Attempt]:
 def _(lab: Lab) -> Iterator[Attempt]:
     newer = lab.script("qemu-newer", "echo 'QEMU emulator version 99.1.0'")
     yield Attempt(["fork", "warm"], {"RAMET_QEMU": newer})
+
+
+@case("a path with a space", 2, "usage", "mounted at '/my data'", "letters, digits")
+def _(lab: Lab) -> Iterator[Attempt]:
+    yield Attempt(["run", "--disk", "1G:/my data", "builtin"])
+
+
+@case("no mke2fs", 5, "unavailable", "no mke2fs", "e2fsprogs")
+def _(lab: Lab) -> Iterator[Attempt]:
+    """Its place is given up in the process that runs the command: PATH alone hides nothing of /sbin."""
+    without = (
+        "import sys, ramet.disk.filesystem as f; f._PROGRAM = 'no-such-mke2fs'; "
+        "from ramet.cli.main import main; sys.exit(main())"
+    )
+    yield Attempt(["run", "--disk", "1G:/data", "builtin"], command=[sys.executable, "-c", without])
 
 
 @case("the VMM dies during boot", 1, "vmm_failed", "invalid option", "ramet doctor")

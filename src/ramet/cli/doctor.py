@@ -102,6 +102,7 @@ def _check(finding: Finding) -> Check:
 
 def _parts() -> Iterable[Finding]:
     """What guests are made of."""
+    from ramet.disk.filesystem import find_mke2fs
     from ramet.guest.agent_binary import agent_path
     from ramet.host.doctor import Finding
     from ramet.images.builtin import find_busybox
@@ -121,6 +122,10 @@ def _parts() -> Iterable[Finding]:
             yield Finding(name, True, find())
         except RametError as error:
             yield Finding(name, False, error.message, error.hint)
+    try:
+        yield Finding("mke2fs", True, find_mke2fs())
+    except RametError as error:
+        yield Finding("mke2fs", None, error.message, error.hint)  # for --disk SIZE:PATH alone
 
 
 def _page_scan() -> Finding:

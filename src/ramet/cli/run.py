@@ -26,7 +26,12 @@ def run(
     ] = "auto",
     disks: Annotated[
         list[str] | None,
-        typer.Option("--disk", metavar="SIZE", help="An empty data disk, /dev/vda and on. Can be repeated."),
+        typer.Option(
+            "--disk",
+            metavar="SIZE[:PATH]",
+            help="An empty data disk, /dev/vda and on; with PATH it has a filesystem, mounted there."
+            " Can be repeated.",
+        ),
     ] = None,
     labels: Annotated[
         list[str] | None, typer.Option("--label", metavar="K=V", help="A label. Can be given several times.")

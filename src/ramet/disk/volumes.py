@@ -1,4 +1,4 @@
-"""Data disks: made empty, frozen with their instance, forked.
+"""Data disks: made, frozen with their instance, forked.
 
 A raw disk is duplicated: by reflink where the filesystem can, else by a copy that keeps holes. A qcow2 disk
 isn't: the frozen file is hard-linked and becomes the backing file of a new, empty one, whatever was written
@@ -8,17 +8,28 @@ to it (I4 says of each which it was).
 from __future__ import annotations
 
 import os
+import re
+import uuid
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from ramet.disk.qcow2 import make_qcow2
-from ramet.host.files import duplicate_into, filesystem_errors, new_file, open_regular
+from ramet.disk.filesystem import make_ext4
+from ramet.disk.qcow2 import fill_qcow2, make_qcow2
+from ramet.host.files import (
+    duplicate_into,
+    filesystem_errors,
+    new_file,
+    open_regular,
+    temporary_beside,
+)
 from ramet.host.share import ASKED_FOR, Shared, share_file
 from ramet.model.record import Disk
 
 _LINKED = "hard link: the frozen disk is the backing file of a new one"
+_IDENTITIES: Final = uuid.UUID("5b1c6e0e-52a7-4a0e-9f0a-1d3f6a8c7e21")
+_MODES: Final = ("shared", "reflinked", "copied")
 
 
 class ForkedDisk(NamedTuple):
@@ -31,21 +42,89 @@ class ForkedDisk(NamedTuple):
 
 
 def make_disk(directory: Path, disk: Disk) -> None:
-    """Make an empty disk in `directory`: it occupies next to nothing until it is written to.
+    """Make a new disk in `directory`: it occupies next to nothing until it is written to.
 
-    Raises `FilesystemError`; there is no file then.
+    One with a path has a filesystem on it, whose UUID comes of the directory's and the disk's name. Raises
+    `FilesystemError`, and `UnavailableError` when this machine can't make filesystems; there is no file then.
     """
     path = directory / disk.file
-    if disk.format == "qcow2":
+    if disk.path is not None:
+        _make_with_filesystem(path, disk, uuid.uuid5(_IDENTITIES, f"{directory.name}/{disk.name}"))
+    elif disk.format == "qcow2":
         make_qcow2(path, disk.size_bytes)
+    else:
+        with filesystem_errors("make", path), new_file(path) as descriptor:
+            os.ftruncate(descriptor, disk.size_bytes)
+
+
+def _make_with_filesystem(path: Path, disk: Disk, identity: uuid.UUID) -> None:
+    if disk.format == "raw":
+        make_ext4(path, disk.size_bytes, identity)
         return
-    with filesystem_errors("make", path), new_file(path) as descriptor:
-        os.ftruncate(descriptor, disk.size_bytes)
+    raw = temporary_beside(path)
+    try:
+        make_ext4(raw, disk.size_bytes, identity)
+        with filesystem_errors("read", raw), open_regular(raw) as descriptor:
+            fill_qcow2(path, disk.size_bytes, descriptor)
+    finally:
+        raw.unlink(missing_ok=True)
 
 
 def files_of(disk: Disk) -> tuple[str, ...]:
     """The names of all files that make up a disk, the lowest first."""
     return (*disk.backing, disk.file)
+
+
+def next_overlay(disk: Disk, *directories: Path) -> Disk:
+    """The disk whose file, still to be made, lies over the frozen `disk`: `disk-<N>.qcow2`.
+
+    N is above every number that the chain, or anything else in `directories`, has: what a change that failed
+    left behind keeps its name. Raises `FilesystemError` when a directory can't be read.
+    """
+    numbered = re.compile(rf"{re.escape(disk.name)}-(\d{{1,9}})\.qcow2", re.ASCII)
+    names = set(files_of(disk))
+    for directory in directories:
+        with filesystem_errors("read", directory):
+            names.update(entry.name for entry in directory.iterdir())
+    numbers = [int(found[1]) for name in names if (found := numbered.fullmatch(name))]
+    top = f"{disk.name}-{max(numbers, default=0) + 1}.qcow2"
+    return msgspec.structs.replace(disk, file=top, backing=files_of(disk))
+
+
+def make_overlay(directory: Path, disk: Disk) -> None:
+    """Make the empty file of a disk that `next_overlay` gave, over its backing files in `directory`.
+
+    Raises `FilesystemError`; there is no file then.
+    """
+    make_qcow2(directory / disk.file, disk.size_bytes, backing=disk.backing[-1])
+
+
+def snapshot_raw(source: Path, destination: Path, *, share: bool = True, mode: int = 0o600) -> Shared:
+    """Make `destination`, a file of its own with the content of the raw disk `source`, which nobody writes.
+
+    By reflink, else by a copy that keeps holes; `share=False` copies outright. The result says which it was,
+    and why. Not synced. Raises `FilesystemError`; there is no `destination` then.
+    """
+    with (
+        filesystem_errors("duplicate", f"{source} as {destination}"),
+        open_regular(source) as origin,
+        new_file(destination) as copy,
+    ):
+        made = duplicate_into(origin, copy, allow_reflink=share)
+        os.fchmod(copy, mode)
+    reason = f"a raw disk can't be linked: {made.reason}" if share else ASKED_FOR
+    return Shared(made.mode, reason, made.bytes_copied)
+
+
+def link_frozen(source: Path, destination: Path, disk: Disk, *, share: bool = True) -> Shared:
+    """Give the directory `destination` the frozen files of a qcow2 disk in `source`, under the same names.
+
+    By hard links; what can't be linked is reflinked or copied, and the result is the worst of them. Raises
+    `FilesystemError`; what is there of the disk then is of no use.
+    """
+    given = [share_file(source / name, destination / name, share_memory=share) for name in files_of(disk)]
+    worst = max(given, key=lambda one: _MODES.index(one.mode))
+    return Shared(worst.mode, worst.reason, sum(one.bytes_copied for one in given))
 
 
 def fork_disk(source: Path, destination: Path, disk: Disk, *, share: bool = True) -> ForkedDisk:
@@ -55,27 +134,10 @@ def fork_disk(source: Path, destination: Path, disk: Disk, *, share: bool = True
     `FilesystemError`; what is there of the disk then is of no use.
     """
     if disk.format == "raw":
-        made = _duplicate(source / disk.file, destination / disk.file, share=share)
+        made = snapshot_raw(source / disk.file, destination / disk.file, share=share)
         return ForkedDisk(disk, made.mode, made.reason, made.bytes_copied)
-    given = [share_file(source / name, destination / name, share_memory=share) for name in files_of(disk)]
-    worst = max(given, key=lambda one: _MODES.index(one.mode))
-    reason = _LINKED if worst.mode == "shared" else worst.reason
-    top = f"{disk.name}-{len(disk.backing) + 1}.qcow2"
-    make_qcow2(destination / top, disk.size_bytes, backing=disk.file)
-    forked = msgspec.structs.replace(disk, file=top, backing=files_of(disk))
-    return ForkedDisk(forked, worst.mode, reason, sum(one.bytes_copied for one in given))
-
-
-_MODES = ("shared", "reflinked", "copied")
-
-
-def _duplicate(source: Path, destination: Path, *, share: bool) -> Shared:
-    """A file of its own with the same content, writable."""
-    with (
-        filesystem_errors("duplicate", f"{source} as {destination}"),
-        open_regular(source) as origin,
-        new_file(destination) as copy,
-    ):
-        made = duplicate_into(origin, copy, allow_reflink=share)
-    reason = f"a raw disk can't be linked: {made.reason}" if share else ASKED_FOR
-    return Shared(made.mode, reason, made.bytes_copied)
+    given = link_frozen(source, destination, disk, share=share)
+    forked = next_overlay(disk, destination)
+    make_overlay(destination, forked)
+    reason = _LINKED if given.mode == "shared" else given.reason
+    return ForkedDisk(forked, given.mode, reason, given.bytes_copied)

@@ -15,15 +15,17 @@ from ramet.drivers.api import Ability, Driver
 from ramet.engine.changes import changing
 from ramet.engine.choice import choose
 from ramet.engine.context import Context
+from ramet.engine.mounting import require_mountable, require_mounted, with_mounts
 from ramet.engine.proof import prove
 from ramet.engine.removal import discard
 from ramet.engine.running import running_vmm
-from ramet.errors import UsageError
+from ramet.errors import UsageError, VmmError
 from ramet.host import processes
 from ramet.host.clock import now
 from ramet.host.files import filesystem_errors
 from ramet.host.share import share_file
 from ramet.images.image import Image
+from ramet.model.disks import NewDisk
 from ramet.model.lifecycle import Move, State
 from ramet.model.names import check_name, invent_name, new_id
 from ramet.model.record import Guest, Machine, Record
@@ -36,13 +38,10 @@ from ramet.paths import (
     ORIGIN_FILE,
     VMSTATE_FILE,
 )
-from ramet.units import MIB, TIB, format_bytes, round_up_to_page
+from ramet.units import MIB, format_bytes, round_up_to_page
 
 READY_LIMIT_S = 90.0
 _SMALLEST_MIB: dict[Guest, int] = {"linux": 96, "bare-metal": 32}
-_SMALLEST_DISK_BYTES = MIB
-_MOST_DISKS = 8
-_LARGEST_DISK_BYTES = 16 * TIB
 
 
 async def create(
@@ -53,7 +52,7 @@ async def create(
     memory_bytes: int,
     cpus: int,
     driver_name: str,
-    disk_bytes: tuple[int, ...],
+    disks: tuple[NewDisk, ...],
     labels: dict[str, str],
     auto_remove: bool,
 ) -> Record:
@@ -61,15 +60,18 @@ async def create(
 
     Returned when its guest has answered and has its identity. On a failure nothing of it is left.
     """
-    _require_sizes(image.guest, memory_bytes, cpus, disk_bytes)
+    _require_sizes(image.guest, memory_bytes, cpus)
+    require_mountable(image, disks)
     driver, accelerator = await choose(context, driver_name, image.guest)
     machine = driver.machine(
         accelerator=accelerator,
         memory_bytes=round_up_to_page(memory_bytes),
         cpus=cpus,
         guest=image.guest,
-        disk_bytes=disk_bytes or ((image.disk_bytes,) if image.disk_bytes else ()),
+        disk_bytes=tuple(disk.size_bytes for disk in disks)
+        or ((image.disk_bytes,) if image.disk_bytes else ()),
     )
+    machine = with_mounts(machine, disks)
     record = Record(
         id=new_id(),
         name=check_name(name) if name is not None else invent_name(one.name for one in context.store.all()),
@@ -95,7 +97,7 @@ async def create(
         if image.initramfs is not None:
             share_file(image.initramfs, directory / INITRAMFS_FILE)
         for disk in machine.disks:
-            make_disk(directory, disk)
+            await anyio.to_thread.run_sync(make_disk, directory, disk)
         return await _boot(context, record, driver, Move.BOOT)
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -141,7 +143,11 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
     vmm = await driver.boot(directory, machine)
     try:
         running = running_vmm(driver, directory, machine, vmm)
-        await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
+        try:
+            await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
+        except VmmError:
+            require_mounted(directory, record)
+            raise
         return context.store.change(
             record.id, lambda one: msgspec.structs.replace(one.moved(move, vmm=running), machine=machine)
         )
@@ -177,21 +183,13 @@ def _new_mem_file(directory: Path, size_bytes: int) -> None:
     temporary.rename(directory / MEM_FILE)
 
 
-def _require_sizes(guest: Guest, memory_bytes: int, cpus: int, disk_bytes: tuple[int, ...]) -> None:
+def _require_sizes(guest: Guest, memory_bytes: int, cpus: int) -> None:
     smallest_mib = _SMALLEST_MIB[guest]
     if memory_bytes < smallest_mib * MIB:
         raise UsageError(
             f"{format_bytes(memory_bytes)} is less than a guest needs",
             hint=f"give it at least {smallest_mib}M",
         )
-    if len(disk_bytes) > _MOST_DISKS:
-        raise UsageError(f"{len(disk_bytes)} disks can't be", hint=f"give it {_MOST_DISKS} at most")
-    for size in disk_bytes:
-        if not _SMALLEST_DISK_BYTES <= size <= _LARGEST_DISK_BYTES or size % 512:
-            raise UsageError(
-                f"a disk of {format_bytes(size)} can't be",
-                hint="give it 1M to 16T, in whole sectors of 512 bytes",
-            )
     host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if memory_bytes > host_bytes:
         raise UsageError(

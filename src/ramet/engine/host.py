@@ -36,6 +36,7 @@ from ramet.errors import (
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
+from ramet.model.disks import parse_disks
 from ramet.model.lineage import forest
 from ramet.model.names import resolve
 from ramet.model.shapes import Instance, LineageNode, SnapshotInfo, Usage
@@ -130,10 +131,11 @@ class Host:
         """Boot an instance of `image`. Returned when its guest has answered.
 
         `memory` is a size such as `256M` or `2G`, or bytes. `driver` is `auto` (Firecracker where there is
-        one and KVM really runs the guest, else QEMU) or a driver's name. For each size in `disks` the guest
-        has an empty data disk. With `auto_remove` it is removed once it has stopped. Raises `NotFoundError`
-        for an unknown image, `NameTakenError`, `UsageError`, `UnavailableError` and `VmmError`; nothing of it
-        is left then.
+        one and KVM really runs the guest, else QEMU) or a driver's name. For each of `disks` the guest has an
+        empty data disk: a size, or `SIZE:PATH` for one with a filesystem, which is mounted at PATH by the
+        time the guest answers (built-in image). With `auto_remove` it is removed once it has stopped. Raises
+        `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`, `UnavailableError`, `VmmError`
+        and `GuestError`; nothing of it is left then.
         """
         context = self._opened
         found = await anyio.to_thread.run_sync(resolve_image, image, agent_path, probe_path)
@@ -144,7 +146,7 @@ class Host:
             memory_bytes=parse_size(memory),
             cpus=cpus,
             driver_name=driver,
-            disk_bytes=tuple(parse_size(size) for size in disks),
+            disks=parse_disks(disks),
             labels=dict(labels or {}),
             auto_remove=auto_remove,
         )

@@ -145,6 +145,10 @@ def _add_modules(tree: FileTree, kernel: Kernel) -> list[str]:
     if kernel.modules_dir is None:
         return []
     found = modules.ModuleTree.from_directory(kernel.modules_dir)
+    for_disks = found.needed(modules.DISK_MODULES, optional=True)
+    if for_disks:
+        paths = modules.paths_in_guest(kernel.version, for_disks)
+        tree.file("etc/ramet/modules.ext4", "".join(f"{path}\n" for path in paths))
     return modules.install(
         tree,
         kernel.version,

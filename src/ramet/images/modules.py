@@ -29,9 +29,13 @@ BOOT_MODULES_IF_THERE: Final = (
 """What it loads after them, where the kernel has it: data disks, and the devices of a Firecracker guest.
 `vsock` comes before its transport, because the agent listens in between.
 """
+DISK_MODULES: Final = ("crc32c_generic", "ext4")
+"""What the agent loads before it mounts a disk, and only then, where the kernel hasn't built it in. ext4 asks
+for crc32c by name, so it isn't among what it depends on.
+"""
 AVAILABLE_MODULES: Final = (
+    *DISK_MODULES,
     "virtio_net",
-    "ext4",
     "overlay",
     "loop",
     "fuse",
@@ -149,6 +153,11 @@ def read_modinfo(module: bytes) -> Iterator[tuple[str, str]]:
             yield key.decode("utf-8", "replace"), value.decode("utf-8", "replace")
 
 
+def paths_in_guest(version: str, modules: Iterable[Module]) -> list[str]:
+    """Where `install` puts modules of a kernel."""
+    return [f"/lib/modules/{version}/{module.path}" for module in modules]
+
+
 def install(
     tree: FileTree, version: str, boot: list[Module], available: list[Module], builtin: str
 ) -> list[str]:
@@ -166,7 +175,7 @@ def install(
     aliases = (f"alias {alias} {module.name}\n" for module in modules.values() for alias in module.aliases)
     tree.file(f"{root}/modules.alias", "".join(sorted(aliases)))
     tree.file(f"{root}/modules.builtin", builtin)
-    return [f"/{root}/{module.path}" for module in boot]
+    return paths_in_guest(version, boot)
 
 
 def _dep_line(module: Module, modules: Mapping[str, Module]) -> str:

@@ -25,7 +25,8 @@ class ProcessRef(msgspec.Struct, frozen=True):
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
     """A writable data disk. `file` is a name in the instance's directory; `backing` are those of the frozen
-    files that it lies over, the lowest first.
+    files that it lies over, the lowest first; `path` is where the built-in image's guest has its filesystem
+    mounted, or null: then it has none of ours.
     """
 
     name: str
@@ -35,14 +36,6 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     backing: tuple[str, ...] = ()
     path: str | None = None
     """Where the built-in image's guest has it mounted."""
-
-
-class RamRegion(msgspec.Struct, frozen=True):
-    """A stretch of guest RAM: where the guest sees it, and where it lies in the mem-file."""
-
-    guest_start: int
-    length_bytes: int
-    file_offset: int
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "disks.h"
+
 #define MODULES_FILE "/etc/ramet/modules"
 #define RC_FILE "/etc/ramet/rc"
 #define GRACE_MS 2000 /* between SIGTERM and SIGKILL for processes that don't end at once */
@@ -84,8 +86,8 @@ static void load_module(const char *path) {
         close(fd);
 }
 
-void init_modules(void (*loaded)(void)) {
-    FILE *list = fopen(MODULES_FILE, "re");
+void init_modules_of(const char *path, void (*loaded)(void)) {
+    FILE *list = fopen(path, "re");
     char line[512];
     if (list == NULL)
         return;
@@ -94,10 +96,13 @@ void init_modules(void (*loaded)(void)) {
         if (line[0] == '\0' || line[0] == '#')
             continue;
         load_module(line);
-        loaded();
+        if (loaded != NULL)
+            loaded();
     }
     fclose(list);
 }
+
+void init_modules(void (*loaded)(void)) { init_modules_of(MODULES_FILE, loaded); }
 
 static void loopback_up(void) {
     struct ifreq request = {.ifr_name = "lo"};
@@ -178,13 +183,17 @@ bool init_has_argument(const char *line, const char *word) {
     return false;
 }
 
-static bool has_power_switch(void) {
-    char line[4096]; /* twice what the kernel keeps: COMMAND_LINE_SIZE is 2048 on both architectures */
+void init_command_line(char *line, size_t size) {
     int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd < 0 ? -1 : read(fd, line, sizeof line - 1);
+    ssize_t length = fd < 0 ? -1 : read(fd, line, size - 1);
     if (fd >= 0)
         close(fd);
     line[length < 0 ? 0 : length] = '\0';
+}
+
+static bool has_power_switch(void) {
+    char line[COMMAND_LINE_MAX];
+    init_command_line(line, sizeof line);
     return !init_has_argument(line, NO_POWER_SWITCH);
 }
 
@@ -208,6 +217,7 @@ void init_shutdown(enum shutdown_wish wish) {
     wait_for_all(GRACE_MS);
     kill(-1, SIGKILL);
     wait_for_all(GRACE_MS);
+    disks_leave();
     if (by_reset && wish == POWER_OFF)
         say_power_off();
     sync();

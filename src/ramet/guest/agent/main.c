@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "command.h"
+#include "disks.h"
 #include "events.h"
 #include "identity.h"
 #include "init.h"
@@ -214,8 +215,10 @@ int main(int argc, char **argv) {
         uevents = ports_watch_uevents(); /* before the drivers: no port may come unseen */
         listen_to_host();
     }
-    if (is_init)
+    if (is_init) {
         init_modules(listen_to_host);
+        disks_mount(); /* before anything is answered: a command finds them */
+    }
     if (socket_path == NULL)
         look_for_ports();
     if (is_init)

@@ -1,0 +1,169 @@
+"""Chains of qcow2 files: a frozen one under each overlay, all in one directory. Read, and made shorter.
+
+An image's header may name any file of the host as its backing file, or a server somewhere: what came from
+elsewhere is read here before a VMM opens it, and what isn't a chain of ramet's own kind is refused.
+
+Source: QEMU's docs/interop/qcow2.rst, "Header", "Header extensions"; qemu-img(1), "convert".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ramet.disk.qcow2 import BACKING_FORMAT, EXTENSION, HEADER, MAGIC
+from ramet.errors import DamagedError, FilesystemError, UnavailableError
+from ramet.host.files import allocated_bytes, filesystem_errors, open_regular, publish, temporary_beside
+from ramet.units import MIB, TIB
+
+LONGEST_CHAIN: Final = 256
+"""Files. Chains are shortened long before."""
+_READ_BYTES: Final = 4096
+_CLUSTER_BITS: Final = range(9, 22)
+_LARGEST_BYTES: Final = 64 * TIB
+_LONGEST_NAME: Final = 255
+_FILE_NAME: Final = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_CONVERT_BASE_S: Final = 60.0
+_CONVERT_BYTES_A_S: Final = 8 * MIB
+
+
+class ImageFacts(NamedTuple):
+    """What a qcow2 file's header says: the size that a guest sees, and the file that it lies over."""
+
+    size_bytes: int
+    backing: str | None
+
+
+def image_facts(path: Path) -> ImageFacts:
+    """Read a header; 4 KiB of the file are looked at.
+
+    Raises `DamagedError` when it isn't an image as ramet makes them: version 2 or 3, no features that change
+    what the rest means (encryption, a data file elsewhere), and a backing file, if any, that is a qcow2 file
+    named plainly, in the same directory. `FilesystemError` when it can't be read.
+    """
+    with filesystem_errors("read", path), open_regular(path) as descriptor:
+        head = os.pread(descriptor, _READ_BYTES, 0)
+    if len(head) < HEADER.size:
+        raise DamagedError(f"{path} is no qcow2 image: it is too short")
+    (magic, version, name_offset, name_bytes, cluster_bits, size_bytes, encryption, *_rest) = HEADER.unpack(
+        head[: HEADER.size]
+    )
+    if magic != MAGIC:
+        raise DamagedError(f"{path} is no qcow2 image")
+    if version not in (2, 3):
+        raise DamagedError(f"{path} is a qcow2 image of version {version}, which isn't known")
+    incompatible, header_bytes = (_rest[6], _rest[10]) if version == 3 else (0, 72)
+    if encryption != 0 or incompatible != 0:
+        raise DamagedError(f"{path} is a qcow2 image with features that ramet gives to none")
+    if (
+        cluster_bits not in _CLUSTER_BITS
+        or not 0 < size_bytes <= _LARGEST_BYTES
+        or not 72 <= header_bytes <= 512
+    ):
+        raise DamagedError(f"{path} is a damaged qcow2 image: its header makes no sense")
+    if name_offset == 0:
+        return ImageFacts(size_bytes, None)
+    name = head[name_offset : name_offset + name_bytes]
+    if not header_bytes < name_offset or not 0 < name_bytes <= _LONGEST_NAME or len(name) != name_bytes:
+        raise DamagedError(f"{path} is a damaged qcow2 image: its backing file's name isn't in its header")
+    if not _FILE_NAME.fullmatch(name):
+        raise DamagedError(
+            f"{path} lies over {name.decode(errors='replace')!r}, which is no file of the same directory"
+        )
+    # Without the format QEMU would guess, and what a guest wrote to a raw file can look like anything.
+    if _backing_format(head, header_bytes, name_offset) != b"qcow2":
+        raise DamagedError(f"{path} doesn't say that the file under it is a qcow2 image")
+    return ImageFacts(size_bytes, name.decode())
+
+
+def backing_of(path: Path) -> str | None:
+    """The name of the file, in the same directory, that an image lies over. Errors as `image_facts`."""
+    return image_facts(path).backing
+
+
+def chain_of(directory: Path, file: str) -> tuple[str, ...]:
+    """The names of the files that make up an image, the lowest first, `file` the last.
+
+    Raises `DamagedError` when one is missing or not as `image_facts` wants it, and for a chain that goes
+    round or is longer than `LONGEST_CHAIN`; `FilesystemError` when one can't be read.
+    """
+    chain = [file]
+    while True:
+        if not (directory / chain[-1]).exists():
+            raise DamagedError(f"{directory / chain[-1]} is missing")
+        backing = backing_of(directory / chain[-1])
+        if backing is None:
+            return tuple(reversed(chain))
+        if backing in chain:
+            raise DamagedError(f"{directory / chain[-1]} lies over {backing}, which lies over it")
+        if len(chain) == LONGEST_CHAIN:
+            raise DamagedError(f"{directory / file} lies over more than {LONGEST_CHAIN - 1} files")
+        chain.append(backing)
+
+
+def find_qemu_img() -> str:
+    """QEMU's tool for images. Raises `UnavailableError` naming the package that has it."""
+    found = shutil.which("qemu-img")
+    if found is None:
+        raise UnavailableError(
+            "there is no qemu-img to shorten a disk's chain with",
+            hint="install the package qemu-utils (Debian, Ubuntu)",
+        )
+    return found
+
+
+def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int = 0o444) -> None:
+    """Make `out`, one qcow2 file with what the frozen chain `files` (lowest first) in `directory` has.
+
+    The chain is only read; `out` must not exist, and has its name when it is whole and durable. Bounded in
+    time by what the chain occupies. Raises `DamagedError` when the chain is another than that,
+    `UnavailableError` without qemu-img, `FilesystemError`; there is no `out` then.
+    """
+    program = find_qemu_img()
+    if chain_of(directory, files[-1]) != tuple(files):
+        raise DamagedError(f"{directory / files[-1]} lies over other files than its manifest says")
+    with filesystem_errors("read", directory):
+        occupied_bytes = sum(allocated_bytes(directory / name) for name in files)
+    if out.exists():
+        raise FilesystemError(f"can't make {out}: it exists")
+    temporary = temporary_beside(out)
+    convert = [program, "convert", "-f", "qcow2", "-O", "qcow2", files[-1], str(temporary.absolute())]
+    try:
+        done = subprocess.run(
+            convert,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_CONVERT_BASE_S + occupied_bytes / _CONVERT_BYTES_A_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            raise FilesystemError(f"can't make {out} of {directory / files[-1]}: {said[-300:]}")
+        if image_facts(temporary) != ImageFacts(image_facts(directory / files[-1]).size_bytes, None):
+            raise DamagedError(f"what qemu-img made of {directory / files[-1]} isn't what was asked for")
+        with filesystem_errors("close", temporary):
+            temporary.chmod(mode)
+        publish(temporary, out)
+    except subprocess.TimeoutExpired:
+        raise FilesystemError(f"can't make {out}: qemu-img takes too long") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _backing_format(head: bytes, at: int, end: int) -> bytes | None:
+    """The header extension that says of which format the backing file is, or None when there is none."""
+    while at + EXTENSION.size <= min(end, len(head)):
+        kind, length = EXTENSION.unpack_from(head, at)
+        at += EXTENSION.size
+        if kind == 0:
+            return None
+        if kind == BACKING_FORMAT:
+            return head[at : at + length]
+        at += -(-length // 8) * 8
+    return None
