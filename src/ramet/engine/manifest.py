@@ -47,6 +47,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
+class _Format(msgspec.Struct):
+    """What every manifest has, whatever else is in it."""
+
+    format: int
+
+
 def read_manifest(directory: Path) -> Manifest:
     """The manifest in `directory`.
 
@@ -54,14 +60,27 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_FILE
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError) as error:
+        encoded = path.read_bytes()
+    except OSError as error:
         raise DamagedError(f"{path} can't be read: {error}", hint="make the template again") from error
-    if manifest.format > FORMAT:
-        raise DamagedError(
-            f"{path} has format {manifest.format}; this ramet knows {FORMAT}", hint="upgrade ramet"
-        )
-    return manifest
+    return decode_manifest(encoded, str(path), hint="make the template again")
+
+
+def decode_manifest(encoded: bytes, name: str, *, hint: str) -> Manifest:
+    """The manifest that these bytes are; errors call it `name` and have `hint` as the next step.
+
+    Raises `DamagedError` when they are none, or from a newer ramet.
+    """
+    try:
+        # The format first: a newer one need not have this one's fields.
+        version = msgspec.json.decode(encoded, type=_Format).format
+        if version > FORMAT:
+            raise DamagedError(
+                f"{name} has format {version}; this ramet knows {FORMAT}", hint="upgrade ramet"
+            )
+        return msgspec.json.decode(encoded, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DamagedError(f"{name} can't be read: {error}", hint=hint) from error
 
 
 async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -> None:
