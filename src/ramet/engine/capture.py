@@ -206,7 +206,8 @@ async def _freeze_disks(plan: _Plan, vmm: Vmm) -> None:
 
 async def _settle_overlays(context: Context, plan: _Plan, vmm: FreezesDisks) -> None:
     """The record names the files that the disks are really in now; an overlay that wasn't needed goes."""
-    switched = {frozen.file: new for frozen, new in plan.overlays if new.file in vmm.switched}
+    active = await vmm.active_files()
+    switched = {frozen.file: new for frozen, new in plan.overlays if active.get(frozen.name) == new.file}
     unused = [pair for pair in plan.overlays if pair[0].file not in switched]
     if switched:
         context.store.change(plan.record.id, lambda one: with_disks(one, switched))
@@ -258,7 +259,7 @@ def _prepare(
     overlays: list[tuple[Disk, Disk]] = []
     if goes_on and isinstance(vmm, FreezesDisks):
         for disk in record.machine.disks:
-            new = next_overlay(own, disk)
+            new = next_overlay(disk, own)
             make_overlay(own, new)
             overlays.append((disk, new))
     return _Plan(

@@ -108,7 +108,7 @@ async def with_disks_as_they_are(record: Record, vmm: Vmm) -> Record:
     """`record` with the files that its disks are really in: a capture may have switched them and then died."""
     if not isinstance(vmm, FreezesDisks) or not record.machine.disks:
         return record
-    files = await vmm.disk_files()
+    files = await vmm.active_files()
     disks = []
     for disk in record.machine.disks:
         file = files.get(disk.name, disk.file)

@@ -21,8 +21,8 @@ from ramet.engine.agents import Agents
 from ramet.engine.context import Context
 from ramet.engine.observe import count_forks, is_shown, observe, to_instance
 from ramet.engine.snapshot import Snapshot, describe
+from ramet.engine.snapshot_files import import_file
 from ramet.engine.snapshots import published, resolve_snapshot
-from ramet.engine.transfer import import_file
 from ramet.engine.vm import VM
 from ramet.engine.watch import watch
 from ramet.errors import (

@@ -85,7 +85,7 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
     """
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         found = _format_of(data)
         if found is not None and found > FORMAT:
             raise _newer(where, found) from error
@@ -114,7 +114,7 @@ class _Format(msgspec.Struct):
 def _format_of(data: bytes) -> int | None:
     try:
         return msgspec.json.decode(data, type=_Format).format
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
 
 

@@ -11,7 +11,7 @@ import anyio.to_thread
 import msgspec
 
 from ramet.engine import fork as forking
-from ramet.engine import snapshots, transfer
+from ramet.engine import snapshot_files, snapshots
 from ramet.engine.bring_up import ForkOptions
 from ramet.engine.context import Context
 from ramet.engine.forks import ForkCall
@@ -117,7 +117,7 @@ class Snapshot:
         file is left then.
         """
         record = self._record
-        written = await transfer.export_snapshot(self._context, record, Path(file))
+        written = await snapshot_files.export_snapshot(self._context, record, Path(file))
         return Exported(id=self.id, name=self.name, file=str(file), bytes_written=written)
 
     async def remove(self) -> None:

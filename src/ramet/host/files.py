@@ -220,15 +220,22 @@ def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True)
 
 
 def _require_room(source: int, destination: int) -> None:
-    """Raises `OSError` (ENOSPC) when `destination` has no room for what `source` occupies.
+    """Raises `OSError` (ENOSPC) when `destination` has no room for what `source` occupies."""
+    free = free_bytes(destination)
+    if free is not None and free < os.fstat(source).st_blocks * STAT_BLOCK_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    An estimate: others write too, and a filesystem that compresses may need less.
+
+def free_bytes(where: int | Path) -> int | None:
+    """How much this process may still write to the filesystem of a file or a directory, in bytes; None where
+    the filesystem doesn't tell.
+
+    An estimate: others write too, and a filesystem that compresses may need less. Raises `OSError`.
     """
-    facts = os.fstatvfs(destination)
+    facts = os.statvfs(where)
     free = facts.f_bfree if os.geteuid() == 0 else facts.f_bavail
     # Some filesystems in user space tell nothing: no blocks at all.
-    if facts.f_blocks and free * facts.f_frsize < os.fstat(source).st_blocks * STAT_BLOCK_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return free * facts.f_frsize if facts.f_blocks else None
 
 
 def reflink(source: Path, destination: Path) -> None:

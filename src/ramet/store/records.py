@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -41,15 +42,10 @@ class Table(Generic[RowT]):
         """Add all of `records` or none. Raises `NameTakenError` when one of their names is in use."""
         with self._database.lock, self._database.explained(), self._database.transaction():
             for record in records:
-                try:
+                with self._names_taken(record):
                     self._database.connection.execute(
                         f"INSERT INTO {self._table} (id, body) VALUES (?, ?)", (record.id, _encode(record))
                     )
-                except sqlite3.IntegrityError as error:
-                    raise NameTakenError(
-                        f"there is {self._what} named {record.name} already",
-                        hint=f"choose another name, or `ramet {self._verbs} {record.name}` first",
-                    ) from error
 
     def all(self) -> list[RowT]:
         """Every record, oldest first."""
@@ -68,16 +64,17 @@ class Table(Generic[RowT]):
         """Replace a record by `function` of itself, atomically, and return the new one.
 
         `function` runs inside the write transaction: it does no I/O, and whatever it raises leaves the record
-        as it was. A `durable` change is on the disk when this returns; others survive a crash of ramet, but
+        as it was. Raises `NameTakenError` too. A `durable` change is on the disk when this returns; others survive a crash of ramet, but
         perhaps not one of the machine.
         """
 
         def once() -> RowT:
             with self._database.transaction(durable=durable):
                 record = function(self._read(row_id))
-                self._database.connection.execute(
-                    f"UPDATE {self._table} SET body = ? WHERE id = ?", (_encode(record), row_id)
-                )
+                with self._names_taken(record):
+                    self._database.connection.execute(
+                        f"UPDATE {self._table} SET body = ? WHERE id = ?", (_encode(record), row_id)
+                    )
                 return record
 
         with self._database.lock, self._database.explained():
@@ -101,6 +98,16 @@ class Table(Generic[RowT]):
 
         with self._database.lock, self._database.explained():
             return self._database.with_reserve(once)
+
+    @contextmanager
+    def _names_taken(self, record: RowT) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError as error:
+            raise NameTakenError(
+                f"there is {self._what} named {record.name} already",
+                hint=f"choose another name, or `ramet {self._verbs} {record.name}` first",
+            ) from error
 
     def _read(self, row_id: str) -> RowT:
         row = self._database.connection.execute(

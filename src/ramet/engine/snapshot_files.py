@@ -1,0 +1,151 @@
+"""Snapshots that leave as one file, and come as one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import msgspec
+
+from ramet.disk.qcow2 import require_chain
+from ramet.drivers.api import Ability
+from ramet.engine import snapshots
+from ramet.engine.context import Context
+from ramet.engine.manifest import Manifest
+from ramet.engine.transfer import Imported, export_capture, import_capture
+from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
+from ramet.host.files import (
+    filesystem_errors,
+    new_file,
+    open_regular,
+    publish,
+    temporary_beside,
+    write_durably,
+)
+from ramet.model.names import check_name, invent_name
+from ramet.model.snapshot import SnapshotRecord
+from ramet.paths import MANIFEST_FILE
+
+STANDARD_STREAM = "-"
+_TRIES = 3
+
+
+async def export_snapshot(context: Context, row: SnapshotRecord, file: Path) -> int:
+    """Write a snapshot to a new file, durably, or to standard output (`-`), and return how many bytes that took.
+
+    Raises `DamagedError`, `FilesystemError`, `UsageError` when the file exists; no file is left then.
+    """
+    directory = context.home.snapshot(row.id)
+    if file != Path(STANDARD_STREAM) and os.path.lexists(file):
+        raise UsageError(f"{file} exists", hint="choose another name, or remove it first")
+    for tries_left in reversed(range(_TRIES)):
+        manifest = snapshots.origin_of_snapshot(context, row).manifest
+        try:
+            return await anyio.to_thread.run_sync(_write, directory, manifest, file, abandon_on_cancel=False)
+        except RametError:
+            # Compacted meanwhile: the same memory, in another file.
+            if tries_left == 0 or snapshots.origin_of_snapshot(context, row).manifest == manifest:
+                raise
+    raise AssertionError
+
+
+def _write(directory: Path, manifest: Manifest, file: Path) -> int:
+    encoded = manifest.encoded()
+    check = anyio.from_thread.check_cancelled
+    if file == Path(STANDARD_STREAM):
+        return export_capture(
+            directory, encoded, sys.stdout.fileno(), to="standard output", checkpoint=check
+        ).archive_bytes
+    temporary = temporary_beside(file)
+    try:
+        with filesystem_errors("write", file), new_file(temporary) as out:
+            written = export_capture(directory, encoded, out, to=str(file), checkpoint=check).archive_bytes
+        publish(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return written
+
+
+async def import_file(context: Context, file: Path, *, name: str | None) -> SnapshotRecord:
+    """Make a snapshot of an exported file or, for `-`, of standard input. Nothing in it is believed.
+
+    Raises `DamagedError`, `UnavailableError`, `FilesystemError`, `NameTakenError`; nothing of it is left then.
+    """
+    if name is not None:
+        check_name(name)
+    row = snapshots.reserve(context, "", "import", name=None, labels={}, nameless=True)
+    directory = context.home.snapshot(row.id)
+    try:
+        imported = await anyio.to_thread.run_sync(_read, context, file, directory)
+        return _publish(context, row, imported.manifest, name)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await snapshots.remove(context, row)
+        raise
+
+
+def _read(context: Context, file: Path, directory: Path) -> Imported:
+    with _opened(file) as (stream, what):
+        imported = import_capture(
+            stream, directory, name=what, mode=_mode, checkpoint=anyio.from_thread.check_cancelled
+        )
+    manifest = imported.manifest
+    context.driver(manifest.driver)  # raises for one that this ramet doesn't have
+    for disk in manifest.machine.disks:
+        if disk.format == "qcow2":
+            require_chain(directory, (*disk.backing, disk.file), disk.size_bytes)
+    if manifest.source is None:
+        raise DamagedError(f"{what} doesn't say what it is a snapshot of", hint="export it again")
+    write_durably(directory / MANIFEST_FILE, manifest.encoded())
+    return imported
+
+
+def _mode(part: str) -> int:
+    """A VMM may insist on opening the mem-file for writing, unless root's permission is enough."""
+    return 0o600 if part.startswith("mem") and os.geteuid() != 0 else 0o444
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[int, str]]:
+    if file == Path(STANDARD_STREAM):
+        yield sys.stdin.fileno(), "standard input"
+        return
+    with filesystem_errors("read", file):
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor, str(file)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(
+    context: Context, row: SnapshotRecord, manifest: Manifest, name: str | None
+) -> SnapshotRecord:
+    source = manifest.source
+    assert source is not None
+    taken = [one.name for one in context.store.snapshots.all() if one.source == source.id and one.name]
+    chosen = name if name is not None else invent_name(taken)
+    try:
+        return context.store.snapshots.change(
+            row.id,
+            lambda one: msgspec.structs.replace(
+                one,
+                name=chosen,
+                source=source.id,
+                source_name=source.name,
+                labels=manifest.labels,
+                maker=None,
+            ),
+            durable=True,
+        )
+    except NameTakenError:
+        raise NameTakenError(
+            f"there is a snapshot named {chosen} of {source.name} already", hint="give it another name with --name"
+        ) from None

@@ -1,0 +1,195 @@
+"""A capture as one file: out of its directory, and into a new one.
+
+`host/archive.py` knows the bytes (docs/archive.md); this knows what a capture is: which parts it may have,
+what their manifest says of them. Both directions block, so they run in a worker thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from ramet.engine.manifest import Manifest, Part, check_part, decode_manifest
+from ramet.errors import DamagedError, FilesystemError
+from ramet.host.archive import MAX_MANIFEST_BYTES, MAX_PARTS, ArchiveFacts, ArchiveReader, write_archive
+from ramet.host.files import (
+    filesystem_errors,
+    free_bytes,
+    fsync_directory,
+    new_file,
+    open_regular,
+    sync,
+)
+from ramet.memory.integrity import digest, facts_of
+from ramet.units import format_bytes
+
+PART_NAMES: Final = re.compile(
+    r"(mem|delta)(-[0-9a-f]+)?|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)"
+)
+"""All names that a capture's parts have. A part of any other name could be taken for something else of the
+instance that it is linked into: its log, its socket, its settings."""
+
+_AGAIN: Final = "export it again"
+
+
+class Imported(NamedTuple):
+    """A capture that has come whole."""
+
+    manifest: Manifest
+    """With the new files' facts and the old digests: what belongs beside them, once its id is decided."""
+    exported: bytes
+    """The manifest as it came."""
+
+
+def _nothing() -> None:
+    """The checkpoint of who never gives up."""
+
+
+def export_capture(
+    directory: Path,
+    manifest: bytes,
+    out: int,
+    *,
+    to: str = "the export",
+    checkpoint: Callable[[], None] = _nothing,
+) -> ArchiveFacts:
+    """Write the capture in `directory`, whose manifest is `manifest`, to the descriptor `out`: a file, a
+    pipe, a socket. Holes and zeros take no room in it.
+
+    All parts are opened and held against the manifest before anything is written. From then on the capture
+    may be removed or compacted: what was opened is what is exported. `to` is how errors call the
+    destination; `checkpoint` is called often and may raise to give up (`anyio.from_thread.check_cancelled`).
+
+    Raises, with nothing written, `DamagedError` when a part isn't (any more) what the manifest says: who
+    finds another manifest in the directory then may try again with that. Raises `FilesystemError` when
+    writing fails, also when nobody reads the pipe any more (EPIPE). What was written by then is refused by
+    `import_capture`.
+    """
+    facts = _checked_manifest(manifest, f"the manifest in {directory}")
+    with ExitStack() as opened:
+        parts = []
+        for name in facts.parts:
+            path = directory / name
+            with filesystem_errors("read", path):
+                try:
+                    descriptor = opened.enter_context(open_regular(path))
+                except OSError:
+                    # Missing, or a link: that has words of its own.
+                    check_part(facts, directory, name)
+                    raise
+                check_part(facts, directory, name)
+                # What was checked is what lies under the name; it must be what is open.
+                same = os.path.samestat(os.fstat(descriptor), path.lstat())
+            if not same:
+                raise DamagedError(f"{path} was replaced at this moment", hint="try again")
+            parts.append((name, descriptor))
+        return write_archive(out, manifest, parts, to=to, checkpoint=checkpoint)
+
+
+def import_capture(
+    stream: int,
+    directory: Path,
+    *,
+    name: str = "the import",
+    mode: Callable[[str], int] = lambda _part: 0o444,
+    checkpoint: Callable[[], None] = _nothing,
+) -> Imported:
+    """Make `directory`, which must not exist, and fill it with the parts of the capture that comes from the
+    descriptor `stream`: a file, a pipe, a socket.
+
+    Nothing that comes is believed: names, sizes, order, the digest of the stream and of each part are
+    checked, and that there is room before anything is written. The parts are synced and have the permission
+    bits that `mode` gives for their names. The directory has no manifest yet: the caller writes
+    `Imported.manifest` into it, publishes it by a rename, and before that decides whether it trusts what the
+    parts say to a VMM (a qcow2 file can name a backing file).
+
+    `name` is how errors call the stream. Raises `DamagedError`, `UnavailableError` (a newer format),
+    `FilesystemError`, and what `checkpoint` raises; the directory is gone then.
+    """
+    reader = ArchiveReader(stream, name=name, checkpoint=checkpoint)
+    manifest = _checked_manifest(reader.manifest, f"the manifest in {name}")
+    logical_bytes = sum(part.facts.size_bytes for part in manifest.parts.values())
+    if reader.data_bytes > logical_bytes:
+        raise DamagedError(
+            f"{name} is damaged: {reader.data_bytes} bytes of data for parts of {logical_bytes}", hint=_AGAIN
+        )
+    with filesystem_errors("make", directory):
+        free = free_bytes(directory.parent)
+        if free is not None and free < reader.data_bytes:
+            raise FilesystemError(
+                f"can't import {name} into {directory.parent}: up to {format_bytes(reader.data_bytes)} are "
+                f"needed, {format_bytes(free)} are free",
+                hint="free some space on that filesystem",
+            )
+        directory.mkdir(mode=0o700)
+    try:
+        _receive(reader, manifest, directory, name, mode)
+        for part, what in manifest.parts.items():
+            checkpoint()
+            if digest(directory / part) != what.digest:
+                raise DamagedError(f"{part} in {name} isn't what its manifest says: digest", hint=_AGAIN)
+        fsync_directory(directory)
+        return Imported(with_new_facts(manifest, directory), reader.manifest)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def with_new_facts(manifest: Manifest, directory: Path) -> Manifest:
+    """`manifest`, with the facts that the parts in `directory` have now; everything else, the digests too,
+    stays.
+
+    For copies whose content is known to be the same. Raises `FilesystemError`, `DamagedError`.
+    """
+    parts = {
+        name: Part(facts=facts_of(directory / name), digest=part.digest)
+        for name, part in manifest.parts.items()
+    }
+    return msgspec.structs.replace(manifest, parts=parts)
+
+
+def _checked_manifest(encoded: bytes, name: str) -> Manifest:
+    """The manifest, if a capture can have such parts."""
+    if len(encoded) > MAX_MANIFEST_BYTES:
+        raise DamagedError(f"{name} has {len(encoded)} bytes, more than {MAX_MANIFEST_BYTES}")
+    manifest = decode_manifest(encoded, where=name)
+    if len(manifest.parts) > MAX_PARTS:
+        raise DamagedError(f"{name} names {len(manifest.parts)} parts, more than {MAX_PARTS}")
+    for part, what in manifest.parts.items():
+        if not PART_NAMES.fullmatch(part):
+            raise DamagedError(f"{name} names {part!r}, which no part of a capture is called")
+        if what.facts.size_bytes < 0:
+            raise DamagedError(f"{name} gives {part} {what.facts.size_bytes} bytes")
+    return manifest
+
+
+def _receive(
+    reader: ArchiveReader, manifest: Manifest, directory: Path, name: str, mode: Callable[[str], int]
+) -> None:
+    """All parts, in the manifest's order, and the end of the archive."""
+    for part, what in manifest.parts.items():
+        expected = (part, what.facts.size_bytes)
+        if (found := reader.next_part()) != expected:
+            raise DamagedError(
+                f"{name} is damaged: {_shown(found)} comes where {_shown(expected)} should", hint=_AGAIN
+            )
+        path = directory / part
+        with filesystem_errors("write", path), new_file(path) as descriptor:
+            reader.receive(descriptor)
+            os.fchmod(descriptor, mode(part))
+            sync(descriptor)
+    if (found := reader.next_part()) is not None:
+        raise DamagedError(
+            f"{name} is damaged: {_shown(found)} comes, which its manifest doesn't name", hint=_AGAIN
+        )
+
+
+def _shown(part: tuple[str, int] | None) -> str:
+    return "its end" if part is None else f"part {part[0]!r} of {part[1]} bytes"

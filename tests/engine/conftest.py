@@ -1,0 +1,3 @@
+from tests.disk.loop_filesystems import full
+
+__all__ = ["full"]
