@@ -127,6 +127,22 @@ def link_frozen(source: Path, destination: Path, disk: Disk, *, share: bool = Tr
     return Shared(worst.mode, worst.reason, sum(one.bytes_copied for one in given))
 
 
+def unshare_disk(directory: Path, disk: Disk) -> Disk:
+    """A disk that may be written to, in place of one whose file others have too: an overlay over it, or a
+    copy in its place. Raises `FilesystemError`; the disk is as it was then.
+    """
+    if disk.format == "qcow2":
+        new = next_overlay(disk, directory)
+        make_overlay(directory, new)
+        return new
+    path = directory / disk.file
+    temporary = temporary_beside(path)
+    snapshot_raw(path, temporary)
+    with filesystem_errors("replace", path):
+        temporary.replace(path)
+    return disk
+
+
 def fork_disk(source: Path, destination: Path, disk: Disk, *, share: bool = True) -> ForkedDisk:
     """Give the directory `destination` a disk that begins as the frozen `disk` in `source`.
 

@@ -1,8 +1,8 @@
 """Bringing a guest up from a capture: what a fork, a restore and a rewind have in common.
 
-A directory of its own, into which the parts are shared; each held against the manifest; a VMM on them; the delta
-written into its private mapping before anything in it looks at guest memory; vmstate; resume; proof. Guest RAM is
-neither read nor written on the host, but for the delta.
+A directory of its own, into which the parts are shared; each held against the manifest; a VMM on them; the
+delta written into its private mapping before anything in it looks at guest memory; vmstate; resume; proof.
+Guest RAM is neither read nor written on the host, but for the delta.
 """
 
 from __future__ import annotations
@@ -117,10 +117,11 @@ class Living(NamedTuple):
 
 
 def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
-    """Make `directory`, with what it needs of the capture: the parts shared, the rest copied, nothing left that
-    leads outside (I3). Blocks; for a worker thread.
+    """Make `directory`, with what it needs of the capture: the parts shared, the rest copied, nothing left
+    that leads outside (I3). Blocks; for a worker thread.
 
-    Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may be there then.
+    Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may be there
+    then.
     """
     for tries_left in reversed(range(_COMPACTED_MEANWHILE)):
         try:
@@ -199,9 +200,9 @@ async def bring_up(
 ) -> Living:
     """Start a VMM in `directory` on those parts, and return when its guest has proved to be `record`'s.
 
-    `marks` gets the moments at which it was spawned, loaded, resumed and ready. `mark` is the directory that the VMM
-    will belong to, where that is another one. Raises `VmmError`, `GuestError`, `UnavailableError`, `DamagedError`; no
-    VMM is left then. `parts` is closed in any case.
+    `marks` gets the moments at which it was spawned, loaded, resumed and ready. `mark` is the directory that
+    the VMM will belong to, where that is another one. Raises `VmmError`, `GuestError`, `UnavailableError`,
+    `DamagedError`; no VMM is left then. `parts` is closed in any case.
     """
     machine = msgspec.structs.replace(parts.manifest.machine, disks=tuple(one.disk for one in parts.disks))
     record = msgspec.structs.replace(record, machine=machine)

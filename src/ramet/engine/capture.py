@@ -1,20 +1,20 @@
 """Capture: what a guest is at one moment, written down while it hardly notices.
 
-The order is pause, disks, vmstate, *then* the list of changed pages (saving vmstate itself dirties guest pages) and
-their copies, resume. Everything that can be done before the pause or after the resume is: files are linked and
-overlays made before; what was copied lies in memory meanwhile and is written, synced and published after. A guest
-whose VMM is to end anyway stays paused, and its pages go straight to the disk.
+The order is pause, disks, vmstate, *then* the list of changed pages (saving vmstate itself dirties guest
+pages) and their copies, resume. Everything that can be done before the pause or after the resume is: files
+are linked and overlays made before; what was copied lies in memory meanwhile and is written, synced and
+published after. A guest whose VMM is to end anyway stays paused, and its pages go straight to the disk.
 
-A guest that has a mem-file with something in it has that one as the base of the capture, by a link, and the pages in
-which it differs as a delta: all of them, an inherited delta's too, so deltas don't pile up. One that has none, because
-it was booted, gets a mem-file of what it has touched.
+A guest that has a mem-file with something in it has that one as the base of the capture, by a link, and the
+pages in which it differs as a delta: all of them, an inherited delta's too, so deltas don't pile up. One that
+has none, because it was booted, gets a mem-file of what it has touched.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from ramet.drivers.api import Ability, Driver, FreezesDisks, SavesState, Vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
 from ramet.engine.proof import correct_clock
-from ramet.errors import DamagedError, RametError, UnavailableError, VmmError
+from ramet.errors import DamagedError, RametError, UnavailableError
 from ramet.host.clock import now
 from ramet.host.cpu import host_cpu
 from ramet.host.deadman import armed
@@ -40,7 +40,7 @@ from ramet.memory.delta import write_delta, write_mem_file
 from ramet.memory.integrity import digest, facts_of
 from ramet.memory.mappings import FileIdentity, identity_of
 from ramet.memory.pagemap import Run
-from ramet.memory.pages import LivePages, Pages, stage
+from ramet.memory.pages import LivePages, Pages, StagedPages, stage
 from ramet.memory.ram import changed_pages
 from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Record, RunningVmm
@@ -104,12 +104,12 @@ async def capture(
 ) -> Captured:
     """Capture a running or paused instance. The caller has marked the change in `record`.
 
-    With `goes_on` it is afterwards as it was before, and runs if it ran; `directory` is an empty one of the same
-    filesystem. Without, `directory` is its own: it is left paused there for its VMM to be ended, and its disks' files
-    are parts of the capture. Without `digests` it can't be verified or exported.
+    With `goes_on` it is afterwards as it was before, and runs if it ran; `directory` is an empty one of the
+    same filesystem. Without, `directory` is its own: it is left paused there for its VMM to be ended, and its
+    disks' files are parts of the capture. Without `digests` it can't be verified or exported.
 
-    Raises `UnavailableError` when its memory may not be read, `FilesystemError` when it doesn't fit, `VmmError`,
-    `DamagedError`. It then runs if it ran; what is in `directory` is for the caller to remove.
+    Raises `UnavailableError` when its memory may not be read, `FilesystemError` when it doesn't fit,
+    `VmmError`, `DamagedError`. It then runs if it ran; what is in `directory` is for the caller to remove.
     """
     started = time.perf_counter()
     driver = context.driver(record.driver)
@@ -122,11 +122,13 @@ async def capture(
     )
     async with AsyncExitStack() as closing:
         vmstate = closing.enter_context(memory_file("vmstate"))
+        pages: Pages
+        pause_ms = 0.0
         if goes_on:
-            pages, pause_ms = await _stage(context, plan, vmm, vmstate)
+            staged, pause_ms = await _stage(context, plan, vmm, vmstate)
+            pages = closing.enter_context(staged)
         else:
-            pages, pause_ms = await _freeze(context, plan, vmm, vmstate), 0.0
-        closing.callback(pages.close)
+            pages = await _freeze(plan, vmm, vmstate)
         async with anyio.create_task_group() as tasks:
             if goes_on and record.state is State.RUNNING:
                 tasks.start_soon(correct_clock, context, record, _CLOCK_LIMIT_S)
@@ -135,11 +137,9 @@ async def capture(
     return Captured(manifest=manifest, capture_ms=capture_ms, pause_ms=pause_ms)
 
 
-async def _stage(
-    context: Context, plan: _Plan, vmm: SavesState, vmstate: int
-) -> tuple[Pages, float]:
+async def _stage(context: Context, plan: _Plan, vmm: Vmm, vmstate: int) -> tuple[StagedPages, float]:
     """The short pause of a guest that goes on."""
-    assert isinstance(vmm, Vmm)
+    assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
     async with AsyncExitStack() as leaving:
         await leaving.enter_async_context(vmm.session())
@@ -160,9 +160,9 @@ async def _stage(
     return pages, pause_ms
 
 
-async def _freeze(context: Context, plan: _Plan, vmm: SavesState, vmstate: int) -> Pages:
+async def _freeze(plan: _Plan, vmm: Vmm, vmstate: int) -> Pages:
     """The pause of a guest whose VMM is to end: it lasts until that. An error ends it."""
-    assert isinstance(vmm, Vmm)
+    assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
     async with vmm.session():
         if runs:
@@ -187,9 +187,9 @@ async def _resuming(vmm: Vmm) -> AsyncIterator[None]:
         await vmm.resume()
 
 
-async def _shielded(step: Callable[[], object]) -> None:
+async def _shielded(step: Callable[[], Awaitable[None]]) -> None:
     with anyio.CancelScope(shield=True):
-        await step()  # type: ignore[misc]
+        await step()
 
 
 async def _freeze_disks(plan: _Plan, vmm: Vmm) -> None:
@@ -233,7 +233,7 @@ def _list_changed(plan: _Plan) -> list[Run]:
     return changed_pages(plan.running.process.pid, plan.running.ram, plan.mem)
 
 
-def _read_changed(plan: _Plan) -> Pages:
+def _read_changed(plan: _Plan) -> StagedPages:
     return stage(plan.running.process.pid, _list_changed(plan))
 
 
@@ -262,13 +262,13 @@ def _prepare(
             new = next_overlay(disk, own)
             make_overlay(own, new)
             overlays.append((disk, new))
-    return _Plan(
-        record, running, driver, version, own, directory, goes_on, base, origin, tuple(overlays)
-    )
+    return _Plan(record, running, driver, version, own, directory, goes_on, base, origin, tuple(overlays))
 
 
 def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | None:
-    """What is known of the mem-file that the guest runs on; None when it has none, or one that is all holes."""
+    """What is known of the mem-file that the guest runs on; None when it has none, or one that is all
+    holes.
+    """
     if not running.mem_inode:
         return None
     mem = own / MEM_FILE
@@ -290,24 +290,19 @@ def _known_part(path: Path, origin: Manifest | None, name: str) -> Part:
     return Part(facts=facts, digest=before.digest if before is not None and same else None)
 
 
-def _publish(
-    plan: _Plan, pages: Pages, vmstate: int, digests: bool, labels: dict[str, str]
-) -> Manifest:
+def _publish(plan: _Plan, pages: Pages, vmstate: int, digests: bool, labels: dict[str, str]) -> Manifest:
     """Everything after the resume: written, synced, described."""
     directory, record = plan.directory, plan.record
     parts: dict[str, Part | None] = {MEM_FILE: plan.base}
     memory = Memory()
     if plan.base is None:
-        # A VMM that insists on opening the mem-file for writing needs the permission, unless root's is enough.
+        # A VMM that insists on opening the mem-file for writing needs the permission, unless root's is
+        # enough.
         read_only = Ability.OPENS_MEM_FILE_READ_ONLY in plan.driver.abilities
         mode = 0o444 if read_only or os.geteuid() == 0 else 0o600
-        write_mem_file(
-            directory / MEM_FILE, pages, memory_bytes=record.machine.memory_bytes, mode=mode
-        )
+        write_mem_file(directory / MEM_FILE, pages, memory_bytes=record.machine.memory_bytes, mode=mode)
     elif pages.changed_bytes:
-        write_delta(
-            directory / DELTA_FILE, pages, memory_bytes=record.machine.memory_bytes, mode=0o444
-        )
+        write_delta(directory / DELTA_FILE, pages, memory_bytes=record.machine.memory_bytes, mode=0o444)
         memory = Memory(delta=DELTA_FILE, delta_bytes=pages.changed_bytes)
         parts[DELTA_FILE] = None
     (directory / VMSTATE_FILE).unlink(missing_ok=True)  # a link to what it was restored from

@@ -87,8 +87,8 @@ async def recover(context: Context, record: Record) -> None:
 
 
 async def _as_the_vmm_says(context: Context, record: Record) -> Record:
-    """An instance that ran before a capture was begun of it goes on, its disks in whichever files they are; a pause
-    or a resume that was begun has happened or not.
+    """An instance that ran before a capture was begun of it goes on, its disks in whichever files they are; a
+    pause or a resume that was begun has happened or not.
     """
     vmm = context.vmm(record)
     try:
@@ -105,7 +105,9 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
 
 
 async def with_disks_as_they_are(record: Record, vmm: Vmm) -> Record:
-    """`record` with the files that its disks are really in: a capture may have switched them and then died."""
+    """`record` with the files that its disks are really in: a capture may have switched them and then
+    died.
+    """
     if not isinstance(vmm, FreezesDisks) or not record.machine.disks:
         return record
     files = await vmm.active_files()
@@ -115,7 +117,9 @@ async def with_disks_as_they_are(record: Record, vmm: Vmm) -> Record:
         if file != disk.file:
             disk = msgspec.structs.replace(disk, file=file, backing=(*disk.backing, disk.file))
         disks.append(disk)
-    return msgspec.structs.replace(record, machine=msgspec.structs.replace(record.machine, disks=tuple(disks)))
+    return msgspec.structs.replace(
+        record, machine=msgspec.structs.replace(record.machine, disks=tuple(disks))
+    )
 
 
 def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:

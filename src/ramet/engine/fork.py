@@ -1,7 +1,7 @@
 """Fork: N new instances whose memory and disks begin as a template's, a snapshot's, or a living instance's.
 
-Each fork runs its own course and succeeds or fails alone (I7). A living source is captured first (a branch): it
-stands still for some milliseconds, and goes on; the capture goes when the forks are there.
+Each fork runs its own course and succeeds or fails alone (I7). A living source is captured first (a branch):
+it stands still for some milliseconds, and goes on; the capture goes when the forks are there.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class ForkOutcome(NamedTuple):
 async def fork(
     context: Context, source: Record, count: int, *, name: str | None, options: ForkOptions
 ) -> ForkOutcome:
-    """Fork an instance `count` times at once: a template, one in standby, or one that runs or is paused, which is
-    captured first and then goes on. The forks belong to this process until they are detached.
+    """Fork an instance `count` times at once: a template, one in standby, or one that runs or is paused,
+    which is captured first and then goes on. The forks belong to this process until they are detached.
 
     Raises `UsageError`, `WrongStateError`, `NameTakenError`, `DamagedError`, `UnavailableError`,
-    `FilesystemError`, `VmmError`: nothing was made then. What befalls one fork alone is in its place in the report.
-    When the call is cancelled all its forks are removed.
+    `FilesystemError`, `VmmError`: nothing was made then. What befalls one fork alone is in its place in the
+    report. When the call is cancelled all its forks are removed.
     """
     called_at = time.perf_counter()
     _require_sense(count, options)

@@ -1,7 +1,7 @@
 """Freezing: a living instance becomes a template, or goes into standby; its VMM ends.
 
-Its directory becomes a capture. Every part is published under a name of its own, then the manifest, then the row says
-what it is; only then the VMM ends. Until the row says so the instance is what it was.
+Its directory becomes a capture. Every part is published under a name of its own, then the manifest, then the
+row says what it is; only then the VMM ends. Until the row says so the instance is what it was.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ async def standby(context: Context, record: Record) -> Record:
     return await _freeze(context, record, Move.STANDBY)
 
 
-async def _freeze(
-    context: Context, record: Record, move: Literal[Move.TEMPLATE, Move.STANDBY]
-) -> Record:
+async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE, Move.STANDBY]) -> Record:
     what: Literal["template", "standby"] = "template" if move is Move.TEMPLATE else "standby"
     async with changing(context, record, what) as record:
         record.moved(move)

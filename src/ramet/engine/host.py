@@ -161,15 +161,16 @@ class Host:
         return VM(self._opened, resolve(reference, self._opened.store.all()))
 
     async def snapshot(self, reference: str) -> Snapshot:
-        """The snapshot that `reference` names: `SOURCE/NAME`, its name where only one has it, its id or a unique
-        beginning of that. Raises `NotFoundError`, `UsageError` when it fits several.
+        """The snapshot that `reference` names: `SOURCE/NAME`, its name where only one has it, its id or a
+        unique beginning of that. Raises `NotFoundError`, `UsageError` when it fits several.
         """
         return Snapshot(self._opened, resolve_snapshot(self._opened, reference))
 
     async def snapshots(
         self, of: str | None = None, *, labels: Mapping[str, str] | None = None
     ) -> builtins.list[SnapshotInfo]:
-        """What snapshots there are, oldest first; only those of the instance `of`, which may be gone, by name or id.
+        """What snapshots there are, oldest first; only those of the instance `of`, which may be gone, by name
+        or id.
 
         `labels` selects those that carry them all. One that can't be read any more isn't in the list.
         """
@@ -186,8 +187,8 @@ class Host:
     async def import_snapshot(self, file: str | os.PathLike[str], *, name: str | None = None) -> Snapshot:
         """Make a snapshot of a file that `Snapshot.export` wrote, here or elsewhere. `-` is standard input.
 
-        Nothing in the file is believed. Raises `DamagedError` when it is cut short, altered, hostile or newer than this
-        ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
+        Nothing in the file is believed. Raises `DamagedError` when it is cut short, altered, hostile or newer
+        than this ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
         """
         return Snapshot(self._opened, await import_file(self._opened, Path(file), name=name))
 

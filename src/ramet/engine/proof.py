@@ -89,7 +89,8 @@ async def introduce(agent: AgentClient, record: Record, *, limit_s: float) -> Id
 
 
 async def correct_clock(context: Context, record: Record, limit_s: float) -> None:
-    """Put the wall clock of a guest right that stood still for a while. One that doesn't answer keeps its own.
+    """Put the wall clock of a guest right that stood still for a while. One that doesn't answer keeps its
+    own.
 
     Its monotonic clock stays: it never goes backwards, and the guest wasn't there meanwhile.
     """

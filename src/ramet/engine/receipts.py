@@ -24,6 +24,7 @@ from ramet.model.shapes import (
     IdentityReceipt,
     MemoryReceipt,
     Receipt,
+    ShareMode,
     Timings,
 )
 from ramet.paths import MEM_FILE, RECEIPT_FILE
@@ -91,7 +92,8 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
     whole = smaps_rollup(pid)
     guest = mapping_use(pid, record.vmm.ram)
     memory, captured = forked.parts.memory, forked.parts.manifest.memory
-    mode, reason = memory.mode, memory.reason
+    mode: ShareMode = memory.mode
+    reason = memory.reason
     if captured.delta is not None and mode == "shared":
         mode, reason = "delta", f"{reason}; {format_bytes(captured.delta_bytes)} over it of its own"
     return Receipt(

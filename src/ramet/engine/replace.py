@@ -1,7 +1,8 @@
-"""Restore and rewind: an instance's VMM is brought up anew from a capture, and takes the place of what there was.
+"""Restore and rewind: an instance's VMM is brought up anew from a capture, and takes the place of what there
+was.
 
-The new VMM works in a staged directory until its guest has proved itself. Then the row names it, the two directories
-change names at once, and what there was goes: the old state only when the new one is up.
+The new VMM works in a staged directory until its guest has proved itself. Then the row names it, the two
+directories change names at once, and what there was goes: the old state only when the new one is up.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import CONSOLE_LOG, LIFECYCLE_LOCK, RECEIPT_FILE
 
 _CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1", RECEIPT_FILE)
-"""What stays with an instance whatever state it goes back to. The lock is held: the same file has to be found."""
+"""What stays with an instance whatever state it goes back to. The lock is held: the same file has to be
+found.
+"""
 
 
 async def restore(context: Context, record: Record) -> Record:
@@ -42,7 +45,8 @@ async def restore(context: Context, record: Record) -> Record:
 
 
 async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> Record:
-    """Take an instance back to a snapshot of itself, with a new generation; in any state but that of a template.
+    """Take an instance back to a snapshot of itself, with a new generation; in any state but that of a
+    template.
 
     Raises `WrongStateError`, and as `bring_up`; it is as it was then, and runs if it ran.
     """

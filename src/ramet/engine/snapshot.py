@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
 import msgspec
 
 from ramet.engine import fork as forking
@@ -60,7 +59,9 @@ class Snapshot:
         return describe(self._context, self._record)
 
     async def inspect(self) -> SnapshotInspection:
-        """All that is known of it: the machine that fits it, its parts and their digests. Errors as `info`."""
+        """All that is known of it: the machine that fits it, its parts and their digests. Errors as
+        `info`.
+        """
         return inspect(self._context, self._record)
 
     def fork(
@@ -102,7 +103,8 @@ class Snapshot:
         return outcome.report
 
     async def verify(self) -> Verification:
-        """Read every part and hold it against its digest. A bad one is in the result; nothing is raised for it.
+        """Read every part and hold it against its digest. A bad one is in the result; nothing is raised for
+        it.
 
         Raises `DamagedError` when the manifest can't be read.
         """
@@ -113,8 +115,8 @@ class Snapshot:
     async def export(self, file: str | os.PathLike[str]) -> Exported:
         """Write it to one file, sparse, from which `Host.import_snapshot` makes it again, here or elsewhere.
 
-        `-` is standard output. Raises `DamagedError` when a part isn't as it was published, `FilesystemError`; no
-        file is left then.
+        `-` is standard output. Raises `DamagedError` when a part isn't as it was published,
+        `FilesystemError`; no file is left then.
         """
         record = self._record
         written = await snapshot_files.export_snapshot(self._context, record, Path(file))
@@ -123,7 +125,9 @@ class Snapshot:
     async def remove(self) -> None:
         """Remove it. Its forks don't notice, and neither do other snapshots."""
         if not await snapshots.remove(self._context, self._record):
-            raise NotFoundError(f"snapshot {self.name} is gone", hint="`ramet snapshot ls` lists what there is")
+            raise NotFoundError(
+                f"snapshot {self.name} is gone", hint="`ramet snapshot ls` lists what there is"
+            )
 
 
 def describe(context: Context, record: SnapshotRecord) -> SnapshotInfo:
@@ -139,13 +143,15 @@ def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str,
     except (DamagedError, OSError) as error:
         context.store.snapshots.get(record.id)  # removed meanwhile: nothing is damaged
         if isinstance(error, OSError):
-            raise DamagedError(f"{error.filename}: {error.strerror}", hint="`ramet snapshot rm` it") from error
+            raise DamagedError(
+                f"{error.filename}: {error.strerror}", hint="`ramet snapshot rm` it"
+            ) from error
         raise
 
 
 def _fields(
     context: Context, record: SnapshotRecord, manifest: Manifest, facts: dict[str, stat_result]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     forks = Counter(one.snapshot for one in context.store.all())
     occupied = {name: found.st_blocks * 512 for name, found in facts.items()}
     return {

@@ -13,8 +13,8 @@ import anyio.from_thread
 import anyio.to_thread
 import msgspec
 
-from ramet.disk.qcow2 import require_chain
-from ramet.drivers.api import Ability
+from ramet.disk.chains import chain_of, image_facts
+from ramet.disk.volumes import files_of
 from ramet.engine import snapshots
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
@@ -23,7 +23,6 @@ from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
 from ramet.host.files import (
     filesystem_errors,
     new_file,
-    open_regular,
     publish,
     temporary_beside,
     write_durably,
@@ -37,7 +36,8 @@ _TRIES = 3
 
 
 async def export_snapshot(context: Context, row: SnapshotRecord, file: Path) -> int:
-    """Write a snapshot to a new file, durably, or to standard output (`-`), and return how many bytes that took.
+    """Write a snapshot to a new file, durably, or to standard output (`-`), and return how many bytes that
+    took.
 
     Raises `DamagedError`, `FilesystemError`, `UsageError` when the file exists; no file is left then.
     """
@@ -76,7 +76,8 @@ def _write(directory: Path, manifest: Manifest, file: Path) -> int:
 async def import_file(context: Context, file: Path, *, name: str | None) -> SnapshotRecord:
     """Make a snapshot of an exported file or, for `-`, of standard input. Nothing in it is believed.
 
-    Raises `DamagedError`, `UnavailableError`, `FilesystemError`, `NameTakenError`; nothing of it is left then.
+    Raises `DamagedError`, `UnavailableError`, `FilesystemError`, `NameTakenError`; nothing of it is left
+    then.
     """
     if name is not None:
         check_name(name)
@@ -98,13 +99,23 @@ def _read(context: Context, file: Path, directory: Path) -> Imported:
         )
     manifest = imported.manifest
     context.driver(manifest.driver)  # raises for one that this ramet doesn't have
-    for disk in manifest.machine.disks:
-        if disk.format == "qcow2":
-            require_chain(directory, (*disk.backing, disk.file), disk.size_bytes)
+    _require_disks(manifest, directory, what)
     if manifest.source is None:
         raise DamagedError(f"{what} doesn't say what it is a snapshot of", hint="export it again")
     write_durably(directory / MANIFEST_FILE, manifest.encoded())
     return imported
+
+
+def _require_disks(manifest: Manifest, directory: Path, what: str) -> None:
+    """A qcow2 file can name any file of this host as the one that it lies over: it has to be its
+    neighbour.
+    """
+    for disk in manifest.machine.disks:
+        if disk.format != "qcow2":
+            continue
+        same_chain = chain_of(directory, disk.file) == files_of(disk)
+        if not same_chain or image_facts(directory / disk.file).size_bytes != disk.size_bytes:
+            raise DamagedError(f"the disk `{disk.name}` in {what} isn't what its manifest says")
 
 
 def _mode(part: str) -> int:
@@ -125,9 +136,7 @@ def _opened(file: Path) -> Iterator[tuple[int, str]]:
         os.close(descriptor)
 
 
-def _publish(
-    context: Context, row: SnapshotRecord, manifest: Manifest, name: str | None
-) -> SnapshotRecord:
+def _publish(context: Context, row: SnapshotRecord, manifest: Manifest, name: str | None) -> SnapshotRecord:
     source = manifest.source
     assert source is not None
     taken = [one.name for one in context.store.snapshots.all() if one.source == source.id and one.name]
@@ -147,5 +156,6 @@ def _publish(
         )
     except NameTakenError:
         raise NameTakenError(
-            f"there is a snapshot named {chosen} of {source.name} already", hint="give it another name with --name"
+            f"there is a snapshot named {chosen} of {source.name} already",
+            hint="give it another name with --name",
         ) from None

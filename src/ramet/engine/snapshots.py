@@ -1,14 +1,14 @@
 """Snapshots: immutable, named captures, each in a directory of its own, whatever becomes of its source.
 
-Publish is row (with its maker), directory, parts, manifest, row without a maker; delete is row, then sweep (I2). A
-snapshot that is being made belongs to its maker, and is swept when that has died.
+Publish is row (with its maker), directory, parts, manifest, row without a maker; delete is row, then sweep
+(I2). A snapshot that is being made belongs to its maker, and is swept when that has died.
 """
 
 from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -45,8 +45,8 @@ async def create(
 ) -> SnapshotRecord:
     """Take a snapshot of an instance that runs (it goes on), is paused, or is in standby.
 
-    Raises `WrongStateError`, `NameTakenError` (its source has another of that name), and as `capture`; nothing of it
-    is left then, and the instance is as it was.
+    Raises `WrongStateError`, `NameTakenError` (its source has another of that name), and as `capture`;
+    nothing of it is left then, and the instance is as it was.
     """
     async with _making(context, record, name, labels) as (row, directory):
         async with changing(context, record, "capture") as source:
@@ -112,7 +112,9 @@ def reserve(
     labels: dict[str, str],
     nameless: bool = False,
 ) -> SnapshotRecord:
-    """A row whose maker is this process. Without a name one is invented. Raises `NameTakenError`, `UsageError`."""
+    """A row whose maker is this process. Without a name one is invented. Raises `NameTakenError`,
+    `UsageError`.
+    """
     for _ in range(_NAME_TRIES):
         taken = [one.name for one in context.store.snapshots.all() if one.source == source and one.name]
         chosen = check_name(name) if name is not None else None if nameless else invent_name(taken)
@@ -181,9 +183,9 @@ async def reap(context: Context, directories: Sequence[Path]) -> None:
             await _attempt(anyio.to_thread.run_sync(_sweep, directory))
 
 
-async def _attempt(work: object) -> None:
+async def _attempt(work: Awaitable[object]) -> None:
     try:
-        await work  # type: ignore[misc]
+        await work
     except (RametError, OSError):
         pass  # the next ramet process tries again
 
@@ -201,16 +203,14 @@ def require_published(context: Context, snapshot_id: str) -> SnapshotRecord:
     raise NotFoundError(f"snapshot {snapshot_id} is gone", hint="`ramet snapshot ls` lists what there is")
 
 
-def resolve_snapshot(
-    context: Context, reference: str, *, of: Record | None = None
-) -> SnapshotRecord:
-    """The snapshot that `reference` names: by `SOURCE/NAME`, by name where only one has it, by id, by a unique
-    beginning of an id of at least 4 digits. `of` looks only among those of one instance.
+def resolve_snapshot(context: Context, reference: str, *, of: Record | None = None) -> SnapshotRecord:
+    """The snapshot that `reference` names: by `SOURCE/NAME`, by name where only one has it, by id, by a
+    unique beginning of an id of at least 4 digits. `of` looks only among those of one instance.
 
     Raises `NotFoundError`, with near misses in its hint; `UsageError` when it fits several.
     """
     candidates = [one for one in published(context) if of is None or one.source == of.id]
-    tests = (
+    tests: tuple[Callable[[SnapshotRecord], bool], ...] = (
         lambda one: one.title == reference,
         lambda one: one.name == reference,
         lambda one: one.id == reference,
@@ -244,7 +244,9 @@ def latest_of(context: Context, record: Record) -> SnapshotRecord:
 
 
 def origin_of_snapshot(context: Context, row: SnapshotRecord, manifest: Manifest | None = None) -> Origin:
-    """The capture that a snapshot is. Raises `DamagedError`, or `NotFoundError` when it has just been removed."""
+    """The capture that a snapshot is. Raises `DamagedError`, or `NotFoundError` when it has just been
+    removed.
+    """
     directory = context.home.snapshot(row.id)
     there = partial(context.store.snapshots.get, row.id)
     if manifest is None:
@@ -265,7 +267,8 @@ def origin_of_snapshot(context: Context, row: SnapshotRecord, manifest: Manifest
 
 
 async def verify(context: Context, row: SnapshotRecord) -> list[PartCheck]:
-    """Read every part of a snapshot and hold it against its digest: a result a part, nothing raised for a bad one.
+    """Read every part of a snapshot and hold it against its digest: a result a part, nothing raised for a bad
+    one.
 
     Raises `DamagedError` when its manifest can't be read.
     """

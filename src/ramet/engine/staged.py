@@ -1,4 +1,6 @@
-"""An instance's next working directory, while it is restored or rewound, and what a killed ramet left of one."""
+"""An instance's next working directory, while it is restored or rewound, and what a killed ramet left of
+one.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def remove_staged(staged: Path) -> None:
 
 
 async def settle_replacement(context: Context, record: Record) -> None:
-    """What a killed ramet left of a restore or a rewind: finished when the row names the new VMM, else undone.
+    """What a killed ramet left of a restore or a rewind: finished when the row names the new VMM, else
+    undone.
 
     The caller holds the instance's lock.
     """

@@ -12,8 +12,8 @@ import msgspec
 from ramet.engine import execution, freeze, measure, power, removal, replace, snapshots
 from ramet.engine import fork as forking
 from ramet.engine.boot import start
-from ramet.engine.context import Context
 from ramet.engine.bring_up import ForkOptions
+from ramet.engine.context import Context
 from ramet.engine.fork import ForkOutcome
 from ramet.engine.forks import ForkCall
 from ramet.engine.observe import count_forks, instance_fields, observe, to_instance
@@ -177,8 +177,8 @@ class VM:
         return await execution.spawn(self._context, self._record, command)
 
     async def template(self) -> VM:
-        """Make a template of this instance, which runs, is paused or in standby: its VMM ends, its memory is kept
-        for forks. Final.
+        """Make a template of this instance, which runs, is paused or in standby: its VMM ends, its memory is
+        kept for forks. Final.
 
         On a failure it is as it was, and runs if it ran.
         """
@@ -188,8 +188,9 @@ class VM:
     async def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
         """Take a snapshot of this instance, which goes on when it runs; it may also be paused or in standby.
 
-        Without a name one is invented. Raises `WrongStateError`, `NameTakenError` when it has another of that name,
-        `UnavailableError`, `FilesystemError`; nothing of it is left then, and the instance is as it was.
+        Without a name one is invented. Raises `WrongStateError`, `NameTakenError` when it has another of that
+        name, `UnavailableError`, `FilesystemError`; nothing of it is left then, and the instance is as it
+        was.
         """
         from ramet.engine.snapshot import Snapshot
 
@@ -208,9 +209,9 @@ class VM:
         """Fork this instance `count` times: `await` it for a list, or use it with `async with`, which removes
         the forks at the end.
 
-        A template, or one in standby, is forked as it is. One that runs is captured first: it stands still for some
-        milliseconds and goes on. If some fail, `ForkError` has those that live and why the others don't; with
-        `return_exceptions` both come back in order.
+        A template, or one in standby, is forked as it is. One that runs is captured first: it stands still
+        for some milliseconds and goes on. If some fail, `ForkError` has those that live and why the others
+        don't; with `return_exceptions` both come back in order.
         """
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
         return fork_call(
@@ -249,22 +250,25 @@ class VM:
     async def standby(self) -> None:
         """Capture this running or paused instance and end its VMM: it uses no memory until `restore`.
 
-        Raises `WrongStateError`, `UnavailableError`, `FilesystemError`; it is as it was then, and runs if it ran.
+        Raises `WrongStateError`, `UnavailableError`, `FilesystemError`; it is as it was then, and runs if it
+        ran.
         """
         await freeze.standby(self._context, self._record)
 
     async def restore(self) -> None:
         """Bring it back from standby, with a new generation.
 
-        Raises `WrongStateError` unless it is in standby, and what a fork may fail with; it is still in standby then.
+        Raises `WrongStateError` unless it is in standby, and what a fork may fail with; it is still in
+        standby then.
         """
         watch(self._context, await replace.restore(self._context, self._record))
 
     async def rewind(self, snapshot: str | None = None) -> None:
-        """Take it back to a snapshot of itself, the youngest unless one is named: memory and disks are what they were
-        then. What has happened since is lost; its commands end.
+        """Take it back to a snapshot of itself, the youngest unless one is named: memory and disks are what
+        they were then. What has happened since is lost; its commands end.
 
-        Raises `NotFoundError`, `WrongStateError` for a template, and what a fork may fail with; it is as it was then.
+        Raises `NotFoundError`, `WrongStateError` for a template, and what a fork may fail with; it is as it
+        was then.
         """
         record = self._record
         chosen = (

@@ -1,8 +1,9 @@
 """The home's worker: work that outlives the command that found it.
 
-One process a home, started when there is something to do, ending when there is nothing more. It compacts: a capture
-whose delta is large gets a mem-file of its own, which later forks share instead of each holding the delta. The old
-files stay until the manifest names the new one, and their inodes for as long as a fork has them.
+One process a home, started when there is something to do, ending when there is nothing more. It compacts: a
+capture whose delta is large gets a mem-file of its own, which later forks share instead of each holding the
+delta. The old files stay until the manifest names the new one, and their inodes for as long as a fork has
+them.
 """
 
 from __future__ import annotations
@@ -104,9 +105,7 @@ def compact_capture(directory: Path) -> bool:
     try:
         parts = {name: part for name, part in manifest.parts.items() if name not in (base, delta)}
         made = Part(facts=facts_of(directory / whole), digest=digest(directory / whole))
-        compacted = msgspec.structs.replace(
-            manifest, memory=Memory(base=whole), parts={whole: made, **parts}
-        )
+        compacted = msgspec.structs.replace(manifest, memory=Memory(base=whole), parts={whole: made, **parts})
         write_durably(directory / MANIFEST_FILE, compacted.encoded())
     except BaseException:
         (directory / whole).unlink(missing_ok=True)

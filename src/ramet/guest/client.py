@@ -94,6 +94,25 @@ class AgentClient:
         )
         return IdentityReply.decode(answer.payload, (sent_ns + answer.arrived_realtime_ns) // 2)
 
+    async def set_clock(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> float:
+        """Sets the guest's wall clock, and nothing else, to the host's; the error that is left, in
+        milliseconds.
+
+        Its monotonic clock stays. When it fails the clock may be set or not.
+        """
+        sent_ns = 0
+
+        def payload() -> bytes:
+            nonlocal sent_ns
+            sent_ns = time.time_ns()
+            return put_number(1, 8, sent_ns)
+
+        answer = await self._connection.request(
+            Message.CLOCK, payload, Message.CLOCK_DONE, what="the time", timeout_s=timeout_s
+        )
+        middle_ns = (sent_ns + answer.arrived_realtime_ns) // 2
+        return (Fields(answer.payload).number(1, 8) - middle_ns) / 1e6
+
     @asynccontextmanager
     async def start(
         self, request: ExecRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S

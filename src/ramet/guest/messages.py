@@ -39,6 +39,7 @@ class Message(enum.IntEnum):
     IDENTITY = 0x08
     LIST = 0x09
     SHUTDOWN = 0x0A
+    CLOCK = 0x0D
     WELCOME = 0x81
     PONG = 0x82
     STARTED = 0x83
@@ -49,6 +50,7 @@ class Message(enum.IntEnum):
     IDENTITY_DONE = 0x88
     LIST_DONE = 0x89
     SHUTDOWN_DONE = 0x8A
+    CLOCK_DONE = 0x8D
     ERROR = 0x8F
 
 

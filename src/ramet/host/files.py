@@ -380,7 +380,8 @@ def exchange(one: Path, other: Path) -> None:
     """Let two directories change names, at once: nobody ever finds either name missing (renameat2(2),
     RENAME_EXCHANGE). Processes that work in them go with them.
 
-    Durable when this returns. Raises `FilesystemError`: nothing has changed then, unless syncing was what failed.
+    Durable when this returns. Raises `FilesystemError`: nothing has changed then, unless syncing was what
+    failed.
     """
     with filesystem_errors("exchange", f"{one} and {other}"):
         here = ctypes.c_int(_AT_FDCWD)

@@ -100,8 +100,8 @@ class RamRange(msgspec.Struct, frozen=True):
 
 
 class RamRegion(msgspec.Struct, frozen=True):
-    """A part of guest RAM as the guest sees it: `length_bytes` from the guest-physical `guest_start` on, which
-    a mem-file has from `file_offset` on.
+    """A part of guest RAM as the guest sees it: `length_bytes` from the guest-physical `guest_start` on,
+    which a mem-file has from `file_offset` on.
     """
 
     guest_start: int

@@ -1,4 +1,6 @@
-"""What the store keeps of a snapshot. Everything else is in its manifest, or derived from its directory (I6)."""
+"""What the store keeps of a snapshot. Everything else is in its manifest, or derived from its directory
+(I6).
+"""
 
 from __future__ import annotations
 

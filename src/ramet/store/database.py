@@ -44,7 +44,9 @@ class Database:
         self._restore_reserve()
 
     def _open(self) -> sqlite3.Connection:
-        self.connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        self.connection = sqlite3.connect(
+            self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+        )
         try:
             self._prepare()
         except BaseException:
@@ -116,7 +118,9 @@ class Database:
             yield
             self.connection.execute("COMMIT")
         except BaseException:
-            if self.connection.in_transaction:  # SQLite itself has rolled back after some errors, a full disk's say
+            if (
+                self.connection.in_transaction
+            ):  # SQLite itself has rolled back after some errors, a full disk's say
                 self.connection.execute("ROLLBACK")
             raise
 

@@ -27,8 +27,8 @@ RowT = TypeVar("RowT", bound=_Row)
 
 
 class Table(Generic[RowT]):
-    """The records of one kind, each a JSON document. `what` is the kind's word in messages, `verb` what removes
-    one. Errors as `Database`.
+    """The records of one kind, each a JSON document. `what` is the kind's word in messages, `verb` what
+    removes one. Errors as `Database`.
     """
 
     def __init__(self, database: Database, table: str, kind: type[RowT], *, what: str, verbs: str) -> None:
@@ -64,8 +64,8 @@ class Table(Generic[RowT]):
         """Replace a record by `function` of itself, atomically, and return the new one.
 
         `function` runs inside the write transaction: it does no I/O, and whatever it raises leaves the record
-        as it was. Raises `NameTakenError` too. A `durable` change is on the disk when this returns; others survive a crash of ramet, but
-        perhaps not one of the machine.
+        as it was. Raises `NameTakenError` too. A `durable` change is on the disk when this returns; others
+        survive a crash of ramet, but perhaps not one of the machine.
         """
 
         def once() -> RowT:

@@ -101,3 +101,18 @@ bool identity_apply(const struct wire_frame *frame, struct wire_writer *answer) 
     wire_put_number(answer, 5, 8, identity_realtime_ns());
     return true;
 }
+
+bool identity_set_clock(const struct wire_frame *frame, struct wire_writer *answer) {
+    struct wire_reader reader = {frame->payload, frame->payload + frame->length};
+    struct wire_field field;
+    uint64_t realtime_ns = 0;
+    int more;
+    while ((more = wire_next(&reader, &field)) > 0)
+        if (field.tag == 1 && !wire_number(&field, 8, &realtime_ns))
+            return false;
+    if (more < 0 || realtime_ns == 0 || realtime_ns > INT64_MAX)
+        return false;
+    self.clock_offset_ns = realtime_ns - machine_monotonic_ns();
+    wire_put_number(answer, 1, 8, identity_realtime_ns());
+    return true;
+}

@@ -11,4 +11,7 @@ uint64_t identity_realtime_ns(void);
 /* Becomes what the frame says and writes the answer, read back. False, with nothing changed, when it is malformed. */
 bool identity_apply(const struct wire_frame *frame, struct wire_writer *answer);
 
+/* CLOCK: sets the wall clock alone. False, with nothing changed, when it is malformed. */
+bool identity_set_clock(const struct wire_frame *frame, struct wire_writer *answer);
+
 #endif

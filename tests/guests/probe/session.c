@@ -59,6 +59,14 @@ static void identity(struct connection *connection, const struct wire_frame *fra
     connection_send_fields(connection, M_IDENTITY_DONE, frame->stream, writer);
 }
 
+static void set_clock(struct connection *connection, const struct wire_frame *frame, struct wire_writer *writer) {
+    if (!identity_set_clock(frame, writer)) {
+        connection_send_error(connection, frame->stream, E_BAD_MESSAGE, "Bad message");
+        return;
+    }
+    connection_send_fields(connection, M_CLOCK_DONE, frame->stream, writer);
+}
+
 static void shutdown_guest(struct connection *connection, const struct wire_frame *frame) {
     struct wire_reader reader = {frame->payload, frame->payload + frame->length};
     struct wire_field field;
@@ -105,6 +113,9 @@ static void answer(struct connection *connection, const struct wire_frame *frame
         break;
     case M_IDENTITY:
         identity(connection, frame, &writer);
+        break;
+    case M_CLOCK:
+        set_clock(connection, frame, &writer);
         break;
     case M_LIST:
         commands_list(&writer);

@@ -266,3 +266,21 @@ int identity_apply(const struct wire_frame *frame, struct wire_writer *answer, c
     errno = 0;
     return answer_with(answer, step);
 }
+
+int identity_set_clock(const struct wire_frame *frame, struct wire_writer *answer) {
+    struct wire_reader reader = {frame->payload, frame->payload + frame->length};
+    struct wire_field field;
+    uint64_t realtime_ns = 0;
+    int more;
+    while ((more = wire_next(&reader, &field)) > 0)
+        if (field.tag == 1 && !wire_number(&field, 8, &realtime_ns))
+            return EBADMSG;
+    if (more < 0 || realtime_ns == 0 || realtime_ns > INT64_MAX)
+        return EBADMSG;
+    struct timespec clock = {.tv_sec = (time_t)(realtime_ns / 1000000000u),
+                             .tv_nsec = (long)(realtime_ns % 1000000000u)};
+    if (clock_settime(CLOCK_REALTIME, &clock) < 0 || clock_gettime(CLOCK_REALTIME, &clock) < 0)
+        return errno;
+    wire_put_number(answer, 1, 8, (uint64_t)clock.tv_sec * 1000000000u + (uint64_t)clock.tv_nsec);
+    return 0;
+}

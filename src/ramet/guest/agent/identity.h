@@ -12,4 +12,7 @@ uint64_t identity_generation(void);
  * 0, or errno with `*step` naming what failed; the steps before it stay done. EBADMSG: nothing was done. */
 int identity_apply(const struct wire_frame *frame, struct wire_writer *answer, const char **step);
 
+/* CLOCK: sets the wall clock alone and writes the answer's field. 0, or errno; EBADMSG: nothing was done. */
+int identity_set_clock(const struct wire_frame *frame, struct wire_writer *answer);
+
 #endif

@@ -16,6 +16,7 @@ enum message {
     M_IDENTITY = 0x08,
     M_LIST = 0x09,
     M_SHUTDOWN = 0x0a,
+    M_CLOCK = 0x0d,
     M_WELCOME = 0x81,
     M_PONG = 0x82,
     M_STARTED = 0x83,
@@ -26,6 +27,7 @@ enum message {
     M_IDENTITY_DONE = 0x88,
     M_LIST_DONE = 0x89,
     M_SHUTDOWN_DONE = 0x8a,
+    M_CLOCK_DONE = 0x8d,
     M_ERROR = 0x8f,
 };
 

@@ -76,6 +76,14 @@ static void identity(struct port *port, const struct wire_frame *frame, struct w
     port_send_error(port, frame->stream, error, text);
 }
 
+static void set_clock(struct port *port, const struct wire_frame *frame, struct wire_writer *writer) {
+    int error = identity_set_clock(frame, writer);
+    if (error == 0)
+        answer(port, M_CLOCK_DONE, frame->stream, writer);
+    else
+        port_send_error(port, frame->stream, error, strerror(error));
+}
+
 static void shutdown_guest(struct port *port, const struct wire_frame *frame) {
     struct wire_reader reader = {frame->payload, frame->payload + frame->length};
     struct wire_field field;
@@ -101,7 +109,7 @@ void session_frame(struct port *port, struct wire_frame *frame) {
     }
     if (!port->in_session)
         return;
-    if ((frame->type == M_IDENTITY || frame->type == M_SHUTDOWN) && !machine_is_ours) {
+    if ((frame->type == M_IDENTITY || frame->type == M_CLOCK || frame->type == M_SHUTDOWN) && !machine_is_ours) {
         port_send_error(port, frame->stream, EPERM, "this agent doesn't own its machine");
         return;
     }
@@ -126,6 +134,9 @@ void session_frame(struct port *port, struct wire_frame *frame) {
         break;
     case M_IDENTITY:
         identity(port, frame, &writer);
+        break;
+    case M_CLOCK:
+        set_clock(port, frame, &writer);
         break;
     case M_LIST:
         commands_list(&writer);
