@@ -117,7 +117,7 @@ async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_
     """The reaper reads that an instance's owner is dead; by the time it acts, the instance has been
     detached.
     """
-    from ramet.engine import removal
+    from ramet.engine import reap
 
     (vm,) = await warm.fork(1)
     context = vm._context
@@ -125,7 +125,7 @@ async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_
     await processes.wait_ended(gone, timeout_s=10)
     read = context.store.change(vm.id, lambda one: msgspec.structs.replace(one, owner=gone))
     await vm.detach()
-    await removal._reap_one(context, read)
+    await reap._reap_one(context, read)
     assert (await vm.exec("true")).ok
     await vm.remove(force=True)
     (warm_home / "log").unlink()
