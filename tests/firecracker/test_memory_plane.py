@@ -12,10 +12,11 @@ import pytest
 
 from ramet import config
 from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.firecracker_vmm import FirecrackerVmm
+from ramet.drivers.firecracker_api import api
 from ramet.engine.choice import kvm_runs
 from ramet.errors import RametError, UnavailableError
 from ramet.guest.agent_binary import agent_path, probe_path
+from ramet.host import processes
 from ramet.host.files import data_extents
 from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
@@ -86,8 +87,16 @@ def data_pages(path: Path) -> set[int]:
 
 async def save(vm: Running, name: str, *, diff: bool) -> Path:
     """Have Firecracker write its guest's RAM down; the path of that file."""
-    assert isinstance(vm.vmm, FirecrackerVmm)
-    await vm.vmm.save_snapshot(f"{name}-state", name, diff=diff)
+    body: dict[str, object] = {
+        "snapshot_type": "Diff" if diff else "Full",
+        "snapshot_path": f"{name}-state",
+        "mem_file_path": name,
+    }
+    limits = processes.limit_of_files(vm.vmm.process)
+    processes.limit_files(vm.vmm.process, None)
+    async with api(vm.directory, who="the test's", longer_s=60) as firecracker:
+        await firecracker.call("PUT", "/snapshot/create", body)
+    processes.limit_files(vm.vmm.process, limits)
     return vm.directory / name
 
 
