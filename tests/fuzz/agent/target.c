@@ -48,6 +48,7 @@ void init_say(const char *format, ...) { (void)format; }
 void init_filesystems(void) {}
 void init_modules(void (*loaded)(void)) { (void)loaded; }
 void init_rest(void) {}
+void disks_mount(void) {}
 void init_shutdown(enum shutdown_wish wish) { (void)wish; }
 void init_ask_for_shutdown(enum shutdown_wish wish) { (void)wish; }
 
