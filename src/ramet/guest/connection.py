@@ -58,8 +58,8 @@ class Connection:
     """Frames over a byte stream, after a handshake. Made by `open_connection`.
 
     With `reopen`, a stream that ends after the handshake is made again, and the session resumed on it. Where
-    the agent can't, or doesn't know the session any more, what was under way is lost, but for requests that can
-    be made again.
+    the agent can't, or doesn't know the session any more, what was under way is lost, but for requests that
+    can be made again.
     """
 
     def __init__(self, stream: anyio.abc.ByteStream, reopen: OpenStream | None = None) -> None:
@@ -191,7 +191,8 @@ class Connection:
             if not self._keeps:
                 self._abandon(error)
             await self._stream.aclose()
-            patience.lasted(anyio.current_time() - began_s)
+            patience.ended(seconds=anyio.current_time() - began_s, welcomed=self._greeted.is_set())
+            self._greeted = anyio.Event()
             if (pause_s := patience.next_pause_s()) is None:
                 break
             await anyio.sleep(pause_s)
@@ -226,7 +227,7 @@ class Connection:
             return error
 
     def _may_return(self) -> bool:
-        """Whether a lost stream is made again: for a session that can be resumed, or what can be asked again."""
+        """Whether a lost stream is made again: to resume the session, or for what can be asked again."""
         return (
             self._reopen is not None
             and self.welcome is not None
@@ -235,13 +236,13 @@ class Connection:
         )
 
     async def _return(self) -> GuestError | None:
-        """Makes a stream, goes on with the session there and reads until it ends. Gives the reason of its end;
-        None when there is no stream to be had any more.
+        """Makes a stream, goes on with the session there and reads until it ends. Gives the reason of its
+        end; None when there is no stream to be had any more.
         """
         assert self._reopen is not None
         try:
             async with self._reopen() as stream:
-                self._stream, self._greeted = stream, anyio.Event()
+                self._stream = stream
                 async with beside(self._resume):
                     return await self._read()
         except GuestLostError as error:

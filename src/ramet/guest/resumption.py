@@ -1,8 +1,8 @@
-"""What a session needs to go on over another connection: the frames that may have been lost with the last one.
+"""What a session needs to go on over another connection: the frames that may have been lost with the last.
 
-Source: `docs/protocol.md`, "Resumption". Both sides count the frames of a session. When it is resumed each says
-how many it has had, and the other sends the rest again: nothing is lost, doubled or reordered, wherever the
-connection was cut.
+Source: `docs/protocol.md`, "Resumption". Both sides count the frames of a session. When it is resumed each
+says how many it has had, and the other sends the rest again: nothing is lost, doubled or reordered, wherever
+the connection was cut.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OpenStream = Callable[[], AbstractAsyncContextManager[anyio.abc.ByteStream]]
 """Makes a stream to a guest's agent, each time that it is called."""
 
 ACK_BYTES: Final = 16_384
-"""So much in one direction, and an acknowledgement is due. Commands wait when the agent has to keep ten times it."""
+"""So much in one direction, and an acknowledgement is due. Commands wait when it keeps ten times that."""
 QUIET_S: Final = 0.5
 """So long without a word while something is under way, and the guest is asked for one. A VMM that saves its
 state may cut a connection in the guest alone: the host's end learns of it when it sends something."""
@@ -30,8 +30,8 @@ RESUME_LIMIT_S: Final = 20.0
 """For another connection and its handshake. The agent waits for longer."""
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.5
-_TRIES: Final = 12
-_STEADY_S: Final = 5.0
+_TRIES: Final = 8
+_HASTY_S: Final = 0.1
 _KEPT_MAX_BYTES: Final = 8 * MIB
 
 _UNCOUNTED: Final = frozenset(
@@ -53,8 +53,8 @@ class Outbox:
         self._acknowledged = 0
 
     def add(self, frame: bytes) -> None:
-        """The next one, about to be sent. Raises `ProtocolError` when too much is unacknowledged: a guest that
-        takes frames has to say so.
+        """The next one, about to be sent. Raises `ProtocolError` when too much is unacknowledged: a guest
+        that takes frames has to say so.
         """
         if self.kept_bytes > _KEPT_MAX_BYTES:
             raise ProtocolError(f"the guest took {self.kept_bytes} bytes and acknowledged none of them")
@@ -88,14 +88,16 @@ class Outbox:
 
 
 class Patience:
-    """How often a lost connection is made again. Bounded: a guest may hang up again and again."""
+    """How often and how soon a lost connection is made again: a guest may hang up again and again."""
 
     def __init__(self) -> None:
         self._tries = 0
+        self._hasty = False
 
-    def lasted(self, seconds: float) -> None:
-        """A connection has ended after that long. One that was steady starts the count anew."""
-        if seconds >= _STEADY_S:
+    def ended(self, *, seconds: float, welcomed: bool) -> None:
+        """A connection has ended after that long. One on which the agent answered starts the count anew."""
+        self._hasty = seconds < _HASTY_S
+        if welcomed:
             self._tries = 0
 
     def next_pause_s(self) -> float | None:
@@ -103,4 +105,4 @@ class Patience:
         self._tries += 1
         if self._tries > _TRIES:
             return None
-        return 0.0 if self._tries == 1 else min(_FIRST_PAUSE_S * 2.0**self._tries, _LONGEST_PAUSE_S)
+        return min(_FIRST_PAUSE_S * 2.0 ** (self._tries - 1), _LONGEST_PAUSE_S) if self._hasty else 0.0

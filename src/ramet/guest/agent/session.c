@@ -193,7 +193,7 @@ void session_frame(struct port *port, struct wire_frame *frame) {
         acknowledge(port, frame, &writer);
         return;
     }
-    if (frame->type == M_BYE) {
+    if (frame->type == M_BYE && frame->stream == 0 && frame->length == 0) {
         session_end(port);
         return;
     }
@@ -230,6 +230,9 @@ void session_frame(struct port *port, struct wire_frame *frame) {
         break;
     case M_SHUTDOWN:
         shutdown_guest(port, frame);
+        break;
+    case M_BYE:
+        port_send_error(port, frame->stream, EINVAL, "not a BYE");
         break;
     default:
         port_send_error(port, frame->stream, ENOSYS, "this agent doesn't know that request");
