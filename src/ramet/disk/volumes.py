@@ -8,8 +8,10 @@ to it (I4 says of each which it was).
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -18,6 +20,8 @@ from ramet.host.files import duplicate_into, filesystem_errors, new_file, open_r
 from ramet.host.share import ASKED_FOR, Shared, share_file
 from ramet.model.record import Disk
 
+_ROUNDS: Final = 3
+_SHORT_S: Final = 0.010
 _LINKED = "hard link: the frozen disk is the backing file of a new one"
 
 
@@ -46,6 +50,24 @@ def make_disk(directory: Path, disk: Disk) -> None:
 def files_of(disk: Disk) -> tuple[str, ...]:
     """The names of all files that make up a disk, the lowest first."""
     return (*disk.backing, disk.file)
+
+
+def settle(directory: Path, disks: Sequence[Disk]) -> None:
+    """Have the host write out what lies in its cache of the files that the disks write to.
+
+    For right before a pause: a VMM flushes its disks when its guest stops, and waits for all that has come
+    together since the last time (93 ms after 1.5 GB). Done here, what is left for it is what came
+    meanwhile; so a second round follows a long one. Blocks its thread, which shouldn't be an event loop's.
+    Raises `FilesystemError`.
+    """
+    for disk in disks:
+        path = directory / disk.file
+        with filesystem_errors("sync", path), open_regular(path) as descriptor:
+            for _ in range(_ROUNDS):
+                begun = time.monotonic()
+                os.fdatasync(descriptor)
+                if time.monotonic() - begun < _SHORT_S:
+                    break
 
 
 def fork_disk(source: Path, destination: Path, disk: Disk, *, share: bool = True) -> ForkedDisk:
