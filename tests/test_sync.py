@@ -22,7 +22,7 @@ from tests.conftest import assert_nothing_left, living_in
 
 
 def test_it_has_what_the_async_classes_have() -> None:
-    for name in ("Host", "VM", "Forks", "Process"):
+    for name in ("Host", "VM", "Snapshot", "Forks", "Process"):
         asynchronous, plain = getattr(ramet, name), getattr(ramet.sync, name)
         inherited = {*dir(list), "begin", "end", "lost", "receive"}
         public = {one for one in vars(asynchronous) if not one.startswith("_")} - inherited

@@ -28,7 +28,20 @@ from tests.cli.conftest import COMMAND, Shell, read_terminal
 
 VERBS = {
     *("demo", "run", "ps", "tree", "inspect", "logs", "stats", "wait", "exec", "stop", "start", "pause"),
-    *("resume", "restore", "rm", "template", "fork", "keep", "image", "kernel", "doctor"),
+    *(
+        "resume",
+        "standby",
+        "restore",
+        "rewind",
+        "snapshot",
+        "rm",
+        "template",
+        "fork",
+        "keep",
+        "image",
+        "kernel",
+        "doctor",
+    ),
 }
 
 
