@@ -30,12 +30,14 @@ from ramet.images.publish import published_directory
 INSIDE: Final = Path(__file__).parent / "inside"
 PACKAGES: Final = (
     "busybox-static",
+    "e2fsprogs",
     "iproute2",
     "kmod",
     "procps",
     "python3",
     "qemu-system-x86",
     "qemu-utils",
+    "sqlite3",
 )
 KERNEL: Final = "linux-image-cloud-amd64"
 BOOT_MODULES: Final = ("virtio_pci", "virtio_blk", "ext4")

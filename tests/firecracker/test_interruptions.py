@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import anyio
 import pytest
 
 import ramet
-from ramet.engine import template as template_module
+from ramet.engine import capture, freeze
 from ramet.engine.proof import agent_of
 from ramet.errors import FilesystemError
 from ramet.host import processes, rings
@@ -23,13 +21,6 @@ from ramet.units import MIB
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(120)]
 
 _LIMIT_BYTES = 16 * MIB
-_MAKE_A_TEMPLATE = """
-import sys, anyio, ramet
-async def main():
-    async with ramet.Host(sys.argv[1]) as host:
-        await (await host.get(sys.argv[2])).template()
-anyio.run(main)
-"""
 
 
 def limit_of(pid: int) -> int:
@@ -64,26 +55,9 @@ async def assert_as_before(vm: ramet.VM, pid: int) -> None:
     assert left.isdisjoint({MEM_FILE, VMSTATE_FILE, MANIFEST_FILE})
 
 
-async def test_killed_ramet_in_the_middle_of_saving(probes: ramet.Host) -> None:
+async def test_cancelled_while_its_memory_is_saved(probes: ramet.Host) -> None:
     vm = await probes.run("probe", driver="firecracker", memory="512M")
-    await vm.detach()
-    pid = await pid_of(vm)
-    words = [sys.executable, "-c", _MAKE_A_TEMPLATE, str(probes.home), vm.id]
-    with subprocess.Popen(words) as ramet_process:
-        await until_saving(vm.directory)
-        ramet_process.kill()
-    assert limit_of(pid) == resource.RLIM_INFINITY, "it was killed too late for this test"
-    async with ramet.Host(probes.home) as next_ramet:
-        again = await next_ramet.get(vm.id)
-        await assert_as_before(again, pid)
-        await again.template()
-        async with again.fork(1) as (child,):
-            assert (await child.exec("true")).ok
-        await again.remove()
-
-
-async def test_cancelled_in_the_middle_of_saving(probes: ramet.Host) -> None:
-    vm = await probes.run("probe", driver="firecracker", memory="512M")
+    await vm.exec("fill", "1000000", "10000", "1", check=True)  # 256 MiB
     pid = await pid_of(vm)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(vm.template)
@@ -104,7 +78,7 @@ async def test_template_that_fails_late_gives_its_space_back(
         raise FilesystemError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(template_module, "_publish_manifest", no_room)
+        patch.setattr(capture, "_described", no_room)
         with pytest.raises(FilesystemError, match="no room"):
             await vm.template()
     await assert_as_before(vm, pid)
@@ -130,7 +104,7 @@ async def test_interrupt_that_comes_after_the_row_undoes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(store, "change", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            await template_module.promote(vm._context, store.get(vm.id))
+            await freeze.promote(vm._context, store.get(vm.id))
     assert await state_of(probes, vm) == ("template", None)
     assert await vmm.status() == "paused", "it has the template's disks open"
     async with ramet.Host(probes.home) as next_ramet:

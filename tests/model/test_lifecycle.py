@@ -23,6 +23,7 @@ OPEN: dict[tuple[State, Move], State] = {
     (S.STANDBY, M.STOP): S.STOPPED,
     (S.FAILED, M.STOP): S.STOPPED,
     (S.STOPPED, M.START): S.RUNNING,
+    **{(state, M.REWIND): S.RUNNING for state in S if state not in {S.CREATED, S.TEMPLATE, S.REMOVED}},
     **{(state, M.FAIL): S.FAILED for state in S if state not in {S.REMOVED, S.TEMPLATE}},
     **{(state, M.REMOVE): S.REMOVED for state in S if state is not S.REMOVED},
 }

@@ -55,7 +55,7 @@ async def examine() -> DoctorReport:
     import msgspec
 
     from ramet.cli.shapes import DoctorReport
-    from ramet.engine.host import installed_drivers
+    from ramet.engine.drivers import installed_drivers
     from ramet.engine.receipts import immutability
     from ramet.host import doctor as host
     from ramet.host.kvm import kvm_verdict

@@ -129,9 +129,9 @@ def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOpt
         except (DamagedError, FilesystemError):
             origin.require_there()
             found = read_manifest(origin.directory)
-            if tries_left == 0 or found.memory == origin.manifest.memory:
+            if tries_left == 0 or found == origin.manifest:
                 raise
-            # It was compacted meanwhile: the same memory, in another file.
+            # It was compacted meanwhile: the same content, in other files.
             origin = origin._replace(manifest=found)
             shutil.rmtree(directory, ignore_errors=True)
     raise AssertionError

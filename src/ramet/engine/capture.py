@@ -24,6 +24,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from ramet.disk.chains import chain_of
 from ramet.disk.volumes import files_of, make_overlay, next_overlay, snapshot_raw
 from ramet.drivers.api import Ability, Driver, FreezesDisks, SavesState, Vmm
 from ramet.engine.context import Context
@@ -43,7 +44,7 @@ from ramet.memory.pagemap import Run
 from ramet.memory.pages import LivePages, Pages, StagedPages, stage
 from ramet.memory.ram import changed_pages
 from ramet.model.lifecycle import State
-from ramet.model.record import Disk, Record, RunningVmm
+from ramet.model.record import Disk, Machine, Record, RunningVmm
 from ramet.paths import (
     DELTA_FILE,
     INITRAMFS_FILE,
@@ -210,7 +211,11 @@ async def _settle_overlays(context: Context, plan: _Plan, vmm: FreezesDisks) -> 
     switched = {frozen.file: new for frozen, new in plan.overlays if active.get(frozen.name) == new.file}
     unused = [pair for pair in plan.overlays if pair[0].file not in switched]
     if switched:
-        context.store.change(plan.record.id, lambda one: with_disks(one, switched))
+        chained = {
+            file: msgspec.structs.replace(new, backing=chain_of(plan.own, new.file)[:-1])
+            for file, new in switched.items()
+        }
+        context.store.change(plan.record.id, lambda one: with_disks(one, chained))
     if unused:
         try:
             await vmm.drop_overlays(unused)
@@ -301,9 +306,14 @@ def _publish(plan: _Plan, pages: Pages, vmstate: int, digests: bool, labels: dic
         read_only = Ability.OPENS_MEM_FILE_READ_ONLY in plan.driver.abilities
         mode = 0o444 if read_only or os.geteuid() == 0 else 0o600
         write_mem_file(directory / MEM_FILE, pages, memory_bytes=record.machine.memory_bytes, mode=mode)
-    elif pages.changed_bytes:
-        write_delta(directory / DELTA_FILE, pages, memory_bytes=record.machine.memory_bytes, mode=0o444)
-        memory = Memory(delta=DELTA_FILE, delta_bytes=pages.changed_bytes)
+    else:
+        facts = write_delta(
+            directory / DELTA_FILE,
+            pages,
+            memory_bytes=record.machine.memory_bytes,
+            base=directory / MEM_FILE,
+        )
+        memory = Memory(delta=DELTA_FILE, delta_bytes=facts.applied_bytes)
         parts[DELTA_FILE] = None
     (directory / VMSTATE_FILE).unlink(missing_ok=True)  # a link to what it was restored from
     write_out(vmstate, directory / VMSTATE_FILE, mode=0o444)
@@ -311,7 +321,8 @@ def _publish(plan: _Plan, pages: Pages, vmstate: int, digests: bool, labels: dic
     for name in (KERNEL_FILE, INITRAMFS_FILE):
         if (directory / name).exists():
             parts[name] = _known_part(directory / name, plan.origin, name)
-    for disk in record.machine.disks:
+    machine = _with_chains(plan.own, record.machine)
+    for disk in machine.disks:
         for name in files_of(disk):
             if plan.goes_on and disk.format == "qcow2":
                 share_file(plan.own / name, directory / name)
@@ -322,9 +333,9 @@ def _publish(plan: _Plan, pages: Pages, vmstate: int, digests: bool, labels: dic
         format=FORMAT,
         driver=record.driver,
         driver_version=plan.driver_version,
-        machine=record.machine,
-        arguments=plan.driver.arguments(record.machine),
-        ram=plan.driver.ram_regions(record.machine),
+        machine=machine,
+        arguments=plan.driver.arguments(machine),
+        ram=plan.driver.ram_regions(machine),
         memory=memory,
         image=record.image,
         kernel_version=record.kernel_version,
@@ -339,6 +350,19 @@ def _publish(plan: _Plan, pages: Pages, vmstate: int, digests: bool, labels: dic
     if plan.goes_on:
         fsync_directory(directory.parent)
     return manifest
+
+
+def _with_chains(own: Path, machine: Machine) -> Machine:
+    """The machine with the files that its disks lie over in fact: a chain may have been shortened since the
+    record was written.
+    """
+    disks = tuple(
+        msgspec.structs.replace(disk, backing=chain_of(own, disk.file)[:-1])
+        if disk.format == "qcow2"
+        else disk
+        for disk in machine.disks
+    )
+    return msgspec.structs.replace(machine, disks=disks)
 
 
 def _described(path: Path, known: Part | None, digests: bool) -> Part:

@@ -27,6 +27,7 @@ from ramet.engine.manifest import check_part, read_manifest, require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import discard_all
+from ramet.engine.worker import wake_for_machine
 from ramet.errors import (
     DamagedError,
     NameTakenError,
@@ -104,7 +105,7 @@ async def _fork_from(
             check_part(origin.manifest, origin.directory, part)
     except DamagedError:
         origin.require_there()
-        if read_manifest(origin.directory).memory == origin.manifest.memory:
+        if read_manifest(origin.directory) == origin.manifest:
             raise
     await require_restorable(origin.manifest, driver, name=origin.name)
     records = _reserve(context, origin, name, count)
@@ -117,6 +118,10 @@ async def _fork_from(
                 tasks.start_soon(_attempt, call, record)
         made = report(context, origin.manifest, records, results, called_at)
         await _discard_quietly(context, [one for one in records if isinstance(results[one.id], Exception)])
+        for result in results.values():
+            if isinstance(result, Forked):
+                wake_for_machine(context.home, result.record.machine)
+                break
     except BaseException:
         await _discard_quietly(context, records)
         raise

@@ -13,7 +13,7 @@ import anyio
 from ramet.engine.capture import capture
 from ramet.engine.changes import changing, drop_unpublished
 from ramet.engine.context import Context
-from ramet.engine.worker import wake_for
+from ramet.engine.worker import wake_for_capture
 from ramet.errors import NotFoundError, VmmError
 from ramet.host import processes
 from ramet.model.lifecycle import Move, State
@@ -62,7 +62,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
             await processes.kill(running.process)
             if move is Move.TEMPLATE:
                 (directory / RECEIPT_FILE).unlink(missing_ok=True)
-            wake_for(context, directory)
+            wake_for_capture(context.home, directory)
         return frozen
 
 

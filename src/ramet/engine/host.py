@@ -13,12 +13,10 @@ import anyio
 import anyio.to_thread
 
 from ramet import config
-from ramet.drivers.api import Driver
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.qemu import Qemu
 from ramet.engine import boot, measure, reap, removal
 from ramet.engine.agents import Agents
 from ramet.engine.context import Context
+from ramet.engine.drivers import installed_drivers
 from ramet.engine.observe import count_forks, is_shown, observe, to_instance
 from ramet.engine.snapshot import Snapshot, describe
 from ramet.engine.snapshot_files import import_file
@@ -43,11 +41,6 @@ from ramet.model.shapes import Instance, LineageNode, SnapshotInfo, Usage
 from ramet.paths import Home
 from ramet.store.records import Store
 from ramet.units import parse_size
-
-
-def installed_drivers() -> list[Driver]:
-    """The drivers that ramet has, in the order in which `auto` tries them."""
-    return [Firecracker(), Qemu()]
 
 
 class Host:

@@ -85,13 +85,18 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
     """
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         found = _format_of(data)
         if found is not None and found > FORMAT:
             raise _newer(where, found) from error
         raise DamagedError(f"{where} can't be read: {error}", hint="make the capture again") from error
     if manifest.format > FORMAT:
         raise _newer(where, manifest.format)
+    return manifest
+
+
+def require_whole(manifest: Manifest, *, where: str) -> None:
+    """Raise `DamagedError` unless it lists every part that it needs, and nothing but plain files."""
     memory = manifest.memory
     named = {memory.base, *({memory.delta} if memory.delta is not None else ())}
     named |= {name for disk in manifest.machine.disks for name in (*disk.backing, disk.file)}
@@ -99,7 +104,6 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
         raise DamagedError(f"{where} lists no part {missing[0]!r}, which it needs")
     if foreign := [name for name in manifest.parts if not is_plain_name(name)]:
         raise DamagedError(f"{where} names a part {foreign[0]!r}, which is no plain file name")
-    return manifest
 
 
 def is_plain_name(name: str) -> bool:
@@ -114,7 +118,7 @@ class _Format(msgspec.Struct):
 def _format_of(data: bytes) -> int | None:
     try:
         return msgspec.json.decode(data, type=_Format).format
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 
@@ -130,7 +134,9 @@ def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> Manifest:
             data = opened.read(LONGEST_BYTES + 1)
     except OSError as error:
         raise DamagedError(f"{path} can't be read: {error}", hint="make the capture again") from error
-    return decode_manifest(data, where=str(path))
+    manifest = decode_manifest(data, where=str(path))
+    require_whole(manifest, where=str(path))
+    return manifest
 
 
 async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from ramet.disk.chains import chain_of, image_facts
 from ramet.disk.volumes import files_of
 from ramet.engine import snapshots
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest
+from ramet.engine.manifest import Manifest, require_whole
 from ramet.engine.transfer import Imported, export_capture, import_capture
 from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
 from ramet.host.files import (
@@ -30,8 +31,13 @@ from ramet.host.files import (
 from ramet.model.names import check_name, invent_name
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import MANIFEST_FILE
+from ramet.units import PAGE_SIZE_BYTES, TIB
 
 STANDARD_STREAM = "-"
+MOST_MEMORY_BYTES = 16 * TIB
+_MOST_CPUS = 256
+_MOST_PORTS = 30
+_DISK_NAME = re.compile(r"disk[0-9]{0,2}")
 _TRIES = 3
 
 
@@ -98,12 +104,40 @@ def _read(context: Context, file: Path, directory: Path) -> Imported:
             stream, directory, name=what, mode=_mode, checkpoint=anyio.from_thread.check_cancelled
         )
     manifest = imported.manifest
+    require_whole(manifest, where=f"the manifest in {what}")
+    require_harmless(manifest, what)
     context.driver(manifest.driver)  # raises for one that this ramet doesn't have
     _require_disks(manifest, directory, what)
-    if manifest.source is None:
-        raise DamagedError(f"{what} doesn't say what it is a snapshot of", hint="export it again")
     write_durably(directory / MANIFEST_FILE, manifest.encoded())
     return imported
+
+
+def require_harmless(manifest: Manifest, what: str) -> None:
+    """What a manifest says is told to a VMM: it may be nothing but a machine as ramet makes them.
+
+    Raises `DamagedError`.
+    """
+    machine = manifest.machine
+    plain = {
+        "accelerator": machine.accelerator in {"kvm", "tcg"},
+        "machine type": re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", machine.machine_type) is not None,
+        "CPU model": re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,254}", machine.cpu_model) is not None,
+        "kernel arguments": machine.kernel_arguments.isprintable() and len(machine.kernel_arguments) <= 2048,
+        "memory": 0 < machine.memory_bytes <= MOST_MEMORY_BYTES
+        and machine.memory_bytes % PAGE_SIZE_BYTES == 0,
+        "number of CPUs": 1 <= machine.cpus <= _MOST_CPUS,
+        "number of ports": 0 <= machine.agent_ports <= _MOST_PORTS,
+        # A TAP device is one of this host's: which one isn't for a file to say.
+        "network": not machine.nics,
+        "disks": all(_DISK_NAME.fullmatch(disk.name) for disk in machine.disks),
+        "mem-file": manifest.parts[manifest.memory.base].facts.size_bytes == machine.memory_bytes,
+        "source": manifest.source is not None
+        and re.fullmatch(r"[0-9a-f]{4,64}", manifest.source.id) is not None,
+    }
+    if wrong := [name for name, is_plain in plain.items() if not is_plain]:
+        raise DamagedError(f"{what} is no snapshot that ramet made: {', '.join(wrong)}")
+    assert manifest.source is not None
+    check_name(manifest.source.name)
 
 
 def _require_disks(manifest: Manifest, directory: Path, what: str) -> None:

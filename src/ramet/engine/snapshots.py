@@ -22,7 +22,7 @@ from ramet.engine.capture import Captured, capture
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, Source, check_part, read_manifest
-from ramet.engine.worker import wake_for
+from ramet.engine.worker import wake_for_capture, wake_for_machine
 from ramet.errors import NameTakenError, NotFoundError, RametError, UsageError, WrongStateError
 from ramet.host import processes
 from ramet.host.clock import now
@@ -57,7 +57,8 @@ async def create(
                 await capture(context, source, directory, goes_on=True, labels=labels)
         await anyio.to_thread.run_sync(fsync_directory, context.home.snapshots)
         made = publish(context, row)
-    wake_for(context, directory)
+    wake_for_capture(context.home, directory)
+    _wake_for_source(context, record)
     return made
 
 
@@ -71,11 +72,20 @@ async def passing(context: Context, record: Record) -> AsyncIterator[tuple[Snaps
         async with changing(context, record, "capture") as source:
             _require_living(source)
             captured = await capture(context, source, directory, goes_on=True, digests=False)
+        _wake_for_source(context, record)
         try:
             yield row, captured
         finally:
             with anyio.CancelScope(shield=True):
                 await remove(context, row)
+
+
+def _wake_for_source(context: Context, record: Record) -> None:
+    """Each capture puts one more file under the disks of a living source."""
+    try:
+        wake_for_machine(context.home, context.store.get(record.id).machine)
+    except NotFoundError:
+        pass  # removed meanwhile
 
 
 def _require_living(source: Record) -> None:

@@ -1,56 +1,62 @@
 """The home's worker: work that outlives the command that found it.
 
-One process a home, started when there is something to do, ending when there is nothing more. It compacts: a
-capture whose delta is large gets a mem-file of its own, which later forks share instead of each holding the
-delta. The old files stay until the manifest names the new one, and their inodes for as long as a fork has
-them.
+One process a home, started when there is something to do, ending when there is nothing more. What it does is
+in `compaction`; that it does it in a process of its own is so that nobody waits for it.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import anyio
 import msgspec
 
-from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, Memory, Part, read_manifest
+from ramet.drivers.api import Driver, ShortensDisks
+from ramet.engine.compaction import compact_capture, long_chains, settled_disk, wants_compaction
+from ramet.engine.drivers import installed_drivers
+from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError, RametError
-from ramet.host.files import TEMPORARY_PREFIX, write_durably
 from ramet.host.locks import file_lock
-from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
-from ramet.memory.integrity import digest, facts_of
 from ramet.model.lifecycle import State
-from ramet.paths import MANIFEST_FILE, Home
+from ramet.model.record import Machine, Record
+from ramet.paths import LIFECYCLE_LOCK, Home
 from ramet.store.records import Store
 
 _ANOTHER_S = 60.0
 """How long a worker waits for the one before it, which may have looked already where the new work is."""
+_CHANGING_S = 60.0
 
 
-def wants_compaction(manifest: Manifest) -> bool:
-    """Whether its delta is so large that forks had better share it."""
-    return manifest.memory.delta is not None and manifest.memory.delta_bytes > COMPACT_ABOVE_BYTES
-
-
-def wake_for(context: Context, directory: Path) -> None:
+def wake_for_capture(home: Home, directory: Path) -> None:
     """Start the home's worker when there is something to do in that capture."""
     try:
         if wants_compaction(read_manifest(directory)):
-            context.home.work_to_do.touch(mode=0o600)
-            wake(context.home)
+            _wake_for_work(home)
     except (RametError, OSError):
         pass  # the capture is good without
 
 
+def wake_for_machine(home: Home, machine: Machine) -> None:
+    """Start the home's worker when a living instance's disks lie over too many files."""
+    if long_chains(machine):
+        try:
+            _wake_for_work(home)
+        except OSError:
+            pass  # they are good as they are
+
+
+def _wake_for_work(home: Home) -> None:
+    home.work_to_do.touch(mode=0o600)
+    wake(home)
+
+
 def wake(home: Home) -> None:
     """Start a worker for a home. It goes on when this process ends, and keeps out of others' way."""
-    subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-m", "ramet.engine.worker", str(home.root)],
         cwd="/",
         stdin=subprocess.DEVNULL,
@@ -58,21 +64,28 @@ def wake(home: Home) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    child.returncode = 0  # nobody waits for it; Popen must not complain
 
 
 async def work(home: Home) -> int:
-    """Do what there is to do in a home, and return how many captures were compacted."""
+    """Do what there is to do in a home, and return how many captures and instances were changed."""
     done = 0
     busy = LockBusyError("another worker is at work in this home")
     async with file_lock(home.worker_lock, wait_s=_ANOTHER_S, busy=busy):
+        home.work_to_do.unlink(missing_ok=True)
         store = Store(home.database)
+        drivers = {driver.name: driver for driver in installed_drivers()}
         try:
-            home.work_to_do.unlink(missing_ok=True)
             for directory in list(_captures(home, store)):
                 try:
-                    done += compact_capture(directory)
-                except (RametError, OSError):
+                    done += await compact_capture(directory, drivers[read_manifest(directory).driver])
+                except (RametError, OSError, KeyError):
                     continue  # removed meanwhile, or no room: it is good as it is
+            for record in store.all():
+                try:
+                    done += await _shorten(home, store, drivers, record)
+                except (RametError, OSError, KeyError):
+                    continue
         finally:
             store.close()
     return done
@@ -88,31 +101,27 @@ def _captures(home: Home, store: Store) -> Iterator[Path]:
             yield home.snapshot(row.id)
 
 
-def compact_capture(directory: Path) -> bool:
-    """Give a capture a mem-file of its own, if its delta is large. False when it isn't.
-
-    Raises `DamagedError`, `FilesystemError`: the capture is what it was then.
-    """
-    for left in directory.glob(f"{TEMPORARY_PREFIX}mem-*"):
-        left.unlink(missing_ok=True)
-    manifest = read_manifest(directory)
-    if not wants_compaction(manifest):
-        return False
-    base, delta = manifest.memory.base, manifest.memory.delta
-    assert delta is not None
-    whole = f"mem-{secrets.token_hex(4)}"
-    compact(directory / base, directory / delta, directory / whole, mode=manifest.parts[base].facts.mode)
-    try:
-        parts = {name: part for name, part in manifest.parts.items() if name not in (base, delta)}
-        made = Part(facts=facts_of(directory / whole), digest=digest(directory / whole))
-        compacted = msgspec.structs.replace(manifest, memory=Memory(base=whole), parts={whole: made, **parts})
-        write_durably(directory / MANIFEST_FILE, compacted.encoded())
-    except BaseException:
-        (directory / whole).unlink(missing_ok=True)
-        raise
-    for name in (base, delta):
-        (directory / name).unlink(missing_ok=True)
-    return True
+async def _shorten(home: Home, store: Store, drivers: Mapping[str, Driver], record: Record) -> int:
+    done = 0
+    directory = home.instance(record.id)
+    for disk in long_chains(record.machine):
+        if record.state is not State.RUNNING or record.vmm is None:
+            break
+        vmm = drivers[record.driver].attach(directory, record.vmm.process, record.machine)
+        if not isinstance(vmm, ShortensDisks):
+            break
+        await vmm.shorten(disk)
+        busy = LockBusyError(f"{record.name} is being changed")
+        async with file_lock(directory / LIFECYCLE_LOCK, wait_s=_CHANGING_S, busy=busy):
+            # A capture may have put another file on top since: what is below it is read from there.
+            now = store.get(record.id)
+            disks = tuple(settled_disk(directory, one) for one in now.machine.disks)
+            machine = msgspec.structs.replace(now.machine, disks=disks)
+            store.change(
+                record.id, lambda one, machine=machine: msgspec.structs.replace(one, machine=machine)
+            )
+        done += 1
+    return done
 
 
 def main() -> None:

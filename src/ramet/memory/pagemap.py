@@ -172,10 +172,12 @@ def _pieces(mapping: Mapping, now: Iterable[Area]) -> Iterator[tuple[int, int, _
         if position < start:
             yield position, start, _Now.NOTHING
         in_place = area.file_offset - area.start == mapping.file_offset - mapping.host_start
-        if area.identity == mapping.identity and area.private and in_place:
+        if not area.identity.inode:
+            yield start, end, _Now.ANONYMOUS
+        elif area.identity == mapping.identity and area.private and in_place:
             yield start, end, _Now.THE_FILE
         else:
-            yield start, end, _Now.ANOTHER_FILE if area.identity.inode else _Now.ANONYMOUS
+            yield start, end, _Now.ANOTHER_FILE
         position = end
     if position < mapping.host_end:
         yield position, mapping.host_end, _Now.NOTHING

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "balloon.h"
 #include "block.h"
 #include "identity.h"
 #include "machine.h"
@@ -9,7 +10,7 @@
 
 #define ARGUMENTS_MAX 4u /* of which the last would be one too many */
 #define LINE_BYTES 17u   /* 16 digits and an end of line */
-#define PAGES_A_TURN 256u
+#define PAGES_A_TURN 256u /* no more than BALLOON_PAGES_MAX */
 #define WORDS_A_PAGE (PAGE_BYTES / 8)
 #define OUTPUT_ROOM 1024u
 #define SIGNAL_KILL 9u
@@ -156,6 +157,25 @@ static void start_bpoke(struct command *command, const uint64_t *arguments, unsi
     move_sector(command, arguments[0], true, arguments[1]);
 }
 
+static void start_give(struct command *command, const uint64_t *arguments, unsigned count) {
+    (void)count;
+    claim(command, arguments[0], arguments[1], PAGE_BYTES, true);
+    if (command->working && arguments[0] % PAGE_BYTES != 0)
+        fail(command, USAGE, "the address is not a page's\n");
+    else if (command->working && !balloon_exists())
+        fail(command, FAILED, "no balloon\n");
+}
+
+static uint32_t work_give(struct command *command, uint8_t *lines, uint32_t room) {
+    (void)lines, (void)room;
+    uint64_t pages = pages_of_turn(command);
+    if (pages > 0)
+        balloon_give(command->address, (uint32_t)pages);
+    command->address += pages * PAGE_BYTES;
+    command->working = command->left > 0;
+    return 0;
+}
+
 static void start_hostname(struct command *command, const uint64_t *arguments, unsigned count) {
     (void)arguments, (void)count;
     command->working = true;
@@ -180,6 +200,7 @@ static const struct program programs[] = {
     {"peek", "usage: peek ADDR [COUNT]\n", 1, 2, start_peek, work_peek},
     {"poke", "usage: poke ADDR VALUE\n", 2, 2, start_poke, NULL},
     {"fill", "usage: fill ADDR PAGES VALUE\n", 3, 3, start_fill, work_fill},
+    {"give", "usage: give ADDR PAGES\n", 2, 2, start_give, work_give},
     {"sum", "usage: sum ADDR PAGES\n", 2, 2, start_sum, work_sum},
     {"bpeek", "usage: bpeek SECTOR\n", 1, 1, start_bpeek, work_sum},
     {"bpoke", "usage: bpoke SECTOR VALUE\n", 2, 2, start_bpoke, NULL},

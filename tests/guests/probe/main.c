@@ -1,4 +1,5 @@
 /* The probe: a guest that does nothing but answer. Everything is polled; when there is nothing to do it halts. */
+#include "balloon.h"
 #include "block.h"
 #include "command.h"
 #include "machine.h"
@@ -29,6 +30,7 @@ _Noreturn void probe_main(const void *boot_params);
 _Noreturn void probe_main(const void *boot_params) {
     machine_init(boot_params);
     block_init();
+    balloon_init();
     if (!vsock_init()) {
         machine_say("probe: no vsock device with an interrupt below 16\n");
         machine_reset();

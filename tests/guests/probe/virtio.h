@@ -33,7 +33,7 @@ struct ring {
     } used __attribute__((aligned(4)));
 } __attribute__((aligned(16)));
 
-enum virtio_kind { VIRTIO_BLOCK = 2, VIRTIO_VSOCK = 19 };
+enum virtio_kind { VIRTIO_BLOCK = 2, VIRTIO_BALLOON = 5, VIRTIO_VSOCK = 19 };
 
 /* The registers of the first device of that kind on the command line, with features agreed on (none but version 1);
  * NULL when there is none whose interrupt comes through. Queues are to be started before `virtio_ready`. */

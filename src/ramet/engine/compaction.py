@@ -1,0 +1,118 @@
+"""Captures and disks made cheaper to use, without a change of what they hold. The home's worker does it.
+
+A capture whose delta is large gets a mem-file of its own, which later forks share instead of each holding the
+delta; one whose disks lie over many files gets them in one. The old files stay until the manifest names the
+new ones, and their inodes for as long as a fork has them (I1). The chain of a living instance is shortened by
+its VMM.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+
+from ramet.disk.chains import chain_of, flatten_chain
+from ramet.disk.volumes import files_of, next_overlay
+from ramet.drivers.api import Driver
+from ramet.engine.manifest import Manifest, Memory, Part, read_manifest
+from ramet.host.files import TEMPORARY_PREFIX, write_durably
+from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
+from ramet.memory.integrity import digest, facts_of
+from ramet.model.record import Disk, Machine
+from ramet.paths import MANIFEST_FILE
+
+SHORTEN_ABOVE_FILES = 16
+"""How many files a disk may lie over before its chain is shortened."""
+
+
+def wants_compaction(manifest: Manifest) -> bool:
+    """Whether forks of a capture would be cheaper with its delta in the mem-file, or with its disks in one
+    file.
+    """
+    too_large = manifest.memory.delta is not None and manifest.memory.delta_bytes > COMPACT_ABOVE_BYTES
+    return too_large or bool(long_chains(manifest.machine))
+
+
+def long_chains(machine: Machine) -> list[Disk]:
+    """The disks of a machine that lie over too many files."""
+    return [disk for disk in machine.disks if len(disk.backing) > SHORTEN_ABOVE_FILES]
+
+
+async def compact_capture(directory: Path, driver: Driver) -> bool:
+    """Compact a capture, if it wants it; False when it doesn't.
+
+    Nobody else compacts it meanwhile. Raises `DamagedError`, `FilesystemError`, `UnavailableError`: it is
+    what it was then.
+    """
+    await driver.version()
+    return await anyio.to_thread.run_sync(_compact, directory, driver)
+
+
+def _compact(directory: Path, driver: Driver) -> bool:
+    manifest = read_manifest(directory)
+    for left in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        left.unlink(missing_ok=True)
+    if not wants_compaction(manifest):
+        return False
+    made: list[str] = []
+    try:
+        compacted = _with_whole_memory(directory, manifest, made)
+        compacted = _with_whole_disks(directory, compacted, made)
+        compacted = msgspec.structs.replace(compacted, arguments=driver.arguments(compacted.machine))
+        write_durably(directory / MANIFEST_FILE, compacted.encoded())
+    except BaseException:
+        for name in made:
+            (directory / name).unlink(missing_ok=True)
+        raise
+    for name in manifest.parts.keys() - compacted.parts.keys():
+        (directory / name).unlink(missing_ok=True)
+    return True
+
+
+def _with_whole_memory(directory: Path, manifest: Manifest, made: list[str]) -> Manifest:
+    base, delta = manifest.memory.base, manifest.memory.delta
+    if delta is None or manifest.memory.delta_bytes <= COMPACT_ABOVE_BYTES:
+        return manifest
+    whole = f"mem-{secrets.token_hex(4)}"
+    made.append(whole)
+    compact(directory / base, directory / delta, directory / whole, mode=manifest.parts[base].facts.mode)
+    parts = {name: part for name, part in manifest.parts.items() if name not in (base, delta)}
+    return msgspec.structs.replace(
+        manifest, memory=Memory(base=whole), parts={whole: _part(directory / whole), **parts}
+    )
+
+
+def _with_whole_disks(directory: Path, manifest: Manifest, made: list[str]) -> Manifest:
+    disks, parts = list(manifest.machine.disks), dict(manifest.parts)
+    for disk in long_chains(manifest.machine):
+        whole = msgspec.structs.replace(next_overlay(disk, directory), backing=())
+        made.append(whole.file)
+        flatten_chain(directory, files_of(disk), directory / whole.file)
+        for name in files_of(disk):
+            del parts[name]
+        parts[whole.file] = _part(directory / whole.file)
+        disks[disks.index(disk)] = whole
+    machine = msgspec.structs.replace(manifest.machine, disks=tuple(disks))
+    return msgspec.structs.replace(manifest, machine=machine, parts=parts)
+
+
+def _part(path: Path) -> Part:
+    return Part(facts=facts_of(path), digest=digest(path))
+
+
+def settled_disk(directory: Path, disk: Disk) -> Disk:
+    """A disk whose chain may have been shortened, as it is. Files of its own that it doesn't lie over any
+    more go.
+
+    The caller keeps others from changing the instance. Raises `DamagedError`, `FilesystemError`.
+    """
+    if disk.format != "qcow2":
+        return disk
+    chain = chain_of(directory, disk.file)
+    for name in files_of(disk):
+        if name not in chain:
+            (directory / name).unlink(missing_ok=True)
+    return msgspec.structs.replace(disk, backing=chain[:-1])
