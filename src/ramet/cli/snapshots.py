@@ -222,6 +222,10 @@ def export(
                 "a snapshot isn't written to a terminal",
                 hint=f"`ramet snapshot export {reference} - > FILE`, or into a pipe",
             )
+        if not (directory := Path(file).absolute().parent).is_dir():
+            raise FilesystemError(
+                f"can't write {file}: there is no directory {directory}", hint="make it first"
+            )
         found = await references.snapshot(host, reference, instead="ramet snapshot create")
         with output.working(f"exporting {found.name}", quiet=json):
             try:
@@ -259,6 +263,11 @@ def import_(
             raise UsageError(
                 "a snapshot isn't read from a terminal",
                 hint="`ramet snapshot import - < FILE`, or from a pipe",
+            )
+        if file != _STREAM and not Path(file).exists():
+            raise FilesystemError(
+                f"there is no file {file}",
+                hint="`ramet snapshot export S FILE` writes one; - is standard input",
             )
         with output.working(f"importing {file}", quiet=json):
             made = await host.import_snapshot(_place(file), name=name)
