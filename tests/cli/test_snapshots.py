@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,12 +25,14 @@ pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")
-def base(guest: Shell) -> Shell:
+def base(guest: Shell) -> Iterator[Shell]:
     """`ramet` on a home in which `box` runs and has one snapshot, `base`, from when /run/mark said `then`."""
     guest("exec", "box", "sh", "-c", "echo then > /run/mark")
     made = guest("snapshot", "create", "box", "--name", "base", "--label", "team=a", "--json").stdout
     assert parsed(made, SnapshotInfo).name == "base"
-    return guest
+    yield guest
+    if ids := guest("snapshot", "ls", "-q").stdout.split():
+        guest("snapshot", "rm", *(one.decode() for one in ids))
 
 
 def remove_all(shell: Shell, *names: str) -> None:

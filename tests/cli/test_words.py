@@ -306,7 +306,7 @@ def test_completion_of_snapshots(monkeypatch: pytest.MonkeyPatch, home: Path, ca
         ("beef", "<Snapshot aaaa1111 beef00000000>"),
         ("base", "usage: 'base' may be any of several snapshots"),
         ("aaaabbbb", "usage: 'aaaabbbb' is the beginning of several ids"),
-        ("aaaa", "usage: 'aaaa' is the beginning of several ids"),
+        ("aaaa", "usage: 'aaaa' may be any of several snapshots"),
         ("frist", "not_found: no instance or snapshot 'frist' (did you mean first?)"),
         ("nothing", "not_found: no instance or snapshot 'nothing' (`ramet ps -a` and `ramet snapshot ls`"),
     ],
