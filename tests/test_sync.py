@@ -139,6 +139,14 @@ def test_the_whole_way(host: ramet.sync.Host) -> None:
         assert b"".join(chunk.data for chunk in process.output()) == b"through"
         assert process.wait().exit_code == 0
     assert [one.name for one in host.list()] == ["warm"]
+    snapshot = vm.snapshot("early", labels={"a": "b"})
+    assert isinstance(snapshot, ramet.sync.Snapshot)
+    with snapshot.fork(1) as early:
+        assert early[0].exec("cat", "/run/cache").text == "hot"
+    assert [one.name for one in host.snapshots("warm", labels={"a": "b"})] == ["early"]
+    found = host.snapshot("warm/early")
+    assert found.verify().ok
+    found.remove()
     base = vm.template()
     with base.fork(2, require_shared=True) as forks:
         results = forks.exec("cat", "/run/cache")
