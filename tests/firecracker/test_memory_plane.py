@@ -94,7 +94,7 @@ async def save(vm: Running, name: str, *, diff: bool) -> Path:
     }
     limits = processes.limit_of_files(vm.vmm.process)
     processes.limit_files(vm.vmm.process, None)
-    async with api(vm.directory, who="the test's", longer_s=60) as firecracker:
+    async with api(vm.directory, who="the test's", limit_s=60) as firecracker:
         await firecracker.call("PUT", "/snapshot/create", body)
     processes.limit_files(vm.vmm.process, limits)
     return vm.directory / name

@@ -356,13 +356,12 @@ def _with_chains(own: Path, machine: Machine) -> Machine:
     """The machine with the files that its disks lie over in fact: a chain may have been shortened since the
     record was written.
     """
-    disks = tuple(
-        msgspec.structs.replace(disk, backing=chain_of(own, disk.file)[:-1])
-        if disk.format == "qcow2"
-        else disk
-        for disk in machine.disks
-    )
-    return msgspec.structs.replace(machine, disks=disks)
+    disks = []
+    for disk in machine.disks:
+        if disk.format == "qcow2":
+            disk = msgspec.structs.replace(disk, backing=chain_of(own, disk.file)[:-1])
+        disks.append(disk)
+    return msgspec.structs.replace(machine, disks=tuple(disks))
 
 
 def _described(path: Path, known: Part | None, digests: bool) -> Part:

@@ -117,27 +117,27 @@ def require_harmless(manifest: Manifest, what: str) -> None:
 
     Raises `DamagedError`.
     """
-    machine = manifest.machine
+    machine, source = manifest.machine, manifest.source
+    memory_bytes = machine.memory_bytes
+    kernel_arguments = machine.kernel_arguments
     plain = {
         "accelerator": machine.accelerator in {"kvm", "tcg"},
         "machine type": re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", machine.machine_type) is not None,
         "CPU model": re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,254}", machine.cpu_model) is not None,
-        "kernel arguments": machine.kernel_arguments.isprintable() and len(machine.kernel_arguments) <= 2048,
-        "memory": 0 < machine.memory_bytes <= MOST_MEMORY_BYTES
-        and machine.memory_bytes % PAGE_SIZE_BYTES == 0,
+        "kernel arguments": len(kernel_arguments) <= 2048 and kernel_arguments.isprintable(),
+        "memory": 0 < memory_bytes <= MOST_MEMORY_BYTES and memory_bytes % PAGE_SIZE_BYTES == 0,
         "number of CPUs": 1 <= machine.cpus <= _MOST_CPUS,
         "number of ports": 0 <= machine.agent_ports <= _MOST_PORTS,
         # A TAP device is one of this host's: which one isn't for a file to say.
         "network": not machine.nics,
         "disks": all(_DISK_NAME.fullmatch(disk.name) for disk in machine.disks),
-        "mem-file": manifest.parts[manifest.memory.base].facts.size_bytes == machine.memory_bytes,
-        "source": manifest.source is not None
-        and re.fullmatch(r"[0-9a-f]{4,64}", manifest.source.id) is not None,
+        "mem-file": manifest.parts[manifest.memory.base].facts.size_bytes == memory_bytes,
+        "source": source is not None and re.fullmatch(r"[0-9a-f]{4,64}", source.id) is not None,
     }
     if wrong := [name for name, is_plain in plain.items() if not is_plain]:
         raise DamagedError(f"{what} is no snapshot that ramet made: {', '.join(wrong)}")
-    assert manifest.source is not None
-    check_name(manifest.source.name)
+    assert source is not None
+    check_name(source.name)
 
 
 def _require_disks(manifest: Manifest, directory: Path, what: str) -> None:

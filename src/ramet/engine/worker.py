@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -117,11 +118,13 @@ async def _shorten(home: Home, store: Store, drivers: Mapping[str, Driver], reco
             now = store.get(record.id)
             disks = tuple(settled_disk(directory, one) for one in now.machine.disks)
             machine = msgspec.structs.replace(now.machine, disks=disks)
-            store.change(
-                record.id, lambda one, machine=machine: msgspec.structs.replace(one, machine=machine)
-            )
+            store.change(record.id, partial(_with_machine, machine=machine))
         done += 1
     return done
+
+
+def _with_machine(record: Record, *, machine: Machine) -> Record:
+    return msgspec.structs.replace(record, machine=machine)
 
 
 def main() -> None:
