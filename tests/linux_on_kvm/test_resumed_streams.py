@@ -1,12 +1,11 @@
-"""Firecracker's guest resets its vsock connections whenever the VM's state is saved: what clients have under way
-goes on.
+"""Firecracker's guest resets its vsock connections whenever the VM's state is saved: what clients have under
+way goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from contextlib import aclosing
 
 import anyio
 import pytest
@@ -66,8 +65,7 @@ async def test_commands_go_on_over_saves_of_their_vm(source: ramet.VM) -> None:
                 digest.update(data)
                 await anyio.sleep(0.2)
             await process.close_stdin()
-            async with aclosing(process.output()) as output:
-                said = b"".join([chunk.data async for chunk in output])
+            said = b"".join([chunk.data async for chunk in process.output()])
         told["fed"] = said.split()[0] == digest.hexdigest().encode()
 
     async def silent() -> None:
