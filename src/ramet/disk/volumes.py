@@ -17,6 +17,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from ramet.disk.chains import backing_of
 from ramet.disk.filesystem import make_ext4
 from ramet.disk.qcow2 import fill_qcow2, make_qcow2
 from ramet.host.files import (
@@ -85,7 +86,7 @@ def next_overlay(disk: Disk, *directories: Path) -> Disk:
     N is above every number that the chain, or anything else in `directories`, has: what a change that failed
     left behind keeps its name. Raises `FilesystemError` when a directory can't be read.
     """
-    numbered = re.compile(rf"{re.escape(disk.name)}-(\d{{1,9}})\.qcow2", re.ASCII)
+    numbered = _numbered(disk)
     names = set(files_of(disk))
     for directory in directories:
         with filesystem_errors("read", directory):
@@ -129,6 +130,32 @@ def link_frozen(source: Path, destination: Path, disk: Disk, *, share: bool = Tr
     given = [share_file(source / name, destination / name, share_memory=share) for name in files_of(disk)]
     worst = max(given, key=lambda one: _MODES.index(one.mode))
     return Shared(worst.mode, worst.reason, sum(one.bytes_copied for one in given))
+
+
+def uppermost(directory: Path, disk: Disk) -> Disk:
+    """`disk`, or what lies over it in its directory: a capture may have put an overlay there and died before
+    anybody wrote that down. An overlay that nobody used has what is under it, so the uppermost is always
+    right.
+
+    Raises `FilesystemError`, `DamagedError` when an overlay can't be read.
+    """
+    numbered = _numbered(disk)
+    with filesystem_errors("read", directory):
+        names = [entry.name for entry in directory.iterdir()]
+    while disk.format == "qcow2":
+        over = [
+            name for name in names if numbered.fullmatch(name) and backing_of(directory / name) == disk.file
+        ]
+        if not over:
+            break
+        latest = max(over, key=lambda name: (directory / name).stat().st_mtime_ns)
+        disk = msgspec.structs.replace(disk, file=latest, backing=files_of(disk))
+        names.remove(latest)
+    return disk
+
+
+def _numbered(disk: Disk) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(disk.name)}-(\d{{1,9}})\.qcow2", re.ASCII)
 
 
 def unshare_disk(directory: Path, disk: Disk) -> Disk:
