@@ -105,7 +105,7 @@ class Table(Generic[RowT]):
             yield
         except sqlite3.IntegrityError as error:
             raise NameTakenError(
-                f"there is {'an' if self._what[0] in 'aeio' else 'a'} {self._what} named {record.name} already",
+                f"there is {_article(self._what)} {self._what} named {record.name} already",
                 hint=f"choose another name, or `ramet {self._verb} {record.name}` first",
             ) from error
 
@@ -139,3 +139,7 @@ class Store(Table[Record]):
 
 def _encode(record: _Row) -> str:
     return msgspec.json.encode(record).decode()
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
