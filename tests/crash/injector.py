@@ -91,9 +91,9 @@ class Points:
 
         call = Api.call
 
-        async def counted_call(api: Api, method: str, path: str, body: Any = None) -> Any:
+        async def counted_call(api: Api, method: str, path: str, body: Any = None, **more: float) -> Any:
             points.pass_by(f"before {method} {path}")
-            result = await call(api, method, path, body)
+            result = await call(api, method, path, body, **more)
             points.pass_by(f"after {method} {path}")
             return result
 
