@@ -137,7 +137,7 @@ class FirecrackerVmm:
                 raise
             if os.fstat(vmstate_fd).st_size:
                 return None
-        # One that asks for RAM first. No release so far does.
+        # One that asks for RAM first. No release that was looked at does.
         changes = os.memfd_create("changed", os.MFD_CLOEXEC)
         try:
             return await self._save_difference(vmstate_fd, changes)
