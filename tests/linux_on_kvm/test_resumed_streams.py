@@ -12,7 +12,9 @@ import pytest
 
 import ramet
 from ramet.drivers.firecracker_vmm import FirecrackerVmm
-from ramet.errors import UnavailableError, UsageError
+from ramet.errors import GuestLostError, UnavailableError, UsageError
+from ramet.guest.client import AgentClient
+from ramet.guest.vsock import connect_vsock
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(900)]
 
@@ -72,12 +74,20 @@ async def test_commands_go_on_over_saves_of_their_vm(source: ramet.VM) -> None:
         done = await source.exec("sh", "-c", "sleep 12; echo over; exit 6")
         told["silent"] = (done.exit_code, done.stdout)
 
+    cut = 0
     async with anyio.create_task_group() as tasks:
         for one in (printer, fed, silent):
             tasks.start_soon(one)
         for _ in range(SAVES):
             await anyio.sleep(1.5)
-            await save(source)
+            # What would become of them: a client that doesn't come again loses its session.
+            async with connect_vsock(source.directory, 20) as stream, AgentClient.connect(stream) as agent:
+                await agent.ping()
+                await save(source)
+                with pytest.raises(GuestLostError):
+                    await agent.ping(timeout_s=20)
+                cut += 1
+    assert cut == SAVES
     assert told["silent"] == (6, b"over\n")
     assert told["fed"] is True
     expected = b"".join(b"line %d\n" % number for number in range(1, lines + 1))
