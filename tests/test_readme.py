@@ -44,6 +44,7 @@ def test_a_python_example(example: str, home: Path) -> None:
 
 
 @pytest.mark.vm
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("title", "said"), [("From the shell", ["hot"]), ("Snapshots, standby, branches", ["plan-a", "plan-a"])]
 )

@@ -516,6 +516,7 @@ def table(lab: Lab) -> Iterator[list[tuple[str, str, int, str]]]:
     lines = ["", "| wrong | command | exit | what it says |", "| --- | --- | --- | --- |"]
     for what, words, code, said in rows:
         said = said.replace(str(lab.template), "HOME/instances/ID").replace(str(lab.scratch), "DIR")
+        said = said.replace(str(lab.snapshot), "HOME/snapshots/ID")
         lines.append(f"| {what} | `{words}` | {code} | {said.replace('|', chr(92) + '|')} |")
     tell("\n".join(lines))
 
