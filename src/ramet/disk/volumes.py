@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -27,6 +29,8 @@ from ramet.host.files import (
 from ramet.host.share import ASKED_FOR, Shared, share_file
 from ramet.model.record import Disk
 
+_ROUNDS: Final = 3
+_SHORT_S: Final = 0.010
 _LINKED = "hard link: the frozen disk is the backing file of a new one"
 _IDENTITIES: Final = uuid.UUID("5b1c6e0e-52a7-4a0e-9f0a-1d3f6a8c7e21")
 _MODES: Final = ("shared", "reflinked", "copied")
@@ -141,6 +145,24 @@ def unshare_disk(directory: Path, disk: Disk) -> Disk:
     with filesystem_errors("replace", path):
         temporary.replace(path)
     return disk
+
+
+def settle(directory: Path, disks: Sequence[Disk]) -> None:
+    """Have the host write out what lies in its cache of the files that the disks write to.
+
+    For right before a pause: a VMM flushes its disks when its guest stops, and waits for all that has come
+    together since the last time (93 ms after 1.5 GB). Done here, what is left for it is what came
+    meanwhile; so a second round follows a long one. Blocks its thread, which shouldn't be an event loop's.
+    Raises `FilesystemError`.
+    """
+    for disk in disks:
+        path = directory / disk.file
+        with filesystem_errors("sync", path), open_regular(path) as descriptor:
+            for _ in range(_ROUNDS):
+                begun = time.monotonic()
+                os.fdatasync(descriptor)
+                if time.monotonic() - begun < _SHORT_S:
+                    break
 
 
 def fork_disk(source: Path, destination: Path, disk: Disk, *, share: bool = True) -> ForkedDisk:

@@ -25,7 +25,7 @@ import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of
-from ramet.disk.volumes import files_of, make_overlay, next_overlay, snapshot_raw
+from ramet.disk.volumes import files_of, make_overlay, next_overlay, settle, snapshot_raw
 from ramet.drivers.api import Ability, Driver, FreezesDisks, SavesState, Vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
@@ -150,6 +150,8 @@ async def _stage(context: Context, plan: _Plan, vmm: Vmm, vmstate: int) -> tuple
             leaving.push_async_callback(_shielded, lambda: _settle_overlays(context, plan, vmm))
         if runs:
             await leaving.enter_async_context(armed(plan.own, vmm.rescue()))
+        if runs:
+            await anyio.to_thread.run_sync(settle, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
         async with _resuming(vmm) if runs else AsyncExitStack():
             if runs:

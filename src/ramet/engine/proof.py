@@ -29,6 +29,7 @@ _CLOCK_TRIES = 5
 _LAST_BREATH_S = 2.0
 _PORT_WAIT_S = 60.0
 _VSOCK_WAIT_S = 120.0
+_RECONNECT_S = 15.0
 
 
 def hostname_of(name: str) -> str:
@@ -119,6 +120,7 @@ async def agent_of(
     open_stream = partial(_open_stream, place, record.machine.agent_ports)
     # By process: an instance that is rewound has two VMMs for a moment.
     which = f"{record.id}:{process.pid}:{process.started}"
+    reopen = None if record.machine.agent_ports > 0 else partial(_reconnect, place, process)
     died = False
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
@@ -131,7 +133,9 @@ async def agent_of(
 
         tasks.start_soon(watch)
         try:
-            async with context.agents.lease(which, open_stream=open_stream, timeout_s=timeout_s) as agent:
+            async with context.agents.lease(
+                which, open_stream=open_stream, timeout_s=timeout_s, reopen=reopen
+            ) as agent:
                 yield agent
         except Exception as error:
             # Kept, whatever it is, and raised outside, where no task group wraps it.
@@ -151,6 +155,15 @@ def _open_stream(directory: Path, ports: int) -> AbstractAsyncContextManager[any
     if ports > 0:
         return claim_port(directory, ports, wait_s=_PORT_WAIT_S)
     return connect_vsock(directory, wait_s=_VSOCK_WAIT_S)
+
+
+@asynccontextmanager
+async def _reconnect(directory: Path, process: ProcessRef) -> AsyncIterator[anyio.abc.ByteStream]:
+    """A vsock connection through that VMM and no other. A directory may get another VMM, whose guest has an
+    older state of the same memory: what is under way isn't resumed there.
+    """
+    async with connect_vsock(directory, wait_s=_RECONNECT_S, listener_pid=process.pid) as stream:
+        yield stream
 
 
 def console_end(context: Context, record: Record) -> str:
