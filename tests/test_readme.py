@@ -44,6 +44,7 @@ def test_a_python_example(example: str, home: Path) -> None:
 
 
 @pytest.mark.vm
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("title", "said"), [("From the shell", ["hot"]), ("Snapshots, standby, branches", ["plan-a", "plan-a"])]
 )
@@ -53,7 +54,7 @@ def test_a_shell_example(title: str, said: list[str], home: Path) -> None:
     script = "set -eu\n" + found[1]
     environment = {**os.environ, "RAMET_HOME": str(home)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert [word for word in done.stdout.split() if word in said] == said
     assert_nothing_left(home)

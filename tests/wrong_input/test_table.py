@@ -200,7 +200,7 @@ plainly(
 )
 plainly("snapshots of nobody", "snapshot ls zzz", 3, "not_found", "no instance 'zzz'", "ramet ps -a")
 plainly("rewind without snapshots", "rewind stopped", 3, "not_found", "stopped has no snapshot", "create")
-plainly("rewind to another's", "rewind living asleep/base", 3, "not_found", "of living", "mean living/base?")
+plainly("rewind to another's", "rewind living asleep/base", 3, "not_found", "of living", "ramet snapshot ls")
 plainly("restore of a running one", "restore living", 4, "wrong_state", "living is running already", "ramet")
 plainly("restore of a stopped one", "restore stopped", 4, "wrong_state", "stopped is stopped", "ramet start")
 plainly("standby of a template", "standby warm", 4, "wrong_state", "warm is a template", "ramet fork warm")
@@ -516,6 +516,7 @@ def table(lab: Lab) -> Iterator[list[tuple[str, str, int, str]]]:
     lines = ["", "| wrong | command | exit | what it says |", "| --- | --- | --- | --- |"]
     for what, words, code, said in rows:
         said = said.replace(str(lab.template), "HOME/instances/ID").replace(str(lab.scratch), "DIR")
+        said = said.replace(str(lab.snapshot), "HOME/snapshots/ID")
         lines.append(f"| {what} | `{words}` | {code} | {said.replace('|', chr(92) + '|')} |")
     tell("\n".join(lines))
 

@@ -94,11 +94,12 @@ async def _snapshot(host: Host, reference: str) -> Snapshot | None:
 
 async def _hint(host: Host, reference: str) -> str:
     instances = [one.name for one in await host.list(everything=True)]
-    known = await host.snapshots()
-    titles = {one.name: f"{one.source_name}/{one.name}" for one in known}
-    titles |= {title: title for title in titles.values()}
+    titles: dict[str, str] = {}
+    for one in await host.snapshots():
+        title = f"{one.source_name}/{one.name}"
+        titles[one.name] = titles[title] = title
     near = [
         *difflib.get_close_matches(reference, instances, n=1),
-        *(f"the snapshot {titles[one]}" for one in difflib.get_close_matches(reference, titles, n=1)),
+        *(f"the snapshot {titles[word]}" for word in difflib.get_close_matches(reference, titles, n=1)),
     ]
     return f"did you mean {' or '.join(near)}?" if near else _LIST

@@ -147,6 +147,8 @@ def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOpt
 
 def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
     source, manifest = origin.directory, origin.manifest
+    for part in manifest.parts:
+        check_part(manifest, source, part)  # one that is missing is damage, not a link that failed
     skipped = {*manifest.parts, *_SOURCES_OWN}
     clone_directory(source, directory, skip_rel_paths=frozenset(skipped))
     directory.chmod(0o700)
