@@ -29,7 +29,7 @@ from ramet.disk.volumes import files_of, make_overlay, next_overlay, settle, sna
 from ramet.drivers.api import Ability, Driver, FreezesDisks, SavesState, Vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
-from ramet.engine.proof import correct_clock
+from ramet.engine.proof import connections_may_be_cut, correct_clock
 from ramet.errors import DamagedError, RametError, UnavailableError
 from ramet.host.clock import now
 from ramet.host.cpu import host_cpu
@@ -132,6 +132,7 @@ async def capture(
             pages = await _freeze(plan, vmm, vmstate)
         async with anyio.create_task_group() as tasks:
             if goes_on and record.state is State.RUNNING:
+                connections_may_be_cut(context, record)
                 tasks.start_soon(correct_clock, context, record, _CLOCK_LIMIT_S)
             manifest = await anyio.to_thread.run_sync(_publish, plan, pages, vmstate, digests, labels or {})
     capture_ms = round((time.perf_counter() - started) * 1000, 3)

@@ -89,6 +89,17 @@ async def introduce(agent: AgentClient, record: Record, *, limit_s: float) -> Id
     return reply
 
 
+def _lease_of(record: Record, process: ProcessRef) -> str:
+    """By process, too: an instance that is rewound has two VMMs for a moment."""
+    return f"{record.id}:{process.pid}:{process.started}"
+
+
+def connections_may_be_cut(context: Context, record: Record) -> None:
+    """Its VMM has just saved the guest's state, and may have reset its connections: whoever has one looks."""
+    assert record.vmm is not None
+    context.agents.nudge(_lease_of(record, record.vmm.process))
+
+
 async def correct_clock(context: Context, record: Record, limit_s: float) -> None:
     """Put the wall clock of a guest right that stood still for a while. One that doesn't answer keeps its
     own.
@@ -118,8 +129,7 @@ async def agent_of(
     """
     place = directory or context.directory(record)
     open_stream = partial(_open_stream, place, record.machine.agent_ports)
-    # By process: an instance that is rewound has two VMMs for a moment.
-    which = f"{record.id}:{process.pid}:{process.started}"
+    which = _lease_of(record, process)
     reopen = None if record.machine.agent_ports > 0 else partial(_reconnect, place, process)
     died = False
     failure: Exception | None = None
