@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -139,9 +139,8 @@ async def capture(
             manifest = await _beside(publish, partial(correct_clock, context, record, _CLOCK_LIMIT_S))
         else:
             manifest = await anyio.to_thread.run_sync(publish)
-    await (
-        anyio.lowlevel.checkpoint_if_cancelled()
-    )  # a thread's work isn't cut short, but it counts for nothing then
+    # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
+    await anyio.lowlevel.checkpoint_if_cancelled()
     capture_ms = round((time.perf_counter() - started) * 1000, 3)
     return Captured(manifest=manifest, capture_ms=capture_ms, pause_ms=pause_ms)
 
@@ -157,7 +156,9 @@ async def _stage(context: Context, plan: _Plan, vmm: Vmm, vmstate: int) -> tuple
             await vmm.prepare_overlays(plan.overlays)
             leaving.push_async_callback(_shielded, lambda: _settle_overlays(context, plan, vmm))
         if runs:
-            await leaving.enter_async_context(armed(plan.own, vmm.rescue()))
+            # With the instance's lock: nobody comes between this process's death and the rescue.
+            hold = [context.locks[plan.record.id]]
+            await leaving.enter_async_context(armed(plan.own, vmm.rescue(), hold=hold))
             await anyio.to_thread.run_sync(settle, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
         async with _resuming(vmm) if runs else AsyncExitStack():
@@ -197,7 +198,7 @@ async def _resuming(vmm: Vmm) -> AsyncIterator[None]:
         await vmm.resume()
 
 
-async def _beside(work: Callable[[], T], other: Callable[[], Awaitable[None]]) -> T:
+async def _beside(work: Callable[[], T], other: Callable[[], Coroutine[Any, Any, None]]) -> T:
     """What `work` gives, in a thread, while `other` is done. An error of it is raised as it is."""
     done: list[T] = []
     failure: Exception | None = None
