@@ -272,7 +272,9 @@ async def is_accepted(directory: Path) -> bool:
 async def session(directory: Path, ports: int) -> AsyncIterator[AgentClient]:
     """A session with the agent of the guest whose VMM works in `directory`."""
     stream: AbstractAsyncContextManager[anyio.abc.ByteStream]
-    stream = claim_port(directory, ports, wait_s=LIMIT_S) if ports else connect_vsock(directory, wait_s=LIMIT_S)
+    stream = (
+        claim_port(directory, ports, wait_s=LIMIT_S) if ports else connect_vsock(directory, wait_s=LIMIT_S)
+    )
     async with stream as opened, AgentClient.connect(opened, timeout_s=LIMIT_S) as agent:
         yield agent
 
@@ -313,7 +315,9 @@ def choose(value: str, everything: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--driver", default="all", choices=["all", "qemu", "firecracker"])
     parser.add_argument("--memory", default="all", help="512M, 4G, or both")
     parser.add_argument("--disk", default="all", choices=["all", "idle", "busy"])

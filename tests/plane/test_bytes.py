@@ -55,9 +55,7 @@ async def with_disk(linux: Guest, host: ramet.Host) -> AsyncIterator[dict[int, r
 
 
 @pytest.mark.alone
-async def test_what_is_on_the_disk_makes_no_fork_dearer(
-    linux: Guest, with_disk: dict[int, ramet.VM]
-) -> None:
+async def test_what_is_on_the_disk_makes_no_fork_dearer(linux: Guest, with_disk: dict[int, ramet.VM]) -> None:
     written: dict[str, dict[int, int]] = {"branch": {}, "fork": {}}
     published: dict[int, int] = {}
     for mib, source in with_disk.items():
