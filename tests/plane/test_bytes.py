@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -29,7 +28,8 @@ class Written:
     """
 
     def __init__(self, *pids: int) -> None:
-        self._before = {pid: io_of(pid)["write_bytes"] for pid in ("self", *pids)}
+        which: tuple[int | str, ...] = ("self", *pids)
+        self._before = {pid: io_of(pid)["write_bytes"] for pid in which}
 
     def bytes(self, *new: int) -> int:
         """Those of `new` processes are counted from their beginning."""
@@ -38,7 +38,7 @@ class Written:
 
 
 @pytest.fixture
-async def with_disk(linux: Guest, host: ramet.Host) -> AsyncIterator[dict[int, ramet.VM]]:
+async def with_disk(linux: Guest, host: ramet.Host) -> dict[int, ramet.VM]:
     """Forks of one template, by how many MiB each has written to its disk, past its page cache."""
     base = await linux.boot(host, disk=f"{2 * _LARGE_MIB}M")
     await base.template()
@@ -51,7 +51,7 @@ async def with_disk(linux: Guest, host: ramet.Host) -> AsyncIterator[dict[int, r
         assert disks >= mib * MIB, "it wasn't written"
         await linux.write(fork, 0, mib)
         forks[mib] = fork
-    yield forks
+    return forks
 
 
 @pytest.mark.alone
@@ -71,7 +71,8 @@ async def test_what_is_on_the_disk_makes_no_fork_dearer(linux: Guest, with_disk:
     for what, found in {**written, "published": published}.items():
         small, large = found[_SMALL_MIB], found[_LARGE_MIB]
         tell(
-            f"{what} with {_LARGE_MIB} MiB on the disk: {large >> 10} KiB; with {_SMALL_MIB}: {small >> 10} KiB"
+            f"{what} with {_LARGE_MIB} MiB on the disk: {large >> 10} KiB; "
+            f"with {_SMALL_MIB}: {small >> 10} KiB"
         )
         # The guests' own daily life differs a little; a hundredth of the disk would already be far more.
         assert large <= small + MIB, what

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 
 import pytest
+from benchmarks.pause import measure_branches
 
 import ramet
-from benchmarks.pause import measure_branches
 from tests.plane.guest import Guest
 from tests.side_by_side import tell
 

@@ -14,22 +14,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of
-from ramet.disk.volumes import files_of, make_overlay, next_overlay, snapshot_raw
+from ramet.disk.volumes import files_of, make_overlay, next_overlay, settle, snapshot_raw
 from ramet.drivers.api import Ability, Driver, FreezesDisks, SavesState, Vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
-from ramet.engine.proof import correct_clock
+from ramet.engine.proof import connections_may_be_cut, correct_clock
 from ramet.errors import DamagedError, RametError, UnavailableError
 from ramet.host.clock import now
 from ramet.host.cpu import host_cpu
@@ -41,7 +44,7 @@ from ramet.memory.delta import write_delta, write_mem_file
 from ramet.memory.integrity import digest, facts_of
 from ramet.memory.mappings import FileIdentity, identity_of
 from ramet.memory.pagemap import Run
-from ramet.memory.pages import LivePages, Pages, StagedPages, stage
+from ramet.memory.pages import LivePages, Pages, StagedPages, Stretch, stage
 from ramet.memory.ram import changed_pages
 from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Machine, Record, RunningVmm
@@ -56,8 +59,6 @@ from ramet.paths import (
 )
 
 _CLOCK_LIMIT_S = 5.0
-_WRITE_BACKS = 3
-_QUICK_S = 0.002
 
 T = TypeVar("T")
 
@@ -132,10 +133,14 @@ async def capture(
             pages = closing.enter_context(staged)
         else:
             pages = await _freeze(plan, vmm, vmstate)
-        async with anyio.create_task_group() as tasks:
-            if goes_on and record.state is State.RUNNING:
-                tasks.start_soon(correct_clock, context, record, _CLOCK_LIMIT_S)
-            manifest = await anyio.to_thread.run_sync(_publish, plan, pages, vmstate, digests, labels or {})
+        publish = partial(_publish, plan, _UntilCancelled(pages), vmstate, digests, labels or {})
+        if goes_on and record.state is State.RUNNING:
+            connections_may_be_cut(context, record)
+            manifest = await _beside(publish, partial(correct_clock, context, record, _CLOCK_LIMIT_S))
+        else:
+            manifest = await anyio.to_thread.run_sync(publish)
+    # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
+    await anyio.lowlevel.checkpoint_if_cancelled()
     capture_ms = round((time.perf_counter() - started) * 1000, 3)
     return Captured(manifest=manifest, capture_ms=capture_ms, pause_ms=pause_ms)
 
@@ -151,8 +156,10 @@ async def _stage(context: Context, plan: _Plan, vmm: Vmm, vmstate: int) -> tuple
             await vmm.prepare_overlays(plan.overlays)
             leaving.push_async_callback(_shielded, lambda: _settle_overlays(context, plan, vmm))
         if runs:
-            await leaving.enter_async_context(armed(plan.own, vmm.rescue()))
-            await _off_loop(_write_back, plan)
+            # With the instance's lock: nobody comes between this process's death and the rescue.
+            hold = [context.locks[plan.record.id]]
+            await leaving.enter_async_context(armed(plan.own, vmm.rescue(), hold=hold))
+            await anyio.to_thread.run_sync(settle, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
         async with _resuming(vmm) if runs else AsyncExitStack():
             if runs:
@@ -189,6 +196,22 @@ async def _resuming(vmm: Vmm) -> AsyncIterator[None]:
         raise
     with anyio.CancelScope(shield=True):
         await vmm.resume()
+
+
+async def _beside(work: Callable[[], T], other: Callable[[], Coroutine[Any, Any, None]]) -> T:
+    """What `work` gives, in a thread, while `other` is done. An error of it is raised as it is."""
+    done: list[T] = []
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        try:
+            done.append(await anyio.to_thread.run_sync(work))
+        except Exception as error:
+            failure = error
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return done[0]
 
 
 async def _shielded(step: Callable[[], Awaitable[None]]) -> None:
@@ -235,22 +258,6 @@ def with_disks(record: Record, switched: dict[str, Disk]) -> Record:
 
 async def _off_loop(function: Callable[[_Plan], T], plan: _Plan) -> T:
     return await anyio.to_thread.run_sync(function, plan)
-
-
-def _write_back(plan: _Plan) -> None:
-    """Have the host write out what the guest has written to its disks: a VMM flushes them in the pause, and
-    the guest would stand still for all of it. Again while that took long, for what came meanwhile.
-    """
-    for disk in plan.record.machine.disks:
-        try:
-            with open_regular(plan.own / disk.file) as descriptor:
-                for _ in range(_WRITE_BACKS):
-                    begun = time.perf_counter()
-                    os.fdatasync(descriptor)
-                    if time.perf_counter() - begun < _QUICK_S:
-                        break
-        except OSError:
-            pass  # the VMM's own flush fails as well, and that one counts
 
 
 def _list_changed(plan: _Plan) -> list[Run]:
@@ -312,6 +319,22 @@ def _known_part(path: Path, origin: Manifest | None, name: str) -> Part:
         facts.mtime_ns,
     )
     return Part(facts=facts, digest=before.digest if before is not None and same else None)
+
+
+class _UntilCancelled:
+    """Pages that are there until the call is cancelled whose thread asks for them."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+
+    @property
+    def changed_bytes(self) -> int:
+        return self._pages.changed_bytes
+
+    def batches(self) -> Iterator[list[Stretch]]:
+        for batch in self._pages.batches():
+            anyio.from_thread.check_cancelled()
+            yield batch
 
 
 def _publish(plan: _Plan, pages: Pages, vmstate: int, digests: bool, labels: dict[str, str]) -> Manifest:
