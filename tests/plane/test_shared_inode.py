@@ -1,8 +1,8 @@
 """The seed's rule: nothing opens a shared mem-file for writing, and nothing writes it.
 
 Every system call of ramet and of its VMMs that could is traced, by inode, through all of a family's life. One
-exception has a test of its own: a QEMU before 8.2 opens the mem-file for reading and writing when it starts, and
-maps it privately. It does nothing else with that descriptor.
+exception has a test of its own: a QEMU before 8.2 opens the mem-file for reading and writing when it starts,
+and maps it privately. It does nothing else with that descriptor.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Trace:
         found = _CALL.match(line)
         if found is None:
             return
-        pid, call, rest = found.groups()
+        _pid, call, rest = found.groups()
         if call in {"open", "openat", "openat2", "creat", "truncate"}:
             quoted = re.search(r'"([^"]*)"', rest)
             # With -s 0 nothing of data is shown, but paths are.
