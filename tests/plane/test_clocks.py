@@ -78,7 +78,8 @@ async def test_clocks_go_on(guest: Guest, source: ramet.VM) -> None:
             await one.look()
     worst = max(one.worst_s for one in (clocks, rewound, of_late, *forks))
     tell(
-        f"{guest.driver}: after a pause, branches, a restore and a rewind wall time was at most {worst:.3f} s off"
+        f"{guest.driver}: after a pause, branches, a restore and a rewind "
+        f"wall time was at most {worst:.3f} s off"
     )
 
 
