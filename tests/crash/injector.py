@@ -91,9 +91,9 @@ class Points:
 
         call = Api.call
 
-        async def counted_call(api: Api, method: str, path: str, body: Any = None) -> Any:
+        async def counted_call(api: Api, method: str, path: str, *rest: Any, **keywords: Any) -> Any:
             points.pass_by(f"before {method} {path}")
-            result = await call(api, method, path, body)
+            result = await call(api, method, path, *rest, **keywords)
             points.pass_by(f"after {method} {path}")
             return result
 
