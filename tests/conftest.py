@@ -55,10 +55,11 @@ def living_in(directory: Path) -> list[int]:
 
 
 def assert_nothing_left(home: Path) -> None:
-    """No process, no instance directory and so no socket of `home` is left."""
+    """No process, no directory of an instance, and so no socket, and none of a snapshot of `home` is left."""
     assert living_in(home) == []
-    instances = home / "instances"
-    assert not instances.exists() or list(instances.iterdir()) == []
+    for kind in ("instances", "snapshots", "staging"):
+        directory = home / kind
+        assert not directory.exists() or list(directory.iterdir()) == []
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,15 @@ from tests.conftest import assert_nothing_left
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHELL = re.search(r"## From the shell\n.*?```\n(.*?)```", README, re.DOTALL)
+SHELL = {
+    title: re.search(rf"## {title}\n.*?```\n(.*?)```", README, re.DOTALL)
+    for title in ("From the shell", "Snapshots, standby, branches")
+}
 
 
 def test_there_are_examples() -> None:
     assert len(PYTHON) == 2
-    assert SHELL is not None
+    assert all(SHELL.values())
 
 
 @pytest.mark.vm
@@ -41,12 +44,17 @@ def test_a_python_example(example: str, home: Path) -> None:
 
 
 @pytest.mark.vm
-def test_the_shell_example(home: Path) -> None:
-    assert SHELL is not None
-    script = "set -eu\n" + SHELL[1]
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("title", "said"), [("From the shell", ["hot"]), ("Snapshots, standby, branches", ["plan-a", "plan-a"])]
+)
+def test_a_shell_example(title: str, said: list[str], home: Path) -> None:
+    found = SHELL[title]
+    assert found is not None
+    script = "set -eu\n" + found[1]
     environment = {**os.environ, "RAMET_HOME": str(home)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "hot" in done.stdout.split()
+    assert [word for word in done.stdout.split() if word in said] == said
     assert_nothing_left(home)

@@ -22,7 +22,7 @@ from tests.conftest import assert_nothing_left, living_in
 
 
 def test_it_has_what_the_async_classes_have() -> None:
-    for name in ("Host", "VM", "Forks", "Process"):
+    for name in ("Host", "VM", "Snapshot", "Forks", "Process"):
         asynchronous, plain = getattr(ramet, name), getattr(ramet.sync, name)
         inherited = {*dir(list), "begin", "end", "lost", "receive"}
         public = {one for one in vars(asynchronous) if not one.startswith("_")} - inherited
@@ -139,6 +139,14 @@ def test_the_whole_way(host: ramet.sync.Host) -> None:
         assert b"".join(chunk.data for chunk in process.output()) == b"through"
         assert process.wait().exit_code == 0
     assert [one.name for one in host.list()] == ["warm"]
+    snapshot = vm.snapshot("early", labels={"a": "b"})
+    assert isinstance(snapshot, ramet.sync.Snapshot)
+    with snapshot.fork(1) as early:
+        assert early[0].exec("cat", "/run/cache").text == "hot"
+    assert [one.name for one in host.snapshots("warm", labels={"a": "b"})] == ["early"]
+    found = host.snapshot("warm/early")
+    assert found.verify().ok
+    found.remove()
     base = vm.template()
     with base.fork(2, require_shared=True) as forks:
         results = forks.exec("cat", "/run/cache")

@@ -30,9 +30,9 @@ document a line. Fields are only ever added. Every field is always there.
 
 | verb | prints |
 | --- | --- |
-| `run`, `template`, `keep`, `wait` | an Instance |
+| `run`, `template`, `keep`, `rewind`, `wait` | an Instance |
 | `run IMAGE -- CMD` | a RunResult |
-| `stop`, `start`, `pause`, `resume`, `restore` | an Instance; given several references, an array with an Instance or a Failure for each |
+| `stop`, `start`, `pause`, `resume`, `standby`, `restore` | an Instance; given several references, an array with an Instance or a Failure for each |
 | `inspect` | an Inspection |
 | `ps` | an array of Instances |
 | `tree` | an array of LineageNodes |
@@ -40,7 +40,12 @@ document a line. Fields are only ever added. Every field is always there.
 | `logs` | a LogDocument; with `-f` one a line |
 | `exec` | a CommandResult; with `-d` a Spawned |
 | `fork` | a ForkReport |
-| `rm` | a Removed, or a PartlyRemoved |
+| `rm`, `snapshot rm` | a Removed, or a PartlyRemoved |
+| `snapshot create`, `snapshot import` | a SnapshotInfo |
+| `snapshot ls` | an array of SnapshotInfos |
+| `snapshot inspect` | a SnapshotInspection |
+| `snapshot verify` | a Verification; with a bad part `ok` is false and the exit code 1 |
+| `snapshot export` | an Exported |
 | `image ls`, `kernel ls` | an array of ImageEntries, of KernelEntries |
 | `kernel add` | a KernelEntry |
 | `doctor` | a DoctorReport |
@@ -75,7 +80,8 @@ own; exit code 1, `RAMET_DEBUG=1` shows where it came from).
 
 _CLI_INTRODUCTION = """# The command line
 
-`RAMET_HOME` sets the data directory. REF is an instance's name, its id, or the first 4 or more digits of the id.
+`RAMET_HOME` sets the data directory. REF is an instance's name, its id, or the first 4 or more digits of the id. S is a
+snapshot: SOURCE/NAME, NAME where only one has it, its id, or the first digits of that ([snapshots.md](snapshots.md)).
 Exit codes are in [errors.md](errors.md), what `--json` prints in [json.md](json.md).
 """  # noqa: E501
 

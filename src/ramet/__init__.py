@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ramet.engine.forks import ForkCall, Forks
     from ramet.engine.host import Host
     from ramet.engine.results import ExecResult, ForkError
+    from ramet.engine.snapshot import Snapshot
     from ramet.engine.vm import VM
     from ramet.errors import (
         DamagedError,
@@ -49,7 +50,19 @@ if TYPE_CHECKING:
     )
     from ramet.guest.process import Process
     from ramet.model.lifecycle import State
-    from ramet.model.shapes import ForkReport, Inspection, Instance, LineageNode, Receipt, Usage
+    from ramet.model.shapes import (
+        Exported,
+        ForkReport,
+        Inspection,
+        Instance,
+        LineageNode,
+        PartCheck,
+        Receipt,
+        SnapshotInfo,
+        SnapshotInspection,
+        Usage,
+        Verification,
+    )
 
 __all__ = [
     "VM",
@@ -59,6 +72,7 @@ __all__ = [
     "ExecNotFoundError",
     "ExecResult",
     "ExecTimeoutError",
+    "Exported",
     "ForkCall",
     "ForkError",
     "ForkReport",
@@ -72,17 +86,22 @@ __all__ = [
     "NameTakenError",
     "NotFoundError",
     "NotSharedError",
+    "PartCheck",
     "PartlyFailedError",
     "PortsBusyError",
     "Process",
     "ProtocolError",
     "RametError",
     "Receipt",
+    "Snapshot",
+    "SnapshotInfo",
+    "SnapshotInspection",
     "State",
     "StoreError",
     "UnavailableError",
     "Usage",
     "UsageError",
+    "Verification",
     "VmmError",
     "VmmTimeoutError",
     "WrongStateError",
@@ -96,11 +115,16 @@ _HOMES = {
     "Host": "ramet.engine.host",
     "ExecResult": "ramet.engine.results",
     "ForkError": "ramet.engine.results",
+    "Snapshot": "ramet.engine.snapshot",
     "VM": "ramet.engine.vm",
     "Process": "ramet.guest.process",
     "State": "ramet.model.lifecycle",
     **dict.fromkeys(
-        ["ForkReport", "Inspection", "Instance", "LineageNode", "Receipt", "Usage"], "ramet.model.shapes"
+        [
+            *("Exported", "ForkReport", "Inspection", "Instance", "LineageNode", "PartCheck", "Receipt"),
+            *("SnapshotInfo", "SnapshotInspection", "Usage", "Verification"),
+        ],
+        "ramet.model.shapes",
     ),
 }
 """Where each public name is defined; every other one is an error."""

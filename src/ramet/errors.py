@@ -31,7 +31,7 @@ class UsageError(RametError):
 
 
 class NotFoundError(RametError):
-    """No instance, image or kernel answers to that reference."""
+    """No instance, snapshot, image or kernel answers to that reference."""
 
     code = "not_found"
     exit_code = 3
@@ -65,7 +65,7 @@ class PartlyFailedError(RametError):
 
 
 class NameTakenError(RametError):
-    """Another instance has that name. Nothing was changed."""
+    """Another instance has that name, or another snapshot of the same source. Nothing was changed."""
 
     code = "name_taken"
     exit_code = 7

@@ -30,14 +30,26 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 import ramet.engine.forks
 import ramet.engine.host
 import ramet.engine.results
+import ramet.engine.snapshot
 import ramet.engine.vm
 import ramet.guest.process
 from ramet.engine.results import ExecResult
 from ramet.errors import UsageError
 from ramet.guest.messages import Chunk, ExitStatus
-from ramet.model.shapes import ForkReport, Inspection, Instance, LineageNode, Receipt, Usage
+from ramet.model.shapes import (
+    Exported,
+    ForkReport,
+    Inspection,
+    Instance,
+    LineageNode,
+    Receipt,
+    SnapshotInfo,
+    SnapshotInspection,
+    Usage,
+    Verification,
+)
 
-__all__ = ["VM", "ForkError", "Forks", "Host", "Process"]
+__all__ = ["VM", "ForkError", "Forks", "Host", "Process", "Snapshot"]
 
 _T = TypeVar("_T")
 
@@ -199,6 +211,105 @@ class Process:
         return self._portal.call(lambda: self._wrapped.wait())
 
 
+class Snapshot:
+    """One snapshot: immutable, and independent of its source and of its forks.
+
+    Every method raises `NotFoundError` once it has been removed.
+    """
+
+    def __init__(self, wrapped: ramet.engine.snapshot.Snapshot, portal: _Portal) -> None:
+        self._wrapped = wrapped
+        self._portal = portal
+
+    def __repr__(self) -> str:
+        return repr(self._wrapped)
+
+    @property
+    def id(self) -> str:
+        return self._wrapped.id
+
+    @property
+    def name(self) -> str:
+        return self._wrapped.name
+
+    @property
+    def directory(self) -> Path:
+        """Where its parts and its manifest lie."""
+        return self._wrapped.directory
+
+    def info(self) -> SnapshotInfo:
+        """What `snapshot ls` shows of it. Raises `DamagedError` when its manifest can't be read."""
+        return self._portal.call(lambda: self._wrapped.info())
+
+    def inspect(self) -> SnapshotInspection:
+        """All that is known of it: the machine that fits it, its parts and their digests. Errors as
+        `info`.
+        """
+        return self._portal.call(lambda: self._wrapped.inspect())
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        require_shared: bool = False,
+        share_memory: bool = True,
+        return_exceptions: bool = False,
+    ) -> Forks:
+        """Fork it `count` times: a list, and with `with` it removes the forks at the end.
+
+        As `VM.fork`. Its source may be gone.
+        """
+        return _forked(
+            self._portal,
+            lambda: self._wrapped.fork(
+                count,
+                name=name,
+                require_shared=require_shared,
+                share_memory=share_memory,
+                return_exceptions=return_exceptions,
+            ),
+        )
+
+    def fork_report(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        require_shared: bool = False,
+        share_memory: bool = True,
+    ) -> ForkReport:
+        """As `fork`, but the contract's report: a receipt or a failure for each fork, in order.
+
+        Nothing is raised for one that fails.
+        """
+        return self._portal.call(
+            lambda: self._wrapped.fork_report(
+                count, name=name, require_shared=require_shared, share_memory=share_memory
+            )
+        )
+
+    def verify(self) -> Verification:
+        """Read every part and hold it against its digest. A bad one is in the result; nothing is raised for
+        it.
+
+        Raises `DamagedError` when the manifest can't be read.
+        """
+        return self._portal.call(lambda: self._wrapped.verify())
+
+    def export(self, file: str | os.PathLike[str]) -> Exported:
+        """Write it to one file, sparse, from which `Host.import_snapshot` makes it again, here or elsewhere.
+
+        `-` is standard output. Raises `DamagedError` when a part isn't as it was published,
+        `FilesystemError`; no file is left then.
+        """
+        return self._portal.call(lambda: self._wrapped.export(file))
+
+    def remove(self) -> None:
+        """Remove it. Its forks don't notice, and neither do other snapshots."""
+        self._portal.call(lambda: self._wrapped.remove())
+
+
 class VM:
     """One instance. A handle holds no connection; several handles of one instance may be used at once, also
     in several processes.
@@ -313,12 +424,21 @@ class VM:
         )
 
     def template(self) -> VM:
-        """Make a template of this running or paused instance: its VMM ends, its memory is kept for forks.
-        Final.
+        """Make a template of this instance, which runs, is paused or in standby: its VMM ends, its memory is
+        kept for forks. Final.
 
         On a failure it is as it was, and runs if it ran.
         """
         return VM(self._portal.call(lambda: self._wrapped.template()), self._portal)
+
+    def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
+        """Take a snapshot of this instance, which goes on when it runs; it may also be paused or in standby.
+
+        Without a name one is invented. It stays until it is removed, also when the Host is left. Raises
+        `WrongStateError`, `NameTakenError` when it has another of that name, `UnavailableError`,
+        `FilesystemError`; nothing of it is left then, and the instance is as it was.
+        """
+        return Snapshot(self._portal.call(lambda: self._wrapped.snapshot(name, labels=labels)), self._portal)
 
     def fork(
         self,
@@ -329,10 +449,11 @@ class VM:
         share_memory: bool = True,
         return_exceptions: bool = False,
     ) -> Forks:
-        """Fork this template `count` times: a list, and with `with` it removes the forks at the end.
+        """Fork this instance `count` times: a list, and with `with` it removes the forks at the end.
 
-        If some fail, `ForkError` has those that live and why the others don't; with `return_exceptions` both
-        come back in order.
+        A template, or one in standby, is forked as it is. One that runs is captured first: it stands still
+        for some milliseconds and goes on. If some fail, `ForkError` has those that live and why the others
+        don't; with `return_exceptions` both come back in order.
         """
         return _forked(
             self._portal,
@@ -373,12 +494,30 @@ class VM:
         """Let a paused instance go on. Errors as `pause`; `WrongStateError` unless it is paused."""
         self._portal.call(lambda: self._wrapped.resume())
 
-    def restore(self) -> None:
-        """Bring it back from standby.
+    def standby(self) -> None:
+        """Capture this running or paused instance and end its VMM: it uses no memory until `restore`.
 
-        Nothing can be put into standby yet, so this raises `WrongStateError`.
+        Raises `WrongStateError`, `UnavailableError`, `FilesystemError`; it is as it was then, and runs if it
+        ran.
+        """
+        self._portal.call(lambda: self._wrapped.standby())
+
+    def restore(self) -> None:
+        """Bring it back from standby, with a new generation.
+
+        Raises `WrongStateError` unless it is in standby, and what a fork may fail with; it is still in
+        standby then.
         """
         self._portal.call(lambda: self._wrapped.restore())
+
+    def rewind(self, snapshot: str | None = None) -> None:
+        """Take it back to a snapshot of itself, the youngest unless one is named: memory and disks are what
+        they were then. What has happened since is lost; its commands end.
+
+        Raises `NotFoundError`, `WrongStateError` for a template, and what a fork may fail with; it is as it
+        was then.
+        """
+        self._portal.call(lambda: self._wrapped.rewind(snapshot))
 
     def stop(self, *, timeout: float = 10.0) -> None:
         """Power the guest off; after `timeout` seconds its VMM is ended. Disks are kept, memory is gone.
@@ -562,6 +701,32 @@ class Host:
         digits. Raises `NotFoundError`.
         """
         return VM(self._portal.call(lambda: self._wrapped.get(reference)), self._portal)
+
+    def snapshot(self, reference: str) -> Snapshot:
+        """The snapshot that `reference` names: `SOURCE/NAME`, its name where only one has it, its id or a
+        unique beginning of that. Raises `NotFoundError`, `UsageError` when it fits several.
+        """
+        return Snapshot(self._portal.call(lambda: self._wrapped.snapshot(reference)), self._portal)
+
+    def snapshots(
+        self, of: str | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> builtins.list[SnapshotInfo]:
+        """What snapshots there are, oldest first; only those of the instance `of`, which may be gone, by name
+        or id.
+
+        `labels` selects those that carry them all. One that can't be read any more isn't in the list.
+        """
+        return self._portal.call(lambda: self._wrapped.snapshots(of, labels=labels))
+
+    def import_snapshot(self, file: str | os.PathLike[str], *, name: str | None = None) -> Snapshot:
+        """Make a snapshot of a file that `Snapshot.export` wrote, here or elsewhere. `-` is standard input.
+
+        Nothing in the file is believed. Raises `DamagedError` when it is cut short, altered, hostile or newer
+        than this ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
+        """
+        return Snapshot(
+            self._portal.call(lambda: self._wrapped.import_snapshot(file, name=name)), self._portal
+        )
 
     def list(
         self, *, everything: bool = False, labels: Mapping[str, str] | None = None

@@ -183,7 +183,6 @@ class TestStates:
         assert b"rm -f box" in guest("rm", "box", code=4).stderr
         guest("start", "box", code=4)
         guest("restore", "box", code=4)
-        guest("fork", "box", code=4)
 
     def test_a_taken_name(self, guest: Shell) -> None:
         assert (

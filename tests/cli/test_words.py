@@ -8,19 +8,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
 import typer
 
 from ramet import errors
-from ramet.cli import calling, output, streams
-from ramet.cli.completion import complete_reference
+from ramet.cli import calling, output, references, streams
+from ramet.cli.completion import complete_reference, complete_snapshot, complete_source
 from ramet.cli.main import app
 from ramet.cli.options import environment, pairs, without_separator
+from ramet.engine.host import Host
 from ramet.guest.messages import ExitStatus
 from ramet.host import processes
 from ramet.model.lifecycle import State
 from ramet.model.record import Machine, Record
+from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import Home
 from ramet.store.records import Store
 from ramet.version import __version__
@@ -28,7 +31,20 @@ from tests.cli.conftest import COMMAND, Shell, read_terminal
 
 VERBS = {
     *("demo", "run", "ps", "tree", "inspect", "logs", "stats", "wait", "exec", "stop", "start", "pause"),
-    *("resume", "restore", "rm", "template", "fork", "keep", "image", "kernel", "doctor"),
+    *(
+        "resume",
+        "standby",
+        "restore",
+        "rewind",
+        "snapshot",
+        "rm",
+        "template",
+        "fork",
+        "keep",
+        "image",
+        "kernel",
+        "doctor",
+    ),
 }
 
 
@@ -71,6 +87,35 @@ def stored(home: Path) -> Home:
     return made
 
 
+@pytest.fixture
+def captured(stored: Home) -> Home:
+    """The same home with snapshots, of which there is nothing but the rows: of `first`, and of one that is
+    gone.
+    """
+    store = Store(stored.database)
+    store.snapshots.add(
+        [
+            SnapshotRecord(
+                id=snapshot_id,
+                name=name,
+                source=source,
+                source_name=source_name,
+                created_at="2030-01-01T00:00:00Z",
+                labels={},
+                maker=None,
+            )
+            for snapshot_id, name, source, source_name in (
+                ("beef00000000", "aaaa1111", "aaaabbbbcccc", "first"),
+                ("aaaabbbb0000", "base", "aaaabbbbcccc", "first"),
+                ("aaaacccc0000", "base", "ffff00000000", "gone"),
+                ("aaaadddd0000", "first", "ffff00000000", "gone"),
+            )
+        ]
+    )
+    store.close()
+    return stored
+
+
 def test_version_and_help(ramet: Shell) -> None:
     assert ramet("--version").stdout.decode() == f"ramet {__version__}\n"
     text = ramet("--help").stdout.decode()
@@ -88,7 +133,9 @@ def test_every_verb_knows_help_and_json(ramet: Shell) -> None:
 
 
 def test_help_of_template_says_what_it_is_not(ramet: Shell) -> None:
-    assert b"Not a build recipe" in ramet("template", "--help").stdout
+    said = b" ".join(ramet("template", "--help").stdout.split())
+    assert b"Not a build recipe" in said
+    assert b"never started or restored again" in said
 
 
 @pytest.mark.parametrize(
@@ -114,6 +161,16 @@ def test_help_of_template_says_what_it_is_not(ramet: Shell) -> None:
         (["logs", "nosuch"], 3),
         (["stats", "nosuch"], 3),
         (["stop", "nosuch", "neither"], 3),
+        (["standby", "nosuch"], 3),
+        (["rewind", "nosuch"], 3),
+        (["snapshot"], 2),
+        (["snapshot", "create", "nosuch"], 3),
+        (["snapshot", "create", "--label", "nonsense", "nosuch"], 2),
+        (["snapshot", "ls", "nosuch"], 3),
+        (["snapshot", "ls", "--filter", "nonsense"], 2),
+        (["snapshot", "rm", "nosuch", "neither"], 3),
+        (["snapshot", "export", "nosuch", "-"], 3),
+        (["snapshot", "import", "/nosuch"], 1),
         (["exec", "nosuch", "true"], 125),
         (["exec", "--timeout", "0", "nosuch", "true"], 125),
         (["run", "nosuchimage", "--", "true"], 125),
@@ -146,6 +203,8 @@ def test_lists_of_nothing(ramet: Shell) -> None:
     assert ramet.json("ps", "--json") == []
     assert ramet.json("tree", "--json") == []
     assert ramet.json("stats", "--json") == []
+    assert ramet.json("snapshot", "ls", "--json") == []
+    assert ramet("snapshot", "ls").stdout.split()[:3] == [b"SOURCE", b"NAME", b"ID"]
     assert ramet("ps", "-q").stdout == b""
     assert ramet("ps").stdout.split()[:3] == [b"NAME", b"ID", b"STATE"]
 
@@ -225,6 +284,42 @@ def test_completion_in_the_shell(ramet: Shell, stored: Home) -> None:
     }
     done = subprocess.run(COMMAND, env=environment, capture_output=True, timeout=60, check=False)
     assert done.stdout.split() == [b"second"]
+
+
+def test_completion_of_snapshots(monkeypatch: pytest.MonkeyPatch, home: Path, captured: Home) -> None:
+    monkeypatch.setenv("RAMET_HOME", str(home))
+    assert complete_snapshot("gone/") == [("gone/base", "snapshot"), ("gone/first", "snapshot")]
+    assert complete_snapshot("beef") == [("beef00000000", "first/aaaa1111")]
+    assert [word for word, _ in complete_source("first")] == ["first", "first/aaaa1111", "first/base"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "meant"),
+    [
+        ("first", "<VM first aaaabbbbcccc>"),
+        ("aaaabbbbcccc", "<VM first aaaabbbbcccc>"),
+        # A name before the beginning of an id, though that is an instance's.
+        ("aaaa1111", "<Snapshot aaaa1111 beef00000000>"),
+        ("aaaa11112", "<VM second aaaa11112222>"),
+        ("first/base", "<Snapshot base aaaabbbb0000>"),
+        ("gone/first", "<Snapshot first aaaadddd0000>"),
+        ("beef", "<Snapshot aaaa1111 beef00000000>"),
+        ("base", "usage: 'base' may be any of several snapshots"),
+        ("aaaabbbb", "usage: 'aaaabbbb' is the beginning of several ids"),
+        ("aaaa", "usage: 'aaaa' may be any of several snapshots"),
+        ("frist", "not_found: no instance or snapshot 'frist' (did you mean first?)"),
+        ("nothing", "not_found: no instance or snapshot 'nothing' (`ramet ps -a` and `ramet snapshot ls`"),
+    ],
+)
+def test_what_a_source_refers_to(home: Path, captured: Home, reference: str, meant: str) -> None:
+    async def found() -> str:
+        async with Host(home) as host:
+            try:
+                return repr(await references.source(host, reference))
+            except errors.RametError as error:
+                return f"{error.code}: {error}"
+
+    assert anyio.run(found).startswith(meant)
 
 
 @pytest.mark.parametrize("buffered", [True, False])

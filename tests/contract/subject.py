@@ -105,7 +105,7 @@ class Subject:
         """Pause a VM and make a mem-file and a vmstate of it, which its directory then has; end it."""
         vmm, directory = vm.vmm, vm.directory
         await vmm.pause()
-        if not isinstance(vmm, SavesSnapshot):
+        if (directory / MEM_FILE).exists():
             assert isinstance(vmm, SavesState)
             with new_file(directory / "saved-vmstate") as file:
                 await vmm.save_vmstate(file)
@@ -113,6 +113,7 @@ class Subject:
             runs = changed_runs(pid, find_mapping(pid, identity_of(directory / MEM_FILE)))
             write_mem_file(directory / MEM_FILE, pid, runs, directory / MEM_FILE)
         else:
+            assert isinstance(vmm, SavesSnapshot)
             await vmm.save_snapshot("saved-vmstate", "saved-mem")
             dig_holes(directory / "saved-mem")
             (directory / "saved-mem").replace(directory / MEM_FILE)

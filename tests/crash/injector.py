@@ -91,9 +91,9 @@ class Points:
 
         call = Api.call
 
-        async def counted_call(api: Api, method: str, path: str, *rest: Any, **keywords: Any) -> Any:
+        async def counted_call(api: Api, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
             points.pass_by(f"before {method} {path}")
-            result = await call(api, method, path, *rest, **keywords)
+            result = await call(api, method, path, *arguments, **keywords)
             points.pass_by(f"after {method} {path}")
             return result
 
@@ -144,12 +144,46 @@ async def pause(host: ramet.Host) -> None:
     await (await host.get("x")).resume()
 
 
+async def branch(host: ramet.Host) -> None:
+    for vm in await (await host.get("x")).fork(1, name="f"):
+        await vm.detach()
+
+
+async def snapshot(host: ramet.Host) -> None:
+    await (await host.get("x")).snapshot("t")
+
+
+async def snapshot_rm(host: ramet.Host) -> None:
+    await (await host.snapshot("x/s")).remove()
+
+
+async def standby(host: ramet.Host) -> None:
+    await (await host.get("x")).standby()
+
+
+async def restore(host: ramet.Host) -> None:
+    await (await host.get("x")).restore()
+
+
+async def rewind(host: ramet.Host) -> None:
+    await (await host.get("x")).rewind("s")
+
+
+async def come(host: ramet.Host) -> None:
+    """An import."""
+    await host.import_snapshot(host.home / "x.ramet", name="came")
+
+
 async def reconcile(host: ramet.Host) -> None:
     """Opening the home is the operation."""
 
 
 OPERATIONS: dict[str, Callable[[ramet.Host], Awaitable[None]]] = {
-    operation.__name__: operation for operation in (run, template, fork, rm, stop, start, pause, reconcile)
+    operation.__name__: operation
+    for operation in (
+        *(run, template, fork, rm, stop, start, pause, reconcile),
+        *(branch, snapshot, snapshot_rm, standby, restore, rewind, come),
+    )
 }
 
 

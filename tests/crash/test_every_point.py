@@ -41,6 +41,11 @@ TRIALS = [
     *((QEMU, one) for one in ("fork", "template", "rm", "stop", "pause", "reconcile", "run", "start")),
     # The others do nothing that depends on the driver.
     *((FIRECRACKER, one) for one in ("fork", "template", "run", "start")),
+    *(
+        (FIRECRACKER, one)
+        for one in ("branch", "snapshot", "snapshot_rm", "standby", "restore", "rewind", "come")
+    ),
+    *((QEMU, one) for one in ("branch", "standby", "rewind")),
 ]
 
 
@@ -92,6 +97,13 @@ async def prepare(home: Path, operation: str) -> None:
         await x.detach()
         if operation == "start":
             await x.stop()
+        if operation in {"snapshot_rm", "rewind", "come"}:
+            made = await x.snapshot("s")
+            if operation == "come":
+                (home / "x.ramet").unlink(missing_ok=True)
+                await made.export(home / "x.ramet")
+        if operation == "restore":
+            await x.standby()
 
 
 async def verify(home: Path, operation: str) -> None:
@@ -105,13 +117,19 @@ async def verify(home: Path, operation: str) -> None:
             "a directory without a record, or none"
         )
         assert list((home / "instances").glob("*/.tmp-*")) == []
+        assert list((home / "staging").iterdir()) == []
+        await verify_snapshots(host, operation)
         living = {
             process.pid for found in processes.spawned_below(home / "instances").values() for process in found
         }
         assert living == {one.pid for one in instances if one.pid is not None}, "a VMM without a record"
         for one in instances:
             vm = await host.get(one.id)
-            assert one.state in {"running", "template", "stopped", "paused"}, one
+            assert one.state in {"running", "template", "stopped", "paused", "standby"}, one
+            if one.state == "standby":
+                assert operation in {"standby", "restore"}, "nobody asked for that"
+                await vm.restore()
+                assert (await vm.exec("hostname", timeout=30)).text == f"{one.name}\n"
             if one.state == "paused":
                 assert operation == "pause", "nobody asked for that"
                 await vm.resume()
@@ -126,6 +144,7 @@ async def verify(home: Path, operation: str) -> None:
             "fork": {frozenset(), frozenset({"f-1"}), frozenset({"f-1", "f-2"})},
             "rm": {frozenset(), frozenset({"x"})},
             "reconcile": {frozenset({"x"})},
+            "branch": {frozenset({"x"}), frozenset({"x", "f"})},
         }
         assert frozenset(by_name) - {"base"} in expected.get(operation, {frozenset({"x"})})
         for one in instances:
@@ -136,6 +155,25 @@ async def verify(home: Path, operation: str) -> None:
     assert processes.spawned_below(home / "instances") == {}
     # Every link that forks had to the template's memory has been given back.
     assert (home / "instances" / by_name["base"].id / "mem").stat().st_nlink == 1
+
+
+async def verify_snapshots(host: ramet.Host, operation: str) -> None:
+    """What is listed is whole and can be forked; nothing else is there. All of it is removed."""
+    found = await host.snapshots()
+    expected: dict[str, set[frozenset[str]]] = {
+        "snapshot": {frozenset(), frozenset({"t"})},
+        "snapshot_rm": {frozenset(), frozenset({"s"})},
+        "rewind": {frozenset({"s"})},
+        "come": {frozenset({"s"}), frozenset({"s", "came"})},
+    }
+    assert frozenset(one.name for one in found) in expected.get(operation, {frozenset()})
+    assert {path.name for path in (host.home / "snapshots").iterdir()} == {one.id for one in found}
+    for one in found:
+        snapshot = await host.snapshot(one.id)
+        assert (await snapshot.verify()).ok
+        async with snapshot.fork(1) as (child,):
+            assert (await child.exec("true")).ok
+        await snapshot.remove()
 
 
 TRIED: dict[str, int] = {}

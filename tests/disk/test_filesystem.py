@@ -148,8 +148,9 @@ def test_a_failure_leaves_nothing(tmp_path: Path, full: Path, monkeypatch: pytes
         while True:
             ballast.write(bytes(4096))
     for kind in ("raw", "qcow2"):
-        with pytest.raises(RametError):
+        with pytest.raises(RametError, match="No space left") as caught:
             make_disk(full, described(64 * MIB, kind))
+        assert "free some" in str(caught.value.hint)
     assert [one.name for one in full.iterdir() if one.name != "lost+found"] == ["ballast"]
     hung = tmp_path / "hung"
     hung.write_text("#!/bin/sh\nexec sleep 100\n")

@@ -88,6 +88,25 @@ def hello(port: int = 0) -> bytes:
     return fields(Message.HELLO, 0, (1, bytes(range(16))), (2, b"\1\0"), port=port)
 
 
+def resumable(port: int, count: int | None = None) -> bytes:
+    """A session that can be resumed begins, or goes on for a client that has had so many frames."""
+    had = [] if count is None else [(4, count.to_bytes(8, "little"))]
+    return fields(
+        Message.HELLO,
+        0,
+        (1, bytes(range(16))),
+        (2, b"\1\0"),
+        (3, b"token~}--------"[:16].ljust(16)),
+        *had,
+        port=port,
+    )
+
+
+def acknowledge(port: int, count: int) -> bytes:
+    """ACK."""
+    return fields(Message.ACK, 0, (1, count.to_bytes(8, "little")), port=port)
+
+
 def execute(stream: int, *argv: str, flags: int = 0, port: int = 0) -> bytes:
     """EXEC, and the child's report."""
     arguments = [(1, one.encode()) for one in argv]
@@ -201,6 +220,40 @@ def scripts() -> dict[str, bytes]:
         + small(Step.CONNECT, port=1)
         + hello(port=2)
         + execute(1, "yes", port=2)
+        + stop,
+        "resumed": resumable(2)
+        + execute(1, "cat", flags=ExecFlag.STDIN, port=2)
+        + says(0, 0, 60_000)
+        + acknowledge(2, 1)
+        + small(Step.ROOM, 5000, 2, port=2)
+        + says(0, 0, 60_000)
+        + small(Step.HANG_UP, port=2)
+        + says(0, 1, 60_000)
+        + small(Step.CONNECT, port=1)
+        + resumable(2, 3)
+        + frame(Message.STDIN, 1, b"text", port=2)
+        + small(Step.CONNECT, port=1)
+        + resumable(3, 4)
+        + stop
+        + acknowledge(3, 6),
+        "never-resumed": resumable(2)
+        + execute(1, "yes", port=2)
+        + says(0, 0, 60_000) * 6
+        + small(Step.HANG_UP, port=2)
+        + small(Step.ADVANCE, 30_001, 3)
+        + small(Step.CONNECT)
+        + resumable(2, 1)
+        + frame(Message.PING, 1, b"p" * 200, port=2) * 3
+        + acknowledge(2, 9)
+        + frame(Message.BYE, 0, port=2)
+        + stop,
+        "resumed-elsewhere": resumable(2)
+        + execute(1, "yes", port=2)
+        + small(Step.HANG_UP, port=2)
+        + hello()
+        + identity()
+        + small(Step.CONNECT)
+        + resumable(2, 0)
         + stop,
         "slow-host": hello()
         + execute(1, "yes")

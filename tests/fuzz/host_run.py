@@ -16,7 +16,8 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -95,29 +96,42 @@ async def session(seed: int, report: Report) -> None:
     Whatever isn't a `RametError` comes out.
     """
     rng = random.Random(seed)
-    near, far = socket.socketpair()
+    lying = LyingGuest(rng, honesty=rng.choice((0.0, 0.5, 0.9)))
+    connections_left = rng.choice((1, 1, 4))
     began = time.monotonic()
-    async with (
-        await anyio.abc.UNIXSocketStream.from_socket(near) as stream,
-        await anyio.abc.UNIXSocketStream.from_socket(far) as guest,
-        anyio.create_task_group() as tasks,
-    ):
-        with anyio.fail_after(SESSION_LIMIT_S):
-            tasks.start_soon(_lie, guest, rng)
-            try:
-                counted = CountedStream(stream, report)
-                async with AgentClient.connect(counted, timeout_s=2, resend_s=0.01) as agent:
-                    await _use(agent, random.Random(seed + 1), report)
-            except GuestError as error:
-                report.errors[type(error).__name__] += 1
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[anyio.abc.ByteStream]:
+        nonlocal connections_left
+        connections_left -= 1
+        if connections_left < 0:
+            raise GuestError("the guest hangs up for good")
+        near, far = socket.socketpair()
+        async with (
+            await anyio.abc.UNIXSocketStream.from_socket(near) as stream,
+            await anyio.abc.UNIXSocketStream.from_socket(far) as guest,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(_lie, guest, lying, rng)
+            yield CountedStream(stream, report)
             await stream.aclose()
+
+    with anyio.fail_after(SESSION_LIMIT_S):
+        try:
+            reopen = connect if connections_left > 1 else None
+            async with (
+                connect() as stream,
+                AgentClient.connect(stream, timeout_s=2, resend_s=0.01, reopen=reopen) as agent,
+            ):
+                await _use(agent, random.Random(seed + 1), report)
+        except GuestError as error:
+            report.errors[type(error).__name__] += 1
     report.sessions += 1
     report.slowest_s = max(report.slowest_s, time.monotonic() - began)
 
 
-async def _lie(guest: anyio.abc.ByteStream, rng: random.Random) -> None:
+async def _lie(guest: anyio.abc.ByteStream, lying: LyingGuest, rng: random.Random) -> None:
     """Answers, and talks unasked whenever the client is quiet; hangs up when it has sent enough."""
-    lying = LyingGuest(rng, honesty=rng.choice((0.0, 0.5, 0.9)))
     decoder = FrameDecoder()
     left = _SESSION_FRAMES
     try:

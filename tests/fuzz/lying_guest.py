@@ -14,6 +14,7 @@ from typing import Final
 
 from ramet.guest.framing import PAYLOAD_MAX_BYTES, Frame, encode_frame, stuff
 from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecFlag, Fields, Message, put, put_number, put_text
+from ramet.guest.resumption import is_counted
 
 _HEADER: Final = struct.Struct("<BBHII")
 _PIECE: Final = re.compile(rb"[^\x7e]+")
@@ -31,14 +32,18 @@ class HonestGuest:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self._had = 0
+        self._grace = rng.random() < 0.7
 
     def answers(self, frame: Frame) -> list[Frame]:
         """The answers to one frame of a client."""
         stream = frame.stream
+        self._had += is_counted(frame.type)
         match frame.type:
             case Message.HELLO:
-                nonce = Fields(frame.payload).one(1)
-                return [Frame(Message.WELCOME, 0, put(1, nonce) + _WELCOME)]
+                return [Frame(Message.WELCOME, 0, self._welcome(Fields(frame.payload)))]
+            case Message.ACK:
+                return [Frame(Message.ACKED, 0, put_number(1, 8, self._had))]
             case Message.PING:
                 clocks = put_number(2, 8, 10**9) + put_number(3, 8, 10**18)
                 return [Frame(Message.PONG, stream, put(1, frame.payload) + clocks)]
@@ -69,6 +74,16 @@ class HonestGuest:
             case Message.SHUTDOWN:
                 return [Frame(Message.SHUTDOWN_DONE, stream, b"")]
         return []
+
+    def _welcome(self, hello: Fields) -> bytes:
+        welcome = put(1, hello.one(1)) + _WELCOME
+        if not (self._grace and hello.all(3)):
+            return welcome
+        welcome += put_number(6, 4, 30_000)
+        if hello.all(4):
+            return welcome + put_number(7, 8, self._had)
+        self._had = 0
+        return welcome
 
     def _output(self, stream: int) -> list[Frame]:
         sizes = [self._rng.choice((1, 10, 300, 5000)) for _ in range(self._rng.randrange(4))]
@@ -106,6 +121,7 @@ class LyingGuest:
             self._stale,
             self._noise,
             self._strange_values,
+            self._wrong_counts,
         )
         self._on_living_streams = rng.random() < 0.3
         # Only some in one session: most lies end it, and what comes after the milder ones is to be seen too.
@@ -230,6 +246,10 @@ class LyingGuest:
             for tag in self._rng.sample(range(8), 4)
         )
         return encode_frame(self._rng.randrange(0x81, 0x90), stream, strange)
+
+    def _wrong_counts(self, frames: list[Frame]) -> bytes:
+        count = self._rng.choice((0, self.honest._had + self._rng.randrange(-3, 4), *_NUMBERS, 2**64 - 1))
+        return encode_frame(Message.ACKED, 0, put_number(1, 8, max(0, count))) + _wire(frames)
 
     def _number(self) -> int:
         return self._rng.choice(_NUMBERS)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ramet.errors import ExecError, ProtocolError, RametError
+from ramet.errors import ExecError, GuestTimeoutError, ProtocolError, RametError
 from ramet.guest import process
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.connection import decode_error
@@ -25,6 +25,7 @@ from ramet.guest.framing import Frame, FrameDecoder, encode_frame, stuff
 from ramet.guest.messages import (
     ExecRequest,
     ExitStatus,
+    Fields,
     GuestProcess,
     IdentityReply,
     Message,
@@ -173,6 +174,55 @@ async def test_a_command_that_cannot_be_is_a_breach(answer: bytes, reason: str) 
     async with guest_that(lambda frame: answer if frame.type == Message.EXEC else b"") as agent:
         with pytest.raises(ProtocolError, match=reason):
             await run_exec(agent, ExecRequest(("true",)))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("lie", ["more than was sent", "less than before", "in WELCOME", "nothing"])
+async def test_counts_that_cannot_be_are_a_breach(lie: str) -> None:
+    """A guest that lies about what it has had loses this connection, and isn't asked for another."""
+    grace = put_number(2, 2, 1) + put_text(3, "x") + put_number(4, 8, 1) + put_number(5, 2, 1)
+    grace += put_number(6, 4, 30_000)
+    acked: dict[str, tuple[int, ...]] = {"more than was sent": (2,), "less than before": (1, 0)}
+    made = 0
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[anyio.abc.ByteStream]:
+        nonlocal made
+        made += 1
+        near, far = socket.socketpair()
+        async with (
+            await anyio.abc.UNIXSocketStream.from_socket(near) as stream,
+            await anyio.abc.UNIXSocketStream.from_socket(far) as guest,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def serve() -> None:
+                decoder = FrameDecoder()
+                with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    while True:
+                        for frame in decoder.feed(await guest.receive()):
+                            await say(frame)
+
+            async def say(frame: Frame) -> None:
+                if frame.type == Message.HELLO:
+                    resumed = put_number(7, 8, 7) if made > 1 else b""
+                    nonce = put(1, Fields(frame.payload).one(1))
+                    await guest.send(encode_frame(Message.WELCOME, 0, nonce + grace + resumed))
+                elif frame.type == Message.EXEC:
+                    for count in acked.get(lie, ()):
+                        await guest.send(encode_frame(Message.ACKED, 0, put_number(1, 8, count)))
+                    if lie == "in WELCOME":
+                        await guest.aclose()
+
+            tasks.start_soon(serve)
+            yield stream
+            tasks.cancel_scope.cancel()
+
+    async with connect() as stream, AgentClient.connect(stream, reopen=connect) as agent:
+        with pytest.raises(GuestTimeoutError if lie == "nothing" else ProtocolError):
+            async with agent.start(ExecRequest(("true",)), timeout_s=1):
+                pass
+    assert made == (2 if lie == "in WELCOME" else 1)
 
 
 @pytest.mark.anyio

@@ -28,7 +28,7 @@ async def test_forks_write_their_own_and_a_cold_start_finds_it(host: ramet.Host,
     sqlite_tree()
     try:
         # The first one has no place: the second is found all the same.
-        vm = await host.run("builtin", memory="192M", driver=driver, disks=["1M", "256M:/data"])
+        vm = await host.run("builtin", memory="128M", driver=driver, disks=["1M", "256M:/data"])
     except (UsageError, UnavailableError) as error:
         if isinstance(error, UsageError) and "no driver" not in error.message:
             raise

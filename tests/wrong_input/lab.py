@@ -1,5 +1,5 @@
-"""What a wrong request is tried on: a home with a template, a stopped and a failed instance; and what a
-request may not change.
+"""What a wrong request is tried on: a home with a template, instances in several states and two snapshots;
+and what a request may not change.
 """
 
 from __future__ import annotations
@@ -47,12 +47,20 @@ class Attempt:
 
 @dataclass
 class Lab:
-    """The home, and a directory for props. `stopped` and `failed` are the instances of those names."""
+    """The home, and a directory for props.
+
+    Beside the template `warm` there are `stopped`, `failed`, `living` (running) and `asleep` (in standby);
+    the last two have a snapshot `base` each.
+    """
 
     shell: Shell
     scratch: Path
     template: Path
     """The directory of the template `warm`."""
+    snapshot: Path
+    """The directory of `living/base`."""
+    exported: Path
+    """A file that it was exported to."""
 
     @property
     def home(self) -> Path:
@@ -65,7 +73,8 @@ class Lab:
         if attempt.home is not None:
             environment["RAMET_HOME"] = str(attempt.home)
         began = time.monotonic()
-        words = [*attempt.command, attempt.words[0], *more, *attempt.words[1:]]
+        verb = 2 if attempt.words[0] == "snapshot" else 1
+        words = [*attempt.command, *attempt.words[:verb], *more, *attempt.words[verb:]]
         done = subprocess.run(
             words,
             env=environment,
@@ -85,9 +94,13 @@ class Lab:
         return str(path)
 
     @contextmanager
-    def altered(self, part: str, change: Callable[[Path], object]) -> Iterator[None]:
-        """A changed copy in the place of a part of the template. The published file isn't touched."""
-        published = self.template / part
+    def altered(
+        self, part: str, change: Callable[[Path], object], directory: Path | None = None
+    ) -> Iterator[None]:
+        """A changed copy in the place of a part of the template, or of a snapshot. The published file isn't
+        touched.
+        """
+        published = (directory or self.template) / part
         aside = self.scratch / f"published-{part}"
         published.rename(aside)
         try:
@@ -128,7 +141,11 @@ def records(database: Path) -> list[str]:
     try:
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
         try:
-            return [row[0] for row in connection.execute("SELECT body FROM instance ORDER BY id")]
+            return [
+                row[0]
+                for table in ("instance", "snapshot")
+                for row in connection.execute(f"SELECT body FROM {table} ORDER BY id")
+            ]
         finally:
             connection.close()
     except sqlite3.Error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -71,7 +72,14 @@ def plainly(what: str, words: str, code: int, kind: str, message: str, hint: str
 plainly("unknown image", "run debian", 3, "not_found", "no image 'debian'", "there is: builtin")
 plainly("image, near miss", "run bultin", 3, "not_found", "no image 'bultin'", "did you mean builtin?")
 plainly("unknown reference", "inspect zzz", 3, "not_found", "no instance 'zzz'", "ramet ps -a")
-plainly("reference, near miss", "fork wram", 3, "not_found", "no instance 'wram'", "did you mean warm?")
+plainly(
+    "reference, near miss",
+    "fork wram",
+    3,
+    "not_found",
+    "no instance or snapshot 'wram'",
+    "did you mean warm?",
+)
 plainly("name taken, run", "run --name warm builtin", 7, "name_taken", "named warm", "another name")
 plainly("name taken, fork", "fork --name stopped warm", 7, "name_taken", "named stopped", "another name")
 plainly("illegal name, run", "run --name ../x builtin", 2, "usage", "'../x' is not a legal name", "1 to 63")
@@ -139,6 +147,168 @@ plainly(
 )
 
 
+plainly("unknown snapshot", "snapshot inspect zzz", 3, "not_found", "no snapshot 'zzz'", "ramet snapshot ls")
+plainly(
+    "snapshot, near miss", "snapshot verify living/bse", 3, "not_found", "'living/bse'", "mean living/base?"
+)
+plainly("fork of a near miss", "fork livin/base", 3, "not_found", "or snapshot", "the snapshot living/base?")
+plainly("ambiguous snapshot", "snapshot rm base", 2, "usage", "any of several snapshots", "say SOURCE/NAME")
+plainly("fork of an ambiguous one", "fork base", 2, "usage", "any of several snapshots", "say SOURCE/NAME")
+plainly(
+    "name taken, snapshot",
+    "snapshot create --name base living",
+    7,
+    "name_taken",
+    "a snapshot of it named base",
+    "another name",
+)
+plainly(
+    "illegal name, snapshot", "snapshot create --name a/b living", 2, "usage", "'a/b' is not a", "1 to 63"
+)
+plainly(
+    "snapshot of a template",
+    "snapshot create warm",
+    4,
+    "wrong_state",
+    "warm is a template",
+    "ramet fork warm",
+)
+plainly(
+    "snapshot of a stopped one",
+    "snapshot create stopped",
+    4,
+    "wrong_state",
+    "stopped is stopped",
+    "ramet start stopped",
+)
+plainly(
+    "snapshot of a snapshot", "snapshot create living/base", 3, "not_found", "is a snapshot", "ramet fork"
+)
+plainly(
+    "inspect of a snapshot",
+    "inspect living/base",
+    3,
+    "not_found",
+    "is a snapshot",
+    "ramet snapshot inspect living/base",
+)
+plainly(
+    "rm of a snapshot", "rm living/base", 3, "not_found", "is a snapshot", "ramet snapshot rm living/base"
+)
+plainly(
+    "snapshot rm of an instance", "snapshot rm living", 3, "not_found", "is an instance", "ramet rm living"
+)
+plainly("snapshots of nobody", "snapshot ls zzz", 3, "not_found", "no instance 'zzz'", "ramet ps -a")
+plainly("rewind without snapshots", "rewind stopped", 3, "not_found", "stopped has no snapshot", "create")
+plainly("rewind to another's", "rewind living asleep/base", 3, "not_found", "of living", "ramet snapshot ls")
+plainly("restore of a running one", "restore living", 4, "wrong_state", "living is running already", "ramet")
+plainly("restore of a stopped one", "restore stopped", 4, "wrong_state", "stopped is stopped", "ramet start")
+plainly("standby of a template", "standby warm", 4, "wrong_state", "warm is a template", "ramet fork warm")
+plainly(
+    "standby twice", "standby asleep", 4, "wrong_state", "asleep is standby already", "ramet restore asleep"
+)
+plainly(
+    "exec in standby", "exec asleep true", 125, "wrong_state", "asleep is standby", "ramet restore asleep"
+)
+plainly(
+    "export to nowhere", "snapshot export living/base no/such", 1, "filesystem", "no/such", "make it first"
+)
+plainly("JSON among the export", "snapshot export living/base -", 2, "usage", "standard output", "to a file")
+plainly("import of nothing", "snapshot import no/such", 1, "filesystem", "no file no/such", "snapshot export")
+plainly("import of an empty stream", "snapshot import -", 1, "damaged", "cut short", "export it again")
+
+
+@case("export to an existing file", 2, "usage", "exported exists", "another name")
+def _(lab: Lab) -> Iterator[Attempt]:
+    yield Attempt(["snapshot", "export", "living/base", str(lab.exported)])
+
+
+@case("import, name taken", 7, "name_taken", "named base of living already", "another name")
+def _(lab: Lab) -> Iterator[Attempt]:
+    yield Attempt(["snapshot", "import", "--name", "base", str(lab.exported)])
+
+
+def imported(
+    what: str, kind: str, code: int, message: str, hint: str, change: Callable[[Path], object]
+) -> None:
+    """A file that isn't what `export` wrote."""
+
+    @case(what, code, kind, message, hint)
+    def _(lab: Lab) -> Iterator[Attempt]:
+        file = lab.scratch / "changed"
+        file.write_bytes(lab.exported.read_bytes())
+        change(file)
+        yield Attempt(["snapshot", "import", str(file)])
+        file.unlink()
+
+
+def _put(offset: int, data: bytes) -> Callable[[Path], object]:
+    """Write `data` there; a negative offset counts from the end."""
+
+    def change(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.seek(offset, os.SEEK_END if offset < 0 else os.SEEK_SET)
+            file.write(data)
+
+    return change
+
+
+imported("import of garbage", "damaged", 1, "changed", "export", lambda one: one.write_bytes(b"ab\n" * 9999))
+imported(
+    "import, truncated",
+    "damaged",
+    1,
+    "is cut short",
+    "export it again",
+    lambda one: os.truncate(one, one.stat().st_size - 1),
+)
+imported("import, altered", "damaged", 1, "is damaged", "export it again", _put(-100_000, b"altered"))
+imported("import, longer", "damaged", 1, "follows after its end", "export", lambda one: _grow(one))
+imported("import of a newer one", "unavailable", 5, "format", "upgrade ramet", _put(8, b"\x63"))
+
+
+def _grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def damaged_snapshot(what: str, part: str, change: Callable[[Path], object], message: str) -> None:
+    """A snapshot whose part isn't what was published. Its source runs on; that is part of the world."""
+
+    @case(what, 1, "damaged", message, "make the capture again")
+    def _(lab: Lab) -> Iterator[Attempt]:
+        with lab.altered(part, change, lab.snapshot):
+            yield Attempt(["fork", "living/base"])
+
+
+damaged_snapshot("a part missing", "vmstate", lambda one: one.unlink(), "vmstate is missing")
+damaged_snapshot("a delta missing", "delta", lambda one: one.unlink(), "delta is missing")
+damaged_snapshot("a base missing", "mem", lambda one: one.unlink(), "mem is missing")
+damaged_snapshot("a delta truncated", "delta", lambda one: os.truncate(one, 5000), "size_bytes is 5000")
+damaged_snapshot("a delta altered", "delta", _put(4096, b"not what was there"), "mtime_ns is")
+damaged_snapshot("a part of another's", "vmstate", lambda one: shutil.copy(_foreign(one), one), "mtime_ns is")
+damaged_snapshot(
+    "a snapshot's manifest", "manifest.json", lambda one: os.truncate(one, 100), "manifest.json can't be read"
+)
+
+
+def _foreign(part: Path) -> Path:
+    """The same part of another snapshot."""
+    return next(one for one in part.parent.parent.glob(f"*/{part.name}") if one != part)
+
+
+@case("rewind to a damaged one", 1, "damaged", "vmstate is missing", "make the capture again")
+def _(lab: Lab) -> Iterator[Attempt]:
+    with lab.altered("vmstate", lambda one: one.unlink(), lab.snapshot):
+        yield Attempt(["rewind", "living", "base"])
+
+
+@case("export of a damaged one", 1, "damaged", "vmstate is missing", "make the capture again")
+def _(lab: Lab) -> Iterator[Attempt]:
+    with lab.altered("vmstate", lambda one: one.unlink(), lab.snapshot):
+        yield Attempt(["snapshot", "export", "living/base", str(lab.scratch / "never")])
+
+
 @case("QEMU missing", 5, "unavailable", "QEMU (nowhere/qemu) can't be run", "apt-get install")
 def _(lab: Lab) -> Iterator[Attempt]:
     yield Attempt(["run", "builtin"], {"RAMET_QEMU": "nowhere/qemu"})
@@ -156,7 +326,7 @@ def _(lab: Lab) -> Iterator[Attempt]:
 
 
 @case(
-    "another QEMU than the template's", 5, "unavailable", "warm was saved by qemu", "make the template again"
+    "another QEMU than the template's", 5, "unavailable", "warm was saved by qemu", "make the capture again"
 )
 def _(lab: Lab) -> Iterator[Attempt]:
     newer = lab.script("qemu-newer", "echo 'QEMU emulator version 99.1.0'")
@@ -226,7 +396,7 @@ def _(lab: Lab) -> Iterator[Attempt]:
 def damaged(what: str, part: str, change: Callable[[Path], object], message: str) -> None:
     """A template whose part isn't what was published."""
 
-    @case(what, 1, "damaged", message, "make the template again")
+    @case(what, 1, "damaged", message, "make the capture again")
     def _(lab: Lab) -> Iterator[Attempt]:
         with lab.altered(part, change):
             yield Attempt(["fork", "warm"])
@@ -316,7 +486,7 @@ def fill(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def lab(warm_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """The warm home, with two instances that can't be forked."""
+    """The warm home, with two instances that can't be forked, and two that have snapshots."""
     shell = Shell(warm_home)
     template = next(one for one in shell.json("ps", "-a", "--json") if one["name"] == "warm")
     shell("fork", "--name", "stopped", "warm")
@@ -325,8 +495,17 @@ def lab(warm_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     # On the home's own filesystem, so that parts can be moved there and back.
     scratch = warm_home.parent / "wrong-input"
     scratch.mkdir()
-    yield Lab(shell, scratch, Path(template["directory"]))
-    shell("rm", "stopped", "failed")
+    for name in ("living", "asleep"):
+        shell("fork", "--name", name, "warm")
+        shell("snapshot", "create", name, "--name", "base")
+    shell("standby", "asleep")
+    snapshot = Path(shell.json("snapshot", "inspect", "living/base", "--json")["directory"])
+    shell("snapshot", "export", "living/base", str(scratch / "exported"))
+    yield Lab(shell, scratch, Path(template["directory"]), snapshot, scratch / "exported")
+    assert not (scratch / "never").exists()
+    assert shell("exec", "living", "hostname").stdout == b"living\n"
+    shell("snapshot", "rm", "living/base", "asleep/base")
+    shell("rm", "-f", "stopped", "failed", "living", "asleep")
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +516,7 @@ def table(lab: Lab) -> Iterator[list[tuple[str, str, int, str]]]:
     lines = ["", "| wrong | command | exit | what it says |", "| --- | --- | --- | --- |"]
     for what, words, code, said in rows:
         said = said.replace(str(lab.template), "HOME/instances/ID").replace(str(lab.scratch), "DIR")
+        said = said.replace(str(lab.snapshot), "HOME/snapshots/ID")
         lines.append(f"| {what} | `{words}` | {code} | {said.replace('|', chr(92) + '|')} |")
     tell("\n".join(lines))
 

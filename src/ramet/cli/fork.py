@@ -1,4 +1,4 @@
-"""fork: running copies of a template."""
+"""fork: running copies of an instance or a snapshot."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ramet.cli import calling, output
-from ramet.cli.options import Json, Reference
+from ramet.cli import calling, output, references
+from ramet.cli.options import Json, Source
 from ramet.errors import PartlyFailedError, RametError, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def fork(
-    reference: Reference,
+    reference: Source,
     count: Annotated[int, typer.Option("--count", "-n", metavar="N", help="How many.")] = 1,
     name: Annotated[
         str | None, typer.Option(metavar="X", help="The fork's name; of several X-1, X-2 and so on.")
@@ -30,12 +30,16 @@ def fork(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
     json: Json = False,
 ) -> None:
-    """Make running copies of a template, each with an identity of its own."""
+    """Make running copies of an instance or a snapshot, each with an identity of its own.
+
+    A template, an instance in standby and a snapshot are forked as they are. An instance that runs is
+    captured first (a branch): it stands still for some milliseconds, and goes on.
+    """
 
     async def body(host: Host) -> int:
         if require_shared and no_share:
             raise UsageError("--require-shared and --no-share contradict each other", hint="use one of them")
-        source = await host.get(reference)
+        source = await references.source(host, reference)
         with output.working(f"forking {source.name}", quiet=json):
             report = await source.fork_report(
                 count, name=name, require_shared=require_shared, share_memory=not no_share
@@ -51,7 +55,7 @@ def fork(
                 output.say(receipt.id)
         else:
             show_receipts(living)
-            output.say(_summary(report, len(living)))
+            output.say(_summary(report, living, source.name))
         for failure in failures:
             calling.tell(failure.error, about=failure.name)
         return _exit_code(living, failures)
@@ -72,7 +76,9 @@ def show_receipts(receipts: Sequence[Receipt]) -> None:
     """A table, a fork a row."""
     from ramet.units import format_bytes
 
-    headers = ("NAME", "ID", "HOSTNAME", "MEMORY", "LINKS", "OWN RAM", "PSS", "READY", "TOTAL")
+    with_delta = any(one.memory.delta_bytes for one in receipts)
+    delta = ("DELTA",) if with_delta else ()
+    headers = ("NAME", "ID", "HOSTNAME", "MEMORY", "LINKS", *delta, "OWN RAM", "PSS", "READY", "TOTAL")
     rows = [
         (
             one.name,
@@ -80,6 +86,7 @@ def show_receipts(receipts: Sequence[Receipt]) -> None:
             one.identity.hostname,
             one.memory.mode,
             one.memory.links,
+            *((format_bytes(one.memory.delta_bytes),) if with_delta else ()),
             format_bytes(one.memory.guest_private_bytes),
             format_bytes(one.memory.pss_bytes),
             f"{one.timings_ms.ready:.0f} ms",
@@ -90,9 +97,11 @@ def show_receipts(receipts: Sequence[Receipt]) -> None:
     output.table(headers, rows)
 
 
-def _summary(report: ForkReport, living: int) -> str:
+def _summary(report: ForkReport, living: Sequence[Receipt], source: str) -> str:
     from ramet.units import format_bytes
 
-    words = "1 fork" if living == 1 else f"{living} forks"
+    words = "1 fork" if len(living) == 1 else f"{len(living)} forks"
     saved = f"{format_bytes(report.saved_bytes)} of memory shared instead of copied"
-    return f"{words} in {report.wall_ms:.0f} ms, {saved}"
+    paused_ms = max((one.timings_ms.pause for one in living), default=0.0)
+    stood = f"; {source} stood still for {paused_ms:.1f} ms" if paused_ms else ""
+    return f"{words} in {report.wall_ms:.0f} ms, {saved}{stood}"

@@ -1,4 +1,5 @@
-"""Verbs that change the state of instances: stop, start, pause, resume, restore, rm, template, keep, wait.
+"""Verbs that change the state of instances: stop, start, pause, resume, standby, restore, rewind, rm,
+template, keep, wait.
 
 Given several references, one failure doesn't stop the rest (I7): exit code 6 when some failed.
 """
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
-from ramet.cli import calling, output
+from ramet.cli import calling, output, references
 from ramet.cli.options import Json, Reference, References
 from ramet.errors import NotFoundError, PartlyFailedError, RametError
 
@@ -19,46 +20,75 @@ if TYPE_CHECKING:
     from ramet.engine.host import Host
     from ramet.engine.vm import VM
 
+F = TypeVar("F")
 T = TypeVar("T")
 
 
 def stop(
-    references: References,
+    wanted: References,
     timeout: Annotated[
         float, typer.Option(metavar="S", min=0, help="Seconds to wait for the guest before its VMM is ended.")
     ] = 10.0,
     json: Json = False,
 ) -> None:
     """Power instances off. Disks are kept, memory is gone."""
-    _each(references, lambda vm: vm.stop(timeout=timeout), json=json)
+    _each(wanted, lambda vm: vm.stop(timeout=timeout), json=json)
 
 
-def start(references: References, json: Json = False) -> None:
+def start(wanted: References, json: Json = False) -> None:
     """Start stopped instances cold."""
-    _each(references, lambda vm: vm.start(), json=json)
+    _each(wanted, lambda vm: vm.start(), json=json)
 
 
-def pause(references: References, json: Json = False) -> None:
+def pause(wanted: References, json: Json = False) -> None:
     """Stop the virtual CPUs of instances; their memory stays."""
-    _each(references, lambda vm: vm.pause(), json=json)
+    _each(wanted, lambda vm: vm.pause(), json=json)
 
 
-def resume(references: References, json: Json = False) -> None:
+def resume(wanted: References, json: Json = False) -> None:
     """Let paused instances go on."""
-    _each(references, lambda vm: vm.resume(), json=json)
+    _each(wanted, lambda vm: vm.resume(), json=json)
 
 
-def restore(references: References, json: Json = False) -> None:
+def standby(wanted: References, json: Json = False) -> None:
+    """Capture instances and end their VMMs: no memory is used until `restore`. Connections to them end."""
+    _each(wanted, lambda vm: vm.standby(), json=json)
+
+
+def restore(wanted: References, json: Json = False) -> None:
     """Bring instances back from standby."""
-    _each(references, lambda vm: vm.restore(), json=json)
+    _each(wanted, lambda vm: vm.restore(), json=json)
+
+
+def rewind(
+    reference: Reference,
+    snapshot: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SNAPSHOT]", help="One of its own; the youngest unless given.", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Take an instance back to a snapshot of itself: memory and disks. What has happened since is lost."""
+
+    async def body(host: Host) -> None:
+        vm = await references.instance(host, reference)
+        with output.working(f"rewinding {vm.name}", quiet=json):
+            await vm.rewind(snapshot)
+        await _show(vm, json=json)
+
+    calling.with_host(body, json=json)
 
 
 def template(reference: Reference, json: Json = False) -> None:
-    """Make an instance a template: its VMM ends, its memory stays for forks. Final. (Not a build recipe.)"""
+    """Make an instance a template: its VMM ends, its memory stays for forks. Final: it is never started or
+    restored again. (Not a build recipe.)
+    """
 
     async def body(host: Host) -> None:
         with output.working(f"freezing {reference}", quiet=json):
-            vm = await (await host.get(reference)).template()
+            vm = await (await references.instance(host, reference)).template()
         await _show(vm, json=json)
 
     calling.with_host(body, json=json)
@@ -97,34 +127,46 @@ def wait(reference: Reference, json: Json = False) -> None:
 
 
 def remove(
-    references: References,
+    wanted: References,
     force: Annotated[bool, typer.Option("--force", "-f", help="Also those that run.")] = False,
     json: Json = False,
 ) -> None:
     """Remove instances. Their forks don't notice."""
 
-    async def body(host: Host) -> int:
-        from ramet.cli.shapes import PartlyRemoved
-        from ramet.model.shapes import Removed
+    async def act(vm: VM) -> str:
+        await vm.remove(force=force)
+        if not json:
+            output.say(vm.name)
+        return vm.id
 
-        async def one(vm: VM) -> str:
-            await vm.remove(force=force)
-            if not json:
-                output.say(vm.name)
-            return vm.id
+    async def find(host: Host, reference: str) -> VM:
+        return await references.instance(host, reference, instead="ramet snapshot rm")
 
-        removed, failures = await _attempt_each(host, references, one)
-        code = _code(failures, len(references))
-        if json and failures:
-            output.emit(PartlyRemoved(removed=removed, failed=failures))
-        elif json:
-            output.emit(Removed(removed=removed))
-        return code
-
-    calling.with_host(body, json=json)
+    calling.with_host(lambda host: remove_each(host, wanted, find, act, json=json), json=json)
 
 
-def _each(references: list[str], act: Callable[[VM], Awaitable[None]], *, json: bool) -> NoReturn:
+async def remove_each(
+    host: Host,
+    wanted: list[str],
+    find: Callable[[Host, str], Awaitable[F]],
+    act: Callable[[F], Awaitable[str]],
+    *,
+    json: bool,
+) -> int:
+    """Remove each thing that `find` gives for a reference; `act` returns its id. The exit code."""
+    from ramet.cli.shapes import PartlyRemoved
+    from ramet.model.shapes import Removed
+
+    removed, failures = await _attempt_each(host, wanted, find, act)
+    code = _code(failures, len(wanted))
+    if json and failures:
+        output.emit(PartlyRemoved(removed=removed, failed=failures))
+    elif json:
+        output.emit(Removed(removed=removed))
+    return code
+
+
+def _each(wanted: list[str], act: Callable[[VM], Awaitable[None]], *, json: bool) -> NoReturn:
     """Do the same to each instance; print an INSTANCE, or an array when several were asked for."""
 
     async def body(host: Host) -> int:
@@ -133,32 +175,35 @@ def _each(references: list[str], act: Callable[[VM], Awaitable[None]], *, json: 
             if not json:
                 output.say(vm.name)
 
-        _, failures = await _attempt_each(host, references, one)
-        code = _code(failures, len(references))
+        _, failures = await _attempt_each(host, wanted, references.instance, one)
+        code = _code(failures, len(wanted))
         if json:
             failed = {failure.reference: failure for failure in failures}
             shown = [
-                failed.get(reference) or await (await host.get(reference)).info() for reference in references
+                failed.get(reference) or await (await host.get(reference)).info() for reference in wanted
             ]
-            output.emit(shown if len(references) > 1 else shown[0])
+            output.emit(shown if len(wanted) > 1 else shown[0])
         return code
 
     calling.with_host(body, json=json)
 
 
 async def _attempt_each(
-    host: Host, references: list[str], act: Callable[[VM], Awaitable[T]]
+    host: Host,
+    wanted: list[str],
+    find: Callable[[Host, str], Awaitable[F]],
+    act: Callable[[F], Awaitable[T]],
 ) -> tuple[list[T], list[Failure]]:
-    """What `act` gave for each reference where it succeeded, and what became of the others."""
+    """What `act` gave for what `find` found where both succeeded, and what became of the others."""
     from ramet.cli.shapes import Failure
 
     done: list[T] = []
     failures: list[Failure] = []
-    for reference in references:
+    for reference in wanted:
         try:
-            done.append(await act(await host.get(reference)))
+            done.append(await act(await find(host, reference)))
         except (RametError, OSError) as error:
-            if len(references) == 1:
+            if len(wanted) == 1:
                 raise
             failures.append(Failure(reference=reference, error=calling.error_shape(error)))
     return done, failures

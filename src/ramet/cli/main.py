@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ramet.cli import calling, demo, doctor, execute, fork, images, lifecycle, output, run, show
+from ramet.cli import calling, demo, doctor, execute, fork, images, lifecycle, output, run, show, snapshots
 from ramet.errors import UsageError
 from ramet.version import __version__
 
@@ -54,11 +54,14 @@ app.command()(lifecycle.stop)
 app.command()(lifecycle.start)
 app.command()(lifecycle.pause)
 app.command()(lifecycle.resume)
+app.command()(lifecycle.standby)
 app.command()(lifecycle.restore)
 app.command("rm")(lifecycle.remove)
 app.command()(lifecycle.template)
 app.command()(fork.fork)
 app.command()(lifecycle.keep)
+app.command()(lifecycle.rewind)
+app.add_typer(snapshots.snapshot, name="snapshot")
 app.add_typer(images.image, name="image")
 app.add_typer(images.kernel, name="kernel")
 

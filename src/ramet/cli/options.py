@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ramet.cli.completion import complete_reference
+from ramet.cli.completion import complete_reference, complete_source
 from ramet.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -19,6 +19,16 @@ Reference = Annotated[
         metavar="REF",
         autocompletion=complete_reference,
         help="An instance: its name, its id, or the first 4 or more digits of the id.",
+        show_default=False,
+    ),
+]
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        autocompletion=complete_source,
+        help="An instance, or a snapshot: SOURCE/NAME, NAME where only one has it, or its id.",
         show_default=False,
     ),
 ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
-    from ramet.model.shapes import Instance, LineageNode
+    from ramet.model.shapes import Instance, LineageNode, SnapshotInfo
 
 _STATE_STYLES = {
     "running": "green",
@@ -27,7 +27,10 @@ _STATE_STYLES = {
     "stopped": "dim",
 }
 _FIGURES = frozenset(
-    {"MEMORY", "CPUS", "FORKS", "LINKS", "OWN RAM", "PRIVATE", "PSS", "RSS", "READY", "TOTAL", "CPU", "SIZE"}
+    {
+        *("MEMORY", "CPUS", "FORKS", "LINKS", "OWN RAM", "PRIVATE", "PSS", "RSS", "READY", "TOTAL", "CPU"),
+        *("SIZE", "DELTA", "OWN"),
+    }
 )
 """Columns that are aligned to the right."""
 _PROSE = frozenset({"FOUND"})
@@ -106,8 +109,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     _show(drawn, whole=not _PROSE.intersection(headers))
 
 
-def tree(nodes: Sequence[LineageNode]) -> None:
-    """Instances by who was forked from whom."""
+def tree(nodes: Sequence[LineageNode], snapshots: Sequence[SnapshotInfo] = ()) -> None:
+    """Instances by who was forked from whom, each with its snapshots before its forks."""
     from rich.console import Group
     from rich.text import Text
     from rich.tree import Tree
@@ -120,10 +123,16 @@ def tree(nodes: Sequence[LineageNode]) -> None:
 
     def grow(branch: Tree, nodes: Sequence[LineageNode]) -> Tree:
         for node in nodes:
-            grow(branch.add(line(node.instance)), node.forks)
+            extend(branch.add(line(node.instance)), node)
         return branch
 
-    _show(Group(*(grow(Tree(line(root.instance)), root.forks) for root in nodes)))
+    def extend(branch: Tree, node: LineageNode) -> Tree:
+        for one in snapshots:
+            if one.source == node.instance.id:
+                branch.add(Text.assemble(("snapshot ", "dim"), (one.name, "bold"), f"  {one.id}  {age(one)}"))
+        return grow(branch, node.forks)
+
+    _show(Group(*(extend(Tree(line(root.instance)), root) for root in nodes)))
 
 
 def fields(document: Any, *, indent: str = "") -> None:
@@ -149,9 +158,9 @@ def fields(document: Any, *, indent: str = "") -> None:
             say(f"{indent}{name}: {shown}")
 
 
-def age(instance: Instance) -> str:
+def age(thing: Instance | SnapshotInfo) -> str:
     """How long ago it was made, in the largest whole unit: `12s`, `3m`, `5h`, `2d`."""
-    made = datetime.fromisoformat(instance.created_at)
+    made = datetime.fromisoformat(thing.created_at)
     seconds = max(0, int((datetime.now(UTC) - made).total_seconds()))
     for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
         if seconds >= length:

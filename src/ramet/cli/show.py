@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ramet.cli import calling, output
+from ramet.cli import calling, output, references
 from ramet.cli.options import Json, Reference, pairs
 from ramet.errors import UsageError
 
@@ -81,14 +81,14 @@ def _show_instances(instances: Sequence[Instance], names: dict[str, str]) -> Non
 
 
 def tree(json: Json = False) -> None:
-    """Show who was forked from whom."""
+    """Show who was forked from whom, and the snapshots of each."""
 
     async def body(host: Host) -> None:
         nodes = await host.tree()
         if json:
             output.emit(nodes)
         else:
-            output.tree(nodes)
+            output.tree(nodes, await host.snapshots())
 
     calling.with_host(body, json=json)
 
@@ -97,7 +97,8 @@ def inspect(reference: Reference, json: Json = False) -> None:
     """Show everything about an instance; its VMM and its guest are asked too."""
 
     async def body(host: Host) -> None:
-        inspection = await (await host.get(reference)).inspect()
+        vm = await references.instance(host, reference, instead="ramet snapshot inspect")
+        inspection = await vm.inspect()
         if json:
             output.emit(inspection)
         else:

@@ -83,4 +83,7 @@ def make_ext4(path: Path, size_bytes: int, identity: uuid.UUID) -> None:
             raise FilesystemError(f"can't make the filesystem of {path}: mke2fs hangs") from None
         if made.returncode != 0:
             said = made.stderr.decode(errors="replace").strip().splitlines()
-            raise FilesystemError(f"can't make the filesystem of {path}: {' / '.join(said[-2:])[-300:]}")
+            raise FilesystemError(
+                f"can't make the filesystem of {path}: {' / '.join(said[-2:])[-300:]}",
+                hint="mke2fs says what it lacks; where that is space, free some",
+            )

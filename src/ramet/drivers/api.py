@@ -148,8 +148,9 @@ class ShortensDisks(Protocol):
         until it is done; the disk as it is then. No file beneath is written.
 
         Bounded by the disk's size. Takes short leases only, so captures go on meanwhile: one cancels it, and
-        the disk that is returned is as long as before. Cancelled itself, it stops the VMM. Raises `VmmError`;
-        the chain is as it was then.
+        the disk that is returned is as long as before. A chain that was longer on the medium than a record
+        says, or shorter, still reads the same, as long as the files are there: they go last. Cancelled
+        itself, it stops the VMM. Raises `VmmError`; the chain is as it was then.
         """
 
     async def stop_shortening(self, disk: Disk) -> None:

@@ -114,7 +114,6 @@ class Firecracker:
                 for n, size in enumerate(disk_bytes)
             ),
             entropy_device=guest == "linux",
-            track_changes=True,  # else nothing but all of RAM could be saved
         )
 
     def arguments(self, machine: Machine) -> list[str]:

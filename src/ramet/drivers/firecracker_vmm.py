@@ -31,6 +31,8 @@ _START_LIMIT_S: Final = 20.0
 # A slow disk's pace, for how long saving all of RAM may take.
 _SLOWEST_MIB_PER_S: Final = 10
 _LONGEST_METRICS_BYTES: Final = 256 * KIB
+_NO_FILE: Final = "/dev/null/none"
+_RAM_REFUSED: Final = "on the memory backing file"
 _RESUME: Final = '{"state":"Resumed"}'
 _RESCUE: Final = Rescue(
     SOCKET,
@@ -115,29 +117,44 @@ class FirecrackerVmm:
             await firecracker.call("PATCH", "/vm", {"state": state})
 
     async def save_vmstate(self, vmstate_fd: int, *, changed_fd: int | None = None) -> None:
-        """As `SavesState.save_vmstate`, by a `Diff` snapshot, whose pages are thrown away: they lack what was
-        written to RAM from outside. `changed_fd` is an empty file for those who want to see them. Connections
-        over the guest's vsock are reset by it.
+        """As `SavesState.save_vmstate`. Connections over the guest's vsock are reset by it.
 
-        The machine has `track_changes`, or it was restored.
+        Firecracker saves RAM whenever it saves state, and state first (`create_snapshot` in its
+        `src/vmm/src/persist.rs`). So it is given a file for RAM that can't be opened, and that refusal tells
+        that the state is complete: nothing of RAM is read, copied or kept a list of.
+
+        With `changed_fd`, an empty file, it saves a `Diff` instead: the pages that it saw change since it
+        last did, holes elsewhere, for comparison. They lack what was written to RAM from outside. That needs
+        a machine with `track_changes`, or a restored one.
         """
         require_empty(vmstate_fd)
-        changes = os.memfd_create("changed", os.MFD_CLOEXEC) if changed_fd is None else changed_fd
+        if changed_fd is not None:
+            return await self._save_difference(vmstate_fd, changed_fd)
         try:
-            body: dict[str, object] = {
-                "snapshot_type": "Diff",
-                "snapshot_path": path_of(vmstate_fd),
-                "mem_file_path": path_of(changes),
-            }
-            processes.limit_files(self.process, None)  # it holds for memfds, too
-            try:
-                async with self._sessions.use() as firecracker:
-                    await firecracker.call("PUT", "/snapshot/create", body, longer_s=self._saving_s)
-            finally:
-                processes.limit_files(self.process, largest_file_bytes(self._machine))
+            await self._create_snapshot("Full", path_of(vmstate_fd), _NO_FILE)
+        except VmmError as refusal:
+            if _RAM_REFUSED not in refusal.message:
+                raise
+            if os.fstat(vmstate_fd).st_size:
+                return None
+        # One that asks for RAM first. No release that was looked at does.
+        changes = os.memfd_create("changed", os.MFD_CLOEXEC)
+        try:
+            return await self._save_difference(vmstate_fd, changes)
         finally:
-            if changed_fd is None:
-                os.close(changes)
+            os.close(changes)
+
+    async def _save_difference(self, vmstate_fd: int, changed_fd: int) -> None:
+        processes.limit_files(self.process, None)  # it holds for memfds, too
+        try:
+            await self._create_snapshot("Diff", path_of(vmstate_fd), path_of(changed_fd))
+        finally:
+            processes.limit_files(self.process, largest_file_bytes(self._machine))
+
+    async def _create_snapshot(self, kind: Literal["Full", "Diff"], vmstate: str, mem: str) -> None:
+        body: dict[str, object] = {"snapshot_type": kind, "snapshot_path": vmstate, "mem_file_path": mem}
+        async with self._sessions.use() as firecracker:
+            await firecracker.call("PUT", "/snapshot/create", body, longer_s=self._saving_s)
 
     async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
         """As `SavesSnapshot.save_snapshot`. Connections over the guest's vsock are reset by it
@@ -149,15 +166,9 @@ class FirecrackerVmm:
         for name in (vmstate, mem):
             if (self.directory / name).exists():
                 raise VmmError(f"{self.directory / name} exists: only new files are ever written")
-        body: dict[str, object] = {
-            "snapshot_type": "Diff" if diff else "Full",
-            "snapshot_path": vmstate,
-            "mem_file_path": mem,
-        }
         await self._give_up_saving()
         processes.limit_files(self.process, None)
-        async with self._sessions.use() as firecracker:
-            await firecracker.call("PUT", "/snapshot/create", body, longer_s=self._saving_s)
+        await self._create_snapshot("Diff" if diff else "Full", vmstate, mem)
         processes.limit_files(self.process, largest_file_bytes(self._machine))
 
     async def _give_up_saving(self) -> None:

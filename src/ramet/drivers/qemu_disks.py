@@ -24,6 +24,7 @@ from ramet.model.record import Disk
 
 _JOB_POLL_S: Final = 0.01
 _JOB_LIMIT_S: Final = 20.0
+_CANCELLED: Final = "canceled"  # the text of ECANCELED
 _GOES: Final = {"created", "running", "paused", "ready", "standby", "waiting", "pending"}
 
 
@@ -132,39 +133,43 @@ async def shortened(monitor: Monitor, disk: Disk) -> bool | None:
     """
     job = await _find_job(monitor, disk)
     if job is None:
-        return False
-    if job["status"] in _GOES:
+        # Somebody else has ended it: a success took the layers away, a cancellation didn't.
+        return node_name(disk.backing[-1]) not in await _known_nodes(monitor)
+    if job["status"] != "concluded":
         return None
-    if job["status"] == "concluded":
-        await monitor.execute("job-dismiss", id=_job(disk))
-        if error := job.get("error"):
-            if "cancel" in str(error).lower():
-                return False
-            raise VmmError(f"QEMU couldn't shorten the disk `{disk.name}`: {error}")
-        known = await _known_nodes(monitor)
-        for file in reversed(disk.backing[1:]):
-            await _delete(monitor, node_name(file), known)
-        return True
-    return None
+    return await _conclude(monitor, disk, job)
 
 
 async def stop_shortening(monitor: Monitor, disk: Disk) -> None:
     """As `ShortensDisks.stop_shortening`."""
     job = await _find_job(monitor, disk)
-    if job is None:
-        return
-    if job["status"] in _GOES:
+    if job is not None and job["status"] in _GOES:
         await monitor.execute("job-cancel", id=_job(disk))
     with anyio.move_on_after(_JOB_LIMIT_S):
-        while True:
-            job = await _find_job(monitor, disk)
-            if job is None:
-                return
+        while job is not None:
             if job["status"] == "concluded":
-                await monitor.execute("job-dismiss", id=_job(disk))
+                try:
+                    await _conclude(monitor, disk, job)
+                except VmmError:
+                    pass  # it failed: there is nothing to stop
                 return
             await anyio.sleep(_JOB_POLL_S)
+            job = await _find_job(monitor, disk)
+        return
     raise VmmTimeoutError(f"QEMU doesn't stop shortening the disk `{disk.name}`")
+
+
+async def _conclude(monitor: Monitor, disk: Disk, job: dict[str, Any]) -> bool:
+    """Dismiss a job that has ended; the layers that nothing lies over any more are closed."""
+    await monitor.execute("job-dismiss", id=_job(disk))
+    if error := job.get("error"):
+        if _CANCELLED in str(error):
+            return False
+        raise VmmError(f"QEMU couldn't shorten the disk `{disk.name}`: {error}")
+    known = await _known_nodes(monitor)
+    for file in reversed(disk.backing[1:]):
+        await _delete(monitor, node_name(file), known)
+    return True
 
 
 async def _find_job(monitor: Monitor, disk: Disk) -> dict[str, Any] | None:

@@ -122,17 +122,15 @@ class QemuVmm:
         async with self._sessions.use() as monitor:
             return await qemu_disks.active_files(monitor)
 
-    async def shorten(self, disk: Disk) -> Disk:
-        """As `ShortensDisks.shorten`."""
+    async def shorten(self, disk: Disk, *, bytes_per_s: int = _SHORTENING_BYTES_PER_S) -> Disk:
+        """As `ShortensDisks.shorten`, by `block-stream`."""
         if len(disk.backing) < 2:
             return disk
         limit_s = 60.0 + disk.size_bytes / _SLOWEST_BYTES_PER_S
         try:
             with anyio.fail_after(limit_s):
                 async with self._sessions.use() as monitor:
-                    await qemu_disks.start_shortening(
-                        monitor, disk, speed_bytes_per_s=_SHORTENING_BYTES_PER_S
-                    )
+                    await qemu_disks.start_shortening(monitor, disk, speed_bytes_per_s=bytes_per_s)
                 pause_s, longest_s = _POLL_S
                 while True:
                     await anyio.sleep(pause_s)

@@ -7,20 +7,18 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.abc
 
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, RametError
 from ramet.guest.client import AgentClient
+from ramet.guest.resumption import OpenStream
 
 _ANSWER_WAIT_S = 120.0
 _HANDSHAKES = 5
-
-OpenStream = Callable[[], AbstractAsyncContextManager[anyio.abc.ByteStream]]
-"""Makes a stream to an instance's agent, each time that it is called."""
 
 
 class _Connection:
@@ -45,10 +43,16 @@ class Agents:
 
     @asynccontextmanager
     async def lease(
-        self, instance_id: str, *, open_stream: OpenStream, timeout_s: float
+        self,
+        instance_id: str,
+        *,
+        open_stream: OpenStream,
+        timeout_s: float,
+        reopen: OpenStream | None = None,
     ) -> AsyncIterator[AgentClient]:
         """The agent of an instance, over the stream that is open to it or else a new one. `timeout_s` bounds
-        this caller's wait for its first answer.
+        this caller's wait for its first answer. A stream that is lost later is made again with `reopen`,
+        which has to lead to the same VMM, and what is under way goes on there, where the agent can do that.
 
         Raises `GuestTimeoutError`, `GuestError` or what `open_stream` raises. A connection that fails in use
         is not used again.
@@ -56,7 +60,7 @@ class Agents:
         connection = self._open.get(instance_id)
         if connection is None:
             connection = self._open[instance_id] = _Connection()
-            self._tasks.start_soon(self._hold, connection, instance_id, open_stream)
+            self._tasks.start_soon(self._hold, connection, instance_id, open_stream, reopen)
         connection.users += 1
         try:
             with anyio.move_on_after(timeout_s) as waiting:
@@ -75,17 +79,27 @@ class Agents:
                 self._forget(instance_id, connection)
                 connection.scope.cancel()
 
+    def nudge(self, instance_id: str) -> None:
+        """Let the connection to an instance, if there is one, find out at once whether it was cut: for
+        whoever has saved its VMM's state.
+        """
+        connection = self._open.get(instance_id)
+        if connection is not None and connection.client is not None:
+            connection.client.nudge()
+
     def _forget(self, instance_id: str, connection: _Connection) -> None:
         if self._open.get(instance_id) is connection:
             del self._open[instance_id]
 
-    async def _hold(self, connection: _Connection, instance_id: str, open_stream: OpenStream) -> None:
+    async def _hold(
+        self, connection: _Connection, instance_id: str, open_stream: OpenStream, reopen: OpenStream | None
+    ) -> None:
         """Own the connection, being made or made, until nobody uses it: its reader task and its port's
         lock are here.
         """
         try:
             with connection.scope:
-                await self._serve(connection, open_stream)
+                await self._serve(connection, open_stream, reopen)
         except RametError as error:
             connection.error = error
         except Exception as error:
@@ -96,7 +110,9 @@ class Agents:
             self._forget(instance_id, connection)
             connection.settled.set()
 
-    async def _serve(self, connection: _Connection, open_stream: OpenStream) -> None:
+    async def _serve(
+        self, connection: _Connection, open_stream: OpenStream, reopen: OpenStream | None
+    ) -> None:
         """Shake hands and stay, for as long as nobody cancels it.
 
         A stream that ends before the handshake is made again, a few times: a restored guest resets its vsock
@@ -108,7 +124,7 @@ class Agents:
             try:
                 async with (
                     open_stream() as stream,
-                    AgentClient.connect(stream, timeout_s=_ANSWER_WAIT_S) as client,
+                    AgentClient.connect(stream, timeout_s=_ANSWER_WAIT_S, reopen=reopen) as client,
                 ):
                     connection.client = client
                     connection.settled.set()

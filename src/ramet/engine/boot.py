@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from ramet.disk.volumes import make_disk, unshare_disk
+from ramet.disk.volumes import make_disk, unshare_disk, uppermost
 from ramet.drivers.api import Ability, Driver
 from ramet.engine.changes import changing
 from ramet.engine.choice import choose
@@ -161,6 +161,7 @@ def _open_disks(directory: Path, machine: Machine) -> Machine:
     """The machine with disks that may be written to. One whose file a snapshot has too goes on in another."""
     disks = []
     for disk in machine.disks:
+        disk = uppermost(directory, disk)
         path = directory / disk.file
         if path.stat().st_nlink > 1:
             disk = unshare_disk(directory, disk)

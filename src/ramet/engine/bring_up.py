@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +26,12 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, read_manifest
 from ramet.engine.proof import prove
 from ramet.engine.running import running_vmm
-from ramet.errors import DamagedError, FilesystemError, NotSharedError
+from ramet.errors import DamagedError, FilesystemError, NotSharedError, WrongStateError
 from ramet.guest.messages import IdentityReply
 from ramet.host.files import filesystem_errors
 from ramet.host.share import Shared, share_file
 from ramet.memory.delta import apply_delta
+from ramet.model.lifecycle import State
 from ramet.model.record import Record, RunningVmm
 from ramet.paths import (
     CONFIG_FILE,
@@ -79,7 +81,7 @@ def origin_of(context: Context, record: Record) -> Origin:
     try:
         manifest = read_manifest(directory)
     except DamagedError:
-        context.store.get(record.id)
+        _require_capture(context, record)
         raise
     return Origin(
         directory=directory,
@@ -87,8 +89,14 @@ def origin_of(context: Context, record: Record) -> Origin:
         name=record.name,
         parent=record.id,
         snapshot=None,
-        require_there=lambda: context.store.get(record.id),
+        require_there=partial(_require_capture, context, record),
     )
+
+
+def _require_capture(context: Context, record: Record) -> None:
+    now = context.store.get(record.id)
+    if now.state not in {State.TEMPLATE, State.STANDBY}:
+        raise WrongStateError(f"{now.name} has just become {now.state}", hint="try again")
 
 
 class Parts(NamedTuple):
@@ -139,6 +147,8 @@ def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOpt
 
 def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
     source, manifest = origin.directory, origin.manifest
+    for part in manifest.parts:
+        check_part(manifest, source, part)  # one that is missing is damage, not a link that failed
     skipped = {*manifest.parts, *_SOURCES_OWN}
     clone_directory(source, directory, skip_rel_paths=frozenset(skipped))
     directory.chmod(0o700)

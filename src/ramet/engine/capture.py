@@ -25,11 +25,11 @@ import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of
-from ramet.disk.volumes import files_of, make_overlay, next_overlay, snapshot_raw
+from ramet.disk.volumes import files_of, make_overlay, next_overlay, settle, snapshot_raw
 from ramet.drivers.api import Ability, Driver, FreezesDisks, SavesState, Vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
-from ramet.engine.proof import correct_clock
+from ramet.engine.proof import connections_may_be_cut, correct_clock
 from ramet.errors import DamagedError, RametError, UnavailableError
 from ramet.host.clock import now
 from ramet.host.cpu import host_cpu
@@ -132,6 +132,7 @@ async def capture(
             pages = await _freeze(plan, vmm, vmstate)
         async with anyio.create_task_group() as tasks:
             if goes_on and record.state is State.RUNNING:
+                connections_may_be_cut(context, record)
                 tasks.start_soon(correct_clock, context, record, _CLOCK_LIMIT_S)
             manifest = await anyio.to_thread.run_sync(_publish, plan, pages, vmstate, digests, labels or {})
     capture_ms = round((time.perf_counter() - started) * 1000, 3)
@@ -150,6 +151,7 @@ async def _stage(context: Context, plan: _Plan, vmm: Vmm, vmstate: int) -> tuple
             leaving.push_async_callback(_shielded, lambda: _settle_overlays(context, plan, vmm))
         if runs:
             await leaving.enter_async_context(armed(plan.own, vmm.rescue()))
+            await anyio.to_thread.run_sync(settle, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
         async with _resuming(vmm) if runs else AsyncExitStack():
             if runs:

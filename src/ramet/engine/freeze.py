@@ -46,6 +46,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
     async with changing(context, record, what) as record:
         record.moved(move)
         if record.state is State.STANDBY:
+            (context.directory(record) / RECEIPT_FILE).unlink(missing_ok=True)
             return context.store.change(record.id, lambda one: one.moved(move), durable=True)
         if record.vmm is None:
             raise VmmError(f"{record.name} has no VMM")

@@ -29,6 +29,7 @@ _CLOCK_TRIES = 5
 _LAST_BREATH_S = 2.0
 _PORT_WAIT_S = 60.0
 _VSOCK_WAIT_S = 120.0
+_RECONNECT_S = 15.0
 
 
 def hostname_of(name: str) -> str:
@@ -88,6 +89,17 @@ async def introduce(agent: AgentClient, record: Record, *, limit_s: float) -> Id
     return reply
 
 
+def _lease_of(record: Record, process: ProcessRef) -> str:
+    """By process, too: an instance that is rewound has two VMMs for a moment."""
+    return f"{record.id}:{process.pid}:{process.started}"
+
+
+def connections_may_be_cut(context: Context, record: Record) -> None:
+    """Its VMM has just saved the guest's state, and may have reset its connections: whoever has one looks."""
+    assert record.vmm is not None
+    context.agents.nudge(_lease_of(record, record.vmm.process))
+
+
 async def correct_clock(context: Context, record: Record, limit_s: float) -> None:
     """Put the wall clock of a guest right that stood still for a while. One that doesn't answer keeps its
     own.
@@ -117,8 +129,8 @@ async def agent_of(
     """
     place = directory or context.directory(record)
     open_stream = partial(_open_stream, place, record.machine.agent_ports)
-    # By process: an instance that is rewound has two VMMs for a moment.
-    which = f"{record.id}:{process.pid}:{process.started}"
+    which = _lease_of(record, process)
+    reopen = None if record.machine.agent_ports > 0 else partial(_reconnect, place, process)
     died = False
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
@@ -131,7 +143,9 @@ async def agent_of(
 
         tasks.start_soon(watch)
         try:
-            async with context.agents.lease(which, open_stream=open_stream, timeout_s=timeout_s) as agent:
+            async with context.agents.lease(
+                which, open_stream=open_stream, timeout_s=timeout_s, reopen=reopen
+            ) as agent:
                 yield agent
         except Exception as error:
             # Kept, whatever it is, and raised outside, where no task group wraps it.
@@ -151,6 +165,15 @@ def _open_stream(directory: Path, ports: int) -> AbstractAsyncContextManager[any
     if ports > 0:
         return claim_port(directory, ports, wait_s=_PORT_WAIT_S)
     return connect_vsock(directory, wait_s=_VSOCK_WAIT_S)
+
+
+@asynccontextmanager
+async def _reconnect(directory: Path, process: ProcessRef) -> AsyncIterator[anyio.abc.ByteStream]:
+    """A vsock connection through that VMM and no other. A directory may get another VMM, whose guest has an
+    older state of the same memory: what is under way isn't resumed there.
+    """
+    async with connect_vsock(directory, wait_s=_RECONNECT_S, listener_pid=process.pid) as stream:
+        yield stream
 
 
 def console_end(context: Context, record: Record) -> str:

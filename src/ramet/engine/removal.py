@@ -6,6 +6,7 @@ sweep it.
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -26,6 +27,7 @@ from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
 STOP_LIMIT_S = 10.0
 _SWEEPS_AT_ONCE = 8
+_REMOVAL_TRIES = 5
 
 
 async def stop(context: Context, record: Record, *, limit_s: float = STOP_LIMIT_S) -> Record:
@@ -174,7 +176,12 @@ def _remove_tree(directory: Path) -> None:
         if not isinstance(error, FileNotFoundError):  # another process may be sweeping the same directory
             errors.append((Path(path), error))
 
-    shutil.rmtree(directory, onerror=note)
+    for _ in range(_REMOVAL_TRIES):
+        errors.clear()
+        shutil.rmtree(directory, onerror=note)
+        # The home's worker may have made a file in it meanwhile.
+        if not any(error.errno == errno.ENOTEMPTY for _, error in errors):
+            break
     for left, error in errors:
         if is_immutable(left):
             raise FilesystemError(

@@ -188,9 +188,9 @@ class VM:
     async def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
         """Take a snapshot of this instance, which goes on when it runs; it may also be paused or in standby.
 
-        Without a name one is invented. Raises `WrongStateError`, `NameTakenError` when it has another of that
-        name, `UnavailableError`, `FilesystemError`; nothing of it is left then, and the instance is as it
-        was.
+        Without a name one is invented. It stays until it is removed, also when the Host is left. Raises
+        `WrongStateError`, `NameTakenError` when it has another of that name, `UnavailableError`,
+        `FilesystemError`; nothing of it is left then, and the instance is as it was.
         """
         from ramet.engine.snapshot import Snapshot
 

@@ -29,6 +29,7 @@ from ramet.guest.messages import (
     started_pid,
 )
 from ramet.guest.process import Process, start_error
+from ramet.guest.resumption import OpenStream
 from ramet.units import MIB
 
 __all__ = ["AgentClient", "ExecOutcome", "Process", "run_exec"]
@@ -51,16 +52,32 @@ class AgentClient:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, stream: anyio.abc.ByteStream, *, timeout_s: float = DEFAULT_TIMEOUT_S, resend_s: float = 0.25
+        cls,
+        stream: anyio.abc.ByteStream,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        resend_s: float = 0.25,
+        reopen: OpenStream | None = None,
     ) -> AsyncIterator[AgentClient]:
         """Begins a session on `stream`, whatever is still in it. The stream stays the caller's to close.
+
+        With `reopen` the session outlives it: when it ends after the handshake, `reopen` makes another one to
+        the same guest, and what was under way goes on there, as far as the agent can do that.
 
         Raises `GuestTimeoutError` when no agent answers within `timeout_s`, `GuestError` when the stream
         ends.
         """
-        async with open_connection(stream, timeout_s=timeout_s, resend_s=resend_s) as connection:
+        async with open_connection(
+            stream, timeout_s=timeout_s, resend_s=resend_s, reopen=reopen
+        ) as connection:
             assert connection.welcome is not None
             yield cls(connection, connection.welcome)
+
+    def nudge(self) -> None:
+        """Finds out soon whether the connection still is one. For whoever has just saved the VM's state: that
+        cuts connections in the guest, and their ends on the host don't notice.
+        """
+        self._connection.nudge()
 
     async def ping(self, *, timeout_s: float = 5) -> Pong:
         """The guest's clocks, and proof that its agent runs *now*: the answer repeats a fresh number."""
@@ -165,6 +182,7 @@ class AgentClient:
             Message.SHUTDOWN_DONE,
             what="a shutdown",
             timeout_s=timeout_s,
+            repeatable=False,
         )
 
 

@@ -1,13 +1,14 @@
 """One session with an agent: the handshake, one reader for many streams, and what happens when the stream
-ends.
+ends: the session goes on over another one, where the agent and the caller allow it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
 import anyio
@@ -19,16 +20,28 @@ from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import (
     NONCE_BYTES,
     PROTOCOL_VERSION,
+    TOKEN_BYTES,
     Fields,
     Message,
     Welcome,
     put,
     put_number,
 )
+from ramet.guest.resumption import (
+    ACK_BYTES,
+    QUIET_S,
+    RESUME_LIMIT_S,
+    OpenStream,
+    Outbox,
+    Patience,
+    is_counted,
+)
 
 _RECEIVE_BYTES: Final = 131_072
 _RESEND_MOST_S: Final = 2.0
 _FRAMES_A_TURN: Final = 256
+_GOODBYE_S: Final = 0.5
+_LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 class Receiver(Protocol):
@@ -42,9 +55,14 @@ class Receiver(Protocol):
 
 
 class Connection:
-    """Frames over a byte stream, after a handshake. Made by `open_connection`."""
+    """Frames over a byte stream, after a handshake. Made by `open_connection`.
 
-    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+    With `reopen`, a stream that ends after the handshake is made again, and the session resumed on it. Where
+    the agent can't, or doesn't know the session any more, what was under way is lost, but for requests that
+    can be made again.
+    """
+
+    def __init__(self, stream: anyio.abc.ByteStream, reopen: OpenStream | None = None) -> None:
         self.welcome: Welcome | None = None
         self._stream = stream
         self._receivers: dict[int, Receiver] = {}
@@ -53,6 +71,19 @@ class Connection:
         self._failure: GuestError | None = None
         self._nonces: set[bytes] = set()
         self._decided = anyio.Event()  # welcomed, or lost
+
+        self._reopen = reopen
+        self._token = os.urandom(TOKEN_BYTES)
+        self._keeps = False  # the agent can resume this session: frames are counted and kept
+        self._away: anyio.Event | None = None  # there is no stream; set when there is one again, or won't be
+        self._greeted = anyio.Event()  # welcomed on the present stream
+        self._limit = anyio.CancelScope()
+        self._outbox = Outbox()
+        self._resumed = False
+        self._received = 0
+        self._untold_bytes = self._unasked_bytes = 0
+        self._heard = self._asking = False
+        self._due = anyio.Event()
 
     def open(self, receiver: Receiver) -> int:
         """A stream number that was never used in this session, for `receiver`. Raises when the connection is
@@ -71,16 +102,46 @@ class Connection:
         """Sends one frame; a callable makes its payload at the moment of sending.
 
         Raises `GuestError` when the connection has ended, `UsageError` (nothing sent) when the payload is too
-        large. Cancelled half way, the guest drops what it got of the frame.
+        large. Cancelled half way, the guest drops what it got of the frame. While the stream is being made
+        again, it waits.
         """
-        async with self._sending:
-            self._raise_failure()
-            frame = encode_frame(type_, number, payload if isinstance(payload, bytes) else payload())
+        while True:
+            async with self._sending:
+                self._raise_failure()
+                if (away := self._away) is None:
+                    await self._put(type_, number, payload if isinstance(payload, bytes) else payload())
+                    return
+            await away.wait()
+
+    async def _put(self, type_: Message, number: int, payload: bytes) -> None:
+        """Sends a frame; the caller has the lock. When the stream is lost with it and may be made again, that
+        is the reader's business: the frame is sent again, or its stream's receiver told.
+        """
+        frame = encode_frame(type_, number, payload)
+        kept = self._keeps and is_counted(type_)
+        if kept:
             try:
-                await self._stream.send(frame)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
-                self._fail(GuestLostError("the connection to the guest's agent broke"))
-                raise self._fresh_failure() from error
+                self._outbox.add(frame)
+            except ProtocolError as error:
+                self._fail(error)
+                await self._stream.aclose()
+                raise
+            self._unasked_bytes += len(frame)
+            if self._unasked_bytes >= ACK_BYTES:
+                self._due.set()
+        stream = self._stream
+        try:
+            await stream.send(frame)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
+            if self._may_return():
+                await stream.aclose()  # perhaps only this direction has ended: the reader shall see it
+                return
+            self._fail(GuestLostError("the connection to the guest's agent broke"))
+            raise self._fresh_failure() from error
+        except anyio.get_cancelled_exc_class():
+            if kept:
+                self._outbox.take_back()
+            raise
 
     async def request(
         self,
@@ -90,9 +151,10 @@ class Connection:
         *,
         what: str,
         timeout_s: float | None,
+        repeatable: bool = True,
     ) -> Answer:
         """Sends a request and waits for its answer. After a failure the connection is as good as before,
-        unless it is the connection that failed.
+        unless it is the connection that failed. `repeatable`: made twice it does no harm.
 
         Raises `GuestTimeoutError`; `GuestError` with the guest's reason for a refusal, or when the stream
         ends.
@@ -103,6 +165,8 @@ class Connection:
             answer.sent_at_s = time.monotonic()
             return payload if isinstance(payload, bytes) else payload()
 
+        if repeatable:
+            answer.repeat = (type_, stamped)
         number = self.open(answer)
         try:
             with anyio.move_on_after(timeout_s):
@@ -117,19 +181,125 @@ class Connection:
         return answer
 
     async def read(self) -> None:
-        """Reads until the stream ends or is cancelled; every failure goes to those who wait."""
+        """Reads until the stream ends for good or is cancelled; every failure goes to those who wait."""
+        patience = Patience()
+        began_s = anyio.current_time()
+        error = await self._read()
+        while isinstance(error, GuestLostError) and self._may_return():
+            if self._away is None:
+                self._away = anyio.Event()
+            if not self._keeps:
+                self._abandon(error)
+            await self._stream.aclose()
+            patience.ended(seconds=anyio.current_time() - began_s, welcomed=self._greeted.is_set())
+            self._greeted = anyio.Event()
+            if (pause_s := patience.next_pause_s()) is None:
+                break
+            await anyio.sleep(pause_s)
+            began_s = anyio.current_time()
+            again: GuestError | None = None
+            with anyio.move_on_after(RESUME_LIMIT_S) as self._limit:
+                again = await self._return()
+            if again is None:
+                break
+            error = again
+        self._fail(error)
+        if isinstance(error, ProtocolError):
+            await self._stream.aclose()
+
+    async def _read(self) -> GuestError:
+        """Reads until the present stream ends and says why it did."""
         decoder = FrameDecoder()
         try:
             while True:
-                for count, frame in enumerate(decoder.feed(await self._stream.receive(_RECEIVE_BYTES)), 1):
+                data = await self._stream.receive(_RECEIVE_BYTES)
+                self._heard = True
+                self._untold_bytes += len(data)
+                for count, frame in enumerate(decoder.feed(data), 1):
                     self._dispatch(frame)
                     if count % _FRAMES_A_TURN == 0:  # a flood of small frames must not hold up other guests
                         await anyio.lowlevel.checkpoint()
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-            self._fail(GuestLostError("the connection to the guest's agent ended"))
+                if self._untold_bytes >= ACK_BYTES:
+                    self._due.set()
+        except _LOST:
+            return GuestLostError("the connection to the guest's agent ended")
         except ProtocolError as error:
-            self._fail(error)
-            await self._stream.aclose()
+            return error
+
+    def _may_return(self) -> bool:
+        """Whether a lost stream is made again: to resume the session, or for what can be asked again."""
+        return (
+            self._reopen is not None
+            and self.welcome is not None
+            and self._failure is None
+            and (self._keeps or any(_is_repeatable(one) for one in self._receivers.values()))
+        )
+
+    async def _return(self) -> GuestError | None:
+        """Makes a stream, goes on with the session there and reads until it ends. Gives the reason of its
+        end; None when there is no stream to be had any more.
+        """
+        assert self._reopen is not None
+        try:
+            async with self._reopen() as stream:
+                self._stream = stream
+                async with beside(self._resume):
+                    return await self._read()
+        except GuestLostError as error:
+            return error
+        except GuestError:  # there is no VMM any more, or it isn't the same
+            return None
+
+    async def _resume(self) -> None:
+        """HELLO, once: on such a stream the agent itself has accepted. Then what it hasn't had."""
+        nonce = os.urandom(NONCE_BYTES)
+        self._nonces = {nonce}
+        hello = self._hello(nonce) + put_number(4, 8, self._received)
+        stream = self._stream
+        try:
+            async with self._sending:
+                await stream.send(encode_frame(Message.HELLO, 0, hello))
+                await self._greeted.wait()
+                self._limit.deadline = math.inf
+                self._asking = False
+                for frame in self._outbox.frames():
+                    await stream.send(frame)
+                for number, receiver in [] if self._resumed else list(self._receivers.items()):
+                    if isinstance(receiver, Answer) and receiver.repeat is not None:
+                        await self._put(receiver.repeat[0], number, receiver.repeat[1]())
+                assert self._away is not None
+                self._away.set()
+                self._away = None
+        except _LOST:
+            await stream.aclose()
+        except GuestError:
+            pass  # told to everybody already
+
+    async def attend(self) -> None:
+        """Acknowledges what came, and asks a guest for a word that is silent while something is under way."""
+        with suppress(GuestError):
+            while True:
+                with anyio.move_on_after(QUIET_S):
+                    await self._due.wait()
+                due, heard = self._due.is_set(), self._heard
+                self._heard = False
+                if due:
+                    self._due = anyio.Event()
+                silent = bool(self._receivers) and not heard and not self._asking
+                if self._keeps and self._away is None and (due or silent):
+                    self._asking = True
+                    self._untold_bytes = self._unasked_bytes = 0
+                    await self.send(Message.ACK, 0, lambda: put_number(1, 8, self._received))
+
+    def nudge(self) -> None:
+        """Asks the guest for a word now: a connection that was cut in the guest is found out so."""
+        self._due.set()
+
+    async def leave(self) -> None:
+        """Tells the guest that the session is over, so that it doesn't wait for its client."""
+        if self._keeps and self._away is None and self._failure is None:
+            with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(GuestError):
+                await self.send(Message.BYE, 0)
 
     async def shake_hands(self, resend_s: float) -> Welcome:
         """HELLO until one of them is answered. Raises `GuestError` when the stream ends or the version
@@ -139,7 +309,7 @@ class Connection:
         while not self._decided.is_set():
             nonce = os.urandom(NONCE_BYTES)
             self._nonces.add(nonce)
-            await self.send(Message.HELLO, 0, put(1, nonce) + put_number(2, 2, PROTOCOL_VERSION))
+            await self.send(Message.HELLO, 0, self._hello(nonce))
             with anyio.move_on_after(interval_s):
                 await self._decided.wait()
             interval_s = min(interval_s * 1.5, _RESEND_MOST_S)
@@ -152,10 +322,21 @@ class Connection:
             )
         return self.welcome
 
+    def _hello(self, nonce: bytes) -> bytes:
+        fields = put(1, nonce) + put_number(2, 2, PROTOCOL_VERSION)
+        return fields if self._reopen is None else fields + put(3, self._token)
+
     def _dispatch(self, frame: Frame) -> None:
-        if self.welcome is None:
+        if not self._greeted.is_set() or (frame.type == Message.WELCOME and frame.stream == 0):
             self._greet(frame)
-        elif (receiver := self._receivers.get(frame.stream)) is not None:
+            return
+        if frame.type == Message.ACKED and frame.stream == 0:
+            self._asking = False
+            if self._keeps:
+                self._outbox.acknowledge(Fields(frame.payload).number(1, 8))
+            return
+        self._received += is_counted(frame.type)
+        if (receiver := self._receivers.get(frame.stream)) is not None:
             receiver.receive(frame)
 
     def _greet(self, frame: Frame) -> None:
@@ -168,15 +349,46 @@ class Connection:
         # Any of our own nonces will do: the guest ends each session before it begins the next, so that what
         # we send after the last HELLO belongs to the last. To insist on the last would never end with a slow
         # guest.
-        if nonce in self._nonces:
-            self.welcome = welcome
-            self._decided.set()
+        if nonce not in self._nonces:
+            return
+        if self.welcome is not None and not self._greeted.is_set():
+            self._nonces = set()
+            self._greet_again(welcome)
+        else:
+            self._keeps = self._reopen is not None and welcome.grace_ms is not None
+            self._received = 0
+        self.welcome = welcome
+        self._greeted.set()
+        self._decided.set()
+
+    def _greet_again(self, welcome: Welcome) -> None:
+        if welcome.version != PROTOCOL_VERSION:
+            raise ProtocolError(f"the guest's agent speaks protocol {welcome.version} all at once")
+        self._resumed = self._keeps and welcome.received is not None
+        if self._keeps and welcome.received is not None:
+            self._outbox.acknowledge(welcome.received)
+            return
+        self._keeps = welcome.grace_ms is not None
+        self._received = 0
+        self._outbox.restart()
+        self._abandon(
+            GuestLostError("the connection to the guest's agent ended, and it knows nothing of its session")
+        )
+
+    def _abandon(self, error: GuestError) -> None:
+        """Tells everybody but those who can ask again."""
+        for number, receiver in list(self._receivers.items()):
+            if not _is_repeatable(receiver):
+                del self._receivers[number]
+                receiver.lost(type(error)(error.message, hint=error.hint))
 
     def _fail(self, error: GuestError) -> None:
         if self._failure is not None:
             return
         self._failure = error
         self._decided.set()
+        if self._away is not None:
+            self._away.set()
         receivers, self._receivers = self._receivers, {}
         for receiver in receivers.values():
             receiver.lost(self._fresh_failure())
@@ -197,6 +409,7 @@ class Answer:
         self.payload = b""
         self.error: GuestError | None = None
         self.done = anyio.Event()
+        self.repeat: tuple[Message, Callable[[], bytes]] | None = None
         self.sent_at_s = self.arrived_at_s = 0.0
         self.arrived_realtime_ns = 0
         self._expects = expects
@@ -220,6 +433,10 @@ class Answer:
         self.done.set()
 
 
+def _is_repeatable(receiver: Receiver) -> bool:
+    return isinstance(receiver, Answer) and receiver.repeat is not None
+
+
 def decode_error(payload: bytes) -> tuple[int, str]:
     """errno and text of an ERROR."""
     fields = Fields(payload)
@@ -228,20 +445,24 @@ def decode_error(payload: bytes) -> tuple[int, str]:
 
 @asynccontextmanager
 async def open_connection(
-    stream: anyio.abc.ByteStream, *, timeout_s: float, resend_s: float
+    stream: anyio.abc.ByteStream, *, timeout_s: float, resend_s: float, reopen: OpenStream | None = None
 ) -> AsyncIterator[Connection]:
     """A connection whose session has begun. Leaving the block stops reading; the stream stays the caller's to
-    close.
+    close. With `reopen`, others take its place when it ends after the handshake.
 
     Raises `GuestTimeoutError` when no agent answers within `timeout_s`.
     """
-    connection = Connection(stream)
+    connection = Connection(stream, reopen)
     async with beside(connection.read):
         with anyio.move_on_after(timeout_s):
             await connection.shake_hands(resend_s)
         if connection.welcome is None:
             raise GuestTimeoutError(f"no agent answered in the guest within {timeout_s:g} s")
-        yield connection
+        async with beside(connection.attend):
+            try:
+                yield connection
+            finally:
+                await connection.leave()
 
 
 @asynccontextmanager

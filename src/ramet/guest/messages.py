@@ -19,6 +19,7 @@ PROTOCOL_VERSION: Final = 1
 OUTPUT_WINDOW_BYTES: Final = 262_144
 STDIN_WINDOW_BYTES: Final = 65_536
 NONCE_BYTES: Final = 16
+TOKEN_BYTES: Final = 16
 TEXT_MAX_BYTES: Final = 512
 COMMANDS_MAX: Final = 256
 
@@ -39,6 +40,8 @@ class Message(enum.IntEnum):
     IDENTITY = 0x08
     LIST = 0x09
     SHUTDOWN = 0x0A
+    ACK = 0x0B
+    BYE = 0x0C
     CLOCK = 0x0D
     WELCOME = 0x81
     PONG = 0x82
@@ -50,6 +53,7 @@ class Message(enum.IntEnum):
     IDENTITY_DONE = 0x88
     LIST_DONE = 0x89
     SHUTDOWN_DONE = 0x8A
+    ACKED = 0x8B
     CLOCK_DONE = 0x8D
     ERROR = 0x8F
 
@@ -148,19 +152,32 @@ def shown(value: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What the agent says of itself when a session begins."""
+    """What the agent says of itself when a session begins, or goes on.
+
+    `grace_ms`: so long in the guest's time it waits for a client that lost its connection; None: not at all.
+    `received`: the session goes on, and so many of the client's frames have arrived; None: it is a new one.
+    """
 
     version: int
     agent_version: str
     generation: int
     ports: int
+    grace_ms: int | None = None
+    received: int | None = None
 
     @classmethod
     def decode(cls, payload: bytes) -> tuple[bytes, Welcome]:
         """The nonce that it answers, and the rest."""
         fields = Fields(payload)
         nonce = fields.one(1, max_bytes=NONCE_BYTES)
-        return nonce, cls(fields.number(2, 2), fields.text(3), fields.number(4, 8), fields.number(5, 2))
+        return nonce, cls(
+            fields.number(2, 2),
+            fields.text(3),
+            fields.number(4, 8),
+            fields.number(5, 2),
+            fields.number_or_none(6, 4),
+            fields.number_or_none(7, 8),
+        )
 
 
 @dataclass(frozen=True, slots=True)

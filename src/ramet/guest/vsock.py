@@ -33,7 +33,9 @@ _ANSWER: Final = re.compile(rb"OK [0-9]{1,10}\n")
 
 
 @asynccontextmanager
-async def connect_vsock(directory: Path, wait_s: float) -> AsyncIterator[anyio.abc.ByteStream]:
+async def connect_vsock(
+    directory: Path, wait_s: float, *, listener_pid: int | None = None
+) -> AsyncIterator[anyio.abc.ByteStream]:
     """A connection to the agent of the guest whose `vsock.sock` is in `directory`.
 
     Made before the guest's driver has activated the device, it waits in the socket's queue: Firecracker
@@ -49,10 +51,12 @@ async def connect_vsock(directory: Path, wait_s: float) -> AsyncIterator[anyio.a
 
     The first connection after a restore may be accepted and then lost, because the guest resets its
     connections when it learns that it was restored: its user makes another.
+
+    With `listener_pid` a socket on which another process listens is a `GuestError` too.
     """
     deadline_s = time.monotonic() + wait_s
     pause_s = 0.0
-    while (stream := await _try(directory, deadline_s)) is None:
+    while (stream := await _try(directory, deadline_s, listener_pid)) is None:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise GuestTimeoutError(f"the guest of {directory.name} accepted no connection in {wait_s:g} s")
@@ -64,7 +68,7 @@ async def connect_vsock(directory: Path, wait_s: float) -> AsyncIterator[anyio.a
         await _close(stream)
 
 
-async def _try(directory: Path, deadline_s: float) -> anyio.abc.ByteStream | None:
+async def _try(directory: Path, deadline_s: float, listener_pid: int | None) -> anyio.abc.ByteStream | None:
     """One connection. None when it ended before the guest accepted it, or when the time is over."""
     try:
         stream = connect_stream(directory, SOCKET)
@@ -77,6 +81,8 @@ async def _try(directory: Path, deadline_s: float) -> anyio.abc.ByteStream | Non
         ) from error
     accepted = False
     try:
+        if listener_pid is not None and stream.peer_pid() != listener_pid:
+            raise GuestError(f"{SOCKET} of {directory.name} is another VMM's")
         with anyio.move_on_after(max(0.0, deadline_s - time.monotonic())):
             accepted = await _ask(stream)
     finally:

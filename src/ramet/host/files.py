@@ -58,6 +58,7 @@ _CANNOT_OFFLOAD: Final = frozenset(
 _HINTS: Final = {
     errno.ENOSPC: "free some space on that filesystem",
     errno.EDQUOT: "free some of the quota on that filesystem",
+    errno.EFBIG: "ask for less: that filesystem has no files so large",
     errno.EROFS: "choose a directory on a writable filesystem",
     errno.EACCES: "check who owns the file and the directories above it",
     errno.EMFILE: "raise the limit on open files: ulimit -n",

@@ -5,14 +5,12 @@ that was `done`. Otherwise whoever held the other end is gone without having sai
 resume its guest: over its control socket, step by step, tried again until it has answered, for a minute at
 most. Run by `deadman`: `python -I -S rescuer.py PIPE_FD SOCKET SEND ANSWER [SEND ANSWER]...`; SEND is text,
 ANSWER a regular expression that its answer matches.
+
+It is started for every capture and hardly ever has anything to do: what it would need then is imported then.
 """
 
 import os
-import re
-import select
-import socket
 import sys
-import time
 
 DONE = b"done"
 LIMIT_S = 60.0
@@ -29,6 +27,11 @@ def _says_done(pipe: int) -> bool:
 
 def _asked(name: str, steps: list[tuple[str, str]]) -> bool:
     """Whether every step had its answer."""
+    import re
+    import select
+    import socket
+    import time
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
         control.settimeout(_STEP_LIMIT_S)
         control.connect(name)
@@ -52,6 +55,8 @@ def main(argv: list[str]) -> int:
     pipe, name, *rest = argv
     if _says_done(int(pipe)):
         return 0
+    import time
+
     steps = list(zip(rest[::2], rest[1::2], strict=True))
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from pathlib import Path
 
 import anyio
@@ -57,6 +58,12 @@ class SocketStream(anyio.abc.ByteStream):
                 await self._wait(for_reading=False)
             except OSError as error:
                 raise self._failure() from error
+
+    def peer_pid(self) -> int:
+        """The process that listened, or connected, on the other side (SO_PEERCRED, unix(7))."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid: int = struct.unpack("3i", credentials)[0]
+        return pid
 
     async def send_eof(self) -> None:
         """Tell the other side that nothing more comes."""

@@ -22,7 +22,7 @@ from ramet.units import KIB
 DIGEST_BLOCK_BYTES: Final = 64 * KIB
 _ZERO_BLOCK: Final = bytes(DIGEST_BLOCK_BYTES)
 _DIGEST_NAME: Final = "sparse-sha256"
-_AGAIN: Final = "it can't be mended: make the template again; forks that run aren't affected"
+_AGAIN: Final = "it can't be mended: make the capture again; forks that run aren't affected"
 
 
 class PartFacts(msgspec.Struct, frozen=True):

@@ -83,18 +83,25 @@ def identity_of(path: Path) -> FileIdentity:
     return FileIdentity(facts.st_dev, facts.st_ino)
 
 
-def areas(pid: int) -> Iterator[Area]:
-    """Every area of a process's address space, ascending.
+def areas(pid: int, within: tuple[int, int] | None = None) -> Iterator[Area]:
+    """Every area of a process's address space, ascending; or those that have a part of `within`, a start and
+    an end.
 
     Raises `VmmError` (it has ended), `UnavailableError`.
     """
+    first, behind = within or (0, 1 << 64)
     for line in read_proc(pid, "maps", "read the memory map").splitlines():
-        span, permissions, offset, device, inode = line.split(None, 5)[:5]
-        start, end = span.split(b"-")
+        span, rest = line.split(None, 1)
+        left, right = span.split(b"-")
+        start, end = int(left, 16), int(right, 16)
+        # A VMM has hundreds of areas, and is paused while they are read.
+        if end <= first or start >= behind:
+            continue
+        permissions, offset, device, inode = rest.split(None, 4)[:4]
         major, minor = device.split(b":")
         identity = FileIdentity(os.makedev(int(major, 16), int(minor, 16)), int(inode))
         private, writable = permissions[3:4] == b"p", permissions[1:2] == b"w"
-        yield Area(int(start, 16), int(end, 16), private, writable, int(offset, 16), identity)
+        yield Area(start, end, private, writable, int(offset, 16), identity)
 
 
 def find_mapping(pid: int, file_identity: tuple[int, int]) -> list[Mapping]:

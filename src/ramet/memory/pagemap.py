@@ -120,7 +120,10 @@ class _NoScanError(UnavailableError):
 
 
 def _runs(pid: int, mappings: Sequence[Mapping], lister: _Lister) -> list[Run]:
-    now = list(areas(pid))
+    if not mappings:
+        return []
+    within = min(one.host_start for one in mappings), max(one.host_end for one in mappings)
+    now = list(areas(pid, within))
     runs: list[Run] = []
     with process_errors(pid, "list the changed pages"):
         descriptor = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)

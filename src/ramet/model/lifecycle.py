@@ -81,7 +81,13 @@ _NEXT_STEP: Final[dict[State, str]] = {
 }
 
 
-_ALREADY: Final = {_S.TEMPLATE: _NEXT_STEP[_S.TEMPLATE]}
+_ALREADY: Final = {
+    _S.RUNNING: "`ramet inspect {name}` says what it does",
+    _S.PAUSED: "`ramet resume {name}` lets it go on",
+    _S.STANDBY: "`ramet restore {name}` brings it back",
+    _S.TEMPLATE: _NEXT_STEP[_S.TEMPLATE],
+    _S.STOPPED: "`ramet start {name}` starts it cold",
+}
 
 
 def next_step(state: State, name: str) -> str:

@@ -31,12 +31,12 @@ class Table(Generic[RowT]):
     removes one. Errors as `Database`.
     """
 
-    def __init__(self, database: Database, table: str, kind: type[RowT], *, what: str, verbs: str) -> None:
+    def __init__(self, database: Database, table: str, kind: type[RowT], *, what: str, verb: str) -> None:
         self._database = database
         self._table = table
         self._kind = kind
         self._what = what
-        self._verbs = verbs
+        self._verb = verb
 
     def add(self, records: Sequence[RowT]) -> None:
         """Add all of `records` or none. Raises `NameTakenError` when one of their names is in use."""
@@ -105,8 +105,8 @@ class Table(Generic[RowT]):
             yield
         except sqlite3.IntegrityError as error:
             raise NameTakenError(
-                f"there is {self._what} named {record.name} already",
-                hint=f"choose another name, or `ramet {self._verbs} {record.name}` first",
+                f"there is {_article(self._what)} {self._what} named {record.name} already",
+                hint=f"choose another name, or `ramet {self._verb} {record.name}` first",
             ) from error
 
     def _read(self, row_id: str) -> RowT:
@@ -114,8 +114,9 @@ class Table(Generic[RowT]):
             f"SELECT body FROM {self._table} WHERE id = ?", (row_id,)
         ).fetchone()
         if row is None:
+            listing = "ps -a" if self._what == "instance" else f"{self._what} ls"
             raise NotFoundError(
-                f"{self._what.split()[-1]} {row_id} is gone", hint="`ramet ps -a` lists what there is"
+                f"{self._what} {row_id} is gone", hint=f"`ramet {listing}` lists what there is"
             )
         return self._decode(row[0])
 
@@ -128,10 +129,8 @@ class Store(Table[Record]):
 
     def __init__(self, path: Path) -> None:
         database = Database(path)
-        super().__init__(database, "instance", Record, what="an instance", verbs="rm")
-        self.snapshots = Table(
-            database, "snapshot", SnapshotRecord, what="a snapshot of it", verbs="snapshot rm"
-        )
+        super().__init__(database, "instance", Record, what="instance", verb="rm")
+        self.snapshots = Table(database, "snapshot", SnapshotRecord, what="snapshot", verb="snapshot rm")
 
     def close(self) -> None:
         """Close the connection. Nothing may be asked afterwards."""
@@ -140,3 +139,7 @@ class Store(Table[Record]):
 
 def _encode(record: _Row) -> str:
     return msgspec.json.encode(record).decode()
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"

@@ -32,6 +32,7 @@ struct file {
 };
 
 struct sim_port {
+    int index; /* what the agent watches it as; -1: not */
     bool hung_up;
     uint32_t room;
     size_t at, length;
@@ -67,6 +68,8 @@ void sim_end(void) {
     sim_machine_end();
     for (int i = 0; i < descriptors_used; i++)
         descriptors[i].kind = FREE;
+    for (int i = 0; i < PORTS; i++)
+        ports[i].index = -1;
     descriptors_used = pipes_used = 0;
     for (int i = 0; i < FILES; i++)
         files[i].path[0] = '\0';
@@ -107,6 +110,8 @@ int sim_close(int fd) {
         pipe->reader = pipe->inherited && !descriptor->agents;
     else if (descriptor->kind == WRITER)
         pipe->writer = pipe->inherited && !descriptor->agents;
+    if (descriptor->kind == PORT)
+        ports[descriptor->object].index = -1;
     descriptor->kind = FREE;
     return 0;
 }
@@ -118,9 +123,13 @@ int sim_fcntl(int fd, int command, ...) {
 }
 
 int sim_epoll_ctl(int set, int operation, int fd, struct epoll_event *event) {
-    (void)set, (void)operation, (void)event;
-    descriptor_of(fd);
-    return sim_fails() ? -1 : 0;
+    (void)set, (void)operation;
+    struct descriptor *descriptor = descriptor_of(fd);
+    if (sim_fails())
+        return -1;
+    if (descriptor->kind == PORT)
+        ports[descriptor->object].index = (int)(uint32_t)event->data.u64;
+    return 0;
 }
 
 ssize_t sim_read(int fd, void *data, size_t count) {
@@ -304,6 +313,7 @@ void sim_pipe_abandon(int agents_fd) {
 
 void sim_port_connect(int number, const struct kernel_sockaddr_vm *from) {
     struct sim_port *port = &ports[number];
+    port->index = -1;
     port->hung_up = false;
     port->room = UINT32_MAX;
     port->at = port->length = 0;
@@ -333,6 +343,8 @@ void sim_port_deliver(int number, const uint8_t *data, size_t length) {
 }
 
 void sim_port_hang_up(int number) { ports[number].hung_up = true; }
+
+int sim_port_index(int number) { return ports[number].index; }
 
 void sim_port_room(int number, uint32_t octets) { ports[number].room = octets; }
 

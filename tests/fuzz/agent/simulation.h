@@ -15,6 +15,7 @@ struct kernel_sockaddr_vm;
 void sim_port_connect(int number, const struct kernel_sockaddr_vm *from);
 void sim_port_deliver(int number, const uint8_t *data, size_t length);
 void sim_port_hang_up(int number);
+int sim_port_index(int number); /* as what the agent watches it; -1: not */
 void sim_port_room(int number, uint32_t octets);
 extern void (*sim_port_take)(int number, const uint8_t *data, size_t length);
 

@@ -27,7 +27,8 @@ static void exact_frame(struct port *port, struct wire_frame *frame);
 #undef main
 #undef session_frame
 
-enum { PORT_COUNT = 3, STEPS_MAX = 600, ROUNDS_MAX = 20000 };
+/* The first are virtio's, which stay; the others are connections, which come and go. */
+enum { PORT_COUNT = 4, VIRTIO_COUNT = 2, CLIENT_COUNT = 3, STEPS_MAX = 600, ROUNDS_MAX = 20000 };
 
 #define MUST(condition)                                                     \
     do {                                                                    \
@@ -40,7 +41,7 @@ enum { PORT_COUNT = 3, STEPS_MAX = 600, ROUNDS_MAX = 20000 };
 static uint64_t frames_handled, frames_answered;
 static struct wire_decoder answers[PORT_COUNT];
 static uint8_t answer_buffers[PORT_COUNT][WIRE_FRAME_MAX + 1];
-static uint8_t *port_buffers[PORT_COUNT];
+static uint8_t *port_buffers[PORTS_MAX];
 
 /* --- what isn't linked: PID 1's part --------------------------------------------------------------------- */
 
@@ -48,6 +49,7 @@ void init_say(const char *format, ...) { (void)format; }
 void init_filesystems(void) {}
 void init_modules(void (*loaded)(void)) { (void)loaded; }
 void init_rest(void) {}
+void disks_mount(void) {}
 void init_shutdown(enum shutdown_wish wish) { (void)wish; }
 void init_ask_for_shutdown(enum shutdown_wish wish) { (void)wish; }
 
@@ -121,10 +123,14 @@ static void take_answer(int number, const uint8_t *data, size_t length) {
 /* --- what must hold between steps ------------------------------------------------------------------------ */
 
 static void check(void) {
-    int in_session[PORT_COUNT] = {0};
-    for (int i = 0; i < PORT_COUNT; i++) {
+    int in_session[PORTS_MAX] = {0}, open = 0;
+    for (int i = 0; i < PORTS_MAX; i++) {
         const struct port *port = port_at(i);
         MUST(port->out_at <= port->out_length && port->out_length <= PORT_OUT_BYTES);
+        MUST(!port->resumable || (port->out_kept <= port->out_at && port->in_session && port->number < 0));
+        MUST(port->away_until_ns == 0 || (port->fd < 0 && port->in_session && port->resumable));
+        MUST(!port->resumable || port->out_kept == port->out_length || port->out[port->out_kept] == 0x7e);
+        open += port->fd >= 0;
         MUST(port->in_at <= port->in_length && port->in_length <= PORT_IN_BYTES);
         MUST(port->decoder.length <= WIRE_FRAME_MAX);
     }
@@ -132,7 +138,7 @@ static void check(void) {
         const struct command *command = &commands[i];
         if (command->pid == 0)
             continue;
-        MUST(command->port >= -1 && command->port < PORT_COUNT);
+        MUST(command->port >= -1 && command->port < PORTS_MAX);
         if (command->port >= 0)
             in_session[command->port]++;
         MUST(command->port < 0 || port_at(command->port)->in_session);
@@ -142,13 +148,15 @@ static void check(void) {
         MUST(command->argv_length <= ARGV_KEPT);
         MUST(!command->timed_out || command->ended || sim_was_killed(command->pid));
     }
-    for (int i = 0; i < PORT_COUNT; i++)
+    MUST(open <= PORTS_OPEN_MAX);
+    for (int i = 0; i < PORTS_MAX; i++)
         MUST(in_session[i] <= SESSION_COMMANDS_MAX);
 }
 
 /* The agent may not go on for ever: each round of work has to use up something. */
 static void settle(void) {
     commands_time_out();
+    sessions_time_out();
     for (int round = 0; work(); round++)
         MUST(round < ROUNDS_MAX);
     check();
@@ -175,9 +183,15 @@ static const uint8_t *octets(struct script *script, size_t *length) {
     return start;
 }
 
+/* A session that goes on over another connection keeps its port: which one that is the agent has said. */
+static void happen(int port, uint32_t poll_mask) {
+    if (sim_port_index(port) >= 0)
+        port_event(port_at(sim_port_index(port)), poll_mask);
+}
+
 static void deliver(int port, const uint8_t *data, size_t length) {
     sim_port_deliver(port, data, length);
-    port_event(port_at(port), EPOLLIN);
+    happen(port, EPOLLIN);
 }
 
 static void deliver_frame(int port, uint8_t type, uint32_t stream, const uint8_t *payload, uint32_t length) {
@@ -185,15 +199,19 @@ static void deliver_frame(int port, uint8_t type, uint32_t stream, const uint8_t
     deliver(port, stuffed, wire_encode(stuffed, type, stream, payload, length));
 }
 
-static void open_port(int index, const struct kernel_sockaddr_vm *from) {
-    sim_port_connect(index, from);
-    ports_accept(0);
-    if (port_at(index)->fd < 0)
+static void open_port(int number, const struct kernel_sockaddr_vm *from) {
+    sim_port_connect(number, from);
+    ports_accept(0, session_end);
+    int index = sim_port_index(number);
+    if (index < 0)
         return; /* epoll_ctl failed, as it was told to, or a stranger came */
     MUST(from->svm_family != AF_VSOCK || from->svm_cid == KERNEL_VMADDR_CID_HOST);
-    port_at(index)->number = index < PORT_COUNT - 1 ? index : -1;
+    if (number < VIRTIO_COUNT)
+        port_at(index)->number = number;
+    if (port_buffers[index] == NULL)
+        port_buffers[index] = malloc(WIRE_FRAME_MAX + 1);
     wire_decoder_init(&port_at(index)->decoder, port_buffers[index]);
-    wire_decoder_init(&answers[index], answer_buffers[index]);
+    wire_decoder_init(&answers[number], answer_buffers[number]);
 }
 
 static void raw(struct script *script, int port) {
@@ -286,16 +304,18 @@ static void reports(void) {
             command_event(E_START_REPORT, (uint32_t)i);
 }
 
-/* The last port is a connection, which an end of file closes: a client comes again, over vsock from the host or from
- * a program of the guest. The others are virtio's. */
+/* A connection is closed by its end of file: a client comes again, over vsock from the host or from a program of the
+ * guest. */
 static const struct kernel_sockaddr_vm clients[] = {{.svm_family = AF_UNIX},
                                                     {.svm_family = AF_VSOCK, .svm_cid = KERNEL_VMADDR_CID_HOST},
                                                     {.svm_family = AF_VSOCK, .svm_cid = 1}};
 
-static void connect_last(int client) {
-    int last = PORT_COUNT - 1;
-    if (port_at(last)->fd < 0)
-        open_port(last, &clients[client]);
+static void connect_another(int client) {
+    for (int number = VIRTIO_COUNT; number < PORT_COUNT; number++)
+        if (sim_port_index(number) < 0) {
+            open_port(number, &clients[client]);
+            return;
+        }
 }
 
 static void step(struct script *script) {
@@ -335,11 +355,11 @@ static void step(struct script *script) {
         break;
     case 10:
         sim_port_room(port, UINT32_MAX);
-        port_event(port_at(port), EPOLLOUT);
+        happen(port, EPOLLOUT);
         break;
     case 11:
         sim_port_hang_up(port);
-        port_event(port_at(port), EPOLLIN | EPOLLHUP);
+        happen(port, EPOLLIN | EPOLLHUP);
         break;
     case 12:
         sim_advance_ms(number(script, 3));
@@ -355,7 +375,7 @@ static void step(struct script *script) {
         sim_put_file("/etc/hosts", octets(script, &length), length);
         break;
     case 15:
-        connect_last(port);
+        connect_another((int)(operation >> 4) % CLIENT_COUNT);
         break;
     }
 }
@@ -366,18 +386,18 @@ static void begin(void) {
     ports_init();
     commands_init();
     identity_init();
-    for (int i = 0; i < PORT_COUNT; i++) {
-        port_buffers[i] = malloc(WIRE_FRAME_MAX + 1);
+    for (int i = 0; i < PORT_COUNT - 1; i++)
         open_port(i, &clients[0]);
-    }
 }
 
 static void end(void) {
     for (int i = 0; i < commands_used; i++)
         if (commands[i].pid != 0)
             command_free(&commands[i]);
-    for (int i = 0; i < PORT_COUNT; i++)
+    for (int i = 0; i < PORTS_MAX; i++) {
         free(port_buffers[i]);
+        port_buffers[i] = NULL;
+    }
     sim_end();
 }
 

@@ -10,6 +10,9 @@ enum event_kind { E_SIGNAL, E_UEVENT, E_LISTENER, E_PORT, E_START_REPORT, E_STDI
  * pipe whose client is slow stays readable; neither may wake the agent again and again. Returns 0 or -1. */
 int events_watch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask);
 
+/* The same descriptor is about another index from now on; what is ready is reported again. 0 or -1. */
+int events_rewatch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask);
+
 uint64_t events_now_ns(void); /* CLOCK_MONOTONIC */
 
 #endif

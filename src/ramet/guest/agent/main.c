@@ -24,9 +24,17 @@
 static int epoll_set = -1;
 static int listener = -1;
 
-int events_watch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask) {
+static int watch(int operation, int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask) {
     struct epoll_event event = {.events = poll_mask | EPOLLET, .data.u64 = (uint64_t)kind << 32 | index};
-    return epoll_ctl(epoll_set, EPOLL_CTL_ADD, fd, &event);
+    return epoll_ctl(epoll_set, operation, fd, &event);
+}
+
+int events_watch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask) {
+    return watch(EPOLL_CTL_ADD, fd, kind, index, poll_mask);
+}
+
+int events_rewatch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask) {
+    return watch(EPOLL_CTL_MOD, fd, kind, index, poll_mask);
 }
 
 uint64_t events_now_ns(void) {
@@ -110,13 +118,17 @@ static int look_for_ports(void) {
     return ports_scan();
 }
 
+static int sooner(int one_ms, int other_ms) {
+    return one_ms < 0 || (other_ms >= 0 && other_ms < one_ms) ? other_ms : one_ms;
+}
+
 static _Noreturn void serve(int signals, int uevents, bool is_init) {
     struct epoll_event events[BATCH];
     enum shutdown_wish done = STAY;
     int rescans = uevents < 0 && listener < 0 ? RESCAN_TIMES : 0;
     bool busy = true;
     for (;;) {
-        int timeout_ms = commands_time_out();
+        int timeout_ms = sooner(commands_time_out(), sessions_time_out());
         if (rescans > 0 && (timeout_ms < 0 || timeout_ms > RESCAN_MS))
             timeout_ms = RESCAN_MS;
         int count = epoll_wait(epoll_set, events, BATCH, busy ? 0 : timeout_ms);
@@ -129,7 +141,7 @@ static _Noreturn void serve(int signals, int uevents, bool is_init) {
             else if (kind == E_UEVENT && ports_uevent(uevents))
                 look_for_ports();
             else if (kind == E_LISTENER)
-                ports_accept(listener);
+                ports_accept(listener, session_end);
             else if (kind == E_PORT)
                 port_event(port_at((int)index), events[i].events);
             else if (kind >= E_START_REPORT)

@@ -16,6 +16,8 @@ enum message {
     M_IDENTITY = 0x08,
     M_LIST = 0x09,
     M_SHUTDOWN = 0x0a,
+    M_ACK = 0x0b,
+    M_BYE = 0x0c,
     M_CLOCK = 0x0d,
     M_WELCOME = 0x81,
     M_PONG = 0x82,
@@ -27,6 +29,7 @@ enum message {
     M_IDENTITY_DONE = 0x88,
     M_LIST_DONE = 0x89,
     M_SHUTDOWN_DONE = 0x8a,
+    M_ACKED = 0x8b,
     M_CLOCK_DONE = 0x8d,
     M_ERROR = 0x8f,
 };
@@ -34,6 +37,8 @@ enum message {
 enum exec_flag { EXEC_DETACHED = 1, EXEC_STDIN = 2, EXEC_CONSOLE = 4 };
 
 #define NONCE_BYTES 16u
+#define TOKEN_BYTES 16u
+#define SESSION_GRACE_MS 30000u
 #define PING_MAX 256u
 #define SEED_MIN 32u
 #define SEED_MAX 512u

@@ -23,8 +23,11 @@
 static struct port ports[PORTS_MAX];
 
 void ports_init(void) {
-    for (int i = 0; i < PORTS_MAX; i++)
+    for (int i = 0; i < PORTS_MAX; i++) {
         ports[i].fd = -1;
+        ports[i].in_session = ports[i].resumable = false;
+        ports[i].away_until_ns = 0;
+    }
 }
 
 struct port *port_at(int index) { return &ports[index]; }
@@ -39,18 +42,18 @@ int ports_open_count(void) {
 }
 
 static bool port_open(int fd, int number) {
-    for (int i = 0; i < PORTS_MAX; i++) {
+    for (int i = 0; ports_open_count() < PORTS_OPEN_MAX && i < PORTS_MAX; i++) {
         struct port *port = &ports[i];
-        if (port->fd >= 0)
+        if (port->fd >= 0 || port->away_until_ns != 0)
             continue;
         if (events_watch(fd, E_PORT, (uint32_t)i, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0)
             return false;
         port->fd = fd;
         port->number = number;
         port->readable = port->writable = true;
-        port->in_session = false;
+        port->in_session = port->resumable = false;
         port->in_at = port->in_length = 0;
-        port_drop_output(port);
+        port_forget_output(port);
         wire_decoder_init(&port->decoder, port->frame);
         return true;
     }
@@ -162,7 +165,19 @@ int ports_listen_vsock(void) {
     return listen_at((struct sockaddr *)&address, sizeof address);
 }
 
-void ports_accept(int listener) {
+static struct port *longest_away(void) {
+    struct port *longest = NULL;
+    for (int i = 0; i < PORTS_MAX; i++) {
+        struct port *port = &ports[i];
+        if (port->fd < 0 && port->away_until_ns == 0)
+            return NULL; /* a port is free */
+        if (port->fd < 0 && (longest == NULL || port->away_until_ns < longest->away_until_ns))
+            longest = port;
+    }
+    return longest;
+}
+
+void ports_accept(int listener, void (*give_up)(struct port *)) {
     for (;;) {
         struct kernel_sockaddr_vm peer = {0};
         socklen_t length = sizeof peer;
@@ -171,6 +186,9 @@ void ports_accept(int listener) {
             return;
         /* Programs of the guest reach our port too, where its kernel has a loopback: they are nobody's host. */
         bool stranger = peer.svm_family == AF_VSOCK && peer.svm_cid != KERNEL_VMADDR_CID_HOST;
+        struct port *in_the_way = stranger || ports_open_count() == PORTS_OPEN_MAX ? NULL : longest_away();
+        if (in_the_way != NULL)
+            give_up(in_the_way);
         if (stranger || !port_open(fd, -1))
             close(fd);
     }
@@ -231,6 +249,15 @@ bool port_receive(struct port *port, void (*handle)(struct port *, struct wire_f
     return progress;
 }
 
+/* Octets from here on are still needed. */
+static uint32_t kept_at(const struct port *port) { return port->resumable ? port->out_kept : port->out_at; }
+
+/* Whenever possible: a fork pays for every page of the buffer that it touches. */
+static void begin_at_front(struct port *port) {
+    if (port->out_at == port->out_length && kept_at(port) == port->out_length)
+        port_forget_output(port);
+}
+
 bool port_flush(struct port *port) {
     bool progress = false;
     while (port->fd >= 0 && port->writable && port->out_at < port->out_length) {
@@ -244,31 +271,45 @@ bool port_flush(struct port *port) {
             port_drop_output(port);
         }
     }
-    /* Begin at the front whenever possible: a fork pays for every page of the buffer that it touches. */
-    if (port->out_at == port->out_length)
-        port_drop_output(port);
+    begin_at_front(port);
     return progress;
 }
 
-void port_drop_output(struct port *port) { port->out_at = port->out_length = 0; }
+void port_drop_output(struct port *port) {
+    port->out_at = port->out_length;
+    begin_at_front(port);
+}
+
+void port_forget_output(struct port *port) { port->out_kept = port->out_at = port->out_length = 0; }
 
 static uint32_t room(const struct port *port) { return PORT_OUT_BYTES - (port->out_length - port->out_at); }
 
+/* What isn't acknowledged makes commands wait, and never a request: the acknowledgement may be behind it. */
+static uint32_t room_beside_kept(const struct port *port) {
+    return PORT_OUT_BYTES - (port->out_length - kept_at(port));
+}
+
 bool port_has_reply_room(const struct port *port) { return room(port) >= WIRE_STUFFED_MAX(WIRE_PAYLOAD_MAX); }
 
-bool port_has_small_room(const struct port *port) { return room(port) >= WIRE_STUFFED_MAX(1024u); }
+bool port_has_small_room(const struct port *port) { return room_beside_kept(port) >= WIRE_STUFFED_MAX(1024u); }
 
 bool port_has_data_room(const struct port *port) {
-    return room(port) >= WIRE_STUFFED_MAX(WIRE_PAYLOAD_MAX) + WIRE_STUFFED_MAX(PORT_DATA_CHUNK);
+    return room(port) >= 2 * WIRE_STUFFED_MAX(WIRE_PAYLOAD_MAX) + WIRE_STUFFED_MAX(PORT_DATA_CHUNK) &&
+           room_beside_kept(port) >= WIRE_STUFFED_MAX(WIRE_PAYLOAD_MAX) + WIRE_STUFFED_MAX(PORT_DATA_CHUNK);
 }
 
 void port_send(struct port *port, uint8_t type, uint32_t stream, const void *payload, uint32_t length) {
-    if (port->fd < 0 || room(port) < WIRE_STUFFED_MAX(length))
+    uint32_t most = WIRE_STUFFED_MAX(length);
+    if ((port->fd < 0 && port->away_until_ns == 0) || room(port) < most)
         return;
-    if (PORT_OUT_BYTES - port->out_length < WIRE_STUFFED_MAX(length)) {
-        memmove(port->out, port->out + port->out_at, port->out_length - port->out_at);
-        port->out_length -= port->out_at;
-        port->out_at = 0;
+    if (room_beside_kept(port) < most)
+        port->resumable = false; /* its client asks and asks and acknowledges nothing: it can't have both */
+    if (PORT_OUT_BYTES - port->out_length < most) {
+        uint32_t start = kept_at(port);
+        memmove(port->out, port->out + start, port->out_length - start);
+        port->out_length -= start;
+        port->out_at -= start;
+        port->out_kept = 0;
     }
     port->out_length += (uint32_t)wire_encode(port->out + port->out_length, type, stream, payload, length);
 }

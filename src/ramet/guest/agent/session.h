@@ -10,7 +10,11 @@ enum shutdown_wish { STAY, POWER_OFF, REBOOT, HALT };
 void session_forbid_machine_changes(void);
 
 void session_frame(struct port *port, struct wire_frame *frame);
+/* The port's connection has ended. A session that can be resumed is away then, for a while; another is over. */
 void session_hang_up(struct port *port);
+void session_end(struct port *port);
+/* Ends those that have been away for too long. Milliseconds until the next one has, -1 when none is away. */
+int sessions_time_out(void);
 
 /* What a client asked for by SHUTDOWN. */
 enum shutdown_wish session_shutdown_wish(void);

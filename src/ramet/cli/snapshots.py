@@ -1,0 +1,289 @@
+"""snapshot: create, ls, inspect, rm, verify, export, import."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ramet.cli import calling, lifecycle, output, references
+from ramet.cli.completion import complete_snapshot
+from ramet.cli.options import Json, Reference, pairs
+from ramet.errors import DamagedError, FilesystemError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ramet.engine.host import Host
+    from ramet.engine.snapshot import Snapshot
+    from ramet.model.shapes import SnapshotInfo, Verification
+
+snapshot = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Immutable, named captures of instances."
+)
+
+_STREAM = "-"
+_WHAT = "A snapshot: SOURCE/NAME, NAME where only one has it, its id, or the first 4 or more digits of that."
+
+SnapshotReference = Annotated[
+    str, typer.Argument(metavar="S", autocompletion=complete_snapshot, help=_WHAT, show_default=False)
+]
+
+
+@snapshot.command()
+def create(
+    reference: Reference,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="Its name, unique among its source's; invented unless given."),
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", metavar="K=V", help="A label; may be given several times.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Capture an instance that runs, is paused or in standby. One that runs stands still for a moment."""
+
+    async def body(host: Host) -> None:
+        wanted = pairs(labels or [], what="label")
+        vm = await references.instance(host, reference)
+        with output.working(f"capturing {vm.name}", quiet=json):
+            made = await vm.snapshot(name, labels=wanted)
+        await _show(made, json=json)
+
+    calling.with_host(body, json=json)
+
+
+@snapshot.command("ls")
+def list_snapshots(
+    reference: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[REF]", help="Only those of this instance, which may be gone.", show_default=False
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
+    filters: Annotated[
+        list[str] | None, typer.Option("--filter", metavar="K=V", help="Only those with this label.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List snapshots, oldest first."""
+
+    async def body(host: Host) -> None:
+        labels = pairs(filters or [], what="filter")
+        shown = await _of(host, reference, labels)
+        if json:
+            output.emit(shown)
+        elif quiet:
+            for one in shown:
+                output.say(one.id)
+        else:
+            _table(shown)
+
+    calling.with_host(body, json=json)
+
+
+async def _of(host: Host, reference: str | None, labels: dict[str, str]) -> Sequence[SnapshotInfo]:
+    """The snapshots of an instance that is there, or that was when they were taken."""
+    if reference is None:
+        return await host.snapshots(labels=labels)
+    try:
+        vm = await host.get(reference)
+    except NotFoundError:
+        if not await host.snapshots(reference):
+            raise
+        return await host.snapshots(reference, labels=labels)
+    return await host.snapshots(vm.id, labels=labels)
+
+
+def _table(snapshots: Sequence[SnapshotInfo]) -> None:
+    from ramet.units import format_bytes
+
+    headers = ("SOURCE", "NAME", "ID", "IMAGE", "MEMORY", "DELTA", "SIZE", "OWN", "FORKS", "AGE")
+    rows = [
+        (
+            one.source_name,
+            one.name,
+            one.id,
+            one.image,
+            format_bytes(one.memory_bytes),
+            format_bytes(one.delta_bytes) if one.delta_bytes else "-",
+            format_bytes(one.allocated_bytes),
+            format_bytes(one.own_bytes),
+            one.forks,
+            output.age(one),
+        )
+        for one in snapshots
+    ]
+    output.table(headers, rows)
+
+
+@snapshot.command()
+def inspect(reference: SnapshotReference, json: Json = False) -> None:
+    """Show everything about a snapshot: the machine that fits it, its parts and their digests."""
+
+    async def body(host: Host) -> None:
+        found = await references.snapshot(host, reference, instead="ramet inspect")
+        inspection = await found.inspect()
+        if json:
+            output.emit(inspection)
+        else:
+            output.fields(inspection)
+
+    calling.with_host(body, json=json)
+
+
+@snapshot.command("rm")
+def remove(
+    references_: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="S...",
+            autocompletion=complete_snapshot,
+            help="Snapshots: SOURCE/NAME, NAME where only one has it, or ids.",
+            show_default=False,
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Remove snapshots. Their forks don't notice."""
+
+    async def find(host: Host, reference: str) -> Snapshot:
+        return await references.snapshot(host, reference, instead="ramet rm")
+
+    async def act(found: Snapshot) -> str:
+        await found.remove()
+        if not json:
+            output.say(found.name)
+        return found.id
+
+    async def body(host: Host) -> int:
+        return await lifecycle.remove_each(host, references_, find, act, json=json)
+
+    calling.with_host(body, json=json)
+
+
+@snapshot.command()
+def verify(reference: SnapshotReference, json: Json = False) -> None:
+    """Read every part of a snapshot and hold it against its digest. Exit code 1 when one is bad."""
+
+    async def body(host: Host) -> int:
+        found = await references.snapshot(host, reference, instead="ramet inspect")
+        with output.working(f"reading {found.name}", quiet=json):
+            verification = await found.verify()
+        if json:
+            output.emit(verification)
+        else:
+            _show_parts(verification)
+        for one in verification.parts:
+            if not one.ok:
+                output.warn(f"ramet: {found.name}: {one.name}: {one.problem}")
+        if verification.ok:
+            return 0
+        output.warn(f"hint: forks that are there don't notice; `ramet snapshot rm {found.id}` removes it")
+        return DamagedError.exit_code
+
+    calling.with_host(body, json=json)
+
+
+def _show_parts(verification: Verification) -> None:
+    from ramet.units import format_bytes
+
+    rows = [
+        (one.name, format_bytes(one.size_bytes), "ok" if one.ok else "damaged") for one in verification.parts
+    ]
+    output.table(("PART", "SIZE", "STATE"), rows)
+
+
+@snapshot.command()
+def export(
+    reference: SnapshotReference,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A new file, or - for standard output (not a terminal).", show_default=False
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Write a snapshot to one file, without its holes, for `import` here or elsewhere."""
+
+    async def body(host: Host) -> None:
+        if file == _STREAM and json:
+            raise UsageError(
+                "--json and the snapshot can't both go to standard output", hint="export it to a file"
+            )
+        if file == _STREAM and os.isatty(1):
+            raise UsageError(
+                "a snapshot isn't written to a terminal",
+                hint=f"`ramet snapshot export {reference} - > FILE`, or into a pipe",
+            )
+        if not (directory := Path(file).absolute().parent).is_dir():
+            raise FilesystemError(
+                f"can't write {file}: there is no directory {directory}", hint="make it first"
+            )
+        found = await references.snapshot(host, reference, instead="ramet snapshot create")
+        with output.working(f"exporting {found.name}", quiet=json):
+            try:
+                exported = await found.export(_place(file))
+            except FilesystemError as error:
+                if file == _STREAM and error.number == errno.EPIPE:
+                    raise BrokenPipeError from error
+                raise
+        if json:
+            output.emit(exported)
+        elif file != _STREAM:
+            output.say(exported.file)
+
+    calling.with_host(body, json=json)
+
+
+@snapshot.command("import")
+def import_(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="What `export` wrote, or - for standard input.", show_default=False
+        ),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="Its name, unique among its source's; invented unless given."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a snapshot of an exported file. Nothing in it is believed."""
+
+    async def body(host: Host) -> None:
+        if file == _STREAM and os.isatty(0):
+            raise UsageError(
+                "a snapshot isn't read from a terminal",
+                hint="`ramet snapshot import - < FILE`, or from a pipe",
+            )
+        if file != _STREAM and not Path(file).exists():
+            raise FilesystemError(
+                f"there is no file {file}",
+                hint="`ramet snapshot export S FILE` writes one; - is standard input",
+            )
+        with output.working(f"importing {file}", quiet=json):
+            made = await host.import_snapshot(_place(file), name=name)
+        await _show(made, json=json)
+
+    calling.with_host(body, json=json)
+
+
+def _place(file: str) -> str:
+    """`./-` is a file: said so that it can't be taken for the stream."""
+    return str(Path.cwd() / file) if file != _STREAM and Path(file) == Path(_STREAM) else file
+
+
+async def _show(made: Snapshot, *, json: bool) -> None:
+    info = await made.info()
+    if json:
+        output.emit(info)
+    else:
+        output.say(f"{info.source_name}/{info.name}")
