@@ -43,7 +43,7 @@ def run_sequence(
     def body(steps: list[int]) -> None:
         # The first one is the simplest, whatever the seed.
         calls.append(1)
-        if len(calls) == 1 or (ran and not failures):
+        if len(calls) == 1 or (ran and not (reduce and failures)):
             return
         home = Path(tempfile.mkdtemp(dir=config.cache_directory(), prefix="tests-hunt-"))
         hunt = Hunt(home, kind, limits, tally, killer)

@@ -28,10 +28,10 @@ class Page:
 
     def encoded(self) -> bytes:
         """Its 4096 bytes, as an x86 guest has them."""
-        words = [self.number] * WORDS
+        content = bytearray(self.number.to_bytes(8, "little") * WORDS)
         for index, number in self.words:
-            words[index] = number
-        return b"".join(word.to_bytes(8, "little") for word in words)
+            content[index * 8 : index * 8 + 8] = number.to_bytes(8, "little")
+        return bytes(content)
 
 
 ZERO = Page()

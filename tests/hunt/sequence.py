@@ -15,8 +15,9 @@ import anyio
 import anyio.abc
 
 import ramet
-from ramet.errors import RametError
+from ramet.errors import GuestLostError, RametError
 from ramet.host import processes
+from ramet.model.record import RunningVmm
 from ramet.model.shapes import Instance
 from ramet.paths import Home
 from tests.hunt import checks
@@ -28,6 +29,7 @@ from tests.hunt.operations import LIVES_ON, Operation, perform
 T = TypeVar("T")
 
 STEP_LIMIT_S = 150.0
+_ASKED_AT_ONCE = 4
 NEW_STATE = {
     "pause": "paused",
     "resume": "running",
@@ -318,7 +320,7 @@ class Hunt:
             case "victim":
                 delay_s = self.choices.number(200) / 1000
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._kill_later, operation.target, delay_s)
+                    tasks.start_soon(self._kill_vmm, self._vmm_of(operation.target), delay_s)
                     try:
                         await perform(self.host, operation)
                     except RametError as error:
@@ -341,16 +343,18 @@ class Hunt:
                 self.tally.done[ended.how] += 1
                 return ended.how
 
-    async def _kill_later(self, guest_id: str, delay_s: float) -> None:
-        record = self.host._opened.store.get(guest_id)
+    async def _kill_vmm(self, vmm: RunningVmm | None, delay_s: float = 0) -> None:
         await anyio.sleep(delay_s)
-        if record.vmm is not None:
-            await processes.kill(record.vmm.process)
+        if vmm is not None:
+            await processes.kill(vmm.process)
+
+    def _vmm_of(self, guest_id: str) -> RunningVmm | None:
+        return self.host._opened.store.get(guest_id).vmm
 
     async def _kill(self, operation: Operation) -> None:
         self._say(str(operation))
         self.tally.done["kill"] += 1
-        await self._kill_later(operation.target, 0)
+        await self._kill_vmm(self._vmm_of(operation.target))
         guest = self.family.guests[operation.target]
         fact = (await self._instances())[guest.id]
         require(fact.state == "failed", f"{guest.name} is {fact.state}; its VMM was killed")
@@ -437,7 +441,7 @@ class Hunt:
             while not over or len(written) < 2:
                 begun = self.family.number()
                 for place in (0, 1, 2):
-                    await self.kind.put(vm, place, begun)
+                    await self._put(vm, place, begun)
                 written.append(begun)
 
         async with anyio.create_task_group() as tasks:
@@ -459,6 +463,13 @@ class Hunt:
         require(len(new) == operation.count, f"{operation}: {len(new)} forks")
         found = await self._resolve(contents, span, new[0].id)
         await self._settle(operation, "done", None, found)
+
+    async def _put(self, vm: ramet.VM, place: int, number: int) -> None:
+        try:
+            await self.kind.put(vm, place, number)
+        except GuestLostError:
+            # Firecracker's saving cuts connections, and the probe's sessions don't survive that.
+            await self.kind.put(vm, place, number)
 
     async def _resolve(self, contents: Contents, span: Span, fork_id: str) -> Contents:
         """The contents of a capture that was made of a busy guest, from what its first fork has."""
@@ -597,19 +608,27 @@ class Hunt:
             require(fact.generation == guest.generation or guest.state == "running", f"{guest.name}: generation")
         checks.check_home(self.host, self.family)
         self.tally.files_checked += self.inodes.look(self.home)
+        chance = Random(self.choices.number(1 << 16))
         store = self.host._opened.store
         for guest in self.family.guests.values():
-            record = store.get(guest.id)
-            self.kind.look(record, self.home.instance(guest.id), guest.contents, memory=guest.has_vmm)
-        chance = Random(self.choices.number(1 << 16))
+            record, directory = store.get(guest.id), self.home.instance(guest.id)
+            close = guest.has_vmm and (deep or guest.id in self._touched or chance.random() < 0.15)
+            self.kind.look(record, directory, guest.contents, memory=close)
         asked = [one for one in self.family.guests.values() if one.state == "running"]
         others = [one for one in asked if one.id not in self._touched]
         if not deep and len(others) > self.limits.checked:
             chosen = {one.id for one in chance.sample(others, self.limits.checked)} | self._touched
             asked = [one for one in asked if one.id in chosen]
-        for guest in asked:
-            closely = deep or guest.id in self._touched
-            await self.kind.check(await self.host.get(guest.id), guest.contents, chance, deep=closely)
+        limiter = anyio.CapacityLimiter(_ASKED_AT_ONCE)
+
+        async def ask(guest: Guest, chance: Random) -> None:
+            async with limiter:
+                vm, closely = await self.host.get(guest.id), deep or guest.id in self._touched
+                await self.kind.check(vm, guest.contents, chance, deep=closely)
+
+        async with anyio.create_task_group() as tasks:
+            for guest in asked:
+                tasks.start_soon(ask, guest, Random(chance.random()))
         self.tally.guests_checked += len(asked)
 
     async def _end(self) -> None:
