@@ -9,7 +9,9 @@ from pathlib import Path
 
 import ramet
 from ramet.engine import compaction, worker
+from ramet.engine.forks import ForkCall
 from ramet.engine.manifest import read_manifest
+from ramet.engine.results import ForkError
 from ramet.paths import Home
 
 Verb = str
@@ -50,13 +52,11 @@ async def perform(host: ramet.Host, operation: Operation) -> None:
     target, name = operation.target, operation.name
     match operation.verb:
         case "fork":
-            count, shared = operation.count, operation.share_memory
-            for vm in await (await host.get(target)).fork(count, name=name, share_memory=shared):
-                await vm.detach()
+            source = await host.get(target)
+            await _keep(source.fork(operation.count, name=name, share_memory=operation.share_memory))
         case "fork_snapshot":
-            count, shared = operation.count, operation.share_memory
-            for vm in await (await host.snapshot(target)).fork(count, name=name, share_memory=shared):
-                await vm.detach()
+            snapshot = await host.snapshot(target)
+            await _keep(snapshot.fork(operation.count, name=name, share_memory=operation.share_memory))
         case "snapshot":
             await (await host.get(target)).snapshot(name)
         case "rewind":
@@ -81,3 +81,16 @@ async def perform(host: ramet.Host, operation: Operation) -> None:
             pass
         case _:
             await getattr(await host.get(target), operation.verb)()
+
+
+async def _keep(call: ForkCall) -> None:
+    """The forks that live stay, also when others failed."""
+    failed: ForkError | None = None
+    try:
+        made = await call
+    except ForkError as error:
+        failed, made = error, error.forks  # type: ignore[assignment]
+    for vm in made:
+        await vm.detach()
+    if failed is not None:
+        raise failed

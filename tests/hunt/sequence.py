@@ -154,6 +154,9 @@ class Hunt:
         await self._open()
         vm = await (await self.kind.boot(self.host, "first")).detach()
         await self._adopt(vm.id, Contents(), None)
+        if self.limits.guests > 1:
+            await self._write()
+            await self._carry_out_plainly(Operation("fork", vm.id, self._name("f"), self.limits.guests - 1))
         for seed in steps:
             self.choices = Choices(seed)
             with anyio.fail_after(STEP_LIMIT_S):
@@ -210,7 +213,8 @@ class Hunt:
             options += [(2 if snapshots < limits.captures else 8, "remove_snapshot"), (2, "export")]
             if self._rewindable():
                 options.append((5, "rewind"))
-        options.append((2 if guests < limits.most_guests else 12, "remove"))
+        if living > limits.guests * 2 // 3 or guests >= limits.most_guests:
+            options.append((2 if guests < limits.most_guests else 12, "remove"))
         options += [(4, "compact"), (1, "work"), (1, "nothing")]
         if limits.kills:
             options.append((2, "kill"))
@@ -310,6 +314,10 @@ class Hunt:
             ) else None
         self.journal[-1] += f" {outcome} in {time.monotonic() - before:.2f} s"
         await self._settle(operation, outcome, victim=operation.target if way == "victim" else None)
+
+    async def _carry_out_plainly(self, operation: Operation) -> None:
+        await perform(self.host, operation)
+        await self._settle(operation, "done", None)
 
     async def _outcome(self, operation: Operation, way: str) -> str:
         """`done`, `killed`, or `failed` where it may: its VMM was killed."""
@@ -646,8 +654,7 @@ class Hunt:
             *(Operation("fork_snapshot", one, self._name("e")) for one in self.family.snapshots),
         ]
         for operation in captures:
-            await perform(self.host, operation)
-            await self._settle(operation, "done", None)
+            await self._carry_out_plainly(operation)
         await self._check(deep=True)
         for guest in list(self.family.guests.values()):
             await (await self.host.get(guest.id)).remove(force=True)
@@ -655,8 +662,7 @@ class Hunt:
         # Snapshots need nobody any more.
         for one in list(self.family.snapshots)[:2]:
             operation = Operation("fork_snapshot", one, self._name("e"))
-            await perform(self.host, operation)
-            await self._settle(operation, "done", None)
+            await self._carry_out_plainly(operation)
         await self._check(deep=True)
         for one in list(self.family.snapshots):
             await (await self.host.snapshot(one)).remove()
