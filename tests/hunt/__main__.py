@@ -8,7 +8,8 @@ import sys
 import traceback
 
 from tests.hunt.hunt import FoundError, kind_of, report, run_hunt, run_sequence
-from tests.hunt.sequence import Limits, Tally
+from tests.hunt.steps import Limits
+from tests.hunt.world import Tally
 
 
 def main(words: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--guest", choices=("probe", "linux"), help="probe under Firecracker, else linux")
     parser.add_argument("--steps", type=int, help="in a sequence (probe: 60, linux: 30)")
     parser.add_argument("--guests", type=int, default=12, help="at least so many live (12)")
-    parser.add_argument("--keep", action="store_true", help="keep the home of a sequence that finds something")
+    parser.add_argument("--keep", action="store_true", help="keep the home when something is found")
     parser.add_argument("--reduce", action="store_true", help="run one sequence, and make it shorter")
     asked = parser.parse_args(words)
     seed = secrets.randbits(31) if asked.seed is None else asked.seed

@@ -83,7 +83,9 @@ class Probe:
     _disk_bytes = 1 << 20
 
     async def boot(self, host: ramet.Host, name: str) -> ramet.VM:
-        return await host.run("probe", driver="firecracker", name=name, memory="32M", disks=[self._disk_bytes])
+        return await host.run(
+            "probe", driver="firecracker", name=name, memory="32M", disks=[self._disk_bytes]
+        )
 
     async def awake(self, vm: ramet.VM) -> None:
         pass
@@ -139,7 +141,9 @@ class Probe:
             expected = contents.disk.get(sector, 0).to_bytes(8, "little") * 64
             if found[sector * 512 : sector * 512 + 512] != expected:
                 raise CorruptionError(f"{record.name}: {disk.file} has another sector {sector}")
-        require(not found[self.sectors * 512 :].strip(b"\0"), f"{record.name}: its disk has more than was written")
+        require(
+            not found[self.sectors * 512 :].strip(b"\0"), f"{record.name}: its disk has more than was written"
+        )
         if memory and record.vmm is not None:
             self._look_at_memory(record, contents)
 
@@ -208,7 +212,8 @@ class Linux:
         source = f"yes {number:07}" if number else "cat /dev/zero"
         end = "of=/dev/vda conv=notrunc,fsync" if disk else f"of={_LINUX_MEMORY} conv=notrunc"
         size = length * PAGE
-        return f"{source} | head -c {size} | dd bs={size} iflag=fullblock oflag=seek_bytes seek={place * PAGE} {end} 2>/dev/null; "
+        copy = f"dd bs={size} iflag=fullblock oflag=seek_bytes seek={place * PAGE} {end} 2>/dev/null"
+        return f"{source} | head -c {size} | {copy}; "
 
     async def write(self, vm: ramet.VM, contents: Contents, family: Family, chance: Random) -> int:
         done = chance.randint(1, 6)

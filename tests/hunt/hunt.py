@@ -1,15 +1,12 @@
-"""A hunt: sequence after sequence, each from a seed of its own, until the time is over or one finds something.
-
-    python -m tests.hunt [--seconds N] [--seed S] [--driver firecracker|qemu] [--guest probe|linux]
+"""A hunt: sequence after sequence, each from a seed of its own, until the time is over or one finds
+something.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import anyio
 import hypothesis
@@ -18,9 +15,9 @@ from hypothesis import strategies
 from ramet import config
 from tests.hunt.guests import Kind, Linux, Probe
 from tests.hunt.killed import Killer
-from tests.hunt.sequence import Hunt, Limits, Tally, end_everything
-
-T = TypeVar("T")
+from tests.hunt.sequence import Hunt, end_everything
+from tests.hunt.steps import Limits
+from tests.hunt.world import Tally
 
 
 class FoundError(Exception):
@@ -68,23 +65,23 @@ def run_sequence(
         report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
+    least = 1 if reduce else limits.steps
     numbers = strategies.integers(0, (1 << 64) - 1)
-    steps = strategies.lists(numbers, min_size=1 if reduce else limits.steps, max_size=limits.steps, unique=True)
-    test = hypothesis.seed(seed)(settings(hypothesis.given(steps)(body)))
-    try:
-        with Killer() as killer:
+    sequences = strategies.lists(numbers, min_size=least, max_size=limits.steps, unique=True)
+    test = hypothesis.seed(seed)(settings(hypothesis.given(sequences)(body)))
+    with Killer() as killer:
+        try:
             test()
-    except Exception as error:
-        if not failures:
-            raise
-        failures.append((failures[-1][0], error)) if reduce else None
+        except Exception:
+            # While it reduces, hypothesis raises what `body` did, or that it didn't happen again.
+            if not failures:
+                raise
     assert ran, f"seed {seed} gave no sequence"
     if failures:
-        hunt, error = min(failures, key=lambda one: len(one[0].journal))
+        hunt, found = min(failures, key=lambda one: len(one[0].journal))
         steps = "\n".join(hunt.journal)
-        raise FoundError(
-            f"seed {seed}: {_said(error)}\n{steps}\nhome: {hunt.home.root if keep else 'removed'}"
-        ) from error
+        where = hunt.home.root if keep else "removed"
+        raise FoundError(f"seed {seed}: {_said(found)}\n{steps}\nhome: {where}") from found
 
 
 def _said(error: BaseException) -> str:

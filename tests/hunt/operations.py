@@ -36,15 +36,20 @@ class Operation:
         return " ".join(word for word in words if word)
 
 
+_EAGER = {"COMPACT_ABOVE_BYTES": 0, "SHORTEN_ABOVE_FILES": 1}
+
+
 @contextmanager
 def eager_compaction() -> Iterator[None]:
     """Every delta is too large, and every chain too long, inside."""
-    limits = compaction.COMPACT_ABOVE_BYTES, compaction.SHORTEN_ABOVE_FILES
-    compaction.COMPACT_ABOVE_BYTES, compaction.SHORTEN_ABOVE_FILES = 0, 1
+    limits = {name: getattr(compaction, name) for name in _EAGER}
+    for name, limit in _EAGER.items():
+        setattr(compaction, name, limit)
     try:
         yield
     finally:
-        compaction.COMPACT_ABOVE_BYTES, compaction.SHORTEN_ABOVE_FILES = limits
+        for name, limit in limits.items():
+            setattr(compaction, name, limit)
 
 
 async def perform(host: ramet.Host, operation: Operation) -> None:
