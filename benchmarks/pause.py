@@ -9,12 +9,12 @@ most about 1 MiB of memory changed since. A table on standard error, JSON on sta
 `events` is from the VMM's own word that it has stopped to its own word that it goes on: QEMU's STOP and
 RESUME, with its timestamps; in Firecracker's log the request to pause, and the end of its action `resume vm`.
 `heartbeat` is the longest time around it without a sign of life from the guest, as another process has them,
-which asks for the next 0.5 ms after each: QEMU's guest answers pings, the probe accepts connections (a save of its
-state resets those that it has, and what is in flight in them); `beat` is the usual time between two. `call` is
-what the engine says.
+which asks for the next 0.5 ms after each: QEMU's guest answers pings, the probe accepts connections (a save
+of its state resets those that it has, and what is in flight in them); `beat` is the usual time between two.
+`call` is what the engine says.
 
-QEMU runs the built-in Linux image, Firecracker the probe. A busy disk: QEMU's guest writes to it past its page
-cache without end; the probe is told to, sector after sector.
+QEMU runs the built-in Linux image, Firecracker the probe. A busy disk: QEMU's guest writes to it past its
+page cache without end; the probe is told to, sector after sector.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ class Guest:
             )
             said = (await vm.exec("sh", "-c", script, check=True, timeout=60)).text.split()
             return [int(one) for one in said[::2]], [int(one) for one in said[1::2]]
-        memory, disk = [], []
+        memory: list[int] = []
+        disk: list[int] = []
         for slot in range(slots):
             for into, command in (
                 (memory, ("peek", hex(_MEMORY + slot * _PAGE))),

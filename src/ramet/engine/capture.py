@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
@@ -41,7 +44,7 @@ from ramet.memory.delta import write_delta, write_mem_file
 from ramet.memory.integrity import digest, facts_of
 from ramet.memory.mappings import FileIdentity, identity_of
 from ramet.memory.pagemap import Run
-from ramet.memory.pages import LivePages, Pages, StagedPages, stage
+from ramet.memory.pages import LivePages, Pages, StagedPages, Stretch, stage
 from ramet.memory.ram import changed_pages
 from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Machine, Record, RunningVmm
@@ -130,11 +133,14 @@ async def capture(
             pages = closing.enter_context(staged)
         else:
             pages = await _freeze(plan, vmm, vmstate)
-        async with anyio.create_task_group() as tasks:
-            if goes_on and record.state is State.RUNNING:
-                connections_may_be_cut(context, record)
-                tasks.start_soon(correct_clock, context, record, _CLOCK_LIMIT_S)
-            manifest = await anyio.to_thread.run_sync(_publish, plan, pages, vmstate, digests, labels or {})
+        publish = partial(_publish, plan, _UntilCancelled(pages), vmstate, digests, labels or {})
+        if goes_on and record.state is State.RUNNING:
+            connections_may_be_cut(context, record)
+            manifest = await _beside(publish, partial(correct_clock, context, record, _CLOCK_LIMIT_S))
+        else:
+            manifest = await anyio.to_thread.run_sync(publish)
+    # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
+    await anyio.lowlevel.checkpoint_if_cancelled()
     capture_ms = round((time.perf_counter() - started) * 1000, 3)
     return Captured(manifest=manifest, capture_ms=capture_ms, pause_ms=pause_ms)
 
@@ -150,7 +156,9 @@ async def _stage(context: Context, plan: _Plan, vmm: Vmm, vmstate: int) -> tuple
             await vmm.prepare_overlays(plan.overlays)
             leaving.push_async_callback(_shielded, lambda: _settle_overlays(context, plan, vmm))
         if runs:
-            await leaving.enter_async_context(armed(plan.own, vmm.rescue()))
+            # With the instance's lock: nobody comes between this process's death and the rescue.
+            hold = [context.locks[plan.record.id]]
+            await leaving.enter_async_context(armed(plan.own, vmm.rescue(), hold=hold))
             await anyio.to_thread.run_sync(settle, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
         async with _resuming(vmm) if runs else AsyncExitStack():
@@ -188,6 +196,22 @@ async def _resuming(vmm: Vmm) -> AsyncIterator[None]:
         raise
     with anyio.CancelScope(shield=True):
         await vmm.resume()
+
+
+async def _beside(work: Callable[[], T], other: Callable[[], Coroutine[Any, Any, None]]) -> T:
+    """What `work` gives, in a thread, while `other` is done. An error of it is raised as it is."""
+    done: list[T] = []
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        try:
+            done.append(await anyio.to_thread.run_sync(work))
+        except Exception as error:
+            failure = error
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return done[0]
 
 
 async def _shielded(step: Callable[[], Awaitable[None]]) -> None:
@@ -295,6 +319,22 @@ def _known_part(path: Path, origin: Manifest | None, name: str) -> Part:
         facts.mtime_ns,
     )
     return Part(facts=facts, digest=before.digest if before is not None and same else None)
+
+
+class _UntilCancelled:
+    """Pages that are there until the call is cancelled whose thread asks for them."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+
+    @property
+    def changed_bytes(self) -> int:
+        return self._pages.changed_bytes
+
+    def batches(self) -> Iterator[list[Stretch]]:
+        for batch in self._pages.batches():
+            anyio.from_thread.check_cancelled()
+            yield batch
 
 
 def _publish(plan: _Plan, pages: Pages, vmstate: int, digests: bool, labels: dict[str, str]) -> Manifest:

@@ -32,7 +32,7 @@ async def changing(context: Context, record: Record, what: Change) -> AsyncItera
     Raises `NotFoundError` when it has been removed, `WrongStateError` when another change doesn't end. The
     mark goes whatever happens inside; the state is for the caller to change.
     """
-    async with context.lifecycle(record):
+    async with context.lifecycle(record) as lock:
         fact = observe(context, context.store.get(record.id)).record
         pending = Pending(what=what, by=processes.this_process())
         marked = context.store.change(
@@ -41,9 +41,11 @@ async def changing(context: Context, record: Record, what: Change) -> AsyncItera
                 one, state=fact.state, vmm=fact.vmm, reason=fact.reason, pending=pending
             ),
         )
+        context.locks[record.id] = lock
         try:
             yield marked
         finally:
+            del context.locks[record.id]
             _unmark(context, record)
 
 

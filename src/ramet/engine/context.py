@@ -36,6 +36,8 @@ class Context:
     """What the user asked for: `auto`, `kvm` or `tcg`."""
     ours: set[str] = field(default_factory=set)
     """Ids of the instances that leave with this Host."""
+    locks: dict[str, int] = field(default_factory=dict)
+    """The descriptor of the lock of each instance, by id, that this Host is changing."""
 
     def directory(self, record: Record) -> Path:
         """The instance's directory."""

@@ -1,0 +1,1 @@
+"""Programs that measure ramet, each by itself; tests use parts of them."""
