@@ -33,6 +33,7 @@ from ramet.drivers.api import Ability, Driver, FreezesDisks, SavesState, Vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
 from ramet.engine.proof import connections_may_be_cut, correct_clock
+from ramet.engine.running import with_ram
 from ramet.errors import DamagedError, RametError, UnavailableError
 from ramet.host.clock import now
 from ramet.host.cpu import host_cpu
@@ -42,7 +43,7 @@ from ramet.host.share import share_file
 from ramet.host.staging import memory_file, write_out
 from ramet.memory.delta import write_delta, write_mem_file
 from ramet.memory.integrity import digest, facts_of
-from ramet.memory.mappings import FileIdentity, identity_of
+from ramet.memory.mappings import FileIdentity, blocks_of_open_file, identity_of
 from ramet.memory.pagemap import Run
 from ramet.memory.pages import LivePages, Pages, StagedPages, Stretch, stage
 from ramet.memory.ram import changed_pages
@@ -279,6 +280,7 @@ def _prepare(
     vmm: object,
 ) -> _Plan:
     """Everything before the pause: parts that don't change are linked, overlays made."""
+    running = with_ram(running, driver=driver, machine=record.machine)
     origin = read_manifest(own, ORIGIN_FILE) if (own / ORIGIN_FILE).exists() else None
     base = _base(own, running, origin)
     if goes_on:
@@ -303,7 +305,10 @@ def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | Non
     if not running.mem_inode:
         return None
     mem = own / MEM_FILE
-    if identity_of(mem) != (running.mem_device, running.mem_inode):
+    if not mem.exists() or identity_of(mem) != (running.mem_device, running.mem_inode):
+        # A freeze that failed had put the captured memory in the place of the one that is all holes.
+        if blocks_of_open_file(running.process.pid, running.mem_inode) == 0:
+            return None
         raise DamagedError(f"{mem} isn't the file any more that its VMM has mapped")
     if allocated_bytes(mem) == 0:
         return None
