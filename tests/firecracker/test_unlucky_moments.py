@@ -18,7 +18,8 @@ import ramet
 from ramet.engine import compaction, replace, snapshots
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.manifest import read_manifest, require_restorable
-from ramet.errors import FilesystemError, UnavailableError
+from ramet.engine.snapshot_files import require_harmless
+from ramet.errors import DamagedError, FilesystemError, UnavailableError
 from ramet.host import processes, share
 from ramet.host.files import write_durably
 from ramet.paths import MANIFEST_FILE
@@ -203,3 +204,15 @@ async def test_a_rewind_of_which_nobody_is_left_is_finished_by_the_next(home: Pa
         await vm.stop()
         await vm.start()
         assert int((await vm.exec("bpeek", "3", check=True)).text.split()[0], 16) == 0x1111
+
+
+async def test_an_import_whose_disks_are_other_parts_is_refused(source: ramet.VM) -> None:
+    manifest = read_manifest((await source.snapshot("now")).directory)
+    require_harmless(manifest, "it")
+    (disk,) = manifest.machine.disks
+    kernel = msgspec.structs.replace(disk, file="kernel")
+    second = msgspec.structs.replace(disk, name="disk1")
+    for disks in ((kernel,), (disk, second), (msgspec.structs.replace(disk, format="qcow2"),)):
+        machine = msgspec.structs.replace(manifest.machine, disks=disks)
+        with pytest.raises(DamagedError, match="disks"):
+            require_harmless(msgspec.structs.replace(manifest, machine=machine), "it")
