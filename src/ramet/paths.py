@@ -69,7 +69,7 @@ class Home:
 
     @property
     def work_to_do(self) -> Path:
-        """There while a worker is wanted that hasn't begun."""
+        """There while a worker is wanted that hasn't finished."""
         return self.root / "worker.todo"
 
     def make(self) -> None:

@@ -19,7 +19,6 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from ramet.disk.clone import clone_directory
 from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
 from ramet.drivers.api import Ability, Driver, Vmm
 from ramet.engine.context import Context
@@ -34,18 +33,14 @@ from ramet.memory.delta import apply_delta
 from ramet.model.lifecycle import State
 from ramet.model.record import Record, RunningVmm
 from ramet.paths import (
-    CONFIG_FILE,
     MANIFEST_FILE,
     MEM_FILE,
     ORIGIN_FILE,
-    RECEIPT_FILE,
     VMSTATE_FILE,
 )
 
 READY_LIMIT_S = 60.0
 _COMPACTED_MEANWHILE = 3
-_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, RECEIPT_FILE)
-"""What a capture's directory has that is of no meaning to what is brought up from it."""
 
 
 class ForkOptions(NamedTuple):
@@ -149,9 +144,9 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions)
     source, manifest = origin.directory, origin.manifest
     for part in manifest.parts:
         check_part(manifest, source, part)  # one that is missing is damage, not a link that failed
-    skipped = {*manifest.parts, *_SOURCES_OWN}
-    clone_directory(source, directory, skip_rel_paths=frozenset(skipped))
-    directory.chmod(0o700)
+    # Nothing but what the manifest names: there may be what the home's worker is writing, as large as RAM.
+    with filesystem_errors("create", directory):
+        directory.mkdir(mode=0o700)
     with filesystem_errors("link the manifest into", directory):
         share_file(source / MANIFEST_FILE, directory / ORIGIN_FILE)
     base, delta = manifest.memory.base, manifest.memory.delta

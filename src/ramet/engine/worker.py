@@ -73,7 +73,7 @@ async def work(home: Home) -> int:
     done = 0
     busy = LockBusyError("another worker is at work in this home")
     async with file_lock(home.worker_lock, wait_s=_ANOTHER_S, busy=busy):
-        home.work_to_do.unlink(missing_ok=True)
+        asked_at = _asked_at(home)
         store = Store(home.database)
         drivers = {driver.name: driver for driver in installed_drivers()}
         try:
@@ -89,7 +89,30 @@ async def work(home: Home) -> int:
                     continue
         finally:
             store.close()
+        # Not before: when this process is killed, the next ramet process finds that there is work. Who asked
+        # again meanwhile has started a worker that waits for this one.
+        if _asked_at(home) == asked_at:
+            home.work_to_do.unlink(missing_ok=True)
     return done
+
+
+def _asked_at(home: Home) -> int | None:
+    try:
+        return home.work_to_do.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+async def wake_if_left(home: Home) -> None:
+    """Start the home's worker when there is work that nobody is at, because the last one was killed."""
+    if not home.work_to_do.exists():
+        return
+    try:
+        async with file_lock(home.worker_lock, wait_s=0):
+            pass
+    except LockBusyError:
+        return
+    wake(home)
 
 
 def _captures(home: Home, store: Store) -> Iterator[Path]:
