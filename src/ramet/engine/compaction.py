@@ -22,10 +22,13 @@ from ramet.host.files import TEMPORARY_PREFIX, write_durably
 from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.record import Disk, Machine
-from ramet.paths import MANIFEST_FILE
+from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE
 
 SHORTEN_ABOVE_FILES = 16
 """How many files a disk may lie over before its chain is shortened."""
+
+
+_LEFT_BEHIND = (f"{TEMPORARY_PREFIX}*", MEM_FILE, f"{MEM_FILE}-*", DELTA_FILE, "*.qcow2")
 
 
 def wants_compaction(manifest: Manifest) -> bool:
@@ -53,8 +56,7 @@ async def compact_capture(directory: Path, driver: Driver) -> bool:
 
 def _compact(directory: Path, driver: Driver) -> bool:
     manifest = read_manifest(directory)
-    for left in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        left.unlink(missing_ok=True)
+    _sweep(directory, manifest)
     if not wants_compaction(manifest):
         return False
     made: list[str] = []
@@ -72,11 +74,21 @@ def _compact(directory: Path, driver: Driver) -> bool:
     return True
 
 
+def _sweep(directory: Path, manifest: Manifest) -> None:
+    """Remove what a killed worker left: files that the manifest doesn't name yet, or doesn't name any
+    more.
+    """
+    for pattern in _LEFT_BEHIND:
+        for left in directory.glob(pattern):
+            if left.name not in manifest.parts:
+                left.unlink(missing_ok=True)
+
+
 def _with_whole_memory(directory: Path, manifest: Manifest, made: list[str]) -> Manifest:
     base, delta = manifest.memory.base, manifest.memory.delta
     if delta is None or manifest.memory.delta_bytes <= COMPACT_ABOVE_BYTES:
         return manifest
-    whole = f"mem-{secrets.token_hex(4)}"
+    whole = f"{MEM_FILE}-{secrets.token_hex(4)}"
     made.append(whole)
     compact(directory / base, directory / delta, directory / whole, mode=manifest.parts[base].facts.mode)
     parts = {name: part for name, part in manifest.parts.items() if name not in (base, delta)}
