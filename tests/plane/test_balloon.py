@@ -1,4 +1,4 @@
-"""A balloon on Firecracker maps anonymous memory over the mem-file: the engine captures what the guest sees."""
+"""A balloon on Firecracker maps memory over the mem-file: what is captured is what the guest sees."""
 
 from __future__ import annotations
 

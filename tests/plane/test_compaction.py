@@ -32,7 +32,7 @@ async def test_forks_before_during_and_after(guest: Guest, source: ramet.VM, hos
     assert before.receipt.memory.delta_bytes >= _MIB << 20
     mem = before.directory / MEM_FILE
     inode, content = mem.stat().st_ino, digest(mem)
-    modes = []
+    modes: list[str] = []
     with anyio.fail_after(_LIMIT_S):
         while not modes or read_manifest(snapshot.directory).memory.delta is not None:
             (during,) = await snapshot.fork(1)
