@@ -82,10 +82,10 @@ async def perform(host: ramet.Host, operation: Operation) -> None:
             home = Home(host.home)
             # As the home's worker does it: should this process be killed, the next one finds work to do.
             async with file_lock(home.worker_lock, wait_s=LOCK_LIMIT_S):
-                home.work_to_do.touch()
+                home.work_under_way.touch()
                 with eager_compaction():
                     await compaction.compact_capture(directory, driver)
-                home.work_to_do.unlink()
+                home.work_under_way.unlink()
         case "work":
             home = Home(host.home)
             home.work_to_do.touch()

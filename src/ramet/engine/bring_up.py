@@ -19,10 +19,11 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from ramet.disk.clone import clone_directory
 from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
 from ramet.drivers.api import Ability, Driver, Vmm
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, check_part, read_manifest
+from ramet.engine.manifest import PART_NAME, Manifest, check_part, read_manifest
 from ramet.engine.proof import prove
 from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, WrongStateError
@@ -33,13 +34,17 @@ from ramet.memory.delta import apply_delta
 from ramet.model.lifecycle import State
 from ramet.model.record import Record, RunningVmm
 from ramet.paths import (
+    CONFIG_FILE,
     MANIFEST_FILE,
     MEM_FILE,
     ORIGIN_FILE,
+    RECEIPT_FILE,
     VMSTATE_FILE,
 )
 
 READY_LIMIT_S = 60.0
+_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, RECEIPT_FILE)
+"""What a capture's directory has that is of no meaning to what is brought up from it."""
 _COMPACTED_MEANWHILE = 3
 
 
@@ -144,9 +149,11 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions)
     source, manifest = origin.directory, origin.manifest
     for part in manifest.parts:
         check_part(manifest, source, part)  # one that is missing is damage, not a link that failed
-    # Nothing but what the manifest names: there may be what the home's worker is writing, as large as RAM.
-    with filesystem_errors("create", directory):
-        directory.mkdir(mode=0o700)
+    # Parts are shared below. Others of such names aren't the capture's: the home's worker may be writing one,
+    # as large as RAM.
+    named = {entry.name for entry in source.iterdir() if PART_NAME.fullmatch(entry.name)}
+    clone_directory(source, directory, skip_rel_paths=frozenset({*manifest.parts, *named, *_SOURCES_OWN}))
+    directory.chmod(0o700)
     with filesystem_errors("link the manifest into", directory):
         share_file(source / MANIFEST_FILE, directory / ORIGIN_FILE)
     base, delta = manifest.memory.base, manifest.memory.delta

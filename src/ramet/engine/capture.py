@@ -33,6 +33,7 @@ from ramet.drivers.api import Ability, Driver, FreezesDisks, SavesState, Vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
 from ramet.engine.proof import connections_may_be_cut, correct_clock
+from ramet.engine.running import with_ram
 from ramet.errors import DamagedError, RametError, UnavailableError
 from ramet.host.clock import now
 from ramet.host.cpu import host_cpu
@@ -279,6 +280,7 @@ def _prepare(
     vmm: object,
 ) -> _Plan:
     """Everything before the pause: parts that don't change are linked, overlays made."""
+    running = with_ram(driver, record.machine, running)
     origin = read_manifest(own, ORIGIN_FILE) if (own / ORIGIN_FILE).exists() else None
     base = _base(own, running, origin)
     if goes_on:

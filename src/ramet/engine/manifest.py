@@ -6,6 +6,7 @@ holds what another host needs to know to bring the capture up.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,9 @@ from ramet.model.record import HostCpu, Machine, RamRegion
 from ramet.paths import MANIFEST_FILE, MEM_FILE
 
 FORMAT = 2
+PART_NAME = re.compile(r"(mem|delta)(-[0-9a-f]+)?|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)")
+"""All names that a capture's parts have. A part of any other name could be taken for something else of the
+instance that it is linked into: its log, its socket, its settings."""
 LONGEST_BYTES = 4 << 20
 """A manifest has some kilobytes; one from elsewhere isn't read further than this."""
 

@@ -6,10 +6,13 @@ in `compaction`; that it does it in a process of its own is so that nobody waits
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +33,8 @@ from ramet.store.records import Store
 _ANOTHER_S = 60.0
 """How long a worker waits for the one before it, which may have looked already where the new work is."""
 _CHANGING_S = 60.0
+_started: list[subprocess.Popen[bytes]] = []
+"""Workers that this process has started: those that have ended are waited for when the next one is."""
 
 
 def wake_for_capture(home: Home, directory: Path) -> None:
@@ -51,21 +56,50 @@ def wake_for_machine(home: Home, machine: Machine) -> None:
 
 
 def _wake_for_work(home: Home) -> None:
-    home.work_to_do.touch(mode=0o600)
+    try:
+        os.close(os.open(home.work_to_do, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return  # a worker is on its way that hasn't begun: it will look here too
     wake(home)
+
+
+async def wake_if_left(home: Home) -> None:
+    """Start the home's worker when there is work that nobody is at, because the last one was killed."""
+    if not home.work_under_way.exists() and not _is_forgotten(home.work_to_do):
+        return
+    try:
+        async with file_lock(home.worker_lock, wait_s=0):
+            pass
+    except LockBusyError:
+        return
+    wake(home)
+
+
+def _is_forgotten(asked: Path) -> bool:
+    try:
+        return time.time() - asked.stat().st_mtime > _ANOTHER_S
+    except FileNotFoundError:
+        return False
 
 
 def wake(home: Home) -> None:
     """Start a worker for a home. It goes on when this process ends, and keeps out of others' way."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "ramet.engine.worker", str(home.root)],
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    _started[:] = [child for child in _started if child.poll() is None]
+    _started.append(
+        subprocess.Popen(
+            [sys.executable, "-m", "ramet.engine.worker", str(home.root)],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     )
-    child.returncode = 0  # nobody waits for it; Popen must not complain
+
+
+def _forget() -> None:
+    for child in _started:
+        child.returncode = child.poll() or 0  # it may outlive us; Popen must not complain
 
 
 async def work(home: Home) -> int:
@@ -73,7 +107,8 @@ async def work(home: Home) -> int:
     done = 0
     busy = LockBusyError("another worker is at work in this home")
     async with file_lock(home.worker_lock, wait_s=_ANOTHER_S, busy=busy):
-        asked_at = _asked_at(home)
+        with suppress(FileNotFoundError):
+            home.work_to_do.replace(home.work_under_way)
         store = Store(home.database)
         drivers = {driver.name: driver for driver in installed_drivers()}
         try:
@@ -89,30 +124,9 @@ async def work(home: Home) -> int:
                     continue
         finally:
             store.close()
-        # Not before: when this process is killed, the next ramet process finds that there is work. Who asked
-        # again meanwhile has started a worker that waits for this one.
-        if _asked_at(home) == asked_at:
-            home.work_to_do.unlink(missing_ok=True)
+        # Not before: when this process is killed, the next ramet process finds that there is work.
+        home.work_under_way.unlink(missing_ok=True)
     return done
-
-
-def _asked_at(home: Home) -> int | None:
-    try:
-        return home.work_to_do.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-async def wake_if_left(home: Home) -> None:
-    """Start the home's worker when there is work that nobody is at, because the last one was killed."""
-    if not home.work_to_do.exists():
-        return
-    try:
-        async with file_lock(home.worker_lock, wait_s=0):
-            pass
-    except LockBusyError:
-        return
-    wake(home)
 
 
 def _captures(home: Home, store: Store) -> Iterator[Path]:
@@ -157,6 +171,9 @@ def main() -> None:
         anyio.run(work, Home(Path(sys.argv[1])))
     except RametError as error:
         sys.exit(error.exit_code)
+
+
+atexit.register(_forget)
 
 
 if __name__ == "__main__":
