@@ -19,7 +19,7 @@ from ramet.engine.context import Context
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.observe import count_forks, is_shown, observe, to_instance
 from ramet.engine.snapshot import Snapshot, describe
-from ramet.engine.snapshot_files import import_file
+from ramet.engine.snapshot_files import import_file, named_file
 from ramet.engine.snapshots import published, resolve_snapshot
 from ramet.engine.vm import VM
 from ramet.engine.watch import watch
@@ -183,7 +183,7 @@ class Host:
         Nothing in the file is believed. Raises `DamagedError` when it is cut short, altered, hostile or newer
         than this ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
         """
-        return Snapshot(self._opened, await import_file(self._opened, Path(file), name=name))
+        return Snapshot(self._opened, await import_file(self._opened, named_file(file), name=name))
 
     async def list(
         self, *, everything: bool = False, labels: Mapping[str, str] | None = None

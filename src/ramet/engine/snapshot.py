@@ -119,7 +119,7 @@ class Snapshot:
         `FilesystemError`; no file is left then.
         """
         record = self._record
-        written = await snapshot_files.export_snapshot(self._context, record, Path(file))
+        written = await snapshot_files.export_snapshot(self._context, record, snapshot_files.named_file(file))
         return Exported(id=self.id, name=self.name, file=str(file), bytes_written=written)
 
     async def remove(self) -> None:

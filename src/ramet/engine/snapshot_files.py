@@ -33,7 +33,6 @@ from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import MANIFEST_FILE
 from ramet.units import PAGE_SIZE_BYTES, TIB
 
-STANDARD_STREAM = "-"
 MOST_MEMORY_BYTES = 16 * TIB
 _MOST_CPUS = 256
 _MOST_PORTS = 30
@@ -41,14 +40,19 @@ _DISK_NAME = re.compile(r"disk[0-9]{0,2}")
 _TRIES = 3
 
 
-async def export_snapshot(context: Context, row: SnapshotRecord, file: Path) -> int:
-    """Write a snapshot to a new file, durably, or to standard output (`-`), and return how many bytes that
+def named_file(file: str | os.PathLike[str]) -> Path | None:
+    """The file that a caller names; None for `-`, which stands for a standard stream."""
+    return None if os.fspath(file) == "-" else Path(file)
+
+
+async def export_snapshot(context: Context, row: SnapshotRecord, file: Path | None) -> int:
+    """Write a snapshot to a new file, durably, or to standard output (None), and return how many bytes that
     took.
 
     Raises `DamagedError`, `FilesystemError`, `UsageError` when the file exists; no file is left then.
     """
     directory = context.home.snapshot(row.id)
-    if file != Path(STANDARD_STREAM) and os.path.lexists(file):
+    if file is not None and os.path.lexists(file):
         raise UsageError(f"{file} exists", hint="choose another name, or remove it first")
     for tries_left in reversed(range(_TRIES)):
         manifest = snapshots.origin_of_snapshot(context, row).manifest
@@ -61,10 +65,10 @@ async def export_snapshot(context: Context, row: SnapshotRecord, file: Path) -> 
     raise AssertionError
 
 
-def _write(directory: Path, manifest: Manifest, file: Path) -> int:
+def _write(directory: Path, manifest: Manifest, file: Path | None) -> int:
     encoded = manifest.encoded()
     check = anyio.from_thread.check_cancelled
-    if file == Path(STANDARD_STREAM):
+    if file is None:
         return export_capture(
             directory, encoded, sys.stdout.fileno(), to="standard output", checkpoint=check
         ).archive_bytes
@@ -79,8 +83,8 @@ def _write(directory: Path, manifest: Manifest, file: Path) -> int:
     return written
 
 
-async def import_file(context: Context, file: Path, *, name: str | None) -> SnapshotRecord:
-    """Make a snapshot of an exported file or, for `-`, of standard input. Nothing in it is believed.
+async def import_file(context: Context, file: Path | None, *, name: str | None) -> SnapshotRecord:
+    """Make a snapshot of an exported file or, for None, of standard input. Nothing in it is believed.
 
     Raises `DamagedError`, `UnavailableError`, `FilesystemError`, `NameTakenError`; nothing of it is left
     then.
@@ -98,7 +102,7 @@ async def import_file(context: Context, file: Path, *, name: str | None) -> Snap
         raise
 
 
-def _read(context: Context, file: Path, directory: Path) -> Imported:
+def _read(context: Context, file: Path | None, directory: Path) -> Imported:
     with _opened(file) as (stream, what):
         imported = import_capture(
             stream, directory, name=what, mode=_mode, checkpoint=anyio.from_thread.check_cancelled
@@ -158,8 +162,8 @@ def _mode(part: str) -> int:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[tuple[int, str]]:
-    if file == Path(STANDARD_STREAM):
+def _opened(file: Path | None) -> Iterator[tuple[int, str]]:
+    if file is None:
         yield sys.stdin.fileno(), "standard input"
         return
     with filesystem_errors("read", file):

@@ -6,9 +6,11 @@ in `compaction`; that it does it in a process of its own is so that nobody waits
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,8 @@ from ramet.store.records import Store
 _ANOTHER_S = 60.0
 """How long a worker waits for the one before it, which may have looked already where the new work is."""
 _CHANGING_S = 60.0
+_started: list[subprocess.Popen[bytes]] = []
+"""Workers that this process has started: those that have ended are waited for when the next one is."""
 
 
 def wake_for_capture(home: Home, directory: Path) -> None:
@@ -51,21 +55,42 @@ def wake_for_machine(home: Home, machine: Machine) -> None:
 
 
 def _wake_for_work(home: Home) -> None:
-    home.work_to_do.touch(mode=0o600)
-    wake(home)
+    try:
+        os.close(os.open(home.work_to_do, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        wake_if_forgotten(home)  # else one is on its way, which will look here too
+    else:
+        wake(home)
+
+
+def wake_if_forgotten(home: Home) -> None:
+    """Start a worker for a home if one was wanted long ago and hasn't begun: it was killed on its way."""
+    try:
+        if time.time() - home.work_to_do.stat().st_mtime > _ANOTHER_S:
+            os.utime(home.work_to_do)
+            wake(home)
+    except FileNotFoundError:
+        pass  # none is wanted, or it has just begun
 
 
 def wake(home: Home) -> None:
     """Start a worker for a home. It goes on when this process ends, and keeps out of others' way."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "ramet.engine.worker", str(home.root)],
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    _started[:] = [child for child in _started if child.poll() is None]
+    _started.append(
+        subprocess.Popen(
+            [sys.executable, "-m", "ramet.engine.worker", str(home.root)],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     )
-    child.returncode = 0  # nobody waits for it; Popen must not complain
+
+
+def _forget() -> None:
+    for child in _started:
+        child.returncode = child.poll() or 0  # it may outlive us; Popen must not complain
 
 
 async def work(home: Home) -> int:
@@ -134,6 +159,9 @@ def main() -> None:
         anyio.run(work, Home(Path(sys.argv[1])))
     except RametError as error:
         sys.exit(error.exit_code)
+
+
+atexit.register(_forget)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""What a hunt asks of ramet, as data: in this process, or in one that is killed in the middle of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ramet
+from ramet.engine import compaction, worker
+from ramet.engine.forks import ForkCall
+from ramet.engine.manifest import read_manifest
+from ramet.engine.results import ForkError
+from ramet.paths import Home
+
+Verb = str
+LIVES_ON = {"pause", "resume", "standby", "restore", "rewind", "template", "stop", "start", "remove"}
+"""Verbs that change the one instance that they are asked of."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call: `target` is the id of an instance or of a snapshot, or empty."""
+
+    verb: Verb
+    target: str = ""
+    name: str = ""
+    """Of what is made; the snapshot that is gone back to."""
+    count: int = 1
+    file: str = ""
+    share_memory: bool = True
+
+    def __str__(self) -> str:
+        words = [self.verb, self.target, self.name, str(self.count) if self.count > 1 else ""]
+        return " ".join(word for word in words if word)
+
+
+_EAGER = {"COMPACT_ABOVE_BYTES": 0, "SHORTEN_ABOVE_FILES": 1}
+
+
+@contextmanager
+def eager_compaction() -> Iterator[None]:
+    """Every delta is too large, and every chain too long, inside."""
+    limits = {name: getattr(compaction, name) for name in _EAGER}
+    for name, limit in _EAGER.items():
+        setattr(compaction, name, limit)
+    try:
+        yield
+    finally:
+        for name, limit in limits.items():
+            setattr(compaction, name, limit)
+
+
+async def perform(host: ramet.Host, operation: Operation) -> None:
+    """Carry it out; what it makes stays when the Host is left."""
+    target, name = operation.target, operation.name
+    match operation.verb:
+        case "fork":
+            source = await host.get(target)
+            await _keep(source.fork(operation.count, name=name, share_memory=operation.share_memory))
+        case "fork_snapshot":
+            snapshot = await host.snapshot(target)
+            await _keep(snapshot.fork(operation.count, name=name, share_memory=operation.share_memory))
+        case "snapshot":
+            await (await host.get(target)).snapshot(name)
+        case "rewind":
+            await (await host.get(target)).rewind(name)
+        case "remove":
+            await (await host.get(target)).remove(force=True)
+        case "remove_snapshot":
+            await (await host.snapshot(target)).remove()
+        case "export":
+            await (await host.snapshot(target)).export(operation.file)
+        case "import":
+            await host.import_snapshot(operation.file, name=name)
+        case "compact":
+            directory = Path(operation.file)
+            driver = host._opened.driver(read_manifest(directory).driver)
+            with eager_compaction():
+                await compaction.compact_capture(directory, driver)
+        case "work":
+            with eager_compaction():
+                await worker.work(Home(host.home))
+        case "nothing":
+            pass
+        case _:
+            await getattr(await host.get(target), operation.verb)()
+
+
+async def _keep(call: ForkCall) -> None:
+    """The forks that live stay, also when others failed."""
+    failed: ForkError | None = None
+    try:
+        made = await call
+    except ForkError as error:
+        failed, made = error, error.forks  # type: ignore[assignment]
+    for vm in made:
+        await vm.detach()
+    if failed is not None:
+        raise failed
