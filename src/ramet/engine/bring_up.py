@@ -23,7 +23,7 @@ from ramet.disk.clone import clone_directory
 from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
 from ramet.drivers.api import Ability, Driver, Vmm
 from ramet.engine.context import Context
-from ramet.engine.manifest import PART_NAME, Manifest, check_part, read_manifest
+from ramet.engine.manifest import Manifest, check_part, is_part_name, read_manifest
 from ramet.engine.proof import prove
 from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, WrongStateError
@@ -149,10 +149,11 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions)
     source, manifest = origin.directory, origin.manifest
     for part in manifest.parts:
         check_part(manifest, source, part)  # one that is missing is damage, not a link that failed
-    # Parts are shared below. Others of such names aren't the capture's: the home's worker may be writing one,
-    # as large as RAM.
-    named = {entry.name for entry in source.iterdir() if PART_NAME.fullmatch(entry.name)}
-    clone_directory(source, directory, skip_rel_paths=frozenset({*manifest.parts, *named, *_SOURCES_OWN}))
+    # What is called as parts are and isn't one is a compaction's, under way or killed on its way.
+    with filesystem_errors("read", source):
+        unnamed = [one.name for one in source.iterdir() if is_part_name(one.name)]
+    skipped = {*manifest.parts, *_SOURCES_OWN, *unnamed}
+    clone_directory(source, directory, skip_rel_paths=frozenset(skipped))
     directory.chmod(0o700)
     with filesystem_errors("link the manifest into", directory):
         share_file(source / MANIFEST_FILE, directory / ORIGIN_FILE)

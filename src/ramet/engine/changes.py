@@ -21,6 +21,7 @@ from ramet.engine.staged import settle_replacement
 from ramet.errors import NotFoundError, VmmError
 from ramet.host import processes
 from ramet.host.files import TEMPORARY_PREFIX
+from ramet.memory.mappings import identity_of
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Change, Pending, Record, RunningVmm
 from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
@@ -66,6 +67,9 @@ async def recover(context: Context, record: Record) -> None:
         record = context.store.get(record.id)
         if record.pending is None or processes.is_alive(record.pending.by):
             return
+        if record.pending.what in {"restore", "rewind"}:
+            # First: how its VMM ended is said in the directory that it works in.
+            await settle_replacement(context, record)
         fact = observe(context, record).record
         match record.pending.what:
             case "stop":
@@ -73,8 +77,6 @@ async def recover(context: Context, record: Record) -> None:
                 if fact.vmm is not None:
                     await processes.kill(fact.vmm.process)
                 fact = fact if fact.state is State.STOPPED else fact.moved(Move.STOP)
-            case "restore" | "rewind":
-                await settle_replacement(context, fact)
             case "pause" | "resume" | "template" | "standby" | "capture" if fact.vmm is not None:
                 fact = await _as_the_vmm_says(context, record)
             case _:
@@ -143,14 +145,17 @@ async def _drop_unused_overlays(directory: Path, record: Record, vmm: Vmm) -> No
 def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
     """Remove what an unfinished publication left in the directory of an instance that is no capture.
 
-    A VMM without a mem-file has no use for one that was saved from it, which is as large as its guest's RAM.
-    Under the name of a mem-file that a VMM has mapped stays whatever lies there now.
+    A VMM has no use for a mem-file that was saved from it, which may be as large as its guest's RAM: the one
+    that it has mapped stays, with or without a name.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
         leftover.unlink(missing_ok=True)
     if vmm is not None:
         for part in (MANIFEST_FILE, DELTA_FILE, *(() if vmm.mem_inode else (MEM_FILE, VMSTATE_FILE))):
             (directory / part).unlink(missing_ok=True)
+        mem = directory / MEM_FILE
+        if mem.exists() and identity_of(mem) != (vmm.mem_device, vmm.mem_inode):
+            mem.unlink()
 
 
 async def end_orphans(context: Context) -> None:
@@ -165,10 +170,11 @@ async def end_orphans(context: Context) -> None:
     records = {context.directory(record): record for record in context.store.all()}
     for directory, running in found.items():
         record = records.get(directory)
-        if record is None or _is_being_made(record):
+        if record is not None and _is_being_made(record):
             continue
         for process in running:
-            if record.vmm is None or record.vmm.process != process:
+            # Without a record: removed by force, while it was being brought up by a ramet that then died.
+            if record is None or record.vmm is None or record.vmm.process != process:
                 await processes.kill(process)
 
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from ramet.engine.manifest import PART_NAME, Manifest, Part, check_part, decode_manifest
+from ramet.engine.manifest import Manifest, Part, check_part, decode_manifest, is_part_name
 from ramet.errors import DamagedError, FilesystemError
 from ramet.host.archive import MAX_MANIFEST_BYTES, MAX_PARTS, ArchiveFacts, ArchiveReader, write_archive
 from ramet.host.files import (
@@ -156,7 +156,7 @@ def _checked_manifest(encoded: bytes, name: str) -> Manifest:
     if len(manifest.parts) > MAX_PARTS:
         raise DamagedError(f"{name} names {len(manifest.parts)} parts, more than {MAX_PARTS}")
     for part, what in manifest.parts.items():
-        if not PART_NAME.fullmatch(part):
+        if not is_part_name(part):
             raise DamagedError(f"{name} names {part!r}, which no part of a capture is called")
         if what.facts.size_bytes < 0:
             raise DamagedError(f"{name} gives {part} {what.facts.size_bytes} bytes")
