@@ -55,6 +55,33 @@ async def test_forks_write_their_own_and_a_cold_start_finds_it(host: ramet.Host,
 
 
 @pytest.mark.parametrize("driver", ["qemu", "firecracker"])
+async def test_branches_of_a_database_under_load_are_whole(host: ramet.Host, driver: str) -> None:
+    """Branched while it is written to: disk and memory of one moment, in every branch; the source goes on."""
+    sqlite_tree()
+    try:
+        vm = await host.run("builtin", memory="192M", driver=driver, disks=["256M:/data"])
+    except (UsageError, UnavailableError) as error:
+        if isinstance(error, UsageError) and "no driver" not in error.message:
+            raise
+        pytest.skip(str(error))
+    before = await vm.info()
+    await install_sqlite(vm)
+    await start_load(vm)
+    for _ in range(3):
+        seen = await transactions(vm)
+        (branch,) = await vm.fork(1, require_shared=driver == "qemu")
+        await wait_for_transactions(branch, seen + 1)
+        await stop_load(branch)
+        assert (await check_database(branch)).transactions > seen
+        await branch.remove(force=True)
+        await wait_for_transactions(vm, seen + 2)
+    after = await vm.info()
+    assert (after.id, after.name, after.pid) == (before.id, before.name, before.pid)
+    await stop_load(vm)
+    await check_database(vm)
+
+
+@pytest.mark.parametrize("driver", ["qemu", "firecracker"])
 async def test_a_place_that_is_no_directory_is_an_error(host: ramet.Host, driver: str) -> None:
     try:
         with pytest.raises(ramet.GuestError, match="can't be mounted at /etc/passwd: Not a directory"):

@@ -166,10 +166,13 @@ def test_memory_that_may_not_be_read_is_an_error_with_a_next_step(account: Accou
     qemu = str(unreadable)
     account.ramet("run", "-d", "--name", "closed", "builtin", RAMET_QEMU=qemu)
     try:
-        answer = account.json("template", "closed", code=5, RAMET_QEMU=qemu)["error"]
-        assert answer["code"] == "unavailable"
-        assert "kernel.yama.ptrace_scope=0" in answer["hint"]
-        assert account.json("inspect", "closed", RAMET_QEMU=qemu)["state"] == "running"
-        assert account.ramet("exec", "closed", "--", "echo", "alive", RAMET_QEMU=qemu) == "alive\n"
+        for words in (("template",), ("standby",), ("fork",), ("snapshot", "create")):
+            answer = account.json(*words, "closed", code=5, RAMET_QEMU=qemu)["error"]
+            assert answer["code"] == "unavailable", words
+            assert "kernel.yama.ptrace_scope=0" in answer["hint"]
+            assert account.json("inspect", "closed", RAMET_QEMU=qemu)["state"] == "running"
+            assert account.ramet("exec", "closed", "--", "echo", "alive", RAMET_QEMU=qemu) == "alive\n"
+        assert account.json("snapshot", "ls", RAMET_QEMU=qemu) == []
+        assert [one["name"] for one in account.json("ps", "-a", RAMET_QEMU=qemu)] == ["closed"]
     finally:
         account.ramet("rm", "-f", "closed", RAMET_QEMU=qemu)

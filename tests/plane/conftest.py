@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
 import pytest
 
 import ramet
@@ -48,10 +52,32 @@ async def probe() -> Guest:
 
 
 @pytest.fixture
-async def source(guest: Guest, host: ramet.Host) -> ramet.VM:
-    """A fork of a template: a running guest whose memory has a base. Of which template nothing is left."""
-    base = await guest.boot(host)
-    await base.template()
-    (fork,) = await base.fork(1)
-    await base.remove()
+async def host(home: Path) -> AsyncIterator[ramet.Host]:
+    """An open Host on a home of its own; snapshots of the test's are removed, too."""
+    async with ramet.Host(home) as opened:
+        yield opened
+        for one in await opened.snapshots():
+            await (await opened.snapshot(one.id)).remove()
+
+
+@pytest.fixture(scope="session")
+def exported(homes: Path) -> Iterator[dict[str, Path]]:
+    """By driver: a snapshot of a booted guest as a file, so that it is booted once for all tests."""
+    with tempfile.TemporaryDirectory(dir=homes, prefix="exported-") as directory:
+        yield {driver: Path(directory) / driver for driver in ("qemu", "firecracker")}
+
+
+@pytest.fixture
+async def source(guest: Guest, host: ramet.Host, exported: dict[str, Path]) -> ramet.VM:
+    """A running guest whose memory has a base. Of what it was forked from nothing is left."""
+    file = exported[guest.driver]
+    if file.exists():
+        snapshot = await host.import_snapshot(file)
+    else:
+        booted = await guest.boot(host)
+        snapshot = await booted.snapshot()
+        await booted.remove(force=True)
+        await snapshot.export(file)
+    (fork,) = await snapshot.fork(1)
+    await snapshot.remove()
     return fork

@@ -77,10 +77,7 @@ async def test_clocks_go_on(guest: Guest, source: ramet.VM) -> None:
         for _ in range(3):
             await one.look()
     worst = max(one.worst_s for one in (clocks, rewound, of_late, *forks))
-    tell(
-        f"{guest.driver}: after a pause, branches, a restore and a rewind "
-        f"wall time was at most {worst:.3f} s off"
-    )
+    tell(f"{guest.driver}: after a pause, branches, a restore and a rewind {worst:.3f} s off at most")
 
 
 async def counted(vms: Sequence[ramet.VM], files: Sequence[str]) -> list[list[int]]:

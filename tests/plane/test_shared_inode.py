@@ -1,8 +1,8 @@
 """The seed's rule: nothing opens a shared mem-file for writing, and nothing writes it.
 
-Every system call of ramet and of its VMMs that could is traced, by inode, through all of a family's life. One
-exception has a test of its own: a QEMU before 8.2 opens the mem-file for reading and writing when it starts,
-and maps it privately. It does nothing else with that descriptor.
+Every system call of ramet and of its VMMs that could is traced through all of a family's life, and the file
+is the same afterwards. One exception: a QEMU before 8.2 opens the mem-file for reading and writing, once,
+when it starts, and maps it privately. It does nothing else with that descriptor.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ os.pwrite(fd, os.pread(fd, 1, 0), 0)
 mmap.mmap(fd, 4096, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE).close()
 """
 
-_CALL = re.compile(r"^(\d+) +(\w+)\((.*)$")
+_CALL = re.compile(r"^\d+ +(\w+)\((.*)$")
 _WRITABLE = re.compile(r"\bO_(WRONLY|RDWR|TRUNC)\b")
 
 
@@ -100,7 +100,7 @@ class Trace:
         found = _CALL.match(line)
         if found is None:
             return
-        _pid, call, rest = found.groups()
+        call, rest = found.groups()
         if call in {"open", "openat", "openat2", "creat", "truncate"}:
             quoted = re.search(r'"([^"]*)"', rest)
             # With -s 0 nothing of data is shown, but paths are.

@@ -18,7 +18,7 @@ from ramet.engine.context import Context
 from ramet.engine.mounting import require_mountable, require_mounted, with_mounts
 from ramet.engine.proof import prove
 from ramet.engine.removal import discard
-from ramet.engine.running import running_vmm
+from ramet.engine.running import booted_vmm
 from ramet.errors import UsageError, VmmError
 from ramet.host import processes
 from ramet.host.clock import now
@@ -142,7 +142,7 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
     machine = await anyio.to_thread.run_sync(_open_disks, directory, record.machine)
     vmm = await driver.boot(directory, machine)
     try:
-        running = running_vmm(driver, directory, machine, vmm)
+        running = booted_vmm(driver, directory, machine, vmm)
         try:
             await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
         except VmmError:

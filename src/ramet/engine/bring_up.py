@@ -43,9 +43,9 @@ from ramet.paths import (
 )
 
 READY_LIMIT_S = 60.0
-_COMPACTED_MEANWHILE = 3
 _SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, RECEIPT_FILE)
 """What a capture's directory has that is of no meaning to what is brought up from it."""
+_COMPACTED_MEANWHILE = 3
 
 
 class ForkOptions(NamedTuple):

@@ -280,7 +280,7 @@ def _prepare(
     vmm: object,
 ) -> _Plan:
     """Everything before the pause: parts that don't change are linked, overlays made."""
-    running = with_ram(running, driver=driver, machine=record.machine)
+    running = with_ram(driver, record.machine, running)
     origin = read_manifest(own, ORIGIN_FILE) if (own / ORIGIN_FILE).exists() else None
     base = _base(own, running, origin)
     if goes_on:

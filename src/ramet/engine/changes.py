@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from ramet.disk.volumes import files_of
 from ramet.drivers.api import FreezesDisks, Vmm
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
@@ -99,7 +100,9 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
         if record.pending is not None and record.pending.what in {"template", "standby", "capture"}:
             if record.state is State.RUNNING:
                 await vmm.resume()
-            return await with_disks_as_they_are(record, vmm)
+            settled = await with_disks_as_they_are(record, vmm)
+            await _drop_unused_overlays(context.directory(record), settled, vmm)
+            return settled
         runs = await vmm.status() == "running"
     except VmmError:
         return record
@@ -124,6 +127,19 @@ async def with_disks_as_they_are(record: Record, vmm: Vmm) -> Record:
     return msgspec.structs.replace(
         record, machine=msgspec.structs.replace(record.machine, disks=tuple(disks))
     )
+
+
+async def _drop_unused_overlays(directory: Path, record: Record, vmm: Vmm) -> None:
+    """Remove the overlays that a capture had made and not switched to."""
+    if not isinstance(vmm, FreezesDisks):
+        return
+    for disk in record.machine.disks:
+        chain = files_of(disk)
+        for left in directory.glob(f"{disk.name}-*.qcow2"):
+            if left.name not in chain:
+                unused = msgspec.structs.replace(disk, file=left.name, backing=chain)
+                await vmm.drop_overlays([(disk, unused)])
+                left.unlink(missing_ok=True)
 
 
 def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:

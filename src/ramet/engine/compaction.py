@@ -22,7 +22,7 @@ from ramet.host.files import TEMPORARY_PREFIX, write_durably
 from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.record import Disk, Machine
-from ramet.paths import MANIFEST_FILE
+from ramet.paths import MANIFEST_FILE, MEM_FILE
 
 SHORTEN_ABOVE_FILES = 16
 """How many files a disk may lie over before its chain is shortened."""
@@ -86,7 +86,7 @@ def _with_whole_memory(directory: Path, manifest: Manifest, made: list[str]) -> 
     base, delta = manifest.memory.base, manifest.memory.delta
     if delta is None or manifest.memory.delta_bytes <= COMPACT_ABOVE_BYTES:
         return manifest
-    whole = f"mem-{secrets.token_hex(4)}"
+    whole = f"{MEM_FILE}-{secrets.token_hex(4)}"
     made.append(whole)
     compact(directory / base, directory / delta, directory / whole, mode=manifest.parts[base].facts.mode)
     parts = {name: part for name, part in manifest.parts.items() if name not in (base, delta)}

@@ -7,31 +7,50 @@ from pathlib import Path
 import msgspec
 
 from ramet.drivers.api import Driver, Vmm
+from ramet.errors import UnavailableError
 from ramet.memory.mappings import FileIdentity, identity_of
 from ramet.memory.ram import locate_ram
-from ramet.model.record import Machine, RunningVmm
+from ramet.model.record import Machine, ProcessRef, RamRange, RunningVmm
 from ramet.paths import MEM_FILE
 
 
 def running_vmm(driver: Driver, directory: Path, machine: Machine, vmm: Vmm) -> RunningVmm:
     """What the record keeps of a VMM that was just started in `directory`, and has its guest's RAM.
 
-    Raises `VmmError` when it has ended, `WrongStateError` when its RAM can't be found.
+    Raises `VmmError` when it has ended, `WrongStateError` when its RAM can't be found, `UnavailableError`
+    when the kernel doesn't let us look.
     """
     path = directory / MEM_FILE
-    device, inode = identity_of(path) if path.exists() else (0, 0)
-    return with_ram(
-        RunningVmm(process=vmm.process, mem_device=device, mem_inode=inode), driver=driver, machine=machine
-    )
+    mem = identity_of(path) if path.exists() else None
+    ram = _locate(driver, machine, vmm.process, mem)
+    device, inode = mem or (0, 0)
+    return RunningVmm(process=vmm.process, mem_device=device, mem_inode=inode, ram=ram)
 
 
-def with_ram(running: RunningVmm, *, driver: Driver, machine: Machine) -> RunningVmm:
-    """`running` with the places of its guest's RAM, which ramet didn't always note. Errors as
+def booted_vmm(driver: Driver, directory: Path, machine: Machine, vmm: Vmm) -> RunningVmm:
+    """As `running_vmm`, of one that boots: its guest runs well also where the kernel lets nobody look at its
+    RAM. It is a capture that can't do without; `with_ram` is where that is said.
+    """
+    try:
+        return running_vmm(driver, directory, machine, vmm)
+    except UnavailableError:
+        path = directory / MEM_FILE
+        device, inode = identity_of(path) if path.exists() else (0, 0)
+        return RunningVmm(process=vmm.process, mem_device=device, mem_inode=inode)
+
+
+def with_ram(driver: Driver, machine: Machine, running: RunningVmm) -> RunningVmm:
+    """What is known of a VMM, with its RAM, if that couldn't be noted when it booted. Errors as
     `running_vmm`.
     """
     if running.ram:
         return running
     mem = FileIdentity(running.mem_device, running.mem_inode) if running.mem_inode else None
+    return msgspec.structs.replace(running, ram=_locate(driver, machine, running.process, mem))
+
+
+def _locate(
+    driver: Driver, machine: Machine, process: ProcessRef, mem: FileIdentity | None
+) -> tuple[RamRange, ...]:
     regions = [one.length_bytes for one in driver.ram_regions(machine)]
-    ram = locate_ram(running.process.pid, mem=mem, regions=regions)
-    return msgspec.structs.replace(running, ram=ram)
+    return locate_ram(process.pid, mem=mem, regions=regions)
