@@ -13,7 +13,7 @@ from tests.side_by_side import tell
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 
-_BRANCHES = 7
+_BRANCHES = 5
 
 
 async def pause_ms(guest: Guest, source: ramet.VM, memory: str) -> float:
