@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 import ramet
-from ramet.engine import capture
 from ramet.errors import FilesystemError
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]

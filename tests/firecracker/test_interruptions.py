@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 import ramet
-from ramet.engine import capture, freeze
+from ramet.engine import capture_files, freeze
 from ramet.engine.proof import agent_of
 from ramet.errors import FilesystemError
 from ramet.host import processes, rings
@@ -78,7 +78,7 @@ async def test_template_that_fails_late_gives_its_space_back(
         raise FilesystemError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(capture, "_described", no_room)
+        patch.setattr(capture_files, "_described", no_room)
         with pytest.raises(FilesystemError, match="no room"):
             await vm.template()
     await assert_as_before(vm, pid)

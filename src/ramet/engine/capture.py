@@ -12,11 +12,9 @@ has none, because it was booted, gets a mem-file of what it has touched.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,36 +26,20 @@ import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of
-from ramet.disk.volumes import files_of, make_overlay, next_overlay, settle, snapshot_raw
-from ramet.drivers.api import Ability, Driver, FreezesDisks, SavesState, Vmm
+from ramet.disk.volumes import settle, snapshot_raw
+from ramet.drivers.api import FreezesDisks, SavesState, Vmm
+from ramet.engine.capture_files import Plan, UntilCancelled, prepare, publish
 from ramet.engine.context import Context
-from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
+from ramet.engine.manifest import Manifest
 from ramet.engine.proof import connections_may_be_cut, correct_clock
-from ramet.engine.running import with_ram
-from ramet.errors import DamagedError, RametError, UnavailableError
-from ramet.host.clock import now
-from ramet.host.cpu import host_cpu
+from ramet.errors import RametError, UnavailableError
 from ramet.host.deadman import armed
-from ramet.host.files import allocated_bytes, fsync_directory, open_regular, sync, write_durably
-from ramet.host.share import share_file
-from ramet.host.staging import memory_file, write_out
-from ramet.memory.delta import write_delta, write_mem_file
-from ramet.memory.integrity import digest, facts_of
-from ramet.memory.mappings import FileIdentity, blocks_of_open_file, identity_of
+from ramet.host.staging import memory_file
 from ramet.memory.pagemap import Run
-from ramet.memory.pages import LivePages, Pages, StagedPages, Stretch, stage
+from ramet.memory.pages import LivePages, Pages, StagedPages, stage
 from ramet.memory.ram import changed_pages
 from ramet.model.lifecycle import State
-from ramet.model.record import Disk, Machine, Record, RunningVmm
-from ramet.paths import (
-    DELTA_FILE,
-    INITRAMFS_FILE,
-    KERNEL_FILE,
-    MANIFEST_FILE,
-    MEM_FILE,
-    ORIGIN_FILE,
-    VMSTATE_FILE,
-)
+from ramet.model.record import Disk, Record
 
 _CLOCK_LIMIT_S = 5.0
 
@@ -71,31 +53,6 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
     capture_ms: float
     pause_ms: float
     """How long the guest stood still; 0 when it was paused already, or isn't to go on."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is known before the pause."""
-
-    record: Record
-    running: RunningVmm
-    driver: Driver
-    driver_version: str
-    own: Path
-    directory: Path
-    goes_on: bool
-    base: Part | None
-    """The mem-file that the guest runs on, where it has something in it."""
-    origin: Manifest | None
-    overlays: tuple[tuple[Disk, Disk], ...]
-    """Disks that go on in a new file: the frozen one, the new one."""
-
-    @property
-    def mem(self) -> FileIdentity | None:
-        """The mem-file that the VMM has mapped."""
-        if not self.running.mem_inode:
-            return None
-        return FileIdentity(self.running.mem_device, self.running.mem_inode)
 
 
 async def capture(
@@ -123,7 +80,7 @@ async def capture(
     if record.vmm is None or not isinstance(vmm, SavesState):
         raise UnavailableError(f"{driver.name} {version} can't save a guest's state")
     plan = await anyio.to_thread.run_sync(
-        _prepare, record, record.vmm, driver, version, context.directory(record), directory, goes_on, vmm
+        prepare, record, record.vmm, driver, version, context.directory(record), directory, goes_on, vmm
     )
     async with AsyncExitStack() as closing:
         vmstate = closing.enter_context(memory_file("vmstate"))
@@ -133,20 +90,23 @@ async def capture(
             staged, pause_ms = await _stage(context, plan, vmm, vmstate)
             pages = closing.enter_context(staged)
         else:
+            if record.state is State.RUNNING:
+                hold = [context.locks[record.id]]
+                await closing.enter_async_context(armed(plan.own, vmm.rescue(), hold=hold))
             pages = await _freeze(plan, vmm, vmstate)
-        publish = partial(_publish, plan, _UntilCancelled(pages), vmstate, digests, labels or {})
+        write = partial(publish, plan, UntilCancelled(pages), vmstate, digests, labels or {})
         if goes_on and record.state is State.RUNNING:
             connections_may_be_cut(context, record)
-            manifest = await _beside(publish, partial(correct_clock, context, record, _CLOCK_LIMIT_S))
+            manifest = await _beside(write, partial(correct_clock, context, record, _CLOCK_LIMIT_S))
         else:
-            manifest = await anyio.to_thread.run_sync(publish)
+            manifest = await anyio.to_thread.run_sync(write)
     # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
     await anyio.lowlevel.checkpoint_if_cancelled()
     capture_ms = round((time.perf_counter() - started) * 1000, 3)
     return Captured(manifest=manifest, capture_ms=capture_ms, pause_ms=pause_ms)
 
 
-async def _stage(context: Context, plan: _Plan, vmm: Vmm, vmstate: int) -> tuple[StagedPages, float]:
+async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate: int) -> tuple[StagedPages, float]:
     """The short pause of a guest that goes on."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
@@ -172,7 +132,7 @@ async def _stage(context: Context, plan: _Plan, vmm: Vmm, vmstate: int) -> tuple
     return pages, pause_ms
 
 
-async def _freeze(plan: _Plan, vmm: Vmm, vmstate: int) -> Pages:
+async def _freeze(plan: Plan, vmm: Vmm, vmstate: int) -> Pages:
     """The pause of a guest whose VMM is to end: it lasts until that. An error ends it."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
@@ -220,7 +180,7 @@ async def _shielded(step: Callable[[], Awaitable[None]]) -> None:
         await step()
 
 
-async def _freeze_disks(plan: _Plan, vmm: Vmm) -> None:
+async def _freeze_disks(plan: Plan, vmm: Vmm) -> None:
     """The disks as they are at this moment: an overlay takes what is written from now on, or the file is
     duplicated.
     """
@@ -232,7 +192,7 @@ async def _freeze_disks(plan: _Plan, vmm: Vmm) -> None:
             await anyio.to_thread.run_sync(snapshot_raw, plan.own / disk.file, plan.directory / disk.file)
 
 
-async def _settle_overlays(context: Context, plan: _Plan, vmm: FreezesDisks) -> None:
+async def _settle_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> None:
     """The record names the files that the disks are really in now; an overlay that wasn't needed goes."""
     active = await vmm.active_files()
     switched = {frozen.file: new for frozen, new in plan.overlays if active.get(frozen.name) == new.file}
@@ -257,166 +217,13 @@ def with_disks(record: Record, switched: dict[str, Disk]) -> Record:
     return msgspec.structs.replace(record, machine=msgspec.structs.replace(record.machine, disks=disks))
 
 
-async def _off_loop(function: Callable[[_Plan], T], plan: _Plan) -> T:
+async def _off_loop(function: Callable[[Plan], T], plan: Plan) -> T:
     return await anyio.to_thread.run_sync(function, plan)
 
 
-def _list_changed(plan: _Plan) -> list[Run]:
+def _list_changed(plan: Plan) -> list[Run]:
     return changed_pages(plan.running.process.pid, plan.running.ram, plan.mem)
 
 
-def _read_changed(plan: _Plan) -> StagedPages:
+def _read_changed(plan: Plan) -> StagedPages:
     return stage(plan.running.process.pid, _list_changed(plan))
-
-
-def _prepare(
-    record: Record,
-    running: RunningVmm,
-    driver: Driver,
-    version: str,
-    own: Path,
-    directory: Path,
-    goes_on: bool,
-    vmm: object,
-) -> _Plan:
-    """Everything before the pause: parts that don't change are linked, overlays made."""
-    running = with_ram(driver, record.machine, running)
-    origin = read_manifest(own, ORIGIN_FILE) if (own / ORIGIN_FILE).exists() else None
-    base = _base(own, running, origin)
-    if goes_on:
-        if base is not None:
-            share_file(own / MEM_FILE, directory / MEM_FILE)
-        for name in (KERNEL_FILE, INITRAMFS_FILE):
-            if (own / name).exists():
-                share_file(own / name, directory / name)
-    overlays: list[tuple[Disk, Disk]] = []
-    if goes_on and isinstance(vmm, FreezesDisks):
-        for disk in record.machine.disks:
-            new = next_overlay(disk, own)
-            make_overlay(own, new)
-            overlays.append((disk, new))
-    return _Plan(record, running, driver, version, own, directory, goes_on, base, origin, tuple(overlays))
-
-
-def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | None:
-    """What is known of the mem-file that the guest runs on; None when it has none, or one that is all
-    holes.
-    """
-    if not running.mem_inode:
-        return None
-    mem = own / MEM_FILE
-    if not mem.exists() or identity_of(mem) != (running.mem_device, running.mem_inode):
-        # A freeze that failed had put the captured memory in the place of the one that is all holes.
-        if blocks_of_open_file(running.process.pid, running.mem_inode) == 0:
-            return None
-        raise DamagedError(f"{mem} isn't the file any more that its VMM has mapped")
-    if allocated_bytes(mem) == 0:
-        return None
-    return _known_part(mem, origin, origin.memory.base if origin is not None else MEM_FILE)
-
-
-def _known_part(path: Path, origin: Manifest | None, name: str) -> Part:
-    """A part that was published before: its digest is known when nothing about it has changed since."""
-    facts = facts_of(path)
-    before = origin.parts.get(name) if origin is not None else None
-    same = before is not None and (before.facts.size_bytes, before.facts.mtime_ns) == (
-        facts.size_bytes,
-        facts.mtime_ns,
-    )
-    return Part(facts=facts, digest=before.digest if before is not None and same else None)
-
-
-class _UntilCancelled:
-    """Pages that are there until the call is cancelled whose thread asks for them."""
-
-    def __init__(self, pages: Pages) -> None:
-        self._pages = pages
-
-    @property
-    def changed_bytes(self) -> int:
-        return self._pages.changed_bytes
-
-    def batches(self) -> Iterator[list[Stretch]]:
-        for batch in self._pages.batches():
-            anyio.from_thread.check_cancelled()
-            yield batch
-
-
-def _publish(plan: _Plan, pages: Pages, vmstate: int, digests: bool, labels: dict[str, str]) -> Manifest:
-    """Everything after the resume: written, synced, described."""
-    directory, record = plan.directory, plan.record
-    parts: dict[str, Part | None] = {MEM_FILE: plan.base}
-    memory = Memory()
-    if plan.base is None:
-        # A VMM that insists on opening the mem-file for writing needs the permission, unless root's is
-        # enough.
-        read_only = Ability.OPENS_MEM_FILE_READ_ONLY in plan.driver.abilities
-        mode = 0o444 if read_only or os.geteuid() == 0 else 0o600
-        write_mem_file(directory / MEM_FILE, pages, memory_bytes=record.machine.memory_bytes, mode=mode)
-    else:
-        facts = write_delta(
-            directory / DELTA_FILE,
-            pages,
-            memory_bytes=record.machine.memory_bytes,
-            base=directory / MEM_FILE,
-        )
-        memory = Memory(delta=DELTA_FILE, delta_bytes=facts.applied_bytes)
-        parts[DELTA_FILE] = None
-    (directory / VMSTATE_FILE).unlink(missing_ok=True)  # a link to what it was restored from
-    write_out(vmstate, directory / VMSTATE_FILE, mode=0o444)
-    parts[VMSTATE_FILE] = None
-    for name in (KERNEL_FILE, INITRAMFS_FILE):
-        if (directory / name).exists():
-            parts[name] = _known_part(directory / name, plan.origin, name)
-    machine = _with_chains(plan.own, record.machine)
-    for disk in machine.disks:
-        for name in files_of(disk):
-            if plan.goes_on and disk.format == "qcow2":
-                share_file(plan.own / name, directory / name)
-            (directory / name).chmod(0o444)
-            parts[name] = _known_part(directory / name, plan.origin, name)
-    described = {name: _described(directory / name, part, digests) for name, part in parts.items()}
-    manifest = Manifest(
-        format=FORMAT,
-        driver=record.driver,
-        driver_version=plan.driver_version,
-        machine=machine,
-        arguments=plan.driver.arguments(machine),
-        ram=plan.driver.ram_regions(machine),
-        memory=memory,
-        image=record.image,
-        kernel_version=record.kernel_version,
-        generation=record.generation,
-        host_cpu=host_cpu() if record.machine.accelerator == "kvm" else None,
-        source=Source(id=record.id, name=record.name, state=record.state, parent=record.parent),
-        labels=labels,
-        created_at=now(),
-        parts=described,
-    )
-    write_durably(directory / MANIFEST_FILE, manifest.encoded())
-    if plan.goes_on:
-        fsync_directory(directory.parent)
-    return manifest
-
-
-def _with_chains(own: Path, machine: Machine) -> Machine:
-    """The machine with the files that its disks lie over in fact: a chain may have been shortened since the
-    record was written.
-    """
-    disks = []
-    for disk in machine.disks:
-        if disk.format == "qcow2":
-            disk = msgspec.structs.replace(disk, backing=chain_of(own, disk.file)[:-1])
-        disks.append(disk)
-    return msgspec.structs.replace(machine, disks=tuple(disks))
-
-
-def _described(path: Path, known: Part | None, digests: bool) -> Part:
-    if known is None or known.digest is None:
-        # Also a kernel: one copied from another filesystem gets its last blocks when it is written back.
-        with open_regular(path) as descriptor:
-            sync(descriptor)
-    facts = facts_of(path)
-    if known is not None and known.digest is not None:
-        return Part(facts=facts, digest=known.digest)
-    return Part(facts=facts, digest=digest(path) if digests else None)

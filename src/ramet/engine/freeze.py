@@ -47,7 +47,9 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
         record.moved(move)
         if record.state is State.STANDBY:
             (context.directory(record) / RECEIPT_FILE).unlink(missing_ok=True)
-            return context.store.change(record.id, lambda one: one.moved(move), durable=True)
+            frozen = context.store.change(record.id, lambda one: one.moved(move), durable=True)
+            wake_for_capture(context.home, context.directory(record))
+            return frozen
         if record.vmm is None:
             raise VmmError(f"{record.name} has no VMM")
         running = record.vmm

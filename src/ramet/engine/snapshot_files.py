@@ -29,6 +29,7 @@ from ramet.host.files import (
     temporary_beside,
     write_durably,
 )
+from ramet.memory.delta import open_delta
 from ramet.model.names import check_name, invent_name
 from ramet.model.record import Disk
 from ramet.model.snapshot import SnapshotRecord
@@ -115,6 +116,7 @@ def _read(context: Context, file: Path | None, directory: Path) -> Imported:
     require_harmless(manifest, what)
     context.driver(manifest.driver)  # raises for one that this ramet doesn't have
     _require_disks(manifest, directory, what)
+    _require_delta(manifest, directory, what)
     write_durably(directory / MANIFEST_FILE, manifest.encoded())
     return imported
 
@@ -168,6 +170,14 @@ def _require_disks(manifest: Manifest, directory: Path, what: str) -> None:
         same_chain = chain_of(directory, disk.file) == files_of(disk)
         if not same_chain or image_facts(directory / disk.file).size_bytes != disk.size_bytes:
             raise DamagedError(f"the disk `{disk.name}` in {what} isn't what its manifest says")
+
+
+def _require_delta(manifest: Manifest, directory: Path, what: str) -> None:
+    memory = manifest.memory
+    if memory.delta is not None:
+        with open_delta(directory / memory.delta, manifest.machine.memory_bytes) as delta:
+            if delta.facts.applied_bytes != memory.delta_bytes:
+                raise DamagedError(f"the delta in {what} isn't what its manifest says")
 
 
 def _mode(part: str) -> int:
