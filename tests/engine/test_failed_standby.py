@@ -20,7 +20,7 @@ async def test_a_booted_guest_is_captured_after_a_standby_that_failed(
         raise FilesystemError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(capture, "write_out", full)  # the mem-file has been published by then
+        patched.setattr(capture_files, "write_out", full)  # the mem-file has been published by then
         with pytest.raises(FilesystemError, match="no room"):
             await vm.standby()
     assert (await vm.info()).state == "running"
