@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import ramet
+from ramet.engine import capture_files
 from ramet.errors import FilesystemError
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
