@@ -72,6 +72,11 @@ class Home:
         """There while a worker is wanted that hasn't begun."""
         return self.root / "worker.todo"
 
+    @property
+    def work_under_way(self) -> Path:
+        """There while a worker is at it, and after one that was killed."""
+        return self.root / "worker.doing"
+
     def make(self) -> None:
         """Make what is missing, readable by its owner alone (I9).
 

@@ -112,11 +112,13 @@ async def worker_at_rest(home: Home) -> None:
     import anyio
 
     with anyio.move_on_after(WORKER_LIMIT_S):
-        while home.work_to_do.exists():
+        while home.work_to_do.exists() or home.work_under_way.exists():
             await anyio.sleep(0.02)
         async with file_lock(home.worker_lock, wait_s=WORKER_LIMIT_S):
             pass
-    require(not home.work_to_do.exists(), "the home's worker doesn't begin")
+    require(
+        not home.work_to_do.exists() and not home.work_under_way.exists(), "the home's worker doesn't begin"
+    )
 
 
 def check_home(host: ramet.Host, family: Family) -> None:

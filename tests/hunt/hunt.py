@@ -44,6 +44,7 @@ def run_sequence(
             return
         home = Path(tempfile.mkdtemp(dir=config.cache_directory(), prefix="tests-hunt-"))
         hunt = Hunt(home, kind, limits, tally, killer)
+        hunt.seed = seed
         ran.append(hunt)
         try:
             anyio.run(hunt.run, steps)

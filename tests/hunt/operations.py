@@ -12,9 +12,11 @@ from ramet.engine import compaction, worker
 from ramet.engine.forks import ForkCall
 from ramet.engine.manifest import read_manifest
 from ramet.engine.results import ForkError
+from ramet.host.locks import file_lock
 from ramet.paths import Home
 
 Verb = str
+LOCK_LIMIT_S = 60.0
 LIVES_ON = {"pause", "resume", "standby", "restore", "rewind", "template", "stop", "start", "remove"}
 """Verbs that change the one instance that they are asked of."""
 
@@ -77,11 +79,18 @@ async def perform(host: ramet.Host, operation: Operation) -> None:
         case "compact":
             directory = Path(operation.file)
             driver = host._opened.driver(read_manifest(directory).driver)
-            with eager_compaction():
-                await compaction.compact_capture(directory, driver)
+            home = Home(host.home)
+            # As the home's worker does it: should this process be killed, the next one finds work to do.
+            async with file_lock(home.worker_lock, wait_s=LOCK_LIMIT_S):
+                home.work_under_way.touch()
+                with eager_compaction():
+                    await compaction.compact_capture(directory, driver)
+                home.work_under_way.unlink()
         case "work":
+            home = Home(host.home)
+            home.work_to_do.touch()
             with eager_compaction():
-                await worker.work(Home(host.home))
+                await worker.work(home)
         case "nothing":
             pass
         case _:

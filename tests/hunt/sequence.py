@@ -32,6 +32,7 @@ class Hunt(World):
     def __init__(self, home: Path, kind: Kind, limits: Limits, tally: Tally, killer: Killer) -> None:
         super().__init__(home, kind, limits, tally)
         self.journal: list[str] = []
+        self.seed = 0
         self._killer = killer
         self._points: dict[str, int] = {}
         """How many points an operation was seen to pass."""
@@ -61,8 +62,8 @@ class Hunt(World):
             await self._carry_out_plainly(
                 Operation("fork", vm.id, self.steps.name("f"), self.limits.guests - 1)
             )
-        for seed in steps:
-            self.steps.choices = Choices(seed)
+        for number in steps:
+            self.steps.choices = Choices(number, self.seed)
             with anyio.fail_after(STEP_LIMIT_S):
                 await self._step()
         with anyio.fail_after(STEP_LIMIT_S * 4):

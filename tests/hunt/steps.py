@@ -29,10 +29,12 @@ WEIGHT = {"template": 1, "stop": 1, "standby": 3, "restore": 6, "start": 6, "pau
 
 
 class Choices:
-    """A step's choices: all from one number, so that a step is the same whichever steps were before it."""
+    """A step's choices: all from its number and the sequence's seed, so that it is the same whichever steps
+    were before it.
+    """
 
-    def __init__(self, seed: int) -> None:
-        self._random = Random(seed)
+    def __init__(self, number: int, seed: int = 0) -> None:
+        self._random = Random(f"{seed}-{number}")
 
     def pick(self, options: Sequence[T]) -> T:
         """One of `options`."""

@@ -23,7 +23,7 @@ from ramet.disk.clone import clone_directory
 from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
 from ramet.drivers.api import Ability, Driver, Vmm
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, check_part, read_manifest
+from ramet.engine.manifest import Manifest, check_part, is_part_name, read_manifest
 from ramet.engine.proof import prove
 from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, WrongStateError
@@ -43,9 +43,9 @@ from ramet.paths import (
 )
 
 READY_LIMIT_S = 60.0
-_COMPACTED_MEANWHILE = 3
 _SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, RECEIPT_FILE)
 """What a capture's directory has that is of no meaning to what is brought up from it."""
+_COMPACTED_MEANWHILE = 3
 
 
 class ForkOptions(NamedTuple):
@@ -149,7 +149,10 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions)
     source, manifest = origin.directory, origin.manifest
     for part in manifest.parts:
         check_part(manifest, source, part)  # one that is missing is damage, not a link that failed
-    skipped = {*manifest.parts, *_SOURCES_OWN}
+    # What is called as parts are and isn't one is a compaction's, under way or killed on its way.
+    with filesystem_errors("read", source):
+        unnamed = [one.name for one in source.iterdir() if is_part_name(one.name)]
+    skipped = {*manifest.parts, *_SOURCES_OWN, *unnamed}
     clone_directory(source, directory, skip_rel_paths=frozenset(skipped))
     directory.chmod(0o700)
     with filesystem_errors("link the manifest into", directory):

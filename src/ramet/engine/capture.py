@@ -43,7 +43,7 @@ from ramet.host.share import share_file
 from ramet.host.staging import memory_file, write_out
 from ramet.memory.delta import write_delta, write_mem_file
 from ramet.memory.integrity import digest, facts_of
-from ramet.memory.mappings import FileIdentity, identity_of
+from ramet.memory.mappings import FileIdentity, blocks_of_open_file, identity_of
 from ramet.memory.pagemap import Run
 from ramet.memory.pages import LivePages, Pages, StagedPages, Stretch, stage
 from ramet.memory.ram import changed_pages
@@ -305,7 +305,10 @@ def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | Non
     if not running.mem_inode:
         return None
     mem = own / MEM_FILE
-    if identity_of(mem) != (running.mem_device, running.mem_inode):
+    if not mem.exists() or identity_of(mem) != (running.mem_device, running.mem_inode):
+        # A freeze that failed had put the captured memory in the place of the one that is all holes.
+        if blocks_of_open_file(running.process.pid, running.mem_inode) == 0:
+            return None
         raise DamagedError(f"{mem} isn't the file any more that its VMM has mapped")
     if allocated_bytes(mem) == 0:
         return None

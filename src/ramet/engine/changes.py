@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from ramet.disk.volumes import files_of
 from ramet.drivers.api import FreezesDisks, Vmm
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
@@ -20,6 +21,7 @@ from ramet.engine.staged import settle_replacement
 from ramet.errors import NotFoundError, VmmError
 from ramet.host import processes
 from ramet.host.files import TEMPORARY_PREFIX
+from ramet.memory.mappings import identity_of
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Change, Pending, Record, RunningVmm
 from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
@@ -65,6 +67,9 @@ async def recover(context: Context, record: Record) -> None:
         record = context.store.get(record.id)
         if record.pending is None or processes.is_alive(record.pending.by):
             return
+        if record.pending.what in {"restore", "rewind"}:
+            # First: how its VMM ended is said in the directory that it works in.
+            await settle_replacement(context, record)
         fact = observe(context, record).record
         match record.pending.what:
             case "stop":
@@ -72,8 +77,6 @@ async def recover(context: Context, record: Record) -> None:
                 if fact.vmm is not None:
                     await processes.kill(fact.vmm.process)
                 fact = fact if fact.state is State.STOPPED else fact.moved(Move.STOP)
-            case "restore" | "rewind":
-                await settle_replacement(context, fact)
             case "pause" | "resume" | "template" | "standby" | "capture" if fact.vmm is not None:
                 fact = await _as_the_vmm_says(context, record)
             case _:
@@ -97,7 +100,9 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
         if record.pending is not None and record.pending.what in {"template", "standby", "capture"}:
             if record.state is State.RUNNING:
                 await vmm.resume()
-            return await with_disks_as_they_are(record, vmm)
+            settled = await with_disks_as_they_are(record, vmm)
+            await _drop_unused_overlays(context.directory(record), settled, vmm)
+            return settled
         runs = await vmm.status() == "running"
     except VmmError:
         return record
@@ -124,17 +129,33 @@ async def with_disks_as_they_are(record: Record, vmm: Vmm) -> Record:
     )
 
 
+async def _drop_unused_overlays(directory: Path, record: Record, vmm: Vmm) -> None:
+    """Remove the overlays that a capture had made and not switched to."""
+    if not isinstance(vmm, FreezesDisks):
+        return
+    for disk in record.machine.disks:
+        chain = files_of(disk)
+        for left in directory.glob(f"{disk.name}-*.qcow2"):
+            if left.name not in chain:
+                unused = msgspec.structs.replace(disk, file=left.name, backing=chain)
+                await vmm.drop_overlays([(disk, unused)])
+                left.unlink(missing_ok=True)
+
+
 def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
     """Remove what an unfinished publication left in the directory of an instance that is no capture.
 
-    A VMM without a mem-file has no use for one that was saved from it, which is as large as its guest's RAM.
-    Under the name of a mem-file that a VMM has mapped stays whatever lies there now.
+    A VMM has no use for a mem-file that was saved from it, which may be as large as its guest's RAM: the one
+    that it has mapped stays, with or without a name.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
         leftover.unlink(missing_ok=True)
     if vmm is not None:
         for part in (MANIFEST_FILE, DELTA_FILE, *(() if vmm.mem_inode else (MEM_FILE, VMSTATE_FILE))):
             (directory / part).unlink(missing_ok=True)
+        mem = directory / MEM_FILE
+        if mem.exists() and identity_of(mem) != (vmm.mem_device, vmm.mem_inode):
+            mem.unlink()
 
 
 async def end_orphans(context: Context) -> None:
@@ -149,10 +170,11 @@ async def end_orphans(context: Context) -> None:
     records = {context.directory(record): record for record in context.store.all()}
     for directory, running in found.items():
         record = records.get(directory)
-        if record is None or _is_being_made(record):
+        if record is not None and _is_being_made(record):
             continue
         for process in running:
-            if record.vmm is None or record.vmm.process != process:
+            # Without a record: removed by force, while it was being brought up by a ramet that then died.
+            if record is None or record.vmm is None or record.vmm.process != process:
                 await processes.kill(process)
 
 

@@ -17,12 +17,12 @@ import msgspec
 from ramet.disk.chains import chain_of, flatten_chain
 from ramet.disk.volumes import files_of, next_overlay
 from ramet.drivers.api import Driver
-from ramet.engine.manifest import Manifest, Memory, Part, read_manifest
+from ramet.engine.manifest import Manifest, Memory, Part, is_part_name, read_manifest
 from ramet.host.files import TEMPORARY_PREFIX, write_durably
 from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.record import Disk, Machine
-from ramet.paths import MANIFEST_FILE
+from ramet.paths import MANIFEST_FILE, MEM_FILE
 
 SHORTEN_ABOVE_FILES = 16
 """How many files a disk may lie over before its chain is shortened."""
@@ -53,10 +53,11 @@ async def compact_capture(directory: Path, driver: Driver) -> bool:
 
 def _compact(directory: Path, driver: Driver) -> bool:
     manifest = read_manifest(directory)
-    for left in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        left.unlink(missing_ok=True)
+    _sweep(directory, manifest)
     if not wants_compaction(manifest):
         return False
+    if manifest.arguments is not None and manifest.arguments != driver.arguments(manifest.machine):
+        return False  # another ramet's machine: what would be written here is compared before a restore
     made: list[str] = []
     try:
         compacted = _with_whole_memory(directory, manifest, made)
@@ -67,16 +68,25 @@ def _compact(directory: Path, driver: Driver) -> bool:
         for name in made:
             (directory / name).unlink(missing_ok=True)
         raise
-    for name in manifest.parts.keys() - compacted.parts.keys():
-        (directory / name).unlink(missing_ok=True)
+    _sweep(directory, compacted)
     return True
+
+
+def _sweep(directory: Path, manifest: Manifest) -> None:
+    """Remove what is called as parts are and isn't one: those before a compaction, or after one that was
+    killed on its way.
+    """
+    for found in directory.iterdir():
+        unnamed = is_part_name(found.name) and found.name not in manifest.parts
+        if unnamed or found.name.startswith(TEMPORARY_PREFIX):
+            found.unlink(missing_ok=True)
 
 
 def _with_whole_memory(directory: Path, manifest: Manifest, made: list[str]) -> Manifest:
     base, delta = manifest.memory.base, manifest.memory.delta
     if delta is None or manifest.memory.delta_bytes <= COMPACT_ABOVE_BYTES:
         return manifest
-    whole = f"mem-{secrets.token_hex(4)}"
+    whole = f"{MEM_FILE}-{secrets.token_hex(4)}"
     made.append(whole)
     compact(directory / base, directory / delta, directory / whole, mode=manifest.parts[base].facts.mode)
     parts = {name: part for name, part in manifest.parts.items() if name not in (base, delta)}

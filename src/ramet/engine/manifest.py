@@ -6,6 +6,8 @@ holds what another host needs to know to bring the capture up.
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -16,8 +18,10 @@ from ramet.host.cpu import host_cpu
 from ramet.memory.integrity import PartFacts, check
 from ramet.model.record import HostCpu, Machine, RamRegion
 from ramet.paths import MANIFEST_FILE, MEM_FILE
+from ramet.units import format_bytes
 
 FORMAT = 2
+_PART_NAMES = re.compile(r"(mem|delta)(-[0-9a-f]+)?|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)")
 LONGEST_BYTES = 4 << 20
 """A manifest has some kilobytes; one from elsewhere isn't read further than this."""
 
@@ -106,6 +110,13 @@ def require_whole(manifest: Manifest, *, where: str) -> None:
         raise DamagedError(f"{where} names a part {foreign[0]!r}, which is no plain file name")
 
 
+def is_part_name(name: str) -> bool:
+    """Whether a capture's parts are called so. A part of any other name could be taken for something else of
+    the instance that it is linked into: its log, its socket, its settings.
+    """
+    return _PART_NAMES.fullmatch(name) is not None
+
+
 def is_plain_name(name: str) -> bool:
     """Whether `name` can be nothing but a file in the directory that it is looked for in."""
     return 0 < len(name) <= 64 and name[0] != "." and all(c.isalnum() or c in "-_." for c in name)
@@ -155,6 +166,13 @@ async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -
                 f"{name} was saved from another machine: {_difference(manifest.arguments, here)}",
                 hint="make the capture again, or use the ramet that made it",
             )
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if manifest.machine.memory_bytes > host_bytes:
+        raise UnavailableError(
+            f"{name} has {format_bytes(manifest.machine.memory_bytes)} of memory, more than this machine"
+            f" ({format_bytes(host_bytes)})",
+            hint="bring it up on a larger one",
+        )
     saved_on = manifest.host_cpu
     if saved_on is not None and (why := saved_on.missing(host_cpu())):
         raise UnavailableError(

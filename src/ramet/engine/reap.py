@@ -9,7 +9,7 @@ from ramet.engine.changes import end_orphans, recover
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.removal import discard, sweep
-from ramet.engine.worker import wake_if_forgotten
+from ramet.engine.worker import wake_if_left
 from ramet.errors import RametError
 from ramet.host import processes, rings
 from ramet.model.lifecycle import State
@@ -36,7 +36,7 @@ async def reap(context: Context) -> None:
         if directory.name not in known:
             await _attempt(sweep(directory))
     await snapshots.reap(context, of_snapshots)
-    wake_if_forgotten(context.home)
+    await wake_if_left(context.home)
 
 
 async def _reap_one(context: Context, record: Record) -> None:

@@ -21,6 +21,7 @@ from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
 from ramet.engine.staged import remove_staged
+from ramet.errors import NotFoundError, RametError
 from ramet.host import processes
 from ramet.host.files import exchange, filesystem_errors
 from ramet.model.lifecycle import Move
@@ -69,7 +70,8 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
         _carry(own, staged)
         living = await bring_up(context, driver, wanted, staged, parts, [time.perf_counter()], mark=own)
         try:
-            changed = _enter(context, living, move)
+            entered = staged.stat().st_ino
+            changed = _enter(context, living, move, entered)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await living.vmm.kill()
@@ -79,26 +81,57 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
             await anyio.to_thread.run_sync(remove_staged, staged)
         raise
     with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(exchange, staged, own)
+        try:
+            await anyio.to_thread.run_sync(exchange, staged, own)
+        except RametError:
+            # A filesystem that can't, say. Unless it has, and only couldn't be synced, all is as it was.
+            if not own.exists() or own.stat().st_ino != entered:
+                await _leave(context, record, living)
+                await anyio.to_thread.run_sync(remove_staged, staged)
+                raise
         if record.vmm is not None:
             await processes.kill(record.vmm.process)
         await anyio.to_thread.run_sync(remove_staged, staged)
     return changed
 
 
-def _enter(context: Context, living: Living, move: Move) -> Record:
-    """The row names the new VMM: from here on it is the instance."""
+def _enter(context: Context, living: Living, move: Move, inode: int) -> Record:
+    """The row names the new VMM, and the directory that is to be its own: from here on it is the instance."""
     new = living.record
-    return context.store.change(
-        new.id,
-        lambda one: msgspec.structs.replace(
+
+    def entered(one: Record) -> Record:
+        pending = msgspec.structs.replace(one.pending, staged=inode) if one.pending is not None else None
+        return msgspec.structs.replace(
             one.moved(move, vmm=living.running),
             machine=new.machine,
             generation=new.generation,
             driver=new.driver,
-        ),
-        durable=True,
-    )
+            pending=pending,
+        )
+
+    return context.store.change(new.id, entered, durable=True)
+
+
+async def _leave(context: Context, record: Record, living: Living) -> None:
+    """The row names what it named before, and the new VMM ends."""
+    try:
+        context.store.change(
+            record.id,
+            lambda one: msgspec.structs.replace(
+                one,
+                state=record.state,
+                vmm=record.vmm,
+                reason=record.reason,
+                machine=record.machine,
+                generation=record.generation,
+                driver=record.driver,
+                pending=record.pending,
+            ),
+            durable=True,
+        )
+    except NotFoundError:
+        pass  # removed by force meanwhile
+    await living.vmm.kill()
 
 
 def _carry(own: Path, staged: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,12 +23,14 @@ from ramet.engine.transfer import Imported, export_capture, import_capture
 from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
 from ramet.host.files import (
     filesystem_errors,
+    fsync_directory,
     new_file,
     publish,
     temporary_beside,
     write_durably,
 )
 from ramet.model.names import check_name, invent_name
+from ramet.model.record import Disk
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import MANIFEST_FILE
 from ramet.units import PAGE_SIZE_BYTES, TIB
@@ -95,6 +97,7 @@ async def import_file(context: Context, file: Path | None, *, name: str | None) 
     directory = context.home.snapshot(row.id)
     try:
         imported = await anyio.to_thread.run_sync(_read, context, file, directory)
+        await anyio.to_thread.run_sync(fsync_directory, context.home.snapshots)
         return _publish(context, row, imported.manifest, name)
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -134,7 +137,7 @@ def require_harmless(manifest: Manifest, what: str) -> None:
         "number of ports": 0 <= machine.agent_ports <= _MOST_PORTS,
         # A TAP device is one of this host's: which one isn't for a file to say.
         "network": not machine.nics,
-        "disks": all(_DISK_NAME.fullmatch(disk.name) for disk in machine.disks),
+        "disks": _are_plain(machine.disks),
         "mem-file": manifest.parts[manifest.memory.base].facts.size_bytes == memory_bytes,
         "source": source is not None and re.fullmatch(r"[0-9a-f]{4,64}", source.id) is not None,
     }
@@ -142,6 +145,17 @@ def require_harmless(manifest: Manifest, what: str) -> None:
         raise DamagedError(f"{what} is no snapshot that ramet made: {', '.join(wrong)}")
     assert source is not None
     check_name(source.name)
+
+
+def _are_plain(disks: Sequence[Disk]) -> bool:
+    """Whether each has files of its own, called as a disk's are."""
+    files = [name for disk in disks for name in files_of(disk)]
+    return len(files) == len(set(files)) and all(
+        _DISK_NAME.fullmatch(disk.name)
+        and all(re.fullmatch(rf"{disk.name}(-[0-9]+)?\.{disk.format}", name) for name in files_of(disk))
+        and (disk.format == "qcow2" or not disk.backing)
+        for disk in disks
+    )
 
 
 def _require_disks(manifest: Manifest, directory: Path, what: str) -> None:

@@ -22,11 +22,12 @@ from ramet.engine.capture import Captured, capture
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, Source, check_part, read_manifest
+from ramet.engine.transfer import with_new_facts
 from ramet.engine.worker import wake_for_capture, wake_for_machine
 from ramet.errors import NameTakenError, NotFoundError, RametError, UsageError, WrongStateError
 from ramet.host import processes
 from ramet.host.clock import now
-from ramet.host.files import filesystem_errors, fsync_directory, write_durably
+from ramet.host.files import filesystem_errors, fsync_directory, open_regular, sync, write_durably
 from ramet.host.share import share_file
 from ramet.memory.integrity import digest
 from ramet.model.lifecycle import State, article, next_step
@@ -77,7 +78,7 @@ async def passing(context: Context, record: Record) -> AsyncIterator[tuple[Snaps
             yield row, captured
         finally:
             with anyio.CancelScope(shield=True):
-                await remove(context, row)
+                await _attempt(remove(context, row))  # the forks are there, and are handed over
 
 
 def _wake_for_source(context: Context, record: Record) -> None:
@@ -109,7 +110,7 @@ async def _making(
         yield row, directory
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await remove(context, row)
+            await _attempt(remove(context, row))  # what it failed with is what matters
         raise
 
 
@@ -159,9 +160,13 @@ def _link(origin: Origin, source: Record, labels: dict[str, str], directory: Pat
     manifest = origin.manifest
     for part in manifest.parts:
         check_part(manifest, origin.directory, part)
-        share_file(origin.directory / part, directory / part)
+        if share_file(origin.directory / part, directory / part).mode != "shared":
+            with filesystem_errors("sync", directory / part), open_regular(directory / part) as copy:
+                sync(copy)
     said = Source(id=source.id, name=source.name, state=source.state, parent=source.parent)
-    described = msgspec.structs.replace(manifest, source=said, labels=labels, created_at=now())
+    described = msgspec.structs.replace(
+        with_new_facts(manifest, directory), source=said, labels=labels, created_at=now()
+    )
     write_durably(directory / MANIFEST_FILE, described.encoded())
 
 

@@ -12,7 +12,7 @@ import anyio.to_thread
 from ramet.engine.context import Context
 from ramet.host import processes
 from ramet.host.files import exchange, filesystem_errors
-from ramet.model.record import ProcessRef, Record
+from ramet.model.record import Record
 
 
 def remove_staged(staged: Path) -> None:
@@ -29,7 +29,8 @@ async def settle_replacement(context: Context, record: Record) -> None:
     The caller holds the instance's lock.
     """
     own, staged = context.directory(record), context.home.staged(record.id)
-    if staged.exists() and record.vmm is not None and _works_in(record.vmm.process, staged):
+    entered = record.pending.staged if record.pending is not None else None
+    if entered is not None and _is(staged, entered):
         await anyio.to_thread.run_sync(exchange, staged, own)
     for process in processes.spawned_in(own):
         if record.vmm is None or record.vmm.process != process:
@@ -37,9 +38,9 @@ async def settle_replacement(context: Context, record: Record) -> None:
     await anyio.to_thread.run_sync(remove_staged, staged)
 
 
-def _works_in(process: ProcessRef, directory: Path) -> bool:
-    """Whether that is the process's working directory, whatever the directory is called by now."""
+def _is(directory: Path, inode: int) -> bool:
+    """Whether that is the directory, whatever it was called before. Its VMM may have died with its ramet."""
     try:
-        return Path(f"/proc/{process.pid}/cwd").samefile(directory)
-    except OSError:
+        return directory.stat().st_ino == inode
+    except FileNotFoundError:
         return False

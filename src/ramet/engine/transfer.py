@@ -7,7 +7,6 @@ what their manifest says of them. Both directions block, so they run in a worker
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from ramet.engine.manifest import Manifest, Part, check_part, decode_manifest
+from ramet.engine.manifest import Manifest, Part, check_part, decode_manifest, is_part_name
 from ramet.errors import DamagedError, FilesystemError
 from ramet.host.archive import MAX_MANIFEST_BYTES, MAX_PARTS, ArchiveFacts, ArchiveReader, write_archive
 from ramet.host.files import (
@@ -29,12 +28,6 @@ from ramet.host.files import (
 )
 from ramet.memory.integrity import digest, facts_of
 from ramet.units import format_bytes
-
-PART_NAMES: Final = re.compile(
-    r"(mem|delta)(-[0-9a-f]+)?|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)"
-)
-"""All names that a capture's parts have. A part of any other name could be taken for something else of the
-instance that it is linked into: its log, its socket, its settings."""
 
 _AGAIN: Final = "export it again"
 
@@ -163,7 +156,7 @@ def _checked_manifest(encoded: bytes, name: str) -> Manifest:
     if len(manifest.parts) > MAX_PARTS:
         raise DamagedError(f"{name} names {len(manifest.parts)} parts, more than {MAX_PARTS}")
     for part, what in manifest.parts.items():
-        if not PART_NAMES.fullmatch(part):
+        if not is_part_name(part):
             raise DamagedError(f"{name} names {part!r}, which no part of a capture is called")
         if what.facts.size_bytes < 0:
             raise DamagedError(f"{name} gives {part} {what.facts.size_bytes} bytes")

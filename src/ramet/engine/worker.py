@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -58,19 +59,27 @@ def _wake_for_work(home: Home) -> None:
     try:
         os.close(os.open(home.work_to_do, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        wake_if_forgotten(home)  # else one is on its way, which will look here too
-    else:
-        wake(home)
+        return  # a worker is on its way that hasn't begun: it will look here too
+    wake(home)
 
 
-def wake_if_forgotten(home: Home) -> None:
-    """Start a worker for a home if one was wanted long ago and hasn't begun: it was killed on its way."""
+async def wake_if_left(home: Home) -> None:
+    """Start the home's worker when there is work that nobody is at, because the last one was killed."""
+    if not home.work_under_way.exists() and not _is_forgotten(home.work_to_do):
+        return
     try:
-        if time.time() - home.work_to_do.stat().st_mtime > _ANOTHER_S:
-            os.utime(home.work_to_do)
-            wake(home)
+        async with file_lock(home.worker_lock, wait_s=0):
+            pass
+    except LockBusyError:
+        return
+    wake(home)
+
+
+def _is_forgotten(asked: Path) -> bool:
+    try:
+        return time.time() - asked.stat().st_mtime > _ANOTHER_S
     except FileNotFoundError:
-        pass  # none is wanted, or it has just begun
+        return False
 
 
 def wake(home: Home) -> None:
@@ -98,7 +107,8 @@ async def work(home: Home) -> int:
     done = 0
     busy = LockBusyError("another worker is at work in this home")
     async with file_lock(home.worker_lock, wait_s=_ANOTHER_S, busy=busy):
-        home.work_to_do.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            home.work_to_do.replace(home.work_under_way)
         store = Store(home.database)
         drivers = {driver.name: driver for driver in installed_drivers()}
         try:
@@ -114,6 +124,8 @@ async def work(home: Home) -> int:
                     continue
         finally:
             store.close()
+        # Not before: when this process is killed, the next ramet process finds that there is work.
+        home.work_under_way.unlink(missing_ok=True)
     return done
 
 

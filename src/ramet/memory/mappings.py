@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ramet.errors import WrongStateError
+from ramet.errors import UnavailableError, WrongStateError
 from ramet.host.files import filesystem_errors, open_regular
 from ramet.memory.procfs import read_proc
 from ramet.units import FileOffset, HostVirtual
@@ -81,6 +82,28 @@ def identity_of(path: Path) -> FileIdentity:
                             _DEVICES[facts.st_dev] = area.identity.device
                         return area.identity
     return FileIdentity(facts.st_dev, facts.st_ino)
+
+
+def blocks_of_open_file(pid: int, inode: int) -> int | None:
+    """How many blocks (`st_blocks`) the file with that inode has which the process has open, whatever has
+    become of its name; None when it has none open. Of several with that number it is the most.
+
+    Raises `UnavailableError` when its descriptors can't be looked at.
+    """
+    found = []
+    try:
+        for one in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                facts = one.stat()
+            except FileNotFoundError:
+                continue  # closed meanwhile
+            if stat.S_ISREG(facts.st_mode) and facts.st_ino == inode:
+                found.append(facts.st_blocks)
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise UnavailableError(f"what process {pid} has open can't be looked at") from error
+    return max(found, default=None)
 
 
 def areas(pid: int, within: tuple[int, int] | None = None) -> Iterator[Area]:

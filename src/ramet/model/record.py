@@ -135,6 +135,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
 
     what: Change
     by: ProcessRef
+    staged: int | None = None
+    """The inode of the directory that is to become the instance's: its VMM is the record's already."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
