@@ -36,7 +36,7 @@ EVERY_POINT = os.environ.get("RAMET_TEST_EVERY_POINT") == "1"
 BOOTING = {"run", "start"}
 # Captures and what is brought up from them have about a hundred points each: other ones in each run.
 MANY_STEPS = {"branch", "snapshot", "come", "standby", "restore", "rewind"}
-MOST_POINTS = 14
+MOST_POINTS = 10
 
 
 QEMU = ("qemu", "builtin", "128M")
