@@ -58,6 +58,7 @@ missing_for_tests() {
     compgen -G '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a' >/dev/null ||
         printf '%s\n' clang libclang-rt-dev
     have qemu-aarch64 || echo qemu-user
+    have strace || echo strace
     have sqlite3 || echo sqlite3
     have debootstrap || [[ -x /usr/sbin/debootstrap ]] || echo debootstrap
 }
