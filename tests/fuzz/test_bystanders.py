@@ -18,6 +18,7 @@ from ramet.errors import GuestLostError, ProtocolError
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecRequest, Message, put
+from ramet.host.streams import connect_stream
 from ramet.units import MIB
 
 from .lying_guest import LyingGuest
@@ -90,7 +91,7 @@ async def test_a_flood_does_not_hold_up_a_neighbour(tmp_path: Path) -> None:
         return flood * 14 if frame.type == Message.PING else b""
 
     async with (
-        await anyio.connect_unix(tmp_path / "agent0.sock") as neighbour,
+        connect_stream(tmp_path, "agent0.sock") as neighbour,
         AgentClient.connect(neighbour) as good,
         guest_that(answer, last=Message.PING) as evil,
         anyio.create_task_group() as tasks,
@@ -120,7 +121,7 @@ async def test_what_is_to_be_ignored_changes_nothing(tmp_path: Path) -> None:
     liar._on_living_streams = False
     data = rng.randbytes(1 << 20)
     async with (
-        await anyio.connect_unix(tmp_path / "agent0.sock") as agent_side,
+        connect_stream(tmp_path, "agent0.sock") as agent_side,
         await anyio.abc.UNIXSocketStream.from_socket(near) as stream,
         await anyio.abc.UNIXSocketStream.from_socket(far) as client_side,
         anyio.create_task_group() as tasks,

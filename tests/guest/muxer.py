@@ -12,6 +12,7 @@ import anyio
 import anyio.abc
 
 from ramet.guest.vsock import SOCKET
+from ramet.host.streams import connect_stream
 
 CONNECT = b"CONNECT 1024\n"
 
@@ -64,7 +65,7 @@ def serves(agent: Path) -> Deed:
 
     async def deed(stream: anyio.abc.ByteStream) -> None:
         await asked(stream)
-        async with await anyio.connect_unix(agent) as guest, anyio.create_task_group() as tasks:
+        async with connect_stream(agent.parent, agent.name) as guest, anyio.create_task_group() as tasks:
             await stream.send(b"OK 1073741824\n")
             tasks.start_soon(_pass_on, guest, stream)
             tasks.start_soon(_pass_on, stream, guest)

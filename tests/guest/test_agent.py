@@ -37,6 +37,7 @@ from ramet.guest.messages import (
     put_text,
 )
 from ramet.guest.ports import claim_port
+from ramet.host.streams import connect_stream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("agent_process")]
 
@@ -44,7 +45,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixture
 @asynccontextmanager
 async def session(directory: Path) -> AsyncIterator[AgentClient]:
     async with (
-        await anyio.connect_unix(directory / "agent0.sock") as stream,
+        connect_stream(directory, "agent0.sock") as stream,
         AgentClient.connect(stream, timeout_s=5) as agent,
     ):
         yield agent
@@ -255,7 +256,7 @@ async def test_detached_commands_live_on_and_are_listed(tmp_path: Path) -> None:
 
 async def test_orphans_neither_block_nor_die(tmp_path: Path) -> None:
     done = tmp_path / "done"
-    async with await anyio.connect_unix(tmp_path / "agent0.sock") as stream:
+    async with connect_stream(tmp_path, "agent0.sock") as stream:
         script = sh(f"cat; head -c 3000000 /dev/zero; echo $? > {done}; exec sleep 60")
         async with AgentClient.connect(stream) as agent:
             manager = agent.start(ExecRequest(script.argv, stdin_open=True))
@@ -268,7 +269,7 @@ async def test_orphans_neither_block_nor_die(tmp_path: Path) -> None:
 
 
 async def test_a_new_session_on_the_same_stream_orphans_the_old(tmp_path: Path) -> None:
-    async with await anyio.connect_unix(tmp_path / "agent0.sock") as stream:
+    async with connect_stream(tmp_path, "agent0.sock") as stream:
         async with AgentClient.connect(stream) as first:
             await first._connection.send(Message.EXEC, 77, sh("yes").encode())
             await first.ping()

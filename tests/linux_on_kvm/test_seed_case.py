@@ -98,11 +98,11 @@ async def test_forks_share_are_themselves_and_outlive_their_source(source: ramet
         result = await fork.exec("timeout", "60", "sh", "-c", script)
         assert result.ok, f"{fork.name}: the counter of the source stands still"
 
-    # A fork can be forked in its turn, and that doesn't touch the file that its sibling runs on.
+    # A fork can be forked in its turn, over the same file, and that doesn't touch what its sibling runs on.
     sibling = digest(second.directory / "mem")
     again = await first.template()
-    assert (again.directory / "mem").stat().st_ino != inode
     (grandchild,) = await again.fork(1, require_shared=all_shared)
+    assert grandchild.receipt.memory.mode in {"delta", "shared"}  # shared once the delta has been compacted
     await again.remove()
     assert grandchild.receipt.identity.generation == 3
     assert (await said(grandchild, "head -n 1 /tmp/data")) == "pattern-0"

@@ -159,7 +159,7 @@ plainly(
     "snapshot create --name base living",
     7,
     "name_taken",
-    "a snapshot of it named base",
+    "a snapshot named base",
     "another name",
 )
 plainly(

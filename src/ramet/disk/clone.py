@@ -15,7 +15,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
@@ -59,6 +59,7 @@ def clone_directory(
     destination: Path,
     *,
     skip_rel_paths: Collection[str | PurePath] = frozenset(),
+    leave_out: Callable[[str], bool] = lambda name: False,
     allow_reflink: bool = True,
 ) -> list[ClonedFile]:
     """Create `destination` with what `source` holds, less what is skipped or left out; a result a file.
@@ -66,7 +67,8 @@ def clone_directory(
     Files are reflinked or sparsely copied, hard links become separate files, symbolic links are copied as
     links and never followed. Permissions and modification times (ns) are kept, of files, directories and
     links; set-id bits only where the owner stays the same. `skip_rel_paths` are files or whole directories,
-    relative to `source`: they are neither walked nor opened nor looked at.
+    relative to `source`: they are neither walked nor opened nor looked at. Nor is whatever `leave_out` says
+    yes to, by its name, anywhere in the tree, also what comes into being while it is walked.
 
     Nothing is synced. Raises `UsageError` when a path to skip leads out of the tree or `destination` is
     inside `source`, and `FilesystemError`, which names the file; `destination` is gone then, unless it
@@ -78,7 +80,7 @@ def clone_directory(
     with filesystem_errors("create", destination):
         destination.mkdir(mode=0o700)
     try:
-        walk = _Walk(source, destination, skipped, allow_reflink)
+        walk = _Walk(source, destination, skipped, leave_out, allow_reflink)
         with filesystem_errors("clone", source), _opened(source) as origin, _opened(destination) as copy:
             walk.directory(origin, copy, "")
         walk.finish()
@@ -95,11 +97,17 @@ class _Walk:
     """
 
     def __init__(
-        self, source: Path, destination: Path, skipped: Collection[str], allow_reflink: bool
+        self,
+        source: Path,
+        destination: Path,
+        skipped: Collection[str],
+        leave_out: Callable[[str], bool],
+        allow_reflink: bool,
     ) -> None:
         self.source = source
         self.destination = destination
         self.skipped = skipped
+        self.leave_out = leave_out
         self.allow_reflink = allow_reflink
         self.cloned: list[ClonedFile] = []
         self.directories: list[_Directory] = []
@@ -109,7 +117,7 @@ class _Walk:
         self.directories.append(_Directory(path, os.fstat(origin)))
         for name in sorted(os.listdir(origin)):
             below = f"{path}/{name}" if path else name
-            if below in self.skipped or any(fnmatchcase(name, pattern) for pattern in LEFT_OUT):
+            if below in self.skipped or self.leave_out(name) or _is_left_out(name):
                 continue
             with filesystem_errors("clone", self.source / below):
                 self._entry(origin, copy, name, below)
@@ -143,6 +151,10 @@ class _Walk:
             os.fchmod(new, _mode(facts))
             os.utime(new, ns=(facts.st_atime_ns, facts.st_mtime_ns))
         self.cloned.append(ClonedFile(path, made.mode, made.reason, facts.st_size, made.bytes_copied))
+
+
+def _is_left_out(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in LEFT_OUT)
 
 
 @contextmanager

@@ -150,10 +150,8 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions)
     for part in manifest.parts:
         check_part(manifest, source, part)  # one that is missing is damage, not a link that failed
     # What is called as parts are and isn't one is a compaction's, under way or killed on its way.
-    with filesystem_errors("read", source):
-        unnamed = [one.name for one in source.iterdir() if is_part_name(one.name)]
-    skipped = {*manifest.parts, *_SOURCES_OWN, *unnamed}
-    clone_directory(source, directory, skip_rel_paths=frozenset(skipped))
+    skipped = frozenset({*manifest.parts, *_SOURCES_OWN})
+    clone_directory(source, directory, skip_rel_paths=skipped, leave_out=is_part_name)
     directory.chmod(0o700)
     with filesystem_errors("link the manifest into", directory):
         share_file(source / MANIFEST_FILE, directory / ORIGIN_FILE)
