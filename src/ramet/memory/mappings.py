@@ -161,17 +161,5 @@ def find_mapping(pid: int, file_identity: tuple[int, int]) -> list[Mapping]:
     return found
 
 
-def find_anonymous(pid: int, length_bytes: int) -> list[Mapping]:
-    """Where the process has that much anonymous private memory in one piece: the RAM of a guest whose VMM was
-    started without a mem-file. For accounting only: offsets in it are not offsets in a mem-file (above
-    3.25 GiB guest RAM has a gap). Empty when there is none. Raises as `areas` does.
-    """
-    return [
-        Mapping(HostVirtual(area.start), area.end - area.start, FileOffset(0), area.identity)
-        for area in areas(pid)
-        if area.private and area.identity.inode == 0 and area.end - area.start >= length_bytes
-    ]
-
-
 def _file_end(mapping: Mapping) -> int:
     return mapping.file_offset + mapping.length_bytes
