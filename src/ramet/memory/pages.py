@@ -8,7 +8,6 @@ Everything here may run in a worker thread.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -18,7 +17,7 @@ from typing import Final, NamedTuple, Protocol, Self
 
 from ramet.errors import UnavailableError
 from ramet.memory.pagemap import Run
-from ramet.memory.transfer import read_memory
+from ramet.memory.transfer import address_of, read_memory
 from ramet.units import KIB, MIB, PAGE_SIZE_BYTES, format_bytes
 
 BUFFER_BYTES: Final = 4 * MIB
@@ -124,7 +123,7 @@ def stage(pid: int, runs: Sequence[Run]) -> StagedPages:
         return StagedPages(pieces, None)
     memory = _memory(positions[-1])
     try:
-        read_memory(pid, [run.host_start or 0 for run in read], lengths, _address(memory))
+        read_memory(pid, [run.host_start or 0 for run in read], lengths, address_of(memory))
     except BaseException:
         memory.close()
         raise
@@ -151,7 +150,7 @@ class LivePages:
         """As `Pages.batches`."""
         buffer = bytearray(BUFFER_BYTES)
         whole = memoryview(buffer)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        address = address_of(buffer)
         for group in _groups(self._runs):
             read = [piece for piece in group if piece.host_start is not None]
             read_memory(
@@ -244,10 +243,6 @@ def _memory(length_bytes: int) -> mmap.mmap:
         except (OSError, AttributeError):
             pass  # this kernel has none
     return memory
-
-
-def _address(memory: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _available_bytes() -> int:
