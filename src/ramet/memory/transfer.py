@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from ramet.errors import UnavailableError, VmmError, WrongStateError
+from ramet.host.libc import libc
 from ramet.memory.procfs import PTRACE_HINT
 
 IOV_MAX: Final = 1024  # UIO_MAXIOV, linux/uio.h
@@ -75,9 +76,8 @@ def _move(verb: _Verb, pid: int, starts: Sequence[int], lengths: Sequence[int], 
 
 @functools.cache
 def _call(verb: _Verb) -> ctypes._NamedFuncPointer:
-    libc = ctypes.CDLL(None, use_errno=True)
     try:
-        call = libc.process_vm_readv if verb == "read" else libc.process_vm_writev
+        call = libc().process_vm_readv if verb == "read" else libc().process_vm_writev
     except AttributeError:
         raise UnavailableError("another process's memory can be had on Linux only") from None
     call.restype = ctypes.c_ssize_t
