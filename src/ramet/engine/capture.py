@@ -41,8 +41,6 @@ from ramet.memory.ram import changed_pages
 from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Record
 
-_CLOCK_LIMIT_S = 5.0
-
 T = TypeVar("T")
 
 
@@ -97,7 +95,7 @@ async def capture(
         write = partial(publish, plan, UntilCancelled(pages), vmstate, digests, labels or {})
         if goes_on and record.state is State.RUNNING:
             connections_may_be_cut(context, record)
-            manifest = await _beside(write, partial(correct_clock, context, record, _CLOCK_LIMIT_S))
+            manifest = await _beside(write, partial(correct_clock, context, record))
         else:
             manifest = await anyio.to_thread.run_sync(write)
     # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
