@@ -18,7 +18,7 @@ import msgspec
 
 from ramet.errors import UnavailableError, WrongStateError
 from ramet.host.files import filesystem_errors, open_regular
-from ramet.memory.procfs import read_proc
+from ramet.memory.procfs import PTRACE_HINT, read_proc
 from ramet.units import FileOffset, HostVirtual
 
 
@@ -102,7 +102,9 @@ def blocks_of_open_file(pid: int, inode: int) -> int | None:
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        raise UnavailableError(f"what process {pid} has open can't be looked at") from error
+        raise UnavailableError(
+            f"what process {pid} has open can't be looked at: {error.strerror}", hint=PTRACE_HINT
+        ) from error
     return max(found, default=None)
 
 
