@@ -25,6 +25,7 @@ _WINDOW_BYTES: Final = 64 * KIB
 _HUGE_PAGE_BYTES: Final = 2 * MIB
 _HUGE_FROM_BYTES: Final = 512 * KIB
 _ASK_FROM_BYTES: Final = 64 * MIB
+_FREE_SOME: Final = "free some memory: `ramet stats` says what each instance uses"
 _ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
 _ZERO_WINDOW: Final = bytes(_WINDOW_BYTES)
 
@@ -226,7 +227,8 @@ def _memory(length_bytes: int) -> mmap.mmap:
     if length_bytes >= _ASK_FROM_BYTES and length_bytes > (free := _available_bytes()):
         raise UnavailableError(
             f"copying {format_bytes(length_bytes)} of changed pages needs more memory than the"
-            f" {format_bytes(free)} that are free"
+            f" {format_bytes(free)} that are free",
+            hint=_FREE_SOME,
         )
     # One fault for a huge page instead of 512: quicker even where a quarter of it is used.
     huge = length_bytes >= _HUGE_FROM_BYTES
@@ -235,7 +237,7 @@ def _memory(length_bytes: int) -> mmap.mmap:
         memory = mmap.mmap(-1, rounded if huge else length_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise UnavailableError(
-            f"no memory for {format_bytes(length_bytes)} of changed pages: {error.strerror}"
+            f"no memory for {format_bytes(length_bytes)} of changed pages: {error.strerror}", hint=_FREE_SOME
         ) from error
     if huge:
         try:
