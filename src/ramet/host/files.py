@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import stat
 import sys
 import threading
@@ -370,6 +371,16 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory and all that is in it, if it is there.
+
+    Raises `FilesystemError`: as much of it is gone then as was removed before.
+    """
+    with filesystem_errors("remove", directory):
+        if directory.exists():
+            shutil.rmtree(directory)
 
 
 def exchange(one: Path, other: Path) -> None:
