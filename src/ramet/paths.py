@@ -22,6 +22,12 @@ RECEIPT_FILE = "receipt.json"
 CONSOLE_LOG = "console.log"
 VMM_LOG = "vmm.log"
 LIFECYCLE_LOCK = "lifecycle.lock"
+VSOCK_SOCKET = "vsock.sock"
+
+
+def agent_socket(number: int) -> str:
+    """The socket of the agent's virtio-serial port with that number, from 0."""
+    return f"agent{number}.sock"
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,11 @@ from ramet.guest.vsock import connect_vsock
 from ramet.host.files import new_file
 from ramet.host.share import share_file
 from ramet.images.image import Image
-from ramet.memory.capture import changed_runs, find_mapping, identity_of, write_mem_file
+from ramet.memory.delta import compact, write_delta
 from ramet.memory.holes import dig_holes
+from ramet.memory.mappings import find_mapping, identity_of
+from ramet.memory.pagemap import changed_runs
+from ramet.memory.pages import LivePages
 from ramet.model.record import Machine
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VMSTATE_FILE
 from ramet.units import MIB
@@ -110,8 +113,11 @@ class Subject:
             with new_file(directory / "saved-vmstate") as file:
                 await vmm.save_vmstate(file)
             pid = vmm.process.pid
-            runs = changed_runs(pid, find_mapping(pid, identity_of(directory / MEM_FILE)))
-            write_mem_file(directory / MEM_FILE, pid, runs, directory / MEM_FILE)
+            mem, delta = directory / MEM_FILE, directory / "saved-delta"
+            pages = LivePages(pid, changed_runs(pid, find_mapping(pid, identity_of(mem))))
+            write_delta(delta, pages, memory_bytes=mem.stat().st_size)
+            compact(mem, delta, mem, mode=0o600)
+            delta.unlink()
         else:
             assert isinstance(vmm, SavesSnapshot)
             await vmm.save_snapshot("saved-vmstate", "saved-mem")

@@ -15,8 +15,8 @@ from ramet.drivers.api import SavesState
 from ramet.errors import VmmError
 from ramet.host import processes
 from ramet.host.deadman import armed
-from ramet.memory.capture import changed_runs
 from ramet.memory.mappings import find_mapping, identity_of
+from ramet.memory.pagemap import changed_runs
 from ramet.paths import MEM_FILE, VMSTATE_FILE
 from tests.contract.subject import Frozen, Subject, restored
 

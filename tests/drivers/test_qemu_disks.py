@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from ramet.disk.qcow2 import make_qcow2
-from ramet.disk.volumes import files_of, settle
+from ramet.disk.volumes import files_of, sync_disks
 from ramet.drivers.qemu import Qemu
 from ramet.drivers.qemu_vmm import QemuVmm
 from ramet.errors import RametError, VmmError
@@ -93,7 +93,7 @@ async def freeze(vm: Running, disks: tuple[Disk, ...]) -> tuple[Disk, ...]:
     pairs = overlays(vm, disks)
     async with vm.vmm.session():
         await qemu(vm).prepare_overlays(pairs)
-        settle(vm.directory, disks)
+        sync_disks(vm.directory, disks)
         await vm.vmm.pause()
         await qemu(vm).switch_overlays(pairs)
         await vm.vmm.resume()

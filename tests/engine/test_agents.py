@@ -14,7 +14,8 @@ import pytest
 
 from ramet.engine.agents import Agents
 from ramet.errors import GuestLostError
-from ramet.guest.vsock import SOCKET, connect_vsock
+from ramet.guest.vsock import connect_vsock
+from ramet.paths import VSOCK_SOCKET
 
 from ..guest.conftest import agent_process, agent_program
 from ..guest.muxer import accepts_and_loses, muxer, serves
@@ -73,7 +74,7 @@ async def test_a_vmm_that_is_gone_after_a_loss_is_a_loss(tmp_path: Path) -> None
     """So that its user waits for the process's end, and says that."""
 
     async def dies(stream: anyio.abc.ByteStream) -> None:
-        (tmp_path / SOCKET).unlink()
+        (tmp_path / VSOCK_SOCKET).unlink()
         await accepts_and_loses(stream)
 
     async with muxer(tmp_path, dies), agents_of_a_host() as agents:

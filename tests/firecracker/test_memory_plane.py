@@ -20,11 +20,10 @@ from ramet.host import processes
 from ramet.host.files import data_extents
 from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
-from ramet.memory.capture import changed_runs_by_pagemap, changed_runs_by_scan
 from ramet.memory.delta import apply_delta, compact, write_delta, write_mem_file
 from ramet.memory.integrity import digest
 from ramet.memory.mappings import Mapping, areas, identity_of
-from ramet.memory.pagemap import Run
+from ramet.memory.pagemap import Run, changed_runs_by_pagemap, changed_runs_by_scan
 from ramet.memory.pages import LivePages, stage
 from ramet.memory.ram import changed_pages, locate_ram, ram_bytes
 from ramet.model.record import Machine, RamRange

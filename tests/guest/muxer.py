@@ -11,8 +11,8 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
-from ramet.guest.vsock import SOCKET
 from ramet.host.streams import connect_stream
+from ramet.paths import VSOCK_SOCKET
 
 CONNECT = b"CONNECT 1024\n"
 
@@ -25,7 +25,7 @@ def listen(directory: Path, queue: int = 128) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.setblocking(False)
     try:
-        listener.bind(f"/proc/self/fd/{directory_fd}/{SOCKET}")
+        listener.bind(f"/proc/self/fd/{directory_fd}/{VSOCK_SOCKET}")
     finally:
         os.close(directory_fd)
     listener.listen(queue)

@@ -10,8 +10,9 @@ import pytest
 from ramet.errors import GuestError, GuestTimeoutError, ProtocolError
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.messages import ExecRequest
-from ramet.guest.vsock import SOCKET, connect_vsock
+from ramet.guest.vsock import connect_vsock
 from ramet.host import processes
+from ramet.paths import VSOCK_SOCKET
 
 from .muxer import CONNECT, drops, listen, muxer, says, serves
 from .test_ports import open_descriptors
@@ -90,7 +91,7 @@ async def test_before_the_device_is_active_it_waits_in_the_queue(directory: Path
 
 
 async def test_a_full_queue_is_waited_for(directory: Path) -> None:
-    with listen(directory, queue=0) as listener, processes.connect(directory, SOCKET):
+    with listen(directory, queue=0) as listener, processes.connect(directory, VSOCK_SOCKET):
         with pytest.raises(GuestTimeoutError):
             async with connect_vsock(directory, 0.1):
                 pass
@@ -152,7 +153,7 @@ async def test_failure_and_cancellation_leave_nothing_open(directory: Path) -> N
             async with connect_vsock(directory, 5):
                 await anyio.sleep_forever()
         assert scope.cancelled_caught
-    (directory / SOCKET).unlink()
+    (directory / VSOCK_SOCKET).unlink()
     with listen(directory):
         with anyio.move_on_after(0.05) as scope:
             async with connect_vsock(directory, 60):

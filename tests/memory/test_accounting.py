@@ -9,7 +9,7 @@ import pytest
 
 from ramet.errors import VmmError
 from ramet.memory.accounting import MemoryUse, mapping_use, smaps_rollup
-from ramet.memory.capture import find_mapping, identity_of
+from ramet.memory.mappings import find_mapping, identity_of
 from ramet.units import MIB, PAGE_SIZE_BYTES
 from tests.memory.mapping_process import mapping_process, needs_linux
 

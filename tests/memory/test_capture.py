@@ -14,16 +14,11 @@ from hypothesis import strategies as st
 from ramet.errors import FilesystemError, RametError, UnavailableError, UsageError, VmmError, WrongStateError
 from ramet.host.files import allocated_bytes
 from ramet.memory import pagemap
-from ramet.memory.capture import (
-    Mapping,
-    Run,
-    changed_runs,
-    changed_runs_by_pagemap,
-    changed_runs_by_scan,
-    find_mapping,
-    identity_of,
-    write_mem_file,
-)
+from ramet.memory.delta import compact, write_delta, write_mem_file
+from ramet.memory.mappings import Mapping, find_mapping, identity_of
+from ramet.memory.overlay import MemFile
+from ramet.memory.pagemap import Run, changed_runs, changed_runs_by_pagemap, changed_runs_by_scan
+from ramet.memory.pages import LivePages
 from ramet.units import PAGE_SIZE_BYTES, FileOffset, HostVirtual
 from tests.memory.mapping_process import mapping_process, needs_linux
 
@@ -39,6 +34,16 @@ def scan_or_skip(pid: int, mappings: list[Mapping]) -> list[Run]:
         return changed_runs_by_scan(pid, mappings)
     except UnavailableError as error:
         pytest.skip(str(error))
+
+
+def write_captured(base: Path, pid: int, runs: list[Run], out: Path) -> MemFile:
+    """What a compacted capture of the process is: `base` with its pages over it. Nothing else is left."""
+    delta = out.with_name(f"{out.name}-delta")
+    try:
+        write_delta(delta, LivePages(pid, runs), memory_bytes=base.stat().st_size)
+        return compact(base, delta, out)
+    finally:
+        delta.unlink(missing_ok=True)
 
 
 def make_mem_file(path: Path, data_pages: set[int], pages: int = PAGES) -> None:
@@ -119,8 +124,8 @@ def test_the_captured_file_is_what_the_process_sees(
             }
             assert differing <= set(pages_of(by_pagemap))
 
-            made = write_mem_file(base, process.pid, by_pagemap, out)
-            write_mem_file(base, process.pid, by_scan, Path(place, "again"))
+            made = write_captured(base, process.pid, by_pagemap, out)
+            write_captured(base, process.pid, by_scan, Path(place, "again"))
         assert out.read_bytes() == Path(place, "again").read_bytes() == seen
         assert (base.read_bytes(), allocated_bytes(base), base.stat().st_mtime_ns) == before
         assert made.size_bytes == SIZE
@@ -160,7 +165,7 @@ def test_many_scattered_pages_are_each_listed_once(tmp_path: Path, count: int) -
         assert pages_of(runs) == list(range(0, 2 * count, 2))
         assert scan_or_skip(process.pid, mappings) == runs
         if count < 2000:
-            write_mem_file(mem, process.pid, runs, out)
+            write_captured(mem, process.pid, runs, out)
             assert out.read_bytes() == process.view(0, 2 * count * PAGE)
 
 
@@ -189,7 +194,7 @@ def test_what_is_mapped_over_the_file_has_changed_and_its_absent_pages_are_zeros
         assert sorted(pages_of(runs)) == [40, 41, 60, 61, 62, *range(90, 110), *range(250, 256)]
         read = [run for run in runs if run.host_start is not None]
         assert pages_of(read) == [40, 41, 60, 61, 62, 95]
-        write_mem_file(mem, process.pid, runs, tmp_path / "out")
+        write_captured(mem, process.pid, runs, tmp_path / "out")
         seen = process.view(0, 250 * PAGE)
     assert (tmp_path / "out").read_bytes() == seen + bytes(6 * PAGE)
 
@@ -201,7 +206,7 @@ def test_pages_of_zeros_become_holes(tmp_path: Path) -> None:
         mappings = find_mapping(process.pid, identity_of(mem))
         process.write_page(0, 0, pages=1000)
         process.write_page(2000, 0, pages=1000)
-        made = write_mem_file(mem, process.pid, changed_runs(process.pid, mappings), out)
+        made = write_captured(mem, process.pid, changed_runs(process.pid, mappings), out)
     assert made.changed_bytes == 2000 * PAGE
     if allocated_bytes(mem) > 1100 * PAGE:
         pytest.skip("this filesystem keeps no holes")
@@ -217,7 +222,7 @@ def test_a_capture_on_a_filesystem_with_reflinks_leaves_its_base_alone(xfs: Path
         mappings = find_mapping(process.pid, identity_of(mem))
         process.write_page(0, 0, pages=16)
         process.write_page(30, 200, pages=100)
-        write_mem_file(mem, process.pid, changed_runs(process.pid, mappings), out)
+        write_captured(mem, process.pid, changed_runs(process.pid, mappings), out)
         assert out.read_bytes() == process.view(0, SIZE)
     assert mem.read_bytes() == before
 
@@ -257,7 +262,7 @@ def test_a_process_that_has_ended_is_said_to_have_ended(mem: Path, tmp_path: Pat
         for attempt in (
             lambda: find_mapping(process.pid, identity_of(mem)),
             lambda: changed_runs(process.pid, mappings),
-            lambda: write_mem_file(mem, process.pid, runs, tmp_path / "out"),
+            lambda: write_captured(mem, process.pid, runs, tmp_path / "out"),
         ):
             with pytest.raises(VmmError, match="has ended"):
                 attempt()
@@ -271,15 +276,15 @@ def test_memory_that_is_gone_by_the_time_it_is_read_is_said_to_be(mem: Path, tmp
         runs = changed_runs(process.pid, mappings)
         process.tell("unmap", 50 * PAGE, PAGE)
         with pytest.raises(WrongStateError, match=f"{process.address + 50 * PAGE:#x}"):
-            write_mem_file(mem, process.pid, runs, tmp_path / "out")
+            write_captured(mem, process.pid, runs, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["mem"]
 
 
-def test_a_run_outside_the_base_is_refused(mem: Path, tmp_path: Path) -> None:
+def test_a_run_outside_the_mem_file_is_refused(mem: Path, tmp_path: Path) -> None:
     with mapping_process(mem) as process:
         beyond = Run(FileOffset(SIZE), PAGE, HostVirtual(process.address))
         with pytest.raises(UsageError, match="outside"):
-            write_mem_file(mem, process.pid, [beyond], tmp_path / "out")
+            write_mem_file(tmp_path / "out", LivePages(process.pid, [beyond]), memory_bytes=SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["mem"]
 
 
@@ -290,7 +295,7 @@ def test_over_its_own_base_the_old_inode_lives_on_as_it_was(mem: Path, tmp_path:
     with mapping_process(mem) as process:
         mappings = find_mapping(process.pid, identity_of(mem))
         process.write_page(0, 7)
-        write_mem_file(mem, process.pid, changed_runs(process.pid, mappings), mem)
+        write_captured(mem, process.pid, changed_runs(process.pid, mappings), mem)
     assert (tmp_path / "sibling").read_bytes() == before
     assert mem.read_bytes() != before
     assert mem.stat().st_ino != (tmp_path / "sibling").stat().st_ino
@@ -303,7 +308,7 @@ def test_no_space_is_said_and_nothing_is_left(mem: Path, tmp_path: Path, full: P
         mappings = find_mapping(process.pid, identity_of(big))
         process.write_page(0, 1, pages=1024)
         with pytest.raises(FilesystemError, match="free some space"):
-            write_mem_file(big, process.pid, changed_runs(process.pid, mappings), full / "out")
+            write_captured(big, process.pid, changed_runs(process.pid, mappings), full / "out")
     assert list(full.iterdir()) == []
 
 
@@ -344,7 +349,7 @@ def test_a_process_of_somebody_else_is_not_readable_and_the_next_step_is_named()
             for attempt in (
                 lambda: find_mapping(process.pid, identity_of(mem)),
                 lambda: changed_runs(process.pid, mappings),
-                lambda: write_mem_file(mem, process.pid, runs, Path(place, "out")),
+                lambda: write_captured(mem, process.pid, runs, Path(place, "out")),
             ):
                 answer = as_nobody(attempt)
                 assert answer.startswith("UnavailableError: can't")

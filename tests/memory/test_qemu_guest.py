@@ -17,7 +17,7 @@ from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.guest.messages import ExecRequest
 from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
-from ramet.memory.delta import apply_delta, digest_with_delta, write_delta
+from ramet.memory.delta import apply_delta, compact, write_delta
 from ramet.memory.integrity import DIGEST_BLOCK_BYTES, digest, digest_of_blocks
 from ramet.memory.mappings import Mapping, identity_of
 from ramet.memory.pagemap import Run, changed_runs_by_pagemap, changed_runs_by_scan
@@ -137,7 +137,8 @@ async def test_no_page_that_differs_is_missed_under_load(linux: TwoProcessors, h
             assert differ <= pages_of(runs)
             # Nearly all of them do differ, and two files of random bytes are among them.
             assert len(differ) > max(MIB // PAGE, len(pages_of(runs)) // 2)
-            assert digest_with_delta(base, deltas[-1][0]) == seen
+            compact(base, deltas[-1][0], place / "whole")
+            assert digest(place / "whole") == seen
     assert len({seen for _, seen in deltas}) == CAPTURES
     for delta, seen in deltas:
         async with restored(linux, frozen, place / f"of-{delta.name}", resume=False) as child:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ramet.cli.shapes import DemoFork, DemoReport
 from ramet.errors import UsageError
+from ramet.host.files import STAT_BLOCK_BYTES
 from ramet.memory import integrity
 from ramet.paths import MEM_FILE
 from ramet.units import MIB, parse_size
@@ -82,7 +83,7 @@ async def demonstrate(host: Host, *, count: int, memory: str, step: Step) -> Dem
     failed += _false(shown, original=original, inode=mem_file.st_ino)
     if before != after:
         failed.append("the template's mem-file has changed")
-    allocated = mem_file.st_blocks * 512
+    allocated = mem_file.st_blocks * STAT_BLOCK_BYTES
     return DemoReport(
         forks=shown,
         failed_checks=failed,

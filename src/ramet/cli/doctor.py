@@ -133,12 +133,8 @@ def _page_scan() -> Finding:
     privately, as a VMM does.
     """
     from ramet.host.doctor import Finding
-    from ramet.memory.capture import (
-        changed_runs_by_pagemap,
-        changed_runs_by_scan,
-        find_mapping,
-        identity_of,
-    )
+    from ramet.memory.mappings import find_mapping, identity_of
+    from ramet.memory.pagemap import changed_runs_by_pagemap, changed_runs_by_scan
 
     page = mmap.PAGESIZE
     try:

@@ -30,8 +30,8 @@ from ramet.host.files import (
 from ramet.host.share import ASKED_FOR, Shared, share_file
 from ramet.model.record import Disk
 
-_ROUNDS: Final = 3
-_SHORT_S: Final = 0.010
+_SYNC_ROUNDS: Final = 3
+_SHORT_SYNC_S: Final = 0.010
 _LINKED = "hard link: the frozen disk is the backing file of a new one"
 _IDENTITIES: Final = uuid.UUID("5b1c6e0e-52a7-4a0e-9f0a-1d3f6a8c7e21")
 _MODES: Final = ("shared", "reflinked", "copied")
@@ -174,7 +174,7 @@ def unshare_disk(directory: Path, disk: Disk) -> Disk:
     return disk
 
 
-def settle(directory: Path, disks: Sequence[Disk]) -> None:
+def sync_disks(directory: Path, disks: Sequence[Disk]) -> None:
     """Have the host write out what lies in its cache of the files that the disks write to.
 
     For right before a pause: a VMM flushes its disks when its guest stops, and waits for all that has come
@@ -185,10 +185,10 @@ def settle(directory: Path, disks: Sequence[Disk]) -> None:
     for disk in disks:
         path = directory / disk.file
         with filesystem_errors("sync", path), open_regular(path) as descriptor:
-            for _ in range(_ROUNDS):
+            for _ in range(_SYNC_ROUNDS):
                 begun = time.monotonic()
                 os.fdatasync(descriptor)
-                if time.monotonic() - begun < _SHORT_S:
+                if time.monotonic() - begun < _SHORT_SYNC_S:
                     break
 
 

@@ -150,7 +150,7 @@ class ShortensDisks(Protocol):
         Bounded by the disk's size. Takes short leases only, so captures go on meanwhile: one cancels it, and
         the disk that is returned is as long as before. A chain that was longer on the medium than a record
         says, or shorter, still reads the same, as long as the files are there: they go last. Cancelled
-        itself, it stops the VMM. Raises `VmmError`; the chain is as it was then.
+        itself, it ends the VMM's job. Raises `VmmError`; the chain is as it was then.
         """
 
     async def stop_shortening(self, disk: Disk) -> None:

@@ -20,7 +20,6 @@ from ramet import config
 from ramet.drivers import firecracker_config
 from ramet.drivers.api import Ability, Ending
 from ramet.drivers.firecracker_api import SOCKET
-from ramet.drivers.firecracker_config import VSOCK_SOCKET
 from ramet.drivers.firecracker_vmm import FirecrackerVmm, last_words
 from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes
 from ramet.drivers.versions import ask_version, release
@@ -36,6 +35,7 @@ from ramet.paths import (
     MEM_FILE,
     METRICS_FILE,
     VMM_LOG,
+    VSOCK_SOCKET,
 )
 from ramet.units import MIB
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 from typing import Final
 
 from ramet.model.record import Machine, RamRegion
-from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE
+from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VSOCK_SOCKET
 from ramet.units import GIB, MIB
 
-VSOCK_SOCKET: Final = "vsock.sock"
 GUEST_CID: Final = 3
 """The guest's address on its vsock, the same for all: each VMM has a socket of its own."""
 

@@ -26,7 +26,7 @@ from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
 from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
-from ramet.paths import MEM_FILE, VMM_LOG
+from ramet.paths import MEM_FILE, VMM_LOG, agent_socket
 
 AGENT_PORTS: Final = 8
 _OLDEST: Final = (7, 2)
@@ -146,7 +146,7 @@ class Qemu:
             directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             closing.callback(os.close, directory_fd)
             listening: list[int] = []
-            for name in [qmp.SOCKET, *(f"agent{number}.sock" for number in range(machine.agent_ports))]:
+            for name in [qmp.SOCKET, *map(agent_socket, range(machine.agent_ports))]:
                 listener = closing.enter_context(processes.listen(directory_fd, name))
                 listening.append(listener.fileno())
             monitor_fd, *agent_fds = listening
@@ -169,9 +169,7 @@ class Qemu:
             )
         vmm = QemuVmm(directory, process, machine)
         try:
-            await (
-                vmm.status()
-            )  # the monitor answers once every device has been made: from here on the machine stands
+            await vmm.status()  # the monitor answers once every device has been made
         except RametError as error:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()

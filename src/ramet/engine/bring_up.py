@@ -105,13 +105,13 @@ class Parts(NamedTuple):
     manifest: Manifest
     memory: Shared
     disks: tuple[ForkedDisk, ...]
-    delta: int | None
+    delta_fd: int | None
     """The delta, open; it is closed once it is written into the VMM's memory."""
 
     def close(self) -> None:
         """Close what is open."""
-        if self.delta is not None:
-            os.close(self.delta)
+        if self.delta_fd is not None:
+            os.close(self.delta_fd)
 
 
 class Living(NamedTuple):
@@ -177,11 +177,11 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions)
         # A copy may have fewer blocks than its original, so there it is the original that is looked at.
         linked = part != delta and _same_file(source / part, directory / name)
         check_part(manifest, directory if linked else source, part, name=name if linked else part)
-    opened = None
+    delta_fd = None
     if delta is not None:
         with filesystem_errors("open", source / delta):
-            opened = os.open(source / delta, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    return Parts(manifest, memory, disks, opened)
+            delta_fd = os.open(source / delta, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    return Parts(manifest, memory, disks, delta_fd)
 
 
 def _require(options: ForkOptions, what: str, given: Shared | ForkedDisk) -> None:
@@ -248,5 +248,5 @@ async def bring_up(
 
 
 async def _apply(parts: Parts, running: RunningVmm) -> None:
-    if parts.delta is not None:
-        await anyio.to_thread.run_sync(apply_delta, parts.delta, running.process.pid, running.ram)
+    if parts.delta_fd is not None:
+        await anyio.to_thread.run_sync(apply_delta, parts.delta_fd, running.process.pid, running.ram)

@@ -26,7 +26,7 @@ import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of
-from ramet.disk.volumes import settle, snapshot_raw
+from ramet.disk.volumes import snapshot_raw, sync_disks
 from ramet.drivers.api import FreezesDisks, SavesState, Vmm
 from ramet.engine.capture_files import Plan, UntilCancelled, prepare, publish
 from ramet.engine.context import Context
@@ -40,8 +40,6 @@ from ramet.memory.pages import LivePages, Pages, StagedPages, stage
 from ramet.memory.ram import changed_pages
 from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Record
-
-_CLOCK_LIMIT_S = 5.0
 
 T = TypeVar("T")
 
@@ -83,21 +81,21 @@ async def capture(
         prepare, record, record.vmm, driver, version, context.directory(record), directory, goes_on, vmm
     )
     async with AsyncExitStack() as closing:
-        vmstate = closing.enter_context(memory_file("vmstate"))
+        vmstate_fd = closing.enter_context(memory_file("vmstate"))
         pages: Pages
         pause_ms = 0.0
         if goes_on:
-            staged, pause_ms = await _stage(context, plan, vmm, vmstate)
+            staged, pause_ms = await _stage(context, plan, vmm, vmstate_fd)
             pages = closing.enter_context(staged)
         else:
             if record.state is State.RUNNING:
                 hold = [context.locks[record.id]]
                 await closing.enter_async_context(armed(plan.own, vmm.rescue(), hold=hold))
-            pages = await _freeze(plan, vmm, vmstate)
-        write = partial(publish, plan, UntilCancelled(pages), vmstate, digests, labels or {})
+            pages = await _freeze(plan, vmm, vmstate_fd)
+        write = partial(publish, plan, UntilCancelled(pages), vmstate_fd, digests, labels or {})
         if goes_on and record.state is State.RUNNING:
             connections_may_be_cut(context, record)
-            manifest = await _beside(write, partial(correct_clock, context, record, _CLOCK_LIMIT_S))
+            manifest = await _beside(write, partial(correct_clock, context, record))
         else:
             manifest = await anyio.to_thread.run_sync(write)
     # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
@@ -106,7 +104,7 @@ async def capture(
     return Captured(manifest=manifest, capture_ms=capture_ms, pause_ms=pause_ms)
 
 
-async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate: int) -> tuple[StagedPages, float]:
+async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> tuple[StagedPages, float]:
     """The short pause of a guest that goes on."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
@@ -120,26 +118,26 @@ async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate: int) -> tuple[
             # With the instance's lock: nobody comes between this process's death and the rescue.
             hold = [context.locks[plan.record.id]]
             await leaving.enter_async_context(armed(plan.own, vmm.rescue(), hold=hold))
-            await anyio.to_thread.run_sync(settle, plan.own, plan.record.machine.disks)
+            await anyio.to_thread.run_sync(sync_disks, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
         async with _resuming(vmm) if runs else AsyncExitStack():
             if runs:
                 await vmm.pause()
             await _freeze_disks(plan, vmm)
-            await vmm.save_vmstate(vmstate)
+            await vmm.save_vmstate(vmstate_fd)
             pages = await _off_loop(_read_changed, plan)
         pause_ms = round((time.perf_counter() - begun) * 1000, 3) if runs else 0.0
     return pages, pause_ms
 
 
-async def _freeze(plan: Plan, vmm: Vmm, vmstate: int) -> Pages:
+async def _freeze(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
     """The pause of a guest whose VMM is to end: it lasts until that. An error ends it."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
     async with vmm.session():
         if runs:
             await vmm.pause()
-        await vmm.save_vmstate(vmstate)
+        await vmm.save_vmstate(vmstate_fd)
         return LivePages(plan.running.process.pid, await _off_loop(_list_changed, plan))
 
 
@@ -202,7 +200,7 @@ async def _settle_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> N
             file: msgspec.structs.replace(new, backing=chain_of(plan.own, new.file)[:-1])
             for file, new in switched.items()
         }
-        context.store.change(plan.record.id, lambda one: with_disks(one, chained))
+        context.store.change(plan.record.id, lambda one: _with_disks(one, chained))
     if unused:
         try:
             await vmm.drop_overlays(unused)
@@ -211,7 +209,7 @@ async def _settle_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> N
                 (plan.own / new.file).unlink(missing_ok=True)
 
 
-def with_disks(record: Record, switched: dict[str, Disk]) -> Record:
+def _with_disks(record: Record, switched: dict[str, Disk]) -> Record:
     """`record` with the disks that went on in another file."""
     disks = tuple(switched.get(disk.file, disk) for disk in record.machine.disks)
     return msgspec.structs.replace(record, machine=msgspec.structs.replace(record.machine, disks=disks))

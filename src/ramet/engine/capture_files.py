@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio
 import anyio.from_thread
-import anyio.lowlevel
-import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of
@@ -49,11 +46,14 @@ class Plan:
     driver: Driver
     driver_version: str
     own: Path
+    """The instance's directory."""
     directory: Path
+    """The capture's: the same one where the VMM is to end."""
     goes_on: bool
     base: Part | None
     """The mem-file that the guest runs on, where it has something in it."""
     origin: Manifest | None
+    """Of the capture that the guest was brought up from."""
     overlays: tuple[tuple[Disk, Disk], ...]
     """Disks that go on in a new file: the frozen one, the new one."""
 
@@ -75,7 +75,11 @@ def prepare(
     goes_on: bool,
     vmm: object,
 ) -> Plan:
-    """Everything before the pause: parts that don't change are linked, overlays made."""
+    """Everything before the pause: parts that don't change are linked, overlays made.
+
+    Raises `DamagedError` when the mem-file isn't the one that the VMM has mapped, `FilesystemError`, and what
+    `with_ram` raises; what was linked and made by then stays where it is.
+    """
     running = with_ram(driver, record.machine, running)
     origin = read_manifest(own, ORIGIN_FILE) if (own / ORIGIN_FILE).exists() else None
     base = _base(own, running, origin)
@@ -130,15 +134,17 @@ class UntilCancelled:
 
     @property
     def changed_bytes(self) -> int:
+        """As `Pages.changed_bytes`."""
         return self._pages.changed_bytes
 
     def batches(self) -> Iterator[list[Stretch]]:
+        """As `Pages.batches`. Raises what `anyio` raises for a cancellation, too."""
         for batch in self._pages.batches():
             anyio.from_thread.check_cancelled()
             yield batch
 
 
-def publish(plan: Plan, pages: Pages, vmstate: int, digests: bool, labels: dict[str, str]) -> Manifest:
+def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: dict[str, str]) -> Manifest:
     """Write, sync and describe everything that the pause gave. Blocks; for a worker thread.
 
     Raises `FilesystemError`, and what reading the pages raises; what is there of the files then is no
@@ -163,7 +169,7 @@ def publish(plan: Plan, pages: Pages, vmstate: int, digests: bool, labels: dict[
         memory = Memory(delta=DELTA_FILE, delta_bytes=facts.applied_bytes)
         parts[DELTA_FILE] = None
     (directory / VMSTATE_FILE).unlink(missing_ok=True)  # a link to what it was restored from
-    write_out(vmstate, directory / VMSTATE_FILE, mode=0o444)
+    write_out(vmstate_fd, directory / VMSTATE_FILE, mode=0o444)
     parts[VMSTATE_FILE] = None
     for name in (KERNEL_FILE, INITRAMFS_FILE):
         if (directory / name).exists():

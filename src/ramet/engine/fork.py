@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -26,12 +25,11 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import check_part, read_manifest, require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
-from ramet.engine.removal import discard_all
+from ramet.engine.removal import attempt, discard_all
 from ramet.engine.worker import wake_for_machine
 from ramet.errors import (
     DamagedError,
     NameTakenError,
-    RametError,
     UsageError,
     WrongStateError,
 )
@@ -117,24 +115,18 @@ async def _fork_from(
             for record in records:
                 tasks.start_soon(_attempt, call, record)
         made = report(context, origin.manifest, records, results, called_at)
-        await _discard_quietly(context, [one for one in records if isinstance(results[one.id], Exception)])
+        failed = [one for one in records if isinstance(results[one.id], Exception)]
+        await attempt(discard_all(context, failed))
         for result in results.values():
             if isinstance(result, Forked):
                 wake_for_machine(context.home, result.record.machine)
                 break
     except BaseException:
-        await _discard_quietly(context, records)
+        await attempt(discard_all(context, records))
         raise
     return ForkOutcome(
         made, {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
     )
-
-
-async def _discard_quietly(context: Context, records: Sequence[Record]) -> None:
-    try:
-        await discard_all(context, records)
-    except (RametError, OSError):
-        pass  # the reaper of the next ramet process tries again
 
 
 def _concurrency() -> int:

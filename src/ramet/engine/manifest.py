@@ -14,6 +14,7 @@ import msgspec
 
 from ramet.drivers.api import Driver
 from ramet.errors import DamagedError, UnavailableError
+from ramet.host.archive import MAX_MANIFEST_BYTES
 from ramet.host.cpu import host_cpu
 from ramet.memory.integrity import PartFacts, check
 from ramet.model.record import HostCpu, Machine, RamRegion
@@ -22,8 +23,6 @@ from ramet.units import format_bytes
 
 FORMAT = 2
 _PART_NAMES = re.compile(r"(mem|delta)(-[0-9a-f]+)?|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)")
-LONGEST_BYTES = 4 << 20
-"""A manifest has some kilobytes; one from elsewhere isn't read further than this."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +141,9 @@ def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> Manifest:
     path = directory / file
     try:
         with path.open("rb") as opened:
-            data = opened.read(LONGEST_BYTES + 1)
+            data = opened.read(
+                MAX_MANIFEST_BYTES + 1
+            )  # it has some kilobytes; one from elsewhere perhaps more
     except OSError as error:
         raise DamagedError(f"{path} can't be read: {error}", hint="make the capture again") from error
     manifest = decode_manifest(data, where=str(path))

@@ -10,8 +10,6 @@ from ramet.host import processes
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
 
-_CLOCK_LIMIT_S = 5.0
-
 
 async def pause(context: Context, record: Record) -> Record:
     """Stop an instance's virtual CPUs; its memory stays. Raises `WrongStateError` unless it runs."""
@@ -26,7 +24,7 @@ async def resume(context: Context, record: Record) -> Record:
     async with changing(context, record, "resume") as record:
         record.moved(Move.RESUME)
         await context.vmm(record).resume()
-        await correct_clock(context, record, _CLOCK_LIMIT_S)
+        await correct_clock(context, record)
         return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm))
 
 

@@ -26,6 +26,7 @@ _SEED_BYTES = 64
 _CLOCK_ERROR_GOOD_MS = 100.0
 _CLOCK_ERROR_LIMIT_MS = 1000.0
 _CLOCK_TRIES = 5
+_CLOCK_LIMIT_S = 5.0
 _LAST_BREATH_S = 2.0
 _PORT_WAIT_S = 60.0
 _VSOCK_WAIT_S = 120.0
@@ -43,6 +44,7 @@ async def prove(
     """Give the guest of `record` its identity and return what it answered after its own resume.
 
     Its VMM works in `directory`, which is the instance's own unless given.
+
     Raises `VmmError`, with the end of the guest's console, when its VMM dies first; `GuestTimeoutError` when
     `limit_s` passes; `GuestError` when the answer isn't what was set. The guest is in no known state then:
     kill it.
@@ -100,7 +102,7 @@ def connections_may_be_cut(context: Context, record: Record) -> None:
     context.agents.nudge(_lease_of(record, record.vmm.process))
 
 
-async def correct_clock(context: Context, record: Record, limit_s: float) -> None:
+async def correct_clock(context: Context, record: Record) -> None:
     """Put the wall clock of a guest right that stood still for a while. One that doesn't answer keeps its
     own.
 
@@ -108,8 +110,8 @@ async def correct_clock(context: Context, record: Record, limit_s: float) -> Non
     """
     assert record.vmm is not None
     try:
-        async with agent_of(context, record, record.vmm.process, timeout_s=limit_s) as agent:
-            await agent.set_clock(timeout_s=limit_s)
+        async with agent_of(context, record, record.vmm.process, timeout_s=_CLOCK_LIMIT_S) as agent:
+            await agent.set_clock(timeout_s=_CLOCK_LIMIT_S)
     except RametError:
         pass
 

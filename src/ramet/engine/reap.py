@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-
 from ramet.engine import snapshots
 from ramet.engine.changes import end_orphans, recover
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
-from ramet.engine.removal import discard, sweep
+from ramet.engine.removal import attempt, discard, sweep
 from ramet.engine.worker import wake_if_left
-from ramet.errors import RametError
 from ramet.host import processes, rings
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
@@ -29,12 +26,12 @@ async def reap(context: Context) -> None:
     of_snapshots = list(context.home.snapshots.iterdir())
     records = context.store.all()
     for record in records:
-        await _attempt(_reap_one(context, record))
-    await _attempt(end_orphans(context))
+        await attempt(_reap_one(context, record))
+    await attempt(end_orphans(context))
     known = {record.id for record in records}
     for directory in directories:
         if directory.name not in known:
-            await _attempt(sweep(directory))
+            await attempt(sweep(directory))
     await snapshots.reap(context, of_snapshots)
     await wake_if_left(context.home)
 
@@ -50,10 +47,3 @@ async def _reap_one(context: Context, record: Record) -> None:
     else:
         for log in (CONSOLE_LOG, VMM_LOG):
             rings.trim(context.directory(record) / log)
-
-
-async def _attempt(work: Awaitable[object]) -> None:
-    try:
-        await work
-    except (RametError, OSError):
-        pass  # the next ramet process tries again

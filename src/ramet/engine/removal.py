@@ -151,6 +151,16 @@ async def sweep(directory: Path) -> None:
         raise errors[0]
 
 
+async def attempt(work: Awaitable[object]) -> None:
+    """Await `work`, whose errors of ramet's and the system's are of no consequence: the next ramet process
+    tries again.
+    """
+    try:
+        await work
+    except (RametError, OSError):
+        pass
+
+
 async def _collect(errors: list[Exception], step: Awaitable[None]) -> None:
     try:
         await step

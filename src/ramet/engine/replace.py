@@ -20,10 +20,9 @@ from ramet.engine.bring_up import ForkOptions, Living, Origin, bring_up, origin_
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
-from ramet.engine.staged import remove_staged
 from ramet.errors import NotFoundError, RametError
 from ramet.host import processes
-from ramet.host.files import exchange, filesystem_errors
+from ramet.host.files import exchange, filesystem_errors, remove_tree
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
 from ramet.model.snapshot import SnapshotRecord
@@ -65,7 +64,7 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
     generation = max(record.generation, manifest.generation) + 1
     wanted = msgspec.structs.replace(record, machine=manifest.machine, generation=generation)
     try:
-        await anyio.to_thread.run_sync(remove_staged, staged)
+        await anyio.to_thread.run_sync(remove_tree, staged)
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, staged, ForkOptions())
         _carry(own, staged)
         living = await bring_up(context, driver, wanted, staged, parts, [time.perf_counter()], mark=own)
@@ -78,7 +77,7 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
             raise
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(remove_staged, staged)
+            await anyio.to_thread.run_sync(remove_tree, staged)
         raise
     with anyio.CancelScope(shield=True):
         try:
@@ -87,11 +86,11 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
             # A filesystem that can't, say. Unless it has, and only couldn't be synced, all is as it was.
             if not own.exists() or own.stat().st_ino != entered:
                 await _leave(context, record, living)
-                await anyio.to_thread.run_sync(remove_staged, staged)
+                await anyio.to_thread.run_sync(remove_tree, staged)
                 raise
         if record.vmm is not None:
             await processes.kill(record.vmm.process)
-        await anyio.to_thread.run_sync(remove_staged, staged)
+        await anyio.to_thread.run_sync(remove_tree, staged)
     return changed
 
 

@@ -17,6 +17,7 @@ from ramet.engine.forks import ForkCall
 from ramet.engine.manifest import Manifest, read_manifest
 from ramet.engine.vm import adopt, fork_call
 from ramet.errors import DamagedError, NotFoundError
+from ramet.host.files import STAT_BLOCK_BYTES
 from ramet.model.shapes import (
     Exported,
     ForkReport,
@@ -153,7 +154,7 @@ def _fields(
     context: Context, record: SnapshotRecord, manifest: Manifest, facts: dict[str, stat_result]
 ) -> dict[str, Any]:
     forks = Counter(one.snapshot for one in context.store.all())
-    occupied = {name: found.st_blocks * 512 for name, found in facts.items()}
+    occupied = {name: found.st_blocks * STAT_BLOCK_BYTES for name, found in facts.items()}
     return {
         "id": record.id,
         "name": record.name,

@@ -7,8 +7,7 @@ Publish is row (with its maker), directory, parts, manifest, row without a maker
 from __future__ import annotations
 
 import difflib
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,20 @@ from ramet.engine.capture import Captured, capture
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, Source, check_part, read_manifest
+from ramet.engine.removal import attempt
 from ramet.engine.transfer import with_new_facts
 from ramet.engine.worker import wake_for_capture, wake_for_machine
 from ramet.errors import NameTakenError, NotFoundError, RametError, UsageError, WrongStateError
 from ramet.host import processes
 from ramet.host.clock import now
-from ramet.host.files import filesystem_errors, fsync_directory, open_regular, sync, write_durably
+from ramet.host.files import (
+    filesystem_errors,
+    fsync_directory,
+    open_regular,
+    remove_tree,
+    sync,
+    write_durably,
+)
 from ramet.host.share import share_file
 from ramet.memory.integrity import digest
 from ramet.model.lifecycle import State, article, next_step
@@ -78,7 +85,7 @@ async def passing(context: Context, record: Record) -> AsyncIterator[tuple[Snaps
             yield row, captured
         finally:
             with anyio.CancelScope(shield=True):
-                await _attempt(remove(context, row))  # the forks are there, and are handed over
+                await attempt(remove(context, row))  # the forks are there, and are handed over
 
 
 def _wake_for_source(context: Context, record: Record) -> None:
@@ -110,7 +117,7 @@ async def _making(
         yield row, directory
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await _attempt(remove(context, row))  # what it failed with is what matters
+            await attempt(remove(context, row))  # what it failed with is what matters
         raise
 
 
@@ -173,14 +180,8 @@ def _link(origin: Origin, source: Record, labels: dict[str, str], directory: Pat
 async def remove(context: Context, snapshot: SnapshotRecord) -> bool:
     """Remove a snapshot; its forks don't notice (I3). False when it is gone already."""
     removed = context.store.snapshots.remove(snapshot.id)
-    await anyio.to_thread.run_sync(_sweep, context.home.snapshot(snapshot.id))
+    await anyio.to_thread.run_sync(remove_tree, context.home.snapshot(snapshot.id))
     return removed is not None
-
-
-def _sweep(directory: Path) -> None:
-    with filesystem_errors("remove", directory):
-        if directory.exists():
-            shutil.rmtree(directory)
 
 
 async def reap(context: Context, directories: Sequence[Path]) -> None:
@@ -191,18 +192,11 @@ async def reap(context: Context, directories: Sequence[Path]) -> None:
     rows = context.store.snapshots.all()
     for row in rows:
         if row.maker is not None and not processes.is_alive(row.maker):
-            await _attempt(remove(context, row))
+            await attempt(remove(context, row))
     known = {row.id for row in rows}
     for directory in directories:
         if directory.name not in known:
-            await _attempt(anyio.to_thread.run_sync(_sweep, directory))
-
-
-async def _attempt(work: Awaitable[object]) -> None:
-    try:
-        await work
-    except (RametError, OSError):
-        pass  # the next ramet process tries again
+            await attempt(anyio.to_thread.run_sync(remove_tree, directory))
 
 
 def published(context: Context) -> list[SnapshotRecord]:

@@ -4,22 +4,14 @@ one.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import anyio.to_thread
 
 from ramet.engine.context import Context
 from ramet.host import processes
-from ramet.host.files import exchange, filesystem_errors
+from ramet.host.files import exchange, remove_tree
 from ramet.model.record import Record
-
-
-def remove_staged(staged: Path) -> None:
-    """Remove a staged directory, if it is there. Raises `FilesystemError`."""
-    with filesystem_errors("remove", staged):
-        if staged.exists():
-            shutil.rmtree(staged)
 
 
 async def settle_replacement(context: Context, record: Record) -> None:
@@ -35,7 +27,7 @@ async def settle_replacement(context: Context, record: Record) -> None:
     for process in processes.spawned_in(own):
         if record.vmm is None or record.vmm.process != process:
             await processes.kill(process)
-    await anyio.to_thread.run_sync(remove_staged, staged)
+    await anyio.to_thread.run_sync(remove_tree, staged)
 
 
 def _is(directory: Path, inode: int) -> bool:

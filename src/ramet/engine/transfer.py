@@ -17,7 +17,14 @@ import msgspec
 
 from ramet.engine.manifest import Manifest, Part, check_part, decode_manifest, is_part_name
 from ramet.errors import DamagedError, FilesystemError
-from ramet.host.archive import MAX_MANIFEST_BYTES, MAX_PARTS, ArchiveFacts, ArchiveReader, write_archive
+from ramet.host.archive import (
+    MAX_MANIFEST_BYTES,
+    MAX_PARTS,
+    ArchiveFacts,
+    ArchiveReader,
+    go_on,
+    write_archive,
+)
 from ramet.host.files import (
     filesystem_errors,
     free_bytes,
@@ -41,17 +48,13 @@ class Imported(NamedTuple):
     """The manifest as it came."""
 
 
-def _nothing() -> None:
-    """The checkpoint of who never gives up."""
-
-
 def export_capture(
     directory: Path,
     manifest: bytes,
     out: int,
     *,
     to: str = "the export",
-    checkpoint: Callable[[], None] = _nothing,
+    checkpoint: Callable[[], None] = go_on,
 ) -> ArchiveFacts:
     """Write the capture in `directory`, whose manifest is `manifest`, to the descriptor `out`: a file, a
     pipe, a socket. Holes and zeros take no room in it.
@@ -92,7 +95,7 @@ def import_capture(
     *,
     name: str = "the import",
     mode: Callable[[str], int] = lambda _part: 0o444,
-    checkpoint: Callable[[], None] = _nothing,
+    checkpoint: Callable[[], None] = go_on,
 ) -> Imported:
     """Make `directory`, which must not exist, and fill it with the parts of the capture that comes from the
     descriptor `stream`: a file, a pipe, a socket.

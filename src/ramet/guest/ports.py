@@ -17,6 +17,7 @@ import anyio.abc
 
 from ramet.errors import GuestError, PortsBusyError
 from ramet.host.streams import connect_stream
+from ramet.paths import agent_socket
 
 _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.05
@@ -91,7 +92,7 @@ def _try_lock(directory_fd: int, name: str) -> int | None:
 
 
 async def _connect(directory: Path, number: int) -> anyio.abc.ByteStream:
-    name = f"agent{number}.sock"
+    name = agent_socket(number)
     try:
         # A queue that is full raises BlockingIOError: under the port's lock that means a VMM that hangs.
         return connect_stream(directory, name)

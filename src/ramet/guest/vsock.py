@@ -20,9 +20,8 @@ import anyio.abc
 
 from ramet.errors import GuestError, GuestTimeoutError, ProtocolError
 from ramet.host.streams import connect_stream
+from ramet.paths import VSOCK_SOCKET
 
-SOCKET: Final = "vsock.sock"
-"""The socket's name in an instance's directory."""
 AGENT_PORT: Final = 1024
 """Where the agent listens in the guest."""
 
@@ -71,18 +70,18 @@ async def connect_vsock(
 async def _try(directory: Path, deadline_s: float, listener_pid: int | None) -> anyio.abc.ByteStream | None:
     """One connection. None when it ended before the guest accepted it, or when the time is over."""
     try:
-        stream = connect_stream(directory, SOCKET)
+        stream = connect_stream(directory, VSOCK_SOCKET)
     except BlockingIOError:
         return None  # the queue is full: of a guest that boots, with many who wait for it
     except OSError as error:
         raise GuestError(
-            f"no connection to {SOCKET} of {directory.name}: {error.strerror or error}",
+            f"no connection to {VSOCK_SOCKET} of {directory.name}: {error.strerror or error}",
             hint="the VM has probably ended: see its log",
         ) from error
     accepted = False
     try:
         if listener_pid is not None and stream.peer_pid() != listener_pid:
-            raise GuestError(f"{SOCKET} of {directory.name} is another VMM's")
+            raise GuestError(f"{VSOCK_SOCKET} of {directory.name} is another VMM's")
         with anyio.move_on_after(max(0.0, deadline_s - time.monotonic())):
             accepted = await _ask(stream)
     finally:
@@ -105,10 +104,10 @@ async def _ask(stream: anyio.abc.ByteStream) -> bool:
         return False
     except OSError as error:
         if error.errno not in (errno.ECONNRESET, errno.EPIPE):
-            raise GuestError(f"the connection to {SOCKET} failed: {error.strerror or error}") from error
+            raise GuestError(f"the connection to {VSOCK_SOCKET} failed: {error.strerror or error}") from error
         return False
     if not _ANSWER.fullmatch(answer):
-        raise ProtocolError(f"{SOCKET} answered {answer!r} where OK was expected")
+        raise ProtocolError(f"{VSOCK_SOCKET} answered {answer!r} where OK was expected")
     return True
 
 

@@ -1,0 +1,1 @@
+"""The machine under ramet: processes, files, devices. See README.md."""

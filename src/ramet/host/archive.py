@@ -52,7 +52,7 @@ class ArchiveFacts(NamedTuple):
     data_bytes: int
 
 
-def _go_on() -> None:
+def go_on() -> None:
     """The checkpoint of who never gives up."""
 
 
@@ -62,7 +62,7 @@ def write_archive(
     parts: Sequence[tuple[str, int]],
     *,
     to: str,
-    checkpoint: Callable[[], None] = _go_on,
+    checkpoint: Callable[[], None] = go_on,
 ) -> ArchiveFacts:
     """Write `manifest` and the files `parts` (names, and descriptors that can be read) to the descriptor
     `out`.
@@ -186,7 +186,7 @@ class ArchiveReader:
     errors call it.
     """
 
-    def __init__(self, stream: int, *, name: str, checkpoint: Callable[[], None] = _go_on) -> None:
+    def __init__(self, stream: int, *, name: str, checkpoint: Callable[[], None] = go_on) -> None:
         self._source = _Source(stream, name, checkpoint)
         self._name = name
         self._names: set[str] = set()

@@ -13,9 +13,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import functools
 import os
 import secrets
+import shutil
 import stat
 import sys
 import threading
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from ramet.errors import CannotReflinkError, FilesystemError
+from ramet.host.libc import last_error, libc
 from ramet.units import MIB
 
 TEMPORARY_PREFIX: Final = ".tmp-"
@@ -267,11 +268,6 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         done += os.pwrite(descriptor, memoryview(data)[done:], offset + done)
 
 
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
 def punch_hole(descriptor: int, offset: int, length_bytes: int) -> bool:
     """Make a range read as zeros and, block by block, occupy nothing. Never call it on a published file.
 
@@ -281,12 +277,12 @@ def punch_hole(descriptor: int, offset: int, length_bytes: int) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     position, length = ctypes.c_int64(offset), ctypes.c_int64(length_bytes)
-    if _libc().fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, position, length) == 0:
+    if libc().fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, position, length) == 0:
         return True
-    number = ctypes.get_errno()
-    if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+    error = last_error()
+    if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
         return False
-    raise OSError(number, os.strerror(number))
+    raise error
 
 
 def is_immutable(path: Path) -> bool:
@@ -377,6 +373,16 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise
 
 
+def remove_tree(directory: Path) -> None:
+    """Remove a directory and all that is in it, if it is there.
+
+    Raises `FilesystemError`: as much of it is gone then as was removed before.
+    """
+    with filesystem_errors("remove", directory):
+        if directory.exists():
+            shutil.rmtree(directory)
+
+
 def exchange(one: Path, other: Path) -> None:
     """Let two directories change names, at once: nobody ever finds either name missing (renameat2(2),
     RENAME_EXCHANGE). Processes that work in them go with them.
@@ -386,9 +392,8 @@ def exchange(one: Path, other: Path) -> None:
     """
     with filesystem_errors("exchange", f"{one} and {other}"):
         here = ctypes.c_int(_AT_FDCWD)
-        if _libc().renameat2(here, os.fsencode(one), here, os.fsencode(other), _RENAME_EXCHANGE) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        if libc().renameat2(here, os.fsencode(one), here, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+            raise last_error()
     fsync_directory(one.parent)
     if other.parent != one.parent:
         fsync_directory(other.parent)

@@ -7,7 +7,6 @@ can't be had (its limits are per user and low; other systems lack it) the file i
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from ramet.host import rings
+from ramet.host.libc import last_error, libc
 from ramet.units import KIB, MIB
 
 CHUNK_BYTES = 64 * KIB
@@ -89,15 +89,14 @@ async def _open(log: Path, until: Callable[[], Awaitable[object]]) -> int | None
 def _watch(descriptor: int) -> tuple[int, str]:
     """An inotify descriptor that becomes readable when the open file changes, or -1 and why not."""
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        init, add = libc.inotify_init1, libc.inotify_add_watch
+        init, add = libc().inotify_init1, libc().inotify_add_watch
     except AttributeError:
         return -1, "this system has no inotify"
     notify: int = init(_IN_NONBLOCK_CLOEXEC)
     # Through the descriptor: the name may belong to another file by now.
     if notify >= 0 and add(notify, f"/proc/self/fd/{descriptor}".encode(), _IN_MODIFY | _IN_ATTRIB) >= 0:
         return notify, ""
-    why = os.strerror(ctypes.get_errno())
+    why = last_error().strerror
     if notify >= 0:
         os.close(notify)
     return -1, f"inotify: {why}"

@@ -10,7 +10,6 @@ takes 10 ms, because the kernel waits until nobody looks at it any more.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import socket
 import struct
@@ -24,6 +23,7 @@ import anyio
 
 from ramet.errors import VmmError, VmmTimeoutError
 from ramet.host import processes
+from ramet.host.libc import libc
 from ramet.model.record import ProcessRef
 
 # <sys/inotify.h>
@@ -88,8 +88,7 @@ class _Notifier:
         self._waiting: dict[int, set[asyncio.Event]] = {}
         self._descriptor = -1
         try:
-            self._libc = ctypes.CDLL(None, use_errno=True)
-            self._descriptor = self._libc.inotify_init1(_IN_NONBLOCK_CLOEXEC)
+            self._descriptor = libc().inotify_init1(_IN_NONBLOCK_CLOEXEC)
         except AttributeError:
             return  # this system has none
         if self._descriptor >= 0:
@@ -110,7 +109,7 @@ class _Notifier:
         watch = -1
         if self._descriptor >= 0:
             path = os.fsencode(directory)
-            watch = self._libc.inotify_add_watch(self._descriptor, path, _IN_CREATE | _IN_MODIFY)
+            watch = libc().inotify_add_watch(self._descriptor, path, _IN_CREATE | _IN_MODIFY)
         if watch < 0:
             yield False
             return
@@ -126,7 +125,7 @@ class _Notifier:
             waiting.discard(news)
             if not waiting:
                 del self._waiting[watch]
-                self._libc.inotify_rm_watch(self._descriptor, watch)
+                libc().inotify_rm_watch(self._descriptor, watch)
             if not self._waiting:
                 loop.remove_reader(self._descriptor)
 

@@ -7,7 +7,6 @@ it may run in a worker thread.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,10 @@ from typing import Final
 from ramet.errors import DamagedError, WrongStateError
 from ramet.host.files import data_extents, duplicate_into, filesystem_errors, open_regular
 from ramet.memory.delta_format import TRAILER_BYTES, Delta, DeltaFacts, Index, open_delta
-from ramet.memory.integrity import DIGEST_BLOCK_BYTES, digest_of_blocks
 from ramet.memory.overlay import GatheringWriter, MemFile, publish_over, published, zeros_over
 from ramet.memory.pages import BUFFER_BYTES, Pages, Stretch
-from ramet.memory.transfer import write_memory
+from ramet.memory.ram import ram_bytes
+from ramet.memory.transfer import address_of, write_memory
 from ramet.model.record import RamRange
 from ramet.units import MIB
 
@@ -30,7 +29,6 @@ __all__ = [
     "MemFile",
     "apply_delta",
     "compact",
-    "digest_with_delta",
     "open_delta",
     "write_delta",
     "write_mem_file",
@@ -90,8 +88,7 @@ def apply_delta(source: Path | int, pid: int, ram: Sequence[RamRange]) -> DeltaF
     `UnavailableError` when the kernel doesn't permit it, `FilesystemError`. With those the process has a part
     of it, and is of no use any more.
     """
-    memory_bytes = sum(one.length_bytes for one in ram)
-    with open_delta(source, memory_bytes) as delta:
+    with open_delta(source, ram_bytes(ram)) as delta:
         data: tuple[list[int], list[int]] = [], []
         zeros: tuple[list[int], list[int]] = [], []
         for run in delta.runs():
@@ -102,7 +99,7 @@ def apply_delta(source: Path | int, pid: int, ram: Sequence[RamRange]) -> DeltaF
         if data[0]:
             with _mapped(delta) as content:
                 # The kernel reads it: one that is cut short meanwhile is an error, not a signal.
-                write_memory(pid, *data, _address(content))
+                write_memory(pid, *data, address_of(content))
         if zeros[0]:
             _write_zeros(pid, *zeros)
     return delta.facts
@@ -123,7 +120,7 @@ def _addresses(ram: Sequence[RamRange], file_offset: int, length_bytes: int) -> 
 
 def _write_zeros(pid: int, starts: list[int], lengths: list[int]) -> None:
     with mmap.mmap(-1, _ZEROS_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as zeros:
-        address = _address(zeros)
+        address = address_of(zeros)
         group: tuple[list[int], list[int]] = [], []
         room = _ZEROS_BYTES
         for start, length in zip(starts, lengths, strict=True):
@@ -166,43 +163,6 @@ def write_mem_file(path: Path, pages: Pages, *, memory_bytes: int, mode: int = 0
     return publish_over(
         path, pages, memory_bytes, mode, lambda file: os.ftruncate(file, memory_bytes), str(path)
     )
-
-
-def digest_with_delta(base: Path, delta: Path) -> str:
-    """What `integrity.digest` would say of the file that `compact` would make, without making it.
-
-    Raises as `compact` does.
-    """
-    with filesystem_errors("read", base), open_regular(base) as origin:
-        size = os.fstat(origin).st_size
-        with open_delta(delta, size) as changes:
-            return digest_of_blocks(size, _merged_blocks(origin, size, changes))
-
-
-def _merged_blocks(base: int, size: int, delta: Delta) -> Iterator[tuple[int, bytearray]]:
-    """Every block of the digest in which either has something, ascending."""
-    by_block: dict[int, list[tuple[int, int, int | None]]] = {}
-    for offset, length, position in delta.runs():
-        end = offset + length
-        while offset < end:
-            block = offset // DIGEST_BLOCK_BYTES
-            part = min(end, (block + 1) * DIGEST_BLOCK_BYTES) - offset
-            by_block.setdefault(block, []).append((offset % DIGEST_BLOCK_BYTES, part, position))
-            offset += part
-            position = None if position is None else position + part
-    touched = set(by_block)
-    for start, end in data_extents(base, size):
-        touched.update(range(start // DIGEST_BLOCK_BYTES, -(-end // DIGEST_BLOCK_BYTES)))
-    for block in sorted(touched):
-        content = bytearray(DIGEST_BLOCK_BYTES)
-        below = os.pread(base, DIGEST_BLOCK_BYTES, block * DIGEST_BLOCK_BYTES)
-        content[: len(below)] = below
-        for offset, length, position in by_block.get(block, ()):
-            data = bytes(length) if position is None else os.pread(delta.descriptor, length, position)
-            if len(data) != length:
-                raise DamagedError(f"{delta.name} shrank while it was read")
-            content[offset : offset + length] = data
-        yield block, content
 
 
 class _DeltaPages:
@@ -248,10 +208,6 @@ def _mapped(delta: Delta) -> mmap.mmap:
     size = delta.facts.data_bytes + TRAILER_BYTES
     with filesystem_errors("read", delta.name):
         return mmap.mmap(delta.descriptor, size, access=mmap.ACCESS_COPY)
-
-
-def _address(memory: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _extents(path: Path) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ import msgspec
 
 from ramet.errors import UnavailableError, WrongStateError
 from ramet.host.files import filesystem_errors, open_regular
-from ramet.memory.procfs import read_proc
+from ramet.memory.procfs import PTRACE_HINT, read_proc
 from ramet.units import FileOffset, HostVirtual
 
 
@@ -102,7 +102,9 @@ def blocks_of_open_file(pid: int, inode: int) -> int | None:
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        raise UnavailableError(f"what process {pid} has open can't be looked at") from error
+        raise UnavailableError(
+            f"what process {pid} has open can't be looked at: {error.strerror}", hint=PTRACE_HINT
+        ) from error
     return max(found, default=None)
 
 
@@ -159,18 +161,6 @@ def find_mapping(pid: int, file_identity: tuple[int, int]) -> list[Mapping]:
         if _file_end(one) > other.file_offset:
             raise WrongStateError(f"process {pid} maps a part of the mem-file twice")
     return found
-
-
-def find_anonymous(pid: int, length_bytes: int) -> list[Mapping]:
-    """Where the process has that much anonymous private memory in one piece: the RAM of a guest whose VMM was
-    started without a mem-file. For accounting only: offsets in it are not offsets in a mem-file (above
-    3.25 GiB guest RAM has a gap). Empty when there is none. Raises as `areas` does.
-    """
-    return [
-        Mapping(HostVirtual(area.start), area.end - area.start, FileOffset(0), area.identity)
-        for area in areas(pid)
-        if area.private and area.identity.inode == 0 and area.end - area.start >= length_bytes
-    ]
 
 
 def _file_end(mapping: Mapping) -> int:

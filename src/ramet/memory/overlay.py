@@ -27,10 +27,10 @@ from ramet.host.files import (
     write_all,
 )
 from ramet.memory.pages import Pages, Stretch
+from ramet.memory.transfer import IOV_MAX
 from ramet.units import PAGE_SIZE_BYTES
 
 _ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
-_IOV_MAX: Final = 1024  # UIO_MAXIOV, linux/uio.h
 
 
 class MemFile(msgspec.Struct, frozen=True):
@@ -99,7 +99,7 @@ class GatheringWriter:
 
     def add(self, data: memoryview, offset: int) -> None:
         """Write the data at that offset, now or when flushed. Raises `OSError`."""
-        if offset != self._end or len(self._parts) == _IOV_MAX:
+        if offset != self._end or len(self._parts) == IOV_MAX:
             self.flush()
             self._start = offset
         self._parts.append(data)

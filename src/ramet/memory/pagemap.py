@@ -40,9 +40,8 @@ _PAGE_IS_PRESENT: Final = 1 << 3
 _PAGE_IS_SWAPPED: Final = 1 << 4
 _PAGE_IS_PFNZERO: Final = 1 << 5
 _SCAN_ARGUMENT: Final = struct.Struct("=12Q")
-_PAGEMAP_SCAN: Final = (
-    3 << 30 | _SCAN_ARGUMENT.size << 16 | ord("f") << 8 | 16
-)  # _IOWR('f', 16, struct pm_scan_arg)
+# _IOWR('f', 16, struct pm_scan_arg)
+_PAGEMAP_SCAN: Final = 3 << 30 | _SCAN_ARGUMENT.size << 16 | ord("f") << 8 | 16
 _REGION_WORDS: Final = 3  # struct page_region: start, end, categories
 _REGIONS: Final = 32_768
 

@@ -8,7 +8,6 @@ Everything here may run in a worker thread.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -18,7 +17,7 @@ from typing import Final, NamedTuple, Protocol, Self
 
 from ramet.errors import UnavailableError
 from ramet.memory.pagemap import Run
-from ramet.memory.transfer import read_memory
+from ramet.memory.transfer import address_of, read_memory
 from ramet.units import KIB, MIB, PAGE_SIZE_BYTES, format_bytes
 
 BUFFER_BYTES: Final = 4 * MIB
@@ -26,6 +25,7 @@ _WINDOW_BYTES: Final = 64 * KIB
 _HUGE_PAGE_BYTES: Final = 2 * MIB
 _HUGE_FROM_BYTES: Final = 512 * KIB
 _ASK_FROM_BYTES: Final = 64 * MIB
+_FREE_SOME: Final = "free some memory: `ramet stats` says what each instance uses"
 _ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
 _ZERO_WINDOW: Final = bytes(_WINDOW_BYTES)
 
@@ -124,7 +124,7 @@ def stage(pid: int, runs: Sequence[Run]) -> StagedPages:
         return StagedPages(pieces, None)
     memory = _memory(positions[-1])
     try:
-        read_memory(pid, [run.host_start or 0 for run in read], lengths, _address(memory))
+        read_memory(pid, [run.host_start or 0 for run in read], lengths, address_of(memory))
     except BaseException:
         memory.close()
         raise
@@ -151,7 +151,7 @@ class LivePages:
         """As `Pages.batches`."""
         buffer = bytearray(BUFFER_BYTES)
         whole = memoryview(buffer)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        address = address_of(buffer)
         for group in _groups(self._runs):
             read = [piece for piece in group if piece.host_start is not None]
             read_memory(
@@ -227,7 +227,8 @@ def _memory(length_bytes: int) -> mmap.mmap:
     if length_bytes >= _ASK_FROM_BYTES and length_bytes > (free := _available_bytes()):
         raise UnavailableError(
             f"copying {format_bytes(length_bytes)} of changed pages needs more memory than the"
-            f" {format_bytes(free)} that are free"
+            f" {format_bytes(free)} that are free",
+            hint=_FREE_SOME,
         )
     # One fault for a huge page instead of 512: quicker even where a quarter of it is used.
     huge = length_bytes >= _HUGE_FROM_BYTES
@@ -236,7 +237,7 @@ def _memory(length_bytes: int) -> mmap.mmap:
         memory = mmap.mmap(-1, rounded if huge else length_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise UnavailableError(
-            f"no memory for {format_bytes(length_bytes)} of changed pages: {error.strerror}"
+            f"no memory for {format_bytes(length_bytes)} of changed pages: {error.strerror}", hint=_FREE_SOME
         ) from error
     if huge:
         try:
@@ -244,10 +245,6 @@ def _memory(length_bytes: int) -> mmap.mmap:
         except (OSError, AttributeError):
             pass  # this kernel has none
     return memory
-
-
-def _address(memory: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _available_bytes() -> int:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import mmap
 import os
 from array import array
 from collections.abc import Sequence
 from typing import Final, Literal
 
 from ramet.errors import UnavailableError, VmmError, WrongStateError
+from ramet.host.libc import libc
 from ramet.memory.procfs import PTRACE_HINT
 
-_IOV_MAX: Final = 1024  # UIO_MAXIOV, linux/uio.h
+IOV_MAX: Final = 1024  # UIO_MAXIOV, linux/uio.h
 _IOVEC_BYTES: Final = 2 * array("L").itemsize
 
 _Verb = Literal["read", "write"]
@@ -41,6 +43,11 @@ def write_memory(pid: int, starts: Sequence[int], lengths: Sequence[int], from_:
     _move("write", pid, starts, lengths, from_)
 
 
+def address_of(buffer: bytearray | mmap.mmap) -> int:
+    """Where our own memory of that writable buffer begins; good for as long as the buffer is there."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
 def _move(verb: _Verb, pid: int, starts: Sequence[int], lengths: Sequence[int], ours: int) -> None:
     # struct iovec is an address and a length, both of a pointer's size; so is C's long on Linux.
     theirs = array("L", bytes(_IOVEC_BYTES * len(starts)))
@@ -49,7 +56,7 @@ def _move(verb: _Verb, pid: int, starts: Sequence[int], lengths: Sequence[int], 
     vector = theirs.buffer_info()[0]
     first = 0
     while first < len(starts):
-        count = min(_IOV_MAX, len(starts) - first)
+        count = min(IOV_MAX, len(starts) - first)
         wanted = sum(theirs[2 * first + 1 : 2 * (first + count) : 2])
         local = array("L", (ours, wanted))
         moved = call(pid, local.buffer_info()[0], 1, vector + first * _IOVEC_BYTES, count, 0)
@@ -69,9 +76,8 @@ def _move(verb: _Verb, pid: int, starts: Sequence[int], lengths: Sequence[int], 
 
 @functools.cache
 def _call(verb: _Verb) -> ctypes._NamedFuncPointer:
-    libc = ctypes.CDLL(None, use_errno=True)
     try:
-        call = libc.process_vm_readv if verb == "read" else libc.process_vm_writev
+        call = libc().process_vm_readv if verb == "read" else libc().process_vm_writev
     except AttributeError:
         raise UnavailableError("another process's memory can be had on Linux only") from None
     call.restype = ctypes.c_ssize_t

@@ -35,7 +35,6 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     backing: tuple[str, ...] = ()
     path: str | None = None
-    """Where the built-in image's guest has it mounted."""
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):

@@ -118,9 +118,8 @@ class Database:
             yield
             self.connection.execute("COMMIT")
         except BaseException:
-            if (
-                self.connection.in_transaction
-            ):  # SQLite itself has rolled back after some errors, a full disk's say
+            # SQLite itself has rolled back after some errors, a full disk's say.
+            if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             raise
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ramet.host.doctor.finding import Finding
+from ramet.host.libc import last_error, libc
 
 _CAP_SYS_PTRACE: Final = 19  # linux/capability.h
 _YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -97,10 +98,8 @@ def _read_a_word(pid: int) -> None:
         raise OSError("it showed no memory")
     word = ctypes.create_string_buffer(8)
     local, remote = _Iovec(ctypes.addressof(word), len(word)), _Iovec(top - len(word), len(word))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0) != len(word):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    if libc().process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0) != len(word):
+        raise last_error()
 
 
 class _Iovec(ctypes.Structure):

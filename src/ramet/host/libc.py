@@ -1,0 +1,19 @@
+"""The C library, for what the kernel offers and Python doesn't."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+
+
+@functools.cache
+def libc() -> ctypes.CDLL:
+    """The C library of this process. A function that it lacks is an `AttributeError` when it is asked for."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def last_error() -> OSError:
+    """The error of the call that has just failed in this thread."""
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
