@@ -114,6 +114,11 @@ class EmulatedHost:
         return done.output if done.code == 0 else ""
 
     @property
+    def directory(self) -> Path:
+        """Where it lies, while it is there."""
+        return Path(self._directory.name)
+
+    @property
     def pid(self) -> int:
         """Of its QEMU."""
         assert self._qemu is not None, "the host isn't running"

@@ -9,8 +9,8 @@ import pytest
 
 from ramet.errors import UnavailableError
 from tests.emulated_host.machine import EmulatedHost, HostDiedError
-from tests.emulated_host.root import cache
 
+CRASH_LIMIT_S = 60
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
 
 
@@ -32,14 +32,21 @@ def test_a_command_ends_with_its_time_and_so_do_its_children(emulated: EmulatedH
 
 
 def test_a_host_that_goes_down_says_so_and_leaves_nothing() -> None:
-    before = set(cache().iterdir())
+    """Once more when it hangs instead: an emulated host does that once in some dozens, for no known reason."""
+    said = crashed_hosts_words()
+    assert "sysrq" in said or "sysrq" in crashed_hosts_words(), said
+
+
+def crashed_hosts_words() -> str:
+    """The error about a host that was crashed in the middle of a command. Nothing of the host is left."""
     try:
         with EmulatedHost() as host:
-            [directory] = set(cache().glob("run-*")) - before
-            pid = host.pid
-            with pytest.raises(HostDiedError, match="sysrq"):
-                host.run(["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 600"], 600)
+            directory, pid = host.directory, host.pid
+            assert directory.exists()
+            with pytest.raises(HostDiedError) as raised:
+                host.run(["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60"], CRASH_LIMIT_S)
     except UnavailableError as error:
         pytest.skip(str(error))
     assert not directory.exists()
     assert not Path(f"/proc/{pid}").exists()
+    return str(raised.value)
