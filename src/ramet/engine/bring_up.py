@@ -32,7 +32,7 @@ from ramet.host.files import filesystem_errors
 from ramet.host.share import Shared, share_file
 from ramet.memory.delta import apply_delta
 from ramet.model.lifecycle import State
-from ramet.model.record import Record, RunningVmm
+from ramet.model.record import Machine, Record, RunningVmm
 from ramet.paths import (
     CONFIG_FILE,
     MANIFEST_FILE,
@@ -99,6 +99,21 @@ def _require_capture(context: Context, record: Record) -> None:
         raise WrongStateError(f"{now.name} has just become {now.state}", hint="try again")
 
 
+def require_parts(origin: Origin) -> None:
+    """Hold each of its parts against the manifest, once for a call: one that is missing is damage, and not a
+    link that failed.
+
+    Raises `DamagedError`; nothing when it was compacted meanwhile: `take_parts` looks again.
+    """
+    try:
+        for part in origin.manifest.parts:
+            check_part(origin.manifest, origin.directory, part)
+    except DamagedError:
+        origin.require_there()
+        if read_manifest(origin.directory) == origin.manifest:
+            raise
+
+
 class Parts(NamedTuple):
     """What a directory has got of a capture, and how."""
 
@@ -112,6 +127,15 @@ class Parts(NamedTuple):
         """Close what is open."""
         if self.delta_fd is not None:
             os.close(self.delta_fd)
+
+
+class Loaded(NamedTuple):
+    """A VMM with a guest in it that stands still, as it was captured."""
+
+    machine: Machine
+    """As the VMM has it: with disks of its own."""
+    vmm: Vmm
+    running: RunningVmm
 
 
 class Living(NamedTuple):
@@ -147,8 +171,6 @@ def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOpt
 
 def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
     source, manifest = origin.directory, origin.manifest
-    for part in manifest.parts:
-        check_part(manifest, source, part)  # one that is missing is damage, not a link that failed
     # What is called as parts are and isn't one is a compaction's, under way or killed on its way.
     skipped = frozenset({*manifest.parts, *_SOURCES_OWN})
     clone_directory(source, directory, skip_rel_paths=skipped, leave_out=is_part_name)
@@ -199,24 +221,16 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
-async def bring_up(
-    context: Context,
-    driver: Driver,
-    record: Record,
-    directory: Path,
-    parts: Parts,
-    marks: list[float],
-    *,
-    mark: Path | None = None,
-) -> Living:
-    """Start a VMM in `directory` on those parts, and return when its guest has proved to be `record`'s.
+async def load(
+    driver: Driver, directory: Path, parts: Parts, marks: list[float], *, mark: Path | None = None
+) -> Loaded:
+    """Start a VMM in `directory` on those parts, up to the point from which its guest can go on.
 
-    `marks` gets the moments at which it was spawned, loaded, resumed and ready. `mark` is the directory that
-    the VMM will belong to, where that is another one. Raises `VmmError`, `GuestError`, `UnavailableError`,
-    `DamagedError`; no VMM is left then. `parts` is closed in any case.
+    `marks` gets the moments at which it was spawned and loaded. `mark` is the directory that the VMM will
+    belong to, where that is another one. Raises `VmmError`, `UnavailableError`, `DamagedError`; no VMM is
+    left then. `parts` is closed in any case.
     """
     machine = msgspec.structs.replace(parts.manifest.machine, disks=tuple(one.disk for one in parts.disks))
-    record = msgspec.structs.replace(record, machine=machine)
     try:
         vmm = await driver.restore(directory, machine, mark=mark)
     except BaseException:
@@ -236,6 +250,24 @@ async def bring_up(
         finally:
             parts.close()
         marks.append(time.perf_counter())
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await vmm.kill()
+        raise
+    return Loaded(machine, vmm, running)
+
+
+async def wake(
+    context: Context, record: Record, directory: Path, loaded: Loaded, marks: list[float]
+) -> Living:
+    """Let a guest that has been loaded go on, and return when it has proved to be `record`'s.
+
+    `marks` gets the moments at which it was resumed and ready. Raises `VmmError`, `GuestError`; no VMM is
+    left then.
+    """
+    record = msgspec.structs.replace(record, machine=loaded.machine)
+    vmm = loaded.vmm
+    try:
         await vmm.resume()
         marks.append(time.perf_counter())
         identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S, directory=directory)
@@ -244,7 +276,7 @@ async def bring_up(
         with anyio.CancelScope(shield=True):
             await vmm.kill()
         raise
-    return Living(record, vmm, running, identity)
+    return Living(record, vmm, loaded.running, identity)
 
 
 async def _apply(parts: Parts, running: RunningVmm) -> None:

@@ -19,20 +19,15 @@ import msgspec
 
 from ramet.drivers.api import Driver
 from ramet.engine import snapshots
-from ramet.engine.bring_up import ForkOptions, Origin, bring_up, origin_of, take_parts
+from ramet.engine.bring_up import ForkOptions, Origin, load, origin_of, require_parts, take_parts, wake
 from ramet.engine.capture import Captured
 from ramet.engine.context import Context
-from ramet.engine.manifest import check_part, read_manifest, require_restorable
+from ramet.engine.manifest import require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import attempt, discard_all
 from ramet.engine.worker import wake_for_machine
-from ramet.errors import (
-    DamagedError,
-    NameTakenError,
-    UsageError,
-    WrongStateError,
-)
+from ramet.errors import NameTakenError, UsageError, WrongStateError
 from ramet.host import processes
 from ramet.host.clock import now
 from ramet.model.lifecycle import Move, State, article, next_step
@@ -98,13 +93,7 @@ async def _fork_from(
     captured: Captured | None = None,
 ) -> ForkOutcome:
     driver = context.driver(origin.manifest.driver)
-    try:
-        for part in origin.manifest.parts:
-            check_part(origin.manifest, origin.directory, part)
-    except DamagedError:
-        origin.require_there()
-        if read_manifest(origin.directory) == origin.manifest:
-            raise
+    require_parts(origin)
     await require_restorable(origin.manifest, driver, name=origin.name)
     records = _reserve(context, origin, name, count)
     results: dict[str, Forked | Exception] = {}
@@ -164,7 +153,8 @@ async def _one(call: _Call, record: Record) -> Forked:
     directory = context.directory(record)
     parts = await anyio.to_thread.run_sync(take_parts, call.origin, call.driver, directory, call.options)
     marks.append(time.perf_counter())
-    living = await bring_up(context, call.driver, record, directory, parts, marks)
+    loaded = await load(call.driver, directory, parts, marks)
+    living = await wake(context, record, directory, loaded, marks)
     try:
         record = context.store.change(
             record.id,

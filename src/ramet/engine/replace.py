@@ -16,7 +16,16 @@ import anyio.to_thread
 import msgspec
 
 from ramet.engine import snapshots
-from ramet.engine.bring_up import ForkOptions, Living, Origin, bring_up, origin_of, take_parts
+from ramet.engine.bring_up import (
+    ForkOptions,
+    Living,
+    Origin,
+    load,
+    origin_of,
+    require_parts,
+    take_parts,
+    wake,
+)
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
@@ -37,7 +46,7 @@ found.
 async def restore(context: Context, record: Record) -> Record:
     """Bring an instance back from standby, with a new generation. What it was captured with goes then.
 
-    Raises `WrongStateError` unless it is in standby, and as `bring_up`; it is still in standby then.
+    Raises `WrongStateError` unless it is in standby, and as `load` and `wake`; it is still in standby then.
     """
     async with changing(context, record, "restore") as record:
         record.moved(Move.RESTORE)
@@ -48,7 +57,7 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
     """Take an instance back to a snapshot of itself, with a new generation; in any state but that of a
     template.
 
-    Raises `WrongStateError`, and as `bring_up`; it is as it was then, and runs if it ran.
+    Raises `WrongStateError`, and as `load` and `wake`; it is as it was then, and runs if it ran.
     """
     async with changing(context, record, "rewind") as record:
         record.moved(Move.REWIND)
@@ -59,6 +68,7 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
 async def _replace(context: Context, record: Record, origin: Origin, move: Move) -> Record:
     manifest = origin.manifest
     driver = context.driver(manifest.driver)
+    require_parts(origin)
     await require_restorable(manifest, driver, name=origin.name)
     own, staged = context.directory(record), context.home.staged(record.id)
     generation = max(record.generation, manifest.generation) + 1
@@ -67,7 +77,9 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
         await anyio.to_thread.run_sync(remove_tree, staged)
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, staged, ForkOptions())
         _carry(own, staged)
-        living = await bring_up(context, driver, wanted, staged, parts, [time.perf_counter()], mark=own)
+        marks = [time.perf_counter()]
+        loaded = await load(driver, staged, parts, marks, mark=own)
+        living = await wake(context, wanted, staged, loaded, marks)
         try:
             entered = staged.stat().st_ino
             changed = _enter(context, living, move, entered)
