@@ -36,6 +36,7 @@ document a line. Fields are only ever added. Every field is always there.
 | `inspect` | an Inspection |
 | `ps` | an array of Instances |
 | `tree` | an array of LineageNodes |
+| `pool`, `serve` | a PoolReport |
 | `stats` | an array of Usages; given a reference, one Usage |
 | `logs` | a LogDocument; with `-f` one a line |
 | `exec` | a CommandResult; with `-d` a Spawned |

@@ -22,6 +22,8 @@ RECEIPT_FILE = "receipt.json"
 CONSOLE_LOG = "console.log"
 VMM_LOG = "vmm.log"
 LIFECYCLE_LOCK = "lifecycle.lock"
+WARM_FILE = "warm.json"
+"""In the directory of a warm VMM: what it is."""
 VSOCK_SOCKET = "vsock.sock"
 
 
@@ -67,6 +69,11 @@ class Home:
     def staged(self, instance_id: str) -> Path:
         """Where an instance's next working directory is made, to be exchanged with the one that it has."""
         return self.staging / instance_id
+
+    @property
+    def pool(self) -> Path:
+        """One directory a warm VMM; there while somebody keeps some. Their names are `engine.pool`'s."""
+        return self.root / "pool"
 
     @property
     def worker_lock(self) -> Path:

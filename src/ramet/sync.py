@@ -42,6 +42,7 @@ from ramet.model.shapes import (
     Inspection,
     Instance,
     LineageNode,
+    PoolReport,
     Receipt,
     SnapshotInfo,
     SnapshotInspection,
@@ -620,11 +621,13 @@ class Host:
     Used with `with`; any number of Hosts, in any number of processes, may have the same home open.
     Leaving removes the instances that were made through this Host, unless they were detached. `home` is
     `RAMET_HOME`'s directory unless given; `accel` is `auto` (KVM where it really runs Linux, else emulation),
-    `kvm` or `tcg`.
+    `kvm` or `tcg`. With `warm` it keeps up to so many VMMs warm for forks, of this process and of any other.
     """
 
-    def __init__(self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto") -> None:
-        self._wrapped = ramet.engine.host.Host(home, accel=accel)
+    def __init__(
+        self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto", warm: int = 0
+    ) -> None:
+        self._wrapped = ramet.engine.host.Host(home, accel=accel, warm=warm)
         self._open: _Portal | None = None
         self._exits = ExitStack()
 
@@ -744,6 +747,14 @@ class Host:
     def stats(self) -> builtins.list[Usage]:
         """What each instance that has a VMM uses of the host. One that ends meanwhile isn't in the list."""
         return self._portal.call(lambda: self._wrapped.stats())
+
+    def pool(self, *, wait: float = 0.0) -> PoolReport:
+        """The warm VMMs of this home, and which processes keep them.
+
+        With `wait` the answer comes when this Host, which has to keep some itself for that, has nothing more
+        to make, or nothing that it can, after so many seconds at most.
+        """
+        return self._portal.call(lambda: self._wrapped.pool(wait=wait))
 
 
 class ForkError(ramet.engine.results.ForkError):

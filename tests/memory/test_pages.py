@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import UnavailableError, VmmError, WrongStateError
+from ramet.memory import accounting
 from ramet.memory import pages as pages_module
 from ramet.memory.accounting import smaps_rollup
 from ramet.memory.mappings import identity_of
@@ -124,8 +125,8 @@ def test_what_can_not_be_read_is_said_and_nothing_is_kept(mem: Path) -> None:
 def test_more_than_there_is_memory_for_is_refused_before_it_is_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert pages_module._available_bytes() > 64 * MIB
-    monkeypatch.setattr(pages_module, "_available_bytes", lambda: 100 * MIB)
+    assert accounting.available_bytes() > 64 * MIB
+    monkeypatch.setattr(pages_module, "available_bytes", lambda: 100 * MIB)
     run = Run(FileOffset(0), 101 * MIB, HostVirtual(0))
     with pytest.raises(UnavailableError, match="needs more memory"):
         stage(os.getpid(), [run])

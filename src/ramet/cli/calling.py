@@ -36,19 +36,24 @@ def with_host(
     json: bool,
     accel: str = "auto",
     in_guest: bool = False,
+    warm: int = 0,
+    serves: bool = False,
 ) -> NoReturn:
-    """Run a verb with the user's home open, and leave with its exit code (none: 0)."""
+    """Run a verb with the user's home open, and leave with its exit code (none: 0).
+
+    One that `serves` goes on until a signal comes, and that is its good end.
+    """
 
     async def opened(scope: anyio.CancelScope) -> int | None:
         from ramet.engine.host import Host
 
         # The Host is outside of what a signal cancels: a command in a guest is killed over its connection.
-        async with Host(accel=accel) as host:
+        async with Host(accel=accel, warm=warm) as host:
             with scope:
                 return await body(host)
         return None
 
-    _leave(opened, json=json, in_guest=in_guest)
+    _leave(opened, json=json, in_guest=in_guest, serves=serves)
 
 
 def call(body: Callable[[], Awaitable[int | None]], *, json: bool) -> NoReturn:
@@ -63,7 +68,11 @@ def call(body: Callable[[], Awaitable[int | None]], *, json: bool) -> NoReturn:
 
 
 def _leave(
-    work: Callable[[anyio.CancelScope], Awaitable[int | None]], *, json: bool, in_guest: bool
+    work: Callable[[anyio.CancelScope], Awaitable[int | None]],
+    *,
+    json: bool,
+    in_guest: bool,
+    serves: bool = False,
 ) -> NoReturn:
     """Carry `work` out and leave. `in_guest`: the code that it normally gives is a guest's own."""
     import anyio
@@ -76,7 +85,7 @@ def _leave(
         code = BROKEN_PIPE
     except Exception as error:
         code = report(error, json=json and not caught, in_guest=in_guest)
-    if caught:
+    if caught and not (serves and not code):
         if json:
             _emit_interruption(caught[0])
         code = 128 + caught[0]

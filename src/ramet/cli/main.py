@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from ramet.cli import calling, demo, doctor, execute, fork, images, lifecycle, output, run, show, snapshots
+from ramet.cli import (
+    calling,
+    demo,
+    doctor,
+    execute,
+    fork,
+    images,
+    lifecycle,
+    output,
+    pool,
+    run,
+    show,
+    snapshots,
+)
 from ramet.errors import UsageError
 from ramet.version import __version__
 
@@ -61,6 +74,8 @@ app.command()(lifecycle.template)
 app.command()(fork.fork)
 app.command()(lifecycle.keep)
 app.command()(lifecycle.rewind)
+app.command()(pool.serve)
+app.command()(pool.pool)
 app.add_typer(snapshots.snapshot, name="snapshot")
 app.add_typer(images.image, name="image")
 app.add_typer(images.kernel, name="kernel")

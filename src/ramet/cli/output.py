@@ -160,7 +160,12 @@ def fields(document: Any, *, indent: str = "") -> None:
 
 def age(thing: Instance | SnapshotInfo) -> str:
     """How long ago it was made, in the largest whole unit: `12s`, `3m`, `5h`, `2d`."""
-    made = datetime.fromisoformat(thing.created_at)
+    return age_since(thing.created_at)
+
+
+def age_since(created_at: str) -> str:
+    """How long ago that moment was, as `age`."""
+    made = datetime.fromisoformat(created_at)
     seconds = max(0, int((datetime.now(UTC) - made).total_seconds()))
     for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
         if seconds >= length:

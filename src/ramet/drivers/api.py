@@ -1,7 +1,7 @@
 """What a driver is: how a VMM is started, asked and ended, whatever its make.
 
 Decisions are made by ability, never by name. What not every VMM can be asked for is a Protocol of its own
-(`SavesState`, `FreezesDisks`); an `Ability` says how it behaves.
+(`SavesState`, `FreezesDisks`, `StartsEmpty`); an `Ability` says how it behaves.
 """
 
 from __future__ import annotations
@@ -214,3 +214,17 @@ class Driver(Protocol):
 
     def ending(self, directory: Path) -> Ending:
         """How the VMM that last worked in `directory` ended, from its log. Only to be asked when it has."""
+
+
+@runtime_checkable
+class StartsEmpty(Protocol):
+    """A driver whose VMM can be started before it is known which guest it is for."""
+
+    async def start_empty(self, directory: Path, *, mark: Path | None = None) -> ProcessRef:
+        """Start a VMM in `directory` that waits for a guest. `mark` and errors as for `Driver.boot`."""
+
+    def settle_in(self, directory: Path, process: ProcessRef, machine: Machine) -> Vmm:
+        """What `Driver.restore` gives, of an empty VMM and the parts that have been put into its directory.
+
+        Raises `UnavailableError` for a machine that a VMM has to be started for; it is as it was then.
+        """

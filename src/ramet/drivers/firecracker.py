@@ -141,6 +141,19 @@ class Firecracker:
             raise VmmError(f"{directory / MEM_FILE} is missing")
         return await self._spawn(directory, machine, [], mark)
 
+    async def start_empty(self, directory: Path, *, mark: Path | None = None) -> ProcessRef:
+        """As `StartsEmpty.start_empty`. A Firecracker can learn everything over its API."""
+        await self.version()
+        nominal = self.machine(accelerator="kvm", memory_bytes=MIB, cpus=1)
+        return (await self._spawn(directory, nominal, [], mark)).process
+
+    def settle_in(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
+        """As `StartsEmpty.settle_in`."""
+        if machine.metrics:
+            raise UnavailableError("a Firecracker is told at its start where its metrics go")
+        processes.limit_files(process, largest_file_bytes(machine))
+        return FirecrackerVmm(directory, process, machine, self.abilities)
+
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
         """As `Driver.attach`."""
         return FirecrackerVmm(directory, process, machine)
@@ -185,7 +198,7 @@ class Firecracker:
             process = processes.spawn(
                 [
                     self.program(),
-                    *("--id", directory.name, "--api-sock", SOCKET),
+                    *("--id", (mark or directory).name, "--api-sock", SOCKET),
                     *("--log-path", VMM_LOG, "--level", "Info"),
                     *arguments,
                 ],

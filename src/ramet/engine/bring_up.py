@@ -26,7 +26,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, is_part_name, read_manifest
 from ramet.engine.proof import prove
 from ramet.engine.running import running_vmm
-from ramet.errors import DamagedError, FilesystemError, NotSharedError, WrongStateError
+from ramet.errors import DamagedError, FilesystemError, NotSharedError, VmmTimeoutError, WrongStateError
 from ramet.guest.messages import IdentityReply
 from ramet.host.files import filesystem_errors
 from ramet.host.share import Shared, share_file
@@ -230,12 +230,24 @@ async def load(
     belong to, where that is another one. Raises `VmmError`, `UnavailableError`, `DamagedError`; no VMM is
     left then. `parts` is closed in any case.
     """
-    machine = msgspec.structs.replace(parts.manifest.machine, disks=tuple(one.disk for one in parts.disks))
+    machine = machine_on(parts)
     try:
         vmm = await driver.restore(directory, machine, mark=mark)
     except BaseException:
         parts.close()
         raise
+    return await load_into(driver, directory, machine, vmm, parts, marks)
+
+
+def machine_on(parts: Parts) -> Machine:
+    """The machine that was captured, with the disks that were taken."""
+    return msgspec.structs.replace(parts.manifest.machine, disks=tuple(one.disk for one in parts.disks))
+
+
+async def load_into(
+    driver: Driver, directory: Path, machine: Machine, vmm: Vmm, parts: Parts, marks: list[float]
+) -> Loaded:
+    """As `load`, with a VMM that is there."""
     try:
         try:
             marks.append(time.perf_counter())
@@ -258,17 +270,26 @@ async def load(
 
 
 async def wake(
-    context: Context, record: Record, directory: Path, loaded: Loaded, marks: list[float]
+    context: Context,
+    record: Record,
+    directory: Path,
+    loaded: Loaded,
+    marks: list[float],
+    *,
+    resume_limit_s: float | None = None,
 ) -> Living:
     """Let a guest that has been loaded go on, and return when it has proved to be `record`'s.
 
-    `marks` gets the moments at which it was resumed and ready. Raises `VmmError`, `GuestError`; no VMM is
-    left then.
+    `marks` gets the moments at which it was resumed and ready. `resume_limit_s` is for a VMM that may hang.
+    Raises `VmmError`, `GuestError`; no VMM is left then.
     """
     record = msgspec.structs.replace(record, machine=loaded.machine)
     vmm = loaded.vmm
     try:
-        await vmm.resume()
+        with anyio.move_on_after(resume_limit_s) as waiting:
+            await vmm.resume()
+        if waiting.cancelled_caught:
+            raise VmmTimeoutError(f"{record.name}: its VMM didn't go on within {resume_limit_s:g} s")
         marks.append(time.perf_counter())
         identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S, directory=directory)
         marks.append(time.perf_counter())

@@ -15,6 +15,7 @@ import msgspec
 
 from ramet.disk.volumes import files_of
 from ramet.drivers.api import FreezesDisks, Vmm
+from ramet.engine import pool
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.staged import settle_replacement
@@ -162,15 +163,18 @@ async def end_orphans(context: Context) -> None:
     """End VMMs that no record names: a killed ramet had started them and not yet written them down.
 
     Processes are listed before records: whoever starts a VMM has marked its record before, and names the VMM
-    in it before the mark goes.
+    in it before the mark goes. In between comes the pool: what leaves it has a record before.
     """
     found = processes.spawned_below(context.home.instances)
     if not found:
         return
+    warm = {entry.id for entry in pool.entries(pool.names(context.home))}
     records = {context.directory(record): record for record in context.store.all()}
     for directory, running in found.items():
         record = records.get(directory)
         if record is not None and _is_being_made(record):
+            continue
+        if record is None and directory.name in warm:
             continue
         for process in running:
             # Without a record: removed by force, while it was being brought up by a ramet that then died.

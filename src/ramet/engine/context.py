@@ -5,9 +5,10 @@ are talked to.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import anyio.abc
 
@@ -20,6 +21,16 @@ from ramet.paths import LIFECYCLE_LOCK, Home
 from ramet.store.records import Store
 
 _LIFECYCLE_WAIT_S = 60.0
+
+
+class KeepsWarm(Protocol):
+    """Whoever keeps a pool of warm VMMs in this Host."""
+
+    def asked(self, source: str, count: int) -> None:
+        """So many forks were made of what lies at `source` in the home."""
+
+    def out_of_the_way(self) -> AbstractContextManager[None]:
+        """Nothing is made ahead for as long as the block lasts, and a moment more."""
 
 
 @dataclass
@@ -38,6 +49,7 @@ class Context:
     """Ids of the instances that leave with this Host."""
     locks: dict[str, int] = field(default_factory=dict)
     """The descriptor of the lock of each instance, by id, that this Host is changing."""
+    keeper: KeepsWarm | None = None
 
     def directory(self, record: Record) -> Path:
         """The instance's directory."""

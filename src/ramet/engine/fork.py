@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -18,7 +20,7 @@ import anyio.to_thread
 import msgspec
 
 from ramet.drivers.api import Driver
-from ramet.engine import snapshots
+from ramet.engine import hand_out, snapshots
 from ramet.engine.bring_up import ForkOptions, Origin, load, origin_of, require_parts, take_parts, wake
 from ramet.engine.capture import Captured
 from ramet.engine.context import Context
@@ -95,15 +97,30 @@ async def _fork_from(
     driver = context.driver(origin.manifest.driver)
     require_parts(origin)
     await require_restorable(origin.manifest, driver, name=origin.name)
-    records = _reserve(context, origin, name, count)
-    results: dict[str, Forked | Exception] = {}
-    limiter = anyio.CapacityLimiter(_concurrency())
-    call = _Call(context, driver, origin, options, called_at, captured, limiter, results)
+    with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
+        claims, is_kept = await hand_out.claim(context, origin, driver, options, count)
+        try:
+            records = _reserve(context, origin, name, count, [one.id for one in claims])
+        except BaseException:
+            hand_out.put_back(context, claims)
+            raise
+        # Nothing is awaited between the records and this: from here on each has all that is to be its own.
+        warm = hand_out.enter(context, claims)
+        outcome = await _fork_all(
+            _Call(context, driver, origin, options, called_at, captured, _limiter(), warm, {}), records
+        )
+    if captured is None:
+        hand_out.tell(context, origin, count, is_kept=is_kept)
+    return outcome
+
+
+async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
+    context, results = call.context, call.results
     try:
         async with anyio.create_task_group() as tasks:
             for record in records:
                 tasks.start_soon(_attempt, call, record)
-        made = report(context, origin.manifest, records, results, called_at)
+        made = report(context, call.origin.manifest, records, results, call.called_at)
         failed = [one for one in records if isinstance(results[one.id], Exception)]
         await attempt(discard_all(context, failed))
         for result in results.values():
@@ -118,11 +135,11 @@ async def _fork_from(
     )
 
 
-def _concurrency() -> int:
+def _limiter() -> anyio.CapacityLimiter:
     """How many forks are under way at once: spawning and the guest's first steps are the host's CPU's
     work.
     """
-    return 2 * (os.cpu_count() or 1)
+    return anyio.CapacityLimiter(2 * (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,8 @@ class _Call:
     called_at: float
     captured: Captured | None
     limiter: anyio.CapacityLimiter
+    warm: dict[str, hand_out.Claim]
+    """What has been claimed for which of them, by id."""
     results: dict[str, Forked | Exception]
 
 
@@ -151,10 +170,18 @@ async def _one(call: _Call, record: Record) -> Forked:
     context = call.context
     marks = [call.called_at, time.perf_counter()]
     directory = context.directory(record)
-    parts = await anyio.to_thread.run_sync(take_parts, call.origin, call.driver, directory, call.options)
-    marks.append(time.perf_counter())
-    loaded = await load(call.driver, directory, parts, marks)
-    living = await wake(context, record, directory, loaded, marks)
+    claimed, given = call.warm.get(record.id), None
+    if claimed is not None:
+        given = await hand_out.hand_out(
+            context, call.origin, call.driver, call.options, record, claimed, marks
+        )
+    if given is None:
+        claimed = None
+        parts = await anyio.to_thread.run_sync(take_parts, call.origin, call.driver, directory, call.options)
+        marks.append(time.perf_counter())
+        loaded = await load(call.driver, directory, parts, marks)
+        given = parts, await wake(context, record, directory, loaded, marks)
+    parts, living = given
     try:
         record = context.store.change(
             record.id,
@@ -166,7 +193,8 @@ async def _one(call: _Call, record: Record) -> Forked:
         with anyio.CancelScope(shield=True):
             await living.vmm.kill()
         raise
-    return Forked(record, parts, living.identity, _timings(marks, call.captured))
+    stage = claimed.warm.stage if claimed is not None else None
+    return Forked(record, parts, living.identity, _timings(marks, call.captured), stage)
 
 
 def _timings(marks: list[float], captured: Captured | None) -> Timings:
@@ -187,8 +215,10 @@ def _timings(marks: list[float], captured: Captured | None) -> Timings:
     )
 
 
-def _reserve(context: Context, origin: Origin, name: str | None, count: int) -> list[Record]:
-    """Records for `count` forks, in one transaction.
+def _reserve(
+    context: Context, origin: Origin, name: str | None, count: int, ids: Sequence[str]
+) -> list[Record]:
+    """Records for `count` forks, in one transaction; the first ones have those `ids`.
 
     Invented names are invented again when another caller was quicker.
     """
@@ -199,7 +229,7 @@ def _reserve(context: Context, origin: Origin, name: str | None, count: int) -> 
         )
         records = [
             Record(
-                id=new_id(),
+                id=ids[number] if number < len(ids) else new_id(),
                 name=fork_name,
                 state=State.CREATED,
                 driver=manifest.driver,
@@ -215,7 +245,7 @@ def _reserve(context: Context, origin: Origin, name: str | None, count: int) -> 
                 auto_remove=False,
                 owner=processes.this_process(),
             )
-            for fork_name in names
+            for number, fork_name in enumerate(names)
         ]
         try:
             context.store.add(records)

@@ -13,10 +13,11 @@ import anyio
 import anyio.to_thread
 
 from ramet import config
-from ramet.engine import boot, measure, reap, removal
+from ramet.engine import boot, hand_out, measure, reap, removal
 from ramet.engine.agents import Agents
 from ramet.engine.context import Context
 from ramet.engine.drivers import installed_drivers
+from ramet.engine.keeper import MOST_WARM, Keeper, pool_of
 from ramet.engine.observe import count_forks, is_shown, observe, to_instance
 from ramet.engine.snapshot import Snapshot, describe
 from ramet.engine.snapshot_files import import_file, named_file
@@ -37,7 +38,7 @@ from ramet.images.resolve import resolve_image
 from ramet.model.disks import parse_disks
 from ramet.model.lineage import forest
 from ramet.model.names import resolve
-from ramet.model.shapes import Instance, LineageNode, SnapshotInfo, Usage
+from ramet.model.shapes import Instance, LineageNode, PoolReport, SnapshotInfo, Usage
 from ramet.paths import Home
 from ramet.store.records import Store
 from ramet.units import parse_size
@@ -49,13 +50,19 @@ class Host:
     Used with `async with`; any number of Hosts, in any number of processes, may have the same home open.
     Leaving removes the instances that were made through this Host, unless they were detached. `home` is
     `RAMET_HOME`'s directory unless given; `accel` is `auto` (KVM where it really runs Linux, else emulation),
-    `kvm` or `tcg`.
+    `kvm` or `tcg`. With `warm` it keeps up to so many VMMs warm for forks, of this process and of any other.
     """
 
-    def __init__(self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto") -> None:
+    def __init__(
+        self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto", warm: int = 0
+    ) -> None:
+        if not 0 <= warm <= MOST_WARM:
+            raise UsageError(f"{warm} VMMs can't be kept warm", hint=f"ask for 0 to {MOST_WARM}")
         # Resolved, so that a directory has one name, whichever way one came to it.
         self._home = Home((Path(home) if home is not None else config.home_directory()).resolve())
         self._accel = accel
+        self._warm = warm
+        self._keeper: Keeper | None = None
         self._context: Context | None = None
         self._exits = AsyncExitStack()
 
@@ -88,6 +95,9 @@ class Host:
                 self._home, config.cache_directory(), store, drivers, Agents(tasks), tasks, self._accel
             )
             await reap.reap(self._context)
+            if self._warm:
+                self._keeper = Keeper(self._context, self._warm)
+                self._keeper.start()
             self._exits = opening.pop_all()
         return self
 
@@ -97,10 +107,12 @@ class Host:
         context = self._opened
         try:
             with anyio.CancelScope(shield=True):
+                if self._keeper is not None:
+                    await self._keeper.close()
                 leaving = [record for record in context.store.all() if record.id in context.ours]
                 await removal.discard_all(context, leaving)
         finally:
-            self._context = None
+            self._context = self._keeper = None
             await self._exits.aclose()
 
     @property
@@ -183,7 +195,9 @@ class Host:
         Nothing in the file is believed. Raises `DamagedError` when it is cut short, altered, hostile or newer
         than this ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
         """
-        return Snapshot(self._opened, await import_file(self._opened, named_file(file), name=name))
+        made = await import_file(self._opened, named_file(file), name=name)
+        hand_out.expect(self._opened, self._opened.home.snapshot(made.id))
+        return Snapshot(self._opened, made)
 
     async def list(
         self, *, everything: bool = False, labels: Mapping[str, str] | None = None
@@ -217,3 +231,14 @@ class Host:
             except (WrongStateError, VmmError):
                 continue
         return used
+
+    async def pool(self, *, wait: float = 0.0) -> PoolReport:
+        """The warm VMMs of this home, and which processes keep them.
+
+        With `wait` the answer comes when this Host, which has to keep some itself for that, has nothing more
+        to make, or nothing that it can, after so many seconds at most.
+        """
+        if self._keeper is not None and wait > 0.0:
+            with anyio.move_on_after(wait):
+                await self._keeper.settled()
+        return pool_of(self._opened)

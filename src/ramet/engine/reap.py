@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ramet.engine import snapshots
+from ramet.engine import pool, snapshots
 from ramet.engine.changes import end_orphans, recover
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
@@ -27,6 +27,7 @@ async def reap(context: Context) -> None:
     records = context.store.all()
     for record in records:
         await attempt(_reap_one(context, record))
+    await attempt(pool.sweep(context.home))
     await attempt(end_orphans(context))
     known = {record.id for record in records}
     for directory in directories:

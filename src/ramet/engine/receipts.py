@@ -26,6 +26,7 @@ from ramet.model.shapes import (
     Receipt,
     ShareMode,
     Timings,
+    WarmStage,
 )
 from ramet.paths import MEM_FILE, RECEIPT_FILE
 from ramet.units import format_bytes
@@ -38,6 +39,8 @@ class Forked(NamedTuple):
     parts: Parts
     identity: IdentityReply
     timings: Timings
+    warm: WarmStage | None
+    """What there was of it before it was asked for."""
 
 
 def report(
@@ -128,6 +131,7 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             addresses=list(identity.addresses),
         ),
         timings_ms=forked.timings,
+        warm=forked.warm,
     )
 
 

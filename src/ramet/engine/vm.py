@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ramet.engine import execution, freeze, measure, power, removal, replace, snapshots
+from ramet.engine import execution, freeze, hand_out, measure, power, removal, replace, snapshots
 from ramet.engine import fork as forking
 from ramet.engine.boot import start
 from ramet.engine.bring_up import ForkOptions
@@ -183,6 +183,7 @@ class VM:
         On a failure it is as it was, and runs if it ran.
         """
         await freeze.promote(self._context, self._record)
+        hand_out.expect(self._context, self.directory)
         return self
 
     async def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
@@ -195,6 +196,7 @@ class VM:
         from ramet.engine.snapshot import Snapshot
 
         made = await snapshots.create(self._context, self._record, name=name, labels=dict(labels or {}))
+        hand_out.expect(self._context, self._context.home.snapshot(made.id))
         return Snapshot(self._context, made)
 
     def fork(

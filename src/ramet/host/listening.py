@@ -28,6 +28,8 @@ from ramet.model.record import ProcessRef
 
 # <sys/inotify.h>
 _IN_MODIFY, _IN_CREATE = 0x002, 0x100
+_IN_MOVED_FROM, _IN_MOVED_TO, _IN_DELETE = 0x040, 0x080, 0x200
+_IN_MASK_ADD = 0x20000000
 _IN_NONBLOCK_CLOEXEC: Final = os.O_NONBLOCK | os.O_CLOEXEC
 _EVENT: Final = struct.Struct("iIII")  # watch, mask, cookie, length of the name behind it
 _EVENTS_BYTES: Final = 65536
@@ -59,6 +61,14 @@ async def connect_when_listening(
             raise VmmTimeoutError(
                 f"process {process.pid} didn't listen on {name} within {timeout_s:g} s"
             ) from None
+
+
+@contextmanager
+def names_watched(directory: Path, news: asyncio.Event) -> Iterator[bool]:
+    """Set `news` whenever a name appears in the directory or goes. False: that can't be had."""
+    mask = _IN_CREATE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE
+    with _Notifier.of_this_loop().watching(directory, news, mask) as watched:
+        yield watched
 
 
 @contextmanager
@@ -104,12 +114,14 @@ class _Notifier:
         return found
 
     @contextmanager
-    def watching(self, directory: Path, news: asyncio.Event) -> Iterator[bool]:
-        """Set `news` whenever a name appears or a file changes in the directory. False: that can't be had."""
+    def watching(
+        self, directory: Path, news: asyncio.Event, mask: int = _IN_CREATE | _IN_MODIFY
+    ) -> Iterator[bool]:
+        """Set `news` whenever what `mask` says happens in the directory. False: that can't be had."""
         watch = -1
         if self._descriptor >= 0:
             path = os.fsencode(directory)
-            watch = libc().inotify_add_watch(self._descriptor, path, _IN_CREATE | _IN_MODIFY)
+            watch = libc().inotify_add_watch(self._descriptor, path, mask | _IN_MASK_ADD)
         if watch < 0:
             yield False
             return

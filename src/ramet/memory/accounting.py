@@ -6,6 +6,7 @@ Source: Documentation/filesystems/proc.rst §1.1 (smaps, smaps_rollup).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -74,3 +75,20 @@ def _sum(lines: Iterable[bytes]) -> MemoryUse:
         if field := _FIELDS.get(words[0]):
             total[field] += int(words[1]) * KIB
     return MemoryUse(**total)
+
+
+def total_bytes() -> int:
+    """The machine's memory, as far as the kernel has it."""
+    return _meminfo("MemTotal")
+
+
+def available_bytes() -> int:
+    """What can be had without swapping, as the kernel estimates it (proc(5), MemAvailable)."""
+    return _meminfo("MemAvailable")
+
+
+def _meminfo(name: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * KIB
+    return 1 << 62

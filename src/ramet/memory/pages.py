@@ -11,11 +11,11 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
 from ramet.errors import UnavailableError
+from ramet.memory.accounting import available_bytes
 from ramet.memory.pagemap import Run
 from ramet.memory.transfer import address_of, read_memory
 from ramet.units import KIB, MIB, PAGE_SIZE_BYTES, format_bytes
@@ -224,7 +224,7 @@ def _kinds(view: memoryview) -> Iterator[tuple[int, bool]]:
 
 
 def _memory(length_bytes: int) -> mmap.mmap:
-    if length_bytes >= _ASK_FROM_BYTES and length_bytes > (free := _available_bytes()):
+    if length_bytes >= _ASK_FROM_BYTES and length_bytes > (free := available_bytes()):
         raise UnavailableError(
             f"copying {format_bytes(length_bytes)} of changed pages needs more memory than the"
             f" {format_bytes(free)} that are free",
@@ -245,11 +245,3 @@ def _memory(length_bytes: int) -> mmap.mmap:
         except (OSError, AttributeError):
             pass  # this kernel has none
     return memory
-
-
-def _available_bytes() -> int:
-    """What the kernel thinks can be had without swapping (proc(5), MemAvailable)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * KIB
-    return 1 << 62

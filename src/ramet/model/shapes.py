@@ -12,6 +12,7 @@ import msgspec
 from ramet.model.lifecycle import State
 
 ShareMode = Literal["shared", "delta", "reflinked", "copied"]
+WarmStage = Literal["loaded", "empty"]
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +120,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     disks: list[DiskReceipt]
     identity: IdentityReceipt
     timings_ms: Timings
+    warm: WarmStage | None = None
+    """What was there of it before it was asked for: its guest, loaded and paused; an empty VMM; null:
+    nothing. `spawn` and `load` are what was left to do."""
     ok: Literal[True] = True
 
 
@@ -276,3 +280,39 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     file: str
     bytes_written: int
+
+
+class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A warm VMM."""
+
+    id: str
+    """The id of the instance that it will become, if it is handed out."""
+    driver: str | None
+    """Null while it is being made."""
+    stage: WarmStage | None
+    source: str | None
+    """The id of the template or snapshot whose guest is in it."""
+    source_name: str | None
+    state: Literal["making", "ready", "taken"]
+    pid: int | None
+    pss_bytes: int | None
+    created_at: str | None
+    keeper: int
+    """The process id of the ramet that keeps it or, once it is taken, has it."""
+
+
+class PoolKeeper(msgspec.Struct, frozen=True, kw_only=True):
+    """A ramet process that keeps warm VMMs in this home."""
+
+    pid: int
+    warm: int
+    """How many it keeps at most."""
+    held_back: str | None
+    """Why it has fewer than it would like to have, when it has."""
+
+
+class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The warm VMMs of a home, and who keeps them."""
+
+    keepers: list[PoolKeeper]
+    entries: list[PoolEntry]

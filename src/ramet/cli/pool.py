@@ -1,0 +1,96 @@
+"""serve, pool: warm VMMs for forks, kept by a process in the foreground."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ramet.cli import calling, output
+from ramet.cli.options import Json
+
+if TYPE_CHECKING:
+    from ramet.engine.host import Host
+    from ramet.model.shapes import PoolReport
+
+_DEFAULT_WARM = 8
+_SETTLE_S = 60.0
+
+
+def serve(
+    warm: Annotated[
+        int, typer.Option("--warm", metavar="N", min=1, help="How many VMMs to keep warm at most.")
+    ] = _DEFAULT_WARM,
+    json: Json = False,
+) -> None:
+    """Keep VMMs warm for the forks of every ramet process in this home, until Ctrl-C or SIGTERM.
+
+    They wait with a guest in them, of what was forked lately; a fork then has nothing to start or to load.
+    Ending it ends those that wait, and no fork. (A REST API will be served by this verb; it isn't yet.)
+    """
+
+    async def body(host: Host) -> None:
+        import anyio
+
+        _tell_of_trouble()
+        report = await host.pool(wait=_SETTLE_S)
+        if json:
+            output.emit(report)
+        else:
+            ready = sum(one.state == "ready" for one in report.entries)
+            output.say(f"ready: {ready} of at most {warm} VMMs are warm in {host.home}; Ctrl-C ends them")
+        await anyio.sleep_forever()
+
+    calling.with_host(body, json=json, warm=warm, serves=True)
+
+
+def _tell_of_trouble() -> None:
+    """What the keeper logs goes to standard error."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            output.warn(f"ramet: {record.getMessage()}")
+
+    logger = logging.getLogger("ramet.pool")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(Lines())
+
+
+def pool(json: Json = False) -> None:
+    """List the VMMs that wait for forks, and who keeps them (`ramet serve`, `ramet.Host(warm=N)`)."""
+
+    async def body(host: Host) -> None:
+        report = await host.pool()
+        if json:
+            output.emit(report)
+        else:
+            _show(report)
+
+    calling.with_host(body, json=json)
+
+
+def _show(report: PoolReport) -> None:
+    from ramet.units import format_bytes
+
+    rows = [
+        (
+            one.id,
+            one.driver or "-",
+            one.stage or "-",
+            one.source_name or "-",
+            one.state,
+            one.pid or "-",
+            format_bytes(one.pss_bytes) if one.pss_bytes is not None else "-",
+            output.age_since(one.created_at) if one.created_at else "-",
+            one.keeper,
+        )
+        for one in report.entries
+    ]
+    output.table(("ID", "DRIVER", "STAGE", "SOURCE", "STATE", "PID", "PSS", "AGE", "KEEPER"), rows)
+    for keeper in report.keepers:
+        line = f"process {keeper.pid} keeps at most {keeper.warm}"
+        output.say(f"{line}; held back: {keeper.held_back}" if keeper.held_back else line)
+    if not report.keepers:
+        output.say("nobody keeps any; `ramet serve` does")

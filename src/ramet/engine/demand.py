@@ -1,0 +1,75 @@
+"""How many warm VMMs of what: by the forks that were asked for lately. Pure.
+
+Of each source the largest number that was asked for within a second is remembered, and halves with each
+`half_life_s` in which no more are asked for. Where a budget doesn't hold all that, it is shared out as seats
+are in a parliament (D'Hondt): the next one always goes to the source that has the fewest for its demand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+HALF_LIFE_S: Final = 300.0
+_WINDOW_S: Final = 1.0
+
+
+@dataclass
+class _Source:
+    peak: float = 0.0
+    at_s: float = 0.0
+    recent: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def level(self, now_s: float, half_life_s: float) -> float:
+        return self.peak / math.exp2(max(0.0, now_s - self.at_s) / half_life_s)
+
+
+class Demand:
+    """Of each source, by any name that it has. Times are of one monotonic clock, in seconds."""
+
+    def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
+        self.half_life_s = half_life_s
+        self._sources: dict[str, _Source] = {}
+
+    def asked(self, source: str, count: int, now_s: float) -> None:
+        """So many forks of `source` have been asked for."""
+        known = self._sources.setdefault(source, _Source())
+        known.recent.append((now_s, count))
+        while known.recent[0][0] < now_s - _WINDOW_S:
+            known.recent.popleft()
+        known.peak = max(known.level(now_s, self.half_life_s), float(sum(count for _, count in known.recent)))
+        known.at_s = now_s
+
+    def forget(self, source: str) -> None:
+        """It is gone."""
+        self._sources.pop(source, None)
+
+    def wishes(self, now_s: float) -> dict[str, int]:
+        """How many of each would be good to have. What isn't wanted any more is forgotten."""
+        wanted = {}
+        for name, source in list(self._sources.items()):
+            if wish := math.floor(source.level(now_s, self.half_life_s) + 0.5):
+                wanted[name] = wish
+            else:
+                del self._sources[name]
+        return wanted
+
+    def shares(self, budget: int, now_s: float) -> dict[str, int]:
+        """How many of each to have, together at most `budget`."""
+        wishes = self.wishes(now_s)
+        given = dict.fromkeys(wishes, 0)
+        for _ in range(min(budget, sum(wishes.values()))):
+            open_to = [name for name in wishes if given[name] < wishes[name]]
+            given[max(open_to, key=lambda name: wishes[name] / (given[name] + 1))] += 1
+        return given
+
+    def changes_in_s(self, now_s: float) -> float | None:
+        """When one of the wishes becomes smaller, if nothing more is asked for; None: there are none."""
+        soonest: float | None = None
+        for name, wish in self.wishes(now_s).items():
+            source = self._sources[name]
+            at_s = source.at_s + self.half_life_s * math.log2(source.peak / (wish - 0.5))
+            soonest = at_s if soonest is None else min(soonest, at_s)
+        return None if soonest is None else max(0.0, soonest - now_s)

@@ -1,0 +1,217 @@
+"""Warm VMMs handed out to forks.
+
+What is warm is an advantage and never a condition: a VMM that has died, hangs, or isn't what it should be is
+ended, and the fork is made in the ordinary way.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+
+from ramet.drivers.api import Driver, StartsEmpty
+from ramet.engine import pool
+from ramet.engine.bring_up import (
+    ForkOptions,
+    Living,
+    Loaded,
+    Origin,
+    Parts,
+    load_into,
+    machine_on,
+    take_parts,
+    wake,
+)
+from ramet.engine.context import Context
+from ramet.engine.manifest import check_part
+from ramet.errors import GuestError, RametError
+from ramet.host import processes
+from ramet.host.files import remove_tree
+from ramet.model.record import Record
+from ramet.paths import MEM_FILE, WARM_FILE
+
+RESUME_LIMIT_S = 5.0
+_PARTS = "parts"
+
+
+class Claim(NamedTuple):
+    """A warm VMM that this process has taken for a fork, whose id is to be the instance's."""
+
+    id: str
+    warm: pool.Warm
+    taken: pool.Entry
+    before: pool.Entry
+
+
+class Claims(NamedTuple):
+    """What one call has taken, and whether there is another process to tell what it forked."""
+
+    claims: list[Claim]
+    is_kept: bool
+
+
+async def claim(context: Context, origin: Origin, driver: Driver, options: ForkOptions, count: int) -> Claims:
+    """Take at most `count` warm VMMs that fit: loaded ones first. Whoever else wants one gets another one.
+
+    Where nobody keeps a pool that is one system call.
+    """
+    found = pool.names(context.home)
+    if not found:
+        return Claims([], False)
+    version = await driver.version()
+    keys = [pool.key_of(origin.directory, origin.manifest, version)] if options.share_memory else []
+    if isinstance(driver, StartsEmpty):
+        keys.append(pool.key_of_empty(driver.name, version))
+    there = [entry for entry in pool.entries(found) if entry.place == "ready"]
+    claims: list[Claim] = []
+    for key in keys:
+        for entry in there:
+            if len(claims) < count and entry.key == key:
+                claims += await _claim(context, entry, options)
+    return Claims(claims, pool.is_kept(found))
+
+
+async def _claim(context: Context, entry: pool.Entry, options: ForkOptions) -> list[Claim]:
+    taken = pool.take(context.home, entry)
+    if taken is None:
+        return []
+    warm = pool.read_warm(context.home.pool / taken.name)
+    if warm is None or not processes.is_alive(warm.process):
+        with anyio.CancelScope(shield=True), suppress(RametError, OSError):
+            await pool.end(context.home, taken, [warm.process] if warm is not None else [])
+        return []
+    modes = [one.mode for one in warm.disks] + ([warm.memory.mode] if warm.memory is not None else [])
+    if options.require_shared and any(mode != "shared" for mode in modes):
+        pool.put_back(context.home, taken, entry)
+        return []
+    return [Claim(entry.id, warm, taken, entry)]
+
+
+def put_back(context: Context, claims: Sequence[Claim]) -> None:
+    """They are for others again: the forks that they were for aren't made."""
+    for one in claims:
+        pool.put_back(context.home, one.taken, one.before)
+
+
+def enter(context: Context, claims: Sequence[Claim]) -> dict[str, Claim]:
+    """Each directory becomes its instance's, of which there is a record by now. By id.
+
+    One that can't is swept when this process is gone, and its fork is made in the ordinary way.
+    """
+    entered = {}
+    for one in claims:
+        with suppress(OSError):
+            (context.home.pool / one.taken.name).rename(context.home.instance(one.id))
+            entered[one.id] = one
+    return entered
+
+
+async def hand_out(
+    context: Context,
+    origin: Origin,
+    driver: Driver,
+    options: ForkOptions,
+    record: Record,
+    claim: Claim,
+    marks: list[float],
+) -> tuple[Parts, Living] | None:
+    """The guest of a fork, brought up in the VMM that was claimed for it. None: that one was no good.
+
+    It is gone then, with its directory. `marks` gets what it gets in the ordinary way. Raises `GuestError` as
+    `wake`; no VMM is left then.
+    """
+    directory = context.directory(record)
+    begun = list(marks)
+    try:
+        if claim.warm.stage == "empty":
+            parts, loaded = await _fill(origin, driver, options, directory, claim, marks)
+        else:
+            parts, loaded = _loaded(origin, driver, directory, claim, marks)
+        living = await wake(context, record, directory, loaded, marks, resume_limit_s=RESUME_LIMIT_S)
+        (directory / WARM_FILE).unlink(missing_ok=True)
+        return parts, living
+    except GuestError:
+        raise
+    except (RametError, OSError):
+        marks[:] = begun
+        with anyio.CancelScope(shield=True):
+            await processes.kill(claim.warm.process)
+            await anyio.to_thread.run_sync(remove_tree, directory)
+        return None
+
+
+def _loaded(
+    origin: Origin, driver: Driver, directory: Path, claim: Claim, marks: list[float]
+) -> tuple[Parts, Loaded]:
+    """Its parts were held against the manifest when they were linked. They are once more, where that tells
+    anything: what was copied is the VMM's own.
+    """
+    warm, manifest = claim.warm, origin.manifest
+    assert warm.machine is not None
+    assert warm.running is not None
+    assert warm.memory is not None
+    if warm.memory.mode == "shared":
+        check_part(manifest, directory, manifest.memory.base, name=MEM_FILE)
+    parts = Parts(manifest, warm.memory, warm.disks, None)
+    vmm = driver.attach(directory, warm.process, warm.machine)
+    marks += [time.perf_counter()] * 3
+    return parts, Loaded(warm.machine, vmm, warm.running)
+
+
+async def _fill(
+    origin: Origin,
+    driver: Driver,
+    options: ForkOptions,
+    directory: Path,
+    claim: Claim,
+    marks: list[float],
+) -> tuple[Parts, Loaded]:
+    """An empty VMM gets its guest."""
+    assert isinstance(driver, StartsEmpty)
+    parts = await anyio.to_thread.run_sync(_put_parts, origin, driver, options, directory)
+    try:
+        marks.append(time.perf_counter())
+        machine = machine_on(parts)
+        vmm = driver.settle_in(directory, claim.warm.process, machine)
+    except BaseException:
+        parts.close()
+        raise
+    return parts, await load_into(driver, directory, machine, vmm, parts, marks)
+
+
+def _put_parts(origin: Origin, driver: Driver, options: ForkOptions, directory: Path) -> Parts:
+    """Parts are taken into a new directory: beside them a VMM has its sockets and logs already."""
+    apart = directory / _PARTS
+    parts = take_parts(origin, driver, apart, options)
+    try:
+        for part in apart.iterdir():
+            part.rename(directory / part.name)
+        apart.rmdir()
+    except BaseException:
+        parts.close()
+        raise
+    return parts
+
+
+def tell(context: Context, origin: Origin, count: int, *, is_kept: bool) -> None:
+    """Let whoever keeps the pool know that so many were forked of that capture, if it is one that stays."""
+    if context.keeper is None and not is_kept:
+        return
+    source = os.fspath(origin.directory.relative_to(context.home.root))
+    if context.keeper is not None:
+        context.keeper.asked(source, count)
+    else:
+        pool.tell(context.home, source, count)
+
+
+def expect(context: Context, directory: Path) -> None:
+    """A capture has been made in this Host: the first fork of it is to find a warm VMM, too."""
+    if context.keeper is not None:
+        context.keeper.asked(os.fspath(directory.relative_to(context.home.root)), 1)

@@ -1,0 +1,253 @@
+"""The pool of a home: warm VMMs, as its directory shows them to every ramet process.
+
+A warm VMM works in a directory of its own below `<home>/pool`, and has from the beginning the id of the
+instance that it may become. What it is stands in that directory's name, so that it changes by rename(2), at
+once, for one of any number of processes:
+
+    making.<id>.<process>          being made by that process
+    ready.<id>.<process>.<key>     paused and waiting, for whoever forks what `key` stands for
+    taken.<id>.<process>           that process hands it out, or removes it
+
+Handed out, the directory becomes the instance's, and there is nothing about it any more that isn't as with
+any other fork: its VMM has said from its start that it belongs there (`processes.spawn`, `mark`). Beside them
+lie `keeper.<process>.<n>`, a file of whoever keeps a pool here, and `wanted.<kind>.<id>.<count>.<n>`, what
+others tell it that they have forked. What belongs to a dead process is swept when a home is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import anyio.to_thread
+import msgspec
+
+from ramet.disk.volumes import ForkedDisk
+from ramet.engine.manifest import Manifest
+from ramet.errors import RametError
+from ramet.host import processes
+from ramet.host.files import remove_tree
+from ramet.host.share import Shared
+from ramet.model.record import Machine, ProcessRef, RunningVmm
+from ramet.model.shapes import WarmStage
+from ramet.paths import WARM_FILE, Home
+
+_KEEPER: Final = "keeper"
+_WANTED: Final = "wanted"
+
+
+class Warm(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a warm VMM, in its directory, by the time it is ready."""
+
+    driver: str
+    version: str
+    stage: WarmStage
+    process: ProcessRef
+    created_at: str
+    source: str | None = None
+    """Where in the home lies what it was loaded from; null: it is empty."""
+    source_name: str | None = None
+    machine: Machine | None = None
+    running: RunningVmm | None = None
+    memory: Shared | None = None
+    disks: tuple[ForkedDisk, ...] = ()
+
+
+class Entry(NamedTuple):
+    """A warm VMM's directory, as its name says."""
+
+    place: Literal["making", "ready", "taken"]
+    id: str
+    holder: ProcessRef
+    """Who keeps it or, once it is taken, who has it."""
+    key: str
+    name: str
+
+
+class Wanted(NamedTuple):
+    """So many forks were made of what lies at `source` in the home, by another process."""
+
+    source: str
+    forks: int
+    name: str
+
+
+def key_of(directory: Path, manifest: Manifest, version: str) -> str:
+    """What stands for exactly that capture in a VMM of that version: no other one ever has it."""
+    return _digest(os.fsencode(directory), manifest.encoded(), version.encode())
+
+
+def key_of_empty(driver: str, version: str) -> str:
+    """What stands for an empty VMM."""
+    return _digest(driver.encode(), version.encode())
+
+
+def _digest(*pieces: bytes) -> str:
+    return hashlib.blake2b(b"\0".join(pieces), digest_size=16).hexdigest()
+
+
+def names(home: Home) -> list[str]:
+    """What there is in the pool's directory; nothing when nobody keeps one."""
+    try:
+        return os.listdir(home.pool)  # noqa: PTH208 - on each fork's path
+    except OSError:
+        return []
+
+
+def entries(found: Iterable[str]) -> list[Entry]:
+    """The warm VMMs among those names."""
+    return [entry for name in found if (entry := _entry(name)) is not None]
+
+
+def _entry(name: str) -> Entry | None:
+    match name.split("."):
+        case ["making" | "taken" as place, warm_id, who]:
+            key = ""
+        case ["ready" as place, warm_id, who, key]:
+            pass
+        case _:
+            return None
+    holder = _reference(who)
+    return Entry(place, warm_id, holder, key, name) if holder is not None else None
+
+
+def wanted(found: Iterable[str]) -> list[Wanted]:
+    """What others have forked, among those names."""
+    told = []
+    for name in found:
+        words = name.split(".")
+        if words[0] == _WANTED and len(words) == 5 and words[3].isdigit():
+            told.append(Wanted(f"{words[1]}/{words[2]}", int(words[3]), name))
+    return told
+
+
+def keepers(found: Iterable[str]) -> dict[str, ProcessRef]:
+    """The files of those who keep a pool, among those names."""
+    return {
+        name: reference
+        for name in found
+        if name.startswith(f"{_KEEPER}.") and (reference := _reference(name.split(".")[1])) is not None
+    }
+
+
+def is_kept(found: Iterable[str]) -> bool:
+    """Whether there is somebody to tell what is forked. He may have died: then nobody reads it."""
+    return any(name.startswith(f"{_KEEPER}.") for name in found)
+
+
+def _written(process: ProcessRef) -> str:
+    return f"{process.pid}-{process.started}-{process.boot_id}"
+
+
+def _reference(text: str) -> ProcessRef | None:
+    pid, _, rest = text.partition("-")
+    started, _, boot_id = rest.partition("-")
+    if not (pid.isdigit() and started.isdigit() and boot_id):
+        return None
+    return ProcessRef(int(pid), int(started), boot_id)
+
+
+def keeper_name() -> str:
+    """A name for the file of one more keeper."""
+    return f"{_KEEPER}.{_written(processes.this_process())}.{secrets.token_hex(4)}"
+
+
+def making(warm_id: str) -> str:
+    """The name of a directory in which this process makes a warm VMM."""
+    return f"making.{warm_id}.{_written(processes.this_process())}"
+
+
+def ready(warm_id: str, key: str) -> str:
+    """Its name once it can be handed out."""
+    return f"ready.{warm_id}.{_written(processes.this_process())}.{key}"
+
+
+def tell(home: Home, source: str, count: int) -> None:
+    """Tell whoever keeps the pool that so many forks were made of what lies at `source`. Never fails."""
+    kind, _, source_id = source.partition("/")
+    name = f"{_WANTED}.{kind}.{source_id}.{count}.{secrets.token_hex(4)}"
+    with suppress(OSError):
+        os.close(os.open(home.pool / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
+def take(home: Home, entry: Entry) -> Entry | None:
+    """Take a warm VMM, so that no other process has it; None when another one was quicker."""
+    mine = processes.this_process()
+    name = f"taken.{entry.id}.{_written(mine)}"
+    try:
+        os.rename(home.pool / entry.name, home.pool / name)  # noqa: PTH104 - on each fork's path
+    except OSError:
+        return None
+    return Entry("taken", entry.id, mine, entry.key, name)
+
+
+def put_back(home: Home, taken: Entry, before: Entry) -> None:
+    """Leave it to others as it was before. Never fails: what can't be put back is swept later."""
+    with suppress(OSError):
+        (home.pool / taken.name).rename(home.pool / before.name)
+
+
+def read_warm(directory: Path) -> Warm | None:
+    """What is known of the warm VMM in a directory; None when it can't be read."""
+    try:
+        return msgspec.json.decode((directory / WARM_FILE).read_bytes(), type=Warm)
+    except (OSError, msgspec.MsgspecError, ValueError):
+        return None
+
+
+async def end(home: Home, taken: Entry, running: Iterable[ProcessRef]) -> None:
+    """End what runs in a directory that this process has taken or made, and remove it.
+
+    Raises `UnavailableError`, `FilesystemError`; what is left is swept when this process is gone.
+    """
+    try:
+        for process in running:
+            await processes.kill(process)
+    finally:
+        await anyio.to_thread.run_sync(remove_tree, home.pool / taken.name)
+
+
+async def sweep(home: Home) -> None:
+    """Remove what dead processes have in the pool, VMMs and all; its directory, if nothing else is there.
+
+    What can't be removed now is left to the next one.
+    """
+    found = names(home)
+    if not found and not home.pool.exists():
+        return
+    alive: dict[ProcessRef, bool] = {}
+
+    def lives(process: ProcessRef) -> bool:
+        if process not in alive:
+            alive[process] = processes.is_alive(process)
+        return alive[process]
+
+    kept = keepers(found)
+    for name, keeper in kept.items():
+        if not lives(keeper):
+            with suppress(OSError):
+                (home.pool / name).unlink()
+    dead = [entry for entry in entries(found) if not lives(entry.holder)]
+    # Taken first: somebody may be forking one at this moment, and then it isn't ours to end.
+    taken = [mine for entry in dead if (mine := take(home, entry)) is not None]
+    if taken:
+        running = processes.spawned_below(home.instances)
+        for entry in taken:
+            with suppress(RametError, OSError):
+                await end(home, entry, running.get(home.instance(entry.id), []))
+    if not any(map(lives, kept.values())):
+        for told in wanted(found):
+            with suppress(OSError):
+                (home.pool / told.name).unlink()
+    leave(home)
+
+
+def leave(home: Home) -> None:
+    """Remove the pool's directory unless somebody has something in it."""
+    with suppress(OSError):
+        home.pool.rmdir()

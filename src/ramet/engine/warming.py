@@ -1,0 +1,126 @@
+"""One warm VMM, made ahead: everything of a fork before its guest goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from ramet.drivers.api import Driver, StartsEmpty
+from ramet.engine import pool, snapshots
+from ramet.engine.bring_up import ForkOptions, Origin, load, origin_of, take_parts
+from ramet.engine.context import Context
+from ramet.engine.manifest import require_restorable
+from ramet.errors import NotFoundError, RametError, UnavailableError
+from ramet.host import processes
+from ramet.host.clock import now
+from ramet.host.files import remove_tree
+from ramet.model.lifecycle import State
+from ramet.model.names import new_id
+from ramet.model.record import ProcessRef
+from ramet.paths import WARM_FILE, Home
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A warm VMM that waits."""
+
+    id: str
+    key: str
+    source: str | None
+    process: ProcessRef
+
+
+def origin_at(context: Context, source: str) -> Origin:
+    """The capture at `source` in the home. Raises `NotFoundError` when there is none, `DamagedError`."""
+    kind, _, source_id = source.partition("/")
+    if kind == "snapshots":
+        row = snapshots.require_published(context, source_id)
+        if row.name is not None:
+            return snapshots.origin_of_snapshot(context, row)
+    elif kind == "instances":
+        record = context.store.get(source_id)
+        if record.state in {State.TEMPLATE, State.STANDBY}:
+            return origin_of(context, record)
+    raise NotFoundError(f"{source} is no capture that can be forked")
+
+
+async def make_loaded(context: Context, source: str) -> Made:
+    """A VMM with the guest that was captured at `source`, paused.
+
+    Raises as the forks of that capture would; nothing of it is left then.
+    """
+    origin = origin_at(context, source)
+    driver = context.driver(origin.manifest.driver)
+    await require_restorable(origin.manifest, driver, name=origin.name)
+    version = await driver.version()
+    warm_id = new_id()
+    directory = context.home.pool / pool.making(warm_id)
+    running: ProcessRef | None = None
+    try:
+        parts = await anyio.to_thread.run_sync(take_parts, origin, driver, directory, ForkOptions())
+        if parts.memory.mode == "copied":
+            parts.close()
+            raise UnavailableError(
+                f"the memory of {origin.name} can't be shared, and isn't copied ahead: {parts.memory.reason}"
+            )
+        mark = context.home.instance(warm_id)
+        loaded = await load(driver, directory, parts, [time.perf_counter()], mark=mark)
+        running = loaded.running.process
+        warm = pool.Warm(
+            driver=driver.name,
+            version=version,
+            stage="loaded",
+            process=running,
+            created_at=now(),
+            source=source,
+            source_name=origin.name,
+            machine=loaded.machine,
+            running=loaded.running,
+            memory=parts.memory,
+            disks=parts.disks,
+        )
+        key = pool.key_of(origin.directory, parts.manifest, version)
+        _publish(context.home, directory, warm_id, key, warm)
+    except BaseException:
+        await _give_up(directory, running)
+        raise
+    return Made(warm_id, key, source, running)
+
+
+async def make_empty(context: Context, driver: Driver) -> Made:
+    """A VMM without a guest. Errors as `StartsEmpty.start_empty`; nothing of it is left then."""
+    assert isinstance(driver, StartsEmpty)
+    version = await driver.version()
+    warm_id = new_id()
+    directory = context.home.pool / pool.making(warm_id)
+    running: ProcessRef | None = None
+    try:
+        directory.mkdir(mode=0o700)
+        running = await driver.start_empty(directory, mark=context.home.instance(warm_id))
+        warm = pool.Warm(
+            driver=driver.name, version=version, stage="empty", process=running, created_at=now()
+        )
+        key = pool.key_of_empty(driver.name, version)
+        _publish(context.home, directory, warm_id, key, warm)
+    except BaseException:
+        await _give_up(directory, running)
+        raise
+    return Made(warm_id, key, None, running)
+
+
+def _publish(home: Home, directory: Path, warm_id: str, key: str, warm: pool.Warm) -> None:
+    (directory / WARM_FILE).write_bytes(msgspec.json.encode(warm))
+    directory.rename(home.pool / pool.ready(warm_id, key))
+
+
+async def _give_up(directory: Path, running: ProcessRef | None) -> None:
+    with anyio.CancelScope(shield=True):
+        try:
+            if running is not None:
+                await processes.kill(running)
+            await anyio.to_thread.run_sync(remove_tree, directory)
+        except (RametError, OSError):
+            pass  # what it failed with is what matters; the rest is swept when this process is gone
