@@ -57,7 +57,7 @@ def living_in(directory: Path) -> list[int]:
 def assert_nothing_left(home: Path) -> None:
     """No process, no directory of an instance, and so no socket, and none of a snapshot of `home` is left."""
     assert living_in(home) == []
-    for kind in ("instances", "snapshots", "staging"):
+    for kind in ("instances", "snapshots", "staging", "pool"):
         directory = home / kind
         assert not directory.exists() or list(directory.iterdir()) == []
 

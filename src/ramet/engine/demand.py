@@ -1,8 +1,9 @@
 """How many warm VMMs of what: by the forks that were asked for lately. Pure.
 
 Of each source the largest number that was asked for within a second is remembered, and halves with each
-`half_life_s` in which no more are asked for. Where a budget doesn't hold all that, it is shared out as seats
-are in a parliament (D'Hondt): the next one always goes to the source that has the fewest for its demand.
+`half_life_s` in which no more are asked for. Where a budget doesn't hold all that, what was asked for last
+has the first, and the rest is shared out as seats are in a parliament (D'Hondt): the next one always goes to
+the source that has the fewest for its demand.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class _Source:
     recent: deque[tuple[float, int]] = field(default_factory=deque)
 
     def level(self, now_s: float, half_life_s: float) -> float:
-        return self.peak / math.exp2(max(0.0, now_s - self.at_s) / half_life_s)
+        return self.peak * math.exp2(-max(0.0, now_s - self.at_s) / half_life_s)
 
 
 class Demand:
@@ -60,9 +61,14 @@ class Demand:
         """How many of each to have, together at most `budget`."""
         wishes = self.wishes(now_s)
         given = dict.fromkeys(wishes, 0)
+        latest = max(wishes, key=lambda name: self._sources[name].at_s, default=None)
+
+        def claim(name: str) -> float:
+            first = name == latest and not given[name]
+            return math.inf if first else wishes[name] / (given[name] + 1)
+
         for _ in range(min(budget, sum(wishes.values()))):
-            open_to = [name for name in wishes if given[name] < wishes[name]]
-            given[max(open_to, key=lambda name: wishes[name] / (given[name] + 1))] += 1
+            given[max((name for name in wishes if given[name] < wishes[name]), key=claim)] += 1
         return given
 
     def changes_in_s(self, now_s: float) -> float | None:

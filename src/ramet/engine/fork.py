@@ -109,7 +109,7 @@ async def _fork_from(
         outcome = await _fork_all(
             _Call(context, driver, origin, options, called_at, captured, _limiter(), warm, {}), records
         )
-    if captured is None:
+    if captured is None and options.share_memory:
         hand_out.tell(context, origin, count, is_kept=is_kept)
     return outcome
 

@@ -6,12 +6,13 @@ ended, and the fork is made in the ordinary way.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -38,6 +39,7 @@ from ramet.model.record import Record
 from ramet.paths import MEM_FILE, WARM_FILE
 
 RESUME_LIMIT_S = 5.0
+_log: Final = logging.getLogger("ramet.pool")
 _PARTS = "parts"
 
 
@@ -84,8 +86,9 @@ async def _claim(context: Context, entry: pool.Entry, options: ForkOptions) -> l
         return []
     warm = pool.read_warm(context.home.pool / taken.name)
     if warm is None or not processes.is_alive(warm.process):
+        known = [warm.process] if warm is not None else processes.spawned_in(context.home.instance(entry.id))
         with anyio.CancelScope(shield=True), suppress(RametError, OSError):
-            await pool.end(context.home, taken, [warm.process] if warm is not None else [])
+            await pool.end(context.home, taken, known)
         return []
     modes = [one.mode for one in warm.disks] + ([warm.memory.mode] if warm.memory is not None else [])
     if options.require_shared and any(mode != "shared" for mode in modes):
@@ -139,7 +142,8 @@ async def hand_out(
         return parts, living
     except GuestError:
         raise
-    except (RametError, OSError):
+    except (RametError, OSError) as error:
+        _log.info("%s: its warm VMM was no good: %s", record.name, error)
         marks[:] = begun
         with anyio.CancelScope(shield=True):
             await processes.kill(claim.warm.process)

@@ -371,7 +371,8 @@ class Keeper:
         name = pool.ready(made.id, made.key)
         entry = pool.Entry("ready", made.id, processes.this_process(), made.key, name)
         if (taken := pool.take(home, entry)) is not None:
-            await pool.end(home, taken, [made.process])
+            with anyio.CancelScope(shield=True):
+                await pool.end(home, taken, [made.process])
 
     def _say(self, held_back: str | None) -> None:
         said = KeeperFile(warm=self._budget, held_back=held_back)
