@@ -38,12 +38,11 @@ from ramet.paths import (
     MANIFEST_FILE,
     MEM_FILE,
     ORIGIN_FILE,
-    RECEIPT_FILE,
     VMSTATE_FILE,
 )
 
 READY_LIMIT_S = 60.0
-_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, RECEIPT_FILE)
+_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE)
 """What a capture's directory has that is of no meaning to what is brought up from it."""
 _COMPACTED_MEANWHILE = 3
 

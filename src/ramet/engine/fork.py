@@ -30,7 +30,7 @@ from ramet.engine.worker import wake_for_machine
 from ramet.errors import NameTakenError, UsageError, WrongStateError
 from ramet.host import processes
 from ramet.host.clock import now
-from ramet.model.lifecycle import Move, State, article, next_step
+from ramet.model.lifecycle import State, article, next_step
 from ramet.model.names import fork_names, new_id
 from ramet.model.record import Record
 from ramet.model.shapes import ForkReport, Timings
@@ -41,10 +41,13 @@ _NAME_TRIES = 20
 
 
 class ForkOutcome(NamedTuple):
-    """One `fork` call's result: the report, and the error behind each failure in it, by name."""
+    """One `fork` call's result."""
 
     report: ForkReport
     errors: dict[str, Exception]
+    """The error behind each failure in the report, by name."""
+    records: dict[str, Record]
+    """Of the forks that live, by id."""
 
 
 async def fork(
@@ -113,9 +116,9 @@ async def _fork_from(
     except BaseException:
         await attempt(discard_all(context, records))
         raise
-    return ForkOutcome(
-        made, {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
-    )
+    errors = {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
+    living = {row_id: one.record for row_id, one in results.items() if isinstance(one, Forked)}
+    return ForkOutcome(made, errors, living)
 
 
 def _concurrency() -> int:
@@ -155,18 +158,10 @@ async def _one(call: _Call, record: Record) -> Forked:
     marks.append(time.perf_counter())
     loaded = await load(call.driver, directory, parts, marks)
     living = await wake(context, record, directory, loaded, marks)
-    try:
-        record = context.store.change(
-            record.id,
-            lambda one: msgspec.structs.replace(
-                one.moved(Move.BOOT, vmm=living.running), machine=living.record.machine
-            ),
-        )
-    except BaseException:
-        with anyio.CancelScope(shield=True):
-            await living.vmm.kill()
-        raise
-    return Forked(record, parts, living.identity, _timings(marks, call.captured))
+    # Written down when all are there. Until then its row says that it is being made, and by whom: a sweep
+    # finds its VMM by the directory that it belongs to.
+    proved = msgspec.structs.replace(living.record, vmm=living.running)
+    return Forked(proved, parts, living.identity, _timings(marks, call.captured))
 
 
 def _timings(marks: list[float], captured: Captured | None) -> Timings:

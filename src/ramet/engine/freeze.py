@@ -18,7 +18,6 @@ from ramet.errors import NotFoundError, VmmError
 from ramet.host import processes
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record, RunningVmm
-from ramet.paths import RECEIPT_FILE
 
 _RESULT: Final = {Move.TEMPLATE: State.TEMPLATE, Move.STANDBY: State.STANDBY}
 
@@ -46,7 +45,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
     async with changing(context, record, what) as record:
         record.moved(move)
         if record.state is State.STANDBY:
-            (context.directory(record) / RECEIPT_FILE).unlink(missing_ok=True)
+            context.store.forget_receipt(record.id)
             frozen = context.store.change(record.id, lambda one: one.moved(move), durable=True)
             wake_for_capture(context.home, context.directory(record))
             return frozen
@@ -64,7 +63,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
         with anyio.CancelScope(shield=True):
             await processes.kill(running.process)
             if move is Move.TEMPLATE:
-                (directory / RECEIPT_FILE).unlink(missing_ok=True)
+                context.store.forget_receipt(record.id)
             wake_for_capture(context.home, directory)
         return frozen
 

@@ -35,9 +35,9 @@ from ramet.host.files import exchange, filesystem_errors, remove_tree
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
 from ramet.model.snapshot import SnapshotRecord
-from ramet.paths import CONSOLE_LOG, LIFECYCLE_LOCK, RECEIPT_FILE
+from ramet.paths import CONSOLE_LOG, LIFECYCLE_LOCK
 
-_CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1", RECEIPT_FILE)
+_CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1")
 """What stays with an instance whatever state it goes back to. The lock is held: the same file has to be
 found.
 """

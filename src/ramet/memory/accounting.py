@@ -5,6 +5,7 @@ Source: Documentation/filesystems/proc.rst §1.1 (smaps, smaps_rollup).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -23,6 +24,9 @@ _FIELDS: Final = {
     b"Rss:": "rss_bytes",
     b"Swap:": "swap_bytes",
 }
+
+
+_HEAD: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
@@ -54,16 +58,17 @@ def mapping_use(pid: int, ram: Sequence[RamRange | Mapping]) -> MemoryUse:
     What has since been mapped over a part of them (a balloon) is counted too. All zeros when nothing is
     mapped there.
     """
-    inside: list[bytes] = []
-    wanted = False
-    for line in read_proc(pid, "smaps", "count the memory").splitlines():
-        name = line.split(None, 1)[0]
-        # Every area begins with its line of /proc/PID/maps; its figures follow, each a name and a colon.
-        if not name.endswith(b":"):
-            start, end = (int(address, 16) for address in name.split(b"-"))
-            wanted = any(one.host_start < end and start < one.host_start + one.length_bytes for one in ram)
-        elif wanted:
-            inside.append(line)
+    text = read_proc(pid, "smaps", "count the memory")
+    # Every area begins with its line of /proc/PID/maps; its figures follow, a line each. A VMM has a hundred
+    # areas, of which one or two are its guest's: only those are taken apart.
+    heads = [(one.start(), int(one[1], 16), int(one[2], 16)) for one in _HEAD.finditer(text)]
+    ends = [position for position, _, _ in heads[1:]] + [len(text)]
+    inside = [
+        line
+        for (position, start, end), behind in zip(heads, ends, strict=True)
+        if any(one.host_start < end and start < one.host_start + one.length_bytes for one in ram)
+        for line in text[position:behind].splitlines()[1:]
+    ]
     return _sum(inside)
 
 
