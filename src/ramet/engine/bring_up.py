@@ -29,7 +29,7 @@ from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, WrongStateError
 from ramet.guest.messages import IdentityReply
 from ramet.host.files import filesystem_errors
-from ramet.host.share import Shared, share_file
+from ramet.host.share import Shared, can_link, share_file
 from ramet.memory.delta import apply_delta
 from ramet.model.lifecycle import State
 from ramet.model.record import Machine, Record, RunningVmm
@@ -40,11 +40,13 @@ from ramet.paths import (
     ORIGIN_FILE,
     VMSTATE_FILE,
 )
+from ramet.units import KIB
 
 READY_LIMIT_S = 60.0
 _SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE)
 """What a capture's directory has that is of no meaning to what is brought up from it."""
 _COMPACTED_MEANWHILE = 3
+_QUICKLY_COPIED_BYTES = 256 * KIB
 
 
 class ForkOptions(NamedTuple):
@@ -147,9 +149,25 @@ class Living(NamedTuple):
     identity: IdentityReply
 
 
+def is_quick(origin: Origin, directory: Path, options: ForkOptions, count: int) -> bool:
+    """Whether taking its parts `count` times is some system calls each, and so not worth a thread: memory
+    and disks can be linked into `directory`, and what can't is small.
+    """
+    manifest = origin.manifest
+    copied = [disk.file for disk in manifest.machine.disks if disk.format == "raw"]
+    try:
+        return (
+            options.share_memory
+            and sum(manifest.parts[file].facts.allocated_bytes for file in copied) <= _QUICKLY_COPIED_BYTES
+            and can_link(origin.directory / manifest.memory.base, directory, count)
+        )
+    except FilesystemError:
+        return False  # it is being compacted, say: `take_parts` finds out
+
+
 def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
     """Make `directory`, with what it needs of the capture: the parts shared, the rest copied, nothing left
-    that leads outside (I3). Blocks; for a worker thread.
+    that leads outside (I3). Blocks: for a worker thread, unless it `is_quick`.
 
     Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may be there
     then.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 from uuid import uuid4
@@ -19,7 +20,16 @@ import msgspec
 
 from ramet.drivers.api import Driver
 from ramet.engine import snapshots
-from ramet.engine.bring_up import ForkOptions, Origin, load, origin_of, require_parts, take_parts, wake
+from ramet.engine.bring_up import (
+    ForkOptions,
+    Origin,
+    is_quick,
+    load,
+    origin_of,
+    require_parts,
+    take_parts,
+    wake,
+)
 from ramet.engine.capture import Captured
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
@@ -98,10 +108,11 @@ async def _fork_from(
     driver = context.driver(origin.manifest.driver)
     require_parts(origin)
     await require_restorable(origin.manifest, driver, name=origin.name)
+    quick = is_quick(origin, context.home.instances, options, count)
     records = _reserve(context, origin, name, count)
     results: dict[str, Forked | Exception] = {}
     limiter = anyio.CapacityLimiter(_concurrency())
-    call = _Call(context, driver, origin, options, called_at, captured, limiter, results)
+    call = _Call(context, driver, origin, options, called_at, captured, limiter, results, quick)
     try:
         async with anyio.create_task_group() as tasks:
             for record in records:
@@ -140,6 +151,7 @@ class _Call:
     captured: Captured | None
     limiter: anyio.CapacityLimiter
     results: dict[str, Forked | Exception]
+    quick: bool
 
 
 async def _attempt(call: _Call, record: Record) -> None:
@@ -154,7 +166,9 @@ async def _one(call: _Call, record: Record) -> Forked:
     context = call.context
     marks = [call.called_at, time.perf_counter()]
     directory = context.directory(record)
-    parts = await anyio.to_thread.run_sync(take_parts, call.origin, call.driver, directory, call.options)
+    take = partial(take_parts, call.origin, call.driver, directory, call.options)
+    # A thread would wait for its turn at the interpreter longer than some links take.
+    parts = take() if call.quick else await anyio.to_thread.run_sync(take)
     marks.append(time.perf_counter())
     loaded = await load(call.driver, directory, parts, marks)
     living = await wake(context, record, directory, loaded, marks)

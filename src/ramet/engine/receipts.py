@@ -14,7 +14,8 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.errors import GuestError, RametError, VmmError
 from ramet.guest.messages import IdentityReply
-from ramet.memory.accounting import mapping_use, smaps_rollup
+from ramet.memory.accounting import private_bytes, smaps_rollup
+from ramet.memory.mappings import FileIdentity
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
 from ramet.model.shapes import (
@@ -110,7 +111,7 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
     directory = context.directory(record)
     mem = (directory / MEM_FILE).stat()
     whole = smaps_rollup(pid)
-    guest = mapping_use(pid, record.vmm.ram)
+    identity_of_mem = FileIdentity(record.vmm.mem_device, record.vmm.mem_inode)
     memory, captured = forked.parts.memory, forked.parts.manifest.memory
     mode: ShareMode = memory.mode
     reason = memory.reason
@@ -132,7 +133,7 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             delta_bytes=captured.delta_bytes,
             pss_bytes=whole.pss_bytes,
             private_dirty_bytes=whole.private_dirty_bytes,
-            guest_private_bytes=guest.private_dirty_bytes,
+            guest_private_bytes=private_bytes(pid, record.vmm.ram, identity_of_mem),
             immutability=immutability(context.driver(record.driver)),
         ),
         disks=[

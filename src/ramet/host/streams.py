@@ -10,12 +10,15 @@ import asyncio
 import socket
 import struct
 from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
 from ramet.host import processes
+
+_OPERATIONS_A_TURN: Final = 8
 
 
 class SocketStream(anyio.abc.ByteStream):
@@ -27,16 +30,25 @@ class SocketStream(anyio.abc.ByteStream):
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._waiting: set[asyncio.Future[None]] = set()
+        self._ready = 0
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """What has come, at least one byte. Raises `EndOfStream`, `ClosedResourceError`,
         `BrokenResourceError`.
         """
-        await anyio.lowlevel.checkpoint()
+        return await self._receive(max_bytes)
+
+    async def peek(self, max_bytes: int) -> bytes:
+        """As `receive`, but what is returned stays there to be received."""
+        return await self._receive(max_bytes, socket.MSG_PEEK)
+
+    async def _receive(self, max_bytes: int, flags: int = 0) -> bytes:
+        await self._turn()
         while True:
             try:
-                data = self._socket.recv(max_bytes)
+                data = self._socket.recv(max_bytes, flags)
             except BlockingIOError:
+                self._ready = 0
                 await self._wait(for_reading=True)
                 continue
             except OSError as error:
@@ -45,11 +57,21 @@ class SocketStream(anyio.abc.ByteStream):
                 raise anyio.EndOfStream
             return data
 
+    async def _turn(self) -> None:
+        """A chance to be cancelled. Who always finds something ready lets others have a turn, too: now and
+        then, because a turn of the loop costs more than most of what is done here.
+        """
+        self._ready += 1
+        if self._ready % _OPERATIONS_A_TURN:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await anyio.lowlevel.checkpoint()
+
     async def send(self, item: bytes) -> None:
         """Send all of it. Raises as `receive`; how much has been sent is unknown then, and when it is
         cancelled.
         """
-        await anyio.lowlevel.checkpoint()
+        await self._turn()
         left = memoryview(item)
         while left:
             try:
