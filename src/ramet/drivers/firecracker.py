@@ -10,6 +10,7 @@ Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-s
 from __future__ import annotations
 
 import shutil
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -135,11 +136,18 @@ class Firecracker:
             raise VmmError(f"{directory / KERNEL_FILE} is missing")
         return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE], mark)
 
-    async def restore(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> FirecrackerVmm:
+    async def restore(
+        self,
+        directory: Path,
+        machine: Machine,
+        *,
+        mark: Path | None = None,
+        sessions: AsyncExitStack | None = None,
+    ) -> FirecrackerVmm:
         """As `Driver.restore`."""
         if not (directory / MEM_FILE).is_file():
             raise VmmError(f"{directory / MEM_FILE} is missing")
-        return await self._spawn(directory, machine, [], mark)
+        return await self._spawn(directory, machine, [], mark, sessions)
 
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
         """As `Driver.attach`."""
@@ -168,7 +176,12 @@ class Firecracker:
         return Ending.REBOOTED if exited else Ending.DIED
 
     async def _spawn(
-        self, directory: Path, machine: Machine, arguments: list[str], mark: Path | None
+        self,
+        directory: Path,
+        machine: Machine,
+        arguments: list[str],
+        mark: Path | None,
+        sessions: AsyncExitStack | None = None,
     ) -> FirecrackerVmm:
         await self.version()
         log = directory / VMM_LOG
@@ -196,6 +209,8 @@ class Firecracker:
             )
         vmm = FirecrackerVmm(directory, process, machine, self.abilities)
         try:
+            if sessions is not None:
+                await sessions.enter_async_context(vmm.session())
             await vmm.come_up(boots="--config-file" in arguments)
         except RametError as error:
             with anyio.CancelScope(shield=True):

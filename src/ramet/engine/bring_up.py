@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -208,14 +209,17 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions)
     )
     for disk in disks:
         _require(options, f"its disk `{disk.disk.name}`", disk)
-    of_disks = {name for disk in manifest.machine.disks for name in files_of(disk)}
+    modes: dict[str, str] = {base: memory.mode}
+    for disk, frozen in zip(disks, manifest.machine.disks, strict=True):
+        modes.update(dict.fromkeys(files_of(frozen), disk.mode))
     for part in manifest.parts:
-        name = MEM_FILE if part == base else part
-        if part not in (base, delta) and part not in of_disks:
-            share_file(source / part, directory / name)
+        if part != delta and part not in modes:
+            modes[part] = share_file(source / part, directory / part).mode
         # A copy may have fewer blocks than its original, so there it is the original that is looked at.
-        linked = part != delta and _same_file(source / part, directory / name)
-        check_part(manifest, directory if linked else source, part, name=name if linked else part)
+        if modes.get(part) == "shared":
+            check_part(manifest, directory, part, name=MEM_FILE if part == base else part)
+        else:
+            check_part(manifest, source, part)
     delta_fd = None
     if delta is not None:
         with filesystem_errors("open", source / delta):
@@ -231,25 +235,24 @@ def _require(options: ForkOptions, what: str, given: Shared | ForkedDisk) -> Non
         )
 
 
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except FileNotFoundError:
-        return False
-
-
 async def load(
-    driver: Driver, directory: Path, parts: Parts, marks: list[float], *, mark: Path | None = None
+    driver: Driver,
+    directory: Path,
+    parts: Parts,
+    marks: list[float],
+    sessions: AsyncExitStack,
+    *,
+    mark: Path | None = None,
 ) -> Loaded:
     """Start a VMM in `directory` on those parts, up to the point from which its guest can go on.
 
-    `marks` gets the moments at which it was spawned and loaded. `mark` is the directory that the VMM will
-    belong to, where that is another one. Raises `VmmError`, `UnavailableError`, `DamagedError`; no VMM is
-    left then. `parts` is closed in any case.
+    `marks` gets the moments at which it was spawned and loaded. Until `sessions` is closed it is talked to in
+    one session. `mark` is the directory that the VMM will belong to, where that is another one. Raises
+    `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
     """
     machine = msgspec.structs.replace(parts.manifest.machine, disks=tuple(one.disk for one in parts.disks))
     try:
-        vmm = await driver.restore(directory, machine, mark=mark)
+        vmm = await driver.restore(directory, machine, mark=mark, sessions=sessions)
     except BaseException:
         parts.close()
         raise
@@ -275,18 +278,24 @@ async def load(
 
 
 async def wake(
-    context: Context, record: Record, directory: Path, loaded: Loaded, marks: list[float]
+    context: Context,
+    record: Record,
+    directory: Path,
+    loaded: Loaded,
+    marks: list[float],
+    sessions: AsyncExitStack,
 ) -> Living:
     """Let a guest that has been loaded go on, and return when it has proved to be `record`'s.
 
-    `marks` gets the moments at which it was resumed and ready. Raises `VmmError`, `GuestError`; no VMM is
-    left then.
+    `sessions` is closed in between: the VMM isn't talked to any more. `marks` gets the moments at which it
+    was resumed and ready. Raises `VmmError`, `GuestError`; no VMM is left then.
     """
     record = msgspec.structs.replace(record, machine=loaded.machine)
     vmm = loaded.vmm
     try:
         await vmm.resume()
         marks.append(time.perf_counter())
+        await sessions.aclose()
         identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S, directory=directory)
         marks.append(time.perf_counter())
     except BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -170,8 +171,9 @@ async def _one(call: _Call, record: Record) -> Forked:
     # A thread would wait for its turn at the interpreter longer than some links take.
     parts = take() if call.quick else await anyio.to_thread.run_sync(take)
     marks.append(time.perf_counter())
-    loaded = await load(call.driver, directory, parts, marks)
-    living = await wake(context, record, directory, loaded, marks)
+    async with AsyncExitStack() as sessions:
+        loaded = await load(call.driver, directory, parts, marks, sessions)
+        living = await wake(context, record, directory, loaded, marks, sessions)
     # Written down when all are there. Until then its row says that it is being made, and by whom: a sweep
     # finds its VMM by the directory that it belongs to.
     proved = msgspec.structs.replace(living.record, vmm=living.running)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -78,8 +79,9 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, staged, ForkOptions())
         _carry(own, staged)
         marks = [time.perf_counter()]
-        loaded = await load(driver, staged, parts, marks, mark=own)
-        living = await wake(context, wanted, staged, loaded, marks)
+        async with AsyncExitStack() as sessions:
+            loaded = await load(driver, staged, parts, marks, sessions, mark=own)
+            living = await wake(context, wanted, staged, loaded, marks, sessions)
         try:
             entered = staged.stat().st_ino
             changed = _enter(context, living, move, entered)

@@ -195,7 +195,7 @@ def spawn(
         child = subprocess.Popen(
             [*_launcher(), *argv],
             cwd=directory,
-            env={**os.environ, MARK: str(mark or directory)},
+            env={**os.environb, MARK.encode(): os.fsencode(mark or directory)},
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,

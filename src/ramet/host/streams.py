@@ -99,10 +99,10 @@ class SocketStream(anyio.abc.ByteStream):
         for future in self._waiting:
             if not future.done():
                 future.set_exception(anyio.ClosedResourceError())
-        if self._socket.fileno() >= 0:
+        if (descriptor := self._socket.fileno()) >= 0:
             loop = asyncio.get_running_loop()
-            loop.remove_reader(self._socket)
-            loop.remove_writer(self._socket)
+            loop.remove_reader(descriptor)
+            loop.remove_writer(descriptor)
             self._socket.close()
         await anyio.lowlevel.checkpoint()
 
@@ -113,13 +113,14 @@ class SocketStream(anyio.abc.ByteStream):
         add, remove = (
             (loop.add_reader, loop.remove_reader) if for_reading else (loop.add_writer, loop.remove_writer)
         )
-        add(self._socket, _settle, ready)
+        descriptor = self._socket.fileno()  # of a socket object the selector would make a text each time
+        add(descriptor, _settle, ready)
         try:
             await ready
         finally:
             self._waiting.discard(ready)
             if self._socket.fileno() >= 0:
-                remove(self._socket)
+                remove(descriptor)
 
     def _failure(self) -> Exception:
         return anyio.ClosedResourceError() if self._socket.fileno() < 0 else anyio.BrokenResourceError()
