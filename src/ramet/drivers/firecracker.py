@@ -9,6 +9,7 @@ Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-s
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -63,6 +64,7 @@ class Firecracker:
     def __init__(self, binary: str | None = None) -> None:
         self._binary = binary or config.firecracker_binary()
         self._version: str | None = None
+        self._found: str | None = None
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -230,11 +232,14 @@ class Firecracker:
 
     def program(self) -> str:
         """The program's path. Raises `UnavailableError` when there is none."""
+        if self._found is not None and os.access(self._found, os.X_OK):
+            return self._found
         found = shutil.which(self._binary or PROGRAM)
         if found is None and self._binary is None:
             found = shutil.which(config.tools_directory() / PROGRAM)
         if found is None:
             raise UnavailableError(f"there is no Firecracker ({self._binary or PROGRAM})", hint=_hint())
+        self._found = found
         return found
 
     def _known_version(self) -> str:
