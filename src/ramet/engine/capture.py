@@ -48,7 +48,10 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
     """A capture that is on the disk."""
 
     manifest: Manifest
+    begun: float
+    """When, by `time.perf_counter`."""
     capture_ms: float
+    pause_begun: float
     pause_ms: float
     """How long the guest stood still; 0 when it was paused already, or isn't to go on."""
 
@@ -83,9 +86,9 @@ async def capture(
     async with AsyncExitStack() as closing:
         vmstate_fd = closing.enter_context(memory_file("vmstate"))
         pages: Pages
-        pause_ms = 0.0
+        pause_begun, pause_ms = started, 0.0
         if goes_on:
-            staged, pause_ms = await _stage(context, plan, vmm, vmstate_fd)
+            staged, pause_begun, pause_ms = await _stage(context, plan, vmm, vmstate_fd)
             pages = closing.enter_context(staged)
         else:
             if record.state is State.RUNNING:
@@ -101,11 +104,13 @@ async def capture(
     # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
     await anyio.lowlevel.checkpoint_if_cancelled()
     capture_ms = round((time.perf_counter() - started) * 1000, 3)
-    return Captured(manifest=manifest, capture_ms=capture_ms, pause_ms=pause_ms)
+    return Captured(
+        manifest=manifest, begun=started, capture_ms=capture_ms, pause_begun=pause_begun, pause_ms=pause_ms
+    )
 
 
-async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> tuple[StagedPages, float]:
-    """The short pause of a guest that goes on."""
+async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> tuple[StagedPages, float, float]:
+    """The short pause of a guest that goes on; and when it began, and how long it took in milliseconds."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
     async with AsyncExitStack() as leaving:
@@ -127,7 +132,7 @@ async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> tup
             await vmm.save_vmstate(vmstate_fd)
             pages = await _off_loop(_read_changed, plan)
         pause_ms = round((time.perf_counter() - begun) * 1000, 3) if runs else 0.0
-    return pages, pause_ms
+    return pages, begun, pause_ms
 
 
 async def _freeze(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:

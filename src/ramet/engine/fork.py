@@ -26,6 +26,7 @@ from ramet.engine.manifest import check_part, read_manifest, require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import attempt, discard_all
+from ramet.engine.tracing import trace
 from ramet.engine.worker import wake_for_machine
 from ramet.errors import (
     DamagedError,
@@ -124,6 +125,7 @@ async def _fork_from(
     except BaseException:
         await attempt(discard_all(context, records))
         raise
+    trace(origin, made, called_at, captured)
     return ForkOutcome(
         made, {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
     )
