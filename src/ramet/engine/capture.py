@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -34,6 +34,7 @@ from ramet.engine.manifest import Manifest
 from ramet.engine.proof import connections_may_be_cut, correct_clock
 from ramet.errors import RametError, UnavailableError
 from ramet.host.deadman import armed
+from ramet.host.share import Shared
 from ramet.host.staging import memory_file
 from ramet.memory.pagemap import Run
 from ramet.memory.pages import LivePages, Pages, StagedPages, stage
@@ -42,6 +43,15 @@ from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Record
 
 T = TypeVar("T")
+
+
+class _Staged(NamedTuple):
+    """What the short pause of a guest that goes on has given."""
+
+    pages: StagedPages
+    begun: float
+    pause_ms: float
+    disks: dict[str, Shared]
 
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +64,8 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
     pause_begun: float
     pause_ms: float
     """How long the guest stood still; 0 when it was paused already, or isn't to go on."""
+    disks: dict[str, Shared]
+    """How the disks that can't be put under an overlay were duplicated, by their names (I4)."""
 
 
 async def capture(
@@ -87,8 +99,9 @@ async def capture(
         vmstate_fd = closing.enter_context(memory_file("vmstate"))
         pages: Pages
         pause_begun, pause_ms = started, 0.0
+        disks: dict[str, Shared] = {}
         if goes_on:
-            staged, pause_begun, pause_ms = await _stage(context, plan, vmm, vmstate_fd)
+            staged, pause_begun, pause_ms, disks = await _stage(context, plan, vmm, vmstate_fd)
             pages = closing.enter_context(staged)
         else:
             if record.state is State.RUNNING:
@@ -105,12 +118,17 @@ async def capture(
     await anyio.lowlevel.checkpoint_if_cancelled()
     capture_ms = round((time.perf_counter() - started) * 1000, 3)
     return Captured(
-        manifest=manifest, begun=started, capture_ms=capture_ms, pause_begun=pause_begun, pause_ms=pause_ms
+        manifest=manifest,
+        begun=started,
+        capture_ms=capture_ms,
+        pause_begun=pause_begun,
+        pause_ms=pause_ms,
+        disks=disks,
     )
 
 
-async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> tuple[StagedPages, float, float]:
-    """The short pause of a guest that goes on; and when it began, and how long it took in milliseconds."""
+async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _Staged:
+    """The short pause of a guest that goes on."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
     async with AsyncExitStack() as leaving:
@@ -128,11 +146,11 @@ async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> tup
         async with _resuming(vmm) if runs else AsyncExitStack():
             if runs:
                 await vmm.pause()
-            await _freeze_disks(plan, vmm)
+            disks = await _freeze_disks(plan, vmm)
             await vmm.save_vmstate(vmstate_fd)
             pages = await _off_loop(_read_changed, plan)
         pause_ms = round((time.perf_counter() - begun) * 1000, 3) if runs else 0.0
-    return pages, begun, pause_ms
+    return _Staged(pages, begun, pause_ms, disks)
 
 
 async def _freeze(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
@@ -183,16 +201,20 @@ async def _shielded(step: Callable[[], Awaitable[None]]) -> None:
         await step()
 
 
-async def _freeze_disks(plan: Plan, vmm: Vmm) -> None:
+async def _freeze_disks(plan: Plan, vmm: Vmm) -> dict[str, Shared]:
     """The disks as they are at this moment: an overlay takes what is written from now on, or the file is
-    duplicated.
+    duplicated, and how is in the result.
     """
     if plan.overlays:
         assert isinstance(vmm, FreezesDisks)
         await vmm.switch_overlays(plan.overlays)
+    duplicated = {}
     for disk in plan.record.machine.disks:
         if disk.format == "raw":
-            await anyio.to_thread.run_sync(snapshot_raw, plan.own / disk.file, plan.directory / disk.file)
+            duplicated[disk.name] = await anyio.to_thread.run_sync(
+                snapshot_raw, plan.own / disk.file, plan.directory / disk.file
+            )
+    return duplicated
 
 
 async def _settle_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> None:

@@ -178,7 +178,7 @@ async def _one(call: _Call, record: Record) -> Forked:
         with anyio.CancelScope(shield=True):
             await living.vmm.kill()
         raise
-    return Forked(record, parts, living.identity, _timings(marks, call.captured))
+    return Forked(record, parts, living.identity, _timings(marks, call.captured), call.captured)
 
 
 def _timings(marks: list[float], captured: Captured | None) -> Timings:
