@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -29,6 +29,7 @@ from ramet.disk.chains import chain_of
 from ramet.disk.volumes import snapshot_raw, sync_disks
 from ramet.drivers.api import FreezesDisks, SavesState, Vmm
 from ramet.engine.capture_files import Plan, UntilCancelled, prepare, publish
+from ramet.engine.changes import let_go_on
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.engine.proof import connections_may_be_cut, correct_clock
@@ -84,7 +85,8 @@ async def capture(
     disks' files are parts of the capture. Without `digests` it can't be verified or exported.
 
     Raises `UnavailableError` when its memory may not be read, `FilesystemError` when it doesn't fit,
-    `VmmError`, `DamagedError`. It then runs if it ran; what is in `directory` is for the caller to remove.
+    `VmmError`, `DamagedError`. It then runs if it ran, or, where its VMM can't be told that, is paused in its
+    record, too; what is in `directory` is for the caller to remove.
     """
     started = time.perf_counter()
     driver = context.driver(record.driver)
@@ -143,7 +145,7 @@ async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _St
             await leaving.enter_async_context(armed(plan.own, vmm.rescue(), hold=hold))
             await anyio.to_thread.run_sync(sync_disks, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
-        async with _resuming(vmm) if runs else AsyncExitStack():
+        async with _resuming(context, plan.record, vmm) if runs else AsyncExitStack():
             if runs:
                 await vmm.pause()
             disks = await _freeze_disks(plan, vmm)
@@ -165,19 +167,16 @@ async def _freeze(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
 
 
 @asynccontextmanager
-async def _resuming(vmm: Vmm) -> AsyncIterator[None]:
+async def _resuming(context: Context, record: Record, vmm: Vmm) -> AsyncIterator[None]:
     """The guest goes on at the end, whatever happens inside. The error inside is the one that is raised."""
     try:
         yield
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            try:
-                await vmm.resume()
-            except RametError:
-                pass  # its VMM has died; or it hangs, and the next ramet process resumes it
+        with anyio.CancelScope(shield=True), suppress(RametError):
+            await let_go_on(context, record, vmm)
         raise
     with anyio.CancelScope(shield=True):
-        await vmm.resume()
+        await let_go_on(context, record, vmm)
 
 
 async def _beside(work: Callable[[], T], other: Callable[[], Coroutine[Any, Any, None]]) -> T:
