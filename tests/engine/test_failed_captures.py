@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+
+import msgspec
 import pytest
 
 import ramet
+from ramet.disk.volumes import make_overlay, next_overlay
 from ramet.drivers.qemu_vmm import QemuVmm
+from ramet.engine.changes import recover
 from ramet.errors import VmmError, VmmTimeoutError
+from ramet.host import processes
 from ramet.model.lifecycle import State
+from ramet.model.record import Pending
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -53,3 +60,33 @@ async def test_a_guest_that_cannot_be_told_to_go_on_is_paused(
             await vm.standby()
     await paused_and_can_be_resumed(vm)
     await vm.standby()
+
+
+async def test_what_is_known_of_the_disks_is_kept_when_an_overlay_cannot_be_dropped(
+    host: ramet.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a ramet leaves it that was killed when it had switched the disk and not yet written that down."""
+    vm = await host.run("builtin", memory="128M", disks=["16M"])
+    context, record = vm._context, vm._context.store.get(vm.id)
+    vmm = context.vmm(record)
+    assert isinstance(vmm, QemuVmm)
+    [disk] = record.machine.disks
+    over = next_overlay(disk, vm.directory)
+    make_overlay(vm.directory, over)
+    await vmm.prepare_overlays([(disk, over)])
+    await vmm.pause()
+    await vmm.switch_overlays([(disk, over)])
+    left = next_overlay(over, vm.directory)
+    make_overlay(vm.directory, left)
+    with subprocess.Popen(["true"]) as gone:
+        pending = Pending(what="capture", by=processes.reference(gone.pid))
+    context.store.change(record.id, lambda one: msgspec.structs.replace(one, pending=pending))
+    with monkeypatch.context() as patched:
+        patched.setattr(QemuVmm, "drop_overlays", refuses)
+        await recover(context, record)
+    found = context.store.get(vm.id)
+    assert (found.state, found.pending) == (State.RUNNING, None)
+    assert found.machine.disks == (over,)
+    await vm.exec("sh", "-c", "echo kept | dd of=/dev/vda conv=fsync", check=True)
+    [branch] = await vm.fork(1)
+    assert (await branch.exec("head", "-c", "5", "/dev/vda")).text == "kept\n"

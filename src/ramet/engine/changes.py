@@ -122,11 +122,11 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
             except VmmError:
                 return record.moved(Move.PAUSE, vmm=record.vmm)  # as `let_go_on`
         try:
-            settled = await with_disks_as_they_are(record, vmm)
-            await _drop_unused_overlays(context.directory(record), settled, vmm)
+            record = await with_disks_as_they_are(record, vmm)
+            await _drop_unused_overlays(context.directory(record), record, vmm)
         except VmmError:
-            return record
-        return settled
+            pass  # what is known of the disks by now holds; an overlay too many is in nobody's way
+        return record
     try:
         runs = await vmm.status() == "running"
     except VmmError:
