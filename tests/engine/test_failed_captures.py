@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,10 +12,10 @@ import ramet
 from ramet.disk.volumes import make_overlay, next_overlay
 from ramet.drivers.qemu_vmm import QemuVmm
 from ramet.engine.changes import recover
-from ramet.errors import VmmError, VmmTimeoutError
+from ramet.errors import FilesystemError, RametError, VmmError, VmmTimeoutError
 from ramet.host import processes
 from ramet.model.lifecycle import State
-from ramet.model.record import Pending
+from ramet.model.record import Disk, Pending
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -90,3 +91,39 @@ async def test_what_is_known_of_the_disks_is_kept_when_an_overlay_cannot_be_drop
     await vm.exec("sh", "-c", "echo kept | dd of=/dev/vda conv=fsync", check=True)
     [branch] = await vm.fork(1)
     assert (await branch.exec("head", "-c", "5", "/dev/vda")).text == "kept\n"
+
+
+def _no_room(directory: Path, disk: Disk) -> None:
+    if disk.name != "disk":
+        raise FilesystemError("no room")
+    make_overlay(directory, disk)
+
+
+def _no_session(*_: object, **__: object) -> object:
+    raise VmmError("no session")
+
+
+@pytest.mark.parametrize(
+    ("what", "instead", "said"),
+    [
+        ("ramet.engine.capture_files.make_overlay", _no_room, "no room"),
+        ("ramet.drivers.qemu_vmm.QemuVmm.session", _no_session, "no session"),
+        ("ramet.drivers.qemu_disks._layer", _no_session, "no session"),
+        ("ramet.drivers.qemu_disks.switch_overlays", refuses, "no vmstate"),
+    ],
+    ids=["making the second", "the session", "opening", "switching"],
+)
+async def test_no_overlay_is_left(
+    host: ramet.Host, monkeypatch: pytest.MonkeyPatch, what: str, instead: object, said: str
+) -> None:
+    vm = await host.run("builtin", memory="128M", disks=["16M", "16M"])
+    before = sorted(path.name for path in vm.directory.glob("*.qcow2"))
+    assert len(before) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(what, instead)
+        with pytest.raises(RametError, match=said):
+            await vm.fork(1)
+    assert sorted(path.name for path in vm.directory.glob("*.qcow2")) == before
+    assert (await vm.info()).state is State.RUNNING
+    [branch] = await vm.fork(1)
+    assert (await branch.exec("head", "-c", "1", "/dev/vdb")).ok

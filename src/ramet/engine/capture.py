@@ -28,7 +28,7 @@ import msgspec
 from ramet.disk.chains import chain_of
 from ramet.disk.volumes import snapshot_raw, sync_disks
 from ramet.drivers.api import FreezesDisks, SavesState, Vmm
-from ramet.engine.capture_files import Plan, UntilCancelled, prepare, publish
+from ramet.engine.capture_files import Plan, UntilCancelled, drop_unopened, prepare, publish
 from ramet.engine.changes import let_go_on
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
@@ -94,11 +94,11 @@ async def capture(
     vmm = context.vmm(record)
     if record.vmm is None or not isinstance(vmm, SavesState):
         raise UnavailableError(f"{driver.name} {version} can't save a guest's state")
-    plan = await anyio.to_thread.run_sync(
-        prepare, record, record.vmm, driver, version, context.directory(record), directory, goes_on, vmm
-    )
     async with AsyncExitStack() as closing:
         vmstate_fd = closing.enter_context(memory_file("vmstate"))
+        plan = await anyio.to_thread.run_sync(
+            prepare, record, record.vmm, driver, version, context.directory(record), directory, goes_on, vmm
+        )
         pages: Pages
         pause_begun, pause_ms = started, 0.0
         disks: dict[str, Shared] = {}
@@ -134,10 +134,16 @@ async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _St
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
     async with AsyncExitStack() as leaving:
-        await leaving.enter_async_context(vmm.session())
+        try:
+            await leaving.enter_async_context(vmm.session())
+            if plan.overlays:
+                assert isinstance(vmm, FreezesDisks)
+                await vmm.prepare_overlays(plan.overlays)
+        except BaseException:
+            drop_unopened(plan.own, plan.overlays)
+            raise
         if plan.overlays:
             assert isinstance(vmm, FreezesDisks)
-            await vmm.prepare_overlays(plan.overlays)
             leaving.push_async_callback(_shielded, lambda: _settle_overlays(context, plan, vmm))
         if runs:
             # With the instance's lock: nobody comes between this process's death and the rescue.
