@@ -127,3 +127,28 @@ async def test_no_overlay_is_left(
     assert (await vm.info()).state is State.RUNNING
     [branch] = await vm.fork(1)
     assert (await branch.exec("head", "-c", "1", "/dev/vdb")).ok
+
+
+async def test_what_a_guest_wrote_after_a_capture_that_nobody_wrote_down_is_found_by_a_cold_start(
+    host: ramet.Host,
+) -> None:
+    """Ramet and then the VMM were killed: nobody can be asked any more in which file the disk is."""
+    vm = await host.run("builtin", memory="128M", disks=["16M"])
+    context, record = vm._context, vm._context.store.get(vm.id)
+    vmm = context.vmm(record)
+    assert isinstance(vmm, QemuVmm)
+    [disk] = record.machine.disks
+    over = next_overlay(disk, vm.directory)
+    make_overlay(vm.directory, over)
+    await vmm.prepare_overlays([(disk, over)])
+    await vmm.pause()
+    await vmm.switch_overlays([(disk, over)])
+    await vmm.resume()
+    await vm.exec("sh", "-c", "echo kept | dd of=/dev/vda conv=fsync", check=True)
+    assert context.store.get(vm.id).machine.disks == (disk,)
+    await processes.kill(vmm.process)
+    assert (await vm.info()).state is State.FAILED
+    await vm.stop()
+    await vm.start()
+    assert context.store.get(vm.id).machine.disks == (over,)
+    assert (await vm.exec("head", "-c", "5", "/dev/vda")).text == "kept\n"
