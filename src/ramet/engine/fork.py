@@ -37,6 +37,7 @@ from ramet.engine.manifest import require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import attempt, discard_all
+from ramet.engine.tracing import trace
 from ramet.engine.worker import wake_for_machine
 from ramet.errors import NameTakenError, UsageError, WrongStateError
 from ramet.host import processes
@@ -128,6 +129,7 @@ async def _fork_from(
     except BaseException:
         await attempt(discard_all(context, records))
         raise
+    trace(origin, made, called_at, captured)
     errors = {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
     living = {row_id: one.record for row_id, one in results.items() if isinstance(one, Forked)}
     return ForkOutcome(made, errors, living)
@@ -177,7 +179,7 @@ async def _one(call: _Call, record: Record) -> Forked:
     # Written down when all are there. Until then its row says that it is being made, and by whom: a sweep
     # finds its VMM by the directory that it belongs to.
     proved = msgspec.structs.replace(living.record, vmm=living.running)
-    return Forked(proved, parts, living.identity, _timings(marks, call.captured))
+    return Forked(proved, parts, living.identity, _timings(marks, call.captured), call.captured)
 
 
 def _timings(marks: list[float], captured: Captured | None) -> Timings:

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from ramet.disk.volumes import ForkedDisk, with_capture
 from ramet.drivers.api import Ability, Driver
 from ramet.engine.bring_up import Parts
+from ramet.engine.capture import Captured
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.errors import GuestError, RametError, VmmError
@@ -40,6 +42,8 @@ class Forked(NamedTuple):
     parts: Parts
     identity: IdentityReply
     timings: Timings
+    captured: Captured | None = None
+    """The capture of its source that was made for it."""
 
 
 def report(
@@ -136,10 +140,7 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             guest_private_bytes=private_bytes(pid, record.vmm.ram, identity_of_mem),
             immutability=immutability(context.driver(record.driver)),
         ),
-        disks=[
-            DiskReceipt(name=one.disk.name, mode=one.mode, reason=one.reason, bytes_copied=one.bytes_copied)
-            for one in forked.parts.disks
-        ],
+        disks=[_disk_receipt(one, forked.captured) for one in forked.parts.disks],
         identity=IdentityReceipt(
             generation=identity.generation,
             hostname=identity.hostname,
@@ -149,6 +150,13 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             addresses=list(identity.addresses),
         ),
         timings_ms=forked.timings,
+    )
+
+
+def _disk_receipt(forked: ForkedDisk, captured: Captured | None) -> DiskReceipt:
+    whole = with_capture(forked, captured.disks.get(forked.disk.name) if captured is not None else None)
+    return DiskReceipt(
+        name=whole.disk.name, mode=whole.mode, reason=whole.reason, bytes_copied=whole.bytes_copied
     )
 
 

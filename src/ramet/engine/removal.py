@@ -6,8 +6,6 @@ sweep it.
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,16 +16,15 @@ from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.proof import agent_of
-from ramet.errors import FilesystemError, RametError, StoreError, WrongStateError
+from ramet.errors import RametError, StoreError, WrongStateError
 from ramet.host import processes
-from ramet.host.files import filesystem_errors, is_immutable
+from ramet.host.files import filesystem_errors, remove_tree
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import ProcessRef, Record
 from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
 STOP_LIMIT_S = 10.0
 _SWEEPS_AT_ONCE = 8
-_REMOVAL_TRIES = 5
 
 
 async def stop(context: Context, record: Record, *, limit_s: float = STOP_LIMIT_S) -> Record:
@@ -168,7 +165,7 @@ async def _sweep(directory: Path, running: Iterable[ProcessRef]) -> None:
     for process in running:
         await _collect(errors, processes.kill(process))
     if directory.exists():
-        await _collect(errors, anyio.to_thread.run_sync(_remove_tree, directory))
+        await _collect(errors, anyio.to_thread.run_sync(remove_tree, directory))
     if errors:
         raise errors[0]
 
@@ -195,31 +192,3 @@ def drop_capture(directory: Path) -> None:
     with filesystem_errors("remove the memory in", directory):
         for part in (MANIFEST_FILE, VMSTATE_FILE, DELTA_FILE, MEM_FILE):
             (directory / part).unlink(missing_ok=True)
-
-
-def _remove_tree(directory: Path) -> None:
-    """As much of the directory as can be removed; the first error is raised at the end."""
-    errors: list[tuple[Path, OSError]] = []
-
-    def note(_function: object, path: str, info: tuple[object, BaseException, object]) -> None:
-        error = info[1]
-        if not isinstance(error, OSError):
-            raise error
-        if not isinstance(error, FileNotFoundError):  # another process may be sweeping the same directory
-            errors.append((Path(path), error))
-
-    for _ in range(_REMOVAL_TRIES):
-        errors.clear()
-        shutil.rmtree(directory, onerror=note)
-        # The home's worker may have made a file in it meanwhile.
-        if not any(error.errno == errno.ENOTEMPTY for _, error in errors):
-            break
-    for left, error in errors:
-        if is_immutable(left):
-            raise FilesystemError(
-                f"{left} can't be removed: it has the immutable attribute",
-                hint=f"`chattr -i {left}` as root; whichever ramet command comes next removes what is left",
-                number=error.errno,
-            ) from error
-    if errors:
-        raise errors[0][1]
