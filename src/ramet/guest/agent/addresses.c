@@ -11,14 +11,25 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "events.h"
+
 #define IF_INET6 "/proc/net/if_inet6"
 #define ADDRESSES_MAX 16
 #define ENTRIES_MAX 64 /* with the loopback's */
 #define SIX_DIGITS 32
 
 static int four = -1, six = -1;
+static union {
+    struct ifreq entries[ENTRIES_MAX];
+    char text[ENTRIES_MAX * 64];
+} found;
 
 void addresses_init(void) { four = six = -1; }
+
+void addresses_unshare(void) {
+    if (four >= 0)
+        unshare(&found);
+}
 
 static bool is_loopback(const char *name) {
     struct ifreq request = {0};
@@ -37,8 +48,8 @@ static void put(struct wire_writer *answer, uint8_t tag, int family, const void 
 }
 
 static void put_four(struct wire_writer *answer, uint8_t tag, int *count) {
-    struct ifreq entries[ENTRIES_MAX];
-    struct ifconf request = {.ifc_len = sizeof entries, .ifc_req = entries};
+    struct ifreq *entries = found.entries;
+    struct ifconf request = {.ifc_len = sizeof found.entries, .ifc_req = entries};
     if (ioctl(four, SIOCGIFCONF, &request) < 0)
         return;
     for (size_t i = 0; i < (size_t)request.ifc_len / sizeof *entries; i++) {
@@ -66,9 +77,9 @@ static bool read_six(const char *line, struct in6_addr *address, char name[IFNAM
 }
 
 static void put_six(struct wire_writer *answer, uint8_t tag, int *count) {
-    char text[ENTRIES_MAX * 64], name[IFNAMSIZ];
+    char *text = found.text, name[IFNAMSIZ];
     struct in6_addr address;
-    ssize_t length = pread(six, text, sizeof text - 1, 0);
+    ssize_t length = pread(six, text, sizeof found.text - 1, 0);
     if (length <= 0)
         return;
     text[length] = '\0';

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "addresses.h"
+#include "events.h"
 #include "kept.h"
 #include "kernel.h"
 #include "message.h"
@@ -34,7 +35,19 @@ static struct kept hostname_file = {"/etc/hostname", 0644, -1, 0, 0}, hosts_file
                    machine_id_file = {"/etc/machine-id", 0444, -1, 0, 0},
                    generation_file = {GENERATION_FILE, 0644, -1, 0, 0};
 
+static char old_hosts[HOSTS_MAX], new_hosts[HOSTS_MAX + 128];
+
 uint64_t identity_generation(void) { return generation; }
+
+void identity_unshare(void) {
+    if (generation == 0)
+        return;
+    unshare(&generation);
+    unshare(&generation_file);
+    unshare(old_hosts);
+    unshare(new_hosts);
+    addresses_unshare();
+}
 
 /* No printf(3) and no strtoull(3) here: see kept.h for what code costs that runs for the first time. */
 static char *put_number(char *at, uint64_t number) {
@@ -143,29 +156,27 @@ static int add_entropy(const uint8_t *seed, uint32_t bytes) {
 }
 
 static int write_hosts(const char *hostname) {
-    static char old[HOSTS_MAX];
-    static char new[HOSTS_MAX + 128];
     size_t length = 0;
-    ssize_t had = kept_read(&hosts_file, old, sizeof old);
+    ssize_t had = kept_read(&hosts_file, old_hosts, sizeof old_hosts);
     if (had < 0)
-        strcpy(old, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    if (had == sizeof old - 1)
+        strcpy(old_hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    if (had == sizeof old_hosts - 1)
         return 0; /* somebody's block list: better an old name in it than a part of it lost */
-    for (char *line = old, *next; *line != '\0'; line = next) {
+    for (char *line = old_hosts, *next; *line != '\0'; line = next) {
         next = strchrnul(line, '\n');
         next += *next == '\n';
         size_t own = strlen(OWN_NAME_ADDRESS);
         if (strncmp(line, OWN_NAME_ADDRESS, own) == 0 && (line[own] == ' ' || line[own] == '\t'))
             continue;
-        memcpy(new + length, line, (size_t)(next - line));
+        memcpy(new_hosts + length, line, (size_t)(next - line));
         length += (size_t)(next - line);
     }
-    if (length > 0 && new[length - 1] != '\n')
-        new[length++] = '\n';
-    char *end = mempcpy(new + length, OWN_NAME_LINE, strlen(OWN_NAME_LINE));
+    if (length > 0 && new_hosts[length - 1] != '\n')
+        new_hosts[length++] = '\n';
+    char *end = mempcpy(new_hosts + length, OWN_NAME_LINE, strlen(OWN_NAME_LINE));
     end = mempcpy(end, hostname, strlen(hostname));
     *end++ = '\n';
-    return kept_write(&hosts_file, new, (size_t)(end - new));
+    return kept_write(&hosts_file, new_hosts, (size_t)(end - new_hosts));
 }
 
 static int write_line(struct kept *file, const char *line, size_t length) {

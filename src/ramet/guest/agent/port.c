@@ -30,6 +30,18 @@ void ports_init(void) {
     }
 }
 
+void ports_unshare(void) {
+    for (int i = 0; i < PORTS_MAX; i++) {
+        struct port *port = &ports[i];
+        if (port->fd < 0 || port->received == 0)
+            continue; /* it has carried nothing: its pages aren't there */
+        unshare(port);
+        unshare(port->in);
+        unshare(port->frame);
+        unshare(port->out);
+    }
+}
+
 struct port *port_at(int index) { return &ports[index]; }
 
 int port_index(const struct port *port) { return (int)(port - ports); }

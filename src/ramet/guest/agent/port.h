@@ -41,6 +41,8 @@ struct port {
 };
 
 void ports_init(void);
+/* As session_unshare. */
+void ports_unshare(void);
 struct port *port_at(int index);
 int port_index(const struct port *port);
 int ports_open_count(void);
