@@ -380,9 +380,14 @@ static void step(struct script *script) {
     }
 }
 
+static const char interfaces[] = "00000000000000000000000000000001 01 80 10 80       lo\n"
+                                 "20010db8000000000000000000000001 02 40 00 80     eth0\n"
+                                 "fe800000000000000000000000000001 02 40 20 80     eth0\n";
+
 static void begin(void) {
     sim_begin();
     sim_port_take = take_answer;
+    sim_put_file("/proc/net/if_inet6", (const uint8_t *)interfaces, sizeof interfaces - 1);
     ports_init();
     commands_init();
     identity_init();
