@@ -215,8 +215,8 @@ void port_event(struct port *port, uint32_t poll_mask) {
         port->writable = true;
     port->heard = false;
     /* Nobody will take it, and it may be what keeps us from reading on. A vsock connection that ended because the VMM
-     * saved its state reports an error and no end. A virtio-serial port whose host's side hasn't come yet keeps it: that it
-     * comes is told by a queue of its own, and HELLO may overtake it. */
+     * saved its state reports an error and no end. A virtio-serial port whose host's side hasn't come yet keeps it: that
+     * it comes is told by a queue of its own, and HELLO may overtake it. */
     if (!(poll_mask & (EPOLLHUP | EPOLLERR)))
         port->met = true;
     else if (port->met)
@@ -239,8 +239,8 @@ static bool refill(struct port *port, void (*hang_up)(struct port *)) {
     port->readable = false;
     if (count < 0 && errno == EAGAIN)
         return false;
-    /* What was just read came before the word that there is somebody: this isn't its end. An event will tell, that he is
-     * there or that he has gone again. */
+    /* What was just read came before the word that there is somebody: this isn't its end. An event will tell that he is
+     * there, or that he has gone again. */
     if (count == 0 && !port->met && port->heard)
         return false;
     port->met = port->number < 0;
