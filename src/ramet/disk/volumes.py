@@ -46,6 +46,19 @@ class ForkedDisk(NamedTuple):
     bytes_copied: int
 
 
+def with_capture(forked: ForkedDisk, captured: Shared | None) -> ForkedDisk:
+    """How a fork came by a disk in all, where its running source was captured for it first: the worse way of
+    the two, and what both copied.
+    """
+    if captured is None:
+        return forked
+    copied = captured.bytes_copied + forked.bytes_copied
+    if _MODES.index(captured.mode) > _MODES.index(forked.mode):
+        return ForkedDisk(forked.disk, captured.mode, f"in the capture: {captured.reason}", copied)
+    too = " (in the capture, too)" if captured.mode == forked.mode else ""
+    return forked._replace(reason=forked.reason + too, bytes_copied=copied)
+
+
 def make_disk(directory: Path, disk: Disk) -> None:
     """Make a new disk in `directory`: it occupies next to nothing until it is written to.
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, VmmTimeoutError, WrongStateError
 from ramet.guest.messages import IdentityReply
 from ramet.host.files import filesystem_errors
-from ramet.host.share import Shared, share_file
+from ramet.host.share import Shared, can_link, share_file
 from ramet.memory.delta import apply_delta
 from ramet.model.lifecycle import State
 from ramet.model.record import Machine, Record, RunningVmm
@@ -38,14 +39,15 @@ from ramet.paths import (
     MANIFEST_FILE,
     MEM_FILE,
     ORIGIN_FILE,
-    RECEIPT_FILE,
     VMSTATE_FILE,
 )
+from ramet.units import KIB
 
 READY_LIMIT_S = 60.0
-_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, RECEIPT_FILE)
+_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE)
 """What a capture's directory has that is of no meaning to what is brought up from it."""
 _COMPACTED_MEANWHILE = 3
+_QUICKLY_COPIED_BYTES = 256 * KIB
 
 
 class ForkOptions(NamedTuple):
@@ -148,9 +150,25 @@ class Living(NamedTuple):
     identity: IdentityReply
 
 
+def is_quick(origin: Origin, directory: Path, options: ForkOptions, count: int) -> bool:
+    """Whether taking its parts `count` times is some system calls each, and so not worth a thread: memory
+    and disks can be linked into `directory`, and what can't is small.
+    """
+    manifest = origin.manifest
+    copied = [disk.file for disk in manifest.machine.disks if disk.format == "raw"]
+    try:
+        return (
+            options.share_memory
+            and sum(manifest.parts[file].facts.allocated_bytes for file in copied) <= _QUICKLY_COPIED_BYTES
+            and can_link(origin.directory / manifest.memory.base, directory, count)
+        )
+    except FilesystemError:
+        return False  # it is being compacted, say: `take_parts` finds out
+
+
 def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
     """Make `directory`, with what it needs of the capture: the parts shared, the rest copied, nothing left
-    that leads outside (I3). Blocks; for a worker thread.
+    that leads outside (I3). Blocks: for a worker thread, unless it `is_quick`.
 
     Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may be there
     then.
@@ -191,14 +209,17 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions)
     )
     for disk in disks:
         _require(options, f"its disk `{disk.disk.name}`", disk)
-    of_disks = {name for disk in manifest.machine.disks for name in files_of(disk)}
+    modes: dict[str, str] = {base: memory.mode}
+    for disk, frozen in zip(disks, manifest.machine.disks, strict=True):
+        modes.update(dict.fromkeys(files_of(frozen), disk.mode))
     for part in manifest.parts:
-        name = MEM_FILE if part == base else part
-        if part not in (base, delta) and part not in of_disks:
-            share_file(source / part, directory / name)
+        if part != delta and part not in modes:
+            modes[part] = share_file(source / part, directory / part).mode
         # A copy may have fewer blocks than its original, so there it is the original that is looked at.
-        linked = part != delta and _same_file(source / part, directory / name)
-        check_part(manifest, directory if linked else source, part, name=name if linked else part)
+        if modes.get(part) == "shared":
+            check_part(manifest, directory, part, name=MEM_FILE if part == base else part)
+        else:
+            check_part(manifest, source, part)
     delta_fd = None
     if delta is not None:
         with filesystem_errors("open", source / delta):
@@ -214,25 +235,24 @@ def _require(options: ForkOptions, what: str, given: Shared | ForkedDisk) -> Non
         )
 
 
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except FileNotFoundError:
-        return False
-
-
 async def load(
-    driver: Driver, directory: Path, parts: Parts, marks: list[float], *, mark: Path | None = None
+    driver: Driver,
+    directory: Path,
+    parts: Parts,
+    marks: list[float],
+    sessions: AsyncExitStack,
+    *,
+    mark: Path | None = None,
 ) -> Loaded:
     """Start a VMM in `directory` on those parts, up to the point from which its guest can go on.
 
-    `marks` gets the moments at which it was spawned and loaded. `mark` is the directory that the VMM will
-    belong to, where that is another one. Raises `VmmError`, `UnavailableError`, `DamagedError`; no VMM is
-    left then. `parts` is closed in any case.
+    `marks` gets the moments at which it was spawned and loaded. Until `sessions` is closed it is talked to in
+    one session. `mark` is the directory that the VMM will belong to, where that is another one. Raises
+    `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
     """
     machine = machine_on(parts)
     try:
-        vmm = await driver.restore(directory, machine, mark=mark)
+        vmm = await driver.restore(directory, machine, mark=mark, sessions=sessions)
     except BaseException:
         parts.close()
         raise
@@ -275,13 +295,15 @@ async def wake(
     directory: Path,
     loaded: Loaded,
     marks: list[float],
+    sessions: AsyncExitStack,
     *,
     resume_limit_s: float | None = None,
 ) -> Living:
     """Let a guest that has been loaded go on, and return when it has proved to be `record`'s.
 
-    `marks` gets the moments at which it was resumed and ready. `resume_limit_s` is for a VMM that may hang.
-    Raises `VmmError`, `GuestError`; no VMM is left then.
+    `sessions` is closed in between: the VMM isn't talked to any more. `marks` gets the moments at which it
+    was resumed and ready. `resume_limit_s` is for a VMM that may hang. Raises `VmmError`, `GuestError`; no
+    VMM is left then.
     """
     record = msgspec.structs.replace(record, machine=loaded.machine)
     vmm = loaded.vmm
@@ -291,6 +313,7 @@ async def wake(
         if waiting.cancelled_caught:
             raise VmmTimeoutError(f"{record.name}: its VMM didn't go on within {resume_limit_s:g} s")
         marks.append(time.perf_counter())
+        await sessions.aclose()
         identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S, directory=directory)
         marks.append(time.perf_counter())
     except BaseException:

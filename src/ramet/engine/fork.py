@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 from uuid import uuid4
@@ -21,18 +22,28 @@ import msgspec
 
 from ramet.drivers.api import Driver
 from ramet.engine import hand_out, snapshots
-from ramet.engine.bring_up import ForkOptions, Origin, load, origin_of, require_parts, take_parts, wake
+from ramet.engine.bring_up import (
+    ForkOptions,
+    Origin,
+    is_quick,
+    load,
+    origin_of,
+    require_parts,
+    take_parts,
+    wake,
+)
 from ramet.engine.capture import Captured
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import attempt, discard_all
+from ramet.engine.tracing import trace
 from ramet.engine.worker import wake_for_machine
 from ramet.errors import NameTakenError, UsageError, WrongStateError
 from ramet.host import processes
 from ramet.host.clock import now
-from ramet.model.lifecycle import Move, State, article, next_step
+from ramet.model.lifecycle import State, article, next_step
 from ramet.model.names import fork_names, new_id
 from ramet.model.record import Record
 from ramet.model.shapes import ForkReport, Timings
@@ -43,10 +54,13 @@ _NAME_TRIES = 20
 
 
 class ForkOutcome(NamedTuple):
-    """One `fork` call's result: the report, and the error behind each failure in it, by name."""
+    """One `fork` call's result."""
 
     report: ForkReport
     errors: dict[str, Exception]
+    """The error behind each failure in the report, by name."""
+    records: dict[str, Record]
+    """Of the forks that live, by id."""
 
 
 async def fork(
@@ -97,6 +111,7 @@ async def _fork_from(
     driver = context.driver(origin.manifest.driver)
     require_parts(origin)
     await require_restorable(origin.manifest, driver, name=origin.name)
+    quick = is_quick(origin, context.home.instances, options, count)
     with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
         claims, is_kept = await hand_out.claim(context, origin, driver, options, count)
         try:
@@ -106,9 +121,8 @@ async def _fork_from(
             raise
         # Nothing is awaited between the records and this: from here on each has all that is to be its own.
         warm = hand_out.enter(context, claims)
-        outcome = await _fork_all(
-            _Call(context, driver, origin, options, called_at, captured, _limiter(), warm, {}), records
-        )
+        call = _Call(context, driver, origin, options, called_at, captured, _limiter(), warm, {}, quick)
+        outcome = await _fork_all(call, records)
     if captured is None and options.share_memory:
         hand_out.tell(context, origin, count, is_kept=is_kept)
     return outcome
@@ -130,9 +144,10 @@ async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
     except BaseException:
         await attempt(discard_all(context, records))
         raise
-    return ForkOutcome(
-        made, {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
-    )
+    trace(call.origin, made, call.called_at, call.captured)
+    errors = {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
+    living = {row_id: one.record for row_id, one in results.items() if isinstance(one, Forked)}
+    return ForkOutcome(made, errors, living)
 
 
 def _limiter() -> anyio.CapacityLimiter:
@@ -156,6 +171,7 @@ class _Call:
     warm: dict[str, hand_out.Claim]
     """What has been claimed for which of them, by id."""
     results: dict[str, Forked | Exception]
+    quick: bool
 
 
 async def _attempt(call: _Call, record: Record) -> None:
@@ -173,28 +189,24 @@ async def _one(call: _Call, record: Record) -> Forked:
     claimed, given = call.warm.get(record.id), None
     if claimed is not None:
         given = await hand_out.hand_out(
-            context, call.origin, call.driver, call.options, record, claimed, marks
+            context, call.origin, call.driver, call.options, record, claimed, marks, quick=call.quick
         )
     if given is None:
         claimed = None
-        parts = await anyio.to_thread.run_sync(take_parts, call.origin, call.driver, directory, call.options)
+        take = partial(take_parts, call.origin, call.driver, directory, call.options)
+        # A thread would wait for its turn at the interpreter longer than some links take.
+        parts = take() if call.quick else await anyio.to_thread.run_sync(take)
         marks.append(time.perf_counter())
-        loaded = await load(call.driver, directory, parts, marks)
-        given = parts, await wake(context, record, directory, loaded, marks)
+        async with AsyncExitStack() as sessions:
+            loaded = await load(call.driver, directory, parts, marks, sessions)
+            given = parts, await wake(context, record, directory, loaded, marks, sessions)
     parts, living = given
-    try:
-        record = context.store.change(
-            record.id,
-            lambda one: msgspec.structs.replace(
-                one.moved(Move.BOOT, vmm=living.running), machine=living.record.machine
-            ),
-        )
-    except BaseException:
-        with anyio.CancelScope(shield=True):
-            await living.vmm.kill()
-        raise
+    # Written down when all are there. Until then its row says that it is being made, and by whom: a sweep
+    # finds its VMM by the directory that it belongs to.
+    proved = msgspec.structs.replace(living.record, vmm=living.running)
     stage = claimed.warm.stage if claimed is not None else None
-    return Forked(record, parts, living.identity, _timings(marks, call.captured), stage)
+    timings = _timings(marks, call.captured)
+    return Forked(proved, parts, living.identity, timings, call.captured, stage)
 
 
 def _timings(marks: list[float], captured: Captured | None) -> Timings:

@@ -10,7 +10,8 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -124,6 +125,8 @@ async def hand_out(
     record: Record,
     claim: Claim,
     marks: list[float],
+    *,
+    quick: bool,
 ) -> tuple[Parts, Living] | None:
     """The guest of a fork, brought up in the VMM that was claimed for it. None: that one was no good.
 
@@ -133,11 +136,16 @@ async def hand_out(
     directory = context.directory(record)
     begun = list(marks)
     try:
-        if claim.warm.stage == "empty":
-            parts, loaded = await _fill(origin, driver, options, directory, claim, marks)
-        else:
-            parts, loaded = _loaded(origin, driver, directory, claim, marks)
-        living = await wake(context, record, directory, loaded, marks, resume_limit_s=RESUME_LIMIT_S)
+        async with AsyncExitStack() as sessions:
+            if claim.warm.stage == "empty":
+                put = partial(_put_parts, origin, driver, options, directory)
+                parts = put() if quick else await anyio.to_thread.run_sync(put)
+                loaded = await _fill(driver, directory, claim, parts, marks, sessions)
+            else:
+                parts, loaded = _loaded(origin, driver, directory, claim, marks)
+            living = await wake(
+                context, record, directory, loaded, marks, sessions, resume_limit_s=RESUME_LIMIT_S
+            )
         (directory / WARM_FILE).unlink(missing_ok=True)
         return parts, living
     except GuestError:
@@ -170,24 +178,24 @@ def _loaded(
 
 
 async def _fill(
-    origin: Origin,
     driver: Driver,
-    options: ForkOptions,
     directory: Path,
     claim: Claim,
+    parts: Parts,
     marks: list[float],
-) -> tuple[Parts, Loaded]:
+    sessions: AsyncExitStack,
+) -> Loaded:
     """An empty VMM gets its guest."""
     assert isinstance(driver, StartsEmpty)
-    parts = await anyio.to_thread.run_sync(_put_parts, origin, driver, options, directory)
     try:
         marks.append(time.perf_counter())
         machine = machine_on(parts)
         vmm = driver.settle_in(directory, claim.warm.process, machine)
+        await sessions.enter_async_context(vmm.session())
     except BaseException:
         parts.close()
         raise
-    return parts, await load_into(driver, directory, machine, vmm, parts, marks)
+    return await load_into(driver, directory, machine, vmm, parts, marks)
 
 
 def _put_parts(origin: Origin, driver: Driver, options: ForkOptions, directory: Path) -> Parts:

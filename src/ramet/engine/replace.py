@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -35,9 +36,9 @@ from ramet.host.files import exchange, filesystem_errors, remove_tree
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
 from ramet.model.snapshot import SnapshotRecord
-from ramet.paths import CONSOLE_LOG, LIFECYCLE_LOCK, RECEIPT_FILE
+from ramet.paths import CONSOLE_LOG, LIFECYCLE_LOCK
 
-_CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1", RECEIPT_FILE)
+_CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1")
 """What stays with an instance whatever state it goes back to. The lock is held: the same file has to be
 found.
 """
@@ -78,8 +79,9 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, staged, ForkOptions())
         _carry(own, staged)
         marks = [time.perf_counter()]
-        loaded = await load(driver, staged, parts, marks, mark=own)
-        living = await wake(context, wanted, staged, loaded, marks)
+        async with AsyncExitStack() as sessions:
+            loaded = await load(driver, staged, parts, marks, sessions, mark=own)
+            living = await wake(context, wanted, staged, loaded, marks, sessions)
         try:
             entered = staged.stat().st_ino
             changed = _enter(context, living, move, entered)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -67,7 +67,8 @@ async def make_loaded(context: Context, source: str) -> Made:
                 f"the memory of {origin.name} can't be shared, and isn't copied ahead: {parts.memory.reason}"
             )
         mark = context.home.instance(warm_id)
-        loaded = await load(driver, directory, parts, [time.perf_counter()], mark=mark)
+        async with AsyncExitStack() as sessions:
+            loaded = await load(driver, directory, parts, [], sessions, mark=mark)
         running = loaded.running.process
         warm = pool.Warm(
             driver=driver.name,
