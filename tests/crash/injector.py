@@ -127,6 +127,31 @@ async def fork(host: ramet.Host) -> None:
         await vm.detach()
 
 
+async def pool(host: ramet.Host) -> None:
+    """Two warm VMMs are made, and ended."""
+    async with ramet.Host(host.home, warm=2) as keeper:
+        await _filled(keeper)
+
+
+async def pooled_fork(host: ramet.Host) -> None:
+    """By a Host that isn't the one that keeps them."""
+    async with ramet.Host(host.home, warm=2) as keeper:
+        await _filled(keeper)
+        for vm in await (await host.get("base")).fork(2, name="f"):
+            assert vm.receipt.warm == "loaded"
+            await vm.detach()
+
+
+async def _filled(keeper: ramet.Host) -> None:
+    context = keeper._context
+    assert context is not None
+    assert context.keeper is not None
+    context.keeper.asked(f"instances/{(await keeper.get('base')).id}", 2)
+    with anyio.fail_after(60):
+        while sum(one.stage == "loaded" for one in (await keeper.pool(wait=60)).entries) < 2:
+            await anyio.sleep(0.01)
+
+
 async def rm(host: ramet.Host) -> None:
     await (await host.get("x")).remove(force=True)
 
@@ -182,7 +207,7 @@ OPERATIONS: dict[str, Callable[[ramet.Host], Awaitable[None]]] = {
     operation.__name__: operation
     for operation in (
         *(run, template, fork, rm, stop, start, pause, reconcile),
-        *(branch, snapshot, snapshot_rm, standby, restore, rewind, come),
+        *(pool, pooled_fork, branch, snapshot, snapshot_rm, standby, restore, rewind, come),
     )
 }
 

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 EVERY_POINT = os.environ.get("RAMET_TEST_EVERY_POINT") == "1"
 BOOTING = {"run", "start"}
 # Captures and what is brought up from them have about a hundred points each: other ones in each run.
-MANY_STEPS = {"branch", "snapshot", "come", "standby", "restore", "rewind"}
+MANY_STEPS = {"pool", "pooled_fork", "branch", "snapshot", "come", "standby", "restore", "rewind"}
 MOST_POINTS = 10
 
 
@@ -49,7 +49,8 @@ TRIALS = [
         (FIRECRACKER, one)
         for one in ("branch", "snapshot", "snapshot_rm", "standby", "restore", "rewind", "come")
     ),
-    *((QEMU, one) for one in ("branch", "standby", "rewind")),
+    *((QEMU, one) for one in ("branch", "standby", "rewind", "pooled_fork")),
+    *((FIRECRACKER, one) for one in ("pool", "pooled_fork")),
 ]
 
 
@@ -82,7 +83,7 @@ def inject(home: Path, operation: str, point: int) -> subprocess.CompletedProces
 
 async def prepare(home: Path, operation: str) -> None:
     """What the operation finds: a fork `x`, in the state that it needs."""
-    if operation in {"run", "fork"}:
+    if operation in {"run", "fork", "pool", "pooled_fork"}:
         return
     async with ramet.Host(home) as host:
         base = await host.get("base")
@@ -122,6 +123,7 @@ async def verify(home: Path, operation: str) -> None:
         )
         assert list((home / "instances").glob("*/.tmp-*")) == []
         assert list((home / "staging").iterdir()) == []
+        assert not (home / "pool").exists()
         await verify_snapshots(host, operation)
         living = {
             process.pid for found in processes.spawned_below(home / "instances").values() for process in found
@@ -146,6 +148,8 @@ async def verify(home: Path, operation: str) -> None:
             # A call that was killed before it detached its forks takes them along.
             "run": {frozenset(), frozenset({"x"})},
             "fork": {frozenset(), frozenset({"f-1"}), frozenset({"f-1", "f-2"})},
+            "pool": {frozenset()},
+            "pooled_fork": {frozenset(), frozenset({"f-1"}), frozenset({"f-1", "f-2"})},
             "rm": {frozenset(), frozenset({"x"})},
             "reconcile": {frozenset({"x"})},
             "branch": {frozenset({"x"}), frozenset({"x", "f"})},

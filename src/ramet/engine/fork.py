@@ -117,7 +117,7 @@ async def _fork_from(
         try:
             records = _reserve(context, origin, name, count, [one.id for one in claims])
         except BaseException:
-            hand_out.put_back(context, claims)
+            await hand_out.put_back(context, claims)
             raise
         # Nothing is awaited between the records and this: from here on each has all that is to be its own.
         warm = hand_out.enter(context, claims)

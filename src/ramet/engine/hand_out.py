@@ -93,15 +93,24 @@ async def _claim(context: Context, entry: pool.Entry, options: ForkOptions) -> l
         return []
     modes = [one.mode for one in warm.disks] + ([warm.memory.mode] if warm.memory is not None else [])
     if options.require_shared and any(mode != "shared" for mode in modes):
-        pool.put_back(context.home, taken, entry)
+        await _put_back(context, taken, entry, warm)
         return []
     return [Claim(entry.id, warm, taken, entry)]
 
 
-def put_back(context: Context, claims: Sequence[Claim]) -> None:
+async def put_back(context: Context, claims: Sequence[Claim]) -> None:
     """They are for others again: the forks that they were for aren't made."""
     for one in claims:
-        pool.put_back(context.home, one.taken, one.before)
+        await _put_back(context, one.taken, one.before, one.warm)
+
+
+async def _put_back(context: Context, taken: pool.Entry, before: pool.Entry, warm: pool.Warm) -> None:
+    """Left where it was, unless nobody is there any more who would end it."""
+    if pool.is_kept(pool.names(context.home)):
+        pool.put_back(context.home, taken, before)
+        return
+    with anyio.CancelScope(shield=True), suppress(RametError, OSError):
+        await pool.end(context.home, taken, [warm.process])
 
 
 def enter(context: Context, claims: Sequence[Claim]) -> dict[str, Claim]:

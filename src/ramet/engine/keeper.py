@@ -98,6 +98,8 @@ class Keeper:
         self._file = context.home.pool / pool.keeper_name()
         self._said: KeeperFile | None = None
         self._mine: dict[str, Made] = {}
+        self._children: dict[str, Made] = {}
+        """All that it has made and that hasn't ended, wherever it is."""
         self._dead: set[str] = set()
         self._sources: dict[str, _Source] = {}
         self._watches: dict[str, ExitStack] = {}
@@ -129,10 +131,11 @@ class Keeper:
         self._scope.cancel()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
+            self._file.unlink(missing_ok=True)  # first: from here on nobody puts one back
+            self._count(pool.names(self._context.home))
             for made in list(self._mine.values()):
                 with suppress(RametError, OSError):
                     await self._end(made)
-            self._file.unlink(missing_ok=True)
             found = pool.names(self._context.home)
             if not pool.is_kept(found):
                 for told in pool.wanted(found):
@@ -227,11 +230,7 @@ class Keeper:
     async def _look(self) -> None:
         """What others have taken and told, and what has become of the sources."""
         found = pool.names(self._context.home)
-        there = {entry.id for entry in pool.entries(found) if entry.place == "ready"}
-        for gone in self._mine.keys() - there:
-            del self._mine[gone]
-            self._dead.discard(gone)
-            self._handed_out()
+        self._count(found)
         for told in pool.wanted(found):
             try:
                 (self._context.home.pool / told.name).unlink()
@@ -243,6 +242,16 @@ class Keeper:
             await self._look_at(source)
         for idle in self._watches.keys() - self._sources.keys():
             self._watches.pop(idle).close()
+
+    def _count(self, found: list[str]) -> None:
+        """Which of those that it has made wait: some were taken, and one may have been put back."""
+        there = {entry.id for entry in pool.entries(found) if entry.place == "ready"}
+        for gone in self._mine.keys() - there:
+            del self._mine[gone]
+            self._dead.discard(gone)
+            self._handed_out()
+        for back in (self._children.keys() & there) - self._mine.keys():
+            self._mine[back] = self._children[back]
 
     async def _look_at(self, source: str) -> None:
         """Find out whether a source is still the capture that it was."""
@@ -343,7 +352,7 @@ class Keeper:
         except (RametError, OSError) as error:
             self._put_off(source, error)
             return
-        self._mine[made.id] = made
+        self._mine[made.id] = self._children[made.id] = made
         self._troubles.pop(source, None)
         self._context.tasks.start_soon(self._until_its_end, made)
         if source not in self._costs:
@@ -360,6 +369,7 @@ class Keeper:
     async def _until_its_end(self, made: Made) -> None:
         """It is our child: its end is for us to collect, whoever has it then."""
         await processes.wait_ended(made.process)
+        self._children.pop(made.id, None)
         if made.id in self._mine:
             self._dead.add(made.id)
             self._news.set()
