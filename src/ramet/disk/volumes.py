@@ -120,7 +120,10 @@ def make_overlay(directory: Path, disk: Disk) -> None:
     with filesystem_errors("make", directory / disk.file):
         made.unlink(missing_ok=True)
         make_qcow2(made, disk.size_bytes, backing=disk.backing[-1])
-        made.rename(directory / disk.file)
+        try:
+            os.link(made, directory / disk.file)  # unlike a rename it takes no name that is there
+        finally:
+            made.unlink()
 
 
 def snapshot_raw(source: Path, destination: Path, *, share: bool = True, mode: int = 0o600) -> Shared:
