@@ -17,11 +17,14 @@ import msgspec
 import pytest
 
 import ramet
-from ramet.engine import hand_out, pool
+from ramet.engine import hand_out, pool, snapshots
+from ramet.engine.compaction import compact_capture
+from ramet.engine.drivers import installed_drivers
 from ramet.host import processes
 from ramet.paths import MANIFEST_FILE, Home
 from tests.conftest import living_in
-from tests.pool.conftest import MEMORY_VALUE, Guests, filled, fork, settled
+from tests.firecracker.conftest import DATA_ADDRESS
+from tests.pool.conftest import FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, settled
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -263,6 +266,40 @@ async def test_a_source_that_changes_or_goes_takes_its_warm_ones_along(probe_hom
                 await anyio.sleep(0.02)
             while any(one.source_name == copy.name for one in (await settled(host)).entries):
                 await anyio.sleep(0.02)
+
+
+async def test_a_source_is_compacted_while_it_is_forked(
+    probe_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fork has its memory, whichever files it came from; the warm ones are replaced."""
+    monkeypatch.setattr(snapshots, "wake_for_capture", lambda *_: None)
+    async with ramet.Host(probe_home, warm=3) as host:
+        (vm,) = await fork(host)
+        await vm.exec("fill", hex(DATA_ADDRESS), hex(2304), "0x77", check=True)
+        snapshot = await vm.snapshot("large")
+        modes: list[str] = []
+        over = False
+
+        async def go_on() -> None:
+            while not over or modes[-1] != "shared":
+                (child,) = await snapshot.fork(1)
+                assert await FIRECRACKER.read(child) == 0x77
+                modes.append(child.receipt.memory.mode)
+                await child.remove(force=True)
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(go_on)
+                await filled(host, 1, source=vm.name)
+                driver = next(one for one in installed_drivers() if one.name == "firecracker")
+                assert await compact_capture(snapshot.directory, driver)
+                over = True
+        assert modes[0] == "delta"
+        await filled(host, 1, source=vm.name)
+        (child,) = await snapshot.fork(1)
+        assert (child.receipt.warm, child.receipt.memory.mode) == ("loaded", "shared")
+        assert await FIRECRACKER.read(child) == 0x77
+        await snapshot.remove()
 
 
 async def test_a_wanted_file_that_nobody_reads_is_swept(probe_home: Path) -> None:

@@ -188,6 +188,8 @@ class Keeper:
 
     async def _find_empty(self) -> None:
         """The driver whose VMMs can be started empty, if there is one that runs here."""
+        if self._context.accelerator == "tcg":
+            return
         verdict = await kvm_verdict(self._context.cache)
         if verdict.status not in ("runs_linux", "bare_metal_only"):
             return
