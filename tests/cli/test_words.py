@@ -30,6 +30,7 @@ from ramet.version import __version__
 from tests.cli.conftest import COMMAND, Shell, read_terminal
 
 VERBS = {
+    *("serve", "pool"),
     *("demo", "run", "ps", "tree", "inspect", "logs", "stats", "wait", "exec", "stop", "start", "pause"),
     *(
         "resume",

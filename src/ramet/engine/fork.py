@@ -113,7 +113,7 @@ async def _fork_from(
     await require_restorable(origin.manifest, driver, name=origin.name)
     quick = is_quick(origin, context.home.instances, options, count)
     with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
-        claims, is_kept = await hand_out.claim(context, origin, driver, options, count)
+        claims, is_heard = await hand_out.claim(context, origin, driver, options, count)
         try:
             records = _reserve(context, origin, name, count, [one.id for one in claims])
         except BaseException:
@@ -124,7 +124,7 @@ async def _fork_from(
         call = _Call(context, driver, origin, options, called_at, captured, _limiter(), warm, {}, quick)
         outcome = await _fork_all(call, records)
     if captured is None and options.share_memory:
-        hand_out.tell(context, origin, count, is_kept=is_kept)
+        hand_out.tell(context, origin, count, is_heard=is_heard)
     return outcome
 
 

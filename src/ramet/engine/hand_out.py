@@ -57,7 +57,7 @@ class Claims(NamedTuple):
     """What one call has taken, and whether there is another process to tell what it forked."""
 
     claims: list[Claim]
-    is_kept: bool
+    is_heard: bool
 
 
 async def claim(context: Context, origin: Origin, driver: Driver, options: ForkOptions, count: int) -> Claims:
@@ -78,7 +78,7 @@ async def claim(context: Context, origin: Origin, driver: Driver, options: ForkO
         for entry in there:
             if len(claims) < count and entry.key == key:
                 claims += await _claim(context, entry, options)
-    return Claims(claims, pool.is_kept(found))
+    return Claims(claims, pool.is_heard(found))
 
 
 async def _claim(context: Context, entry: pool.Entry, options: ForkOptions) -> list[Claim]:
@@ -221,9 +221,9 @@ def _put_parts(origin: Origin, driver: Driver, options: ForkOptions, directory: 
     return parts
 
 
-def tell(context: Context, origin: Origin, count: int, *, is_kept: bool) -> None:
+def tell(context: Context, origin: Origin, count: int, *, is_heard: bool) -> None:
     """Let whoever keeps the pool know that so many were forked of that capture, if it is one that stays."""
-    if context.keeper is None and not is_kept:
+    if context.keeper is None and not is_heard:
         return
     source = os.fspath(origin.directory.relative_to(context.home.root))
     if context.keeper is not None:

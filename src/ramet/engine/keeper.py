@@ -25,6 +25,7 @@ from ramet.engine.demand import HALF_LIFE_S, Demand
 from ramet.engine.warming import Made
 from ramet.errors import NotFoundError, RametError
 from ramet.host import processes
+from ramet.host.files import filesystem_errors
 from ramet.host.kvm import kvm_verdict
 from ramet.host.listening import names_watched
 from ramet.memory.accounting import available_bytes, smaps_rollup, total_bytes
@@ -113,14 +114,16 @@ class Keeper:
         self._sees_names = True
 
     def start(self) -> None:
-        """Begin, in the background. Raises `OSError` when the pool's directory can't be made."""
-        self._context.home.pool.mkdir(mode=0o700, exist_ok=True)
-        try:
-            self._file.touch(mode=0o600)
-        except FileNotFoundError:
-            # Another keeper has just left, and taken the empty directory along.
-            self._context.home.pool.mkdir(mode=0o700, exist_ok=True)
-            self._file.touch(mode=0o600)
+        """Begin, in the background. Raises `FilesystemError` when the pool's directory can't be made."""
+        place = self._context.home.pool
+        with filesystem_errors("keep warm VMMs in", place):
+            place.mkdir(mode=0o700, exist_ok=True)
+            try:
+                self._file.touch(mode=0o600)
+            except FileNotFoundError:
+                # Another keeper has just left, and taken the empty directory along.
+                place.mkdir(mode=0o700, exist_ok=True)
+                self._file.touch(mode=0o600)
         self._say(None)
         self._context.keeper = self
         self._context.tasks.start_soon(self._run)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -39,6 +39,7 @@ from ramet.paths import WARM_FILE, Home
 
 _KEEPER: Final = "keeper"
 _WANTED: Final = "wanted"
+_MOST_UNREAD: Final = 64
 
 
 class Warm(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,8 +137,13 @@ def keepers(found: Iterable[str]) -> dict[str, ProcessRef]:
 
 
 def is_kept(found: Iterable[str]) -> bool:
-    """Whether there is somebody to tell what is forked. He may have died: then nobody reads it."""
+    """Whether somebody keeps a pool here. He may have died: that shows when a home is opened."""
     return any(name.startswith(f"{_KEEPER}.") for name in found)
+
+
+def is_heard(found: Sequence[str]) -> bool:
+    """Whether there is somebody to tell what is forked, who reads what he is told."""
+    return is_kept(found) and len(wanted(found)) < _MOST_UNREAD
 
 
 def _written(process: ProcessRef) -> str:
