@@ -157,6 +157,9 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
 
 async def sweep(directory: Path) -> None:
     """End every VMM of a directory that nobody owns any more, and remove it."""
+    if directory.is_file():
+        directory.unlink(missing_ok=True)  # a link made on trial, by a ramet that was killed then
+        return
     await _sweep(directory, processes.spawned_in(directory))
 
 
