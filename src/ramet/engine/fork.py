@@ -111,10 +111,11 @@ async def _fork_from(
     driver = context.driver(origin.manifest.driver)
     require_parts(origin)
     await require_restorable(origin.manifest, driver, name=origin.name)
-    quick = is_quick(origin, context.home.instances, options, count)
     with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
         claims, is_heard = await hand_out.claim(context, origin, driver, options, count)
+        loaded = sum(one.warm.stage == "loaded" for one in claims)
         try:
+            quick = loaded < count and is_quick(origin, context.home.instances, options, count)
             records = _reserve(context, origin, name, count, [one.id for one in claims])
         except BaseException:
             await hand_out.put_back(context, claims)
