@@ -1,4 +1,4 @@
-"""A branch: how long its source stands still, by how much memory it has changed since its last capture's base."""
+"""A branch: how long its source stands still, by how much memory differs from the base of its captures."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ async def measure(run: Run, driver: str) -> None:
 
 
 async def _branch(run: Run, driver: str, source: ramet.VM, who: str, mib: int) -> None:
-    made = await pause.measure_branches(
-        source, driver, "", "idle", 1, heartbeats=False, settled_s=_SETTLED_S
-    )
+    made = await pause.measure_branches(source, driver, "", "idle", 1, heartbeats=False, settled_s=_SETTLED_S)
     run.ledger.put(PAUSE, who, made.events[0], x=mib)
     run.ledger.put("pause, as the engine says", who, made.call[0], x=mib)
     run.ledger.put(CHANGED, who, made.changed_bytes, "bytes", x=mib)
@@ -50,10 +48,11 @@ async def _branch(run: Run, driver: str, source: ramet.VM, who: str, mib: int) -
 BENCHMARK: Final = Benchmark(
     name="branches",
     title="Branches",
-    about="How long a running guest stands still when it is forked: from its VMM's own word that it has stopped to its own "
-    "word that it goes on (QEMU's events, Firecracker's log). x is the memory that was written on purpose since; "
-    "`changed memory` what was in fact different and copied. Idle disks. `python -m benchmarks.pause` has more: "
-    "busy disks, and heartbeats that another process misses.",
+    about="How long a running guest stands still when it is forked: from its VMM's own word that it has "
+    "stopped to its own word that it goes on (QEMU's events, Firecracker's log). x is the memory that "
+    "was written on purpose since; `changed memory` what was in fact different and copied. Idle "
+    "disks. `python -m benchmarks.pause` has more: busy disks, and heartbeats that another process "
+    "misses.",
     measure=measure,
     budget_s=45,
     axis="MiB written",

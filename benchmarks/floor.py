@@ -133,7 +133,7 @@ def put_parts(fork: Fork, source: Path) -> None:
 
 
 class Firecracker:
-    """Forks of what `source` has: `mem` and `vmstate` of a guest with a vsock device, and perhaps `disk.raw`."""
+    """Forks of what `source` has: `mem` and `vmstate` of a guest with a vsock device, perhaps `disk.raw`."""
 
     def __init__(self, program: str, source: Path) -> None:
         self.program, self.source = program, source

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
@@ -59,7 +59,8 @@ async def touch(vm: ramet.VM, driver: str, size_bytes: int, name: str = "data") 
         # A piece is made once and then only copied: an emulated guest draws random bytes at 20 MiB/s.
         piece = min(size_bytes, 4 * MIB)
         script = (
-            "mkdir -p /tmp/touched && { mountpoint -q /tmp/touched || mount -t tmpfs -o size=100% touched /tmp/touched; }"
+            "mkdir -p /tmp/touched"
+            " && { mountpoint -q /tmp/touched || mount -t tmpfs -o size=100% touched /tmp/touched; }"
             f" && head -c {piece} /dev/urandom > /tmp/touched/piece && i=0"
             f" && while [ $i -lt {-(-size_bytes // piece)} ]; do cat /tmp/touched/piece; i=$((i + 1)); done"
             f" > /tmp/touched/{name} && rm /tmp/touched/piece"
@@ -97,7 +98,7 @@ class Floor:
         """One fork, from the link to the guest's answer, in milliseconds."""
         return float(self.round(1, 1)["times_ms"][0]["total"])
 
-    def round(self, forks: int, at_once: int) -> dict[str, object]:
+    def round(self, forks: int, at_once: int) -> dict[str, Any]:
         """As `floor.round_of`."""
         self._rounds += 1
         return floor.round_of(self.vmm, self._directory / str(self._rounds), forks, at_once)
@@ -158,9 +159,7 @@ def cached_bytes(file: Path) -> int:
     state = State()
     with file.open("rb") as opened:
         libc = ctypes.CDLL(None)
-        done = libc.syscall(
-            _CACHESTAT, opened.fileno(), ctypes.byref(Everything()), ctypes.byref(state), 0
-        )
+        done = libc.syscall(_CACHESTAT, opened.fileno(), ctypes.byref(Everything()), ctypes.byref(state), 0)
     return PAGE * int(state.cache) if done == 0 else 512 * file.stat().st_blocks
 
 
@@ -197,4 +196,3 @@ async def filled(host: ramet.Host, source: str, driver: str, warm: int) -> None:
             if len(ready) >= warm:
                 return
             await anyio.sleep(0.02)
-

@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import ramet
 from benchmarks import floor, guests
@@ -44,7 +44,8 @@ class WholeRam(floor.Qemu):
                 with (directory / "stream").open("wb") as stream:
                     self._execute(monitor, "getfd", [stream.fileno()], fdname="stream")
                     # By itself it holds back: 128 MiB a second.
-                    self._execute(monitor, "migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+                    unbounded: dict[str, Any] = {"max-bandwidth": 1 << 40}
+                    self._execute(monitor, "migrate-set-parameters", **unbounded)
                     done = self._execute(monitor, "migrate", uri="fd:stream")
                     floor.receive_until(monitor, lambda received: b'"completed"' in done + received)
         finally:
@@ -156,10 +157,11 @@ async def _firecracker(run: Run, base: ramet.VM, scratch: Path) -> None:
 BENCHMARK: Final = Benchmark(
     name="instead",
     title="What one would do instead",
-    about="The same guest of 512 MiB, of which it has written 64 MiB: a fork; QEMU loading its state and all of its RAM "
-    "from a file, as `migrate` writes it (and `savevm`, into a qcow2 file); and a boot. The probe boots in "
-    "milliseconds, as it has nothing to boot; that Firecracker maps its snapshot privately is what a fork "
-    "uses, so there the alternative is to copy the mem-file for each guest: see *Touched memory*.",
+    about="The same guest of 512 MiB, of which it has written 64 MiB: a fork; QEMU loading its state and "
+    "all of its RAM from a file, as `migrate` writes it (and `savevm`, into a qcow2 file); and a "
+    "boot. The probe boots in milliseconds, as it has nothing to boot; that Firecracker maps its "
+    "snapshot privately is what a fork uses, so there the alternative is to copy the mem-file for "
+    "each guest: see *Touched memory*.",
     measure=measure,
     budget_s=30,
     plots=(Plot(READY, "A fork, and what one would do instead", log_x=True),),

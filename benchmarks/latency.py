@@ -1,5 +1,6 @@
-"""One fork: until its guest has proved itself, and until its first command has ended. With and without a pool,
-against the floor and against copying.
+"""One fork: until its guest has proved itself, and until its first command has ended.
+
+With and without a pool, against the floor and against copying.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ BENCHMARK: Final = Benchmark(
     name="latency",
     title="One fork",
     about="A fork of a template of 512 MiB, one at a time: from the call until its guest has proved itself "
-    "(`fork to ready`), and until a command in it, `true`, has ended (`fork to first exec`). The floor is "
-    "link, spawn, load, resume and the guest's first answer, without ramet. `copying` is "
+    "(`fork to ready`), and until a command in it, `true`, has ended (`fork to first exec`). The "
+    "floor is link, spawn, load, resume and the guest's first answer, without ramet. `copying` is "
     "`share_memory=False`. The steps are the receipt's.",
     measure=measure,
     budget_s=35,

@@ -45,8 +45,8 @@ async def measure(run: Run, driver: str) -> None:
 BENCHMARK: Final = Benchmark(
     name="thousand",
     title="A thousand at once",
-    about="1,000 probe forks of one template in one call, all alive at once: each is asked its name, then all are removed. "
-    "Once: what it shows is that it works, and how long it takes to clear away.",
+    about="1,000 probe forks of one template in one call, all alive at once: each is asked its name, then "
+    "all are removed. Once: what it shows is that it works, and how long it takes to clear away.",
     measure=measure,
     budget_s=60,
     drivers=("firecracker",),

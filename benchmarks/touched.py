@@ -46,7 +46,9 @@ async def measure(run: Run, driver: str) -> None:
             )
 
 
-async def _one(run: Run, driver: str, base: ramet.VM, size: int, who: str, *, share_memory: bool = True) -> None:
+async def _one(
+    run: Run, driver: str, base: ramet.VM, size: int, who: str, *, share_memory: bool = True
+) -> None:
     who = f"{driver}, {who}"
     clock = guests.Clock()
     async with base.fork(1, share_memory=share_memory) as (fork,):
@@ -64,10 +66,10 @@ async def _one(run: Run, driver: str, base: ramet.VM, size: int, who: str, *, sh
 BENCHMARK: Final = Benchmark(
     name="touched",
     title="Touched memory",
-    about="A fork of guests that have written so much of their RAM (a file in a tmpfs under Linux), shared and copied "
-    "(`share_memory=False`: the behaviour before mem-files were linked). Disk is what the fork's directory "
-    "occupies and nobody else has a link to. Memory is what its VMM alone has, and of a copy its mem-file in the "
-    "page cache too, which nobody else uses.",
+    about="A fork of guests that have written so much of their RAM (a file in a tmpfs under Linux), shared "
+    "and copied (`share_memory=False`: the behaviour before mem-files were linked). Disk is what the "
+    "fork's directory occupies and nobody else has a link to. Memory is what its VMM alone has, and "
+    "of a copy its mem-file in the page cache too, which nobody else uses.",
     measure=measure,
     budget_s=70,
     axis="bytes touched",
