@@ -28,7 +28,7 @@ async def measure(run: Run, driver: str) -> None:
     if not run.quick:
         for mib in (4, 16, 64):
             await guests.touch(sources["512M"], driver, mib * MIB, f"changed-{mib}")
-            for _ in range(10):
+            for _ in run.rounds(10, least=3):
                 await _branch(run, driver, sources["512M"], f"{driver}, 512M", mib)
     for memory in memories[1:]:
         run.ledger.compare(
@@ -54,7 +54,7 @@ BENCHMARK: Final = Benchmark(
     "disks. `python -m benchmarks.pause` has more: busy disks, and heartbeats that another process "
     "misses.",
     measure=measure,
-    budget_s=45,
+    budget_s=30,
     axis="MiB written",
     plots=(Plot(PAUSE, "Pause of a branch by changed memory"),),
 )

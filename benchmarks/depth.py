@@ -56,7 +56,7 @@ BENCHMARK: Final = Benchmark(
     "was forked in turn. `delta` is what such a fork holds of its ancestors' changes: they add up "
     "where each one changes another page, and an emulated Linux changes some by itself.",
     measure=measure,
-    budget_s=35,
+    budget_s=25,
     axis="depth",
     plots=(Plot(READY, "One fork by depth, call to ready"),),
 )

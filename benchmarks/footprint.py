@@ -33,12 +33,12 @@ async def measure(run: Run, driver: str) -> None:
     """As many forks, then as many of the floor's, at once; and a process of its own that holds some."""
     base = await run.template(driver)
     count = run.pick(100 if driver == "firecracker" else 10, 4)
-    for _ in run.rounds(3, 1, least=1):
+    for _ in run.rounds(2, 1, least=1):
         await _forks(run, driver, base, count)
         done = run.floor(driver, base).round(count, guests.concurrency())
         for pss in done["pss_bytes"]:
             run.ledger.put(READY, f"{driver}, floor", pss, "bytes")
-    for _ in run.rounds(3, 1, least=1):
+    for _ in run.rounds(2, 1, least=1):
         await _own(run, driver, base, run.pick(100 if driver == "firecracker" else 10, 5))
     run.ledger.compare(
         f"{driver}: ramet over floor, {READY}",
@@ -109,7 +109,7 @@ BENCHMARK: Final = Benchmark(
     "than without, for each (100 on Firecracker, 10 on QEMU, a connection to each guest's agent "
     "open), and the processor time that it uses for each while nothing happens.",
     measure=measure,
-    budget_s=30,
+    budget_s=20,
     plots=(Plot(READY, "PSS of a fork that is ready"),),
 )
 

@@ -10,7 +10,7 @@ import inspect
 import os
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, Final
@@ -28,6 +28,8 @@ from ramet.units import MIB
 DRIVERS: Final = ("firecracker", "qemu")
 DATA_ADDRESS: Final = 0x4000000
 """RAM that the probe leaves to its caller: 64 MiB and up."""
+HOLE: Final = (0xD0000000, 1 << 32)
+"""Firecracker has no RAM there: it goes on at 4 GiB."""
 PAGE: Final = 4096
 _CACHESTAT: Final = 451
 LONG_S: Final = 120.0
@@ -67,8 +69,11 @@ async def touch(vm: ramet.VM, driver: str, size_bytes: int, name: str = "data") 
         )
         await vm.exec("sh", "-c", script, check=True, timeout=LONG_S)
     else:
-        words = (hex(DATA_ADDRESS), hex(size_bytes // PAGE), "0x5a5a")
-        await vm.exec("fill", *words, check=True, timeout=LONG_S)
+        low = min(size_bytes, HOLE[0] - DATA_ADDRESS)
+        for address, length in ((DATA_ADDRESS, low), (HOLE[1], size_bytes - low)):
+            if length:
+                words = (hex(address), hex(length // PAGE), "0x5a5a")
+                await vm.exec("fill", *words, check=True, timeout=LONG_S)
 
 
 def concurrency() -> int:
@@ -177,22 +182,21 @@ def pools_there() -> bool:
 
 @asynccontextmanager
 async def pool(home: Path, warm: int) -> AsyncIterator[ramet.Host]:
-    """A Host on that home that keeps so many VMMs warm for each source."""
-    arguments: dict[str, int] = {"warm": warm}
-    async with AsyncExitStack() as stack:
-        yield await stack.enter_async_context(ramet.Host(home, **arguments))  # type: ignore[arg-type]
+    """A Host that keeps so many VMMs warm, on a home of its own: all who have it open are handed them."""
+    make: Any = ramet.Host
+    async with make(home, warm=warm) as host:
+        yield host
 
 
-async def filled(host: ramet.Host, source: str, driver: str, warm: int) -> None:
-    """Until the pool is full again: loaded for `source`, or empty where a driver has those.
+async def filled(host: Any, source: str) -> int:
+    """Wait until the pool has nothing more to do, and something for forks of `source`. How much that is.
 
     Raises `TimeoutError`.
     """
-    wanted = "loaded" if driver == "qemu" else "empty"
     with anyio.fail_after(POOL_LIMIT_S):
         while True:
-            members = await host.pool()  # type: ignore[attr-defined]
-            ready = [one for one in members if one.stage == wanted and one.source in {source, None}]
-            if len(ready) >= warm:
-                return
+            entries = (await host.pool(wait=POOL_LIMIT_S)).entries
+            ready = [one for one in entries if one.state == "ready" and one.source in {source, None}]
+            if ready:
+                return len(ready)
             await anyio.sleep(0.02)

@@ -163,6 +163,6 @@ BENCHMARK: Final = Benchmark(
     "snapshot privately is what a fork uses, so there the alternative is to copy the mem-file for "
     "each guest: see *Touched memory*.",
     measure=measure,
-    budget_s=30,
+    budget_s=20,
     plots=(Plot(READY, "A fork, and what one would do instead", log_x=True),),
 )

@@ -28,17 +28,15 @@ async def measure(run: Run, driver: str) -> None:
     floor = run.floor(driver, base)
     who = f"{driver}, ramet"
     async with AsyncExitStack() as stack:
-        pooled = await _pooled(run, stack, driver, base)
+        pooled = await _pooled(run, stack, driver)
         await _one(run, base, "")  # the first of a process imports what it needs
-        for number in run.rounds(200 if driver == "firecracker" else 100, 8, least=10):
+        for number in run.rounds(200 if driver == "firecracker" else 100, 8, least=run.pick(20, 4)):
             await _one(run, base, who)
             run.ledger.put(READY, f"{driver}, floor", floor.once())
             if pooled is not None:
-                host, there = pooled
-                await guests.filled(host, base.id, driver, WARM)
-                await _one(run, there, f"{driver}, warm pool")
+                await _one(run, pooled[1], f"{driver}, warm pool")
                 # It fills up again now, not in somebody else's time.
-                await guests.filled(host, base.id, driver, WARM)
+                await guests.filled(pooled[0], pooled[1].id)
             if number % _COPIES_EACH == 0:
                 await _one(run, base, f"{driver}, copying", share_memory=False)
     for name, one in (("ramet", who), ("warm pool", f"{driver}, warm pool")):
@@ -63,17 +61,17 @@ async def _one(run: Run, base: ramet.VM, who: str, *, share_memory: bool = True)
                 run.ledger.put(f"step {step}", who, getattr(fork.receipt.timings_ms, step))
 
 
-async def _pooled(
-    run: Run, stack: AsyncExitStack, driver: str, base: ramet.VM
-) -> tuple[ramet.Host, ramet.VM] | None:
+async def _pooled(run: Run, stack: AsyncExitStack, driver: str) -> tuple[ramet.Host, ramet.VM] | None:
+    """A Host with a full pool, and a template in it."""
     if not guests.pools_there():
         run.ledger.skip(f"{driver}, warm pool", "this ramet keeps no pool (`Host` has no parameter `warm`)")
         return None
-    host = await stack.enter_async_context(guests.pool(run.host.home, WARM))
-    there = await host.get(base.id)
-    async with there.fork(1):  # a pool is for sources that are forked: now it knows this one
+    host = await stack.enter_async_context(guests.pool(run.scratch / f"pooled-{driver}", WARM))
+    base = await (await guests.boot(host, driver, "512M")).template()
+    async with base.fork(1):  # a pool is for sources that are forked: now it knows this one
         pass
-    return host, there
+    await guests.filled(host, base.id)
+    return host, base
 
 
 BENCHMARK: Final = Benchmark(
@@ -84,6 +82,6 @@ BENCHMARK: Final = Benchmark(
     "floor is link, spawn, load, resume and the guest's first answer, without ramet. `copying` is "
     "`share_memory=False`. The steps are the receipt's.",
     measure=measure,
-    budget_s=35,
+    budget_s=30,
     plots=(Plot(READY, "One fork, call to ready", log_x=True),),
 )

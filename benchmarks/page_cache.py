@@ -46,6 +46,6 @@ BENCHMARK: Final = Benchmark(
     "the kernel has been told to forget it (`POSIX_FADV_DONTNEED`). The VMM's own files stay in the "
     "cache.",
     measure=measure,
-    budget_s=20,
+    budget_s=12,
     plots=(Plot(READY, "Cold and warm page cache", log_x=True),),
 )

@@ -43,7 +43,7 @@ BENCHMARK: Final = Benchmark(
     title="RAM",
     about="A fork of guests that have booted and touched nothing else, by the size of their RAM.",
     measure=measure,
-    budget_s=35,
+    budget_s=20,
     axis="bytes of RAM",
     plots=(Plot(READY, "One fork by size of RAM, call to ready", log_x=True),),
 )

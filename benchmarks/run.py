@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final, TypeVar
 
 import anyio
 import msgspec
@@ -19,6 +20,12 @@ from benchmarks.figures import Figure, Ledger, Ratio
 from ramet import config
 from ramet.errors import NotFoundError, UnavailableError
 from ramet.host import processes
+
+Number = TypeVar("Number", int, float)
+
+FULL_S: Final = 560.0
+QUICK_S: Final = 50.0
+"""A whole run, page and plots not included."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is measured, and for how long. With drivers it is run once for each, within the budget each."""
+    """What is measured, and for how long: once for each driver, within the budget each."""
 
     name: str
     title: str
@@ -44,6 +51,11 @@ class Benchmark:
     axis: str = ""
     """What the figures' x is: `forks`, `bytes of RAM`."""
     plots: tuple[Plot, ...] = ()
+
+    @property
+    def whole_s(self) -> float:
+        """For all drivers."""
+        return self.budget_s * max(1, len(self.drivers))
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -70,14 +82,19 @@ class Run:
     _templates: dict[tuple[str, str], ramet.VM] = field(default_factory=dict)
     _floors: dict[str, guests.Floor] = field(default_factory=dict)
 
-    def pick(self, full: int, quick: int) -> int:
+    @property
+    def is_late(self) -> bool:
+        """Whether the budget is used up."""
+        return time.monotonic() > self.until
+
+    def pick(self, full: Number, quick: Number) -> Number:
         """The number for this kind of run."""
         return quick if self.quick else full
 
     def rounds(self, full: int, quick: int = 2, *, least: int = 2) -> Iterator[int]:
         """So many rounds; fewer, but not fewer than `least`, when the budget is used up."""
         for number in range(self.pick(full, quick)):
-            if number >= least and time.monotonic() > self.until:
+            if number >= least and self.is_late:
                 return
             yield number
 
@@ -111,18 +128,22 @@ async def run_benchmarks(benchmarks: Sequence[Benchmark], *, quick: bool) -> lis
     outcomes = []
     async with scratch_home() as (host, scratch):
         run = Run(host, scratch, quick)
-        for benchmark in benchmarks:
-            outcomes.append(await _outcome(run, benchmark))
+        ends = time.monotonic() + run.pick(FULL_S, QUICK_S)
+        for index, benchmark in enumerate(benchmarks):
+            # On a slow machine budgets shrink, so that the last ones have theirs.
+            wanted_s = sum(one.whole_s for one in benchmarks[index:])
+            share = max(0.0, min(1.0, (ends - time.monotonic()) / wanted_s))
+            outcomes.append(await _outcome(run, benchmark, share * benchmark.budget_s))
     return outcomes
 
 
-async def _outcome(run: Run, benchmark: Benchmark) -> Outcome:
+async def _outcome(run: Run, benchmark: Benchmark, budget_s: float) -> Outcome:
     run.ledger = Ledger()
     failed = False
     started = time.monotonic()
     for driver in benchmark.drivers or ("",):
         say(f"{benchmark.name} {driver}".rstrip())
-        run.until = time.monotonic() + (benchmark.budget_s / 8 if run.quick else benchmark.budget_s)
+        run.until = time.monotonic() + budget_s
         try:
             await benchmark.measure(run, driver)
         except Exception as error:
@@ -157,10 +178,17 @@ async def scratch_home() -> AsyncIterator[tuple[ramet.Host, Path]]:
                 yield host, scratch
         finally:
             with anyio.CancelScope(shield=True):
-                for running in processes.spawned_below(scratch / "home" / "instances").values():
-                    for process in running:
-                        with suppress(ramet.RametError):
-                            await processes.kill(process)
+                await _end_all(scratch)
+
+
+async def _end_all(scratch: Path) -> None:
+    """Whatever VMM a failed benchmark may have left in one of the homes."""
+    for home in list(scratch.iterdir()):
+        for kind in ("instances", "staging", "pool"):
+            for running in processes.spawned_below(home / kind).values():
+                for process in running:
+                    with suppress(ramet.RametError):
+                        await processes.kill(process)
 
 
 def say(text: str) -> None:

@@ -43,7 +43,7 @@ BENCHMARK: Final = Benchmark(
     title="Start-up",
     about="Whole commands, from spawning the process to its end, against a Python that does nothing.",
     measure=measure,
-    budget_s=20,
+    budget_s=12,
     drivers=(),
     plots=(Plot(WALL, "Whole commands"),),
 )

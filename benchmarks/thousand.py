@@ -48,7 +48,7 @@ BENCHMARK: Final = Benchmark(
     about="1,000 probe forks of one template in one call, all alive at once: each is asked its name, then "
     "all are removed. Once: what it shows is that it works, and how long it takes to clear away.",
     measure=measure,
-    budget_s=60,
+    budget_s=40,
     drivers=("firecracker",),
     axis="forks",
 )

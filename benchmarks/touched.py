@@ -71,7 +71,7 @@ BENCHMARK: Final = Benchmark(
     "fork's directory occupies and nobody else has a link to. Memory is what its VMM alone has, and "
     "of a copy its mem-file in the page cache too, which nobody else uses.",
     measure=measure,
-    budget_s=70,
+    budget_s=60,
     axis="bytes touched",
     plots=(Plot(READY, "One fork by touched memory, call to ready", log_y=True),),
 )
