@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from ramet.model.shapes import Inspection, Instance, LineageNode, Receipt, Usage
+from ramet.model.shapes import Inspection, Instance, LineageNode, Receipt, Timings, Usage
 from tests.cli.conftest import Shell, interrupt, read_terminal, wait_until
 from tests.conftest import assert_nothing_left, living_in
 
@@ -255,6 +255,8 @@ def test_templates_and_forks(ramet: Shell) -> None:
         assert lines[1].split()[3] == "copied"
         assert lines[-1].startswith("1 fork in ")
         ramet("fork", "--name", "copied", "warm", code=7)
+        ramet("fork", "-q", "--timings", "warm", code=2)
+        _compare_timings(ramet)
         one = ramet("fork", "-q", "warm").stdout.decode().strip()
         tree = ramet("tree").stdout.decode()
         assert f"{one}  running" in tree
@@ -266,6 +268,27 @@ def test_templates_and_forks(ramet: Shell) -> None:
     finally:
         for one in ramet.json("ps", "-a", "--json"):
             ramet("rm", "-f", one["id"])
+
+
+def _compare_timings(ramet: Shell) -> None:
+    """`--timings` shows what the receipts have, and of several the median and the largest."""
+    lines = ramet("fork", "-n", "3", "--name", "timed", "--timings", "warm").stdout.decode().splitlines()
+    assert lines[0].split()[0] == "NAME"
+    assert lines[-1].startswith("3 forks in ")
+    steps = [step.upper() for step in Timings.__struct_fields__]
+    assert lines[4].split() == ["TIMINGS", "IN", "MS", *steps]
+    shown = {name: [float(one) for one in took] for name, *took in map(str.split, lines[5:-1])}
+    assert list(shown) == ["timed-1", "timed-2", "timed-3", "(median)", "(max)"]
+    forks = [shown[f"timed-{number}"] for number in (1, 2, 3)]
+    for number, took in enumerate(forks, 1):
+        receipt = ramet.json("inspect", f"timed-{number}", "--json")["receipt"]
+        assert took == [receipt["timings_ms"][step] for step in Timings.__struct_fields__]
+    assert shown["(median)"] == [sorted(column)[1] for column in zip(*forks, strict=True)]
+    assert shown["(max)"] == [max(column) for column in zip(*forks, strict=True)]
+    ramet("rm", "-f", "timed-1", "timed-2", "timed-3")
+    one = ramet("fork", "--name", "alone", "--timings", "warm").stdout.decode()
+    assert "(median)" not in one
+    ramet("rm", "-f", "alone")
 
 
 def test_forks_that_all_fail_alike_give_their_own_code(ramet: Shell) -> None:

@@ -87,8 +87,9 @@ def test_a_link_is_not_followed_and_a_fifo_not_waited_for(tmp_path: Path) -> Non
     with pytest.raises(FilesystemError):
         chain_of(tmp_path, disk.file)
     (tmp_path / "disk-0.qcow2").unlink()
-    with pytest.raises(DamagedError, match="missing"):
+    with pytest.raises(DamagedError, match="missing") as caught:
         chain_of(tmp_path, disk.file)
+    assert "`ramet snapshot verify`" in (caught.value.hint or ""), "each error has a next step"
     os.mkfifo(tmp_path / "disk-0.qcow2")
     with pytest.raises(FilesystemError):
         chain_of(tmp_path, disk.file)

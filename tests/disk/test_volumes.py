@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.disk.qcow2 import make_qcow2
-from ramet.disk.volumes import files_of, fork_disk, make_disk, make_overlay, next_overlay, snapshot_raw
-from ramet.errors import FilesystemError
+from ramet.disk.volumes import (
+    files_of,
+    fork_disk,
+    make_disk,
+    make_overlay,
+    next_overlay,
+    snapshot_raw,
+    uppermost,
+)
+from ramet.errors import DamagedError, FilesystemError
 from ramet.host.files import allocated_bytes
 from ramet.model.record import Disk
 from ramet.units import GIB, KIB, MIB, TIB
@@ -129,3 +138,56 @@ def test_a_raw_snapshot_is_a_file_of_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "frozen").read_bytes() == source.read_bytes()
     assert not (tmp_path / "frozen").samefile(source)
     assert (tmp_path / "frozen").stat().st_mode & 0o777 == 0o444
+
+
+class TestTheUppermost:
+    """Which file a disk is really in, when a capture was killed before it could write that down."""
+
+    @pytest.fixture
+    def disk(self, tmp_path: Path) -> Disk:
+        disk = Disk(name="disk", file="disk-0.qcow2", format="qcow2", size_bytes=MIB)
+        make_disk(tmp_path, disk)
+        return disk
+
+    def test_nothing_lies_over_it(self, tmp_path: Path, disk: Disk) -> None:
+        assert uppermost(tmp_path, disk) == disk
+
+    def test_one_and_two_do(self, tmp_path: Path, disk: Disk) -> None:
+        once = next_overlay(disk, tmp_path)
+        make_overlay(tmp_path, once)
+        assert uppermost(tmp_path, disk) == once
+        twice = next_overlay(once, tmp_path)
+        make_overlay(tmp_path, twice)
+        assert uppermost(tmp_path, disk) == uppermost(tmp_path, once) == uppermost(tmp_path, twice) == twice
+        assert twice.backing == ("disk-0.qcow2", "disk-1.qcow2")
+
+    def test_of_two_over_the_same_file_it_is_the_one_that_was_written(
+        self, tmp_path: Path, disk: Disk
+    ) -> None:
+        used = next_overlay(disk, tmp_path)
+        make_overlay(tmp_path, used)
+        unused = next_overlay(disk, tmp_path)
+        make_overlay(tmp_path, unused)
+        assert used.file != unused.file
+        os.utime(tmp_path / unused.file, ns=(1, 1))
+        assert uppermost(tmp_path, disk) == used
+
+    def test_what_lies_over_something_else_does_not_count(self, tmp_path: Path, disk: Disk) -> None:
+        other = Disk(name="disk1", file="disk1-0.qcow2", format="qcow2", size_bytes=MIB)
+        make_disk(tmp_path, other)
+        make_overlay(tmp_path, next_overlay(other, tmp_path))
+        # Its own name, but over the other disk; over the right file, but with another's name, or with none.
+        make_qcow2(tmp_path / "disk-7.qcow2", MIB, backing=other.file)
+        for name in ("disk1-9.qcow2", "disk-x.qcow2", ".tmp-disk-8.qcow2", "disk-8.qcow2.old"):
+            make_qcow2(tmp_path / name, MIB, backing=disk.file)
+        assert uppermost(tmp_path, disk) == disk
+
+    def test_one_that_cannot_be_read(self, tmp_path: Path, disk: Disk) -> None:
+        (tmp_path / "disk-1.qcow2").write_bytes(b"torn")
+        with pytest.raises(DamagedError, match=r"disk-1\.qcow2"):
+            uppermost(tmp_path, disk)
+
+    def test_a_raw_disk_has_no_overlays(self, tmp_path: Path) -> None:
+        raw = Disk(name="disk", file="disk.raw", format="raw", size_bytes=MIB)
+        make_qcow2(tmp_path / "disk-1.qcow2", MIB, backing=raw.file)
+        assert uppermost(tmp_path, raw) == raw

@@ -54,6 +54,40 @@ async def test_every_fork_is_its_own_and_shares_one_inode(warm: ramet.VM) -> Non
             assert identity.hostname == vm.name
 
 
+async def test_files_of_the_identity_that_others_have_touched(host: ramet.Host) -> None:
+    """The agent writes them in place, through descriptors from before the fork, where they still are
+    what their paths lead to; a file that somebody has moved or linked isn't written through.
+    """
+    source = await host.run(name="a-name-that-is-longer-than-its-forks", memory="128M")
+    touched = await source.exec(
+        "sh",
+        "-ec",
+        "cp /etc/machine-id /tmp/id; ln /etc/machine-id /etc/linked; mv /etc/hostname /etc/moved; "
+        "printf '10.0.0.9 db' >> /etc/hosts; rm -r /run/ramet",
+    )
+    assert touched.exit_code == 0, touched.stderr
+    old_id = (await source.exec("cat", "/tmp/id")).text
+    base = await source.template()
+    read = "cat /etc/hostname /etc/machine-id /run/ramet/generation; echo; cat /etc/hosts"
+    for name in ("short", "a-name-that-is-longer-again-than-that-of-its-source"):
+        (fork,) = await base.fork(1, name=name)
+        said = (await fork.exec("sh", "-c", read)).text
+        identity = fork.receipt.identity
+        files, _, hosts = said.partition("\n\n")
+        assert files.splitlines() == [identity.hostname, identity.machine_id, "2"]
+        assert hosts.splitlines()[-2:] == ["10.0.0.9 db", f"127.0.1.1\t{identity.hostname}"]
+        assert hosts.count("127.0.1.1") == 1
+        assert (await fork.exec("cat", "/etc/linked")).text == old_id
+        assert (await fork.exec("cat", "/etc/moved")).text == f"{source.name}\n"
+        # Once more, now in place.
+        (again,) = await (await fork.template()).fork(1, name=f"x-{name}"[:40])
+        said = (await again.exec("sh", "-c", read)).text
+        files, _, hosts = said.partition("\n\n")
+        assert files.splitlines() == [again.receipt.identity.hostname, again.receipt.identity.machine_id, "3"]
+        assert hosts.splitlines()[-2:] == ["10.0.0.9 db", f"127.0.1.1\t{again.receipt.identity.hostname}"]
+        assert hosts.count("127.0.1.1") == 1
+
+
 async def test_forks_write_the_same_pages_and_see_only_their_own(warm: ramet.VM) -> None:
     before = digest(warm.directory / "mem")
     original = (await sums(await warm.fork(1)))[0]

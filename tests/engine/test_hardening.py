@@ -92,7 +92,7 @@ async def test_a_home_behind_a_symbolic_link(warm_home: Path, tmp_path: Path) ->
         async with anyio.create_task_group() as tasks:
 
             async def cancel_after_the_first() -> None:
-                while [one.state for one in await host.list(everything=True)].count(ramet.State.RUNNING) < 1:
+                while not living_in(warm_home):
                     await anyio.sleep(0.01)
                 tasks.cancel_scope.cancel()
 
@@ -238,7 +238,7 @@ async def test_leaving_on_a_disk_without_room_ends_the_vmms(
         raise ramet.StoreError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "remove", full)
+        patch.setattr(Store, "remove_all", full)
         with pytest.raises(RametError, match="full"):
             await discard_all(vm._context, [vm._record])
     assert living_in(warm_home) == []

@@ -39,9 +39,9 @@ class Step(enum.IntEnum):
     CONNECT = 15
 
 
-def raw(data: bytes, port: int = 0) -> bytes:
-    """Octets as they arrive."""
-    return bytes([Step.RAW | port << 4]) + len(data).to_bytes(2, "little") + data
+def raw(data: bytes, port: int = 0, *, overtakes: bool = False) -> bytes:
+    """Octets as they arrive; `overtakes`: before the guest hears that there is somebody who sent them."""
+    return bytes([Step.RAW | port << 4 | overtakes << 7]) + len(data).to_bytes(2, "little") + data
 
 
 def frame(kind: Message, stream: int, payload: bytes = b"", port: int = 0) -> bytes:
@@ -199,6 +199,14 @@ def scripts() -> dict[str, bytes]:
         "shutdown": hello()
         + fields(Message.SHUTDOWN, 1, (1, b"\1"))
         + fields(Message.SHUTDOWN, 2, (1, b"\0")),
+        "overtaking": small(Step.HANG_UP)
+        + small(Step.ROOM, 0, 2)
+        + raw(wire[:40], overtakes=True)
+        + raw(wire[40:], overtakes=True)
+        + small(Step.ROOMY)
+        + frame(Message.PING, 5, b"p")
+        + small(Step.HANG_UP)
+        + frame(Message.PING, 6, b"p"),
         "two-ports": hello()
         + hello(port=1)
         + execute(1, "yes")

@@ -38,3 +38,15 @@ def test_valid_sessions_pass_with_the_agents_own_windows(tmp_path: Path) -> None
     agent_run.build(program, "CFLAGS=-DSCALE=1", "REPLAY=1", "COVERAGE=-O0 -fsanitize=address,undefined")
     finished = agent_run.replay(program, sorted(corpus.DIRECTORY.iterdir()))
     assert finished.returncode == 0, finished.stderr[-6000:]
+
+
+def test_a_hello_that_overtakes_its_connection_is_answered_once_that_is_there(tmp_path: Path) -> None:
+    """HELLO, and requests in the same breath, before the driver says that the host has opened the port; the
+    end of file behind them is none. The one that comes later is.
+    """
+    program = tmp_path / "agent-under-replay"
+    agent_run.build(program, "REPLAY=1", "COVERAGE=-O0 -fsanitize=address,undefined")
+    finished = agent_run.replay(program, [corpus.DIRECTORY / "overtaking"])
+    assert finished.returncode == 0, finished.stderr[-6000:]
+    # WELCOME, PONG, LIST_DONE, PONG; STARTED needs a report from the child; after the end nobody is answered.
+    assert "frames answered: 4\n" in finished.stderr

@@ -29,6 +29,7 @@ from ramet.host.files import (
     publish,
     punch_hole,
     reflink,
+    remove_tree,
     temporary_beside,
     write_durably,
 )
@@ -258,3 +259,65 @@ def test_errors_name_the_path_and_the_next_step(tmp_path: Path) -> None:
         fsync_directory(tmp_path / "missing")
     assert caught.value.number == errno.ENOENT
     assert caught.value.code == "filesystem"
+
+
+class TestRemovingATree:
+    """The home's worker makes files in the directories that others remove, and others remove them, too."""
+
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        tree = tmp_path / "tree"
+        (tree / "inner").mkdir(parents=True)
+        for name in ("one", "other", "inner/third"):
+            (tree / name).touch()
+        return tree
+
+    def test_what_is_not_there(self, tree: Path) -> None:
+        remove_tree(tree)
+        assert not tree.exists()
+        remove_tree(tree)
+
+    @pytest.mark.parametrize("times", [1, 4])
+    def test_a_file_that_comes_meanwhile(
+        self, tree: Path, monkeypatch: pytest.MonkeyPatch, times: int
+    ) -> None:
+        rmdir = os.rmdir
+        come: list[str] = []
+
+        def after_another_file(path: str, **given: int) -> None:
+            if Path(path) == tree and len(come) < times:
+                come.append(path)
+                (tree / "late").touch()
+            rmdir(path, **given)
+
+        monkeypatch.setattr(os, "rmdir", after_another_file)
+        remove_tree(tree)
+        assert len(come) == times
+        assert not tree.exists()
+
+    def test_a_file_that_goes_meanwhile(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        unlink = os.unlink
+
+        def twice(path: str, **given: int) -> None:
+            unlink(path, **given)
+            unlink(path, **given)
+
+        monkeypatch.setattr(os, "unlink", twice)
+        remove_tree(tree)
+        assert not tree.exists()
+
+    def test_what_cannot_go_is_named_and_the_rest_goes(
+        self, tree: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unlink = os.unlink
+
+        def refused(path: str, **given: int) -> None:
+            if path == "one":
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            unlink(path, **given)
+
+        monkeypatch.setattr(os, "unlink", refused)
+        with pytest.raises(FilesystemError, match=f"can't remove {tree}/one: ") as caught:
+            remove_tree(tree)
+        assert caught.value.number == errno.EACCES
+        assert [path.name for path in tree.iterdir()] == ["one"]

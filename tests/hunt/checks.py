@@ -20,7 +20,7 @@ from tests.hunt.guests import require
 from tests.hunt.model import Family
 
 WORKER_LIMIT_S = 90.0
-_ALWAYS = {"vmstate", "kernel", "initramfs", "receipt.json", "config.json", "metrics.log", "lifecycle.lock"}
+_ALWAYS = {"vmstate", "kernel", "initramfs", "config.json", "metrics.log", "lifecycle.lock"}
 _LOGS = {CONSOLE_LOG, f"{CONSOLE_LOG}.1", VMM_LOG, f"{VMM_LOG}.1"}
 
 

@@ -62,10 +62,10 @@ async def test_its_parent_is_removed_in_mid_capture(
     (source,) = await parent.fork(1)
     freeze = capture._freeze_disks
 
-    async def removed_meanwhile(*arguments: Any) -> None:
+    async def removed_meanwhile(*arguments: Any) -> Any:
         await base.remove()
         await parent.remove(force=True)
-        await freeze(*arguments)
+        return await freeze(*arguments)
 
     monkeypatch.setattr(capture, "_freeze_disks", removed_meanwhile)
     (branch,) = await source.fork(1)

@@ -7,7 +7,6 @@ the next one.
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from ramet import config
 from ramet.errors import RametError, UnavailableError
 from ramet.host import processes
+from ramet.host.files import remove_tree
 from ramet.model.record import ProcessRef
 
 _NAME = re.compile(r"demo-(?P<pid>\d+)-(?P<started>\d+)-\w+", re.ASCII)
@@ -41,7 +41,7 @@ async def temporary_home() -> AsyncIterator[Path]:
     try:
         yield home
     finally:
-        shutil.rmtree(home)
+        remove_tree(home)
 
 
 async def remove_abandoned(parent: Path) -> None:
@@ -58,6 +58,6 @@ async def remove_abandoned(parent: Path) -> None:
         try:
             async with Host(home):
                 pass  # opening a home removes the instances whose owner is dead
-            shutil.rmtree(home)
+            remove_tree(home)
         except (RametError, OSError):
             pass  # the next demo tries again

@@ -27,6 +27,9 @@ def fork(
         bool, typer.Option("--require-shared", help="Fail rather than copy memory or a disk.")
     ] = False,
     no_share: Annotated[bool, typer.Option("--no-share", help="Copy memory on purpose.")] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Show where the time went, in ms. With --json it always is.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
     json: Json = False,
 ) -> None:
@@ -39,6 +42,8 @@ def fork(
     async def body(host: Host) -> int:
         if require_shared and no_share:
             raise UsageError("--require-shared and --no-share contradict each other", hint="use one of them")
+        if timings and quiet:
+            raise UsageError("--quiet prints ids only, no --timings", hint="use one of them")
         source = await references.source(host, reference)
         with output.working(f"forking {source.name}", quiet=json):
             report = await source.fork_report(
@@ -55,6 +60,8 @@ def fork(
                 output.say(receipt.id)
         else:
             show_receipts(living)
+            if timings and living:
+                show_timings(living)
             output.say(_summary(report, living, source.name))
         for failure in failures:
             calling.tell(failure.error, about=failure.name)
@@ -95,6 +102,21 @@ def show_receipts(receipts: Sequence[Receipt]) -> None:
         for one in receipts
     ]
     output.table(headers, rows)
+
+
+def show_timings(receipts: Sequence[Receipt]) -> None:
+    """The receipts' `timings_ms`, a fork a row; for several also the median and the largest of each step."""
+    import statistics
+
+    from ramet.model.shapes import Timings
+
+    steps = Timings.__struct_fields__
+    rows = [[one.name, *(getattr(one.timings_ms, step) for step in steps)] for one in receipts]
+    if len(rows) > 1:
+        columns = [*zip(*rows, strict=True)][1:]
+        rows += [[f"({what.__name__})", *map(what, columns)] for what in (statistics.median, max)]
+    shown = [[name, *(f"{took_ms:.3f}" for took_ms in took)] for name, *took in rows]
+    output.table(("TIMINGS IN MS", *(step.upper() for step in steps)), shown)
 
 
 def _summary(report: ForkReport, living: Sequence[Receipt], source: str) -> str:

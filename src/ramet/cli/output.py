@@ -30,6 +30,7 @@ _FIGURES = frozenset(
     {
         *("MEMORY", "CPUS", "FORKS", "LINKS", "OWN RAM", "PRIVATE", "PSS", "RSS", "READY", "TOTAL", "CPU"),
         *("SIZE", "DELTA", "OWN"),
+        *("QUEUED", "CAPTURE", "PAUSE", "CLONE", "SPAWN", "LOAD", "RESUME"),
     }
 )
 """Columns that are aligned to the right."""

@@ -28,6 +28,7 @@ _CLUSTER_BITS: Final = range(9, 22)
 _LARGEST_BYTES: Final = 64 * TIB
 _LONGEST_NAME: Final = 255
 _FILE_NAME: Final = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_NEXT_STEP: Final = "go back to a snapshot that `ramet snapshot verify` finds whole"
 _CONVERT_BASE_S: Final = 60.0
 _CONVERT_BYTES_A_S: Final = 8 * MIB
 
@@ -49,35 +50,35 @@ def image_facts(path: Path) -> ImageFacts:
     with filesystem_errors("read", path), open_regular(path) as descriptor:
         head = os.pread(descriptor, _READ_BYTES, 0)
     if len(head) < HEADER.size:
-        raise DamagedError(f"{path} is no qcow2 image: it is too short")
+        raise _damaged(f"{path} is no qcow2 image: it is too short")
     (magic, version, name_offset, name_bytes, cluster_bits, size_bytes, encryption, *_rest) = HEADER.unpack(
         head[: HEADER.size]
     )
     if magic != MAGIC:
-        raise DamagedError(f"{path} is no qcow2 image")
+        raise _damaged(f"{path} is no qcow2 image")
     if version not in (2, 3):
-        raise DamagedError(f"{path} is a qcow2 image of version {version}, which isn't known")
+        raise _damaged(f"{path} is a qcow2 image of version {version}, which isn't known")
     incompatible, header_bytes = (_rest[6], _rest[10]) if version == 3 else (0, 72)
     if encryption != 0 or incompatible != 0:
-        raise DamagedError(f"{path} is a qcow2 image with features that ramet gives to none")
+        raise _damaged(f"{path} is a qcow2 image with features that ramet gives to none")
     if (
         cluster_bits not in _CLUSTER_BITS
         or not 0 < size_bytes <= _LARGEST_BYTES
         or not 72 <= header_bytes <= 512
     ):
-        raise DamagedError(f"{path} is a damaged qcow2 image: its header makes no sense")
+        raise _damaged(f"{path} is a damaged qcow2 image: its header makes no sense")
     if name_offset == 0:
         return ImageFacts(size_bytes, None)
     name = head[name_offset : name_offset + name_bytes]
     if not header_bytes < name_offset or not 0 < name_bytes <= _LONGEST_NAME or len(name) != name_bytes:
-        raise DamagedError(f"{path} is a damaged qcow2 image: its backing file's name isn't in its header")
+        raise _damaged(f"{path} is a damaged qcow2 image: its backing file's name isn't in its header")
     if not _FILE_NAME.fullmatch(name):
-        raise DamagedError(
+        raise _damaged(
             f"{path} lies over {name.decode(errors='replace')!r}, which is no file of the same directory"
         )
     # Without the format QEMU would guess, and what a guest wrote to a raw file can look like anything.
     if _backing_format(head, header_bytes, name_offset) != b"qcow2":
-        raise DamagedError(f"{path} doesn't say that the file under it is a qcow2 image")
+        raise _damaged(f"{path} doesn't say that the file under it is a qcow2 image")
     return ImageFacts(size_bytes, name.decode())
 
 
@@ -95,14 +96,14 @@ def chain_of(directory: Path, file: str) -> tuple[str, ...]:
     chain = [file]
     while True:
         if not (directory / chain[-1]).exists():
-            raise DamagedError(f"{directory / chain[-1]} is missing")
+            raise _damaged(f"{directory / chain[-1]} is missing")
         backing = backing_of(directory / chain[-1])
         if backing is None:
             return tuple(reversed(chain))
         if backing in chain:
-            raise DamagedError(f"{directory / chain[-1]} lies over {backing}, which lies over it")
+            raise _damaged(f"{directory / chain[-1]} lies over {backing}, which lies over it")
         if len(chain) == LONGEST_CHAIN:
-            raise DamagedError(f"{directory / file} lies over more than {LONGEST_CHAIN - 1} files")
+            raise _damaged(f"{directory / file} lies over more than {LONGEST_CHAIN - 1} files")
         chain.append(backing)
 
 
@@ -126,11 +127,11 @@ def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int
     """
     program = find_qemu_img()
     if chain_of(directory, files[-1]) != tuple(files):
-        raise DamagedError(f"{directory / files[-1]} lies over other files than its manifest says")
+        raise _damaged(f"{directory / files[-1]} lies over other files than its manifest says")
     with filesystem_errors("read", directory):
         occupied_bytes = sum(allocated_bytes(directory / name) for name in files)
     if out.exists():
-        raise FilesystemError(f"can't make {out}: it exists")
+        raise FilesystemError(f"can't make {out}: it exists", hint="remove it, if it is of no capture")
     temporary = temporary_beside(out)
     convert = [program, "convert", "-f", "qcow2", "-O", "qcow2", files[-1], str(temporary.absolute())]
     try:
@@ -144,14 +145,19 @@ def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int
         )
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip()
-            raise FilesystemError(f"can't make {out} of {directory / files[-1]}: {said[-300:]}")
+            raise FilesystemError(
+                f"can't make {out} of {directory / files[-1]}: {said[-300:]}",
+                hint="the chain is as it was, and is tried again; `ramet snapshot verify` reads all of it",
+            )
         if image_facts(temporary) != ImageFacts(image_facts(directory / files[-1]).size_bytes, None):
-            raise DamagedError(f"what qemu-img made of {directory / files[-1]} isn't what was asked for")
+            raise _damaged(f"what qemu-img made of {directory / files[-1]} isn't what was asked for")
         with filesystem_errors("close", temporary):
             temporary.chmod(mode)
         publish(temporary, out)
     except subprocess.TimeoutExpired:
-        raise FilesystemError(f"can't make {out}: qemu-img takes too long") from None
+        raise FilesystemError(
+            f"can't make {out}: qemu-img takes too long", hint="the chain is as it was, and is tried again"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -167,3 +173,7 @@ def _backing_format(head: bytes, at: int, end: int) -> bytes | None:
             return head[at : at + length]
         at += -(-length // 8) * 8
     return None
+
+
+def _damaged(message: str) -> DamagedError:
+    return DamagedError(message, hint=_NEXT_STEP)

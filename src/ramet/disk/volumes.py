@@ -21,6 +21,7 @@ from ramet.disk.chains import backing_of
 from ramet.disk.filesystem import make_ext4
 from ramet.disk.qcow2 import fill_qcow2, make_qcow2
 from ramet.host.files import (
+    TEMPORARY_PREFIX,
     duplicate_into,
     filesystem_errors,
     new_file,
@@ -44,6 +45,19 @@ class ForkedDisk(NamedTuple):
     mode: Literal["shared", "reflinked", "copied"]
     reason: str
     bytes_copied: int
+
+
+def with_capture(forked: ForkedDisk, captured: Shared | None) -> ForkedDisk:
+    """How a fork came by a disk in all, where its running source was captured for it first: the worse way of
+    the two, and what both copied.
+    """
+    if captured is None:
+        return forked
+    copied = captured.bytes_copied + forked.bytes_copied
+    if _MODES.index(captured.mode) > _MODES.index(forked.mode):
+        return ForkedDisk(forked.disk, captured.mode, f"in the capture: {captured.reason}", copied)
+    too = " (in the capture, too)" if captured.mode == forked.mode else ""
+    return forked._replace(reason=forked.reason + too, bytes_copied=copied)
 
 
 def make_disk(directory: Path, disk: Disk) -> None:
@@ -99,9 +113,17 @@ def next_overlay(disk: Disk, *directories: Path) -> Disk:
 def make_overlay(directory: Path, disk: Disk) -> None:
     """Make the empty file of a disk that `next_overlay` gave, over its backing files in `directory`.
 
-    Raises `FilesystemError`; there is no file then.
+    It has its name only once it is complete: whoever dies while it is made leaves nothing that could be taken
+    for a disk's uppermost file. Raises `FilesystemError`; there is no file then.
     """
-    make_qcow2(directory / disk.file, disk.size_bytes, backing=disk.backing[-1])
+    made = directory / f"{TEMPORARY_PREFIX}{disk.file}"
+    with filesystem_errors("make", directory / disk.file):
+        made.unlink(missing_ok=True)
+        make_qcow2(made, disk.size_bytes, backing=disk.backing[-1])
+        try:
+            os.link(made, directory / disk.file)  # unlike a rename it takes no name that is there
+        finally:
+            made.unlink()
 
 
 def snapshot_raw(source: Path, destination: Path, *, share: bool = True, mode: int = 0o600) -> Shared:

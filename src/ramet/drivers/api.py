@@ -7,7 +7,7 @@ Decisions are made by ability, never by name. What not every VMM can be asked fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -203,10 +203,18 @@ class Driver(Protocol):
         `UnavailableError` or `VmmError` with the VMM's last words; no process is left then.
         """
 
-    async def restore(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> Vmm:
+    async def restore(
+        self,
+        directory: Path,
+        machine: Machine,
+        *,
+        mark: Path | None = None,
+        sessions: AsyncExitStack | None = None,
+    ) -> Vmm:
         """Start a VMM in `directory` that waits, paused, for `load_vmstate`: on the mem-file there.
 
-        `mark` and errors as for `boot`.
+        With `sessions` the session in which it was waited for stays open until that is left, so that what is
+        said next needs no other. `mark` and errors as for `boot`.
         """
 
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> Vmm:

@@ -9,7 +9,9 @@ Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-s
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +64,7 @@ class Firecracker:
     def __init__(self, binary: str | None = None) -> None:
         self._binary = binary or config.firecracker_binary()
         self._version: str | None = None
+        self._found: str | None = None
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -135,11 +138,18 @@ class Firecracker:
             raise VmmError(f"{directory / KERNEL_FILE} is missing")
         return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE], mark)
 
-    async def restore(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> FirecrackerVmm:
+    async def restore(
+        self,
+        directory: Path,
+        machine: Machine,
+        *,
+        mark: Path | None = None,
+        sessions: AsyncExitStack | None = None,
+    ) -> FirecrackerVmm:
         """As `Driver.restore`."""
         if not (directory / MEM_FILE).is_file():
             raise VmmError(f"{directory / MEM_FILE} is missing")
-        return await self._spawn(directory, machine, [], mark)
+        return await self._spawn(directory, machine, [], mark, sessions)
 
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
         """As `Driver.attach`."""
@@ -168,7 +178,12 @@ class Firecracker:
         return Ending.REBOOTED if exited else Ending.DIED
 
     async def _spawn(
-        self, directory: Path, machine: Machine, arguments: list[str], mark: Path | None
+        self,
+        directory: Path,
+        machine: Machine,
+        arguments: list[str],
+        mark: Path | None,
+        sessions: AsyncExitStack | None = None,
     ) -> FirecrackerVmm:
         await self.version()
         log = directory / VMM_LOG
@@ -196,6 +211,8 @@ class Firecracker:
             )
         vmm = FirecrackerVmm(directory, process, machine, self.abilities)
         try:
+            if sessions is not None:
+                await sessions.enter_async_context(vmm.session())
             await vmm.come_up(boots="--config-file" in arguments)
         except RametError as error:
             with anyio.CancelScope(shield=True):
@@ -215,11 +232,14 @@ class Firecracker:
 
     def program(self) -> str:
         """The program's path. Raises `UnavailableError` when there is none."""
+        if self._found is not None and os.access(self._found, os.X_OK):
+            return self._found
         found = shutil.which(self._binary or PROGRAM)
         if found is None and self._binary is None:
             found = shutil.which(config.tools_directory() / PROGRAM)
         if found is None:
             raise UnavailableError(f"there is no Firecracker ({self._binary or PROGRAM})", hint=_hint())
+        self._found = found
         return found
 
     def _known_version(self) -> str:

@@ -10,6 +10,7 @@ Source: Firecracker's `swagger/firecracker.yaml`.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import h11
 import msgspec
 
 from ramet.errors import VmmError, VmmTimeoutError
-from ramet.host.streams import connect_stream
+from ramet.host.streams import SocketStream, connect_stream
 from ramet.units import KIB
 
 SOCKET: Final = "api.sock"
@@ -59,6 +60,10 @@ class Api:
             raise VmmTimeoutError(
                 f"{self._who}: Firecracker's API didn't answer within {limit_s:g} s"
             ) from error
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Use a connection that somebody has made."""
+        self._connection = SocketStream(connection), h11.Connection(h11.CLIENT)
 
     async def close(self) -> None:
         """Close the connection, if there is one. Takes no time."""

@@ -92,7 +92,8 @@ class FirecrackerVmm:
         connection = await connect_when_listening(
             self.directory, SOCKET, self.process, timeout_s=_START_LIMIT_S
         )
-        connection.close()
+        async with self._sessions.use() as firecracker:
+            firecracker.adopt(connection)
         # The API listens before the machine is made, and answers after.
         if boots and (found := await self.status()) != "running":
             raise VmmError(f"{self._who}: Firecracker is {found}, not running")

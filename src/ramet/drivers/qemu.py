@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -110,11 +110,18 @@ class Qemu:
         """As `Driver.boot`."""
         return await self._spawn(directory, machine, qemu_arguments.boot_arguments(machine), mark)
 
-    async def restore(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> QemuVmm:
+    async def restore(
+        self,
+        directory: Path,
+        machine: Machine,
+        *,
+        mark: Path | None = None,
+        sessions: AsyncExitStack | None = None,
+    ) -> QemuVmm:
         """As `Driver.restore`. QEMU would create a missing mem-file, full of zeros, hence the check."""
         if not (directory / MEM_FILE).is_file():
             raise VmmError(f"{directory / MEM_FILE} is missing")
-        return await self._spawn(directory, machine, qemu_arguments.restore_arguments(), mark)
+        return await self._spawn(directory, machine, qemu_arguments.restore_arguments(), mark, sessions)
 
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> QemuVmm:
         """As `Driver.attach`."""
@@ -136,7 +143,12 @@ class Qemu:
         return Ending.POWERED_OFF if requests[-1] == "6" else Ending.ASKED
 
     async def _spawn(
-        self, directory: Path, machine: Machine, arguments: list[str], mark: Path | None
+        self,
+        directory: Path,
+        machine: Machine,
+        arguments: list[str],
+        mark: Path | None,
+        sessions: AsyncExitStack | None = None,
     ) -> QemuVmm:
         await self.version()
         _refuse_devices(machine)
@@ -169,6 +181,8 @@ class Qemu:
             )
         vmm = QemuVmm(directory, process, machine)
         try:
+            if sessions is not None:
+                await sessions.enter_async_context(vmm.session())
             await vmm.status()  # the monitor answers once every device has been made
         except RametError as error:
             with anyio.CancelScope(shield=True):

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,23 +30,24 @@ from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, WrongStateError
 from ramet.guest.messages import IdentityReply
 from ramet.host.files import filesystem_errors
-from ramet.host.share import Shared, share_file
+from ramet.host.share import Shared, can_link, share_file
 from ramet.memory.delta import apply_delta
 from ramet.model.lifecycle import State
-from ramet.model.record import Record, RunningVmm
+from ramet.model.record import Machine, Record, RunningVmm
 from ramet.paths import (
     CONFIG_FILE,
     MANIFEST_FILE,
     MEM_FILE,
     ORIGIN_FILE,
-    RECEIPT_FILE,
     VMSTATE_FILE,
 )
+from ramet.units import KIB
 
 READY_LIMIT_S = 60.0
-_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, RECEIPT_FILE)
+_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE)
 """What a capture's directory has that is of no meaning to what is brought up from it."""
 _COMPACTED_MEANWHILE = 3
+_QUICKLY_COPIED_BYTES = 256 * KIB
 
 
 class ForkOptions(NamedTuple):
@@ -99,6 +101,21 @@ def _require_capture(context: Context, record: Record) -> None:
         raise WrongStateError(f"{now.name} has just become {now.state}", hint="try again")
 
 
+def require_parts(origin: Origin) -> None:
+    """Hold each of its parts against the manifest, once for a call: one that is missing is damage, and not a
+    link that failed.
+
+    Raises `DamagedError`; nothing when it was compacted meanwhile: `take_parts` looks again.
+    """
+    try:
+        for part in origin.manifest.parts:
+            check_part(origin.manifest, origin.directory, part)
+    except DamagedError:
+        origin.require_there()
+        if read_manifest(origin.directory) == origin.manifest:
+            raise
+
+
 class Parts(NamedTuple):
     """What a directory has got of a capture, and how."""
 
@@ -114,6 +131,15 @@ class Parts(NamedTuple):
             os.close(self.delta_fd)
 
 
+class Loaded(NamedTuple):
+    """A VMM with a guest in it that stands still, as it was captured."""
+
+    machine: Machine
+    """As the VMM has it: with disks of its own."""
+    vmm: Vmm
+    running: RunningVmm
+
+
 class Living(NamedTuple):
     """A guest that has been brought up and has proved itself."""
 
@@ -124,9 +150,25 @@ class Living(NamedTuple):
     identity: IdentityReply
 
 
+def is_quick(origin: Origin, directory: Path, options: ForkOptions, count: int) -> bool:
+    """Whether taking its parts `count` times is some system calls each, and so not worth a thread: memory
+    and disks can be linked into `directory`, and what can't is small.
+    """
+    manifest = origin.manifest
+    copied = [disk.file for disk in manifest.machine.disks if disk.format == "raw"]
+    try:
+        return (
+            options.share_memory
+            and sum(manifest.parts[file].facts.allocated_bytes for file in copied) <= _QUICKLY_COPIED_BYTES
+            and can_link(origin.directory / manifest.memory.base, directory, count)
+        )
+    except FilesystemError:
+        return False  # it is being compacted, say: `take_parts` finds out
+
+
 def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
     """Make `directory`, with what it needs of the capture: the parts shared, the rest copied, nothing left
-    that leads outside (I3). Blocks; for a worker thread.
+    that leads outside (I3). Blocks: for a worker thread, unless it `is_quick`.
 
     Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may be there
     then.
@@ -147,8 +189,6 @@ def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOpt
 
 def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
     source, manifest = origin.directory, origin.manifest
-    for part in manifest.parts:
-        check_part(manifest, source, part)  # one that is missing is damage, not a link that failed
     # What is called as parts are and isn't one is a compaction's, under way or killed on its way.
     skipped = frozenset({*manifest.parts, *_SOURCES_OWN})
     clone_directory(source, directory, skip_rel_paths=skipped, leave_out=is_part_name)
@@ -169,14 +209,17 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions)
     )
     for disk in disks:
         _require(options, f"its disk `{disk.disk.name}`", disk)
-    of_disks = {name for disk in manifest.machine.disks for name in files_of(disk)}
+    modes: dict[str, str] = {base: memory.mode}
+    for disk, frozen in zip(disks, manifest.machine.disks, strict=True):
+        modes.update(dict.fromkeys(files_of(frozen), disk.mode))
     for part in manifest.parts:
-        name = MEM_FILE if part == base else part
-        if part not in (base, delta) and part not in of_disks:
-            share_file(source / part, directory / name)
+        if part != delta and part not in modes:
+            modes[part] = share_file(source / part, directory / part).mode
         # A copy may have fewer blocks than its original, so there it is the original that is looked at.
-        linked = part != delta and _same_file(source / part, directory / name)
-        check_part(manifest, directory if linked else source, part, name=name if linked else part)
+        if modes.get(part) == "shared":
+            check_part(manifest, directory, part, name=MEM_FILE if part == base else part)
+        else:
+            check_part(manifest, source, part)
     delta_fd = None
     if delta is not None:
         with filesystem_errors("open", source / delta):
@@ -192,33 +235,24 @@ def _require(options: ForkOptions, what: str, given: Shared | ForkedDisk) -> Non
         )
 
 
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except FileNotFoundError:
-        return False
-
-
-async def bring_up(
-    context: Context,
+async def load(
     driver: Driver,
-    record: Record,
     directory: Path,
     parts: Parts,
     marks: list[float],
+    sessions: AsyncExitStack,
     *,
     mark: Path | None = None,
-) -> Living:
-    """Start a VMM in `directory` on those parts, and return when its guest has proved to be `record`'s.
+) -> Loaded:
+    """Start a VMM in `directory` on those parts, up to the point from which its guest can go on.
 
-    `marks` gets the moments at which it was spawned, loaded, resumed and ready. `mark` is the directory that
-    the VMM will belong to, where that is another one. Raises `VmmError`, `GuestError`, `UnavailableError`,
-    `DamagedError`; no VMM is left then. `parts` is closed in any case.
+    `marks` gets the moments at which it was spawned and loaded. Until `sessions` is closed it is talked to in
+    one session. `mark` is the directory that the VMM will belong to, where that is another one. Raises
+    `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
     """
     machine = msgspec.structs.replace(parts.manifest.machine, disks=tuple(one.disk for one in parts.disks))
-    record = msgspec.structs.replace(record, machine=machine)
     try:
-        vmm = await driver.restore(directory, machine, mark=mark)
+        vmm = await driver.restore(directory, machine, mark=mark, sessions=sessions)
     except BaseException:
         parts.close()
         raise
@@ -236,15 +270,39 @@ async def bring_up(
         finally:
             parts.close()
         marks.append(time.perf_counter())
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await vmm.kill()
+        raise
+    return Loaded(machine, vmm, running)
+
+
+async def wake(
+    context: Context,
+    record: Record,
+    directory: Path,
+    loaded: Loaded,
+    marks: list[float],
+    sessions: AsyncExitStack,
+) -> Living:
+    """Let a guest that has been loaded go on, and return when it has proved to be `record`'s.
+
+    `sessions` is closed in between: the VMM isn't talked to any more. `marks` gets the moments at which it
+    was resumed and ready. Raises `VmmError`, `GuestError`; no VMM is left then.
+    """
+    record = msgspec.structs.replace(record, machine=loaded.machine)
+    vmm = loaded.vmm
+    try:
         await vmm.resume()
         marks.append(time.perf_counter())
+        await sessions.aclose()
         identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S, directory=directory)
         marks.append(time.perf_counter())
     except BaseException:
         with anyio.CancelScope(shield=True):
             await vmm.kill()
         raise
-    return Living(record, vmm, running, identity)
+    return Living(record, vmm, loaded.running, identity)
 
 
 async def _apply(parts: Parts, running: RunningVmm) -> None:

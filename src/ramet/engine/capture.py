@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -28,12 +28,14 @@ import msgspec
 from ramet.disk.chains import chain_of
 from ramet.disk.volumes import snapshot_raw, sync_disks
 from ramet.drivers.api import FreezesDisks, SavesState, Vmm
-from ramet.engine.capture_files import Plan, UntilCancelled, prepare, publish
+from ramet.engine.capture_files import Plan, UntilCancelled, drop_unopened, prepare, publish
+from ramet.engine.changes import let_go_on
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.engine.proof import connections_may_be_cut, correct_clock
 from ramet.errors import RametError, UnavailableError
 from ramet.host.deadman import armed
+from ramet.host.share import Shared
 from ramet.host.staging import memory_file
 from ramet.memory.pagemap import Run
 from ramet.memory.pages import LivePages, Pages, StagedPages, stage
@@ -44,13 +46,27 @@ from ramet.model.record import Disk, Record
 T = TypeVar("T")
 
 
+class _Staged(NamedTuple):
+    """What the short pause of a guest that goes on has given."""
+
+    pages: StagedPages
+    begun: float
+    pause_ms: float
+    disks: dict[str, Shared]
+
+
 class Captured(msgspec.Struct, frozen=True, kw_only=True):
     """A capture that is on the disk."""
 
     manifest: Manifest
+    begun: float
+    """When, by `time.perf_counter`."""
     capture_ms: float
+    pause_begun: float
     pause_ms: float
     """How long the guest stood still; 0 when it was paused already, or isn't to go on."""
+    disks: dict[str, Shared]
+    """How the disks that can't be put under an overlay were duplicated, by their names (I4)."""
 
 
 async def capture(
@@ -69,7 +85,8 @@ async def capture(
     disks' files are parts of the capture. Without `digests` it can't be verified or exported.
 
     Raises `UnavailableError` when its memory may not be read, `FilesystemError` when it doesn't fit,
-    `VmmError`, `DamagedError`. It then runs if it ran; what is in `directory` is for the caller to remove.
+    `VmmError`, `DamagedError`. It then runs if it ran, or, where its VMM can't be told that, is paused in its
+    record, too; what is in `directory` is for the caller to remove.
     """
     started = time.perf_counter()
     driver = context.driver(record.driver)
@@ -77,15 +94,16 @@ async def capture(
     vmm = context.vmm(record)
     if record.vmm is None or not isinstance(vmm, SavesState):
         raise UnavailableError(f"{driver.name} {version} can't save a guest's state")
-    plan = await anyio.to_thread.run_sync(
-        prepare, record, record.vmm, driver, version, context.directory(record), directory, goes_on, vmm
-    )
     async with AsyncExitStack() as closing:
         vmstate_fd = closing.enter_context(memory_file("vmstate"))
+        plan = await anyio.to_thread.run_sync(
+            prepare, record, record.vmm, driver, version, context.directory(record), directory, goes_on, vmm
+        )
         pages: Pages
-        pause_ms = 0.0
+        pause_begun, pause_ms = started, 0.0
+        disks: dict[str, Shared] = {}
         if goes_on:
-            staged, pause_ms = await _stage(context, plan, vmm, vmstate_fd)
+            staged, pause_begun, pause_ms, disks = await _stage(context, plan, vmm, vmstate_fd)
             pages = closing.enter_context(staged)
         else:
             if record.state is State.RUNNING:
@@ -101,18 +119,31 @@ async def capture(
     # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
     await anyio.lowlevel.checkpoint_if_cancelled()
     capture_ms = round((time.perf_counter() - started) * 1000, 3)
-    return Captured(manifest=manifest, capture_ms=capture_ms, pause_ms=pause_ms)
+    return Captured(
+        manifest=manifest,
+        begun=started,
+        capture_ms=capture_ms,
+        pause_begun=pause_begun,
+        pause_ms=pause_ms,
+        disks=disks,
+    )
 
 
-async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> tuple[StagedPages, float]:
+async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _Staged:
     """The short pause of a guest that goes on."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
     async with AsyncExitStack() as leaving:
-        await leaving.enter_async_context(vmm.session())
+        try:
+            await leaving.enter_async_context(vmm.session())
+            if plan.overlays:
+                assert isinstance(vmm, FreezesDisks)
+                await vmm.prepare_overlays(plan.overlays)
+        except BaseException:
+            drop_unopened(plan.own, plan.overlays)
+            raise
         if plan.overlays:
             assert isinstance(vmm, FreezesDisks)
-            await vmm.prepare_overlays(plan.overlays)
             leaving.push_async_callback(_shielded, lambda: _settle_overlays(context, plan, vmm))
         if runs:
             # With the instance's lock: nobody comes between this process's death and the rescue.
@@ -120,14 +151,14 @@ async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> tup
             await leaving.enter_async_context(armed(plan.own, vmm.rescue(), hold=hold))
             await anyio.to_thread.run_sync(sync_disks, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
-        async with _resuming(vmm) if runs else AsyncExitStack():
+        async with _resuming(context, plan.record, vmm) if runs else AsyncExitStack():
             if runs:
                 await vmm.pause()
-            await _freeze_disks(plan, vmm)
+            disks = await _freeze_disks(plan, vmm)
             await vmm.save_vmstate(vmstate_fd)
             pages = await _off_loop(_read_changed, plan)
         pause_ms = round((time.perf_counter() - begun) * 1000, 3) if runs else 0.0
-    return pages, pause_ms
+    return _Staged(pages, begun, pause_ms, disks)
 
 
 async def _freeze(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
@@ -142,19 +173,16 @@ async def _freeze(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
 
 
 @asynccontextmanager
-async def _resuming(vmm: Vmm) -> AsyncIterator[None]:
+async def _resuming(context: Context, record: Record, vmm: Vmm) -> AsyncIterator[None]:
     """The guest goes on at the end, whatever happens inside. The error inside is the one that is raised."""
     try:
         yield
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            try:
-                await vmm.resume()
-            except RametError:
-                pass  # its VMM has died; or it hangs, and the next ramet process resumes it
+        with anyio.CancelScope(shield=True), suppress(RametError):
+            await let_go_on(context, record, vmm)
         raise
     with anyio.CancelScope(shield=True):
-        await vmm.resume()
+        await let_go_on(context, record, vmm)
 
 
 async def _beside(work: Callable[[], T], other: Callable[[], Coroutine[Any, Any, None]]) -> T:
@@ -178,16 +206,20 @@ async def _shielded(step: Callable[[], Awaitable[None]]) -> None:
         await step()
 
 
-async def _freeze_disks(plan: Plan, vmm: Vmm) -> None:
+async def _freeze_disks(plan: Plan, vmm: Vmm) -> dict[str, Shared]:
     """The disks as they are at this moment: an overlay takes what is written from now on, or the file is
-    duplicated.
+    duplicated, and how is in the result.
     """
     if plan.overlays:
         assert isinstance(vmm, FreezesDisks)
         await vmm.switch_overlays(plan.overlays)
+    duplicated = {}
     for disk in plan.record.machine.disks:
         if disk.format == "raw":
-            await anyio.to_thread.run_sync(snapshot_raw, plan.own / disk.file, plan.directory / disk.file)
+            duplicated[disk.name] = await anyio.to_thread.run_sync(
+                snapshot_raw, plan.own / disk.file, plan.directory / disk.file
+            )
+    return duplicated
 
 
 async def _settle_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def prepare(
     """Everything before the pause: parts that don't change are linked, overlays made.
 
     Raises `DamagedError` when the mem-file isn't the one that the VMM has mapped, `FilesystemError`, and what
-    `with_ram` raises; what was linked and made by then stays where it is.
+    `with_ram` raises; what was linked by then stays where it is, overlays don't.
     """
     running = with_ram(driver, record.machine, running)
     origin = read_manifest(own, ORIGIN_FILE) if (own / ORIGIN_FILE).exists() else None
@@ -90,12 +90,24 @@ def prepare(
             if (own / name).exists():
                 share_file(own / name, directory / name)
     overlays: list[tuple[Disk, Disk]] = []
-    if goes_on and isinstance(vmm, FreezesDisks):
-        for disk in record.machine.disks:
-            new = next_overlay(disk, own)
-            make_overlay(own, new)
-            overlays.append((disk, new))
+    try:
+        if goes_on and isinstance(vmm, FreezesDisks):
+            for disk in record.machine.disks:
+                new = next_overlay(disk, own)
+                make_overlay(own, new)
+                overlays.append((disk, new))
+    except BaseException:
+        drop_unopened(own, overlays)
+        raise
     return Plan(record, running, driver, version, own, directory, goes_on, base, origin, tuple(overlays))
+
+
+def drop_unopened(own: Path, overlays: Iterable[tuple[Disk, Disk]]) -> None:
+    """Remove overlays that no VMM has opened. Never to be called once a disk may have been switched to one:
+    what is in it is the disk's then (`volumes.uppermost`).
+    """
+    for _, new in overlays:
+        (own / new.file).unlink(missing_ok=True)
 
 
 def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | None:

@@ -8,7 +8,7 @@ next one to open the home finds its mark and finishes or undoes the change.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from ramet.drivers.api import FreezesDisks, Vmm
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.staged import settle_replacement
-from ramet.errors import NotFoundError, VmmError
+from ramet.errors import NotFoundError, VmmError, WrongStateError
 from ramet.host import processes
 from ramet.host.files import TEMPORARY_PREFIX
 from ramet.memory.mappings import identity_of
@@ -56,6 +56,25 @@ def _unmark(context: Context, record: Record) -> None:
         context.store.change(record.id, lambda one: msgspec.structs.replace(one, pending=None))
     except NotFoundError:
         pass  # removed meanwhile
+
+
+async def let_go_on(context: Context, record: Record, vmm: Vmm) -> None:
+    """A guest that stood still for a change goes on.
+
+    Raises `VmmError` when its VMM can't be told. If that lives, the record says that the guest is paused: it
+    can be resumed by whoever finds the VMM in a better state.
+    """
+    try:
+        await vmm.resume()
+    except VmmError as error:
+        if record.vmm is None or not processes.is_alive(record.vmm.process):
+            raise
+        with suppress(NotFoundError, WrongStateError):  # removed, or changed by force meanwhile
+            context.store.change(record.id, lambda one: one.moved(Move.PAUSE, vmm=one.vmm))
+        raise type(error)(
+            f"{record.name} stands still, and its VMM doesn't let it go on: {error.message}",
+            hint=f"`ramet resume {record.name}` tries again",
+        ) from error
 
 
 async def recover(context: Context, record: Record) -> None:
@@ -96,13 +115,19 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
     pause or a resume that was begun has happened or not.
     """
     vmm = context.vmm(record)
-    try:
-        if record.pending is not None and record.pending.what in {"template", "standby", "capture"}:
-            if record.state is State.RUNNING:
+    if record.pending is not None and record.pending.what in {"template", "standby", "capture"}:
+        if record.state is State.RUNNING:
+            try:
                 await vmm.resume()
-            settled = await with_disks_as_they_are(record, vmm)
-            await _drop_unused_overlays(context.directory(record), settled, vmm)
-            return settled
+            except VmmError:
+                return record.moved(Move.PAUSE, vmm=record.vmm)  # as `let_go_on`
+        try:
+            record = await with_disks_as_they_are(record, vmm)
+            await _drop_unused_overlays(context.directory(record), record, vmm)
+        except VmmError:
+            pass  # what is known of the disks by now holds; an overlay too many is in nobody's way
+        return record
+    try:
         runs = await vmm.status() == "running"
     except VmmError:
         return record

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 from uuid import uuid4
@@ -19,23 +21,28 @@ import msgspec
 
 from ramet.drivers.api import Driver
 from ramet.engine import snapshots
-from ramet.engine.bring_up import ForkOptions, Origin, bring_up, origin_of, take_parts
+from ramet.engine.bring_up import (
+    ForkOptions,
+    Origin,
+    is_quick,
+    load,
+    origin_of,
+    require_parts,
+    take_parts,
+    wake,
+)
 from ramet.engine.capture import Captured
 from ramet.engine.context import Context
-from ramet.engine.manifest import check_part, read_manifest, require_restorable
+from ramet.engine.manifest import require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import attempt, discard_all
+from ramet.engine.tracing import trace
 from ramet.engine.worker import wake_for_machine
-from ramet.errors import (
-    DamagedError,
-    NameTakenError,
-    UsageError,
-    WrongStateError,
-)
+from ramet.errors import NameTakenError, UsageError, WrongStateError
 from ramet.host import processes
 from ramet.host.clock import now
-from ramet.model.lifecycle import Move, State, article, next_step
+from ramet.model.lifecycle import State, article, next_step
 from ramet.model.names import fork_names, new_id
 from ramet.model.record import Record
 from ramet.model.shapes import ForkReport, Timings
@@ -46,10 +53,13 @@ _NAME_TRIES = 20
 
 
 class ForkOutcome(NamedTuple):
-    """One `fork` call's result: the report, and the error behind each failure in it, by name."""
+    """One `fork` call's result."""
 
     report: ForkReport
     errors: dict[str, Exception]
+    """The error behind each failure in the report, by name."""
+    records: dict[str, Record]
+    """Of the forks that live, by id."""
 
 
 async def fork(
@@ -98,18 +108,13 @@ async def _fork_from(
     captured: Captured | None = None,
 ) -> ForkOutcome:
     driver = context.driver(origin.manifest.driver)
-    try:
-        for part in origin.manifest.parts:
-            check_part(origin.manifest, origin.directory, part)
-    except DamagedError:
-        origin.require_there()
-        if read_manifest(origin.directory) == origin.manifest:
-            raise
+    require_parts(origin)
     await require_restorable(origin.manifest, driver, name=origin.name)
+    quick = is_quick(origin, context.home.instances, options, count)
     records = _reserve(context, origin, name, count)
     results: dict[str, Forked | Exception] = {}
     limiter = anyio.CapacityLimiter(_concurrency())
-    call = _Call(context, driver, origin, options, called_at, captured, limiter, results)
+    call = _Call(context, driver, origin, options, called_at, captured, limiter, results, quick)
     try:
         async with anyio.create_task_group() as tasks:
             for record in records:
@@ -124,9 +129,10 @@ async def _fork_from(
     except BaseException:
         await attempt(discard_all(context, records))
         raise
-    return ForkOutcome(
-        made, {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
-    )
+    trace(origin, made, called_at, captured)
+    errors = {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
+    living = {row_id: one.record for row_id, one in results.items() if isinstance(one, Forked)}
+    return ForkOutcome(made, errors, living)
 
 
 def _concurrency() -> int:
@@ -148,6 +154,7 @@ class _Call:
     captured: Captured | None
     limiter: anyio.CapacityLimiter
     results: dict[str, Forked | Exception]
+    quick: bool
 
 
 async def _attempt(call: _Call, record: Record) -> None:
@@ -162,21 +169,17 @@ async def _one(call: _Call, record: Record) -> Forked:
     context = call.context
     marks = [call.called_at, time.perf_counter()]
     directory = context.directory(record)
-    parts = await anyio.to_thread.run_sync(take_parts, call.origin, call.driver, directory, call.options)
+    take = partial(take_parts, call.origin, call.driver, directory, call.options)
+    # A thread would wait for its turn at the interpreter longer than some links take.
+    parts = take() if call.quick else await anyio.to_thread.run_sync(take)
     marks.append(time.perf_counter())
-    living = await bring_up(context, call.driver, record, directory, parts, marks)
-    try:
-        record = context.store.change(
-            record.id,
-            lambda one: msgspec.structs.replace(
-                one.moved(Move.BOOT, vmm=living.running), machine=living.record.machine
-            ),
-        )
-    except BaseException:
-        with anyio.CancelScope(shield=True):
-            await living.vmm.kill()
-        raise
-    return Forked(record, parts, living.identity, _timings(marks, call.captured))
+    async with AsyncExitStack() as sessions:
+        loaded = await load(call.driver, directory, parts, marks, sessions)
+        living = await wake(context, record, directory, loaded, marks, sessions)
+    # Written down when all are there. Until then its row says that it is being made, and by whom: a sweep
+    # finds its VMM by the directory that it belongs to.
+    proved = msgspec.structs.replace(living.record, vmm=living.running)
+    return Forked(proved, parts, living.identity, _timings(marks, call.captured), call.captured)
 
 
 def _timings(marks: list[float], captured: Captured | None) -> Timings:

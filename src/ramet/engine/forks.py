@@ -68,7 +68,7 @@ class ForkCall:
     def __init__(
         self,
         make: Callable[[], Awaitable[ForkOutcome]],
-        handle: Callable[[Receipt], VM],
+        handle: Callable[[ForkOutcome, Receipt], VM],
         remove: Callable[[Iterable[VM]], Awaitable[None]],
         *,
         return_exceptions: bool,
@@ -94,13 +94,13 @@ class ForkCall:
 
     async def _run(self) -> Forks:
         outcome = await self._make()
-        living = [self._handle(fork) for fork in outcome.report.forks if isinstance(fork, Receipt)]
+        living = [self._handle(outcome, fork) for fork in outcome.report.forks if isinstance(fork, Receipt)]
         if not self._return_exceptions:
             if outcome.errors:
                 raise ForkError(living, outcome.errors)
             return Forks(living, self._remove)
         in_order = [
-            self._handle(fork) if isinstance(fork, Receipt) else outcome.errors[fork.name]
+            self._handle(outcome, fork) if isinstance(fork, Receipt) else outcome.errors[fork.name]
             for fork in outcome.report.forks
         ]
         # Asked for with return_exceptions, the list holds exceptions where forks failed, as asyncio.gather's

@@ -11,14 +11,13 @@ from typing import Final, Literal
 import anyio
 
 from ramet.engine.capture import capture
-from ramet.engine.changes import changing, drop_unpublished
+from ramet.engine.changes import changing, drop_unpublished, let_go_on
 from ramet.engine.context import Context
 from ramet.engine.worker import wake_for_capture
 from ramet.errors import NotFoundError, VmmError
 from ramet.host import processes
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record, RunningVmm
-from ramet.paths import RECEIPT_FILE
 
 _RESULT: Final = {Move.TEMPLATE: State.TEMPLATE, Move.STANDBY: State.STANDBY}
 
@@ -27,8 +26,9 @@ async def promote(context: Context, record: Record) -> Record:
     """Make a template of a running or paused instance, or of one in standby. Its VMM is gone afterwards.
 
     Raises `WrongStateError`; `UnavailableError` when its memory may not be read; `FilesystemError` when it
-    doesn't fit; `VmmError`. The instance is then as it was, and runs if it ran; only when ending its VMM is
-    what fails is it a template already, and the next ramet process ends the VMM.
+    doesn't fit; `VmmError`. The instance is then as it was, and runs if it ran, or is paused where its VMM
+    can't be told to let it go on; only when ending its VMM is what fails is it a template already, and the
+    next ramet process ends the VMM.
     """
     return await _freeze(context, record, Move.TEMPLATE)
 
@@ -46,7 +46,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
     async with changing(context, record, what) as record:
         record.moved(move)
         if record.state is State.STANDBY:
-            (context.directory(record) / RECEIPT_FILE).unlink(missing_ok=True)
+            context.store.forget_receipt(record.id)
             frozen = context.store.change(record.id, lambda one: one.moved(move), durable=True)
             wake_for_capture(context.home, context.directory(record))
             return frozen
@@ -64,7 +64,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
         with anyio.CancelScope(shield=True):
             await processes.kill(running.process)
             if move is Move.TEMPLATE:
-                (directory / RECEIPT_FILE).unlink(missing_ok=True)
+                context.store.forget_receipt(record.id)
             wake_for_capture(context.home, directory)
         return frozen
 
@@ -82,6 +82,6 @@ async def _undo(context: Context, record: Record, running: RunningVmm, frozen: S
         return
     try:
         if record.state is State.RUNNING and processes.is_alive(running.process):
-            await context.vmm(record).resume()
+            await let_go_on(context, record, context.vmm(record))
     finally:
         drop_unpublished(context.directory(record), running)

@@ -22,6 +22,7 @@ from ramet.paths import MANIFEST_FILE, MEM_FILE
 from ramet.units import format_bytes
 
 FORMAT = 2
+_AGAIN = "make the capture again"
 _PART_NAMES = re.compile(r"(mem|delta)(-[0-9a-f]+)?|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)")
 
 
@@ -92,7 +93,7 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
         found = _format_of(data)
         if found is not None and found > FORMAT:
             raise _newer(where, found) from error
-        raise DamagedError(f"{where} can't be read: {error}", hint="make the capture again") from error
+        raise DamagedError(f"{where} can't be read: {error}", hint=_AGAIN) from error
     if manifest.format > FORMAT:
         raise _newer(where, manifest.format)
     return manifest
@@ -104,9 +105,13 @@ def require_whole(manifest: Manifest, *, where: str) -> None:
     named = {memory.base, *({memory.delta} if memory.delta is not None else ())}
     named |= {name for disk in manifest.machine.disks for name in (*disk.backing, disk.file)}
     if missing := sorted(named - manifest.parts.keys()):
-        raise DamagedError(f"{where} lists no part {missing[0]!r}, which it needs")
+        raise DamagedError(
+            f"{where} lists no part {missing[0]!r}, which it needs", hint="make the capture again"
+        )
     if foreign := [name for name in manifest.parts if not is_plain_name(name)]:
-        raise DamagedError(f"{where} names a part {foreign[0]!r}, which is no plain file name")
+        raise DamagedError(
+            f"{where} names a part {foreign[0]!r}, which is no plain file name", hint="make the capture again"
+        )
 
 
 def is_part_name(name: str) -> bool:
@@ -145,7 +150,7 @@ def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> Manifest:
                 MAX_MANIFEST_BYTES + 1
             )  # it has some kilobytes; one from elsewhere perhaps more
     except OSError as error:
-        raise DamagedError(f"{path} can't be read: {error}", hint="make the capture again") from error
+        raise DamagedError(f"{path} can't be read: {error}", hint=_AGAIN) from error
     manifest = decode_manifest(data, where=str(path))
     require_whole(manifest, where=str(path))
     return manifest

@@ -15,7 +15,8 @@ import anyio.abc
 from ramet.engine.context import Context
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, RametError, VmmError
 from ramet.guest.client import AgentClient
-from ramet.guest.messages import IdentityReply, IdentityRequest
+from ramet.guest.greeting import ask
+from ramet.guest.messages import IdentityReply, IdentityRequest, Message
 from ramet.guest.ports import claim_port
 from ramet.guest.vsock import connect_vsock
 from ramet.host import processes, rings
@@ -27,6 +28,7 @@ _CLOCK_ERROR_GOOD_MS = 100.0
 _CLOCK_ERROR_LIMIT_MS = 1000.0
 _CLOCK_TRIES = 5
 _CLOCK_LIMIT_S = 5.0
+_HANDSHAKES = 5
 _LAST_BREATH_S = 2.0
 _PORT_WAIT_S = 60.0
 _VSOCK_WAIT_S = 120.0
@@ -49,32 +51,26 @@ async def prove(
     `limit_s` passes; `GuestError` when the answer isn't what was set. The guest is in no known state then:
     kill it.
     """
-    deadline = anyio.current_time() + limit_s
-    try:
-        async with agent_of(context, record, process, timeout_s=limit_s, directory=directory) as agent:
-            return await introduce(agent, record, limit_s=max(0.1, deadline - anyio.current_time()))
-    except GuestTimeoutError as error:
-        raise GuestTimeoutError(
-            f"{record.name}: its guest wasn't ready within {limit_s:g} s{console_end(context, record)}",
-            hint="if this machine is busy, try again with less at once; `ramet doctor` says what it can do",
-        ) from error
-
-
-async def introduce(agent: AgentClient, record: Record, *, limit_s: float) -> IdentityReply:
-    """Give a guest the identity of `record` over a connection that is there. Errors as `prove`."""
     request = IdentityRequest(
         generation=record.generation,
         seed=os.urandom(_SEED_BYTES),
         hostname=hostname_of(record.name),
         machine_id=record.machine_id,
     )
-    reply = await agent.identity(request, timeout_s=limit_s)
-    for _ in range(_CLOCK_TRIES - 1):
-        # On a busy host the time that was sent is old when it arrives. The guest is awake by now: once more
-        # is quicker.
-        if abs(reply.clock_error_ms) <= _CLOCK_ERROR_GOOD_MS:
-            break
-        reply = await agent.identity(request, timeout_s=limit_s)
+    place = directory or context.directory(record)
+    try:
+        with anyio.fail_after(limit_s):
+            reply = await _introduce(place, record.machine.agent_ports, request)
+    except (TimeoutError, GuestTimeoutError) as error:
+        raise GuestTimeoutError(
+            f"{record.name}: its guest wasn't ready within {limit_s:g} s{console_end(context, record)}",
+            hint="if this machine is busy, try again with less at once; `ramet doctor` says what it can do",
+        ) from error
+    except GuestError as error:
+        # A VMM that dies closes its sockets a moment before its process has ended.
+        if await processes.wait_ended(process, timeout_s=_LAST_BREATH_S):
+            raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from error
+        raise
     wrong = [
         what
         for what, is_right in {
@@ -89,6 +85,43 @@ async def introduce(agent: AgentClient, record: Record, *, limit_s: float) -> Id
     if wrong:
         raise GuestError(f"{record.name}: the guest didn't take its identity: {', '.join(wrong)} wrong")
     return reply
+
+
+async def _introduce(directory: Path, agent_ports: int, request: IdentityRequest) -> IdentityReply:
+    """Ask until the guest answers. A stream that ends before that is made again, a few times: a restored
+    guest resets its vsock connections when it learns of that, the first new one perhaps among them. If no
+    other can be made then, the VMM has ended, and the loss is the error.
+    """
+    lost: GuestLostError | None = None
+    reply: IdentityReply | None = None
+    tries_left = _CLOCK_TRIES
+    losses_left = _HANDSHAKES
+    while True:
+        try:
+            async with _open_stream(directory, agent_ports) as stream:
+                answer = await ask(
+                    stream,
+                    Message.IDENTITY,
+                    request.encode,
+                    Message.IDENTITY_DONE,
+                    what="a new identity",
+                )
+        except GuestLostError as error:
+            lost = error
+            losses_left -= 1
+            if losses_left == 0:
+                raise
+            continue
+        except GuestError as error:
+            if lost is None:
+                raise
+            raise lost from error
+        reply = IdentityReply.decode(answer.payload, (answer.sent_ns + answer.arrived_ns) // 2)
+        tries_left -= 1
+        # On a busy host the time that was sent is old when it arrives. The guest is awake by now: once more
+        # is quicker.
+        if abs(reply.clock_error_ms) <= _CLOCK_ERROR_GOOD_MS or tries_left == 0:
+            return reply
 
 
 def _lease_of(record: Record, process: ProcessRef) -> str:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from ramet.disk.volumes import ForkedDisk, with_capture
 from ramet.drivers.api import Ability, Driver
 from ramet.engine.bring_up import Parts
+from ramet.engine.capture import Captured
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.errors import GuestError, RametError, VmmError
 from ramet.guest.messages import IdentityReply
-from ramet.memory.accounting import mapping_use, smaps_rollup
+from ramet.memory.accounting import private_bytes, smaps_rollup
+from ramet.memory.mappings import FileIdentity
+from ramet.model.lifecycle import Move
 from ramet.model.record import Record
 from ramet.model.shapes import (
     DiskReceipt,
@@ -27,7 +31,7 @@ from ramet.model.shapes import (
     ShareMode,
     Timings,
 )
-from ramet.paths import MEM_FILE, RECEIPT_FILE
+from ramet.paths import MEM_FILE
 from ramet.units import format_bytes
 
 
@@ -38,6 +42,8 @@ class Forked(NamedTuple):
     parts: Parts
     identity: IdentityReply
     timings: Timings
+    captured: Captured | None = None
+    """The capture of its source that was made for it."""
 
 
 def report(
@@ -47,28 +53,47 @@ def report(
     results: dict[str, Forked | Exception],
     called_at: float,
 ) -> ForkReport:
-    """The call's report. A fork that hasn't outlived the call, or drew a sibling's random bytes, becomes a
-    failure in `results` too.
+    """The call's report; forks that it has receipts for are written down, all in one transaction.
+
+    One that hasn't outlived the call, was removed meanwhile, or drew a sibling's random bytes, becomes a
+    failure in `results` too. Raises `StoreError`: none is written down then.
     """
     _require_distinct(records, results)
+    receipts: dict[str, Receipt] = {}
+    for record in records:
+        result = results[record.id]
+        if isinstance(result, Forked):
+            try:
+                receipts[record.id] = _receipt(context, result)
+            except (RametError, OSError) as error:
+                results[record.id] = VmmError(f"{record.name} didn't outlive the call: {error}")
+    _settle(context, results, receipts)
     forks: list[Receipt | ForkFailure] = []
     saved_bytes = 0
     for record in records:
         result = results[record.id]
         if isinstance(result, Forked):
-            try:
-                receipt = _receipt(context, result)
-                (context.directory(record) / RECEIPT_FILE).write_bytes(msgspec.json.encode(receipt))
-            except (RametError, OSError) as error:
-                result = results[record.id] = VmmError(f"{record.name} didn't outlive the call: {error}")
-            else:
-                forks.append(receipt)
-                if result.parts.memory.mode == "shared":
-                    saved_bytes += manifest.parts[manifest.memory.base].facts.allocated_bytes
-                continue
-        forks.append(ForkFailure(name=record.name, error=error_shape(result)))
+            forks.append(receipts[record.id])
+            if result.parts.memory.mode == "shared":
+                saved_bytes += manifest.parts[manifest.memory.base].facts.allocated_bytes
+        else:
+            forks.append(ForkFailure(name=record.name, error=error_shape(result)))
     wall_ms = round((time.perf_counter() - called_at) * 1000, 3)
     return ForkReport(forks=forks, wall_ms=wall_ms, saved_bytes=saved_bytes)
+
+
+def _settle(context: Context, results: dict[str, Forked | Exception], receipts: dict[str, Receipt]) -> None:
+    """The rows say that these run, and how they were made."""
+
+    def runs(forked: Forked) -> Callable[[Record], Record]:
+        return lambda one: msgspec.structs.replace(
+            one.moved(Move.BOOT, vmm=forked.record.vmm), machine=forked.record.machine
+        )
+
+    proved = {row_id: one for row_id in receipts if isinstance(one := results[row_id], Forked)}
+    written = context.store.settle({row_id: runs(one) for row_id, one in proved.items()}, receipts)
+    for row_id, row in written.items():
+        results[row_id] = row if isinstance(row, Exception) else proved[row_id]._replace(record=row)
 
 
 def _require_distinct(records: Sequence[Record], results: dict[str, Forked | Exception]) -> None:
@@ -90,7 +115,7 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
     directory = context.directory(record)
     mem = (directory / MEM_FILE).stat()
     whole = smaps_rollup(pid)
-    guest = mapping_use(pid, record.vmm.ram)
+    identity_of_mem = FileIdentity(record.vmm.mem_device, record.vmm.mem_inode)
     memory, captured = forked.parts.memory, forked.parts.manifest.memory
     mode: ShareMode = memory.mode
     reason = memory.reason
@@ -112,13 +137,10 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             delta_bytes=captured.delta_bytes,
             pss_bytes=whole.pss_bytes,
             private_dirty_bytes=whole.private_dirty_bytes,
-            guest_private_bytes=guest.private_dirty_bytes,
+            guest_private_bytes=private_bytes(pid, record.vmm.ram, identity_of_mem),
             immutability=immutability(context.driver(record.driver)),
         ),
-        disks=[
-            DiskReceipt(name=one.disk.name, mode=one.mode, reason=one.reason, bytes_copied=one.bytes_copied)
-            for one in forked.parts.disks
-        ],
+        disks=[_disk_receipt(one, forked.captured) for one in forked.parts.disks],
         identity=IdentityReceipt(
             generation=identity.generation,
             hostname=identity.hostname,
@@ -128,6 +150,13 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             addresses=list(identity.addresses),
         ),
         timings_ms=forked.timings,
+    )
+
+
+def _disk_receipt(forked: ForkedDisk, captured: Captured | None) -> DiskReceipt:
+    whole = with_capture(forked, captured.disks.get(forked.disk.name) if captured is not None else None)
+    return DiskReceipt(
+        name=whole.disk.name, mode=whole.mode, reason=whole.reason, bytes_copied=whole.bytes_copied
     )
 
 

@@ -6,9 +6,7 @@ sweep it.
 
 from __future__ import annotations
 
-import errno
-import shutil
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import anyio
@@ -18,16 +16,15 @@ from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.proof import agent_of
-from ramet.errors import FilesystemError, RametError, StoreError, WrongStateError
+from ramet.errors import RametError, StoreError, WrongStateError
 from ramet.host import processes
-from ramet.host.files import filesystem_errors, is_immutable
+from ramet.host.files import filesystem_errors, remove_tree
 from ramet.model.lifecycle import Move, State
-from ramet.model.record import Record
+from ramet.model.record import ProcessRef, Record
 from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
 STOP_LIMIT_S = 10.0
 _SWEEPS_AT_ONCE = 8
-_REMOVAL_TRIES = 5
 
 
 async def stop(context: Context, record: Record, *, limit_s: float = STOP_LIMIT_S) -> Record:
@@ -107,46 +104,68 @@ async def discard(
         removed = record
     if removed is None:
         return False
-    context.ours.discard(record.id)
-    if removed.vmm is not None:
-        await _collect(errors, processes.kill(removed.vmm.process))
-    await _collect(errors, sweep(context.directory(record)))
-    await _collect(errors, sweep(context.home.staged(record.id)))
+    await _clear_away(context, [removed], errors)
     if errors:
         raise errors[0]
     return True
 
 
 async def discard_all(context: Context, records: Iterable[Record]) -> None:
-    """Discard several, a few at a time, whatever befalls one of them (I7).
+    """Discard several, whatever befalls one of them (I7).
 
     Shielded from cancellation; raises the first error at the end.
     """
     errors: list[Exception] = []
-    limiter = anyio.CapacityLimiter(_SWEEPS_AT_ONCE)
-
-    async def one(record: Record) -> None:
-        async with limiter:
-            try:
-                await discard(context, record)
-            except (RametError, OSError) as error:
-                errors.append(error)
-
+    unwanted = list(records)
     with anyio.CancelScope(shield=True):
-        async with anyio.create_task_group() as tasks:
-            for record in records:
-                tasks.start_soon(one, record)
+        try:
+            removed = context.store.remove_all(one.id for one in unwanted)
+        except StoreError as error:
+            errors.append(error)
+            removed = unwanted
+        await _clear_away(context, removed, errors)
     if errors:
         raise errors[0]
 
 
+async def _clear_away(context: Context, removed: Sequence[Record], errors: list[Exception]) -> None:
+    """End the VMMs of instances that have no record any more, and remove their directories.
+
+    All the system's processes are looked at once, for whatever belongs to one of them without being named.
+    """
+    if not removed:
+        return
+    context.ours.difference_update(one.id for one in removed)
+    limiter = anyio.CapacityLimiter(_SWEEPS_AT_ONCE)
+
+    async def limited(step: Awaitable[None]) -> None:
+        async with limiter:
+            await _collect(errors, step)
+
+    async with anyio.create_task_group() as tasks:
+        for one in removed:
+            if one.vmm is not None:
+                tasks.start_soon(limited, processes.kill(one.vmm.process))
+    directories = [
+        place for one in removed for place in (context.directory(one), context.home.staged(one.id))
+    ]
+    found = processes.spawned_below(context.home.instances, context.home.staging)
+    async with anyio.create_task_group() as tasks:
+        for directory in directories:
+            tasks.start_soon(limited, _sweep(directory, found.get(directory, ())))
+
+
 async def sweep(directory: Path) -> None:
     """End every VMM of a directory that nobody owns any more, and remove it."""
+    await _sweep(directory, processes.spawned_in(directory))
+
+
+async def _sweep(directory: Path, running: Iterable[ProcessRef]) -> None:
     errors: list[Exception] = []
-    for process in processes.spawned_in(directory):
+    for process in running:
         await _collect(errors, processes.kill(process))
     if directory.exists():
-        await _collect(errors, anyio.to_thread.run_sync(_remove_tree, directory))
+        await _collect(errors, anyio.to_thread.run_sync(remove_tree, directory))
     if errors:
         raise errors[0]
 
@@ -173,31 +192,3 @@ def drop_capture(directory: Path) -> None:
     with filesystem_errors("remove the memory in", directory):
         for part in (MANIFEST_FILE, VMSTATE_FILE, DELTA_FILE, MEM_FILE):
             (directory / part).unlink(missing_ok=True)
-
-
-def _remove_tree(directory: Path) -> None:
-    """As much of the directory as can be removed; the first error is raised at the end."""
-    errors: list[tuple[Path, OSError]] = []
-
-    def note(_function: object, path: str, info: tuple[object, BaseException, object]) -> None:
-        error = info[1]
-        if not isinstance(error, OSError):
-            raise error
-        if not isinstance(error, FileNotFoundError):  # another process may be sweeping the same directory
-            errors.append((Path(path), error))
-
-    for _ in range(_REMOVAL_TRIES):
-        errors.clear()
-        shutil.rmtree(directory, onerror=note)
-        # The home's worker may have made a file in it meanwhile.
-        if not any(error.errno == errno.ENOTEMPTY for _, error in errors):
-            break
-    for left, error in errors:
-        if is_immutable(left):
-            raise FilesystemError(
-                f"{left} can't be removed: it has the immutable attribute",
-                hint=f"`chattr -i {left}` as root; whichever ramet command comes next removes what is left",
-                number=error.errno,
-            ) from error
-    if errors:
-        raise errors[0][1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -16,7 +17,16 @@ import anyio.to_thread
 import msgspec
 
 from ramet.engine import snapshots
-from ramet.engine.bring_up import ForkOptions, Living, Origin, bring_up, origin_of, take_parts
+from ramet.engine.bring_up import (
+    ForkOptions,
+    Living,
+    Origin,
+    load,
+    origin_of,
+    require_parts,
+    take_parts,
+    wake,
+)
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
@@ -26,9 +36,9 @@ from ramet.host.files import exchange, filesystem_errors, remove_tree
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
 from ramet.model.snapshot import SnapshotRecord
-from ramet.paths import CONSOLE_LOG, LIFECYCLE_LOCK, RECEIPT_FILE
+from ramet.paths import CONSOLE_LOG, LIFECYCLE_LOCK
 
-_CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1", RECEIPT_FILE)
+_CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1")
 """What stays with an instance whatever state it goes back to. The lock is held: the same file has to be
 found.
 """
@@ -37,7 +47,7 @@ found.
 async def restore(context: Context, record: Record) -> Record:
     """Bring an instance back from standby, with a new generation. What it was captured with goes then.
 
-    Raises `WrongStateError` unless it is in standby, and as `bring_up`; it is still in standby then.
+    Raises `WrongStateError` unless it is in standby, and as `load` and `wake`; it is still in standby then.
     """
     async with changing(context, record, "restore") as record:
         record.moved(Move.RESTORE)
@@ -48,7 +58,7 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
     """Take an instance back to a snapshot of itself, with a new generation; in any state but that of a
     template.
 
-    Raises `WrongStateError`, and as `bring_up`; it is as it was then, and runs if it ran.
+    Raises `WrongStateError`, and as `load` and `wake`; it is as it was then, and runs if it ran.
     """
     async with changing(context, record, "rewind") as record:
         record.moved(Move.REWIND)
@@ -59,6 +69,7 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
 async def _replace(context: Context, record: Record, origin: Origin, move: Move) -> Record:
     manifest = origin.manifest
     driver = context.driver(manifest.driver)
+    require_parts(origin)
     await require_restorable(manifest, driver, name=origin.name)
     own, staged = context.directory(record), context.home.staged(record.id)
     generation = max(record.generation, manifest.generation) + 1
@@ -67,7 +78,10 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
         await anyio.to_thread.run_sync(remove_tree, staged)
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, staged, ForkOptions())
         _carry(own, staged)
-        living = await bring_up(context, driver, wanted, staged, parts, [time.perf_counter()], mark=own)
+        marks = [time.perf_counter()]
+        async with AsyncExitStack() as sessions:
+            loaded = await load(driver, staged, parts, marks, sessions, mark=own)
+            living = await wake(context, wanted, staged, loaded, marks, sessions)
         try:
             entered = staged.stat().st_ino
             changed = _enter(context, living, move, entered)

@@ -41,6 +41,7 @@ _MOST_CPUS = 256
 _MOST_PORTS = 30
 _DISK_NAME = re.compile(r"disk[0-9]{0,2}")
 _TRIES = 3
+_EXPORT_AGAIN = "export it again, from a snapshot that `ramet snapshot verify` finds whole"
 
 
 def named_file(file: str | os.PathLike[str]) -> Path | None:
@@ -108,17 +109,32 @@ async def import_file(context: Context, file: Path | None, *, name: str | None) 
 
 def _read(context: Context, file: Path | None, directory: Path) -> Imported:
     with _opened(file) as (stream, what):
-        imported = import_capture(
-            stream, directory, name=what, mode=_mode, checkpoint=anyio.from_thread.check_cancelled
-        )
-    manifest = imported.manifest
-    require_whole(manifest, where=f"the manifest in {what}")
-    require_harmless(manifest, what)
-    context.driver(manifest.driver)  # raises for one that this ramet doesn't have
-    _require_disks(manifest, directory, what)
-    _require_delta(manifest, directory, what)
+        with _from_elsewhere(hints_stay=True):
+            imported = import_capture(
+                stream, directory, name=what, mode=_mode, checkpoint=anyio.from_thread.check_cancelled
+            )
+        manifest = imported.manifest
+        with _from_elsewhere(hints_stay=False):
+            require_whole(manifest, where=f"the manifest in {what}")
+            require_harmless(manifest, what)
+            context.driver(manifest.driver)  # raises for one that this ramet doesn't have
+            _require_disks(manifest, directory, what)
+            _require_delta(manifest, directory, what)
     write_durably(directory / MANIFEST_FILE, manifest.encoded())
     return imported
+
+
+@contextmanager
+def _from_elsewhere(*, hints_stay: bool) -> Iterator[None]:
+    """What is damaged came so: the next step is where it was made. `hints_stay`: those of the errors inside,
+    where they have one.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        if error.hint is not None and hints_stay:
+            raise
+        raise DamagedError(error.message, hint=_EXPORT_AGAIN) from error
 
 
 def require_harmless(manifest: Manifest, what: str) -> None:

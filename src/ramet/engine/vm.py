@@ -19,7 +19,7 @@ from ramet.engine.forks import ForkCall
 from ramet.engine.observe import count_forks, instance_fields, observe, to_instance
 from ramet.engine.results import ExecResult
 from ramet.engine.watch import watch
-from ramet.errors import DamagedError, RametError, VmmError, WrongStateError
+from ramet.errors import RametError, VmmError, WrongStateError
 from ramet.guest.client import Process
 from ramet.host.files import filesystem_errors
 from ramet.host.follow import follow
@@ -27,7 +27,7 @@ from ramet.host.rings import tail, trim
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
 from ramet.model.shapes import ForkReport, Inspection, Instance, Receipt, Usage
-from ramet.paths import CONSOLE_LOG, RECEIPT_FILE, VMM_LOG
+from ramet.paths import CONSOLE_LOG, VMM_LOG
 from ramet.units import MIB
 
 if TYPE_CHECKING:
@@ -69,14 +69,9 @@ class VM:
         Raises `WrongStateError` for an instance that isn't a fork, or that has been made a template since.
         """
         if self._receipt is None:
-            try:
-                self._receipt = msgspec.json.decode(
-                    (self.directory / RECEIPT_FILE).read_bytes(), type=Receipt
-                )
-            except FileNotFoundError as error:
-                raise WrongStateError(f"{self.name} has no receipt: only a fork has") from error
-            except (OSError, msgspec.MsgspecError) as error:
-                raise DamagedError(f"the receipt of {self.name} can't be read: {error}") from error
+            self._receipt = self._context.store.receipt(self.id)
+        if self._receipt is None:
+            raise WrongStateError(f"{self.name} has no receipt: only a fork has")
         return self._receipt
 
     async def info(self) -> Instance:
@@ -363,7 +358,7 @@ def fork_call(
 
     return ForkCall(
         made,
-        lambda receipt: VM(context, context.store.get(receipt.id), receipt),
+        lambda outcome, receipt: VM(context, outcome.records[receipt.id], receipt),
         remove,
         return_exceptions=return_exceptions,
     )
@@ -374,4 +369,4 @@ def adopt(context: Context, outcome: ForkOutcome) -> None:
     for fork in outcome.report.forks:
         if isinstance(fork, Receipt):
             context.ours.add(fork.id)
-            watch(context, context.store.get(fork.id))
+            watch(context, outcome.records[fork.id])

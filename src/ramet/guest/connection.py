@@ -315,11 +315,7 @@ class Connection:
             interval_s = min(interval_s * 1.5, _RESEND_MOST_S)
         self._raise_failure()
         assert self.welcome is not None
-        if self.welcome.version != PROTOCOL_VERSION:
-            raise GuestError(
-                f"the guest's agent speaks protocol {self.welcome.version}, this ramet {PROTOCOL_VERSION}",
-                hint="boot the guest again from an image of this ramet",
-            )
+        require_version(self.welcome)
         return self.welcome
 
     def _hello(self, nonce: bytes) -> bytes:
@@ -435,6 +431,15 @@ class Answer:
 
 def _is_repeatable(receiver: Receiver) -> bool:
     return isinstance(receiver, Answer) and receiver.repeat is not None
+
+
+def require_version(welcome: Welcome) -> None:
+    """Raise `GuestError` unless that agent speaks this protocol."""
+    if welcome.version != PROTOCOL_VERSION:
+        raise GuestError(
+            f"the guest's agent speaks protocol {welcome.version}, this ramet {PROTOCOL_VERSION}",
+            hint="boot the guest again from an image of this ramet",
+        )
 
 
 def decode_error(payload: bytes) -> tuple[int, str]:

@@ -19,7 +19,7 @@ import anyio
 import anyio.abc
 
 from ramet.errors import GuestError, GuestTimeoutError, ProtocolError
-from ramet.host.streams import connect_stream
+from ramet.host.streams import SocketStream, connect_stream
 from ramet.paths import VSOCK_SOCKET
 
 AGENT_PORT: Final = 1024
@@ -67,7 +67,7 @@ async def connect_vsock(
         await _close(stream)
 
 
-async def _try(directory: Path, deadline_s: float, listener_pid: int | None) -> anyio.abc.ByteStream | None:
+async def _try(directory: Path, deadline_s: float, listener_pid: int | None) -> SocketStream | None:
     """One connection. None when it ended before the guest accepted it, or when the time is over."""
     try:
         stream = connect_stream(directory, VSOCK_SOCKET)
@@ -90,7 +90,7 @@ async def _try(directory: Path, deadline_s: float, listener_pid: int | None) -> 
     return stream if accepted else None
 
 
-async def _ask(stream: anyio.abc.ByteStream) -> bool:
+async def _ask(stream: SocketStream) -> bool:
     """True when the guest has accepted, False when the connection ended instead. What follows the answer
     stays in the stream.
     """
@@ -98,8 +98,10 @@ async def _ask(stream: anyio.abc.ByteStream) -> bool:
     try:
         # In one piece: Firecracker takes what is there when it looks, and a part of the line for an error.
         await stream.send(b"CONNECT %d\n" % AGENT_PORT)
+        # Not a byte more than the line is taken out of the stream.
         while not answer.endswith(b"\n") and len(answer) < _ANSWER_MAX_BYTES:
-            answer += await stream.receive(1)
+            there = await stream.peek(_ANSWER_MAX_BYTES - len(answer))
+            answer += await stream.receive(there.find(b"\n") + 1 or len(there))
     except (anyio.EndOfStream, anyio.BrokenResourceError):
         return False
     except OSError as error:

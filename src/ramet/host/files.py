@@ -41,6 +41,7 @@ _AT_FDCWD: Final = -100  # fcntl.h
 _RENAME_EXCHANGE: Final = 2  # linux/fs.h
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _BUFFER_BYTES: Final = MIB
+_REMOVAL_TRIES: Final = 5
 _copying: Final = threading.Lock()
 _OFFLOAD_BYTES: Final = 64 * MIB
 
@@ -374,13 +375,35 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a directory and all that is in it, if it is there.
+    """Remove a directory and all that is in it, if it is there; others may be removing it, too, and the
+    home's worker may be making a file in it.
 
-    Raises `FilesystemError`: as much of it is gone then as was removed before.
+    Raises `FilesystemError` for the first thing that can't be removed: everything else is gone then.
     """
-    with filesystem_errors("remove", directory):
-        if directory.exists():
-            shutil.rmtree(directory)
+    errors: list[tuple[Path, OSError]] = []
+
+    def note(_function: object, path: str, info: tuple[object, BaseException, object]) -> None:
+        error = info[1]
+        if not isinstance(error, OSError):
+            raise error
+        if not isinstance(error, FileNotFoundError):
+            errors.append((Path(path), error))
+
+    for _ in range(_REMOVAL_TRIES):
+        errors.clear()
+        shutil.rmtree(directory, onerror=note)
+        if not any(error.errno == errno.ENOTEMPTY for _, error in errors):
+            break
+    for left, error in errors:
+        if is_immutable(left):
+            raise FilesystemError(
+                f"{left} can't be removed: it has the immutable attribute",
+                hint=f"`chattr -i {left}` as root; whichever ramet command comes next removes what is left",
+                number=error.errno,
+            ) from error
+    for left, error in errors:
+        with filesystem_errors("remove", left):
+            raise error
 
 
 def exchange(one: Path, other: Path) -> None:

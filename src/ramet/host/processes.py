@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -196,7 +195,7 @@ def spawn(
         child = subprocess.Popen(
             [*_launcher(), *argv],
             cwd=directory,
-            env={**os.environ, MARK: str(mark or directory)},
+            env={**os.environb, MARK.encode(): os.fsencode(mark or directory)},
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,
@@ -215,8 +214,6 @@ def spawn(
     # It is waited for by pidfd; Popen must not complain that it outlives its object.
     child.returncode = 0
     process = reference(child.pid)
-    with suppress(OSError):  # it has ended already, or is a program that its user may not read
-        _environment(process.pid)  # from here on a sweep finds it
     if largest_file_bytes is not None:
         limit_files(process, largest_file_bytes)
     return process
@@ -299,8 +296,9 @@ def _launcher() -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-def spawned_below(directory: Path) -> dict[Path, list[ProcessRef]]:
-    """The living processes that `spawn` started for the directories in `directory`, by those.
+def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
+    """The living processes that `spawn` started for the directories in `directories`, by those: found by
+    looking at every process there is, so for many it is to be asked once.
 
     They are known by the mark in their environment (proc(5), `/proc/PID/environ`): a shell that somebody has
     opened there is none of ours.
@@ -315,7 +313,7 @@ def spawned_below(directory: Path) -> dict[Path, list[ProcessRef]]:
             ]
             if marks:
                 working = Path(os.fsdecode(marks[0][len(_MARK_PREFIX) :]))
-                if working.parent == directory:
+                if working.parent in directories:
                     found.setdefault(working, []).append(reference(int(entry.name)))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # gone, or somebody else's

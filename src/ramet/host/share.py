@@ -11,15 +11,23 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
-from ramet.host.files import duplicate_into, filesystem_errors, new_file, open_regular
+from ramet.host.files import (
+    TEMPORARY_PREFIX,
+    duplicate_into,
+    filesystem_errors,
+    new_file,
+    open_regular,
+)
 
 ASKED_FOR: Final = "asked for"
+_FEWEST_LINKS_ALLOWED: Final = 65_000  # ext4's; others allow more
 
 _CANNOT_LINK: Final = {
     errno.EXDEV: "different filesystem",
@@ -76,6 +84,19 @@ def share_file(
         if share_memory and made.mode == "copied":
             steps.append(made.reason)
         return Shared(made.mode, "; ".join(steps), made.bytes_copied)
+
+
+def can_link(source: Path, directory: Path, times: int) -> bool:
+    """Whether that many links of `source` can be made in `directory`, as far as can be told by making one.
+
+    Nothing of it is left. Raises `FilesystemError`.
+    """
+    trial = directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    with filesystem_errors("share", source):
+        if source.lstat().st_nlink + times > _FEWEST_LINKS_ALLOWED or _link(source, trial) is not None:
+            return False
+        trial.unlink()
+        return True
 
 
 def _link(source: Path, destination: Path) -> str | None:

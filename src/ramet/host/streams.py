@@ -10,12 +10,15 @@ import asyncio
 import socket
 import struct
 from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
 from ramet.host import processes
+
+_OPERATIONS_A_TURN: Final = 8
 
 
 class SocketStream(anyio.abc.ByteStream):
@@ -27,16 +30,25 @@ class SocketStream(anyio.abc.ByteStream):
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._waiting: set[asyncio.Future[None]] = set()
+        self._ready = 0
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """What has come, at least one byte. Raises `EndOfStream`, `ClosedResourceError`,
         `BrokenResourceError`.
         """
-        await anyio.lowlevel.checkpoint()
+        return await self._receive(max_bytes)
+
+    async def peek(self, max_bytes: int) -> bytes:
+        """As `receive`, but what is returned stays there to be received."""
+        return await self._receive(max_bytes, socket.MSG_PEEK)
+
+    async def _receive(self, max_bytes: int, flags: int = 0) -> bytes:
+        await self._turn()
         while True:
             try:
-                data = self._socket.recv(max_bytes)
+                data = self._socket.recv(max_bytes, flags)
             except BlockingIOError:
+                self._ready = 0
                 await self._wait(for_reading=True)
                 continue
             except OSError as error:
@@ -45,11 +57,21 @@ class SocketStream(anyio.abc.ByteStream):
                 raise anyio.EndOfStream
             return data
 
+    async def _turn(self) -> None:
+        """A chance to be cancelled. Who always finds something ready lets others have a turn, too: now and
+        then, because a turn of the loop costs more than most of what is done here.
+        """
+        self._ready += 1
+        if self._ready % _OPERATIONS_A_TURN:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await anyio.lowlevel.checkpoint()
+
     async def send(self, item: bytes) -> None:
         """Send all of it. Raises as `receive`; how much has been sent is unknown then, and when it is
         cancelled.
         """
-        await anyio.lowlevel.checkpoint()
+        await self._turn()
         left = memoryview(item)
         while left:
             try:
@@ -77,10 +99,10 @@ class SocketStream(anyio.abc.ByteStream):
         for future in self._waiting:
             if not future.done():
                 future.set_exception(anyio.ClosedResourceError())
-        if self._socket.fileno() >= 0:
+        if (descriptor := self._socket.fileno()) >= 0:
             loop = asyncio.get_running_loop()
-            loop.remove_reader(self._socket)
-            loop.remove_writer(self._socket)
+            loop.remove_reader(descriptor)
+            loop.remove_writer(descriptor)
             self._socket.close()
         await anyio.lowlevel.checkpoint()
 
@@ -91,13 +113,14 @@ class SocketStream(anyio.abc.ByteStream):
         add, remove = (
             (loop.add_reader, loop.remove_reader) if for_reading else (loop.add_writer, loop.remove_writer)
         )
-        add(self._socket, _settle, ready)
+        descriptor = self._socket.fileno()  # of a socket object the selector would make a text each time
+        add(descriptor, _settle, ready)
         try:
             await ready
         finally:
             self._waiting.discard(ready)
             if self._socket.fileno() >= 0:
-                remove(self._socket)
+                remove(descriptor)
 
     def _failure(self) -> Exception:
         return anyio.ClosedResourceError() if self._socket.fileno() < 0 else anyio.BrokenResourceError()

@@ -5,15 +5,18 @@ Source: Documentation/filesystems/proc.rst §1.1 (smaps, smaps_rollup).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
-from ramet.memory.mappings import Mapping
+from ramet.errors import UnavailableError
+from ramet.memory.mappings import FileIdentity, Mapping
+from ramet.memory.pagemap import changed_runs_by_scan
 from ramet.memory.procfs import read_proc
 from ramet.model.record import RamRange
-from ramet.units import KIB
+from ramet.units import KIB, FileOffset, HostVirtual
 
 _FIELDS: Final = {
     b"Pss:": "pss_bytes",
@@ -23,6 +26,9 @@ _FIELDS: Final = {
     b"Rss:": "rss_bytes",
     b"Swap:": "swap_bytes",
 }
+
+
+_HEAD: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
@@ -54,17 +60,34 @@ def mapping_use(pid: int, ram: Sequence[RamRange | Mapping]) -> MemoryUse:
     What has since been mapped over a part of them (a balloon) is counted too. All zeros when nothing is
     mapped there.
     """
-    inside: list[bytes] = []
-    wanted = False
-    for line in read_proc(pid, "smaps", "count the memory").splitlines():
-        name = line.split(None, 1)[0]
-        # Every area begins with its line of /proc/PID/maps; its figures follow, each a name and a colon.
-        if not name.endswith(b":"):
-            start, end = (int(address, 16) for address in name.split(b"-"))
-            wanted = any(one.host_start < end and start < one.host_start + one.length_bytes for one in ram)
-        elif wanted:
-            inside.append(line)
+    text = read_proc(pid, "smaps", "count the memory")
+    # Every area begins with its line of /proc/PID/maps; its figures follow, a line each. A VMM has a hundred
+    # areas, of which one or two are its guest's: only those are taken apart.
+    heads = [(one.start(), int(one[1], 16), int(one[2], 16)) for one in _HEAD.finditer(text)]
+    ends = [position for position, _, _ in heads[1:]] + [len(text)]
+    inside = [
+        line
+        for (position, start, end), behind in zip(heads, ends, strict=True)
+        if any(one.host_start < end and start < one.host_start + one.length_bytes for one in ram)
+        for line in text[position:behind].splitlines()[1:]
+    ]
     return _sum(inside)
+
+
+def private_bytes(pid: int, ram: Sequence[RamRange], mem: FileIdentity) -> int:
+    """Guest RAM that is the process's own: the pages in which it differs from the mem-file `mem`.
+
+    The kernel's list of them takes a fifth of the time that `mapping_use` does, and less memory to walk.
+    Raises as `smaps_rollup` does.
+    """
+    mapped = [
+        Mapping(HostVirtual(one.host_start), one.length_bytes, FileOffset(one.file_offset), mem)
+        for one in ram
+    ]
+    try:
+        return sum(run.length_bytes for run in changed_runs_by_scan(pid, mapped))
+    except UnavailableError:
+        return mapping_use(pid, ram).private_dirty_bytes  # Linux before 6.7
 
 
 def _sum(lines: Iterable[bytes]) -> MemoryUse:

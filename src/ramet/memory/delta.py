@@ -199,7 +199,7 @@ def _read_fully(delta: Delta, view: memoryview, offset: int) -> None:
     while done < len(view):
         got = os.preadv(delta.descriptor, [view[done:]], offset + done)
         if not got:
-            raise DamagedError(f"{delta.name} shrank while it was read")
+            raise DamagedError(f"{delta.name} shrank while it was read", hint="make the capture again")
         done += got
 
 

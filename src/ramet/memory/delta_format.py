@@ -216,4 +216,4 @@ def _little_endian(entries: array[int]) -> array[int]:
 
 
 def _damaged(name: str, why: str) -> NoReturn:
-    raise DamagedError(f"{name} can't be used: {why}")
+    raise DamagedError(f"{name} can't be used: {why}", hint="make the capture again")

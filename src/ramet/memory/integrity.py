@@ -41,30 +41,35 @@ def facts_of(path: Path) -> PartFacts:
     Raises `FilesystemError`, `DamagedError` when it isn't a regular file.
     """
     with filesystem_errors("look at", path):
-        facts = path.lstat()
+        return _facts(path, os.lstat(path))
+
+
+def _facts(path: Path, facts: os.stat_result) -> PartFacts:
     if not stat.S_ISREG(facts.st_mode):
         raise DamagedError(f"{path} isn't a regular file")
     allocated = facts.st_blocks * STAT_BLOCK_BYTES
     return PartFacts(facts.st_size, allocated, stat.S_IMODE(facts.st_mode), facts.st_mtime_ns)
 
 
-def check(path: Path, facts: PartFacts) -> None:
+def check(path: Path, facts: PartFacts) -> tuple[int, int]:
     """Raise `DamagedError`, naming what differs, unless the file is there and its facts are these.
 
-    Never reads content.
+    Never reads content. Which file it is: device and inode.
     """
-    if not os.path.lexists(path):
-        raise DamagedError(f"{path} is missing", hint=_AGAIN)
-    found = facts_of(path)
+    with filesystem_errors("look at", path):
+        try:
+            looked = os.lstat(path)
+        except FileNotFoundError:
+            raise DamagedError(f"{path} is missing", hint=_AGAIN) from None
+    found = _facts(path, looked)
+    if found == facts:
+        return looked.st_dev, looked.st_ino
     differences = [
         f"{name} is {_shown(name, getattr(found, name))}, was {_shown(name, getattr(facts, name))}"
         for name in PartFacts.__struct_fields__
         if getattr(found, name) != getattr(facts, name)
     ]
-    if differences:
-        raise DamagedError(
-            f"{path} has changed since it was published: {', '.join(differences)}", hint=_AGAIN
-        )
+    raise DamagedError(f"{path} has changed since it was published: {', '.join(differences)}", hint=_AGAIN)
 
 
 def _shown(name: str, value: int) -> str:

@@ -108,23 +108,26 @@ def blocks_of_open_file(pid: int, inode: int) -> int | None:
     return max(found, default=None)
 
 
-def areas(pid: int, within: tuple[int, int] | None = None) -> Iterator[Area]:
+def areas(pid: int, within: tuple[int, int] | None = None, *, inode: int | None = None) -> Iterator[Area]:
     """Every area of a process's address space, ascending; or those that have a part of `within`, a start and
-    an end.
+    an end; or those of files with that inode.
 
     Raises `VmmError` (it has ended), `UnavailableError`.
     """
     first, behind = within or (0, 1 << 64)
+    # A VMM has hundreds of areas, and is paused while they are read, or waited for.
+    of_file = b"" if inode is None else b" %d " % inode
     for line in read_proc(pid, "maps", "read the memory map").splitlines():
+        if of_file not in line:
+            continue
         span, rest = line.split(None, 1)
         left, right = span.split(b"-")
         start, end = int(left, 16), int(right, 16)
-        # A VMM has hundreds of areas, and is paused while they are read.
         if end <= first or start >= behind:
             continue
-        permissions, offset, device, inode = rest.split(None, 4)[:4]
+        permissions, offset, device, number = rest.split(None, 4)[:4]
         major, minor = device.split(b":")
-        identity = FileIdentity(os.makedev(int(major, 16), int(minor, 16)), int(inode))
+        identity = FileIdentity(os.makedev(int(major, 16), int(minor, 16)), int(number))
         private, writable = permissions[3:4] == b"p", permissions[1:2] == b"w"
         yield Area(start, end, private, writable, int(offset, 16), identity)
 
@@ -140,7 +143,7 @@ def find_mapping(pid: int, file_identity: tuple[int, int]) -> list[Mapping]:
     `UnavailableError` when its map can't be read.
     """
     found: list[Mapping] = []
-    for area in areas(pid):
+    for area in areas(pid, inode=file_identity[1]):
         if area.identity != file_identity:
             continue
         if not area.private:

@@ -79,6 +79,7 @@ class DiskReceipt(msgspec.Struct, frozen=True, kw_only=True):
     mode: ShareMode
     reason: str
     bytes_copied: int
+    """With what the capture of a running source copied, once for all forks of the call."""
 
 
 class IdentityReceipt(msgspec.Struct, frozen=True, kw_only=True):

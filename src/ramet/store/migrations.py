@@ -24,5 +24,9 @@ MIGRATIONS: Final = (
         json_extract(body, '$.source'), json_extract(body, '$.name')
     );
     """,
+    # 3: a fork's receipt, which goes with its row. It had been a file in its directory: an inode for each.
+    """
+    ALTER TABLE instance ADD COLUMN receipt TEXT CHECK (receipt IS NULL OR json_valid(receipt));
+    """,
 )
 """`PRAGMA user_version` counts how many of these a database has seen."""

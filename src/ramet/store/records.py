@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -12,6 +12,7 @@ import msgspec
 
 from ramet.errors import NameTakenError, NotFoundError
 from ramet.model.record import Record
+from ramet.model.shapes import Receipt
 from ramet.model.snapshot import SnapshotRecord
 from ramet.store.database import Database
 
@@ -80,6 +81,53 @@ class Table(Generic[RowT]):
         with self._database.lock, self._database.explained():
             return self._database.with_reserve(once)
 
+    def change_all(
+        self, functions: Mapping[str, Callable[[RowT], RowT]], **columns: Mapping[str, str | None]
+    ) -> dict[str, RowT | NotFoundError]:
+        """As `change`, of several records in one transaction: the new ones, and for those that are gone the
+        error, by id. `columns` are other columns of the table, each with its values by id.
+        """
+
+        def once() -> dict[str, RowT | NotFoundError]:
+            found: dict[str, RowT | NotFoundError] = {}
+            with self._database.transaction():
+                for row_id, function in functions.items():
+                    try:
+                        record = function(self._read(row_id))
+                    except NotFoundError as error:
+                        found[row_id] = error
+                        continue
+                    values = {"body": _encode(record), **{name: of[row_id] for name, of in columns.items()}}
+                    with self._names_taken(record):
+                        self._database.connection.execute(
+                            f"UPDATE {self._table} SET {', '.join(f'{name} = ?' for name in values)}"
+                            " WHERE id = ?",
+                            (*values.values(), row_id),
+                        )
+                    found[row_id] = record
+            return found
+
+        with self._database.lock, self._database.explained():
+            return self._database.with_reserve(once)
+
+    def remove_all(self, row_ids: Iterable[str]) -> list[RowT]:
+        """Forget several records in one transaction: those that were known, as they then were."""
+        ids = list(row_ids)
+
+        def once() -> list[RowT]:
+            removed = []
+            with self._database.transaction():
+                for row_id in ids:
+                    row = self._database.connection.execute(
+                        f"DELETE FROM {self._table} WHERE id = ? RETURNING body", (row_id,)
+                    ).fetchone()
+                    if row is not None:
+                        removed.append(self._decode(row[0]))
+            return removed
+
+        with self._database.lock, self._database.explained():
+            return self._database.with_reserve(once)
+
     def remove(self, row_id: str, *, only_if: Callable[[RowT], bool] | None = None) -> RowT | None:
         """Forget a record and return it as it then was; None when it is unknown or `only_if` says no.
 
@@ -131,6 +179,27 @@ class Store(Table[Record]):
         database = Database(path)
         super().__init__(database, "instance", Record, what="instance", verb="rm")
         self.snapshots = Table(database, "snapshot", SnapshotRecord, what="snapshot", verb="snapshot rm")
+
+    def settle(
+        self, functions: Mapping[str, Callable[[Record], Record]], receipts: Mapping[str, Receipt]
+    ) -> dict[str, Record | NotFoundError]:
+        """As `change_all`, of forks that have proved themselves, each with its receipt."""
+        return self.change_all(
+            functions, receipt={row_id: msgspec.json.encode(one).decode() for row_id, one in receipts.items()}
+        )
+
+    def receipt(self, row_id: str) -> Receipt | None:
+        """What a fork proved about itself; None when it is no fork, or none any more."""
+        with self._database.lock, self._database.explained():
+            row = self._database.connection.execute(
+                "SELECT receipt FROM instance WHERE id = ?", (row_id,)
+            ).fetchone()
+            return None if row is None or row[0] is None else msgspec.json.decode(row[0], type=Receipt)
+
+    def forget_receipt(self, row_id: str) -> None:
+        """It isn't the fork any more that had it."""
+        with self._database.lock, self._database.explained(), self._database.transaction():
+            self._database.connection.execute("UPDATE instance SET receipt = NULL WHERE id = ?", (row_id,))
 
     def close(self) -> None:
         """Close the connection. Nothing may be asked afterwards."""

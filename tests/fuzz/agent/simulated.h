@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <ifaddrs.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <pwd.h>
@@ -73,8 +72,12 @@ int sim_mkdir(const char *path, mode_t mode);
 int sim_sethostname(const char *name, size_t length);
 int sim_gethostname(char *name, size_t length);
 ssize_t sim_getrandom(void *data, size_t count, unsigned flags);
-int sim_getifaddrs(struct ifaddrs **all);
-void sim_freeifaddrs(struct ifaddrs *all);
+int sim_socket(int family, int type, int protocol);
+ssize_t sim_pread(int fd, void *data, size_t count, off_t at);
+ssize_t sim_pwrite(int fd, const void *data, size_t count, off_t at);
+int sim_ftruncate(int fd, off_t length);
+int sim_lstat(const char *path, struct stat *found);
+int sim_fstat(int fd, struct stat *found);
 
 /* The child between fork and execve runs here, in place, until it would execute or end: then it is as if fork
  * returned in the parent. A buffer of its own for what it changes is the caller's business. */
@@ -108,8 +111,12 @@ struct passwd *sim_getpwnam(const char *name);
 #define sethostname sim_sethostname
 #define gethostname sim_gethostname
 #define getrandom sim_getrandom
-#define getifaddrs sim_getifaddrs
-#define freeifaddrs sim_freeifaddrs
+#define socket sim_socket
+#define pread sim_pread
+#define pwrite sim_pwrite
+#define ftruncate sim_ftruncate
+#define lstat sim_lstat
+#define fstat sim_fstat
 
 #define fork() (setjmp(sim_child) == 0 ? sim_fork(false) : sim_fork(true))
 #define calloc(count, size) sim_child_memory(count, size)

@@ -27,6 +27,7 @@ struct pipe {
 
 struct file {
     char path[64];
+    ino_t inode;
     size_t length;
     char text[FILE_MAX];
 };
@@ -47,6 +48,7 @@ static struct sim_port ports[PORTS];
 static int waiting_port = -1;
 static struct kernel_sockaddr_vm waiting_from;
 static struct file files[FILES];
+static ino_t last_inode;
 static unsigned fail_in;
 static int fail_with;
 
@@ -258,6 +260,21 @@ int sim_pipe2(int fds[2], int flags) {
     return 0;
 }
 
+static void list_interfaces(struct ifconf *list) {
+    static const struct {
+        const char *name;
+        uint8_t address[4];
+    } interfaces[] = {{"lo", {127, 0, 0, 1}}, {"eth0", {10, 0, 0, 1}}};
+    list->ifc_len = sizeof interfaces / sizeof *interfaces * sizeof(struct ifreq);
+    for (size_t i = 0; i < sizeof interfaces / sizeof *interfaces; i++) {
+        struct sockaddr_in address = {.sin_family = AF_INET};
+        memcpy(&address.sin_addr, interfaces[i].address, sizeof address.sin_addr);
+        memset(&list->ifc_req[i], 0, sizeof(struct ifreq));
+        strcpy(list->ifc_req[i].ifr_name, interfaces[i].name);
+        memcpy(&list->ifc_req[i].ifr_addr, &address, sizeof address);
+    }
+}
+
 int sim_ioctl(int fd, unsigned long request, ...) {
     va_list arguments;
     struct descriptor *descriptor = descriptor_of(fd);
@@ -266,6 +283,10 @@ int sim_ioctl(int fd, unsigned long request, ...) {
     if (request == FIONREAD) {
         va_start(arguments, request);
         *va_arg(arguments, int *) = (int)pipes[descriptor->object].length;
+        va_end(arguments);
+    } else if (request == SIOCGIFCONF) {
+        va_start(arguments, request);
+        list_interfaces(va_arg(arguments, struct ifconf *));
         va_end(arguments);
     }
     return 0;
@@ -361,6 +382,7 @@ static struct file *file_of(const char *path, bool make) {
     if (!make || free == NULL || strlen(path) >= sizeof free->path)
         return NULL;
     strcpy(free->path, path);
+    free->inode = ++last_inode;
     free->length = 0;
     return free;
 }
@@ -414,3 +436,47 @@ int sim_mkdir(const char *path, mode_t mode) {
     return sim_fails() ? -1 : 0;
 }
 
+ssize_t sim_pread(int fd, void *data, size_t count, off_t at) {
+    descriptor_of(fd)->at = (size_t)at;
+    return sim_read(fd, data, count);
+}
+
+ssize_t sim_pwrite(int fd, const void *data, size_t count, off_t at) {
+    struct descriptor *descriptor = descriptor_of(fd);
+    size_t had = files[descriptor->object].length;
+    descriptor->at = (size_t)at;
+    ssize_t taken = sim_write(fd, data, count);
+    if (had > files[descriptor->object].length)
+        files[descriptor->object].length = had;
+    return taken;
+}
+
+int sim_ftruncate(int fd, off_t length) {
+    struct descriptor *descriptor = descriptor_of(fd);
+    if (sim_fails())
+        return -1;
+    if (descriptor->kind != TEXT || (size_t)length > files[descriptor->object].length)
+        abort(); /* the agent only ever cuts */
+    files[descriptor->object].length = (size_t)length;
+    return 0;
+}
+
+static int describe(const struct file *file, struct stat *found) {
+    if (sim_fails())
+        return -1;
+    if (file == NULL) {
+        errno = ENOENT;
+        return -1;
+    }
+    *found = (struct stat){.st_ino = file->inode, .st_nlink = 1, .st_size = (off_t)file->length};
+    return 0;
+}
+
+int sim_lstat(const char *path, struct stat *found) { return describe(file_of(path, false), found); }
+
+int sim_fstat(int fd, struct stat *found) { return describe(&files[descriptor_of(fd)->object], found); }
+
+int sim_socket(int family, int type, int protocol) {
+    (void)family, (void)type, (void)protocol;
+    return sim_fails() ? -1 : allocate(DEVICE, 0);
+}

@@ -79,23 +79,6 @@ ssize_t sim_getrandom(void *data, size_t count, unsigned flags) {
     return (ssize_t)count;
 }
 
-int sim_getifaddrs(struct ifaddrs **all) {
-    static struct sockaddr_in four = {.sin_family = AF_INET, .sin_addr.s_addr = 0x0100000a};
-    static struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_addr = {{{0x20, 1, 0xd, 0xb8}}}};
-    static struct sockaddr_in6 local = {.sin6_family = AF_INET6, .sin6_addr = {{{0xfe, 0x80}}}};
-    static struct ifaddrs list[] = {
-        {.ifa_next = list + 1, .ifa_addr = (struct sockaddr *)&four},
-        {.ifa_next = list + 2, .ifa_addr = (struct sockaddr *)&six},
-        {.ifa_next = list + 3, .ifa_addr = (struct sockaddr *)&local},
-        {.ifa_next = list + 4, .ifa_addr = NULL},
-        {.ifa_next = NULL, .ifa_addr = (struct sockaddr *)&four, .ifa_flags = 0x8 /* IFF_LOOPBACK */},
-    };
-    *all = list;
-    return sim_fails() ? -1 : 0;
-}
-
-void sim_freeifaddrs(struct ifaddrs *all) { (void)all; }
-
 /* --- processes ------------------------------------------------------------------------------------------- */
 
 pid_t sim_fork(bool child_has_run) {

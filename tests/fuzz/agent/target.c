@@ -214,10 +214,17 @@ static void open_port(int number, const struct kernel_sockaddr_vm *from) {
     wire_decoder_init(&answers[number], answer_buffers[number]);
 }
 
-static void raw(struct script *script, int port) {
+/* `overtakes`: they are there before the word that the host's side is, as on a virtio-serial port that it has just opened. */
+static void raw(struct script *script, int port, bool overtakes) {
     size_t length = number(script, 2);
     const uint8_t *data = octets(script, &length);
-    deliver(port, data, length);
+    if (!overtakes) {
+        deliver(port, data, length);
+        return;
+    }
+    sim_port_deliver(port, data, length);
+    sim_port_hang_up(port); /* what is read behind them */
+    happen(port, EPOLLIN | EPOLLHUP);
 }
 
 static void plain_frame(struct script *script, int port) {
@@ -324,7 +331,7 @@ static void step(struct script *script) {
     size_t length;
     switch (operation & 15) {
     case 0:
-        raw(script, port);
+        raw(script, port, operation & 0x80);
         break;
     case 1:
         plain_frame(script, port);
@@ -380,9 +387,14 @@ static void step(struct script *script) {
     }
 }
 
+static const char interfaces[] = "00000000000000000000000000000001 01 80 10 80       lo\n"
+                                 "20010db8000000000000000000000001 02 40 00 80     eth0\n"
+                                 "fe800000000000000000000000000001 02 40 20 80     eth0\n";
+
 static void begin(void) {
     sim_begin();
     sim_port_take = take_answer;
+    sim_put_file("/proc/net/if_inet6", (const uint8_t *)interfaces, sizeof interfaces - 1);
     ports_init();
     commands_init();
     identity_init();

@@ -15,4 +15,10 @@ int events_rewatch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_m
 
 uint64_t events_now_ns(void); /* CLOCK_MONOTONIC */
 
+/* Makes the page of what is at `at` this process's own again, after a fork. */
+static inline void unshare(void *at) {
+    volatile unsigned char *octet = at;
+    *octet = *octet;
+}
+
 #endif

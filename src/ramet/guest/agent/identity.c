@@ -1,27 +1,25 @@
 #include "identity.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ifaddrs.h>
-#include <net/if.h>
-#include <netinet/in.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "addresses.h"
+#include "events.h"
+#include "kept.h"
 #include "kernel.h"
 #include "message.h"
 
 #define RUN_DIRECTORY "/run/ramet"
 #define GENERATION_FILE RUN_DIRECTORY "/generation"
 #define HOSTS_MAX 16384
-#define ADDRESSES_MAX 16
+#define NUMBER_DIGITS 20u
 #define OWN_NAME_ADDRESS "127.0.1.1" /* Debian's convention for a host's own name without a fixed address */
+#define OWN_NAME_LINE OWN_NAME_ADDRESS "\t"
 
 struct request {
     uint64_t generation, realtime_ns;
@@ -32,51 +30,57 @@ struct request {
 };
 
 static uint64_t generation;
+static int urandom = -1;
+static struct kept hostname_file = {"/etc/hostname", 0644, -1, 0, 0}, hosts_file = {"/etc/hosts", 0644, -1, 0, 0},
+                   machine_id_file = {"/etc/machine-id", 0444, -1, 0, 0},
+                   generation_file = {GENERATION_FILE, 0644, -1, 0, 0};
+
+static char old_hosts[HOSTS_MAX], new_hosts[HOSTS_MAX + 128];
 
 uint64_t identity_generation(void) { return generation; }
 
-/* Contents as a text, "" when there is no file. Returns its length or -1. */
-static ssize_t read_text(const char *path, char *text, size_t capacity) {
-    text[0] = '\0';
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    size_t length = 0;
-    ssize_t count;
-    while (length < capacity - 1 && (count = read(fd, text + length, capacity - 1 - length)) > 0)
-        length += (size_t)count;
-    text[length] = '\0';
-    close(fd);
-    return (ssize_t)length;
+void identity_unshare(void) {
+    if (generation == 0)
+        return;
+    unshare(&generation);
+    unshare(&generation_file);
+    unshare(old_hosts);
+    unshare(new_hosts);
+    addresses_unshare();
 }
 
-static int write_text(const char *path, const char *text, size_t length, mode_t mode) {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-    if (fd < 0)
-        return -1;
-    ssize_t count = write(fd, text, length);
-    int error = count < 0 ? errno : count != (ssize_t)length ? ENOSPC : 0;
-    close(fd);
-    errno = error;
-    return error ? -1 : 0;
+/* No printf(3) and no strtoull(3) here: see kept.h for what code costs that runs for the first time. */
+static char *put_number(char *at, uint64_t number) {
+    char digits[NUMBER_DIGITS];
+    size_t count = 0;
+    do
+        digits[count++] = (char)('0' + number % 10);
+    while ((number /= 10) > 0);
+    while (count > 0)
+        *at++ = digits[--count];
+    return at;
 }
 
-/* By rename, so that a reader sees the old or the new; in place where a file is a mount of its own. */
-static int replace_text(const char *path, const char *text, mode_t mode) {
-    char temporary[64];
-    snprintf(temporary, sizeof temporary, "%s.ramet-new", path);
-    if (write_text(temporary, text, strlen(text), mode) == 0 && rename(temporary, path) == 0)
-        return 0;
-    int error = errno;
-    unlink(temporary);
-    errno = error;
-    return error == EBUSY || error == EXDEV ? write_text(path, text, strlen(text), mode) : -1;
+static uint64_t number_in(const char *text) {
+    uint64_t number = 0;
+    for (; *text >= '0' && *text <= '9'; text++)
+        number = 10 * number + (uint64_t)(*text - '0');
+    return number;
 }
 
 void identity_init(void) {
-    char text[32];
-    if (read_text(GENERATION_FILE, text, sizeof text) > 0)
-        generation = strtoull(text, NULL, 10);
+    char text[NUMBER_DIGITS + 2];
+    urandom = hostname_file.fd = hosts_file.fd = machine_id_file.fd = generation_file.fd = -1;
+    addresses_init();
+    if (kept_read(&generation_file, text, sizeof text) > 0)
+        generation = number_in(text);
+}
+
+void identity_leave(void) {
+    kept_close(&hostname_file);
+    kept_close(&hosts_file);
+    kept_close(&machine_id_file);
+    kept_close(&generation_file);
 }
 
 static bool is_hostname(const struct wire_field *field) {
@@ -142,99 +146,76 @@ static int add_entropy(const uint8_t *seed, uint32_t bytes) {
     pool.info.entropy_count = (int)bytes * 8;
     pool.info.buf_size = (int)bytes;
     memcpy(pool.info.buf, seed, bytes);
-    int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
-    if (fd < 0)
+    if (urandom < 0 && (urandom = open("/dev/urandom", O_RDWR | O_CLOEXEC)) < 0)
         return -1;
-    int result = ioctl(fd, KERNEL_RNDADDENTROPY, &pool) < 0 ? -1 : ioctl(fd, KERNEL_RNDRESEEDCRNG);
+    int result = ioctl(urandom, KERNEL_RNDADDENTROPY, &pool) < 0 ? -1 : ioctl(urandom, KERNEL_RNDRESEEDCRNG);
     int error = errno;
-    close(fd);
     memset(&pool, 0, sizeof pool);
     errno = error;
     return result;
 }
 
 static int write_hosts(const char *hostname) {
-    static char old[HOSTS_MAX];
-    static char new[HOSTS_MAX + 128];
     size_t length = 0;
-    ssize_t had = read_text("/etc/hosts", old, sizeof old);
+    ssize_t had = kept_read(&hosts_file, old_hosts, sizeof old_hosts);
     if (had < 0)
-        strcpy(old, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    if (had == sizeof old - 1)
+        strcpy(old_hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    if (had == sizeof old_hosts - 1)
         return 0; /* somebody's block list: better an old name in it than a part of it lost */
-    for (char *line = old, *next; *line != '\0'; line = next) {
+    for (char *line = old_hosts, *next; *line != '\0'; line = next) {
         next = strchrnul(line, '\n');
         next += *next == '\n';
         size_t own = strlen(OWN_NAME_ADDRESS);
         if (strncmp(line, OWN_NAME_ADDRESS, own) == 0 && (line[own] == ' ' || line[own] == '\t'))
             continue;
-        memcpy(new + length, line, (size_t)(next - line));
+        memcpy(new_hosts + length, line, (size_t)(next - line));
         length += (size_t)(next - line);
     }
-    if (length > 0 && new[length - 1] != '\n')
-        new[length++] = '\n';
-    snprintf(new + length, sizeof new - length, OWN_NAME_ADDRESS "\t%s\n", hostname);
-    return replace_text("/etc/hosts", new, 0644);
+    if (length > 0 && new_hosts[length - 1] != '\n')
+        new_hosts[length++] = '\n';
+    char *end = mempcpy(new_hosts + length, OWN_NAME_LINE, strlen(OWN_NAME_LINE));
+    end = mempcpy(end, hostname, strlen(hostname));
+    *end++ = '\n';
+    return kept_write(&hosts_file, new_hosts, (size_t)(end - new_hosts));
 }
 
-static int write_line(const char *path, const char *line, mode_t mode) {
-    char text[HOSTNAME_MAX + 2];
-    snprintf(text, sizeof text, "%s\n", line);
-    return replace_text(path, text, mode);
+static int write_line(struct kept *file, const char *line, size_t length) {
+    char text[HOSTNAME_MAX + 1];
+    *(char *)mempcpy(text, line, length) = '\n';
+    return kept_write(file, text, length + 1);
 }
 
-static void put_addresses(struct wire_writer *answer) {
-    struct ifaddrs *all;
-    int count = 0;
-    if (getifaddrs(&all) < 0)
-        return;
-    for (int pass = 0; pass < 2; pass++) {
-        int family = pass == 0 ? AF_INET : AF_INET6;
-        for (struct ifaddrs *each = all; each != NULL && count < ADDRESSES_MAX; each = each->ifa_next) {
-            if (each->ifa_addr == NULL || each->ifa_addr->sa_family != family || each->ifa_flags & IFF_LOOPBACK)
-                continue;
-            const void *address = &((struct sockaddr_in *)(void *)each->ifa_addr)->sin_addr;
-            if (family == AF_INET6) {
-                const struct in6_addr *six = &((struct sockaddr_in6 *)(void *)each->ifa_addr)->sin6_addr;
-                if (IN6_IS_ADDR_LINKLOCAL(six))
-                    continue;
-                address = six;
-            }
-            char text[INET6_ADDRSTRLEN];
-            if (inet_ntop(family, address, text, sizeof text) != NULL) {
-                wire_put(answer, 6, text, (uint32_t)strlen(text));
-                count++;
-            }
-        }
-    }
-    freeifaddrs(all);
+static int write_generation(uint64_t number) {
+    char text[NUMBER_DIGITS];
+    if (!kept_is_current(&generation_file) && mkdir(RUN_DIRECTORY, 0755) < 0 && errno != EEXIST)
+        return -1;
+    return write_line(&generation_file, text, (size_t)(put_number(text, number) - text));
 }
 
 static int answer_with(struct wire_writer *answer, const char **step) {
     uint8_t boot_random[16];
-    char hostname[HOSTNAME_MAX + 1], machine_id[MACHINE_ID_DIGITS + 2], number[32];
+    char hostname[HOSTNAME_MAX + 1], machine_id[MACHINE_ID_DIGITS + 2], number[NUMBER_DIGITS + 2];
     struct timespec now;
     *step = "getrandom";
     if (getrandom(boot_random, sizeof boot_random, GRND_NONBLOCK) != sizeof boot_random)
         return errno;
     *step = "read the identity back";
     if (gethostname(hostname, sizeof hostname) < 0 ||
-        read_text("/etc/machine-id", machine_id, sizeof machine_id) < (ssize_t)MACHINE_ID_DIGITS ||
-        read_text(GENERATION_FILE, number, sizeof number) <= 0 || clock_gettime(CLOCK_REALTIME, &now) < 0)
+        kept_read(&machine_id_file, machine_id, sizeof machine_id) < (ssize_t)MACHINE_ID_DIGITS ||
+        kept_read(&generation_file, number, sizeof number) <= 0 || clock_gettime(CLOCK_REALTIME, &now) < 0)
         return errno ? errno : EIO;
     hostname[HOSTNAME_MAX] = '\0';
-    wire_put_number(answer, 1, 8, strtoull(number, NULL, 10));
+    wire_put_number(answer, 1, 8, number_in(number));
     wire_put(answer, 2, boot_random, sizeof boot_random);
     wire_put(answer, 3, hostname, (uint32_t)strlen(hostname));
     wire_put(answer, 4, machine_id, MACHINE_ID_DIGITS);
     wire_put_number(answer, 5, 8, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
-    put_addresses(answer);
+    addresses_put(answer, 6);
     return 0;
 }
 
 int identity_apply(const struct wire_frame *frame, struct wire_writer *answer, const char **step) {
     struct request request;
-    char number[32];
     *step = "malformed or missing fields";
     if (!parse(frame, &request))
         return EBADMSG;
@@ -250,17 +231,16 @@ int identity_apply(const struct wire_frame *frame, struct wire_writer *answer, c
     if (sethostname(request.hostname, strlen(request.hostname)) < 0)
         return errno;
     *step = "write /etc/hostname";
-    if (write_line("/etc/hostname", request.hostname, 0644) < 0)
+    if (write_line(&hostname_file, request.hostname, strlen(request.hostname)) < 0)
         return errno;
     *step = "write /etc/hosts";
     if (write_hosts(request.hostname) < 0)
         return errno;
     *step = "write /etc/machine-id";
-    if (write_line("/etc/machine-id", request.machine_id, 0444) < 0)
+    if (write_line(&machine_id_file, request.machine_id, MACHINE_ID_DIGITS) < 0)
         return errno;
     *step = "write " GENERATION_FILE;
-    snprintf(number, sizeof number, "%llu", (unsigned long long)request.generation);
-    if ((mkdir(RUN_DIRECTORY, 0755) < 0 && errno != EEXIST) || write_line(GENERATION_FILE, number, 0644) < 0)
+    if (write_generation(request.generation) < 0)
         return errno;
     generation = request.generation;
     errno = 0;

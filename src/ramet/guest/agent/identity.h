@@ -7,6 +7,10 @@
 /* Takes up the generation that an agent before this one wrote down, if any. */
 void identity_init(void);
 uint64_t identity_generation(void);
+/* Closes the files that are kept open, so that the filesystem that they are on can be unmounted. */
+void identity_leave(void);
+/* As session_unshare. */
+void identity_unshare(void);
 
 /* Carries out the request and writes the answer's fields, all read back from the kernel and the files.
  * 0, or errno with `*step` naming what failed; the steps before it stay done. EBADMSG: nothing was done. */

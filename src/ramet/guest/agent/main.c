@@ -87,6 +87,7 @@ static void flush_all(void) {
 
 static void leave(enum shutdown_wish wish, bool is_init) {
     flush_all();
+    identity_leave();
     if (is_init)
         init_shutdown(wish);
     else

@@ -30,6 +30,18 @@ void ports_init(void) {
     }
 }
 
+void ports_unshare(void) {
+    for (int i = 0; i < PORTS_MAX; i++) {
+        struct port *port = &ports[i];
+        if (port->fd < 0 || port->received == 0)
+            continue; /* it has carried nothing: its pages aren't there */
+        unshare(port);
+        unshare(port->in);
+        unshare(port->frame);
+        unshare(port->out);
+    }
+}
+
 struct port *port_at(int index) { return &ports[index]; }
 
 int port_index(const struct port *port) { return (int)(port - ports); }
@@ -51,6 +63,8 @@ static bool port_open(int fd, int number) {
         port->fd = fd;
         port->number = number;
         port->readable = port->writable = true;
+        port->met = number < 0;
+        port->heard = false;
         port->in_session = port->resumable = false;
         port->in_at = port->in_length = 0;
         port_forget_output(port);
@@ -199,9 +213,13 @@ void port_event(struct port *port, uint32_t poll_mask) {
         port->readable = true;
     if (poll_mask & EPOLLOUT)
         port->writable = true;
+    port->heard = false;
     /* Nobody will take it, and it may be what keeps us from reading on. A vsock connection that ended because the VMM
-     * saved its state reports an error and no end. */
-    if (poll_mask & (EPOLLHUP | EPOLLERR))
+     * saved its state reports an error and no end. A virtio-serial port whose host's side hasn't come yet keeps it: that
+     * it comes is told by a queue of its own, and HELLO may overtake it. */
+    if (!(poll_mask & (EPOLLHUP | EPOLLERR)))
+        port->met = true;
+    else if (port->met)
         port_drop_output(port);
 }
 
@@ -213,6 +231,7 @@ static bool refill(struct port *port, void (*hang_up)(struct port *)) {
     if (count > 0) {
         port->in_at = 0;
         port->in_length = (uint32_t)count;
+        port->heard = true;
         return true;
     }
     if (count < 0 && errno == EINTR)
@@ -220,6 +239,11 @@ static bool refill(struct port *port, void (*hang_up)(struct port *)) {
     port->readable = false;
     if (count < 0 && errno == EAGAIN)
         return false;
+    /* What was just read came before the word that there is somebody: this isn't its end. An event will tell that he is
+     * there, or that he has gone again. */
+    if (count == 0 && !port->met && port->heard)
+        return false;
+    port->met = port->number < 0;
     hang_up(port);
     port_drop_output(port);
     /* End of file on a virtio port means that the host's side is away: it will come again. A connection won't. */

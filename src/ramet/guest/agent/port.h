@@ -24,6 +24,8 @@ struct port {
     int number; /* N of ramet.agent.N; -1 for a connection */
     bool readable;
     bool writable;
+    bool met;   /* its host's side has been there since it was last away; a connection's always was */
+    bool heard; /* something was read since the last event */
     bool in_session;
     uint32_t in_at, in_length;
     uint32_t out_kept, out_at, out_length; /* out_kept: in a session that can be resumed only */
@@ -39,6 +41,8 @@ struct port {
 };
 
 void ports_init(void);
+/* As session_unshare. */
+void ports_unshare(void);
 struct port *port_at(int index);
 int port_index(const struct port *port);
 int ports_open_count(void);

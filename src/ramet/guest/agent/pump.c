@@ -5,6 +5,7 @@
 
 #include "command.h"
 #include "command_table.h"
+#include "session.h"
 #include "start.h"
 
 #define STDIN_GRANT (STDIN_WINDOW / 2) /* grants smaller than this cost more than they give */
@@ -39,6 +40,7 @@ static bool pump_start(struct command *command, struct port *port) {
         return false;
     }
     command_close_fd(&command->report);
+    session_unshare();
     command->starting = false;
     if (count == sizeof report) {
         report.text[sizeof report.text - 1] = '\0';

@@ -82,6 +82,10 @@ void port_send_before(struct port *port, uint8_t type, const struct wire_writer 
     static uint8_t frame[WIRE_STUFFED_MAX(1024u)];
     if (WIRE_STUFFED_MAX(writer->length) > sizeof frame)
         return;
+    if (port->out_length == 0) { /* nearly always: nothing is moved, and in a fork no page more is written */
+        port->out_length = (uint32_t)wire_encode(port->out, type, 0, writer->buffer, writer->length);
+        return;
+    }
     uint32_t size = (uint32_t)wire_encode(frame, type, 0, writer->buffer, writer->length);
     memmove(port->out + size, port->out, port->out_length);
     memcpy(port->out, frame, size);

@@ -18,6 +18,12 @@ void session_forbid_machine_changes(void) { machine_is_ours = false; }
 
 enum shutdown_wish session_shutdown_wish(void) { return wish; }
 
+void session_unshare(void) {
+    unshare(answer_buffer);
+    ports_unshare();
+    identity_unshare();
+}
+
 void session_end(struct port *port) {
     port->in_session = port->resumable = false;
     port->away_until_ns = 0;

@@ -1,0 +1,14 @@
+/* The machine's own addresses, as IDENTITY_DONE gives them. */
+#ifndef RAMET_ADDRESSES_H
+#define RAMET_ADDRESSES_H
+
+#include "wire.h"
+
+void addresses_init(void);
+/* As session_unshare. */
+void addresses_unshare(void);
+
+/* Puts each as a text under `tag`: IPv4 first, none of a loopback's, no link-local IPv6, not more than sixteen. */
+void addresses_put(struct wire_writer *answer, uint8_t tag);
+
+#endif
