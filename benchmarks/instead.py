@@ -13,9 +13,7 @@ from benchmarks import floor, guests
 from benchmarks.figures import Key
 from benchmarks.latency import READY
 from benchmarks.run import Benchmark, Plot, Run
-from ramet.units import MIB
 
-_TOUCHED: Final = 64 * MIB
 _BACKEND: Final = r"-object memory-backend-file,id=mem,size=(\d+),mem-path=mem,share=off(,[a-z=,]+)?"
 PSS: Final = "PSS when ready"
 DISK: Final = "disk of the state"
@@ -94,8 +92,7 @@ def _until_ready(vmm: floor.Qemu, directory: Path) -> tuple[float, int]:
 
 async def measure(run: Run, driver: str) -> None:
     """A fork, then each of the others, in turn."""
-    source = await guests.boot(run.host, driver, "512M", touched_bytes=_TOUCHED)
-    base = await source.template()
+    base = await run.touched(driver)
     scratch = run.scratch / "instead" / driver
     scratch.mkdir(parents=True)
     if driver == "qemu":

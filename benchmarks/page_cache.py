@@ -9,13 +9,11 @@ from benchmarks import guests
 from benchmarks.figures import Key
 from benchmarks.latency import EXEC, READY
 from benchmarks.run import Benchmark, Plot, Run
-from ramet.units import MIB
 
 
 async def measure(run: Run, driver: str) -> None:
     """Warm, cold, warm, cold."""
-    vm = await guests.boot(run.host, driver, "512M", touched_bytes=64 * MIB)
-    base = await vm.template()
+    base = await run.touched(driver)
     mem = base.directory / "mem"
     async with base.fork(1):  # the VMM's own files are in the cache, in both cases
         pass

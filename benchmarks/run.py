@@ -20,6 +20,7 @@ from benchmarks.figures import Figure, Ledger, Ratio
 from ramet import config
 from ramet.errors import NotFoundError, UnavailableError
 from ramet.host import processes
+from ramet.units import MIB
 
 Number = TypeVar("Number", int, float)
 
@@ -103,6 +104,16 @@ class Run:
         key = (driver, memory)
         if key not in self._templates:
             vm = await guests.boot(self.host, driver, memory)
+            self._templates[key] = await vm.template()
+        return self._templates[key]
+
+    async def touched(self, driver: str) -> ramet.VM:
+        """A template of 512 MiB whose guest has written 64 MiB; in a quick run as it has booted."""
+        if self.quick:
+            return await self.template(driver)
+        key = (driver, "512M, touched")
+        if key not in self._templates:
+            vm = await guests.boot(self.host, driver, "512M", touched_bytes=64 * MIB)
             self._templates[key] = await vm.template()
         return self._templates[key]
 
