@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel test-wheel emulated-host fuzz format lock clean
+.PHONY: help setup demo test check bench bench-quick wheel test-wheel emulated-host fuzz format lock clean
 
 BIN := .venv/bin
 SOURCES := src tests tools benchmarks
@@ -34,6 +34,17 @@ test: setup ## lint, types, import rules, and every test
 	$(LINT)
 	$(BIN)/pytest $(SIDE_BY_SIDE)
 
+bench: setup .venv/.done-bench ## measure everything anew (10 minutes): docs/benchmarks.md, its data and plots
+	$(BIN)/python -m benchmarks
+
+bench-quick: setup .venv/.done-bench ## a few values of everything (1 minute): build/benchmarks.md
+	$(BIN)/python -m benchmarks --quick
+
+# Plots want a library of 50 MB, and nothing else does.
+.venv/.done-bench: requirements-bench.lock | .venv
+	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
 wheel: | .venv ## build dist/ramet-*.whl with the agents for x86-64 and aarch64; downloads a cross-compiler once
 	$(BIN)/python tools/build_wheel.py
 
@@ -53,7 +64,7 @@ format: | .venv ## put the sources into the project's format
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-lock: | .venv ## write both lock files anew, with the newest versions that pyproject.toml allows
+lock: | .venv ## write all lock files anew, with the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	echo 'setuptools>=70.1' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
 	    --python-version 3.11 --extra dev --no-emit-index-url --no-annotate \
@@ -61,6 +72,9 @@ lock: | .venv ## write both lock files anew, with the newest versions that pypro
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
 	    --python-version 3.11 --group wheel --no-emit-index-url --no-annotate \
 	    --custom-compile-command "make lock" --output-file requirements-wheel.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
+	    --python-version 3.11 --group bench --constraints requirements.lock --no-emit-index-url --no-annotate \
+	    --custom-compile-command "make lock" --output-file requirements-bench.lock
 
 clean: ## remove what was made in this directory; kernels and images in the cache stay
 	rm -rf .venv .venv-wheel build dist src/*.egg-info src/ramet/guest/bin

@@ -33,7 +33,9 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 LIMIT_S: Final = 60.0
 POLL_S: Final = 0.0005
+AGAIN_S: Final = 0.1
 AGENT_PORT: Final = 1024
+PARTS: Final = ("mem", "vmstate", "disk.raw")
 STEPS: Final = ("link", "spawn", "load", "resume", "answer", "total")
 
 
@@ -102,46 +104,71 @@ def receive_until(stream: socket.socket, found: Callable[[bytes], bool]) -> byte
 
 
 def greet(stream: socket.socket) -> None:
-    """HELLO of docs/protocol.md, and its WELCOME. Nothing in it needs stuffing: the nonce is of digits."""
+    """HELLO of docs/protocol.md, and its WELCOME. Nothing in it needs stuffing: the nonce is of digits.
+
+    Said again when it isn't answered soon: the guest of a fork may still be closing its parent's session, and
+    drops what it reads meanwhile.
+    """
     nonce = os.urandom(8).hex().encode()
     payload = b"\x01\x10\0\0\0" + nonce + b"\x02\x02\0\0\0\x01\0"
-    stream.sendall(b"\x7e\x01" + bytes(7) + len(payload).to_bytes(4, "little") + payload + b"\x7e")
-    receive_until(stream, lambda received: nonce in received and received.endswith(b"\x7e"))
+    hello = b"\x7e\x01" + bytes(7) + len(payload).to_bytes(4, "little") + payload + b"\x7e"
+    deadline = time.monotonic() + LIMIT_S
+    stream.settimeout(AGAIN_S)
+    received = b""
+    while not (nonce in received and received.endswith(b"\x7e")):
+        if time.monotonic() > deadline:
+            raise FloorError(f"no answer within {LIMIT_S:.0f} s")
+        if not received:
+            stream.sendall(hello)
+        with suppress(TimeoutError):
+            received += receive_until(stream, bool)
 
 
 def put_parts(fork: Fork, source: Path) -> None:
+    """All that a source has is linked. Its disk, too: nothing that runs here writes to it."""
     fork.directory.mkdir()
-    for name in ("mem", "vmstate"):
-        (fork.directory / name).hardlink_to(source / name)
+    for part in source.iterdir():
+        if part.name in PARTS:
+            (fork.directory / part.name).hardlink_to(part)
 
 
 class Firecracker:
-    """Forks of the probe."""
+    """Forks of what `source` has: `mem` and `vmstate` of a guest with a vsock device, perhaps `disk.raw`."""
 
-    def __init__(self, program: str, probe: Path, memory_mib: int, source: Path) -> None:
+    def __init__(self, program: str, source: Path) -> None:
         self.program, self.source = program, source
+
+    @classmethod
+    def probe(cls, program: str, probe: Path, memory_mib: int, source: Path) -> Firecracker:
+        """Of the probe guest: booted and saved here, in the new directory `source`."""
+        made = cls(program, source)
         source.mkdir()
-        shutil.copyfile(probe, source / "kernel")
+        warm = Fork(source)
+        try:
+            made.boot(warm, probe, memory_mib)
+            made._api(warm, "PATCH", "/vm", state="Paused")
+            kind = {"snapshot_type": "Full", "snapshot_path": "vmstate", "mem_file_path": "mem"}
+            made._api(warm, "PUT", "/snapshot/create", **kind)
+        finally:
+            warm.end()
+        # All of guest RAM was written, zeros too: without them there is less to write back while it is timed.
+        subprocess.run(["fallocate", "--dig-holes", source / "mem"], check=True, timeout=LIMIT_S)
+        os.sync()
+        return made
+
+    def boot(self, fork: Fork, probe: Path, memory_mib: int) -> None:
+        """Not a fork: a guest that boots, in the fork's directory, until it has answered."""
+        shutil.copyfile(probe, fork.directory / "kernel")
         configuration = {
             "boot-source": {"kernel_image_path": "kernel", "boot_args": "console=ttyS0"},
             "drives": [],
             "machine-config": {"vcpu_count": 1, "mem_size_mib": memory_mib},
             "vsock": {"guest_cid": 3, "uds_path": "vsock.sock"},
         }
-        (source / "config.json").write_text(json.dumps(configuration))
-        warm = Fork(source)
-        try:
-            warm.process = self._spawn(source, "--config-file", "config.json")
-            connect(source / "api.sock", warm.process).close()
-            self._greet(warm)
-            self._api(warm, "PATCH", "/vm", state="Paused")
-            kind = {"snapshot_type": "Full", "snapshot_path": "vmstate", "mem_file_path": "mem"}
-            self._api(warm, "PUT", "/snapshot/create", **kind)
-        finally:
-            warm.end()
-        # All of guest RAM was written, zeros too: without them there is less to write back while it is timed.
-        subprocess.run(["fallocate", "--dig-holes", source / "mem"], check=True, timeout=LIMIT_S)
-        os.sync()
+        (fork.directory / "config.json").write_text(json.dumps(configuration))
+        fork.process = self._spawn(fork.directory, "--config-file", "config.json")
+        connect(fork.directory / "api.sock", fork.process).close()
+        self._greet(fork)
 
     def start(self, fork: Fork) -> None:
         put_parts(fork, self.source)
@@ -193,11 +220,7 @@ class Qemu:
         source.mkdir()
         for name in ("mem", "vmstate"):
             (source / name).hardlink_to(template / name)
-        lines = (template / "vmm.log").read_text(errors="replace").splitlines()
-        started = [line for line in lines if " -no-user-config " in line]
-        if not started:
-            raise FloorError(f"{template / 'vmm.log'} has no command line of QEMU")
-        whole = started[-1][started[-1].index(" -no-user-config ") :]
+        whole = command_line(template)
         # `-append` takes several words here, up to the next option.
         whole = re.sub(r" -(kernel|initrd) \S+| -append .*?(?= -[a-z]|$)| -S\b| -incoming \S+", "", whole)
         self.words = [program, *whole.split(), "-S", "-incoming", "defer"]
@@ -208,12 +231,7 @@ class Qemu:
         with self._spawned(fork) as monitor:
             self._execute(monitor, "qmp_capabilities")
             fork.mark()
-            with (fork.directory / "vmstate").open("rb") as vmstate:
-                self._execute(monitor, "getfd", [vmstate.fileno()], fdname="vmstate")
-            events = [{"capability": "events", "state": True}]
-            self._execute(monitor, "migrate-set-capabilities", capabilities=events)
-            done = self._execute(monitor, "migrate-incoming", uri="fd:vmstate")
-            receive_until(monitor, lambda received: b'"completed"' in done + received)
+            self._incoming(monitor, fork.directory / "vmstate")
             fork.mark()
             self._execute(monitor, "cont")
             fork.mark()
@@ -221,6 +239,14 @@ class Qemu:
             with connect(fork.directory / "agent0.sock", fork.process) as stream:
                 greet(stream)
             fork.mark()
+
+    def _incoming(self, monitor: socket.socket, state: Path) -> None:
+        with state.open("rb") as vmstate:
+            self._execute(monitor, "getfd", [vmstate.fileno()], fdname="vmstate")
+        events = [{"capability": "events", "state": True}]
+        self._execute(monitor, "migrate-set-capabilities", capabilities=events)
+        done = self._execute(monitor, "migrate-incoming", uri="fd:vmstate")
+        receive_until(monitor, lambda received: b'"completed"' in done + received)
 
     @contextmanager
     def _spawned(self, fork: Fork) -> Iterator[socket.socket]:
@@ -266,6 +292,15 @@ class Qemu:
         return answer
 
 
+def command_line(template: Path) -> str:
+    """The words that a template's QEMU was started with, without the program: ramet logs them."""
+    lines = (template / "vmm.log").read_text(errors="replace").splitlines()
+    started = [line for line in lines if " -no-user-config " in line]
+    if not started:
+        raise FloorError(f"{template / 'vmm.log'} has no command line of QEMU")
+    return started[-1][started[-1].index(" -no-user-config ") :]
+
+
 def figures(values: list[float]) -> dict[str, float]:
     """Median and spread."""
     ordered = sorted(values)
@@ -281,6 +316,16 @@ def memory_of(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     return found["Pss"], found["Private_Dirty"] + found["Private_Clean"]
 
 
+def cpu_of(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of processor time of its threads that live, to the nanosecond where the kernel tells."""
+    try:
+        threads = list(Path(f"/proc/{process.pid}/task").iterdir())
+        return sum(int((one / "schedstat").read_text().split()[0]) for one in threads) / 1e9
+    except FileNotFoundError:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def round_of(vmm: Firecracker | Qemu, directory: Path, forks: int, concurrency: int) -> dict[str, Any]:
     """Starts the forks and ends them all. What they cost, while all of them were alive."""
     directory.mkdir()
@@ -292,13 +337,16 @@ def round_of(vmm: Firecracker | Qemu, directory: Path, forks: int, concurrency: 
 
     try:
         with ThreadPoolExecutor(concurrency) as pool:
-            started = time.perf_counter()
+            own_s, started = time.process_time(), time.perf_counter()
             list(pool.map(start, made))
             wall_ms = 1000 * (time.perf_counter() - started)
+            own_s = time.process_time() - own_s
+        cpu_s = own_s + sum(cpu_of(fork.process) for fork in made if fork.process is not None)
         memory = [memory_of(fork.process) for fork in made if fork.process is not None]
         links = (made[0].directory / "mem").stat().st_nlink
         return {
             "wall_ms": wall_ms,
+            "cpu_ms": 1000 * cpu_s,
             "times_ms": [fork.times_ms() for fork in made],
             "pss_bytes": [one[0] for one in memory],
             "private_bytes": [one[1] for one in memory],
@@ -355,7 +403,7 @@ def measure(chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         found = os.environ.get("RAMET_FIRECRACKER") or shutil.which("firecracker") or str(kept)
         program = chosen.program or found
         memory_mib = int(chosen.memory[:-1]) * (1024 if chosen.memory.endswith("G") else 1)
-        vmm = Firecracker(program, chosen.probe, memory_mib, scratch / "source")
+        vmm = Firecracker.probe(program, chosen.probe, memory_mib, scratch / "source")
     else:
         vmm = Qemu(
             chosen.program or os.environ.get("RAMET_QEMU") or "qemu-system-x86_64",
@@ -379,6 +427,7 @@ def measure(chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "rounds": chosen.rounds,
         "wall_ms": figures(walls),
         "wall_ms_per_fork": round(statistics.median(walls) / chosen.forks, 3),
+        "cpu_ms_per_fork": round(statistics.median(done["cpu_ms"] for done in rounds) / chosen.forks, 3),
         "fork_ms": {step: figures([one[step] for one in times]) for step in STEPS},
         "pss_bytes": figures([one for done in rounds for one in done["pss_bytes"]]),
         "private_bytes": figures([one for done in rounds for one in done["private_bytes"]]),

@@ -110,7 +110,14 @@ async def measure(
 
 
 async def measure_branches(
-    source: ramet.VM, driver: str, memory: str, disk: str, branches: int, *, heartbeats: bool = True
+    source: ramet.VM,
+    driver: str,
+    memory: str,
+    disk: str,
+    branches: int,
+    *,
+    heartbeats: bool = True,
+    settled_s: float = SETTLED_S,
 ) -> Pauses:
     """As `measure`, of a guest that runs already."""
     ports = 8 if driver == "qemu" else 0
@@ -123,7 +130,7 @@ async def measure_branches(
     ):
         if disk == "busy" and driver == "qemu":
             await source.spawn("sh", "-c", BUSY, console=False)
-        await anyio.sleep(2 * SETTLED_S)
+        await anyio.sleep(2 * settled_s)
         for _ in range(branches):
             events.clear()
             since = time.time()
@@ -135,7 +142,7 @@ async def measure_branches(
             stopped, resumed = pause
             windows.append((stopped, resumed))
             made.events.append(1000 * (resumed - stopped))
-            await anyio.sleep(SETTLED_S)
+            await anyio.sleep(settled_s)
     stamps = beats()
     if len(stamps) > 1:
         gaps = [(stamps[i], stamps[i + 1]) for i in range(len(stamps) - 1)]

@@ -77,3 +77,16 @@ def test_invented_names_are_legal_and_free() -> None:
 
 def test_ids_are_distinct() -> None:
     assert len({new_id() for _ in range(1000)}) == 1000
+
+
+@given(st.text("ab-", min_size=1, max_size=63), st.integers(1, 120))
+def test_forks_of_a_long_line_have_legal_names(source: str, count: int) -> None:
+    names = fork_names(count, name=None, source=f"x{source}"[:63], taken={f"x{source}"[:63]})
+    assert len({check_name(name) for name in names}) == count
+    assert f"x{source}"[:63] not in names
+
+
+def test_a_chosen_name_must_have_room_for_its_numbers() -> None:
+    assert fork_names(1, name="x" * 63, source="warm", taken=()) == ["x" * 63]
+    with pytest.raises(UsageError):
+        fork_names(2, name="x" * 62, source="warm", taken=())

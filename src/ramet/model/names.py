@@ -13,6 +13,8 @@ from typing import Final, Protocol, TypeVar
 from ramet.errors import NotFoundError, UsageError
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.IGNORECASE | re.ASCII)
+_MOST_CHARACTERS: Final = 63
+"""It is its guest's hostname, too (RFC 1123, section 2.1, by RFC 1035's labels)."""
 ID_DIGITS: Final = 12
 _SHORTEST_PREFIX: Final = 4
 
@@ -99,17 +101,19 @@ def fork_names(count: int, *, name: str | None, source: str, taken: Iterable[str
     """The names of `count` forks: `X` for one, `X-1 … X-N` for more, else the source's name and free numbers.
 
     Names that the caller asked for are returned even if taken (the store then refuses them); numbers of an
-    unnamed fork skip taken ones.
+    unnamed fork skip taken ones, and a source's name that gets too long with one (a fork of a fork of a fork…)
+    is cut short. Raises `UsageError` for a name that isn't legal, with its number.
     """
     if name is not None:
-        check_name(name)
+        check_name(name if count == 1 else f"{name}-{count}")
         return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
     used = set(taken)
     names: list[str] = []
     number = 0
     while len(names) < count:
         number += 1
-        if (candidate := f"{source}-{number}") not in used:
+        end = f"-{number}"
+        if (candidate := f"{source[: _MOST_CHARACTERS - len(end)]}{end}") not in used:
             names.append(candidate)
     return names
 

@@ -1,0 +1,37 @@
+"""All benchmarks, in the order in which they run and are shown."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks import (
+    branches,
+    depth,
+    fanout,
+    footprint,
+    instead,
+    latency,
+    page_cache,
+    ram_size,
+    startup,
+    thousand,
+    touched,
+)
+
+ALL: Final = tuple(
+    module.BENCHMARK
+    for module in (
+        latency,
+        instead,
+        fanout,
+        ram_size,
+        touched,
+        depth,
+        branches,
+        footprint,
+        page_cache,
+        startup,
+        thousand,
+    )
+)
+BY_NAME: Final = {benchmark.name: benchmark for benchmark in ALL}

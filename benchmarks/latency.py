@@ -1,0 +1,87 @@
+"""One fork: until its guest has proved itself, and until its first command has ended.
+
+With and without a pool, against the floor and against copying.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Final
+
+import ramet
+from benchmarks import guests
+from benchmarks.figures import Key
+from benchmarks.run import Benchmark, Plot, Run
+
+READY: Final = "fork to ready"
+EXEC: Final = "fork to first exec"
+WARM: Final = 2
+"""VMMs that the pool keeps for the one fork that is made at a time."""
+_COPIES_EACH: Final = 5
+"""Copying is slower and of less interest: once in so many rounds."""
+_STEPS: Final = ("queued", "clone", "spawn", "load", "resume", "ready")
+
+
+async def measure(run: Run, driver: str) -> None:
+    """Alternating: ramet, the floor, a pool where there is one, and now and then a copy."""
+    base = await run.template(driver)
+    floor = run.floor(driver, base)
+    who = f"{driver}, ramet"
+    async with AsyncExitStack() as stack:
+        pooled = await _pooled(run, stack, driver)
+        await _one(run, base, "")  # the first of a process imports what it needs
+        for number in run.rounds(200 if driver == "firecracker" else 100, 8, least=run.pick(20, 4)):
+            await _one(run, base, who)
+            run.ledger.put(READY, f"{driver}, floor", floor.once())
+            if pooled is not None:
+                await _one(run, pooled[1], f"{driver}, warm pool")
+                # It fills up again now, not in somebody else's time.
+                await guests.filled(pooled[0], pooled[1].id)
+            if number % _COPIES_EACH == 0:
+                await _one(run, base, f"{driver}, copying", share_memory=False)
+    for name, one in (("ramet", who), ("warm pool", f"{driver}, warm pool")):
+        run.ledger.compare(f"{driver}: {name} over floor", Key(READY, one), Key(READY, f"{driver}, floor"))
+    run.ledger.compare(
+        f"{driver}: copying over sharing", Key(READY, f"{driver}, copying"), Key(READY, who), paired=False
+    )
+
+
+async def _one(run: Run, base: ramet.VM, who: str, *, share_memory: bool = True) -> None:
+    clock = guests.Clock()
+    async with base.fork(1, share_memory=share_memory) as (fork,):
+        ready_ms = clock.ms
+        await fork.exec("true", check=True)
+        exec_ms = clock.ms
+        if not who:
+            return
+        run.ledger.put(READY, who, ready_ms)
+        run.ledger.put(EXEC, who, exec_ms)
+        if share_memory:
+            for step in _STEPS:
+                run.ledger.put(f"step {step}", who, getattr(fork.receipt.timings_ms, step))
+
+
+async def _pooled(run: Run, stack: AsyncExitStack, driver: str) -> tuple[ramet.Host, ramet.VM] | None:
+    """A Host with a full pool, and a template in it."""
+    if not guests.pools_there():
+        run.ledger.skip(f"{driver}, warm pool", "this ramet keeps no pool (`Host` has no parameter `warm`)")
+        return None
+    host = await stack.enter_async_context(guests.pool(run.scratch / f"pooled-{driver}", WARM))
+    base = await (await guests.boot(host, driver, "512M")).template()
+    async with base.fork(1):  # a pool is for sources that are forked: now it knows this one
+        pass
+    await guests.filled(host, base.id)
+    return host, base
+
+
+BENCHMARK: Final = Benchmark(
+    name="latency",
+    title="One fork",
+    about="A fork of a template of 512 MiB, one at a time: from the call until its guest has proved itself "
+    "(`fork to ready`), and until a command in it, `true`, has ended (`fork to first exec`). The "
+    "floor is link, spawn, load, resume and the guest's first answer, without ramet. `copying` is "
+    "`share_memory=False`. The steps are the receipt's.",
+    measure=measure,
+    budget_s=30,
+    plots=(Plot(READY, "One fork, call to ready", log_x=True),),
+)

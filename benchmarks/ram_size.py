@@ -1,0 +1,49 @@
+"""A fork against the size of its guest's RAM: there should be nothing to see."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks import guests
+from benchmarks.figures import Key
+from benchmarks.latency import READY
+from benchmarks.run import Benchmark, Plot, Run
+from ramet.units import parse_size
+
+SIZES: Final = ("256M", "1G", "4G", "8G")
+_QUICK: Final = ("256M", "512M")
+
+
+async def measure(run: Run, driver: str) -> None:
+    """A fork of each size in turn, and the floor's of the same template."""
+    sizes = _QUICK if run.quick else SIZES
+    if run.quick and driver == "qemu":
+        run.ledger.skip(driver, "booting guests takes too long for a quick run")
+        return
+    bases = {size: await run.template(driver, size) for size in sizes}
+    for _ in run.rounds(40 if driver == "firecracker" else 15, 2, least=5):
+        for size, base in bases.items():
+            x = parse_size(size)
+            clock = guests.Clock()
+            async with base.fork(1):
+                run.ledger.put(READY, f"{driver}, ramet", clock.ms, x=x)
+            run.ledger.put(READY, f"{driver}, floor", run.floor(driver, base).once(), x=x)
+    smallest = parse_size(sizes[0])
+    for size in sizes[1:]:
+        for who in ("ramet", "floor"):
+            run.ledger.compare(
+                f"{driver}, {who}: {size} over {sizes[0]}",
+                Key(READY, f"{driver}, {who}", parse_size(size)),
+                Key(READY, f"{driver}, {who}", smallest),
+            )
+
+
+BENCHMARK: Final = Benchmark(
+    name="ram_size",
+    title="RAM",
+    about="A fork of guests that have booted and touched nothing else, by the size of their RAM.",
+    measure=measure,
+    budget_s=20,
+    axis="bytes of RAM",
+    plots=(Plot(READY, "One fork by size of RAM, call to ready", log_x=True),),
+)

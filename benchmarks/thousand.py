@@ -1,0 +1,54 @@
+"""A thousand forks of one template, alive at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from benchmarks import guests
+from benchmarks.run import Benchmark, Run
+from ramet.host import processes
+
+COUNT: Final = 1000
+ANSWERED: Final = "forks that answered"
+REAPED: Final = "time to reap"
+LEFT: Final = "processes and directories left"
+
+
+async def measure(run: Run, driver: str) -> None:
+    """All of them at once, asked something, and removed."""
+    base = await run.template(driver)
+    count = run.pick(COUNT, 50)
+    who = f"{driver}, ramet"
+    instances = run.host.home / "instances"
+    before = set(instances.iterdir())
+    clock = guests.Clock()
+    async with base.fork(count) as forks:
+        run.ledger.put("time to fork", who, clock.ms / 1000, "s", x=count)
+        pss = sum(guests.memory_of(fork.receipt.pid)["Pss"] for fork in forks)
+        run.ledger.put("PSS per fork", who, pss / count, "bytes", x=count)
+        clock = guests.Clock()
+        results = await forks.exec("hostname")
+        run.ledger.put("time to ask them all", who, clock.ms / 1000, "s", x=count)
+        # Each with a name of its own, so that no answer is counted twice.
+        names = {result.text for result in results if not isinstance(result, Exception)}
+        run.ledger.put(ANSWERED, who, len(names), "", x=count)
+        pids = {fork.receipt.pid for fork in forks}
+        clock = guests.Clock()
+    run.ledger.put(REAPED, who, clock.ms / 1000, "s", x=count)
+    left: set[Path | int] = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+    left |= set(instances.iterdir()) - before
+    left |= {process.pid for found in processes.spawned_below(instances).values() for process in found}
+    run.ledger.put(LEFT, who, len(left), "", x=count)
+
+
+BENCHMARK: Final = Benchmark(
+    name="thousand",
+    title="A thousand at once",
+    about="1,000 probe forks of one template in one call, all alive at once: each is asked its name, then "
+    "all are removed. Once: what it shows is that it works, and how long it takes to clear away.",
+    measure=measure,
+    budget_s=40,
+    drivers=("firecracker",),
+    axis="forks",
+)
