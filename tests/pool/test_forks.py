@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import anyio
 import pytest
 
 import ramet
+import ramet.sync
 from ramet.engine.manifest import read_manifest
 from ramet.errors import NotSharedError
 from ramet.host import processes
@@ -184,3 +186,39 @@ async def test_several_hosts_fork_at_once_and_each_gets_another_one(probe_home: 
         assert len(warm) >= 6
         assert len({vm.receipt.pid for vm in got}) == 8
         assert (await settled(keeper)).keepers[0].pid == os.getpid()
+
+
+@pytest.mark.parametrize("stage", ["loaded", "empty"])
+async def test_a_call_that_is_cancelled_leaves_nothing_of_what_it_took(probe_home: Path, stage: str) -> None:
+    async with ramet.Host(probe_home, warm=3) as host, ramet.Host(probe_home) as other:
+        base = await other.get("base")
+        for delay_s in (0.0, 0.001, 0.002, 0.004, 0.006, 0.010, 0.020):
+            if stage == "loaded":
+                await fork_and_remove(host)
+            await filled(host, 1, source="base" if stage == "loaded" else None)
+            with anyio.move_on_after(delay_s):
+                for vm in await base.fork(3):
+                    await vm.remove(force=True)
+            with anyio.CancelScope(shield=True):
+                instances = [one.id for one in await host.list(everything=True)]
+                for instance in instances:
+                    if instance != base.id:
+                        await (await other.get(instance)).remove(force=True)
+            assert {one.name for one in (probe_home / "instances").iterdir()} == {base.id}
+
+
+async def fork_and_remove(host: ramet.Host) -> None:
+    """So that it is warm."""
+    (vm,) = await fork(host)
+    await vm.remove(force=True)
+
+
+def test_plain_code_has_a_pool_too(probe_home: Path) -> None:
+    with ramet.sync.Host(probe_home, warm=1) as host:
+        base = host.get("base")
+        with base.fork(1):
+            pass
+        while not any(one.stage == "loaded" for one in host.pool(wait=30).entries):
+            time.sleep(0.02)
+        with base.fork(1) as (vm,):
+            assert vm.receipt.warm == "loaded"
