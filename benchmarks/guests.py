@@ -78,7 +78,7 @@ async def touch(vm: ramet.VM, driver: str, size_bytes: int, name: str = "data") 
 
 def concurrency() -> int:
     """How many forks of one call the engine has under way at once: the floor's of many has as many."""
-    return engine_fork._concurrency()
+    return engine_fork.at_once()
 
 
 class Floor:

@@ -121,7 +121,8 @@ async def _fork_from(
             raise
         # Nothing is awaited between the records and this: from here on each has all that is to be its own.
         warm = hand_out.enter(context, claims)
-        call = _Call(context, driver, origin, options, called_at, captured, _limiter(), warm, {}, quick)
+        limiter = anyio.CapacityLimiter(at_once())
+        call = _Call(context, driver, origin, options, called_at, captured, limiter, warm, {}, quick)
         outcome = await _fork_all(call, records)
     if captured is None and options.share_memory:
         hand_out.tell(context, origin, count, is_heard=is_heard)
@@ -150,11 +151,11 @@ async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
     return ForkOutcome(made, errors, living)
 
 
-def _limiter() -> anyio.CapacityLimiter:
-    """How many forks are under way at once: spawning and the guest's first steps are the host's CPU's
-    work.
+def at_once() -> int:
+    """How many forks of a call are under way at once: spawning and the guest's first steps are the host's
+    CPU's work.
     """
-    return anyio.CapacityLimiter(2 * (os.cpu_count() or 1))
+    return 2 * (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
