@@ -95,7 +95,7 @@ class Floor:
         else:
             source.mkdir()
             for part in template.iterdir():
-                if part.name in floor.PARTS:
+                if part.name in (*floor.PARTS, floor.DISK):
                     (source / part.name).hardlink_to(part)
             self.vmm = floor.Firecracker(Firecracker().program(), source)
 
