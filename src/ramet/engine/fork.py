@@ -111,10 +111,11 @@ async def _fork_from(
     driver = context.driver(origin.manifest.driver)
     require_parts(origin)
     await require_restorable(origin.manifest, driver, name=origin.name)
-    quick = is_quick(origin, context.home.instances, options, count)
     with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
         claims, is_heard = await hand_out.claim(context, origin, driver, options, count)
+        loaded = sum(one.warm.stage == "loaded" for one in claims)
         try:
+            quick = loaded < count and is_quick(origin, driver, context.home.instances, options, count)
             records = _reserve(context, origin, name, count, [one.id for one in claims])
         except BaseException:
             await hand_out.put_back(context, claims)
@@ -131,24 +132,30 @@ async def _fork_from(
 
 async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
     context, results = call.context, call.results
+    proved: dict[str, Record] = {}
     try:
         async with anyio.create_task_group() as tasks:
             for record in records:
                 tasks.start_soon(_attempt, call, record)
+        proved = _proved(results)  # one may fail yet, and then has a VMM that no row names
         made = report(context, call.origin.manifest, records, results, call.called_at)
-        failed = [one for one in records if isinstance(results[one.id], Exception)]
+        failed = [proved.get(one.id, one) for one in records if isinstance(results[one.id], Exception)]
         await attempt(discard_all(context, failed))
         for result in results.values():
             if isinstance(result, Forked):
                 wake_for_machine(context.home, result.record.machine)
                 break
     except BaseException:
-        await attempt(discard_all(context, records))
+        proved = _proved(results) | proved
+        await attempt(discard_all(context, [proved.get(one.id, one) for one in records]))
         raise
     trace(call.origin, made, call.called_at, call.captured)
     errors = {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
-    living = {row_id: one.record for row_id, one in results.items() if isinstance(one, Forked)}
-    return ForkOutcome(made, errors, living)
+    return ForkOutcome(made, errors, _proved(results))
+
+
+def _proved(results: dict[str, Forked | Exception]) -> dict[str, Record]:
+    return {row_id: one.record for row_id, one in results.items() if isinstance(one, Forked)}
 
 
 def at_once() -> int:

@@ -17,8 +17,9 @@ from ramet.engine import boot, hand_out, measure, reap, removal
 from ramet.engine.agents import Agents
 from ramet.engine.context import Context
 from ramet.engine.drivers import installed_drivers
-from ramet.engine.keeper import MOST_WARM, Keeper, pool_of
+from ramet.engine.keeper import MOST_WARM, Keeper
 from ramet.engine.observe import count_forks, is_shown, observe, to_instance
+from ramet.engine.pool_report import pool_of
 from ramet.engine.snapshot import Snapshot, describe
 from ramet.engine.snapshot_files import import_file, named_file
 from ramet.engine.snapshots import published, resolve_snapshot

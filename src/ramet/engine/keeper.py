@@ -22,6 +22,8 @@ from ramet.drivers.api import Driver, StartsEmpty
 from ramet.engine import pool, warming
 from ramet.engine.context import Context
 from ramet.engine.demand import HALF_LIFE_S, Demand
+from ramet.engine.pool_report import KeeperFile
+from ramet.engine.stock import EMPTY, Stock
 from ramet.engine.warming import Made
 from ramet.errors import NotFoundError, RametError
 from ramet.host import processes
@@ -29,8 +31,7 @@ from ramet.host.files import filesystem_errors
 from ramet.host.kvm import kvm_verdict
 from ramet.host.listening import names_watched
 from ramet.memory.accounting import available_bytes, smaps_rollup, total_bytes
-from ramet.model.shapes import PoolEntry, PoolKeeper, PoolReport
-from ramet.paths import MANIFEST_FILE, Home
+from ramet.paths import MANIFEST_FILE
 from ramet.units import MIB, format_bytes
 
 MOST_WARM: Final = 1000
@@ -44,18 +45,10 @@ _FIRST_GUESS_BYTES: Final = 64 * MIB
 _BACK_OFF_S: Final = (1.0, 60.0)
 _MEMORY_AGAIN_S: Final = 5.0
 _WITHOUT_INOTIFY_S: Final = 1.0
-_EMPTY: Final = ""
-"""The source of what is empty."""
 _IDLE_HALF_LIVES: Final = 4
+_TRIES: Final = 5
 _LEFT_IDLE: Final = 1
 """How many empty ones stay when nobody forks."""
-
-
-class KeeperFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a keeper says about itself, for `ramet pool`."""
-
-    warm: int
-    held_back: str | None
 
 
 @dataclass
@@ -98,10 +91,7 @@ class Keeper:
         self._ended = anyio.Event()
         self._file = context.home.pool / pool.keeper_name()
         self._said: KeeperFile | None = None
-        self._mine: dict[str, Made] = {}
-        self._children: dict[str, Made] = {}
-        """All that it has made and that hasn't ended, wherever it is."""
-        self._dead: set[str] = set()
+        self._stock = Stock()
         self._sources: dict[str, _Source] = {}
         self._watches: dict[str, ExitStack] = {}
         self._costs: dict[str, int] = {}
@@ -117,13 +107,14 @@ class Keeper:
         """Begin, in the background. Raises `FilesystemError` when the pool's directory can't be made."""
         place = self._context.home.pool
         with filesystem_errors("keep warm VMMs in", place):
-            place.mkdir(mode=0o700, exist_ok=True)
-            try:
-                self._file.touch(mode=0o600)
-            except FileNotFoundError:
-                # Another keeper has just left, and taken the empty directory along.
+            for tries_left in reversed(range(_TRIES)):
                 place.mkdir(mode=0o700, exist_ok=True)
-                self._file.touch(mode=0o600)
+                try:
+                    self._file.touch(mode=0o600)
+                    break
+                except FileNotFoundError:  # who has just left has taken the empty directory along
+                    if tries_left == 0:
+                        raise
         self._say(None)
         self._context.keeper = self
         self._context.tasks.start_soon(self._run)
@@ -135,8 +126,8 @@ class Keeper:
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
             self._file.unlink(missing_ok=True)  # first: from here on nobody puts one back
-            self._count(pool.names(self._context.home))
-            for made in list(self._mine.values()):
+            self._stock.count(pool.names(self._context.home))
+            for made in self._stock.waiting():
                 with suppress(RametError, OSError):
                     await self._end(made)
             found = pool.names(self._context.home)
@@ -149,7 +140,6 @@ class Keeper:
         """As `KeepsWarm.asked`."""
         self._asked_at_s = time.monotonic()
         self._demand.asked(source, count, self._asked_at_s)
-        self._troubles.pop(source, None)
         self._tell()
 
     @contextmanager
@@ -207,7 +197,8 @@ class Keeper:
             self._news.clear()
             await self._look()
             shares = self._shares()
-            for made in self._surplus(shares):
+            keys = {source: known.key for source, known in self._sources.items()}
+            for made in self._stock.surplus(shares, keys):
                 with suppress(RametError, OSError):
                     await self._end(made)
             missing, held_back = self._missing(shares)
@@ -235,28 +226,21 @@ class Keeper:
     async def _look(self) -> None:
         """What others have taken and told, and what has become of the sources."""
         found = pool.names(self._context.home)
-        self._count(found)
+        if self._stock.count(found):
+            self._handed_out()
         for told in pool.wanted(found):
             try:
                 (self._context.home.pool / told.name).unlink()
             except OSError:
                 continue  # another keeper has read it
             self.asked(told.source, told.forks)
-        sources = {made.source for made in self._mine.values() if made.source is not None}
-        for source in sources | self._demand.wishes(time.monotonic()).keys():
+        sources = self._demand.wishes(time.monotonic()).keys() | self._stock.have().keys() - {EMPTY}
+        for source in sources:
             await self._look_at(source)
+        for idle in self._sources.keys() - sources:
+            del self._sources[idle]
         for idle in self._watches.keys() - self._sources.keys():
             self._watches.pop(idle).close()
-
-    def _count(self, found: list[str]) -> None:
-        """Which of those that it has made wait: some were taken, and one may have been put back."""
-        there = {entry.id for entry in pool.entries(found) if entry.place == "ready"}
-        for gone in self._mine.keys() - there:
-            del self._mine[gone]
-            self._dead.discard(gone)
-            self._handed_out()
-        for back in (self._children.keys() & there) - self._mine.keys():
-            self._mine[back] = self._children[back]
 
     async def _look_at(self, source: str) -> None:
         """Find out whether a source is still the capture that it was."""
@@ -290,33 +274,16 @@ class Keeper:
                 for source in shares
             )
             is_idle = now_s - self._asked_at_s >= _IDLE_HALF_LIVES * self._demand.half_life_s
-            shares[_EMPTY] = min(left, _LEFT_IDLE if is_idle else left) if of_use else 0
+            shares[EMPTY] = min(left, _LEFT_IDLE if is_idle else left) if of_use else 0
         return shares
-
-    def _surplus(self, shares: dict[str, int]) -> list[Made]:
-        """What has died, what fits no source any more, and what is more than its share."""
-        kept: dict[str, int] = dict.fromkeys(shares, 0)
-        surplus = []
-        for made in self._mine.values():
-            source = made.source or _EMPTY
-            stale = source != _EMPTY and (
-                source not in self._sources or self._sources[source].key != made.key
-            )
-            if made.id in self._dead or stale or kept.get(source, 0) >= shares.get(source, 0):
-                surplus.append(made)
-            else:
-                kept[source] += 1
-        return surplus
 
     def _missing(self, shares: dict[str, int]) -> tuple[str | None, str | None]:
         """The source of which one is to be made next, and why others aren't."""
         now_s = time.monotonic()
         held_back: str | None = None
-        have = dict.fromkeys(shares, 0)
-        for made in self._mine.values():
-            have[made.source or _EMPTY] = have.get(made.source or _EMPTY, 0) + 1
+        have = dict.fromkeys(shares, 0) | self._stock.have()
         # Whoever has least of his share comes first, what is of use to a single source before what is empty.
-        for source in sorted(shares, key=lambda one: (one == _EMPTY, have[one] / (shares[one] or 1))):
+        for source in sorted(shares, key=lambda one: (one == EMPTY, have[one] / (shares[one] or 1))):
             if have[source] >= shares[source]:
                 continue
             trouble = self._troubles.get(source)
@@ -349,7 +316,7 @@ class Keeper:
 
     async def _make(self, source: str) -> None:
         try:
-            if source == _EMPTY:
+            if source == EMPTY:
                 assert self._empty is not None
                 made = await warming.make_empty(self._context, self._empty)
             else:
@@ -357,7 +324,7 @@ class Keeper:
         except (RametError, OSError) as error:
             self._put_off(source, error)
             return
-        self._mine[made.id] = self._children[made.id] = made
+        self._stock.add(made)
         self._troubles.pop(source, None)
         self._context.tasks.start_soon(self._until_its_end, made)
         if source not in self._costs:
@@ -374,14 +341,11 @@ class Keeper:
     async def _until_its_end(self, made: Made) -> None:
         """It is our child: its end is for us to collect, whoever has it then."""
         await processes.wait_ended(made.process)
-        self._children.pop(made.id, None)
-        if made.id in self._mine:
-            self._dead.add(made.id)
+        if self._stock.has_ended(made):
             self._news.set()
 
     async def _end(self, made: Made) -> None:
-        del self._mine[made.id]
-        self._dead.discard(made.id)
+        self._stock.remove(made)
         home = self._context.home
         name = pool.ready(made.id, made.key)
         entry = pool.Entry("ready", made.id, processes.this_process(), made.key, name)
@@ -397,37 +361,3 @@ class Keeper:
             self._said = said
             with suppress(OSError):
                 self._file.write_bytes(msgspec.json.encode(said))
-
-
-def pool_of(context: Context) -> PoolReport:
-    """What there is in the pool of a home, whoever keeps it."""
-    home = context.home
-    found = pool.names(home)
-    kept = []
-    for name, process in pool.keepers(found).items():
-        with suppress(OSError, msgspec.MsgspecError):
-            said = msgspec.json.decode((home.pool / name).read_bytes(), type=KeeperFile)
-            kept.append(PoolKeeper(pid=process.pid, warm=said.warm, held_back=said.held_back))
-    listed = [_described(home, entry) for entry in pool.entries(found)]
-    listed.sort(key=lambda one: (one.created_at or "~", one.id))
-    return PoolReport(keepers=kept, entries=listed)
-
-
-def _described(home: Home, entry: pool.Entry) -> PoolEntry:
-    warm = pool.read_warm(home.pool / entry.name)
-    pss_bytes: int | None = None
-    if warm is not None:
-        with suppress(RametError):
-            pss_bytes = smaps_rollup(warm.process.pid).pss_bytes
-    return PoolEntry(
-        id=entry.id,
-        driver=warm.driver if warm else None,
-        stage=warm.stage if warm else None,
-        source=warm.source.partition("/")[2] if warm and warm.source else None,
-        source_name=warm.source_name if warm else None,
-        state=entry.place,
-        pid=warm.process.pid if warm else None,
-        pss_bytes=pss_bytes,
-        created_at=warm.created_at if warm else None,
-        keeper=entry.holder.pid,
-    )
