@@ -118,6 +118,8 @@ async def discard_all(context: Context, records: Iterable[Record]) -> None:
     """
     errors: list[Exception] = []
     unwanted = list(records)
+    if not unwanted:
+        return
     with anyio.CancelScope(shield=True):
         try:
             removed = context.store.remove_all(one.id for one in unwanted)
