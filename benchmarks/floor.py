@@ -35,7 +35,8 @@ LIMIT_S: Final = 60.0
 POLL_S: Final = 0.0005
 AGAIN_S: Final = 0.1
 AGENT_PORT: Final = 1024
-PARTS: Final = ("mem", "vmstate", "disk.raw")
+PARTS: Final = ("mem", "vmstate")
+DISK: Final = "disk.raw"
 STEPS: Final = ("link", "spawn", "load", "resume", "answer", "total")
 
 
@@ -125,11 +126,27 @@ def greet(stream: socket.socket) -> None:
 
 
 def put_parts(fork: Fork, source: Path) -> None:
-    """All that a source has is linked. Its disk, too: nothing that runs here writes to it."""
+    """Memory and state are linked. A raw disk is copied: a fork that runs writes to it."""
     fork.directory.mkdir()
     for part in source.iterdir():
         if part.name in PARTS:
             (fork.directory / part.name).hardlink_to(part)
+        elif part.name == DISK:
+            copy_holes(part, fork.directory / DISK)
+
+
+def copy_holes(source: Path, destination: Path) -> None:
+    """What is data in the file, and as long as it."""
+    with source.open("rb") as origin, destination.open("xb") as copy:
+        size = os.fstat(origin.fileno()).st_size
+        os.truncate(copy.fileno(), size)
+        end = 0
+        with suppress(OSError):  # ENXIO: no data follows
+            while end < size:
+                start = os.lseek(origin.fileno(), end, os.SEEK_DATA)
+                end = os.lseek(origin.fileno(), start, os.SEEK_HOLE)
+                os.lseek(copy.fileno(), start, os.SEEK_SET)
+                os.sendfile(copy.fileno(), origin.fileno(), start, end - start)
 
 
 class Firecracker:

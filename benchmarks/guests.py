@@ -78,7 +78,7 @@ async def touch(vm: ramet.VM, driver: str, size_bytes: int, name: str = "data") 
 
 def concurrency() -> int:
     """How many forks of one call the engine has under way at once: the floor's of many has as many."""
-    return engine_fork._concurrency()
+    return engine_fork.at_once()
 
 
 class Floor:
@@ -95,7 +95,7 @@ class Floor:
         else:
             source.mkdir()
             for part in template.iterdir():
-                if part.name in floor.PARTS:
+                if part.name in (*floor.PARTS, floor.DISK):
                     (source / part.name).hardlink_to(part)
             self.vmm = floor.Firecracker(Firecracker().program(), source)
 

@@ -22,6 +22,7 @@ from ramet.engine.snapshot_files import require_harmless
 from ramet.errors import DamagedError, FilesystemError, UnavailableError
 from ramet.host import processes, share
 from ramet.host.files import write_durably
+from ramet.model.shapes import ForkFailure, ForkReport
 from ramet.paths import MANIFEST_FILE
 from ramet.units import TIB
 from tests.firecracker.conftest import DATA_ADDRESS
@@ -216,3 +217,29 @@ async def test_an_import_whose_disks_are_other_parts_is_refused(source: ramet.VM
         machine = msgspec.structs.replace(manifest.machine, disks=disks)
         with pytest.raises(DamagedError, match="disks"):
             require_harmless(msgspec.structs.replace(manifest, machine=machine), "it")
+
+
+async def test_a_fork_that_is_removed_before_it_is_made_leaves_no_vmm(
+    probes: ramet.Host, source: ramet.VM
+) -> None:
+    """Its row goes while it waits for its turn: there is nothing to end yet. Then it is made all the same."""
+    await source.template()
+    store = probes._context.store  # type: ignore[union-attr]
+    outcome: list[ForkReport] = []
+
+    async def fork() -> None:
+        outcome.append(await source.fork_report(12, name="f"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fork)
+        while len(waiting := [one for one in store.all() if one.name in {"f-11", "f-12"}]) < 2:
+            await anyio.sleep(0.001)
+        for one in waiting:
+            assert one.state is ramet.State.CREATED
+            await (await probes.get(one.id)).remove(force=True)
+    failed = [one for one in outcome[0].forks if isinstance(one, ForkFailure)]
+    assert [one.name for one in failed] == ["f-11", "f-12"]
+    rows = {one.id for one in store.all()}
+    instances = source.directory.parent
+    assert {path.name for path in instances.iterdir()} == rows
+    assert {path.name for path in processes.spawned_below(instances)} == rows - {source.id}

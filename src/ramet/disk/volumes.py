@@ -26,6 +26,7 @@ from ramet.host.files import (
     filesystem_errors,
     new_file,
     open_regular,
+    rename_new,
     temporary_beside,
 )
 from ramet.host.share import ASKED_FOR, Shared, share_file
@@ -121,9 +122,10 @@ def make_overlay(directory: Path, disk: Disk) -> None:
         made.unlink(missing_ok=True)
         make_qcow2(made, disk.size_bytes, backing=disk.backing[-1])
         try:
-            os.link(made, directory / disk.file)  # unlike a rename it takes no name that is there
-        finally:
-            made.unlink()
+            rename_new(made, directory / disk.file)
+        except BaseException:
+            made.unlink(missing_ok=True)
+            raise
 
 
 def snapshot_raw(source: Path, destination: Path, *, share: bool = True, mode: int = 0o600) -> Shared:

@@ -150,7 +150,7 @@ class Living(NamedTuple):
     identity: IdentityReply
 
 
-def is_quick(origin: Origin, directory: Path, options: ForkOptions, count: int) -> bool:
+def is_quick(origin: Origin, driver: Driver, directory: Path, options: ForkOptions, count: int) -> bool:
     """Whether taking its parts `count` times is some system calls each, and so not worth a thread: memory
     and disks can be linked into `directory`, and what can't is small.
     """
@@ -159,6 +159,7 @@ def is_quick(origin: Origin, directory: Path, options: ForkOptions, count: int) 
     try:
         return (
             options.share_memory
+            and Ability.MAPS_PRIVATELY in driver.abilities
             and sum(manifest.parts[file].facts.allocated_bytes for file in copied) <= _QUICKLY_COPIED_BYTES
             and can_link(origin.directory / manifest.memory.base, directory, count)
         )

@@ -115,14 +115,14 @@ async def _fork_from(
         claims, is_heard = await hand_out.claim(context, origin, driver, options, count)
         loaded = sum(one.warm.stage == "loaded" for one in claims)
         try:
-            quick = loaded < count and is_quick(origin, context.home.instances, options, count)
+            quick = loaded < count and is_quick(origin, driver, context.home.instances, options, count)
             records = _reserve(context, origin, name, count, [one.id for one in claims])
         except BaseException:
             await hand_out.put_back(context, claims)
             raise
         # Nothing is awaited between the records and this: from here on each has all that is to be its own.
         warm = hand_out.enter(context, claims)
-        limiter = anyio.CapacityLimiter(_concurrency())
+        limiter = anyio.CapacityLimiter(at_once())
         call = _Call(context, driver, origin, options, called_at, captured, limiter, warm, {}, quick)
         outcome = await _fork_all(call, records)
     if captured is None and options.share_memory:
@@ -132,29 +132,35 @@ async def _fork_from(
 
 async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
     context, results = call.context, call.results
+    proved: dict[str, Record] = {}
     try:
         async with anyio.create_task_group() as tasks:
             for record in records:
                 tasks.start_soon(_attempt, call, record)
+        proved = _proved(results)  # one may fail yet, and then has a VMM that no row names
         made = report(context, call.origin.manifest, records, results, call.called_at)
-        failed = [one for one in records if isinstance(results[one.id], Exception)]
+        failed = [proved.get(one.id, one) for one in records if isinstance(results[one.id], Exception)]
         await attempt(discard_all(context, failed))
         for result in results.values():
             if isinstance(result, Forked):
                 wake_for_machine(context.home, result.record.machine)
                 break
     except BaseException:
-        await attempt(discard_all(context, records))
+        proved = _proved(results) | proved
+        await attempt(discard_all(context, [proved.get(one.id, one) for one in records]))
         raise
     trace(call.origin, made, call.called_at, call.captured)
     errors = {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
-    living = {row_id: one.record for row_id, one in results.items() if isinstance(one, Forked)}
-    return ForkOutcome(made, errors, living)
+    return ForkOutcome(made, errors, _proved(results))
 
 
-def _concurrency() -> int:
-    """How many forks are under way at once: spawning and the guest's first steps are the host's CPU's
-    work.
+def _proved(results: dict[str, Forked | Exception]) -> dict[str, Record]:
+    return {row_id: one.record for row_id, one in results.items() if isinstance(one, Forked)}
+
+
+def at_once() -> int:
+    """How many forks of a call are under way at once: spawning and the guest's first steps are the host's
+    CPU's work.
     """
     return 2 * (os.cpu_count() or 1)
 

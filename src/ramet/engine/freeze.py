@@ -46,8 +46,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
     async with changing(context, record, what) as record:
         record.moved(move)
         if record.state is State.STANDBY:
-            context.store.forget_receipt(record.id)
-            frozen = context.store.change(record.id, lambda one: one.moved(move), durable=True)
+            frozen = _settle(context, record, move)
             wake_for_capture(context.home, context.directory(record))
             return frozen
         if record.vmm is None:
@@ -56,17 +55,22 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
         directory = context.directory(record)
         try:
             await capture(context, record, directory, goes_on=False, labels=record.labels)
-            frozen = context.store.change(record.id, lambda one: one.moved(move), durable=True)
+            frozen = _settle(context, record, move)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await _undo(context, record, running, _RESULT[move])
             raise
         with anyio.CancelScope(shield=True):
             await processes.kill(running.process)
-            if move is Move.TEMPLATE:
-                context.store.forget_receipt(record.id)
             wake_for_capture(context.home, directory)
         return frozen
+
+
+def _settle(context: Context, record: Record, move: Move) -> Record:
+    """The row says what it is; a template isn't the fork any more that had a receipt."""
+    if move is Move.TEMPLATE:
+        return context.store.change(record.id, lambda one: one.moved(move), durable=True, receipt=None)
+    return context.store.change(record.id, lambda one: one.moved(move), durable=True)
 
 
 async def _undo(context: Context, record: Record, running: RunningVmm, frozen: State) -> None:

@@ -111,19 +111,24 @@ async def discard(
 
 
 async def discard_all(context: Context, records: Iterable[Record]) -> None:
-    """Discard several, whatever befalls one of them (I7).
+    """Discard several, whatever befalls one of them (I7). What a record here names is ended though the row
+    has no VMM yet, or is gone.
 
     Shielded from cancellation; raises the first error at the end.
     """
     errors: list[Exception] = []
     unwanted = list(records)
+    if not unwanted:
+        return
     with anyio.CancelScope(shield=True):
         try:
             removed = context.store.remove_all(one.id for one in unwanted)
         except StoreError as error:
             errors.append(error)
-            removed = unwanted
-        await _clear_away(context, removed, errors)
+            removed = []
+        # Also what somebody else has removed meanwhile: he may have come before there was a VMM to end.
+        known = {one.id: one for one in removed if one.vmm is not None}
+        await _clear_away(context, [known.get(one.id, one) for one in unwanted], errors)
     if errors:
         raise errors[0]
 

@@ -38,7 +38,9 @@ _FICLONE: Final = 0x40049409  # _IOW(0x94, 9, int), linux/fs.h
 _FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
 _FS_IMMUTABLE_FL: Final = 0x10
 _AT_FDCWD: Final = -100  # fcntl.h
-_RENAME_EXCHANGE: Final = 2  # linux/fs.h
+_RENAME_NOREPLACE: Final = 1  # linux/fs.h
+_RENAME_EXCHANGE: Final = 2
+_NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS})  # this filesystem, this kernel
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _BUFFER_BYTES: Final = MIB
 _REMOVAL_TRIES: Final = 5
@@ -375,8 +377,8 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a directory and all that is in it, if it is there; others may be removing it, too, and the
-    home's worker may be making a file in it.
+    """Remove a directory and all that is in it, or a file, if it is there; others may be removing it, too,
+    and the home's worker may be making a file in it.
 
     Raises `FilesystemError` for the first thing that can't be removed: everything else is gone then.
     """
@@ -386,7 +388,9 @@ def remove_tree(directory: Path) -> None:
         error = info[1]
         if not isinstance(error, OSError):
             raise error
-        if not isinstance(error, FileNotFoundError):
+        if isinstance(error, NotADirectoryError):
+            Path(path).unlink(missing_ok=True)  # a killed ramet's trial link, say
+        elif not isinstance(error, FileNotFoundError):
             errors.append((Path(path), error))
 
     for _ in range(_REMOVAL_TRIES):
@@ -404,6 +408,20 @@ def remove_tree(directory: Path) -> None:
     for left, error in errors:
         with filesystem_errors("remove", left):
             raise error
+
+
+def rename_new(old: Path, new: Path) -> None:
+    """Rename, but never over something that is there (renameat2(2), RENAME_NOREPLACE).
+
+    Raises `OSError`, `FileExistsError` among them; both are as they were then.
+    """
+    here = ctypes.c_int(_AT_FDCWD)
+    if libc().renameat2(here, os.fsencode(old), here, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+        return
+    if (error := last_error()).errno not in _NO_SUCH_RENAME:
+        raise error
+    os.link(old, new)
+    old.unlink()
 
 
 def exchange(one: Path, other: Path) -> None:

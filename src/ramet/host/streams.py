@@ -19,6 +19,7 @@ import anyio.lowlevel
 from ramet.host import processes
 
 _OPERATIONS_A_TURN: Final = 8
+_MUCH_BYTES: Final = 8192
 
 
 class SocketStream(anyio.abc.ByteStream):
@@ -55,6 +56,8 @@ class SocketStream(anyio.abc.ByteStream):
                 raise self._failure() from error
             if not data:
                 raise anyio.EndOfStream
+            if len(data) >= _MUCH_BYTES:
+                self._ready = -1  # it takes a while to work through: then it is the others' turn
             return data
 
     async def _turn(self) -> None:

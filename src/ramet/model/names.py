@@ -101,8 +101,8 @@ def fork_names(count: int, *, name: str | None, source: str, taken: Iterable[str
     """The names of `count` forks: `X` for one, `X-1 … X-N` for more, else the source's name and free numbers.
 
     Names that the caller asked for are returned even if taken (the store then refuses them); numbers of an
-    unnamed fork skip taken ones, and a source's name that gets too long with one (a fork of a
-    fork of a fork…) is cut short. Raises `UsageError` for a name that isn't legal, with its number.
+    unnamed fork skip taken ones, and a source's name that gets too long with one (a fork of a fork of a
+    fork…) is cut short. Raises `UsageError` for a name that isn't legal, with its number.
     """
     if name is not None:
         check_name(name if count == 1 else f"{name}-{count}")

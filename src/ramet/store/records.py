@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from ramet.errors import NameTakenError, NotFoundError
+from ramet.errors import NameTakenError, NotFoundError, RametError
 from ramet.model.record import Record
 from ramet.model.shapes import Receipt
 from ramet.model.snapshot import SnapshotRecord
@@ -61,72 +61,85 @@ class Table(Generic[RowT]):
         with self._database.lock, self._database.explained():
             return self._read(row_id)
 
-    def change(self, row_id: str, function: Callable[[RowT], RowT], *, durable: bool = False) -> RowT:
+    def change(
+        self,
+        row_id: str,
+        function: Callable[[RowT], RowT],
+        *,
+        durable: bool = False,
+        **columns: str | None,
+    ) -> RowT:
         """Replace a record by `function` of itself, atomically, and return the new one.
 
         `function` runs inside the write transaction: it does no I/O, and whatever it raises leaves the record
-        as it was. Raises `NameTakenError` too. A `durable` change is on the disk when this returns; others
-        survive a crash of ramet, but perhaps not one of the machine.
+        as it was. `columns` are other columns of the table. Raises `NameTakenError` too. A `durable` change
+        is on the disk when this returns; others survive a crash of ramet, but perhaps not one of the machine.
         """
 
         def once() -> RowT:
             with self._database.transaction(durable=durable):
-                record = function(self._read(row_id))
-                with self._names_taken(record):
-                    self._database.connection.execute(
-                        f"UPDATE {self._table} SET body = ? WHERE id = ?", (_encode(record), row_id)
-                    )
-                return record
+                return self._write(row_id, function, columns)
 
         with self._database.lock, self._database.explained():
             return self._database.with_reserve(once)
 
     def change_all(
         self, functions: Mapping[str, Callable[[RowT], RowT]], **columns: Mapping[str, str | None]
-    ) -> dict[str, RowT | NotFoundError]:
-        """As `change`, of several records in one transaction: the new ones, and for those that are gone the
-        error, by id. `columns` are other columns of the table, each with its values by id.
+    ) -> dict[str, RowT | RametError]:
+        """As `change`, of several records in one transaction: the new ones, and where one is gone or
+        `function` refuses the error, by id. `columns` are other columns, each with its values by id.
         """
 
-        def once() -> dict[str, RowT | NotFoundError]:
-            found: dict[str, RowT | NotFoundError] = {}
+        def once() -> dict[str, RowT | RametError]:
+            found: dict[str, RowT | RametError] = {}
             with self._database.transaction():
                 for row_id, function in functions.items():
                     try:
-                        record = function(self._read(row_id))
-                    except NotFoundError as error:
+                        of_row = {name: values[row_id] for name, values in columns.items()}
+                        found[row_id] = self._write(row_id, function, of_row)
+                    except RametError as error:
                         found[row_id] = error
-                        continue
-                    values = {"body": _encode(record), **{name: of[row_id] for name, of in columns.items()}}
-                    with self._names_taken(record):
-                        self._database.connection.execute(
-                            f"UPDATE {self._table} SET {', '.join(f'{name} = ?' for name in values)}"
-                            " WHERE id = ?",
-                            (*values.values(), row_id),
-                        )
-                    found[row_id] = record
             return found
 
         with self._database.lock, self._database.explained():
             return self._database.with_reserve(once)
 
+    def _write(
+        self, row_id: str, function: Callable[[RowT], RowT], columns: Mapping[str, str | None]
+    ) -> RowT:
+        record = function(self._read(row_id))
+        values = {"body": _encode(record), **columns}
+        with self._names_taken(record):
+            self._database.connection.execute(
+                f"UPDATE {self._table} SET {', '.join(f'{name} = ?' for name in values)} WHERE id = ?",
+                (*values.values(), row_id),
+            )
+        return record
+
     def remove_all(self, row_ids: Iterable[str]) -> list[RowT]:
-        """Forget several records in one transaction: those that were known, as they then were."""
+        """Forget several records in one transaction: those that were known, as they then were. One that can't
+        be read goes, too.
+        """
         ids = list(row_ids)
 
-        def once() -> list[RowT]:
-            removed = []
+        def once() -> list[str]:
+            bodies = []
             with self._database.transaction():
                 for row_id in ids:
                     row = self._database.connection.execute(
                         f"DELETE FROM {self._table} WHERE id = ? RETURNING body", (row_id,)
                     ).fetchone()
                     if row is not None:
-                        removed.append(self._decode(row[0]))
-            return removed
+                        bodies.append(row[0])
+            return bodies
 
         with self._database.lock, self._database.explained():
-            return self._database.with_reserve(once)
+            bodies = self._database.with_reserve(once)
+        removed = []
+        for body in bodies:
+            with suppress(msgspec.MsgspecError):
+                removed.append(self._decode(body))
+        return removed
 
     def remove(self, row_id: str, *, only_if: Callable[[RowT], bool] | None = None) -> RowT | None:
         """Forget a record and return it as it then was; None when it is unknown or `only_if` says no.
@@ -182,7 +195,7 @@ class Store(Table[Record]):
 
     def settle(
         self, functions: Mapping[str, Callable[[Record], Record]], receipts: Mapping[str, Receipt]
-    ) -> dict[str, Record | NotFoundError]:
+    ) -> dict[str, Record | RametError]:
         """As `change_all`, of forks that have proved themselves, each with its receipt."""
         return self.change_all(
             functions, receipt={row_id: msgspec.json.encode(one).decode() for row_id, one in receipts.items()}
@@ -195,11 +208,6 @@ class Store(Table[Record]):
                 "SELECT receipt FROM instance WHERE id = ?", (row_id,)
             ).fetchone()
             return None if row is None or row[0] is None else msgspec.json.decode(row[0], type=Receipt)
-
-    def forget_receipt(self, row_id: str) -> None:
-        """It isn't the fork any more that had it."""
-        with self._database.lock, self._database.explained(), self._database.transaction():
-            self._database.connection.execute("UPDATE instance SET receipt = NULL WHERE id = ?", (row_id,))
 
     def close(self) -> None:
         """Close the connection. Nothing may be asked afterwards."""
