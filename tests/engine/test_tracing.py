@@ -236,3 +236,15 @@ def run(script: str, home: Path) -> str:
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+async def test_a_fork_from_a_pool_says_so(warm_home: Path, warm: ramet.VM, spans: Spans) -> None:
+    async with ramet.Host(warm_home, warm=1) as keeper:
+        base = await keeper.get(warm.id)
+        stages: list[object] = []
+        while "loaded" not in stages:
+            await keeper.pool(wait=60)
+            async with base.fork(1) as (fork,):
+                span = spans.of("ramet.fork.one")[-1]
+                stages.append(dict(span.attributes or {}).get("ramet.warm"))
+                assert stages[-1] == fork.receipt.warm

@@ -100,6 +100,8 @@ class _Trace:
             "ramet.memory.delta_bytes": receipt.memory.delta_bytes,
             "process.pid": receipt.pid,
         }
+        if receipt.warm is not None:
+            attributes["ramet.warm"] = receipt.warm
         end_ns = self._called_ns + _ns(receipt.timings_ms.total)
         span = self._begin("ramet.fork.one", self._called_ns, whole, attributes)
         # From the last one backwards: what comes before them is the capture, where there was one.
