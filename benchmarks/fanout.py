@@ -12,6 +12,7 @@ from benchmarks.run import Benchmark, Plot, Run
 
 WALL: Final = "wall time of the call"
 RATE: Final = "forks per second"
+REMOVAL: Final = "removal per fork"
 CPU: Final = "CPU per fork"
 _HUNDRED: Final = 100
 _ROOM: Final = 0.7
@@ -40,9 +41,10 @@ async def measure(run: Run, driver: str) -> None:
             each_bytes = await _ramet(run, driver, base, count)
             done = floor.round(count, guests.concurrency())
             _note(run, f"{driver}, floor", count, done["wall_ms"], done["cpu_ms"])
+            run.ledger.put(REMOVAL, f"{driver}, floor", done["reap_ms"] / count, x=count)
         for what in (WALL, CPU):
             run.ledger.compare(
-                f"{driver}: {count} forks over the floor's, {what}",
+                f"{driver}: {count} {'fork' if count == 1 else 'forks'} over the floor's, {what}",
                 Key(what, f"{driver}, ramet", count),
                 Key(what, f"{driver}, floor", count),
             )
@@ -60,7 +62,7 @@ async def _ramet(run: Run, driver: str, base: ramet.VM, count: int) -> int:
         run.ledger.put("ramet's own CPU per fork", f"{driver}, ramet", 1000 * own_s / count, x=count)
         private = guests.memory_of(pids[-1])["Private_Dirty"]
         clock = guests.Clock()
-    run.ledger.put("removal per fork", f"{driver}, ramet", clock.ms / count, x=count)
+    run.ledger.put(REMOVAL, f"{driver}, ramet", clock.ms / count, x=count)
     return private
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import guests
+from benchmarks.figures import Key
 from benchmarks.run import Benchmark, Run
 from ramet.host import processes
 
 COUNT: Final = 1000
 ANSWERED: Final = "forks that answered"
+FORKED: Final = "time to fork"
 REAPED: Final = "time to reap"
 LEFT: Final = "processes and directories left"
 
@@ -24,7 +26,7 @@ async def measure(run: Run, driver: str) -> None:
     before = set(instances.iterdir())
     clock = guests.Clock()
     async with base.fork(count) as forks:
-        run.ledger.put("time to fork", who, clock.ms / 1000, "s", x=count)
+        run.ledger.put(FORKED, who, clock.ms / 1000, "s", x=count)
         pss = sum(guests.memory_of(fork.receipt.pid)["Pss"] for fork in forks)
         run.ledger.put("PSS per fork", who, pss / count, "bytes", x=count)
         clock = guests.Clock()
@@ -40,13 +42,21 @@ async def measure(run: Run, driver: str) -> None:
     left |= set(instances.iterdir()) - before
     left |= {process.pid for found in processes.spawned_below(instances).values() for process in found}
     run.ledger.put(LEFT, who, len(left), "", x=count)
+    done = run.floor(driver, base).round(count, guests.concurrency())
+    floor = f"{driver}, floor"
+    run.ledger.put(FORKED, floor, done["wall_ms"] / 1000, "s", x=count)
+    run.ledger.put(REAPED, floor, done["reap_ms"] / 1000, "s", x=count)
+    run.ledger.put("PSS per fork", floor, sum(done["pss_bytes"]) / count, "bytes", x=count)
+    for what in (FORKED, REAPED):
+        run.ledger.compare(f"{what}, over the floor's", Key(what, who, count), Key(what, floor, count))
 
 
 BENCHMARK: Final = Benchmark(
     name="thousand",
     title="A thousand at once",
     about="1,000 probe forks of one template in one call, all alive at once: each is asked its name, then "
-    "all are removed. Once: what it shows is that it works, and how long it takes to clear away.",
+    "all are removed. Then as many of the floor's. Once: what it shows is that it works, and how long "
+    "it takes to clear away.",
     measure=measure,
     budget_s=40,
     drivers=("firecracker",),

@@ -31,7 +31,8 @@ async def measure(run: Run, driver: str) -> None:
             continue
         vm = await guests.boot(run.host, driver, "512M" if run.quick else _RAM[driver], touched_bytes=size)
         base = await vm.template()
-        copies = 1 if size >= 4 * GIB else 2
+        os.sync()
+        copies = 1 if size == GIB else 2
         for number in range(5 * copies):
             if number % 5 == 1:
                 await _one(run, driver, base, size, "copying", share_memory=False)
