@@ -34,6 +34,7 @@ from ramet.errors import (
     WrongStateError,
 )
 from ramet.guest.agent_binary import agent_path, probe_path
+from ramet.host.files import spread
 from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
 from ramet.model.disks import parse_disks
@@ -86,6 +87,8 @@ class Host:
                 f"the home {self._home.root} can't be used: {error.strerror}",
                 hint="set RAMET_HOME to a directory of yours",
             ) from error
+        for directory in (self._home.instances, self._home.staging):
+            spread(directory)
         async with AsyncExitStack() as opening:
             store = Store(self._home.database)
             opening.callback(store.close)

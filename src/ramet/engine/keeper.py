@@ -27,7 +27,7 @@ from ramet.engine.stock import EMPTY, Stock
 from ramet.engine.warming import Made
 from ramet.errors import NotFoundError, RametError
 from ramet.host import processes
-from ramet.host.files import filesystem_errors
+from ramet.host.files import filesystem_errors, spread
 from ramet.host.kvm import kvm_verdict
 from ramet.host.listening import names_watched
 from ramet.memory.accounting import available_bytes, smaps_rollup, total_bytes
@@ -109,6 +109,7 @@ class Keeper:
         with filesystem_errors("keep warm VMMs in", place):
             for tries_left in reversed(range(_TRIES)):
                 place.mkdir(mode=0o700, exist_ok=True)
+                spread(place)
                 try:
                     self._file.touch(mode=0o600)
                     break

@@ -36,7 +36,9 @@ STAT_BLOCK_BYTES: Final = 512
 
 _FICLONE: Final = 0x40049409  # _IOW(0x94, 9, int), linux/fs.h
 _FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
+_FS_IOC_SETFLAGS: Final = 0x40086602  # _IOW('f', 2, long)
 _FS_IMMUTABLE_FL: Final = 0x10
+_FS_TOPDIR_FL: Final = 0x20000
 _AT_FDCWD: Final = -100  # fcntl.h
 _RENAME_NOREPLACE: Final = 1  # linux/fs.h
 _RENAME_EXCHANGE: Final = 2
@@ -299,6 +301,28 @@ def is_immutable(path: Path) -> bool:
             return bool(flags[0] & _FS_IMMUTABLE_FL)
     except OSError:
         return False
+
+
+def spread(directory: Path) -> None:
+    """Let directories that are made in this one lie apart on the medium, as the tops of unrelated hierarchies
+    (the attribute `T` of chattr(1)), where the filesystem knows that.
+
+    ext4 gives a new file no inode that was given back in the last minutes, and looks at each of those, in
+    order, in the part of the disk that its directory is in: where instances come and go, that takes 0.5 to
+    0.8 ms a file; apart, 0.01 ms (measured on Linux 6.18). Nothing happens where it can't be set.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flags = array("l", [0])
+            fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, flags)
+            if not flags[0] & _FS_TOPDIR_FL:
+                flags[0] |= _FS_TOPDIR_FL
+                fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, flags)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        pass  # tmpfs, XFS: their inodes cost little
 
 
 def sync(descriptor: int) -> None:
