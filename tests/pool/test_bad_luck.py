@@ -22,7 +22,6 @@ from ramet.engine.compaction import compact_capture
 from ramet.engine.drivers import installed_drivers
 from ramet.host import processes
 from ramet.paths import MANIFEST_FILE, Home
-from tests.conftest import living_in
 from tests.firecracker.conftest import DATA_ADDRESS
 from tests.pool.conftest import FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, settled
 
@@ -242,7 +241,6 @@ async def test_a_source_that_changes_or_goes_takes_its_warm_ones_along(probe_hom
         copy = await vm.template()
         await copy.fork(2)
         await filled(host, 2, source=copy.name)
-        inode = (copy.directory / "mem").stat().st_ino
         # As a compaction does it: another manifest, at once.
         manifest = copy.directory / MANIFEST_FILE
         text = manifest.read_text()
@@ -261,9 +259,8 @@ async def test_a_source_that_changes_or_goes_takes_its_warm_ones_along(probe_hom
             if fork_.name not in {copy.name, "base"}:
                 await (await host.get(fork_.id)).remove(force=True)
         await copy.remove()
-        with anyio.fail_after(30):  # one that was being made at that moment goes when it is ready
-            while [pid for pid in living_in(probe_home) if maps(pid, inode)]:
-                await anyio.sleep(0.02)
+        # One that was being made at that moment goes when it is ready. `base` may have its own again by then.
+        with anyio.fail_after(30):
             while any(one.source_name == copy.name for one in (await settled(host)).entries):
                 await anyio.sleep(0.02)
 

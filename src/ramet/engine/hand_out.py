@@ -105,10 +105,15 @@ async def put_back(context: Context, claims: Sequence[Claim]) -> None:
 
 
 async def _put_back(context: Context, taken: pool.Entry, before: pool.Entry, warm: pool.Warm) -> None:
-    """Left where it was, unless nobody is there any more who would end it."""
-    if pool.is_kept(pool.names(context.home)):
+    """Left where it was, unless its keeper isn't there any more, who would end it; he may be about to go."""
+    if pool.is_keeper(context.home, before.holder):
         pool.put_back(context.home, taken, before)
-        return
+        if pool.is_keeper(context.home, before.holder):
+            return
+        again = pool.take(context.home, before)
+        if again is None:
+            return
+        taken = again
     with anyio.CancelScope(shield=True), suppress(RametError, OSError):
         await pool.end(context.home, taken, [warm.process])
 
@@ -116,14 +121,24 @@ async def _put_back(context: Context, taken: pool.Entry, before: pool.Entry, war
 def enter(context: Context, claims: Sequence[Claim]) -> dict[str, Claim]:
     """Each directory becomes its instance's, of which there is a record by now. By id.
 
-    One that can't is swept when this process is gone, and its fork is made in the ordinary way.
+    One that can't (where `instances` is a mount of its own, say) is ended beside, and its fork made in the
+    ordinary way.
     """
     entered = {}
     for one in claims:
-        with suppress(OSError):
+        try:
             (context.home.pool / one.taken.name).rename(context.home.instance(one.id))
+        except OSError as error:
+            _log.info("a warm VMM can't be handed out: %s", error)
+            context.tasks.start_soon(_let_go, context, one)
+        else:
             entered[one.id] = one
     return entered
+
+
+async def _let_go(context: Context, claim: Claim) -> None:
+    with anyio.CancelScope(shield=True), suppress(RametError, OSError):
+        await pool.end(context.home, claim.taken, [claim.warm.process])
 
 
 async def hand_out(
@@ -143,7 +158,7 @@ async def hand_out(
     `wake`; no VMM is left then.
     """
     directory = context.directory(record)
-    begun = list(marks)
+    called_at = marks[0]
     try:
         async with AsyncExitStack() as sessions:
             if claim.warm.stage == "empty":
@@ -161,10 +176,10 @@ async def hand_out(
         raise
     except (RametError, OSError) as error:
         _log.info("%s: its warm VMM was no good: %s", record.name, error)
-        marks[:] = begun
         with anyio.CancelScope(shield=True):
             await processes.kill(claim.warm.process)
             await anyio.to_thread.run_sync(remove_tree, directory)
+        marks[:] = called_at, time.perf_counter()  # as if it had had to wait for its turn so long
         return None
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -31,7 +31,7 @@ from ramet.disk.volumes import ForkedDisk
 from ramet.engine.manifest import Manifest
 from ramet.errors import RametError
 from ramet.host import processes
-from ramet.host.files import remove_tree
+from ramet.host.files import TEMPORARY_PREFIX, remove_tree
 from ramet.host.share import Shared
 from ramet.model.record import Machine, ProcessRef, RunningVmm
 from ramet.model.shapes import WarmStage
@@ -137,8 +137,13 @@ def keepers(found: Iterable[str]) -> dict[str, ProcessRef]:
 
 
 def is_kept(found: Iterable[str]) -> bool:
-    """Whether somebody keeps a pool here. He may have died: that shows when a home is opened."""
-    return any(name.startswith(f"{_KEEPER}.") for name in found)
+    """Whether somebody who lives keeps a pool here."""
+    return any(processes.is_alive(keeper) for keeper in keepers(found).values())
+
+
+def is_keeper(home: Home, process: ProcessRef) -> bool:
+    """Whether that process keeps a pool here."""
+    return process in keepers(names(home)).values()
 
 
 def is_heard(found: Sequence[str]) -> bool:
@@ -233,6 +238,9 @@ async def sweep(home: Home) -> None:
             alive[process] = processes.is_alive(process)
         return alive[process]
 
+    for left in home.pool.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):
+            left.unlink()  # a trial link whose maker was killed
     kept = keepers(found)
     for name, keeper in kept.items():
         if not lives(keeper):
@@ -245,12 +253,23 @@ async def sweep(home: Home) -> None:
         running = processes.spawned_below(home.instances)
         for entry in taken:
             with suppress(RametError, OSError):
-                await end(home, entry, running.get(home.instance(entry.id), []))
+                await end(home, entry, _vmms_of(home, entry, running))
     if not any(map(lives, kept.values())):
         for told in wanted(found):
             with suppress(OSError):
                 (home.pool / told.name).unlink()
     leave(home)
+
+
+def _vmms_of(home: Home, entry: Entry, running: Mapping[Path, Sequence[ProcessRef]]) -> Sequence[ProcessRef]:
+    """What runs for a warm VMM: the process that it names. One that names none has been made half, and then
+    it is what bears its mark: unless there is an instance of that id, whose VMM bears it, too.
+    """
+    warm = read_warm(home.pool / entry.name)
+    if warm is not None:
+        return [warm.process]
+    directory = home.instance(entry.id)
+    return [] if directory.exists() else running.get(directory, [])
 
 
 def leave(home: Home) -> None:

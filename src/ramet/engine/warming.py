@@ -18,6 +18,7 @@ from ramet.errors import NotFoundError, RametError, UnavailableError
 from ramet.host import processes
 from ramet.host.clock import now
 from ramet.host.files import remove_tree
+from ramet.host.share import can_link
 from ramet.model.lifecycle import State
 from ramet.model.names import new_id
 from ramet.model.record import ProcessRef
@@ -56,16 +57,13 @@ async def make_loaded(context: Context, source: str) -> Made:
     driver = context.driver(origin.manifest.driver)
     await require_restorable(origin.manifest, driver, name=origin.name)
     version = await driver.version()
+    if not can_link(origin.directory / origin.manifest.memory.base, context.home.pool, 1):
+        raise UnavailableError(f"the memory of {origin.name} can't be linked, and isn't copied ahead")
     warm_id = new_id()
     directory = context.home.pool / pool.making(warm_id)
     running: ProcessRef | None = None
     try:
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, directory, ForkOptions())
-        if parts.memory.mode == "copied":
-            parts.close()
-            raise UnavailableError(
-                f"the memory of {origin.name} can't be shared, and isn't copied ahead: {parts.memory.reason}"
-            )
         mark = context.home.instance(warm_id)
         async with AsyncExitStack() as sessions:
             loaded = await load(driver, directory, parts, [], sessions, mark=mark)
