@@ -23,11 +23,12 @@ def demand(**asked: int) -> Demand:
 def test_the_largest_number_of_lately_is_wanted_and_halves() -> None:
     made = demand(a=8)
     assert made.wishes(0.0) == {"a": 8}
-    assert made.wishes(HALF_LIFE_S) == {"a": 4}
-    made.asked("a", 1, HALF_LIFE_S)
-    assert made.wishes(HALF_LIFE_S) == {"a": 4}, "one that is asked for later doesn't make it smaller"
-    assert made.wishes(4 * HALF_LIFE_S) == {"a": 1}
-    assert made.wishes(6 * HALF_LIFE_S) == {}
+    assert made.wishes(HALF_LIFE_S) == {"a": 8}
+    assert made.wishes(2 * HALF_LIFE_S) == {"a": 4}
+    made.asked("a", 1, 2 * HALF_LIFE_S)
+    assert made.wishes(3 * HALF_LIFE_S) == {"a": 4}, "one that is asked for later doesn't make it smaller"
+    assert made.wishes(5 * HALF_LIFE_S) == {"a": 1}
+    assert made.wishes(7 * HALF_LIFE_S) == {}
     assert made.changes_in_s(0.0) is None, "forgotten"
 
 

@@ -1,9 +1,9 @@
 """How many warm VMMs of what: by the forks that were asked for lately. Pure.
 
-Of each source the largest number that was asked for within a second is remembered, and halves with each
-`half_life_s` in which no more are asked for. Where a budget doesn't hold all that, what was asked for last
-has the first, and the rest is shared out as seats are in a parliament (D'Hondt): the next one always goes to
-the source that has the fewest for its demand.
+Of each source the largest number that was asked for within a second is remembered for `half_life_s`, and
+halves with each further one in which no more are asked for. Where a budget doesn't hold all that, what was
+asked for last has the first, and the rest is shared out as seats are in a parliament (D'Hondt): the next one
+always goes to the source that has the fewest for its demand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Source:
     recent: deque[tuple[float, int]] = field(default_factory=deque)
 
     def level(self, now_s: float, half_life_s: float) -> float:
-        return self.peak * math.exp2(-max(0.0, now_s - self.at_s) / half_life_s)
+        return self.peak * math.exp2(min(0.0, 1.0 - (now_s - self.at_s) / half_life_s))
 
 
 class Demand:
@@ -76,6 +76,6 @@ class Demand:
         soonest: float | None = None
         for name, wish in self.wishes(now_s).items():
             source = self._sources[name]
-            at_s = source.at_s + self.half_life_s * math.log2(source.peak / (wish - 0.5))
+            at_s = source.at_s + self.half_life_s * (1.0 + math.log2(source.peak / (wish - 0.5)))
             soonest = at_s if soonest is None else min(soonest, at_s)
         return None if soonest is None else max(0.0, soonest - now_s)
