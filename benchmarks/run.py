@@ -24,8 +24,8 @@ from ramet.units import MIB
 
 Number = TypeVar("Number", int, float)
 
-FULL_S: Final = 560.0
-QUICK_S: Final = 50.0
+FULL_S: Final = 530.0
+QUICK_S: Final = 40.0
 """A whole run, page and plots not included."""
 
 
