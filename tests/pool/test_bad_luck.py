@@ -313,9 +313,15 @@ async def test_what_nobody_reads_is_no_more_than_a_few_files_and_is_swept(
         assert not (probe_home / "pool").exists()
         (probe_home / "pool").mkdir(mode=0o700)
         (probe_home / "pool" / f"keeper.{written}.00000000").touch()
+        await fork(host)
+        assert list((probe_home / "pool").glob("wanted.*")) == [], "nobody is there to read it"
+        # One that lives, and doesn't get to it.
+        (probe_home / "pool" / pool.keeper_name()).touch()
         for expected in (1, 2, 2):
             await fork(host)
             assert len(list((probe_home / "pool").glob("wanted.*"))) == expected
+        for left in (probe_home / "pool").glob("keeper.*"):
+            left.unlink()
     async with ramet.Host(probe_home):
         assert not (probe_home / "pool").exists()
 
