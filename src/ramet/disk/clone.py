@@ -61,6 +61,7 @@ def clone_directory(
     skip_rel_paths: Collection[str | PurePath] = frozenset(),
     leave_out: Callable[[str], bool] = lambda name: False,
     allow_reflink: bool = True,
+    into: bool = False,
 ) -> list[ClonedFile]:
     """Create `destination` with what `source` holds, less what is skipped or left out; a result a file.
 
@@ -70,22 +71,24 @@ def clone_directory(
     relative to `source`: they are neither walked nor opened nor looked at. Nor is whatever `leave_out` says
     yes to, by its name, anywhere in the tree, also what comes into being while it is walked.
 
-    Nothing is synced. Raises `UsageError` when a path to skip leads out of the tree or `destination` is
-    inside `source`, and `FilesystemError`, which names the file; `destination` is gone then, unless it
-    existed before.
+    `into` a directory that is there, and has none of those names. Nothing is synced. Raises `UsageError` when
+    a path to skip leads out of the tree or `destination` is inside `source`, and `FilesystemError`, which
+    names the file; `destination` is gone then, unless it existed before.
     """
     skipped = frozenset(_relative(path) for path in skip_rel_paths)
-    if destination.resolve().is_relative_to(source.resolve()):
+    if destination.parent != source.parent and destination.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{destination} is inside {source}, of which it is to be a clone")
-    with filesystem_errors("create", destination):
-        destination.mkdir(mode=0o700)
+    if not into:
+        with filesystem_errors("create", destination):
+            destination.mkdir(mode=0o700)
     try:
         walk = _Walk(source, destination, skipped, leave_out, allow_reflink)
         with filesystem_errors("clone", source), _opened(source) as origin, _opened(destination) as copy:
             walk.directory(origin, copy, "")
         walk.finish()
     except BaseException:
-        shutil.rmtree(destination, ignore_errors=True)
+        if not into:
+            shutil.rmtree(destination, ignore_errors=True)
         raise
     return walk.cloned
 

@@ -231,8 +231,11 @@ class StartsEmpty(Protocol):
     async def start_empty(self, directory: Path, *, mark: Path | None = None) -> ProcessRef:
         """Start a VMM in `directory` that waits for a guest. `mark` and errors as for `Driver.boot`."""
 
-    def settle_in(self, directory: Path, process: ProcessRef, machine: Machine) -> Vmm:
+    async def settle_in(
+        self, directory: Path, process: ProcessRef, machine: Machine, sessions: AsyncExitStack
+    ) -> Vmm:
         """What `Driver.restore` gives, of an empty VMM and the parts that have been put into its directory.
 
-        Raises `UnavailableError` for a machine that a VMM has to be started for; it is as it was then.
+        Raises `UnavailableError` for a machine that a VMM has to be started for: it is as it was then. Other
+        errors as `Driver.restore`: no process is left.
         """

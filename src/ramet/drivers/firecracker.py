@@ -154,15 +154,22 @@ class Firecracker:
     async def start_empty(self, directory: Path, *, mark: Path | None = None) -> ProcessRef:
         """As `StartsEmpty.start_empty`. A Firecracker can learn everything over its API."""
         await self.version()
+        process = self._begin(directory, [], mark, LARGEST_LOG_BYTES)
         nominal = self.machine(accelerator="kvm", memory_bytes=MIB, cpus=1)
-        return (await self._spawn(directory, nominal, [], mark)).process
+        await self._come_up(FirecrackerVmm(directory, process, nominal), boots=False)
+        return process
 
-    def settle_in(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
+    async def settle_in(
+        self, directory: Path, process: ProcessRef, machine: Machine, sessions: AsyncExitStack
+    ) -> FirecrackerVmm:
         """As `StartsEmpty.settle_in`."""
         if machine.metrics:
             raise UnavailableError("a Firecracker is told at its start where its metrics go")
-        processes.limit_files(process, largest_file_bytes(machine))
-        return FirecrackerVmm(directory, process, machine, self.abilities)
+        if (largest_bytes := largest_file_bytes(machine)) != LARGEST_LOG_BYTES:
+            processes.limit_files(process, largest_bytes)
+        vmm = FirecrackerVmm(directory, process, machine, self.abilities)
+        await self._come_up(vmm, boots=False, sessions=sessions)
+        return vmm
 
     def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
         """As `Driver.attach`."""
@@ -199,18 +206,28 @@ class Firecracker:
         sessions: AsyncExitStack | None = None,
     ) -> FirecrackerVmm:
         await self.version()
+        if machine.metrics:
+            with filesystem_errors("start Firecracker in", directory):
+                (directory / METRICS_FILE).unlink(missing_ok=True)
+                (directory / METRICS_FILE).touch(mode=0o600)
+            arguments = [*arguments, "--metrics-path", METRICS_FILE]
+        process = self._begin(directory, arguments, mark, largest_file_bytes(machine))
+        vmm = FirecrackerVmm(directory, process, machine, self.abilities)
+        await self._come_up(vmm, boots="--config-file" in arguments, sessions=sessions)
+        return vmm
+
+    def _begin(
+        self, directory: Path, arguments: list[str], mark: Path | None, largest_bytes: int
+    ) -> ProcessRef:
         log = directory / VMM_LOG
         with filesystem_errors("start Firecracker in", directory):
-            for left in (SOCKET, VSOCK_SOCKET, METRICS_FILE):
+            for left in (SOCKET, VSOCK_SOCKET):
                 (directory / left).unlink(missing_ok=True)  # it wouldn't bind over sockets
             # It writes from the beginning of the file that it finds, so each start has a file of its own.
             if log.exists():
                 log.replace(rings.previous(log))
             log.touch(mode=0o600)
-            if machine.metrics:
-                (directory / METRICS_FILE).touch(mode=0o600)
-                arguments = [*arguments, "--metrics-path", METRICS_FILE]
-            process = processes.spawn(
+            return processes.spawn(
                 [
                     self.program(),
                     *("--id", (mark or directory).name, "--api-sock", SOCKET),
@@ -219,29 +236,32 @@ class Firecracker:
                 ],
                 directory=directory,
                 log=directory / CONSOLE_LOG,
-                largest_file_bytes=largest_file_bytes(machine),
+                largest_file_bytes=largest_bytes,
                 mark=mark,
             )
-        vmm = FirecrackerVmm(directory, process, machine, self.abilities)
+
+    async def _come_up(
+        self, vmm: FirecrackerVmm, *, boots: bool, sessions: AsyncExitStack | None = None
+    ) -> None:
+        """Wait until it is there, if need be in a session that `sessions` keeps. It is killed if it isn't."""
         try:
             if sessions is not None:
                 await sessions.enter_async_context(vmm.session())
-            await vmm.come_up(boots="--config-file" in arguments)
+            await vmm.come_up(boots=boots)
         except RametError as error:
             with anyio.CancelScope(shield=True):
                 if not isinstance(error, VmmTimeoutError):
                     # Its API goes first, then it says why.
-                    await processes.wait_ended(process, timeout_s=_LAST_WORDS_S)
+                    await processes.wait_ended(vmm.process, timeout_s=_LAST_WORDS_S)
                 await vmm.kill()
             raise VmmError(
-                f"Firecracker didn't come up: {last_words(directory) or error.message}",
+                f"Firecracker didn't come up: {last_words(vmm.directory) or error.message}",
                 hint="`ramet doctor` says what this machine lacks; RAMET_FIRECRACKER names another one",
             ) from error
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()
             raise
-        return vmm
 
     def program(self) -> str:
         """The program's path. Raises `UnavailableError` when there is none."""

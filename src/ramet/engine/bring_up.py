@@ -22,18 +22,19 @@ import msgspec
 
 from ramet.disk.clone import clone_directory
 from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
-from ramet.drivers.api import Ability, Driver, Vmm
+from ramet.drivers.api import Ability, Driver, StartsEmpty, Vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, is_part_name, read_manifest
 from ramet.engine.proof import prove
 from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, VmmTimeoutError, WrongStateError
 from ramet.guest.messages import IdentityReply
+from ramet.host import processes
 from ramet.host.files import filesystem_errors
 from ramet.host.share import Shared, can_link, share_file
 from ramet.memory.delta import apply_delta
 from ramet.model.lifecycle import State
-from ramet.model.record import Machine, Record, RunningVmm
+from ramet.model.record import Machine, ProcessRef, Record, RunningVmm
 from ramet.paths import (
     CONFIG_FILE,
     MANIFEST_FILE,
@@ -167,20 +168,23 @@ def is_quick(origin: Origin, driver: Driver, directory: Path, options: ForkOptio
         return False  # it is being compacted, say: `take_parts` finds out
 
 
-def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
+def take_parts(
+    origin: Origin, driver: Driver, directory: Path, options: ForkOptions, *, into: bool = False
+) -> Parts:
     """Make `directory`, with what it needs of the capture: the parts shared, the rest copied, nothing left
-    that leads outside (I3). Blocks: for a worker thread, unless it `is_quick`.
+    that leads outside (I3). Blocks: for a worker thread, unless it `is_quick`. `into` puts that into one that
+    is there; then a capture that is being compacted isn't looked at again.
 
     Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may be there
     then.
     """
     for tries_left in reversed(range(_COMPACTED_MEANWHILE)):
         try:
-            return _take(origin, driver, directory, options)
+            return _take(origin, driver, directory, options, into=into)
         except (DamagedError, FilesystemError):
             origin.require_there()
             found = read_manifest(origin.directory)
-            if tries_left == 0 or found == origin.manifest:
+            if into or tries_left == 0 or found == origin.manifest:
                 raise
             # It was compacted meanwhile: the same content, in other files.
             origin = origin._replace(manifest=found)
@@ -188,11 +192,11 @@ def take_parts(origin: Origin, driver: Driver, directory: Path, options: ForkOpt
     raise AssertionError
 
 
-def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions) -> Parts:
+def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions, *, into: bool) -> Parts:
     source, manifest = origin.directory, origin.manifest
     # What is called as parts are and isn't one is a compaction's, under way or killed on its way.
     skipped = frozenset({*manifest.parts, *_SOURCES_OWN})
-    clone_directory(source, directory, skip_rel_paths=skipped, leave_out=is_part_name)
+    clone_directory(source, directory, skip_rel_paths=skipped, leave_out=is_part_name, into=into)
     directory.chmod(0o700)
     with filesystem_errors("link the manifest into", directory):
         share_file(source / MANIFEST_FILE, directory / ORIGIN_FILE)
@@ -263,6 +267,28 @@ async def load(
 def machine_on(parts: Parts) -> Machine:
     """The machine that was captured, with the disks that were taken."""
     return msgspec.structs.replace(parts.manifest.machine, disks=tuple(one.disk for one in parts.disks))
+
+
+async def settle_in(
+    driver: Driver,
+    directory: Path,
+    process: ProcessRef,
+    parts: Parts,
+    marks: list[float],
+    sessions: AsyncExitStack,
+) -> Loaded:
+    """As `load`, of a VMM that was started empty; `marks` gets the moment of the call, too."""
+    assert isinstance(driver, StartsEmpty)
+    try:
+        marks.append(time.perf_counter())
+        machine = machine_on(parts)
+        vmm = await driver.settle_in(directory, process, machine, sessions)
+    except BaseException:
+        parts.close()
+        with anyio.CancelScope(shield=True):
+            await processes.kill(process)
+        raise
+    return await load_into(driver, directory, machine, vmm, parts, marks)
 
 
 async def load_into(

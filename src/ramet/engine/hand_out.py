@@ -26,8 +26,7 @@ from ramet.engine.bring_up import (
     Loaded,
     Origin,
     Parts,
-    load_into,
-    machine_on,
+    settle_in,
     take_parts,
     wake,
 )
@@ -41,7 +40,6 @@ from ramet.paths import MEM_FILE, WARM_FILE
 
 RESUME_LIMIT_S = 5.0
 _log: Final = logging.getLogger("ramet.pool")
-_PARTS = "parts"
 
 
 class Claim(NamedTuple):
@@ -162,9 +160,9 @@ async def hand_out(
     try:
         async with AsyncExitStack() as sessions:
             if claim.warm.stage == "empty":
-                put = partial(_put_parts, origin, driver, options, directory)
+                put = partial(take_parts, origin, driver, directory, options, into=True)
                 parts = put() if quick else await anyio.to_thread.run_sync(put)
-                loaded = await _fill(driver, directory, claim, parts, marks, sessions)
+                loaded = await settle_in(driver, directory, claim.warm.process, parts, marks, sessions)
             else:
                 parts, loaded = _loaded(origin, driver, directory, claim, marks)
             living = await wake(
@@ -199,41 +197,6 @@ def _loaded(
     vmm = driver.attach(directory, warm.process, warm.machine)
     marks += [time.perf_counter()] * 3
     return parts, Loaded(warm.machine, vmm, warm.running)
-
-
-async def _fill(
-    driver: Driver,
-    directory: Path,
-    claim: Claim,
-    parts: Parts,
-    marks: list[float],
-    sessions: AsyncExitStack,
-) -> Loaded:
-    """An empty VMM gets its guest."""
-    assert isinstance(driver, StartsEmpty)
-    try:
-        marks.append(time.perf_counter())
-        machine = machine_on(parts)
-        vmm = driver.settle_in(directory, claim.warm.process, machine)
-        await sessions.enter_async_context(vmm.session())
-    except BaseException:
-        parts.close()
-        raise
-    return await load_into(driver, directory, machine, vmm, parts, marks)
-
-
-def _put_parts(origin: Origin, driver: Driver, options: ForkOptions, directory: Path) -> Parts:
-    """Parts are taken into a new directory: beside them a VMM has its sockets and logs already."""
-    apart = directory / _PARTS
-    parts = take_parts(origin, driver, apart, options)
-    try:
-        for part in apart.iterdir():
-            part.rename(directory / part.name)
-        apart.rmdir()
-    except BaseException:
-        parts.close()
-        raise
-    return parts
 
 
 def tell(context: Context, origin: Origin, count: int, *, is_heard: bool) -> None:
