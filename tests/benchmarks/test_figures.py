@@ -49,7 +49,7 @@ def test_what_slows_both_of_a_pair_is_not_in_the_interval() -> None:
     above = [15 * one for one in load]
     paired, apart = (compare("r", figure(above), figure(below), paired=one) for one in (True, False))
     assert paired.high - paired.low < 1e-9
-    assert apart.high - apart.low >= paired.high - paired.low
+    assert apart.high - apart.low > 0.1
 
 
 def test_the_same_values_give_the_same_interval() -> None:

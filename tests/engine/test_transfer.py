@@ -204,7 +204,7 @@ def named(name: str, size: int = 0, digest: str = "") -> dict[str, Part]:
             )
             for name in (
                 *("../mem", "/etc/cron.d/evil", "disk/../../x", "..", "", ".tmp-mem", "mem\0", "mem\n"),
-                *("manifest.json", "receipt.json", "config.json", "console.log", "api.sock", "MEM", "mem-"),
+                *("manifest.json", "config.json", "console.log", "api.sock", "MEM", "mem-"),
                 *("lifecycle.lock", "disk-0.qcow2.lock", "disk.vmdk"),
             )
         ],

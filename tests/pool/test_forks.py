@@ -196,8 +196,10 @@ async def test_a_call_that_is_cancelled_leaves_nothing_of_what_it_took(probe_hom
             if stage == "loaded":
                 await fork_and_remove(host)
             await filled(host, 1, source="base" if stage == "loaded" else None)
-            with anyio.move_on_after(delay_s):
+            with anyio.move_on_after(delay_s) as limit:
                 await base.fork(3)
+            if limit.cancelled_caught:
+                assert [one.id for one in await host.list(everything=True)] == [base.id]
             for instance in await host.list(everything=True):
                 if instance.id != base.id:
                     await (await other.get(instance.id)).remove(force=True)
