@@ -100,7 +100,7 @@ async def begin(words: list[str], *, quick: bool) -> Document:
             processor=_processor(),
             processors=os.cpu_count() or 1,
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            kernel=platform.release(),
+            kernel=platform.release().partition("-")[0],
             filesystem=_filesystem(config.cache_directory()),
             kvm=verdict.detail,
         ),

@@ -392,7 +392,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description="What forks cost without ramet.")
     parser.add_argument("--vmm", choices=("firecracker", "qemu"), default="firecracker")
     parser.add_argument("--forks", type=int, default=10, metavar="N")
-    parser.add_argument("--concurrency", type=int, default=2 * (os.cpu_count() or 1), metavar="K")
+    parser.add_argument("--concurrency", type=int, default=3 * (os.cpu_count() or 1), metavar="K")
     parser.add_argument("--rounds", type=int, default=5, metavar="R")
     parser.add_argument(
         "--memory", default="512M", metavar="SIZE", help="of a Firecracker guest, as 512M or 4G"

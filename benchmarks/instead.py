@@ -109,9 +109,8 @@ async def measure(run: Run, driver: str) -> None:
 
 
 async def _ramet(run: Run, driver: str, base: ramet.VM) -> None:
-    clock = guests.Clock()
     async with base.fork(1) as (fork,):
-        run.ledger.put(READY, f"{driver}, ramet", clock.ms)
+        run.ledger.put(READY, f"{driver}, ramet", fork.receipt.timings_ms.total)
         pss = guests.memory_of(fork.receipt.pid)["Pss"]
         run.ledger.put(PSS, f"{driver}, ramet", pss, "bytes")
 

@@ -84,7 +84,7 @@ same template. *n* is the number of values; p99 of fewer than a hundred is the l
 of two medians. The interval after it holds 95 of 100 such ratios of samples drawn, with replacement,
 from the values of this run (a percentile bootstrap, in pairs where both were measured in the same
 rounds): a ratio whose interval contains 1 isn't known to differ from 1. Bytes are in powers of ten,
-sizes of RAM in powers of two."""
+sizes of RAM in powers of two. `fork to ready` of a fork of ramet's is its receipt's `total`."""
 
 
 def _section(outcome: Outcome, directory: str, *, pictures: bool) -> str:

@@ -32,7 +32,7 @@ async def measure(run: Run, driver: str) -> None:
 async def _one(run: Run, driver: str, base: ramet.VM, who: str) -> None:
     clock = guests.Clock()
     async with base.fork(1) as (fork,):
-        run.ledger.put(READY, f"{driver}, {who}", clock.ms)
+        run.ledger.put(READY, f"{driver}, {who}", fork.receipt.timings_ms.total)
         await fork.exec("true", check=True)
         run.ledger.put(EXEC, f"{driver}, {who}", clock.ms)
 

@@ -51,9 +51,8 @@ async def _one(
     run: Run, driver: str, base: ramet.VM, size: int, who: str, *, share_memory: bool = True
 ) -> None:
     who = f"{driver}, {who}"
-    clock = guests.Clock()
     async with base.fork(1, share_memory=share_memory) as (fork,):
-        run.ledger.put(READY, who, clock.ms, x=size)
+        run.ledger.put(READY, who, fork.receipt.timings_ms.total, x=size)
         disk = guests.disk_bytes(fork.directory)
         run.ledger.put(DISK, who, disk, "bytes", x=size)
         # A copy's mem-file is in the page cache for it alone; a shared one's is there once, for all forks.

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from ramet import config
-from ramet.engine.fork import MOST_AT_ONCE
+from ramet.engine.fork import MOST_IN_A_CALL
 from ramet.images.kernel import find_kernel
 from ramet.paths import Home
 from ramet.units import MIB
@@ -88,8 +88,8 @@ plainly(
     "fork of a stopped one", "fork stopped", 4, "wrong_state", "stopped is stopped", "ramet start stopped"
 )
 plainly("fork of a failed one", "fork failed", 4, "wrong_state", "failed is failed", "ramet ")
-plainly("-n 0", "fork -n 0 warm", 2, "usage", "0 forks", f"1 to {MOST_AT_ONCE}")
-plainly("-n -1", "fork -n -1 warm", 2, "usage", "-1 forks", f"1 to {MOST_AT_ONCE}")
+plainly("-n 0", "fork -n 0 warm", 2, "usage", "0 forks", f"1 to {MOST_IN_A_CALL}")
+plainly("-n -1", "fork -n -1 warm", 2, "usage", "-1 forks", f"1 to {MOST_IN_A_CALL}")
 plainly("-n 100000", "fork -n 100000 warm", 2, "usage", "100000 forks", "each is a process")
 plainly("too little memory", "run --memory 16M builtin", 2, "usage", "16.0 MiB is less", "at least 96M")
 plainly("more than the host's", "run --memory 900T builtin", 2, "usage", "more than this machine", "ask for")

@@ -49,7 +49,7 @@ from ramet.model.record import Record
 from ramet.model.shapes import ForkReport, Timings
 from ramet.model.snapshot import SnapshotRecord
 
-MOST_AT_ONCE = 1000
+MOST_IN_A_CALL = 1000
 _NAME_TRIES = 20
 
 
@@ -279,10 +279,10 @@ def _reserve(
 
 
 def _require_sense(count: int, options: ForkOptions) -> None:
-    if not 1 <= count <= MOST_AT_ONCE:
+    if not 1 <= count <= MOST_IN_A_CALL:
         raise UsageError(
             f"{count} forks can't be made in one call",
-            hint=f"ask for 1 to {MOST_AT_ONCE}: each is a process and about ten open files of this machine",
+            hint=f"ask for 1 to {MOST_IN_A_CALL}: each is a process and about ten open files of this machine",
         )
     if options.require_shared and not options.share_memory:
         raise UsageError("sharing can't be both required and forbidden", hint="use one of the two")

@@ -32,7 +32,7 @@ from ramet.engine.bring_up import (
 )
 from ramet.engine.context import Context
 from ramet.engine.manifest import check_part
-from ramet.errors import GuestError, RametError
+from ramet.errors import DamagedError, GuestError, RametError
 from ramet.host import processes
 from ramet.host.files import remove_tree
 from ramet.model.record import Record
@@ -188,9 +188,8 @@ def _loaded(
     anything: what was copied is the VMM's own.
     """
     warm, manifest = claim.warm, origin.manifest
-    assert warm.machine is not None
-    assert warm.running is not None
-    assert warm.memory is not None
+    if warm.machine is None or warm.running is None or warm.memory is None:
+        raise DamagedError(f"{directory / WARM_FILE} doesn't say what is loaded")
     if warm.memory.mode == "shared":
         check_part(manifest, directory, manifest.memory.base, name=MEM_FILE)
     parts = Parts(manifest, warm.memory, warm.disks, None)

@@ -59,7 +59,9 @@ class Host:
         self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto", warm: int = 0
     ) -> None:
         if not 0 <= warm <= MOST_WARM:
-            raise UsageError(f"{warm} VMMs can't be kept warm", hint=f"ask for 0 to {MOST_WARM}")
+            raise UsageError(
+                f"{warm} VMMs can't be kept warm: the most is {MOST_WARM}", hint=f"ask for 0 to {MOST_WARM}"
+            )
         # Resolved, so that a directory has one name, whichever way one came to it.
         self._home = Home((Path(home) if home is not None else config.home_directory()).resolve())
         self._accel = accel
@@ -112,7 +114,7 @@ class Host:
         try:
             with anyio.CancelScope(shield=True):
                 if self._keeper is not None:
-                    await self._keeper.close()
+                    await removal.attempt(self._keeper.close())
                 leaving = [record for record in context.store.all() if record.id in context.ours]
                 await removal.discard_all(context, leaving)
         finally:

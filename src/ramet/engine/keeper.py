@@ -37,9 +37,10 @@ from ramet.units import MIB, format_bytes
 MOST_WARM: Final = 1000
 _log: Final = logging.getLogger("ramet.pool")
 _QUIET_S: Final = 0.05
-_LONGEST_QUIET_S: Final = 1.0
 """After a hand-out the fork is left alone for so long: its guest's first steps want the CPU."""
-_SPARE_PART: Final = 10
+_LONGEST_QUIET_S: Final = 1.0
+"""However often others fork, what is missing isn't put off for longer."""
+_SPARE_DIVISOR: Final = 10
 """A tenth of the machine's memory stays free."""
 _FIRST_GUESS_BYTES: Final = 64 * MIB
 _BACK_OFF_S: Final = (1.0, 60.0)
@@ -83,7 +84,7 @@ class Keeper:
     ) -> None:
         self._context = context
         self._budget = budget
-        self._spare_bytes = total_bytes() // _SPARE_PART if spare_bytes is None else spare_bytes
+        self._spare_bytes = total_bytes() // _SPARE_DIVISOR if spare_bytes is None else spare_bytes
         self._demand = Demand(half_life_s)
         self._news = asyncio.Event()
         self._settled = asyncio.Event()
@@ -126,7 +127,8 @@ class Keeper:
         self._scope.cancel()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
-            self._file.unlink(missing_ok=True)  # first: from here on nobody puts one back
+            with suppress(OSError):
+                self._file.unlink()  # first: from here on nobody puts one back
             self._stock.count(pool.names(self._context.home))
             for made in self._stock.waiting():
                 with suppress(RametError, OSError):
@@ -134,7 +136,8 @@ class Keeper:
             found = pool.names(self._context.home)
             if not pool.is_kept(found):
                 for told in pool.wanted(found):
-                    (self._context.home.pool / told.name).unlink(missing_ok=True)
+                    with suppress(OSError):
+                        (self._context.home.pool / told.name).unlink()
             pool.leave(self._context.home)
 
     def asked(self, source: str, count: int) -> None:
@@ -248,7 +251,8 @@ class Keeper:
         directory = self._context.home.root / source
         if source not in self._watches:
             watch = self._watches[source] = ExitStack()
-            watch.enter_context(names_watched(directory, self._news))
+            if not watch.enter_context(names_watched(directory, self._news)) and directory.exists():
+                self._sees_names = False
         try:
             facts = (directory / MANIFEST_FILE).stat()
             seen = (facts.st_ino, facts.st_mtime_ns)

@@ -105,13 +105,9 @@ def require_whole(manifest: Manifest, *, where: str) -> None:
     named = {memory.base, *({memory.delta} if memory.delta is not None else ())}
     named |= {name for disk in manifest.machine.disks for name in (*disk.backing, disk.file)}
     if missing := sorted(named - manifest.parts.keys()):
-        raise DamagedError(
-            f"{where} lists no part {missing[0]!r}, which it needs", hint="make the capture again"
-        )
+        raise DamagedError(f"{where} lists no part {missing[0]!r}, which it needs", hint=_AGAIN)
     if foreign := [name for name in manifest.parts if not is_plain_name(name)]:
-        raise DamagedError(
-            f"{where} names a part {foreign[0]!r}, which is no plain file name", hint="make the capture again"
-        )
+        raise DamagedError(f"{where} names a part {foreign[0]!r}, which is no plain file name", hint=_AGAIN)
 
 
 def is_part_name(name: str) -> bool:

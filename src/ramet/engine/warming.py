@@ -58,7 +58,10 @@ async def make_loaded(context: Context, source: str) -> Made:
     await require_restorable(origin.manifest, driver, name=origin.name)
     version = await driver.version()
     if not can_link(origin.directory / origin.manifest.memory.base, context.home.pool, 1):
-        raise UnavailableError(f"the memory of {origin.name} can't be linked, and isn't copied ahead")
+        raise UnavailableError(
+            f"the memory of {origin.name} can't be linked, and isn't copied ahead",
+            hint="put all of RAMET_HOME on one filesystem; a file can have 65,000 links",
+        )
     warm_id = new_id()
     directory = context.home.pool / pool.making(warm_id)
     running: ProcessRef | None = None

@@ -413,7 +413,10 @@ def remove_tree(directory: Path) -> None:
         if not isinstance(error, OSError):
             raise error
         if isinstance(error, NotADirectoryError):
-            Path(path).unlink(missing_ok=True)  # a killed ramet's trial link, say
+            try:
+                Path(path).unlink(missing_ok=True)  # a killed ramet's trial link, say
+            except OSError as again:
+                errors.append((Path(path), again))
         elif not isinstance(error, FileNotFoundError):
             errors.append((Path(path), error))
 
@@ -429,7 +432,8 @@ def remove_tree(directory: Path) -> None:
                 hint=f"`chattr -i {left}` as root; whichever ramet command comes next removes what is left",
                 number=error.errno,
             ) from error
-    for left, error in errors:
+    if errors:
+        left, error = errors[0]
         with filesystem_errors("remove", left):
             raise error
 

@@ -31,7 +31,7 @@ class SocketStream(anyio.abc.ByteStream):
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._waiting: set[asyncio.Future[None]] = set()
-        self._ready = 0
+        self._since_turn = 0
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """What has come, at least one byte. Raises `EndOfStream`, `ClosedResourceError`,
@@ -49,7 +49,7 @@ class SocketStream(anyio.abc.ByteStream):
             try:
                 data = self._socket.recv(max_bytes, flags)
             except BlockingIOError:
-                self._ready = 0
+                self._since_turn = 0
                 await self._wait(for_reading=True)
                 continue
             except OSError as error:
@@ -57,15 +57,15 @@ class SocketStream(anyio.abc.ByteStream):
             if not data:
                 raise anyio.EndOfStream
             if len(data) >= _MUCH_BYTES:
-                self._ready = -1  # it takes a while to work through: then it is the others' turn
+                self._since_turn = -1  # it takes a while to work through: then it is the others' turn
             return data
 
     async def _turn(self) -> None:
         """A chance to be cancelled. Who always finds something ready lets others have a turn, too: now and
         then, because a turn of the loop costs more than most of what is done here.
         """
-        self._ready += 1
-        if self._ready % _OPERATIONS_A_TURN:
+        self._since_turn += 1
+        if self._since_turn % _OPERATIONS_A_TURN:
             await anyio.lowlevel.checkpoint_if_cancelled()
         else:
             await anyio.lowlevel.checkpoint()

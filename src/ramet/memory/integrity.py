@@ -51,10 +51,10 @@ def _facts(path: Path, facts: os.stat_result) -> PartFacts:
     return PartFacts(facts.st_size, allocated, stat.S_IMODE(facts.st_mode), facts.st_mtime_ns)
 
 
-def check(path: Path, facts: PartFacts) -> tuple[int, int]:
+def check(path: Path, facts: PartFacts) -> None:
     """Raise `DamagedError`, naming what differs, unless the file is there and its facts are these.
 
-    Never reads content. Which file it is: device and inode.
+    Never reads content.
     """
     with filesystem_errors("look at", path):
         try:
@@ -63,7 +63,7 @@ def check(path: Path, facts: PartFacts) -> tuple[int, int]:
             raise DamagedError(f"{path} is missing", hint=_AGAIN) from None
     found = _facts(path, looked)
     if found == facts:
-        return looked.st_dev, looked.st_ino
+        return
     differences = [
         f"{name} is {_shown(name, getattr(found, name))}, was {_shown(name, getattr(facts, name))}"
         for name in PartFacts.__struct_fields__
