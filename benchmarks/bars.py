@@ -9,7 +9,7 @@ from typing import Final
 from benchmarks import branches, footprint, latency, startup, thousand, touched
 from benchmarks.document import Document
 from benchmarks.figures import Figure, Key, Ratio, percentile
-from benchmarks.numbers import number, quantity
+from benchmarks.quantities import number, quantity
 from benchmarks.run import Outcome
 from ramet.units import GIB
 

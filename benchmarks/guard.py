@@ -18,11 +18,11 @@ MANY: Final = 100
 
 ALLOWED: Final = {
     ("firecracker", ONE): 1.75,
-    ("firecracker", MANY): 1.7,
+    ("firecracker", MANY): 1.9,
     ("qemu", ONE): 1.7,
 }
 """Ratios of medians, ramet's whole call over the floor, by driver and forks in a call: what a quiet machine
-shows, and a fifth more. When these were set: 1.45; 0.85 to 1.35, by how many files had just been removed
+shows, and a fifth more. When these were set: 1.45; 0.85 to 1.5, by how many files had just been removed
 (docs/benchmarks.md); 1.4.
 
 The bars that ramet is held to (benchmarks/bars.py) are lower: this is to notice what gets worse.

@@ -9,7 +9,7 @@ from benchmarks.bars import Bar, judge
 from benchmarks.catalogue import BY_NAME
 from benchmarks.document import Document
 from benchmarks.figures import Figure, percentile
-from benchmarks.numbers import number, place, quantity
+from benchmarks.quantities import number, place, quantity
 from benchmarks.run import Benchmark, Outcome
 
 FINDINGS: Final = Path(__file__).parent / "findings.md"

@@ -8,8 +8,8 @@ from typing import Any, Final
 from benchmarks.catalogue import BY_NAME
 from benchmarks.document import Document
 from benchmarks.figures import Figure, percentile
-from benchmarks.numbers import number, place, quantity
 from benchmarks.page import picture
+from benchmarks.quantities import number, place, quantity
 from benchmarks.run import Benchmark, Outcome, Plot
 
 _STYLE: Final = {

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 import ramet
+from ramet.engine.fork import at_once
 from ramet.memory.accounting import smaps_rollup
 from ramet.memory.integrity import digest
 from ramet.units import MIB
@@ -108,7 +109,11 @@ async def test_a_hundred_forks_write_the_same_pages_and_sectors(make_template: M
 
 @pytest.mark.alone
 async def test_4_gib_cost_what_256_mib_cost(probes: ramet.Host, make_template: MakeTemplate) -> None:
-    """A hundred forks in one call, of either size: the same time, and little memory each."""
+    """A hundred forks in one call, of either size: ramet's part takes the same time, and little memory each.
+
+    The kernel's doesn't: it keeps tables for each page of a VM's memory, which is 2 ms of processor time for
+    a Firecracker with 4 GiB. So the ratio is held against that of forks without ramet.
+    """
     small, large = await make_template("256M", name="small"), await make_template("4G", name="large")
     assert (large.directory / "mem").stat().st_size == 4 << 30
     assert (large.directory / "mem").stat().st_blocks * 512 < 64 << 20, "a full snapshot has become holes"
@@ -118,7 +123,9 @@ async def test_4_gib_cost_what_256_mib_cost(probes: ramet.Host, make_template: M
     def ratio() -> float:
         return statistics.median(took_ms[large.name]) / statistics.median(took_ms[small.name])
 
-    while len(took_ms[large.name]) < _ROUNDS or (ratio() > 1.15 and len(took_ms[large.name]) < 3 * _ROUNDS):
+    without = {size: await floor_ms(size) for size in ("256M", "4G")}
+    most = 1.15 * max(1.0, without["4G"] / without["256M"])
+    while len(took_ms[large.name]) < _ROUNDS or (ratio() > most and len(took_ms[large.name]) < 3 * _ROUNDS):
         for template in (small, large):
             report = await template.fork_report(_FORKS)
             took_ms[template.name].append(report.wall_ms)
@@ -130,18 +137,22 @@ async def test_4_gib_cost_what_256_mib_cost(probes: ramet.Host, make_template: M
                 for one in receipts:
                     tasks.start_soon(remove, probes, one.id)
     median = {name: round(statistics.median(times)) for name, times in took_ms.items()}
-    words = f"--forks {_FORKS} --rounds 3 --memory 4G --concurrency {2 * (os.cpu_count() or 1)}"
-    floor = await anyio.run_process(
-        [sys.executable, "benchmarks/floor.py", *words.split()], cwd=Path(__file__).parents[2]
-    )
-    floor_ms = msgspec.json.decode(floor.stdout)["wall_ms"]["median"]
     tell(
         f"{_FORKS} forks in one call: 256 MiB {median['small']} ms, 4 GiB {median['large']} ms (medians of "
-        f"{len(took_ms['large'])}), ratio {ratio():.2f}; without ramet, 4 GiB, {floor_ms:.0f} ms; largest "
-        f"PSS of a fork {largest_pss} bytes"
+        f"{len(took_ms['large'])}), ratio {ratio():.2f}; without ramet {without['256M']:.0f} and "
+        f"{without['4G']:.0f} ms; largest PSS of a fork {largest_pss} bytes"
     )
-    assert ratio() <= 1.15
+    assert ratio() <= most
     assert largest_pss < _MOST_PSS_BYTES
+
+
+async def floor_ms(memory: str) -> float:
+    """As many forks without ramet, as many at a time."""
+    words = f"--forks {_FORKS} --rounds 3 --memory {memory} --concurrency {at_once()}"
+    done = await anyio.run_process(
+        [sys.executable, "benchmarks/floor.py", *words.split()], cwd=Path(__file__).parents[2]
+    )
+    return float(msgspec.json.decode(done.stdout)["wall_ms"]["median"])
 
 
 async def remove(host: ramet.Host, identity: str) -> None:

@@ -95,8 +95,8 @@ async def test_interrupt_that_comes_after_the_row_undoes_nothing(
     store = vm._context.store
     change = store.change
 
-    def interrupted(*arguments: object, durable: bool = False) -> object:
-        made = change(*arguments, durable=durable)  # type: ignore[arg-type]
+    def interrupted(*arguments: object, durable: bool = False, **columns: object) -> object:
+        made = change(*arguments, durable=durable, **columns)  # type: ignore[arg-type]
         if durable:
             raise KeyboardInterrupt
         return made
