@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
@@ -24,6 +24,7 @@ from ramet.guest.messages import (
     Fields,
     Message,
     Welcome,
+    hello,
     put,
     put_number,
 )
@@ -254,11 +255,11 @@ class Connection:
         """HELLO, once: on such a stream the agent itself has accepted. Then what it hasn't had."""
         nonce = os.urandom(NONCE_BYTES)
         self._nonces = {nonce}
-        hello = self._hello(nonce) + put_number(4, 8, self._received)
+        greeting = self._hello(nonce) + put_number(4, 8, self._received)
         stream = self._stream
         try:
             async with self._sending:
-                await stream.send(encode_frame(Message.HELLO, 0, hello))
+                await stream.send(encode_frame(Message.HELLO, 0, greeting))
                 await self._greeted.wait()
                 self._limit.deadline = math.inf
                 self._asking = False
@@ -305,22 +306,21 @@ class Connection:
         """HELLO until one of them is answered. Raises `GuestError` when the stream ends or the version
         differs.
         """
-        interval_s = resend_s
-        while not self._decided.is_set():
+        for pause_s in resend_pauses_s(resend_s):
+            if self._decided.is_set():
+                break
             nonce = os.urandom(NONCE_BYTES)
             self._nonces.add(nonce)
             await self.send(Message.HELLO, 0, self._hello(nonce))
-            with anyio.move_on_after(interval_s):
+            with anyio.move_on_after(pause_s):
                 await self._decided.wait()
-            interval_s = min(interval_s * 1.5, _RESEND_MOST_S)
         self._raise_failure()
         assert self.welcome is not None
         require_version(self.welcome)
         return self.welcome
 
     def _hello(self, nonce: bytes) -> bytes:
-        fields = put(1, nonce) + put_number(2, 2, PROTOCOL_VERSION)
-        return fields if self._reopen is None else fields + put(3, self._token)
+        return hello(nonce) if self._reopen is None else hello(nonce) + put(3, self._token)
 
     def _dispatch(self, frame: Frame) -> None:
         if not self._greeted.is_set() or (frame.type == Message.WELCOME and frame.stream == 0):
@@ -431,6 +431,14 @@ class Answer:
 
 def _is_repeatable(receiver: Receiver) -> bool:
     return isinstance(receiver, Answer) and receiver.repeat is not None
+
+
+def resend_pauses_s(first_s: float = 0.25) -> Iterator[float]:
+    """How long to wait for a WELCOME before HELLO is said again, each time longer, up to 2 s."""
+    pause_s = first_s
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 1.5, _RESEND_MOST_S)
 
 
 def require_version(welcome: Welcome) -> None:

@@ -16,13 +16,11 @@ import anyio
 import anyio.abc
 
 from ramet.errors import GuestError, GuestLostError, ProtocolError
-from ramet.guest.connection import decode_error, require_version
+from ramet.guest.connection import decode_error, require_version, resend_pauses_s
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
-from ramet.guest.messages import NONCE_BYTES, PROTOCOL_VERSION, Message, Welcome, put, put_number
+from ramet.guest.messages import NONCE_BYTES, Message, Welcome, hello
 
 _RECEIVE_BYTES: Final = 65_536
-_RESEND_FIRST_S: Final = 0.25
-_RESEND_MOST_S: Final = 2.0
 _LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
@@ -55,21 +53,19 @@ async def ask(
     sent: dict[int, int] = {}  # the time of sending, by stream
     nonces: set[bytes] = set()
     frames = _frames(stream)
+    pauses_s = resend_pauses_s()
     welcomed = False
-    pause_s = _RESEND_FIRST_S
     try:
         while not welcomed:
             nonces.add(nonce := os.urandom(NONCE_BYTES))
             number = len(sent) + 1
             sent[number] = sent_ns = time.time_ns()
-            hello = put(1, nonce) + put_number(2, 2, PROTOCOL_VERSION)
             await stream.send(
-                encode_frame(Message.HELLO, 0, hello) + encode_frame(type_, number, payload(sent_ns))
+                encode_frame(Message.HELLO, 0, hello(nonce)) + encode_frame(type_, number, payload(sent_ns))
             )
-            with anyio.move_on_after(pause_s):
+            with anyio.move_on_after(next(pauses_s)):
                 while not welcomed:
                     welcomed = _is_welcome(await frames(), nonces)
-            pause_s = min(pause_s * 1.5, _RESEND_MOST_S)
         while (frame := await frames()).stream not in sent:
             pass
         return Reply(_answer(frame, expects, what), sent[frame.stream], time.time_ns())

@@ -82,6 +82,11 @@ def put_number(tag: int, width: int, number: int) -> bytes:
         raise UsageError(f"{number} is not an unsigned number of {8 * width} bits") from None
 
 
+def hello(nonce: bytes) -> bytes:
+    """The payload of a HELLO that begins a session; fields may follow it."""
+    return put(1, nonce) + put_number(2, 2, PROTOCOL_VERSION)
+
+
 def put_text(tag: int, text: str) -> bytes:
     """One field with a text. Bytes that were no UTF-8 (as `os.fsdecode` keeps them) come out as they were."""
     value = text.encode("utf-8", "surrogateescape")
