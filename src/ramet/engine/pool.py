@@ -46,7 +46,6 @@ class Warm(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a warm VMM, in its directory, by the time it is ready."""
 
     driver: str
-    version: str
     stage: WarmStage
     process: ProcessRef
     created_at: str
@@ -62,7 +61,7 @@ class Warm(msgspec.Struct, frozen=True, kw_only=True):
 class Entry(NamedTuple):
     """A warm VMM's directory, as its name says."""
 
-    place: Literal["making", "ready", "taken"]
+    state: Literal["making", "ready", "taken"]
     id: str
     holder: ProcessRef
     """Who keeps it or, once it is taken, who has it."""
@@ -80,7 +79,7 @@ class Wanted(NamedTuple):
 
 def key_of(directory: Path, manifest: Manifest, version: str) -> str:
     """What stands for exactly that capture in a VMM of that version: no other one ever has it."""
-    return _digest(os.fsencode(directory), manifest.encoded(), version.encode())
+    return _digest(os.fsencode(directory), msgspec.json.encode(manifest), version.encode())
 
 
 def key_of_empty(driver: str, version: str) -> str:
@@ -107,14 +106,14 @@ def entries(found: Iterable[str]) -> list[Entry]:
 
 def _entry(name: str) -> Entry | None:
     match name.split("."):
-        case ["making" | "taken" as place, warm_id, who]:
+        case ["making" | "taken" as state, warm_id, who]:
             key = ""
-        case ["ready" as place, warm_id, who, key]:
+        case ["ready" as state, warm_id, who, key]:
             pass
         case _:
             return None
     holder = _reference(who)
-    return Entry(place, warm_id, holder, key, name) if holder is not None else None
+    return Entry(state, warm_id, holder, key, name) if holder is not None else None
 
 
 def wanted(found: Iterable[str]) -> list[Wanted]:

@@ -47,7 +47,7 @@ def _described(home: Home, entry: pool.Entry) -> PoolEntry:
         stage=warm.stage if warm else None,
         source=warm.source.partition("/")[2] if warm and warm.source else None,
         source_name=warm.source_name if warm else None,
-        state=entry.place,
+        state=entry.state,
         pid=warm.process.pid if warm else None,
         pss_bytes=pss_bytes,
         created_at=warm.created_at if warm else None,

@@ -41,7 +41,7 @@ class Stock:
 
         One may have been put back, too.
         """
-        there = {entry.id for entry in pool.entries(found) if entry.place == "ready"}
+        there = {entry.id for entry in pool.entries(found) if entry.state == "ready"}
         taken = self._waiting.keys() - there
         for gone in taken:
             del self._waiting[gone]

@@ -73,7 +73,6 @@ async def make_loaded(context: Context, source: str) -> Made:
         running = loaded.running.process
         warm = pool.Warm(
             driver=driver.name,
-            version=version,
             stage="loaded",
             process=running,
             created_at=now(),
@@ -102,9 +101,7 @@ async def make_empty(context: Context, driver: Driver) -> Made:
     try:
         directory.mkdir(mode=0o700)
         running = await driver.start_empty(directory, mark=context.home.instance(warm_id))
-        warm = pool.Warm(
-            driver=driver.name, version=version, stage="empty", process=running, created_at=now()
-        )
+        warm = pool.Warm(driver=driver.name, stage="empty", process=running, created_at=now())
         key = pool.key_of_empty(driver.name, version)
         _publish(context.home, directory, warm_id, key, warm)
     except BaseException:
