@@ -30,6 +30,7 @@ _CLOCK_TRIES = 5
 _CLOCK_LIMIT_S = 5.0
 _HANDSHAKES = 5
 _LAST_BREATH_S = 2.0
+_NO_BREATH_S = 0.1
 _PORT_WAIT_S = 60.0
 _VSOCK_WAIT_S = 120.0
 _RECONNECT_S = 15.0
@@ -67,8 +68,10 @@ async def prove(
             hint="if this machine is busy, try again with less at once; `ramet doctor` says what it can do",
         ) from error
     except GuestError as error:
-        # A VMM that dies closes its sockets a moment before its process has ended.
-        if await processes.wait_ended(process, timeout_s=_LAST_BREATH_S):
+        # A VMM that dies closes its sockets a moment before its process has ended. A guest that only answers
+        # wrongly is given up at once.
+        breath_s = _LAST_BREATH_S if isinstance(error, GuestLostError) else _NO_BREATH_S
+        if await processes.wait_ended(process, timeout_s=breath_s):
             raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from error
         raise
     wrong = [
@@ -93,7 +96,6 @@ async def _introduce(directory: Path, agent_ports: int, request: IdentityRequest
     other can be made then, the VMM has ended, and the loss is the error.
     """
     lost: GuestLostError | None = None
-    reply: IdentityReply | None = None
     tries_left = _CLOCK_TRIES
     losses_left = _HANDSHAKES
     while True:

@@ -154,7 +154,10 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
     directories = [
         place for one in removed for place in (context.directory(one), context.home.staged(one.id))
     ]
-    found = processes.spawned_below(context.home.instances, context.home.staging)
+    # In a thread: of a thousand processes that takes 0.1 s, and another guest may stand still for a capture.
+    found = await anyio.to_thread.run_sync(
+        processes.spawned_below, context.home.instances, context.home.staging
+    )
     async with anyio.create_task_group() as tasks:
         for directory in directories:
             tasks.start_soon(limited, _sweep(directory, found.get(directory, ())))

@@ -401,8 +401,8 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a directory and all that is in it, or a file, if it is there; others may be removing it, too,
-    and the home's worker may be making a file in it.
+    """Remove a directory and all that is in it, if it is there; others may be removing it, too, and the
+    home's worker may be making a file in it.
 
     Raises `FilesystemError` for the first thing that can't be removed: everything else is gone then.
     """
@@ -412,12 +412,7 @@ def remove_tree(directory: Path) -> None:
         error = info[1]
         if not isinstance(error, OSError):
             raise error
-        if isinstance(error, NotADirectoryError):
-            try:
-                Path(path).unlink(missing_ok=True)  # a killed ramet's trial link, say
-            except OSError as again:
-                errors.append((Path(path), again))
-        elif not isinstance(error, FileNotFoundError):
+        if not isinstance(error, FileNotFoundError):
             errors.append((Path(path), error))
 
     for _ in range(_REMOVAL_TRIES):
