@@ -63,13 +63,13 @@ async def test_a_guest_that_cannot_be_told_to_go_on_is_paused(
     await vm.standby()
 
 
-async def test_what_is_known_of_the_disks_is_kept_when_an_overlay_cannot_be_dropped(
-    host: ramet.Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a ramet leaves it that was killed when it had switched the disk and not yet written that down."""
+async def switched(host: ramet.Host) -> tuple[ramet.VM, QemuVmm, Disk, Disk]:
+    """A paused guest whose disk has been switched to an overlay, which nobody has written down: the disk as
+    its record has it, and as it is.
+    """
     vm = await host.run("builtin", memory="128M", disks=["16M"])
-    context, record = vm._context, vm._context.store.get(vm.id)
-    vmm = context.vmm(record)
+    record = vm._context.store.get(vm.id)
+    vmm = vm._context.vmm(record)
     assert isinstance(vmm, QemuVmm)
     [disk] = record.machine.disks
     over = next_overlay(disk, vm.directory)
@@ -77,6 +77,15 @@ async def test_what_is_known_of_the_disks_is_kept_when_an_overlay_cannot_be_drop
     await vmm.prepare_overlays([(disk, over)])
     await vmm.pause()
     await vmm.switch_overlays([(disk, over)])
+    return vm, vmm, disk, over
+
+
+async def test_what_is_known_of_the_disks_is_kept_when_an_overlay_cannot_be_dropped(
+    host: ramet.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a ramet leaves it that was killed when it had switched the disk and not yet written that down."""
+    vm, _, _, over = await switched(host)
+    context, record = vm._context, vm._context.store.get(vm.id)
     left = next_overlay(over, vm.directory)
     make_overlay(vm.directory, left)
     with subprocess.Popen(["true"]) as gone:
@@ -133,16 +142,8 @@ async def test_what_a_guest_wrote_after_a_capture_that_nobody_wrote_down_is_foun
     host: ramet.Host,
 ) -> None:
     """Ramet and then the VMM were killed: nobody can be asked any more in which file the disk is."""
-    vm = await host.run("builtin", memory="128M", disks=["16M"])
-    context, record = vm._context, vm._context.store.get(vm.id)
-    vmm = context.vmm(record)
-    assert isinstance(vmm, QemuVmm)
-    [disk] = record.machine.disks
-    over = next_overlay(disk, vm.directory)
-    make_overlay(vm.directory, over)
-    await vmm.prepare_overlays([(disk, over)])
-    await vmm.pause()
-    await vmm.switch_overlays([(disk, over)])
+    vm, vmm, disk, over = await switched(host)
+    context = vm._context
     await vmm.resume()
     await vm.exec("sh", "-c", "echo kept | dd of=/dev/vda conv=fsync", check=True)
     assert context.store.get(vm.id).machine.disks == (disk,)

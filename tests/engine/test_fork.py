@@ -12,6 +12,7 @@ import ramet
 from ramet.memory.integrity import digest
 from ramet.units import MIB
 from tests.conftest import living_in
+from tests.engine.lost_vmm import lose_the_second_vmm
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -155,19 +156,7 @@ async def test_some_fail_alone(
     """One VMM of four is killed before it can answer: three forks live, one error says what happened,
     nothing is left of it.
     """
-    from ramet.drivers.qemu_vmm import QemuVmm
-    from ramet.host import processes
-
-    resumed: list[int] = []
-    original = QemuVmm.resume
-
-    async def resume_then_lose_one(self: QemuVmm) -> None:
-        await original(self)
-        resumed.append(self.process.pid)
-        if len(resumed) == 2:
-            await processes.kill(self.process)
-
-    monkeypatch.setattr(QemuVmm, "resume", resume_then_lose_one)
+    resumed = lose_the_second_vmm(monkeypatch)
     results: list[object] = [*await warm.fork(4, return_exceptions=True)]
     failures = [one for one in results if isinstance(one, Exception)]
     assert len(results) == 4

@@ -21,6 +21,7 @@ from opentelemetry.trace import StatusCode
 import ramet
 import ramet.sync
 from ramet.engine.tracing import STEPS
+from tests.engine.lost_vmm import lose_the_second_vmm
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 PAGE = (Path(__file__).parents[2] / "docs" / "tracing.md").read_text()
@@ -144,19 +145,7 @@ async def test_a_capture_is_made_once_for_all(warm: ramet.VM, warm_host: ramet.H
 
 
 async def test_what_fails_has_an_error(warm: ramet.VM, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ramet.drivers.qemu_vmm import QemuVmm
-    from ramet.host import processes
-
-    resumed: list[int] = []
-    original = QemuVmm.resume
-
-    async def resume_then_lose_one(self: QemuVmm) -> None:
-        await original(self)
-        resumed.append(self.process.pid)
-        if len(resumed) == 2:
-            await processes.kill(self.process)
-
-    monkeypatch.setattr(QemuVmm, "resume", resume_then_lose_one)
+    lose_the_second_vmm(monkeypatch)
     with pytest.raises(ramet.ForkError) as caught:
         await warm.fork(3)
     [(name, error)] = caught.value.errors.items()
