@@ -9,6 +9,7 @@ import ramet
 from benchmarks import guests
 from benchmarks.figures import Key
 from benchmarks.run import Benchmark, Plot, Run
+from ramet.memory.accounting import available_bytes
 
 WALL: Final = "wall time of the call"
 RATE: Final = "forks per second"
@@ -29,7 +30,7 @@ async def measure(run: Run, driver: str) -> None:
         if times == 0:
             continue
         wanted = 1.5 * count * each_bytes  # a fork that has just begun hasn't touched all that it will
-        if wanted > _ROOM * guests.available_bytes():
+        if wanted > _ROOM * available_bytes():
             run.ledger.skip(f"{driver}, {count} forks", f"they want {wanted / 2**20:.0f} MiB of memory")
             continue
         if count > _HUNDRED and run.is_late:

@@ -6,7 +6,6 @@ Linux on QEMU, the probe on Firecracker. Templates are made once and shared by t
 from __future__ import annotations
 
 import ctypes
-import inspect
 import os
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -116,12 +115,7 @@ def firecracker_parts() -> tuple[str, Path]:
 
 def cpu_s(pids: Iterable[int]) -> float:
     """Processor time of those processes so far."""
-    return sum(_thread_seconds(pid) for pid in pids)
-
-
-def _thread_seconds(pid: int) -> float:
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((one / "schedstat").read_text().split()[0]) for one in threads) / 1e9
+    return sum(floor.cpu_of(pid) for pid in pids)
 
 
 def memory_of(pid: int | str) -> dict[str, int]:
@@ -134,14 +128,6 @@ def disk_bytes(directory: Path) -> int:
     """What a directory occupies that nobody else has a link to."""
     facts = [path.lstat() for path in directory.rglob("*")]
     return 512 * sum(one.st_blocks for one in facts if one.st_nlink == 1 or S_ISDIR(one.st_mode))
-
-
-def available_bytes() -> int:
-    """RAM that can be had without swapping (proc(5), /proc/meminfo)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return 0
 
 
 def free_bytes(directory: Path) -> int:
@@ -175,20 +161,14 @@ def drop_from_cache(file: Path) -> None:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def pools_there() -> bool:
-    """Whether a Host of this ramet keeps warm VMMs."""
-    return "warm" in inspect.signature(ramet.Host).parameters
-
-
 @asynccontextmanager
 async def pool(home: Path, warm: int) -> AsyncIterator[ramet.Host]:
     """A Host that keeps so many VMMs warm, on a home of its own: all who have it open are handed them."""
-    make: Any = ramet.Host
-    async with make(home, warm=warm) as host:
+    async with ramet.Host(home, warm=warm) as host:
         yield host
 
 
-async def filled(host: Any, source: str) -> int:
+async def filled(host: ramet.Host, source: str) -> int:
     """Wait until the pool has nothing more to do, and something for forks of `source`. How much that is.
 
     Raises `TimeoutError`.

@@ -12,6 +12,7 @@ import ramet
 from benchmarks import guests
 from benchmarks.figures import Key
 from benchmarks.run import Benchmark, Plot, Run
+from ramet.engine.tracing import STEPS
 
 READY: Final = "fork to ready"
 RETURNED: Final = "fork to the call's return"
@@ -20,7 +21,6 @@ WARM: Final = 2
 """VMMs that the pool keeps for the one fork that is made at a time."""
 _COPIES_EACH: Final = 5
 """Copying is slower and of less interest: once in so many rounds."""
-_STEPS: Final = ("queued", "clone", "spawn", "load", "resume", "ready")
 
 
 async def measure(run: Run, driver: str) -> None:
@@ -34,10 +34,9 @@ async def measure(run: Run, driver: str) -> None:
         for number in run.rounds(200 if driver == "firecracker" else 100, 8, least=run.pick(20, 4)):
             await _one(run, base, who)
             run.ledger.put(READY, f"{driver}, floor", floor.once())
-            if pooled is not None:
-                await _one(run, pooled[1], f"{driver}, warm pool")
-                # It fills up again now, not in somebody else's time.
-                await guests.filled(pooled[0], pooled[1].id)
+            await _one(run, pooled[1], f"{driver}, warm pool")
+            # It fills up again now, not in somebody else's time.
+            await guests.filled(pooled[0], pooled[1].id)
             if number % _COPIES_EACH == 0:
                 await _one(run, base, f"{driver}, copying", share_memory=False)
     for name, one in (("ramet", who), ("warm pool", f"{driver}, warm pool")):
@@ -59,15 +58,12 @@ async def _one(run: Run, base: ramet.VM, who: str, *, share_memory: bool = True)
         run.ledger.put(RETURNED, who, returned_ms)
         run.ledger.put(EXEC, who, exec_ms)
         if share_memory:
-            for step in _STEPS:
+            for step in STEPS:
                 run.ledger.put(f"step {step}", who, getattr(fork.receipt.timings_ms, step))
 
 
-async def _pooled(run: Run, stack: AsyncExitStack, driver: str) -> tuple[ramet.Host, ramet.VM] | None:
+async def _pooled(run: Run, stack: AsyncExitStack, driver: str) -> tuple[ramet.Host, ramet.VM]:
     """A Host with a full pool, and a template in it."""
-    if not guests.pools_there():
-        run.ledger.skip(f"{driver}, warm pool", "this ramet keeps no pool (`Host` has no parameter `warm`)")
-        return None
     host = await stack.enter_async_context(guests.pool(run.scratch / f"pooled-{driver}", WARM))
     base = await (await guests.boot(host, driver, "512M")).template()
     async with base.fork(1):  # a pool is for sources that are forked: now it knows this one
