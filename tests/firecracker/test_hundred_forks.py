@@ -152,11 +152,11 @@ async def test_4_gib_cost_what_256_mib_cost(
         who: {size: round(statistics.median(times)) for size, times in measured.items()}
         for who, measured in (("ramet", took_ms), ("floor", floor_ms))
     }
+    own, floor = median["ramet"], median["floor"]
     tell(
-        f"{_FORKS} forks in one call, 256 MiB and 4 GiB: {median['ramet']['256M']} and "
-        f"{median['ramet']['4G']} ms (medians of {len(took_ms['4G'])}); without ramet "
-        f"{median['floor']['256M']} and {median['floor']['4G']} ms; ratio without what that grows by {ratio():.2f}; largest PSS of a fork "
-        f"{largest_pss} bytes"
+        f"{_FORKS} forks in one call, 256 MiB and 4 GiB: {own['256M']} and {own['4G']} ms (medians of "
+        f"{len(took_ms['4G'])}); without ramet {floor['256M']} and {floor['4G']} ms; ratio without what that "
+        f"grows by {ratio():.2f}; largest PSS of a fork {largest_pss} bytes"
     )
     assert ratio() <= 1.15
     assert largest_pss < _MOST_PSS_BYTES
