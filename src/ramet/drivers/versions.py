@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Final
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import anyio
+import msgspec
 
-from ramet.errors import UnavailableError
+from ramet import config
+from ramet.errors import FilesystemError, UnavailableError
+from ramet.host.files import write_durably
 
 LIMIT_S: Final = 20.0
 """How long a program may take to tell."""
+_ELF: Final = b"\x7fELF"
+_VERSION: Final = re.compile(r"\d+\.\d+(\.\d+)?")
+
+
+_Facts = tuple[int, int, int, int]
+"""Device, inode, size and time of change of a file: other content has others."""
+
+
+class _Program(NamedTuple):
+    path: str
+    facts: _Facts
+
+
+class _Told(msgspec.Struct, frozen=True):
+    facts: _Facts
+    version: str
 
 
 def release(version: str) -> tuple[int, int]:
@@ -22,11 +45,31 @@ def release(version: str) -> tuple[int, int]:
 async def ask_version(
     name: str, binary: str, pattern: str, *, oldest: tuple[int, int], install: str, setting: str
 ) -> str:
-    """What `binary --version` says, by the first group of `pattern`.
+    """What `binary --version` says, by the first group of `pattern`; or said, when it was asked before and is
+    the same file: a QEMU takes 15 ms to tell, and each `ramet fork` is a process of its own.
 
     Raises `UnavailableError` when it can't be run or doesn't end within `LIMIT_S` (`install` is the hint
     then), isn't the program `name`, or is older than `oldest` (`setting` names where a newer one is given).
     """
+    program = _program(binary)
+    told = _read()
+    version: str | None = None
+    if program is not None and (known := told.get(program.path)) is not None and known.facts == program.facts:
+        version = known.version
+    if version is None:
+        version = await _ask(name, binary, pattern, install=install)
+        if program is not None and version is not None:
+            _write({**_read(), program.path: _Told(program.facts, version)})
+    if version is None or release(version) < oldest:
+        found = version or "of an unknown version"
+        raise UnavailableError(
+            f"{name} ({binary}) is {found}: ramet needs {oldest[0]}.{oldest[1]} or newer",
+            hint=f"set {setting} to a newer one",
+        )
+    return version
+
+
+async def _ask(name: str, binary: str, pattern: str, *, install: str) -> str | None:
     try:
         with anyio.fail_after(LIMIT_S):
             result = await anyio.run_process([binary, "--version"], check=True)
@@ -37,10 +80,39 @@ async def ask_version(
     except Exception as error:
         raise UnavailableError(f"{name} ({binary}) can't be run: {error}", hint=install) from error
     match = re.search(pattern, result.stdout.decode(errors="replace"))
-    if match is None or release(match[1]) < oldest:
-        found = match[1] if match else "of an unknown version"
-        raise UnavailableError(
-            f"{name} ({binary}) is {found}: ramet needs {oldest[0]}.{oldest[1]} or newer",
-            hint=f"set {setting} to a newer one",
-        )
-    return match[1]
+    return match[1] if match else None
+
+
+def _program(binary: str) -> _Program | None:
+    """None for what isn't itself a program: a script may start another one tomorrow."""
+    found = shutil.which(binary)
+    if found is None:
+        return None
+    try:
+        path = Path(found).resolve()
+        with path.open("rb") as opened:
+            facts = os.fstat(opened.fileno())
+            if opened.read(len(_ELF)) != _ELF:
+                return None
+    except OSError:
+        return None
+    return _Program(str(path), (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+def _file() -> Path:
+    return config.cache_directory() / f"versions-{os.geteuid()}.json"
+
+
+def _read() -> dict[str, _Told]:
+    """What programs have told, by path. A cache that can't be read costs time and nothing else."""
+    try:
+        told = msgspec.json.decode(_file().read_bytes(), type=dict[str, _Told])
+    except (OSError, msgspec.MsgspecError, ValueError):
+        return {}
+    return {path: one for path, one in told.items() if _VERSION.fullmatch(one.version)}
+
+
+def _write(told: dict[str, _Told]) -> None:
+    with suppress(OSError, FilesystemError):
+        _file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(_file(), msgspec.json.encode(told))
