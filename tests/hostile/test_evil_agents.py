@@ -16,7 +16,7 @@ import pytest
 
 from ramet.engine.agents import Agents
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, ProtocolError, UsageError
-from ramet.guest.client import run_exec
+from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import ExecRequest, Message, put, put_number, put_text
 from ramet.guest.ports import claim_port
@@ -92,6 +92,15 @@ async def answers_wrongly(stream: anyio.abc.ByteStream) -> None:
 async def hangs_up_in_the_middle(stream: anyio.abc.ByteStream) -> None:
     async for frame in greeted(stream):
         await stream.send(encode_frame(Message.PONG, frame.stream, bytes(200))[:100])
+        return
+
+
+async def answers_with_its_last_word(stream: anyio.abc.ByteStream) -> None:
+    async for frame in greeted(stream):
+        if frame.type == Message.SHUTDOWN:
+            await stream.send(encode_frame(Message.SHUTDOWN_DONE, frame.stream, b""))
+        elif frame.type == Message.EXEC:
+            await stream.send(encode_frame(Message.STARTED, frame.stream, put_number(1, 4, 77)))
         return
 
 
@@ -182,4 +191,24 @@ async def test_a_guest_that_takes_no_input_is_left_without_delay(tmp_path: Path)
                     await agent.spawn(ExecRequest(("x", "y" * 70_000)), timeout_s=0.05)
                 with pytest.raises(GuestTimeoutError):
                     await agent.ping(timeout_s=0.05)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_last_word_is_heard(tmp_path: Path) -> None:
+    """One that answers and is gone in the same moment, as a guest that powers off, has answered."""
+    async with evil_agent(tmp_path, answers_with_its_last_word), anyio.create_task_group() as tasks:
+        agents = Agents(tasks)
+
+        async def shut_down(agent: AgentClient) -> None:
+            await agent.shutdown(timeout_s=5)
+
+        async def spawn(agent: AgentClient) -> None:
+            assert await agent.spawn(ExecRequest(("x",)), timeout_s=5) == 77
+
+        for ask in shut_down, spawn:
+            with anyio.fail_after(20):
+                async with agents.lease(
+                    "leaving", open_stream=partial(claim_port, tmp_path, 2, 60), timeout_s=5
+                ) as agent:
+                    await ask(agent)
         tasks.cancel_scope.cancel()

@@ -205,6 +205,8 @@ class _Spawn:
         self.done.set()
 
     def lost(self, error: GuestError) -> None:
+        if self.done.is_set():
+            return
         self.error = type(error)(
             f"{error.message} while {self._request.argv[0]!r} was started", hint=error.hint
         )

@@ -424,7 +424,11 @@ class Answer:
         self.done.set()
 
     def lost(self, error: GuestError) -> None:
-        """Nothing will come."""
+        """Nothing will come. What has come holds, also when nobody has looked at it yet: a guest that powers
+        off says so with its last word.
+        """
+        if self.done.is_set():
+            return
         self.error = type(error)(f"{error.message} during {self._what}", hint=error.hint)
         self.done.set()
 
