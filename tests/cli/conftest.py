@@ -20,6 +20,16 @@ COMMAND = [sys.executable, "-m", "ramet.cli.main"]
 LIMIT_S = 120
 
 
+@pytest.fixture(autouse=True, scope="session")
+def hangs_up() -> Iterator[None]:
+    """What is started here dies of SIGHUP, as from a terminal: under nohup(1) it would inherit that it
+    doesn't.
+    """
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class Shell:
     """Runs `ramet` with one home."""
 
