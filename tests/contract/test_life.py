@@ -12,7 +12,7 @@ import anyio
 import msgspec
 import pytest
 
-from ramet.drivers.api import Ability, Ending, SavesState
+from ramet.drivers.api import Ability, Ending, ResumesOnLoad, SavesState
 from ramet.errors import GuestError, GuestTimeoutError, VmmError, VmmTimeoutError
 from ramet.host import processes
 from ramet.memory.mappings import areas, identity_of
@@ -65,6 +65,22 @@ async def test_a_restored_vm_waits_paused_until_it_is_resumed(
         await vm.vmm.resume()
         assert await vm.vmm.status() == "running"
         await answer(subject, vm, limit_s=60)
+
+
+async def test_load_and_resume_in_one(subject: Subject, frozen: Frozen, place: Path) -> None:
+    machine = subject.link(frozen, place / "vm")
+    vmm = await subject.driver.restore(place / "vm", machine)
+    try:
+        if not isinstance(vmm, ResumesOnLoad):
+            pytest.skip(f"{subject.driver.name} resumes in a request of its own")
+        await vmm.load_and_resume(VMSTATE_FILE)
+        assert await vmm.status() == "running"
+        vm = Running(place / "vm", machine, vmm)
+        await answer(subject, vm, limit_s=60)
+        async with subject.agent(vm) as agent:
+            assert await subject.read(agent) == (1, 1)
+    finally:
+        await vmm.kill()
 
 
 async def test_pause_stops_the_guest_and_resume_lets_it_go_on(

@@ -202,11 +202,11 @@ async def test_an_api_that_does_not_answer(
         await base.remove()
 
 
-async def test_a_vmm_killed_between_load_and_resume(
+async def test_a_vmm_killed_as_its_guest_goes_on(
     make_template: MakeTemplate, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = await make_template("128M")
-    original = FirecrackerVmm.load_vmstate
+    original = FirecrackerVmm.load_and_resume
     loaded: list[int] = []
 
     async def load_then_lose_one(self: FirecrackerVmm, name: str) -> None:
@@ -215,7 +215,7 @@ async def test_a_vmm_killed_between_load_and_resume(
         if len(loaded) == 2:
             await processes.kill(self.process)
 
-    monkeypatch.setattr(FirecrackerVmm, "load_vmstate", load_then_lose_one)
+    monkeypatch.setattr(FirecrackerVmm, "load_and_resume", load_then_lose_one)
     results: list[object] = [*await template.fork(4, return_exceptions=True)]
     failures = [one for one in results if isinstance(one, Exception)]
     assert [type(one) for one in failures] == [ramet.VmmError]

@@ -1,7 +1,7 @@
 """What a driver is: how a VMM is started, asked and ended, whatever its make.
 
 Decisions are made by ability, never by name. What not every VMM can be asked for is a Protocol of its own
-(`SavesState`, `FreezesDisks`, `StartsEmpty`); an `Ability` says how it behaves.
+(`SavesState`, `ResumesOnLoad`, `FreezesDisks`, `StartsEmpty`); an `Ability` says how it behaves.
 """
 
 from __future__ import annotations
@@ -90,6 +90,16 @@ class SavesState(Protocol):
         Saving may itself change guest RAM: look at that afterwards. A file that isn't empty is refused: it
         may be another instance's by a link. The VMM opens it through `/proc`, so it needs no name, but the
         VMM has to be of this process's user. Raises `VmmError`; what is in the file then is no vmstate.
+        """
+
+
+@runtime_checkable
+class ResumesOnLoad(Protocol):
+    """A VMM that can be told once to load a vmstate and to let the guest go on."""
+
+    async def load_and_resume(self, name: str) -> None:
+        """`load_vmstate` and `resume` in one request. Only for a guest whose RAM is complete: there is no
+        moment in between at which a delta could be written. Errors as `load_vmstate`.
         """
 
 

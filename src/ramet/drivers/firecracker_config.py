@@ -83,8 +83,11 @@ def boot_config(machine: Machine, *, initramfs: bool) -> dict[str, object]:
     return config
 
 
-def load_request(machine: Machine, vmstate: str, *, network: bool, vsock: bool) -> dict[str, object]:
-    """The body of `PUT /snapshot/load`: paused, on the mem-file in the working directory, mapped privately.
+def load_request(
+    machine: Machine, vmstate: str, *, resume: bool, network: bool, vsock: bool
+) -> dict[str, object]:
+    """The body of `PUT /snapshot/load`: on the mem-file in the working directory, mapped privately. The guest
+    goes on with it if it is to `resume`.
 
     `enable_diff_snapshots` at every load: without it no `Diff` can be made of what was loaded. `network` and
     `vsock` say whether this Firecracker takes overrides; where it does, the machine's devices are named,
@@ -94,7 +97,7 @@ def load_request(machine: Machine, vmstate: str, *, network: bool, vsock: bool) 
         "snapshot_path": vmstate,
         "mem_backend": {"backend_type": "File", "backend_path": MEM_FILE},
         "enable_diff_snapshots": True,
-        "resume_vm": False,
+        "resume_vm": resume,
     }
     if network and machine.nics:
         request["network_overrides"] = [

@@ -189,9 +189,17 @@ class FirecrackerVmm:
 
     async def load_vmstate(self, name: str) -> None:
         """As `Vmm.load_vmstate`. The mem-file is mapped now, and not before."""
+        await self._load(name, resume=False)
+
+    async def load_and_resume(self, name: str) -> None:
+        """As `ResumesOnLoad.load_and_resume`: `resume_vm` of `PUT /snapshot/load`."""
+        await self._load(name, resume=True)
+
+    async def _load(self, name: str, *, resume: bool) -> None:
         body = firecracker_config.load_request(
             self._machine,
             name,
+            resume=resume,
             network=Ability.OVERRIDES_NETWORK in self._abilities,
             vsock=Ability.OVERRIDES_VSOCK in self._abilities,
         )

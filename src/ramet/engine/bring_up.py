@@ -22,7 +22,7 @@ import msgspec
 
 from ramet.disk.clone import clone_directory
 from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
-from ramet.drivers.api import Ability, Driver, StartsEmpty, Vmm
+from ramet.drivers.api import Ability, Driver, ResumesOnLoad, StartsEmpty, Vmm
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, is_part_name, read_manifest
 from ramet.engine.proof import prove
@@ -133,12 +133,14 @@ class Parts(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A VMM with a guest in it that stands still, as it was captured."""
+    """A VMM with a guest in it as it was captured."""
 
     machine: Machine
     """As the VMM has it: with disks of its own."""
     vmm: Vmm
     running: RunningVmm
+    goes_on: bool
+    """It does already; else it stands still."""
 
 
 class Living(NamedTuple):
@@ -247,9 +249,11 @@ async def load(
     marks: list[float],
     sessions: AsyncExitStack,
     *,
+    resume: bool,
     mark: Path | None = None,
 ) -> Loaded:
-    """Start a VMM in `directory` on those parts, up to the point from which its guest can go on.
+    """Start a VMM in `directory` on those parts, up to the point from which its guest can go on; with
+    `resume` it goes on already, if the VMM can be told so in one request with the load.
 
     `marks` gets the moments at which it was spawned and loaded. Until `sessions` is closed it is talked to in
     one session. `mark` is the directory that the VMM will belong to, where that is another one. Raises
@@ -261,7 +265,7 @@ async def load(
     except BaseException:
         parts.close()
         raise
-    return await load_into(driver, directory, machine, vmm, parts, marks)
+    return await _load_into(driver, directory, machine, vmm, parts, marks, resume=resume)
 
 
 def machine_on(parts: Parts) -> Machine:
@@ -277,7 +281,7 @@ async def settle_in(
     marks: list[float],
     sessions: AsyncExitStack,
 ) -> Loaded:
-    """As `load`, of a VMM that was started empty; `marks` gets the moment of the call, too."""
+    """As `load`, to `resume`, of a VMM that was started empty; `marks` gets the moment of the call, too."""
     assert isinstance(driver, StartsEmpty)
     try:
         marks.append(time.perf_counter())
@@ -288,13 +292,21 @@ async def settle_in(
         with anyio.CancelScope(shield=True):
             await processes.kill(process)
         raise
-    return await load_into(driver, directory, machine, vmm, parts, marks)
+    return await _load_into(driver, directory, machine, vmm, parts, marks, resume=True)
 
 
-async def load_into(
-    driver: Driver, directory: Path, machine: Machine, vmm: Vmm, parts: Parts, marks: list[float]
+async def _load_into(
+    driver: Driver,
+    directory: Path,
+    machine: Machine,
+    vmm: Vmm,
+    parts: Parts,
+    marks: list[float],
+    *,
+    resume: bool,
 ) -> Loaded:
     """As `load`, with a VMM that is there."""
+    at_once = vmm if resume and parts.delta_fd is None and isinstance(vmm, ResumesOnLoad) else None
     try:
         try:
             marks.append(time.perf_counter())
@@ -302,7 +314,10 @@ async def load_into(
             if early:
                 running = running_vmm(driver, directory, machine, vmm)
                 await _apply(parts, running)
-            await vmm.load_vmstate(VMSTATE_FILE)
+            if at_once is not None:
+                await at_once.load_and_resume(VMSTATE_FILE)
+            else:
+                await vmm.load_vmstate(VMSTATE_FILE)
             if not early:
                 running = running_vmm(driver, directory, machine, vmm)
                 await _apply(parts, running)
@@ -313,7 +328,7 @@ async def load_into(
         with anyio.CancelScope(shield=True):
             await vmm.kill()
         raise
-    return Loaded(machine, vmm, running)
+    return Loaded(machine, vmm, running, goes_on=at_once is not None)
 
 
 async def wake(
@@ -326,7 +341,8 @@ async def wake(
     *,
     resume_limit_s: float | None = None,
 ) -> Living:
-    """Let a guest that has been loaded go on, and return when it has proved to be `record`'s.
+    """Let a guest that has been loaded go on, unless it does already, and return when it has proved to be
+    `record`'s.
 
     `sessions` is closed in between: the VMM isn't talked to any more. `marks` gets the moments at which it
     was resumed and ready. `resume_limit_s` is for a VMM that may hang. Raises `VmmError`, `GuestError`; no
@@ -335,10 +351,11 @@ async def wake(
     record = msgspec.structs.replace(record, machine=loaded.machine)
     vmm = loaded.vmm
     try:
-        with anyio.move_on_after(resume_limit_s) as waiting:
-            await vmm.resume()
-        if waiting.cancelled_caught:
-            raise VmmTimeoutError(f"{record.name}: its VMM didn't go on within {resume_limit_s:g} s")
+        if not loaded.goes_on:
+            with anyio.move_on_after(resume_limit_s) as waiting:
+                await vmm.resume()
+            if waiting.cancelled_caught:
+                raise VmmTimeoutError(f"{record.name}: its VMM didn't go on within {resume_limit_s:g} s")
         marks.append(time.perf_counter())
         await sessions.aclose()
         identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S, directory=directory)

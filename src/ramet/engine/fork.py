@@ -207,7 +207,7 @@ async def _one(call: _Call, record: Record) -> Forked:
         parts = take() if call.quick else await anyio.to_thread.run_sync(take)
         marks.append(time.perf_counter())
         async with AsyncExitStack() as sessions:
-            loaded = await load(call.driver, directory, parts, marks, sessions)
+            loaded = await load(call.driver, directory, parts, marks, sessions, resume=True)
             given = parts, await wake(context, record, directory, loaded, marks, sessions)
     parts, living = given
     # Written down when all are there. Until then its row says that it is being made, and by whom: a sweep

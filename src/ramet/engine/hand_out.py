@@ -195,7 +195,7 @@ def _loaded(
     parts = Parts(manifest, warm.memory, warm.disks, None)
     vmm = driver.attach(directory, warm.process, warm.machine)
     marks += [time.perf_counter()] * 3
-    return parts, Loaded(warm.machine, vmm, warm.running)
+    return parts, Loaded(warm.machine, vmm, warm.running, goes_on=False)
 
 
 def tell(context: Context, origin: Origin, count: int, *, is_heard: bool) -> None:

@@ -80,7 +80,7 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
         _carry(own, staged)
         marks = [time.perf_counter()]
         async with AsyncExitStack() as sessions:
-            loaded = await load(driver, staged, parts, marks, sessions, mark=own)
+            loaded = await load(driver, staged, parts, marks, sessions, resume=True, mark=own)
             living = await wake(context, wanted, staged, loaded, marks, sessions)
         try:
             entered = staged.stat().st_ino

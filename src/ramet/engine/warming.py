@@ -69,7 +69,7 @@ async def make_loaded(context: Context, source: str) -> Made:
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, directory, ForkOptions())
         mark = context.home.instance(warm_id)
         async with AsyncExitStack() as sessions:
-            loaded = await load(driver, directory, parts, [], sessions, mark=mark)
+            loaded = await load(driver, directory, parts, [], sessions, resume=False, mark=mark)
         running = loaded.running.process
         warm = pool.Warm(
             driver=driver.name,

@@ -96,7 +96,9 @@ class IdentityReceipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds. `total` runs from the call to the guest's proof; the others are its parts."""
+    """Milliseconds. `total` runs from the call to the guest's proof; the others are its parts. `resume` is
+    next to nothing where the VMM was told in one request to load and to resume.
+    """
 
     queued: float
     capture: float
