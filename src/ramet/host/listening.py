@@ -43,24 +43,31 @@ async def connect_when_listening(
 
     Raises `VmmError` when the process ends first, `VmmTimeoutError` when `timeout_s` passes.
     """
+    if (connection := _try(directory, name)) is not None:
+        return connection  # most are quicker than whoever started them, and there is nothing to wait for
     news = asyncio.Event()
     with _Notifier.of_this_loop().watching(directory, news) as watched, _ending(process, news):
         try:
             with anyio.fail_after(timeout_s):
-                while True:
-                    try:
-                        return processes.connect(directory, name)
-                    except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
-                        pass  # not there yet; between bind(2) and listen(2); its queue is full
+                while (connection := _try(directory, name)) is None:
                     if not processes.is_alive(process):
                         raise VmmError(f"process {process.pid} ended before it listened on {name}")
                     with anyio.move_on_after(None if watched else _WITHOUT_INOTIFY_S):
                         await news.wait()
                     news.clear()
+                return connection
         except TimeoutError:
             raise VmmTimeoutError(
                 f"process {process.pid} didn't listen on {name} within {timeout_s:g} s"
             ) from None
+
+
+def _try(directory: Path, name: str) -> socket.socket | None:
+    """None: not there yet; between bind(2) and listen(2); its queue is full."""
+    try:
+        return processes.connect(directory, name)
+    except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+        return None
 
 
 @contextmanager

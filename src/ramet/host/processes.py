@@ -215,7 +215,7 @@ def spawn(
     child.returncode = 0
     process = reference(child.pid)
     if largest_file_bytes is not None:
-        limit_files(process, largest_file_bytes)
+        _limit(child.pid, largest_file_bytes)  # nobody has waited for it: the pid is its own
     return process
 
 
@@ -244,24 +244,28 @@ def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
     process has ended: whoever talks to it will find out. Raises `UnavailableError` when it belongs to another
     user.
     """
-    soft = resource.RLIM_INFINITY if largest_file_bytes is None else largest_file_bytes
     pidfd = open_pidfd(process)  # while it is held, the pid is nobody else's
     if pidfd is None:
         return
     try:
-        _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        _limit(process.pid, largest_file_bytes)
+    finally:
+        os.close(pidfd)
+
+
+def _limit(pid: int, largest_file_bytes: int | None) -> None:
+    soft = resource.RLIM_INFINITY if largest_file_bytes is None else largest_file_bytes
+    try:
+        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
             soft = hard
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, hard))
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
     except ProcessLookupError:
         pass
     except PermissionError as error:
         raise UnavailableError(
-            f"process {process.pid} belongs to another user and can't be limited",
-            hint="run ramet as that user",
+            f"process {pid} belongs to another user and can't be limited", hint="run ramet as that user"
         ) from error
-    finally:
-        os.close(pidfd)
 
 
 def limit_of_files(process: ProcessRef) -> int | None:
