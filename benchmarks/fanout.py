@@ -21,7 +21,9 @@ _ROOM: Final = 0.7
 
 
 async def measure(run: Run, driver: str) -> None:
-    """For each number in turn ramet's call, then the floor's with as many at a time."""
+    """For each number in turn ramet's call and the floor's with as many at a time, now one first, now the
+    other.
+    """
     base = await run.template(driver)
     floor = run.floor(driver, base)
     rounds = {1: run.pick(10, 2), 10: run.pick(7, 2), 100: run.pick(5, 0), 500: run.pick(1, 0)}
@@ -39,10 +41,13 @@ async def measure(run: Run, driver: str) -> None:
         for number in range(times):
             if number > 1 and run.is_late:
                 break
-            each_bytes = await _ramet(run, driver, base, count)
+            if number % 2 == 0:
+                each_bytes = await _ramet(run, driver, base, count)
             done = floor.round(count, guests.concurrency())
             _note(run, f"{driver}, floor", count, done["wall_ms"], done["cpu_ms"])
             run.ledger.put(REMOVAL, f"{driver}, floor", done["reap_ms"] / count, x=count)
+            if number % 2 == 1:
+                each_bytes = await _ramet(run, driver, base, count)
         for what in (WALL, CPU):
             run.ledger.compare(
                 f"{driver}: {count} {'fork' if count == 1 else 'forks'} over the floor's, {what}",
