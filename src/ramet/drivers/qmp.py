@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
-from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import (
+    ConnectError,
+    EventListener,
+    ExecInterruptedError,
+    ExecuteError,
+    Message,
+    QMPClient,
+    QMPError,
+)
 
 from ramet.errors import VmmError, VmmTimeoutError
 from ramet.host import processes
@@ -32,6 +40,18 @@ _QUEUE_FULL_S = 0.05
 # enough.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 logging.getLogger("qemu.qmp").propagate = False
+
+
+class _Client(QMPClient):
+    """Without the library's log of what is said: it makes a text of each message, whether or not anybody
+    reads that, and they were a tenth of what a fork costs us.
+    """
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
 
 
 class Monitor:
@@ -102,7 +122,7 @@ async def monitor(
     mute = VmmTimeoutError(f"{who}: QEMU's monitor didn't answer within {ANSWER_LIMIT_S:g} s")
     with anyio.move_on_after(limit_s) as limit:
         async with file_lock(directory / LOCK, wait_s=min(limit_s, ANSWER_LIMIT_S), busy=mute):
-            client = QMPClient(who)
+            client = _Client(who)
             try:
                 with anyio.fail_after(ANSWER_LIMIT_S):
                     await _connect(client, await _dial(directory))
