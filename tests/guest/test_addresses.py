@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import select
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +32,31 @@ exec "$@"
 _NAMED_MORE = 'for n in $(seq 20 60); do ip addr add 10.2.0.$n/32 dev two; done; exec "$@"'
 _ASK = """
 import json, sys
-from tests.guest.test_addresses import addresses
-print(json.dumps(addresses(sys.argv[1])))
+from tests.guest.test_addresses import Agent
+print(json.dumps(Agent(sys.argv[1]).addresses()))
+"""
+_ASK_AGAIN = """
+import json, subprocess, sys
+from tests.guest.test_addresses import Agent
+agent = Agent(sys.argv[1])
+said = [agent.addresses()]
+for change in sys.argv[2:]:
+    assert not agent.is_told()
+    subprocess.run(["ip", *change.split()], check=True)
+    assert agent.is_told()
+    assert agent.addresses() == said[-1], "it looks only when it is told"
+    agent.loaded.addresses_event()
+    assert not agent.is_told()
+    said.append(agent.addresses())
+print(json.dumps(said))
+"""
+_EVENTS = """
+int watched = -1;
+int events_watch(int fd, int kind, unsigned index, unsigned mask) {
+    (void)kind, (void)index, (void)mask;
+    watched = fd;
+    return 0;
+}
 """
 
 
@@ -45,23 +71,34 @@ class Writer(ctypes.Structure):
     )
 
 
-def addresses(library: str) -> list[str]:
-    """What the agent's code finds here, asked twice: its descriptors stay open."""
-    loaded = ctypes.CDLL(library)
-    buffer = ctypes.create_string_buffer(4096)
-    found: list[list[str]] = []
-    for _ in range(2):
+class Agent:
+    """The agent's code, in this process; its event loop is the test."""
+
+    def __init__(self, library: str) -> None:
+        self.loaded = ctypes.CDLL(library)
+
+    def is_told(self) -> bool:
+        """Whether the kernel has said that something changed."""
+        watched = ctypes.c_int.in_dll(self.loaded, "watched").value
+        return bool(select.select([watched], [], [], 0)[0])
+
+    def addresses(self) -> list[str]:
+        """What it finds, asked twice."""
+        found = [self._put(), self._put()]
+        assert found[0] == found[1]
+        return found[0]
+
+    def _put(self) -> list[str]:
+        buffer = ctypes.create_string_buffer(4096)
         writer = Writer(ctypes.addressof(buffer), 0, len(buffer), False)
-        loaded.addresses_put(ctypes.byref(writer), 6)
+        self.loaded.addresses_put(ctypes.byref(writer), 6)
         data, texts = buffer.raw[: writer.length], []
         while data:
             assert data[0] == 6
             end = 5 + int.from_bytes(data[1:5], "little")
             texts.append(data[5:end].decode())
             data = data[end:]
-        found.append(texts)
-    assert found[0] == found[1]
-    return found[0]
+        return texts
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +109,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not shutil.which("ip") or subprocess.run(["unshare", "--net", "true"], check=False).returncode != 0:
         pytest.skip("no network namespace can be made here")
     library = tmp_path_factory.mktemp("addresses") / "addresses.so"
+    events = library.with_name("events.c")
+    events.write_text(_EVENTS)
     flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    sources = [SOURCES / "addresses.c", SOURCES / "wire.c"]
+    sources = [SOURCES / "addresses.c", SOURCES / "wire.c", events]
     subprocess.run([compiler, *flags, "-o", library, *sources], check=True, timeout=60)
     return library
 
 
-def _there(library: Path, *scripts: str) -> list[str]:
-    words = [sys.executable, "-c", _ASK, str(library)]
+def _there(library: Path, *scripts: str, ask: str = _ASK, changes: Sequence[str] = ()) -> list[Any]:
+    words = [sys.executable, "-c", ask, str(library), *changes]
     for script in reversed(scripts):
         words = ["sh", "-ec", script, "sh", *words]
     said = subprocess.run(
@@ -102,3 +141,27 @@ def test_a_namespace_with_nothing_but_lo_has_none(library: Path) -> None:
 
 def test_more_than_sixteen_are_cut_off(library: Path) -> None:
     assert len(_there(library, _SET_UP, _NAMED_MORE)) == 16
+
+
+def test_what_comes_and_goes_is_looked_up_when_the_kernel_tells(library: Path) -> None:
+    changes = (
+        "addr add 10.1.2.9/24 dev two",
+        "addr del 10.1.2.9/24 dev two",
+        "addr add 2001:db8::8/64 dev two nodad",
+        "link del one",
+    )
+    before, more, less, six, gone = _there(library, _SET_UP, ask=_ASK_AGAIN, changes=changes)
+    assert set(more) - set(before) == {"10.1.2.9"}
+    assert less == before
+    assert set(six) - set(before) == {"2001:db8::8"}
+    assert gone == []
+
+
+def test_more_changes_than_a_socket_holds_are_noticed(library: Path) -> None:
+    """What the kernel says is lost then, and that it was is what one hears."""
+    flood = "-batch " + str(library.with_name("many"))
+    library.with_name("many").write_text(
+        "".join(f"addr add 10.3.{n // 250}.{n % 250}/32 dev two\n" for n in range(3000))
+    )
+    before, after = _there(library, _SET_UP, ask=_ASK_AGAIN, changes=[flood])
+    assert (len(before), len(after)) == (4, 16)

@@ -8,6 +8,9 @@ void addresses_init(void);
 /* As session_unshare. */
 void addresses_unshare(void);
 
+/* Some may have come or gone. */
+void addresses_event(void);
+
 /* Puts each as a text under `tag`: IPv4 first, none of a loopback's, no link-local IPv6, not more than sixteen. */
 void addresses_put(struct wire_writer *answer, uint8_t tag);
 

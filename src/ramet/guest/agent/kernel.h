@@ -21,7 +21,12 @@ struct kernel_sockaddr_nl {
     uint32_t nl_pid;
     uint32_t nl_groups;
 };
+#define KERNEL_NETLINK_ROUTE 0
 #define KERNEL_NETLINK_KOBJECT_UEVENT 15
+
+/* linux/rtnetlink.h: groups of NETLINK_ROUTE that hear of addresses that come and go */
+#define KERNEL_RTMGRP_IPV4_IFADDR 0x10u
+#define KERNEL_RTMGRP_IPV6_IFADDR 0x100u
 
 /* linux/vm_sockets.h */
 struct kernel_sockaddr_vm {

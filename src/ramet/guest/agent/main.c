@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "addresses.h"
 #include "command.h"
 #include "disks.h"
 #include "events.h"
@@ -143,6 +144,8 @@ static _Noreturn void serve(int signals, int uevents, bool is_init) {
                 look_for_ports();
             else if (kind == E_LISTENER)
                 ports_accept(listener, session_end);
+            else if (kind == E_ADDRESSES)
+                addresses_event();
             else if (kind == E_PORT)
                 port_event(port_at((int)index), events[i].events);
             else if (kind >= E_START_REPORT)
