@@ -181,9 +181,11 @@ class Qemu:
             )
         vmm = QemuVmm(directory, process, machine)
         try:
+            # The monitor answers once every device has been made.
             if sessions is not None:
                 await sessions.enter_async_context(vmm.session())
-            await vmm.status()  # the monitor answers once every device has been made
+            else:
+                await vmm.status()
         except RametError as error:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()

@@ -89,6 +89,15 @@ class QemuVmm:
 
     async def load_vmstate(self, name: str) -> None:
         """As `Vmm.load_vmstate`. The file is handed over open, so what is loaded is what was opened."""
+        await self._load(name, resume=False)
+
+    async def load_and_resume(self, name: str) -> None:
+        """As `ResumesOnLoad.load_and_resume`: a `cont` that comes before the load is carried out after it
+        (`qmp_cont` in QEMU's `monitor/qmp-cmds.c`: in the run state `inmigrate` it sets `autostart`).
+        """
+        await self._load(name, resume=True)
+
+    async def _load(self, name: str, *, resume: bool) -> None:
         vmstate_fd = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
         try:
             async with self._sessions.use() as monitor:
@@ -96,6 +105,8 @@ class QemuVmm:
                 await monitor.execute(
                     "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
                 )
+                if resume:
+                    await monitor.execute("cont")
                 await monitor.migration_ended("migrate-incoming", uri="fd:vmstate")
         except VmmError as error:
             raise VmmError(f"{error.message}: {last_words(self.directory / VMM_LOG)}") from error

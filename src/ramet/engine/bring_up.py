@@ -306,11 +306,12 @@ async def _load_into(
     resume: bool,
 ) -> Loaded:
     """As `load`, with a VMM that is there."""
-    at_once = vmm if resume and parts.delta_fd is None and isinstance(vmm, ResumesOnLoad) else None
+    early = Ability.LOADS_DELTA_BEFORE_VMSTATE in driver.abilities
+    is_complete = early or parts.delta_fd is None
+    at_once = vmm if resume and is_complete and isinstance(vmm, ResumesOnLoad) else None
     try:
         try:
             marks.append(time.perf_counter())
-            early = Ability.LOADS_DELTA_BEFORE_VMSTATE in driver.abilities
             if early:
                 running = running_vmm(driver, directory, machine, vmm)
                 await _apply(parts, running)

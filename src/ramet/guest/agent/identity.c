@@ -31,9 +31,9 @@ struct request {
 
 static uint64_t generation;
 static int urandom = -1;
-static struct kept hostname_file = {"/etc/hostname", 0644, -1, 0, 0}, hosts_file = {"/etc/hosts", 0644, -1, 0, 0},
-                   machine_id_file = {"/etc/machine-id", 0444, -1, 0, 0},
-                   generation_file = {GENERATION_FILE, 0644, -1, 0, 0};
+static struct kept hostname_file = {"/etc/hostname", 0644, -1, 0, 0, 0}, hosts_file = {"/etc/hosts", 0644, -1, 0, 0, 0},
+                   machine_id_file = {"/etc/machine-id", 0444, -1, 0, 0, 0},
+                   generation_file = {GENERATION_FILE, 0644, -1, 0, 0, 0};
 
 static char old_hosts[HOSTS_MAX], new_hosts[HOSTS_MAX + 128];
 
@@ -72,6 +72,7 @@ void identity_init(void) {
     char text[NUMBER_DIGITS + 2];
     urandom = hostname_file.fd = hosts_file.fd = machine_id_file.fd = generation_file.fd = -1;
     addresses_init();
+    kept_init();
     if (kept_read(&generation_file, text, sizeof text) > 0)
         generation = number_in(text);
 }

@@ -4,29 +4,71 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/inotify.h>
 #include <unistd.h>
 
+#include "events.h"
+
 #define NEW ".ramet-new"
+#define MOUNTS "/proc/self/mountinfo"
+
+static int changes = -1, mounts = -1;
+static unsigned news = 1;
 
 void kept_close(struct kept *file) {
     if (file->fd >= 0)
         close(file->fd);
     file->fd = -1;
+    file->known_at = 0;
 }
 
-static bool find(struct kept *file, struct stat *found) {
-    if (file->fd < 0)
-        return false;
-    if (lstat(file->path, found) == 0 && found->st_dev == file->device && found->st_ino == file->inode &&
-        found->st_nlink == 1)
+void kept_init(void) { changes = mounts = -1; }
+
+void kept_event(void) {
+    char events[1024];
+    news++;
+    while (read(changes, events, sizeof events) > 0)
+        ; /* whatever they are of: one looks again */
+}
+
+static bool can_be_told(void) {
+    if (changes >= 0)
+        return mounts >= 0;
+    changes = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    mounts = open(MOUNTS, O_RDONLY | O_CLOEXEC);
+    if (changes >= 0 && mounts >= 0 && events_watch(changes, E_KEPT, 0, EPOLLIN) == 0 &&
+        events_watch(mounts, E_KEPT, 0, EPOLLPRI) == 0)
         return true;
-    kept_close(file);
+    if (mounts >= 0)
+        close(mounts);
+    mounts = -1;
     return false;
+}
+
+/* Before one looks: what changes meanwhile is news. */
+static bool will_be_told(const struct kept *file) {
+    char directory[64];
+    size_t length = (size_t)(strrchr(file->path, '/') - file->path);
+    *(char *)mempcpy(directory, file->path, length) = '\0';
+    return can_be_told() && inotify_add_watch(changes, directory, IN_MOVE_SELF | IN_ONLYDIR) >= 0 &&
+           inotify_add_watch(changes, file->path, IN_ATTRIB | IN_MOVE_SELF | IN_DELETE_SELF | IN_DONT_FOLLOW) >= 0;
 }
 
 bool kept_is_current(struct kept *file) {
     struct stat found;
-    return find(file, &found);
+    if (file->fd < 0)
+        return false;
+    if (file->known_at == news)
+        return true;
+    unsigned known_at = will_be_told(file) ? news : 0;
+    if (lstat(file->path, &found) < 0 || found.st_dev != file->device || found.st_ino != file->inode ||
+        found.st_nlink != 1) {
+        kept_close(file);
+        return false;
+    }
+    file->known_at = known_at;
+    return true;
 }
 
 static ssize_t read_all(int fd, char *text, size_t capacity) {
@@ -84,13 +126,16 @@ static int replace(const char *path, const char *text, size_t length, mode_t mod
     return error == EBUSY || error == EXDEV ? write_whole(path, text, length, mode) : -1;
 }
 
+/* What was written is all of it. */
+static int end_at(int fd, size_t length) {
+    char more;
+    return pread(fd, &more, 1, (off_t)length) == 0 ? 0 : ftruncate(fd, (off_t)length);
+}
+
 int kept_write(struct kept *file, const char *text, size_t length) {
     struct stat found;
-    if (find(file, &found)) {
-        if (write_all(file->fd, text, length) < 0)
-            return -1;
-        return found.st_size > (off_t)length ? ftruncate(file->fd, (off_t)length) : 0;
-    }
+    if (kept_is_current(file))
+        return write_all(file->fd, text, length) < 0 ? -1 : end_at(file->fd, length);
     file->fd = replace(file->path, text, length, file->mode);
     if (file->fd < 0)
         return -1;
@@ -100,5 +145,6 @@ int kept_write(struct kept *file, const char *text, size_t length) {
     }
     file->device = found.st_dev;
     file->inode = found.st_ino;
+    kept_is_current(file); /* so that a fork needn't look */
     return 0;
 }

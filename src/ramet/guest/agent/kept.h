@@ -2,7 +2,8 @@
  *
  * Why: in an emulated fork every piece of the kernel runs for the first time, which costs about 5 µs a basic block. To
  * create, rename and evict four files was a fifth of an identity; to write them in place through descriptors from before
- * the fork is a third of that.
+ * the fork is a sixth of that. Whether a descriptor still is what its path leads to is asked of lstat(2) once, and again
+ * only after the kernel has told of a change: of the file's names, its directory's, or of mounts.
  */
 #ifndef RAMET_KEPT_H
 #define RAMET_KEPT_H
@@ -18,11 +19,17 @@ struct kept {
     int fd; /* -1: none */
     dev_t device;
     ino_t inode;
+    unsigned known_at; /* what was current then is so until there is news; 0: that isn't known */
 };
+
+void kept_init(void);
 
 /* Whether the descriptor still is what the path leads to, and only that path. Else it is closed: somebody has replaced,
  * moved or linked the file. */
 bool kept_is_current(struct kept *file);
+
+/* A file may have been replaced, moved or linked, or something mounted above it. */
+void kept_event(void);
 
 /* The file's contents, "" when there is none. Their length, or -1 with errno. */
 ssize_t kept_read(struct kept *file, char *text, size_t capacity);

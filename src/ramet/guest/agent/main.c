@@ -16,6 +16,7 @@
 #include "events.h"
 #include "identity.h"
 #include "init.h"
+#include "kept.h"
 #include "message.h"
 
 #define RESCAN_MS 100     /* only where no uevents can be had */
@@ -146,6 +147,8 @@ static _Noreturn void serve(int signals, int uevents, bool is_init) {
                 ports_accept(listener, session_end);
             else if (kind == E_ADDRESSES)
                 addresses_event();
+            else if (kind == E_KEPT)
+                kept_event();
             else if (kind == E_PORT)
                 port_event(port_at((int)index), events[i].events);
             else if (kind >= E_START_REPORT)
