@@ -101,13 +101,7 @@ class QemuVmm:
         vmstate_fd = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
         try:
             async with self._sessions.use() as monitor:
-                await monitor.hand_over(vmstate_fd, "vmstate")
-                await monitor.execute(
-                    "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
-                )
-                if resume:
-                    await monitor.execute("cont")
-                await monitor.migration_ended("migrate-incoming", uri="fd:vmstate")
+                await monitor.migrated_from(vmstate_fd, *(["cont"] if resume else []))
         except VmmError as error:
             raise VmmError(f"{error.message}: {last_words(self.directory / VMM_LOG)}") from error
         finally:

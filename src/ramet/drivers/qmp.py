@@ -35,6 +35,8 @@ ANSWER_LIMIT_S = 20.0
 """How long the lock, the connection and each command may take."""
 _CLOSE_LIMIT_S = 2.0
 _QUEUE_FULL_S = 0.05
+_FILE = "vmstate"
+"""What QEMU calls the file that it gets."""
 
 # The library reports a peer that went away on its own logger as well as by exception; the exception is
 # enough.
@@ -79,25 +81,31 @@ class Monitor:
         except (ExecInterruptedError, QMPError, OSError) as error:
             raise VmmError(f"{self._who}: QEMU went away during {command}") from error
 
-    async def hand_over(self, fd: int, name: str) -> None:
-        """Give QEMU a copy of an open file under `name` (QMP `getfd`, by SCM_RIGHTS).
+    async def migrated_from(self, fd: int, *before: str) -> None:
+        """Let the machine be what was saved in the file that is open at `fd`, and wait until it is. The
+        caller keeps the file. `before` are commands that QEMU is to have carried out by then.
 
-        The caller keeps its own.
-        """
-        try:
-            self._client.send_fd_scm(fd)
-        except (QMPError, OSError) as error:
-            raise VmmError(f"{self._who}: QEMU's monitor takes no file descriptor") from error
-        await self.execute("getfd", fdname=name)
-
-    async def migration_ended(self, start: str, **arguments: object) -> None:
-        """Run `start`, then wait until the migration that it begins has completed.
-
-        Raises `VmmError` when it fails.
+        All is said at once, to be carried out in turn: an answer to each would be waited for in vain. Raises
+        `VmmError` when something of it fails.
         """
         listener = EventListener("MIGRATION")
         with self._client.listen(listener):
-            await self.execute(start, **arguments)
+            try:
+                self._client.send_fd_scm(fd)
+            except (QMPError, OSError) as error:
+                raise VmmError(f"{self._who}: QEMU's monitor takes no file descriptor") from error
+            told = await asyncio.gather(
+                self.execute("getfd", fdname=_FILE),
+                self.execute(
+                    "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
+                ),
+                *(self.execute(command) for command in before),
+                self.execute("migrate-incoming", uri=f"fd:{_FILE}"),
+                return_exceptions=True,
+            )
+            for one in told:
+                if isinstance(one, BaseException):
+                    raise one
             async for event in listener:
                 match cast("dict[str, str]", event["data"])["status"]:
                     case "completed":
