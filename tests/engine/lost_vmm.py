@@ -9,15 +9,15 @@ from ramet.host import processes
 
 
 def lose_the_second_vmm(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From here on, of those that are resumed: their pids, in what is returned. Emptied, it counts anew."""
+    """From here on, of those whose guest goes on: their pids, in what is returned. Emptied, it counts anew."""
     resumed: list[int] = []
-    original = QemuVmm.resume
+    original = QemuVmm.load_and_resume
 
-    async def resume_then_lose_one(self: QemuVmm) -> None:
-        await original(self)
+    async def load_then_lose_one(self: QemuVmm, name: str) -> None:
+        await original(self, name)
         resumed.append(self.process.pid)
         if len(resumed) == 2:
             await processes.kill(self.process)
 
-    monkeypatch.setattr(QemuVmm, "resume", resume_then_lose_one)
+    monkeypatch.setattr(QemuVmm, "load_and_resume", load_then_lose_one)
     return resumed

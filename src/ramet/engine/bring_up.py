@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ import msgspec
 from ramet.disk.clone import clone_directory
 from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
 from ramet.drivers.api import Ability, Driver, ResumesOnLoad, StartsEmpty, Vmm
+from ramet.engine.connections import Connections
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, is_part_name, read_manifest
 from ramet.engine.proof import prove
@@ -247,7 +247,7 @@ async def load(
     directory: Path,
     parts: Parts,
     marks: list[float],
-    sessions: AsyncExitStack,
+    connections: Connections,
     *,
     resume: bool,
     mark: Path | None = None,
@@ -255,17 +255,17 @@ async def load(
     """Start a VMM in `directory` on those parts, up to the point from which its guest can go on; with
     `resume` it goes on already, if the VMM can be told so in one request with the load.
 
-    `marks` gets the moments at which it was spawned and loaded. Until `sessions` is closed it is talked to in
-    one session. `mark` is the directory that the VMM will belong to, where that is another one. Raises
-    `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
+    `marks` gets the moments at which it was spawned and loaded. Until `connections.vmm` is closed it is
+    talked to in one session. `mark` is the directory that the VMM will belong to, where that is another one.
+    Raises `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
     """
     machine = machine_on(parts)
     try:
-        vmm = await driver.restore(directory, machine, mark=mark, sessions=sessions)
+        vmm = await driver.restore(directory, machine, mark=mark, sessions=connections.vmm)
     except BaseException:
         parts.close()
         raise
-    return await _load_into(driver, directory, machine, vmm, parts, marks, resume=resume)
+    return await _load_into(driver, directory, machine, vmm, parts, marks, connections, resume=resume)
 
 
 def machine_on(parts: Parts) -> Machine:
@@ -279,20 +279,20 @@ async def settle_in(
     process: ProcessRef,
     parts: Parts,
     marks: list[float],
-    sessions: AsyncExitStack,
+    connections: Connections,
 ) -> Loaded:
     """As `load`, to `resume`, of a VMM that was started empty; `marks` gets the moment of the call, too."""
     assert isinstance(driver, StartsEmpty)
     try:
         marks.append(time.perf_counter())
         machine = machine_on(parts)
-        vmm = await driver.settle_in(directory, process, machine, sessions)
+        vmm = await driver.settle_in(directory, process, machine, connections.vmm)
     except BaseException:
         parts.close()
         with anyio.CancelScope(shield=True):
             await processes.kill(process)
         raise
-    return await _load_into(driver, directory, machine, vmm, parts, marks, resume=True)
+    return await _load_into(driver, directory, machine, vmm, parts, marks, connections, resume=True)
 
 
 async def _load_into(
@@ -302,6 +302,7 @@ async def _load_into(
     vmm: Vmm,
     parts: Parts,
     marks: list[float],
+    connections: Connections,
     *,
     resume: bool,
 ) -> Loaded:
@@ -316,6 +317,7 @@ async def _load_into(
                 running = running_vmm(driver, directory, machine, vmm)
                 await _apply(parts, running)
             if at_once is not None:
+                await connections.reach_agent(directory, machine)
                 await at_once.load_and_resume(VMSTATE_FILE)
             else:
                 await vmm.load_vmstate(VMSTATE_FILE)
@@ -338,28 +340,36 @@ async def wake(
     directory: Path,
     loaded: Loaded,
     marks: list[float],
-    sessions: AsyncExitStack,
+    connections: Connections,
     *,
     resume_limit_s: float | None = None,
 ) -> Living:
     """Let a guest that has been loaded go on, unless it does already, and return when it has proved to be
     `record`'s.
 
-    `sessions` is closed in between: the VMM isn't talked to any more. `marks` gets the moments at which it
-    was resumed and ready. `resume_limit_s` is for a VMM that may hang. Raises `VmmError`, `GuestError`; no
-    VMM is left then.
+    `connections.vmm` is closed in between: the VMM isn't talked to any more. `marks` gets the moments at
+    which it was resumed and ready. `resume_limit_s` is for a VMM that may hang. Raises `VmmError`,
+    `GuestError`; no VMM is left then.
     """
     record = msgspec.structs.replace(record, machine=loaded.machine)
     vmm = loaded.vmm
     try:
         if not loaded.goes_on:
+            await connections.reach_agent(directory, record.machine)
             with anyio.move_on_after(resume_limit_s) as waiting:
                 await vmm.resume()
             if waiting.cancelled_caught:
                 raise VmmTimeoutError(f"{record.name}: its VMM didn't go on within {resume_limit_s:g} s")
         marks.append(time.perf_counter())
-        await sessions.aclose()
-        identity = await prove(context, record, vmm.process, limit_s=READY_LIMIT_S, directory=directory)
+        await connections.vmm.aclose()
+        identity = await prove(
+            context,
+            record,
+            vmm.process,
+            limit_s=READY_LIMIT_S,
+            directory=directory,
+            stream=connections.stream,
+        )
         marks.append(time.perf_counter())
     except BaseException:
         with anyio.CancelScope(shield=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -33,6 +33,7 @@ from ramet.engine.bring_up import (
     wake,
 )
 from ramet.engine.capture import Captured
+from ramet.engine.connections import connections
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
 from ramet.engine.observe import observe
@@ -206,9 +207,9 @@ async def _one(call: _Call, record: Record) -> Forked:
         # A thread would wait for its turn at the interpreter longer than some links take.
         parts = take() if call.quick else await anyio.to_thread.run_sync(take)
         marks.append(time.perf_counter())
-        async with AsyncExitStack() as sessions:
-            loaded = await load(call.driver, directory, parts, marks, sessions, resume=True)
-            given = parts, await wake(context, record, directory, loaded, marks, sessions)
+        async with connections() as opened:
+            loaded = await load(call.driver, directory, parts, marks, opened, resume=True)
+            given = parts, await wake(context, record, directory, loaded, marks, opened)
     parts, living = given
     # Written down when all are there. Until then its row says that it is being made, and by whom: a sweep
     # finds its VMM by the directory that it belongs to.

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -30,6 +30,7 @@ from ramet.engine.bring_up import (
     take_parts,
     wake,
 )
+from ramet.engine.connections import connections
 from ramet.engine.context import Context
 from ramet.engine.manifest import check_part
 from ramet.errors import DamagedError, GuestError, RametError
@@ -158,15 +159,15 @@ async def hand_out(
     directory = context.directory(record)
     called_at = marks[0]
     try:
-        async with AsyncExitStack() as sessions:
+        async with connections() as opened:
             if claim.warm.stage == "empty":
                 put = partial(take_parts, origin, driver, directory, options, into=True)
                 parts = put() if quick else await anyio.to_thread.run_sync(put)
-                loaded = await settle_in(driver, directory, claim.warm.process, parts, marks, sessions)
+                loaded = await settle_in(driver, directory, claim.warm.process, parts, marks, opened)
             else:
                 parts, loaded = _loaded(origin, driver, directory, claim, marks)
             living = await wake(
-                context, record, directory, loaded, marks, sessions, resume_limit_s=RESUME_LIMIT_S
+                context, record, directory, loaded, marks, opened, resume_limit_s=RESUME_LIMIT_S
             )
         (directory / WARM_FILE).unlink(missing_ok=True)
         return parts, living

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -42,11 +42,18 @@ def hostname_of(name: str) -> str:
 
 
 async def prove(
-    context: Context, record: Record, process: ProcessRef, *, limit_s: float, directory: Path | None = None
+    context: Context,
+    record: Record,
+    process: ProcessRef,
+    *,
+    limit_s: float,
+    directory: Path | None = None,
+    stream: anyio.abc.ByteStream | None = None,
 ) -> IdentityReply:
     """Give the guest of `record` its identity and return what it answered after its own resume.
 
-    Its VMM works in `directory`, which is the instance's own unless given.
+    Its VMM works in `directory`, which is the instance's own unless given. `stream` is a connection to its
+    agent, if there is one already; it stays open.
 
     Raises `VmmError`, with the end of the guest's console, when its VMM dies first; `GuestTimeoutError` when
     `limit_s` passes; `GuestError` when the answer isn't what was set. The guest is in no known state then:
@@ -61,7 +68,7 @@ async def prove(
     place = directory or context.directory(record)
     try:
         with anyio.fail_after(limit_s):
-            reply = await _introduce(place, record.machine.agent_ports, request)
+            reply = await _introduce(place, record.machine.agent_ports, request, stream)
     except (TimeoutError, GuestTimeoutError) as error:
         raise GuestTimeoutError(
             f"{record.name}: its guest wasn't ready within {limit_s:g} s{console_end(context, record)}",
@@ -90,17 +97,20 @@ async def prove(
     return reply
 
 
-async def _introduce(directory: Path, agent_ports: int, request: IdentityRequest) -> IdentityReply:
-    """Ask until the guest answers. A stream that ends before that is made again, a few times: a restored
-    guest resets its vsock connections when it learns of that, the first new one perhaps among them. If no
-    other can be made then, the VMM has ended, and the loss is the error.
+async def _introduce(
+    directory: Path, agent_ports: int, request: IdentityRequest, opened: anyio.abc.ByteStream | None
+) -> IdentityReply:
+    """Ask until the guest answers, over what is `opened`, if anything is: a port that closes means that the
+    VMM has ended. A connection that ends before the answer is made again, a few times: a restored guest
+    resets those over vsock when it learns of that, the first new one perhaps among them. If no other can be
+    made then, the VMM has ended, and the loss is the error.
     """
     lost: GuestLostError | None = None
     tries_left = _CLOCK_TRIES
     losses_left = _HANDSHAKES
     while True:
         try:
-            async with _open_stream(directory, agent_ports) as stream:
+            async with nullcontext(opened) if opened else _open_stream(directory, agent_ports) as stream:
                 answer = await ask(
                     stream,
                     Message.IDENTITY,
@@ -111,7 +121,7 @@ async def _introduce(directory: Path, agent_ports: int, request: IdentityRequest
         except GuestLostError as error:
             lost = error
             losses_left -= 1
-            if losses_left == 0:
+            if losses_left == 0 or opened is not None:
                 raise
             continue
         except GuestError as error:

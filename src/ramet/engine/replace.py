@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -28,6 +27,7 @@ from ramet.engine.bring_up import (
     wake,
 )
 from ramet.engine.changes import changing
+from ramet.engine.connections import connections
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
 from ramet.errors import NotFoundError, RametError
@@ -79,9 +79,9 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, staged, ForkOptions())
         _carry(own, staged)
         marks = [time.perf_counter()]
-        async with AsyncExitStack() as sessions:
-            loaded = await load(driver, staged, parts, marks, sessions, resume=True, mark=own)
-            living = await wake(context, wanted, staged, loaded, marks, sessions)
+        async with connections() as opened:
+            loaded = await load(driver, staged, parts, marks, opened, resume=True, mark=own)
+            living = await wake(context, wanted, staged, loaded, marks, opened)
         try:
             entered = staged.stat().st_ino
             changed = _enter(context, living, move, entered)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -12,6 +11,7 @@ import msgspec
 from ramet.drivers.api import Driver, StartsEmpty
 from ramet.engine import pool, snapshots
 from ramet.engine.bring_up import ForkOptions, Origin, load, origin_of, take_parts
+from ramet.engine.connections import connections
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
 from ramet.errors import NotFoundError, RametError, UnavailableError
@@ -68,8 +68,8 @@ async def make_loaded(context: Context, source: str) -> Made:
     try:
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, directory, ForkOptions())
         mark = context.home.instance(warm_id)
-        async with AsyncExitStack() as sessions:
-            loaded = await load(driver, directory, parts, [], sessions, resume=False, mark=mark)
+        async with connections() as opened:
+            loaded = await load(driver, directory, parts, [], opened, resume=False, mark=mark)
         running = loaded.running.process
         warm = pool.Warm(
             driver=driver.name,

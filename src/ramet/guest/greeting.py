@@ -45,7 +45,7 @@ async def ask(
     HELLO and the request go together, so that the guest is woken once. While no HELLO is answered both are
     sent again, from time to time: a guest that boots has no agent yet, and a VMM may drop what comes before
     the guest's driver is there. `payload` is given the time of sending. The stream stays the caller's to
-    close; nothing more can be asked on it.
+    close; what is asked next on it begins a session of its own.
 
     Waits without a limit. Raises `GuestLostError` when the stream ends, `GuestError` when the guest refuses
     or speaks another version, `ProtocolError` when it answers something else.

@@ -1,0 +1,42 @@
+"""What is open to a guest while it is brought up: a session with its VMM, and a connection to its agent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio.abc
+
+from ramet.errors import GuestError
+from ramet.guest.ports import claim_port
+from ramet.model.record import Machine
+
+
+class Connections:
+    """Made by `connections`. `vmm` has the session with the VMM, and may be closed before the rest."""
+
+    def __init__(self, vmm: AsyncExitStack, agent: AsyncExitStack) -> None:
+        self.vmm = vmm
+        self.stream: anyio.abc.ByteStream | None = None
+        """To the agent, if it could be reached before its guest went on."""
+        self._agent = agent
+
+    async def reach_agent(self, directory: Path, machine: Machine) -> None:
+        """Connect to the agent of a guest that stands still, where there is a port for that. The guest learns
+        of it with its first steps: after them it would be an interrupt, and in an emulated fork 2 ms.
+
+        What is wrong with a VMM that takes no connection shows when it is asked for something.
+        """
+        if machine.agent_ports > 0:
+            with suppress(GuestError):
+                self.stream = await self._agent.enter_async_context(
+                    claim_port(directory, machine.agent_ports, wait_s=0)
+                )
+
+
+@asynccontextmanager
+async def connections() -> AsyncIterator[Connections]:
+    """Whatever is open at the end of the block is closed then."""
+    async with AsyncExitStack() as agent, AsyncExitStack() as vmm:
+        yield Connections(vmm, agent)
