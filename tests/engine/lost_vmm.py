@@ -9,7 +9,7 @@ from ramet.host import processes
 
 
 def lose_the_second_vmm(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From here on, of those whose guest goes on: their pids, in what is returned. Emptied, it counts anew."""
+    """From here on, of those whose guests go on: the pids, in what is returned. Emptied, it counts anew."""
     resumed: list[int] = []
     original = QemuVmm.load_and_resume
 
