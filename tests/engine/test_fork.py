@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import ByteStream
 
 import ramet
+from ramet.engine.proof import prove
 from ramet.memory.integrity import digest
 from ramet.units import MIB
 from tests.conftest import living_in
 from tests.engine.lost_vmm import lose_the_second_vmm
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
+
+
+async def until(vm: ramet.VM, command: str) -> None:
+    """Wait until a command in the guest succeeds."""
+    with anyio.fail_after(30):
+        while not (await vm.exec("sh", "-c", command)).ok:
+            await anyio.sleep(0.05)
 
 
 def mapped(pid: int, inode: int) -> list[str]:
@@ -87,6 +98,47 @@ async def test_files_of_the_identity_that_others_have_touched(host: ramet.Host) 
         assert files.splitlines() == [again.receipt.identity.hostname, again.receipt.identity.machine_id, "3"]
         assert hosts.splitlines()[-2:] == ["10.0.0.9 db", f"127.0.1.1\t{again.receipt.identity.hostname}"]
         assert hosts.count("127.0.1.1") == 1
+
+
+async def test_a_mount_over_a_file_of_the_identity(host: ramet.Host) -> None:
+    """The kernel has told the agent of it: the fork's name is where programs look for it."""
+    source = await host.run(name="source", memory="128M")
+    script = "mount -t tmpfs none /mnt; echo x > /mnt/name; mount --bind /mnt/name /etc/hostname"
+    await source.exec("sh", "-ec", script, check=True)
+    base = await source.template()
+    for name in "short", "a-longer-name":
+        (fork,) = await base.fork(1, name=name)
+        assert (await fork.exec("cat", "/etc/hostname")).text == f"{name}\n"
+        await fork.exec("umount", "-l", "/etc/hostname", check=True)
+        (again,) = await (await fork.template()).fork(1, name=f"{name}-again")
+        assert (await again.exec("cat", "/etc/hostname")).text == f"{name}-again\n"
+
+
+async def test_a_fork_is_asked_over_a_port_that_was_opened_before_it_went_on(
+    host: ramet.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a source whose port is free when it is captured, and of one where a command is under way on it."""
+    streams: list[ByteStream | None] = []
+
+    async def noting(*arguments: Any, stream: ByteStream | None, **options: Any) -> Any:
+        streams.append(stream)
+        return await prove(*arguments, stream=stream, **options)
+
+    source = await host.run(name="source", memory="128M")
+    monkeypatch.setattr("ramet.engine.bring_up.prove", noting)
+    made = await source.snapshot("before")
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            for fork in [*await source.fork(1), *await made.fork(1)]:
+                assert (await fork.exec("hostname")).text == f"{fork.name}\n"
+            tasks.start_soon(partial(source.exec, "sleep", "100", timeout=100))
+            await until(source, "pidof sleep")
+        tasks.cancel_scope.cancel()
+    await source.rewind("before")
+    assert (await source.exec("hostname")).text == "source\n"
+    assert len(streams) == 5
+    assert None not in streams
+    await made.remove()
 
 
 async def test_forks_write_the_same_pages_and_see_only_their_own(warm: ramet.VM) -> None:

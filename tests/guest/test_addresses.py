@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import select
 import shutil
 import subprocess
 import sys
@@ -50,12 +49,22 @@ for change in sys.argv[2:]:
     said.append(agent.addresses())
 print(json.dumps(said))
 """
+# The agent's event loop is the test: it watches what the agent would, and as it would (main.c, `watch`).
 _EVENTS = """
-int watched = -1;
-int events_watch(int fd, int kind, unsigned index, unsigned mask) {
-    (void)kind, (void)index, (void)mask;
-    watched = fd;
-    return 0;
+#include <sys/epoll.h>
+#include "events.h"
+int set = -1;
+int events_watch(int fd, enum event_kind kind, unsigned index, unsigned mask) {
+    struct epoll_event event = {.events = mask | EPOLLET, .data.u32 = kind};
+    (void)index;
+    if (set < 0)
+        set = epoll_create1(EPOLL_CLOEXEC);
+    return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+}
+int turn(void) {
+    struct epoll_event event;
+    int count = epoll_wait(set, &event, 1, 0);
+    return count > 0 && event.data.u32 != E_ADDRESSES ? -1 : count;
 }
 """
 
@@ -79,8 +88,9 @@ class Agent:
 
     def is_told(self) -> bool:
         """Whether the kernel has said that something changed."""
-        watched = ctypes.c_int.in_dll(self.loaded, "watched").value
-        return bool(select.select([watched], [], [], 0)[0])
+        count = self.loaded.turn()
+        assert count >= 0
+        return bool(count)
 
     def addresses(self) -> list[str]:
         """What it finds, asked twice."""
@@ -112,6 +122,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     events = library.with_name("events.c")
     events.write_text(_EVENTS)
     flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    flags.append(f"-I{SOURCES}")
     sources = [SOURCES / "addresses.c", SOURCES / "wire.c", events]
     subprocess.run([compiler, *flags, "-o", library, *sources], check=True, timeout=60)
     return library

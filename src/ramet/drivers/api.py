@@ -221,7 +221,8 @@ class Driver(Protocol):
         mark: Path | None = None,
         sessions: AsyncExitStack | None = None,
     ) -> Vmm:
-        """Start a VMM in `directory` that waits, paused, for `load_vmstate`: on the mem-file there.
+        """Start a VMM in `directory` that waits, paused, for `load_vmstate` or `load_and_resume`: on the
+        mem-file there.
 
         With `sessions` the session in which it was waited for stays open until that is left, so that what is
         said next needs no other. `mark` and errors as for `boot`.

@@ -103,7 +103,8 @@ class QemuVmm:
             async with self._sessions.use() as monitor:
                 await monitor.migrated_from(vmstate_fd, *(["cont"] if resume else []))
         except VmmError as error:
-            raise VmmError(f"{error.message}: {last_words(self.directory / VMM_LOG)}") from error
+            words = last_words(self.directory / VMM_LOG)
+            raise type(error)(f"{error.message}: {words}", hint=error.hint) from error
         finally:
             os.close(vmstate_fd)
 

@@ -29,6 +29,7 @@ from ramet.engine.bring_up import (
 from ramet.engine.changes import changing
 from ramet.engine.connections import connections
 from ramet.engine.context import Context
+from ramet.engine.finish import finish
 from ramet.engine.manifest import require_restorable
 from ramet.errors import NotFoundError, RametError
 from ramet.host import processes
@@ -74,6 +75,7 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
     own, staged = context.directory(record), context.home.staged(record.id)
     generation = max(record.generation, manifest.generation) + 1
     wanted = msgspec.structs.replace(record, machine=manifest.machine, generation=generation)
+    living: Living | None = None
     try:
         await anyio.to_thread.run_sync(remove_tree, staged)
         parts = await anyio.to_thread.run_sync(take_parts, origin, driver, staged, ForkOptions())
@@ -82,30 +84,34 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
         async with connections() as opened:
             loaded = await load(driver, staged, parts, marks, opened, resume=True, mark=own)
             living = await wake(context, wanted, staged, loaded, marks, opened)
-        try:
-            entered = staged.stat().st_ino
-            changed = _enter(context, living, move, entered)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await living.vmm.kill()
-            raise
+        entered = staged.stat().st_ino
+        changed = _enter(context, living, move, entered)
     except BaseException:
         with anyio.CancelScope(shield=True):
+            if living is not None:
+                await living.vmm.kill()
             await anyio.to_thread.run_sync(remove_tree, staged)
         raise
-    with anyio.CancelScope(shield=True):
-        try:
-            await anyio.to_thread.run_sync(exchange, staged, own)
-        except RametError:
-            # A filesystem that can't, say. Unless it has, and only couldn't be synced, all is as it was.
-            if not own.exists() or own.stat().st_ino != entered:
-                await _leave(context, record, living)
-                await anyio.to_thread.run_sync(remove_tree, staged)
-                raise
-        if record.vmm is not None:
-            await processes.kill(record.vmm.process)
-        await anyio.to_thread.run_sync(remove_tree, staged)
+    await finish(_take_the_place(context, record, living, staged, entered))
     return changed
+
+
+async def _take_the_place(
+    context: Context, record: Record, living: Living, staged: Path, entered: int
+) -> None:
+    """The directories change names, and what there was goes."""
+    own = context.directory(record)
+    try:
+        await anyio.to_thread.run_sync(exchange, staged, own)
+    except RametError:
+        # A filesystem that can't, say. Unless it has, and only couldn't be synced, all is as it was.
+        if not own.exists() or own.stat().st_ino != entered:
+            await _leave(context, record, living)
+            await anyio.to_thread.run_sync(remove_tree, staged)
+            raise
+    if record.vmm is not None:
+        await processes.kill(record.vmm.process)
+    await anyio.to_thread.run_sync(remove_tree, staged)
 
 
 def _enter(context: Context, living: Living, move: Move, inode: int) -> Record:

@@ -4,7 +4,18 @@
 
 #include <stdint.h>
 
-enum event_kind { E_SIGNAL, E_UEVENT, E_LISTENER, E_ADDRESSES, E_KEPT, E_PORT, E_START_REPORT, E_STDIN, E_STDOUT, E_STDERR };
+enum event_kind {
+    E_SIGNAL,
+    E_UEVENT,
+    E_LISTENER,
+    E_ADDRESSES,
+    E_KEPT,
+    E_PORT,
+    E_START_REPORT,
+    E_STDIN,
+    E_STDOUT,
+    E_STDERR
+};
 
 /* Watches `fd`, edge-triggered: a virtio port without a host reports POLLHUP for as long as that lasts, and a
  * pipe whose client is slow stays readable; neither may wake the agent again and again. Returns 0 or -1. */

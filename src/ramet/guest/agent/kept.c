@@ -51,7 +51,7 @@ static bool will_be_told(const struct kept *file) {
     char directory[64];
     size_t length = (size_t)(strrchr(file->path, '/') - file->path);
     *(char *)mempcpy(directory, file->path, length) = '\0';
-    return can_be_told() && inotify_add_watch(changes, directory, IN_MOVE_SELF | IN_ONLYDIR) >= 0 &&
+    return can_be_told() && inotify_add_watch(changes, directory, IN_MOVE_SELF | IN_ONLYDIR | IN_DONT_FOLLOW) >= 0 &&
            inotify_add_watch(changes, file->path, IN_ATTRIB | IN_MOVE_SELF | IN_DELETE_SELF | IN_DONT_FOLLOW) >= 0;
 }
 

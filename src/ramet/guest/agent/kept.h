@@ -3,7 +3,8 @@
  * Why: in an emulated fork every piece of the kernel runs for the first time, which costs about 5 µs a basic block. To
  * create, rename and evict four files was a fifth of an identity; to write them in place through descriptors from before
  * the fork is a sixth of that. Whether a descriptor still is what its path leads to is asked of lstat(2) once, and again
- * only after the kernel has told of a change: of the file's names, its directory's, or of mounts.
+ * only after the kernel has told of a change: of the file's names, its directory's, or of mounts. Where its directory
+ * is a symbolic link, of which nothing is told, it is asked each time; one further up isn't looked for.
  */
 #ifndef RAMET_KEPT_H
 #define RAMET_KEPT_H
