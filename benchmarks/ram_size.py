@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Final
 
 from benchmarks.figures import Key
@@ -14,19 +15,25 @@ _QUICK: Final = ("256M", "512M")
 
 
 async def measure(run: Run, driver: str) -> None:
-    """A fork of each size in turn, and the floor's of the same template."""
+    """A fork of each size, and the floor's of the same template, in another order each time: how long a load
+    waits for the kernel depends on how large the VM was that has just ended.
+    """
     sizes = _QUICK if run.quick else SIZES
     if run.quick and driver == "qemu":
         run.ledger.skip(driver, "booting guests takes too long for a quick run")
         return
     bases = {size: await run.template(driver, size) for size in sizes}
-    for number in run.rounds(40 if driver == "firecracker" else 15, 2, least=5):
-        # There and back: what comes after the end of the largest VM waits longest for the kernel.
-        for size, base in list(bases.items())[:: -1 if number % 2 else 1]:
-            x = parse_size(size)
-            async with base.fork(1) as (fork,):
-                run.ledger.put(READY, f"{driver}, ramet", fork.receipt.timings_ms.total, x=x)
-            run.ledger.put(READY, f"{driver}, floor", run.floor(driver, base).once(), x=x)
+    orders = Random(0)
+    forks = [(who, size) for who in ("ramet", "floor") for size in sizes]
+    for _ in run.rounds(40 if driver == "firecracker" else 15, 2, least=5):
+        orders.shuffle(forks)
+        for who, size in forks:
+            if who == "ramet":
+                async with bases[size].fork(1) as (fork,):
+                    ready_ms = fork.receipt.timings_ms.total
+            else:
+                ready_ms = run.floor(driver, bases[size]).once()
+            run.ledger.put(READY, f"{driver}, {who}", ready_ms, x=parse_size(size))
     smallest = parse_size(sizes[0])
     for size in sizes[1:]:
         for who in ("ramet", "floor"):
