@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
 import ramet
-from ramet.disk.volumes import make_overlay, next_overlay
+from ramet.disk.volumes import files_of, make_overlay, next_overlay
 from ramet.drivers.qemu_vmm import QemuVmm
 from ramet.engine.changes import recover
 from ramet.errors import FilesystemError, RametError, VmmError, VmmTimeoutError
@@ -136,6 +137,34 @@ async def test_no_overlay_is_left(
     assert (await vm.info()).state is State.RUNNING
     [branch] = await vm.fork(1)
     assert (await branch.exec("head", "-c", "1", "/dev/vdb")).ok
+
+
+@pytest.mark.parametrize("switched_before", [True, False])
+async def test_a_vmm_that_dies_with_its_overlays_open_leaves_no_file_without_a_use(
+    host: ramet.Host, monkeypatch: pytest.MonkeyPatch, switched_before: bool
+) -> None:
+    """Whether or not a disk was in its overlay by then: that is where it is, and a start finds what it had."""
+    vm = await host.run("builtin", memory="128M", disks=["16M"])
+    await vm.exec("sh", "-c", "echo kept | dd of=/dev/vda conv=fsync", check=True)
+    original = QemuVmm.switch_overlays
+
+    async def dies(self: QemuVmm, pairs: Sequence[tuple[Disk, Disk]]) -> None:
+        if switched_before:
+            await original(self, pairs)
+        await processes.kill(self.process)
+        raise VmmError("it died")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(QemuVmm, "switch_overlays", dies)
+        with pytest.raises(VmmError):
+            await vm.fork(1)
+    (disk,) = vm._context.store.get(vm.id).machine.disks
+    assert {path.name for path in vm.directory.glob("*.qcow2")} == set(files_of(disk))
+    assert len(files_of(disk)) == 2
+    assert (await vm.info()).state is State.FAILED
+    await vm.stop()
+    await vm.start()
+    assert (await vm.exec("head", "-c", "5", "/dev/vda")).text == "kept\n"
 
 
 async def test_what_a_guest_wrote_after_a_capture_that_nobody_wrote_down_is_found_by_a_cold_start(

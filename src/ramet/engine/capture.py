@@ -26,14 +26,15 @@ import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of
-from ramet.disk.volumes import snapshot_raw, sync_disks
+from ramet.disk.volumes import snapshot_raw, sync_disks, uppermost
 from ramet.drivers.api import FreezesDisks, SavesState, Vmm
 from ramet.engine.capture_files import Plan, UntilCancelled, drop_unopened, prepare, publish
 from ramet.engine.changes import let_go_on
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.engine.proof import connections_may_be_cut, correct_clock
-from ramet.errors import RametError, UnavailableError
+from ramet.errors import NotFoundError, RametError, UnavailableError, VmmError
+from ramet.host import processes
 from ramet.host.deadman import armed
 from ramet.host.share import Shared
 from ramet.host.staging import memory_file
@@ -44,6 +45,10 @@ from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Record
 
 T = TypeVar("T")
+
+
+_LAST_BREATH_S = 2.0
+"""A VMM that dies closes its sockets a moment before its process has ended."""
 
 
 class _Staged(NamedTuple):
@@ -223,8 +228,17 @@ async def _freeze_disks(plan: Plan, vmm: Vmm) -> dict[str, Shared]:
 
 
 async def _settle_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> None:
-    """The record names the files that the disks are really in now; an overlay that wasn't needed goes."""
-    active = await vmm.active_files()
+    """The record names the files that the disks are really in now; an overlay that wasn't needed goes.
+
+    A VMM that has died can't be asked: then they are where a start would find them. Raises `VmmError` for it.
+    """
+    try:
+        active = await vmm.active_files()
+    except VmmError:
+        if await processes.wait_ended(plan.running.process, timeout_s=_LAST_BREATH_S):
+            with suppress(NotFoundError):
+                context.store.change(plan.record.id, partial(_with_uppermost, plan.own))
+        raise
     switched = {frozen.file: new for frozen, new in plan.overlays if active.get(frozen.name) == new.file}
     unused = [pair for pair in plan.overlays if pair[0].file not in switched]
     if switched:
@@ -239,6 +253,11 @@ async def _settle_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> N
         finally:
             for _, new in unused:
                 (plan.own / new.file).unlink(missing_ok=True)
+
+
+def _with_uppermost(own: Path, record: Record) -> Record:
+    disks = tuple(uppermost(own, disk) for disk in record.machine.disks)
+    return msgspec.structs.replace(record, machine=msgspec.structs.replace(record.machine, disks=disks))
 
 
 def _with_disks(record: Record, switched: dict[str, Disk]) -> Record:
