@@ -143,7 +143,7 @@ async def test_no_overlay_is_left(
 async def test_a_vmm_that_dies_with_its_overlays_open_leaves_no_file_without_a_use(
     host: ramet.Host, monkeypatch: pytest.MonkeyPatch, switched_before: bool
 ) -> None:
-    """Whether or not a disk was in its overlay by then: that is where it is, and a start finds what it had."""
+    """Whether or not a disk was in its overlay by then: there it is, and a start finds what it had."""
     vm = await host.run("builtin", memory="128M", disks=["16M"])
     await vm.exec("sh", "-c", "echo kept | dd of=/dev/vda conv=fsync", check=True)
     original = QemuVmm.switch_overlays
