@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
+
+import pytest
 
 from ramet.host import processes
 
@@ -45,3 +48,21 @@ def test_a_process_that_has_ended_or_has_no_environment_holds_nobody_up(tmp_path
         bare.kill()
         bare.wait()
         ended.wait()
+
+
+def test_the_exit_status_of_somebody_elses_child_stays_his(tmp_path: Path) -> None:
+    """A program that has a Host and starts `ramet` as well wants to know how that ended."""
+    with subprocess.Popen(["sh", "-c", "exit 7"]) as child:
+        process = processes.reference(child.pid)
+        deadline_s = time.monotonic() + 10
+        while processes.is_alive(process):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        assert child.wait() == 7
+
+
+@pytest.mark.anyio
+async def test_a_child_of_ours_leaves_no_zombie(tmp_path: Path) -> None:
+    process = processes.spawn(["true"], directory=tmp_path, log=tmp_path / "log")
+    assert await processes.wait_ended(process, timeout_s=10)
+    assert not Path(f"/proc/{process.pid}").exists()

@@ -88,4 +88,6 @@ def _start(directory: Path, rescue: Rescue, pipe: int, hold: Sequence[int]) -> P
         ) from error
     # It is waited for by pidfd; Popen must not complain that it outlives its object.
     child.returncode = 0
-    return processes.reference(child.pid)
+    process = processes.reference(child.pid)
+    processes.adopt(process)
+    return process

@@ -33,6 +33,7 @@ MARK = "RAMET_VMM"
 """The environment variable that says to which directory a process belongs."""
 _MARK_PREFIX = f"{MARK}=".encode()
 _YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+_adopted: set[ProcessRef] = set()
 
 
 @functools.cache
@@ -93,7 +94,7 @@ def open_pidfd(process: ProcessRef) -> int | None:
             if not _has_ended(pidfd):
                 return_fd, pidfd = pidfd, -1
                 return return_fd
-            _reap(pidfd)
+            _reap(process, pidfd)
     except ProcessLookupError:
         pass
     finally:
@@ -129,7 +130,7 @@ async def wait_ended(process: ProcessRef, *, timeout_s: float | None = None) -> 
         with anyio.move_on_after(timeout_s):
             await ended.wait()
         if ended.is_set():
-            _reap(pidfd)
+            _reap(process, pidfd)
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
@@ -159,15 +160,24 @@ async def kill(process: ProcessRef, *, timeout_s: float = 10.0) -> None:
         raise UnavailableError(f"process {process.pid} is still there {timeout_s:.0f} s after SIGKILL")
 
 
-def _reap(pidfd: int) -> None:
-    """Collect the exit status of a child that has ended, so that it doesn't stay a zombie.
+def adopt(child: ProcessRef) -> None:
+    """It is a child of this process whose exit status nobody else wants: `wait_ended` collects it."""
+    _adopted.add(child)
 
-    Not our child: nothing.
+
+def _reap(process: ProcessRef, pidfd: int) -> None:
+    """Collect the exit status of a child of ours that has ended, so that it doesn't stay a zombie.
+
+    Nothing is done about another child of this process, a `ramet` that its user started, say: its status is
+    for whoever waits for that, and would be 0 to a subprocess.Popen that finds it collected.
     """
+    if process not in _adopted:
+        return
     try:
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
         pass
+    _adopted.discard(process)
 
 
 def spawn(
@@ -214,6 +224,7 @@ def spawn(
     # It is waited for by pidfd; Popen must not complain that it outlives its object.
     child.returncode = 0
     process = reference(child.pid)
+    adopt(process)
     if largest_file_bytes is not None:
         _limit(child.pid, largest_file_bytes)  # nobody has waited for it: the pid is its own
     return process
