@@ -33,7 +33,7 @@ from ramet.engine.changes import let_go_on
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.engine.proof import connections_may_be_cut, correct_clock
-from ramet.errors import NotFoundError, RametError, UnavailableError, VmmError
+from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes
 from ramet.host.deadman import armed
 from ramet.host.share import Shared
@@ -45,10 +45,6 @@ from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Record
 
 T = TypeVar("T")
-
-
-_LAST_BREATH_S = 2.0
-"""A VMM that dies closes its sockets a moment before its process has ended."""
 
 
 class _Staged(NamedTuple):
@@ -235,8 +231,8 @@ async def _settle_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> N
     try:
         active = await vmm.active_files()
     except VmmError:
-        if await processes.wait_ended(plan.running.process, timeout_s=_LAST_BREATH_S):
-            with suppress(NotFoundError):
+        if await processes.wait_ended(plan.running.process, timeout_s=processes.LAST_BREATH_S):
+            with suppress(RametError):  # removed meanwhile, say: its end is what is told
                 context.store.change(plan.record.id, partial(_with_uppermost, plan.own))
         raise
     switched = {frozen.file: new for frozen, new in plan.overlays if active.get(frozen.name) == new.file}

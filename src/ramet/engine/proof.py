@@ -29,7 +29,6 @@ _CLOCK_ERROR_LIMIT_MS = 1000.0
 _CLOCK_TRIES = 5
 _CLOCK_LIMIT_S = 5.0
 _HANDSHAKES = 5
-_LAST_BREATH_S = 2.0
 _NO_BREATH_S = 0.1
 _PORT_WAIT_S = 60.0
 _VSOCK_WAIT_S = 120.0
@@ -77,7 +76,7 @@ async def prove(
     except GuestError as error:
         # A VMM that dies closes its sockets a moment before its process has ended. A guest that only answers
         # wrongly is given up at once.
-        breath_s = _LAST_BREATH_S if isinstance(error, GuestLostError) else _NO_BREATH_S
+        breath_s = processes.LAST_BREATH_S if isinstance(error, GuestLostError) else _NO_BREATH_S
         if await processes.wait_ended(process, timeout_s=breath_s):
             raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from error
         raise
@@ -200,7 +199,7 @@ async def agent_of(
         tasks.cancel_scope.cancel()
     if isinstance(failure, GuestLostError):
         # A VMM that dies closes its sockets a moment before its process has ended.
-        died = died or await processes.wait_ended(process, timeout_s=_LAST_BREATH_S)
+        died = died or await processes.wait_ended(process, timeout_s=processes.LAST_BREATH_S)
     if died:
         raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from failure
     if failure is not None:

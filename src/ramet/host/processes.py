@@ -33,7 +33,10 @@ MARK = "RAMET_VMM"
 """The environment variable that says to which directory a process belongs."""
 _MARK_PREFIX = f"{MARK}=".encode()
 _YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+LAST_BREATH_S = 2.0
+"""How long one waits for the end of a VMM that has closed its sockets: it does so a moment before."""
 _adopted: set[ProcessRef] = set()
+"""Children of this process whose exit status is ramet's to collect."""
 
 
 @functools.cache
