@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from ramet.drivers.firecracker_vmm import FirecrackerVmm
 from ramet.drivers.qemu_vmm import QemuVmm
 from ramet.host import processes
 
 
-def lose_the_second_vmm(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From here on, of those whose guests go on: the pids, in what is returned. Emptied, it counts anew."""
+def lose_the_second_vmm(
+    monkeypatch: pytest.MonkeyPatch, kind: type[QemuVmm] | type[FirecrackerVmm] = QemuVmm
+) -> list[int]:
+    """From here on, of those of that kind whose guests go on: the pids, in what is returned. Emptied, it
+    counts anew.
+    """
     resumed: list[int] = []
-    original = QemuVmm.load_and_resume
+    original = kind.load_and_resume
 
-    async def load_then_lose_one(self: QemuVmm, name: str) -> None:
-        await original(self, name)
+    async def load_then_lose_one(self: QemuVmm | FirecrackerVmm, name: str) -> None:
+        await original(self, name)  # type: ignore[arg-type]  # of the kind that is patched
         resumed.append(self.process.pid)
         if len(resumed) == 2:
             await processes.kill(self.process)
 
-    monkeypatch.setattr(QemuVmm, "load_and_resume", load_then_lose_one)
+    monkeypatch.setattr(kind, "load_and_resume", load_then_lose_one)
     return resumed

@@ -20,11 +20,11 @@ from ramet.drivers.api import Ability
 from ramet.drivers.firecracker import Firecracker
 from ramet.drivers.firecracker_vmm import FirecrackerVmm
 from ramet.engine.manifest import Manifest
-from ramet.host import processes
 from ramet.host.files import copy_sparse
 from ramet.model.record import HostCpu
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 from tests.conftest import living_in
+from tests.engine.lost_vmm import lose_the_second_vmm
 from tests.firecracker.conftest import DATA_ADDRESS, MakeTemplate
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
@@ -206,16 +206,7 @@ async def test_a_vmm_killed_as_its_guest_goes_on(
     make_template: MakeTemplate, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = await make_template("128M")
-    original = FirecrackerVmm.load_and_resume
-    loaded: list[int] = []
-
-    async def load_then_lose_one(self: FirecrackerVmm, name: str) -> None:
-        await original(self, name)
-        loaded.append(self.process.pid)
-        if len(loaded) == 2:
-            await processes.kill(self.process)
-
-    monkeypatch.setattr(FirecrackerVmm, "load_and_resume", load_then_lose_one)
+    lose_the_second_vmm(monkeypatch, FirecrackerVmm)
     results: list[object] = [*await template.fork(4, return_exceptions=True)]
     failures = [one for one in results if isinstance(one, Exception)]
     assert [type(one) for one in failures] == [ramet.VmmError]

@@ -18,6 +18,51 @@ from tests.unix_sockets import listening
 SOURCES = Path(ramet.guest.__file__).parent / "agent"
 
 
+# The agent's event loop is a test: it watches what the agent would, and as it would (main.c, `watch`).
+_EVENTS = """
+#include <sys/epoll.h>
+#include "events.h"
+int set = -1, refuse;
+int events_watch(int fd, enum event_kind kind, unsigned index, unsigned mask) {
+    struct epoll_event event = {.events = mask | EPOLLET, .data.u32 = kind};
+    (void)index;
+    if (set < 0)
+        set = epoll_create1(EPOLL_CLOEXEC);
+    return refuse ? -1 : epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+}
+int turn(int addresses) {
+    struct epoll_event events[4];
+    int count = set < 0 ? 0 : epoll_wait(set, events, 4, 0);
+    for (int i = 0; i < count; i++)
+        if (events[i].data.u32 != (addresses ? E_ADDRESSES : E_KEPT))
+            return -1;
+    return count;
+}
+"""
+
+
+def shared_library(directory: Path, *sources: str, option: str = "-D_GNU_SOURCE") -> Path:
+    """The code of some of the agent's files, for ctypes. Skips where there is no compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler on this machine")
+    library = directory / Path(sources[0]).with_suffix(".so").name
+    flags = ["-std=c11", option, "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run(
+        [compiler, *flags, f"-I{SOURCES}", "-o", library, *(SOURCES / name for name in sources)],
+        check=True,
+        timeout=60,
+    )
+    return library
+
+
+def with_events(directory: Path) -> str:
+    """A source file, for `shared_library`, with an event loop of the test's: `turn`, `refuse`."""
+    events = directory / "events.c"
+    events.write_text(_EVENTS)
+    return str(events)
+
+
 @pytest.fixture(scope="session")
 def agent_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the sources where a compiler is, else the one that was built before."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import SOURCES
+from .conftest import shared_library, with_events
 
 _SET_UP = """
 ip link set lo up
@@ -49,24 +49,6 @@ for change in sys.argv[2:]:
     said.append(agent.addresses())
 print(json.dumps(said))
 """
-# The agent's event loop is the test: it watches what the agent would, and as it would (main.c, `watch`).
-_EVENTS = """
-#include <sys/epoll.h>
-#include "events.h"
-int set = -1;
-int events_watch(int fd, enum event_kind kind, unsigned index, unsigned mask) {
-    struct epoll_event event = {.events = mask | EPOLLET, .data.u32 = kind};
-    (void)index;
-    if (set < 0)
-        set = epoll_create1(EPOLL_CLOEXEC);
-    return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
-}
-int turn(void) {
-    struct epoll_event event;
-    int count = epoll_wait(set, &event, 1, 0);
-    return count > 0 && event.data.u32 != E_ADDRESSES ? -1 : count;
-}
-"""
 
 
 class Writer(ctypes.Structure):
@@ -88,7 +70,7 @@ class Agent:
 
     def is_told(self) -> bool:
         """Whether the kernel has said that something changed."""
-        count = self.loaded.turn()
+        count = self.loaded.turn(True)
         assert count >= 0
         return bool(count)
 
@@ -113,19 +95,10 @@ class Agent:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler on this machine")
     if not shutil.which("ip") or subprocess.run(["unshare", "--net", "true"], check=False).returncode != 0:
         pytest.skip("no network namespace can be made here")
-    library = tmp_path_factory.mktemp("addresses") / "addresses.so"
-    events = library.with_name("events.c")
-    events.write_text(_EVENTS)
-    flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    flags.append(f"-I{SOURCES}")
-    sources = [SOURCES / "addresses.c", SOURCES / "wire.c", events]
-    subprocess.run([compiler, *flags, "-o", library, *sources], check=True, timeout=60)
-    return library
+    directory = tmp_path_factory.mktemp("addresses")
+    return shared_library(directory, "addresses.c", "netlink.c", "wire.c", with_events(directory))
 
 
 def _there(library: Path, *scripts: str, ask: str = _ASK, changes: Sequence[str] = ()) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,29 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SOURCES
-
-# The agent's event loop is the test: it watches what the agent would, and as it would (main.c, `watch`).
-_EVENTS = """
-#include <sys/epoll.h>
-#include "events.h"
-int set = -1, refuse;
-int events_watch(int fd, enum event_kind kind, unsigned index, unsigned mask) {
-    struct epoll_event event = {.events = mask | EPOLLET, .data.u32 = kind};
-    (void)index;
-    if (set < 0)
-        set = epoll_create1(EPOLL_CLOEXEC);
-    return refuse ? -1 : epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
-}
-int turn(void) {
-    struct epoll_event events[4];
-    int count = set < 0 ? 0 : epoll_wait(set, events, 4, 0);
-    for (int i = 0; i < count; i++)
-        if (events[i].data.u32 != E_KEPT)
-            return -1;
-    return count;
-}
-"""
+from .conftest import shared_library, with_events
 
 
 class File(ctypes.Structure):
@@ -68,7 +45,7 @@ class Agent:
 
     def turn(self) -> bool:
         """A turn of its loop. Whether there was news."""
-        events = self._code.turn()
+        events = self._code.turn(False)
         assert events >= 0
         for _ in range(events):
             self._code.kept_event()
@@ -96,15 +73,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     """Each test has the code's static variables to itself."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler on this machine")
-    library, events = tmp_path / "kept.so", tmp_path / "events.c"
-    events.write_text(_EVENTS)
-    flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    flags.append(f"-I{SOURCES}")
-    subprocess.run([compiler, *flags, "-o", library, SOURCES / "kept.c", events], check=True, timeout=60)
-    return library
+    return shared_library(tmp_path, "kept.c", with_events(tmp_path))
 
 
 @pytest.fixture(params=["told", "not told"])

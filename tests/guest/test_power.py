@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from ramet.images.builtin import build_builtin, find_busybox
 from ramet.images.image import Image
 from ramet.images.kernel import find_kernel
 
-from .conftest import SOURCES
+from .conftest import shared_library
 
 WORD = "ramet.power_off=reset"
 LINE = b"\r\nramet: power off\r\n"
@@ -30,13 +29,7 @@ LINE = b"\r\nramet: power off\r\n"
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler on this machine")
-    library = tmp_path_factory.mktemp("init") / "init.so"
-    flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    sources = [SOURCES / "init.c", SOURCES / "disks.c"]
-    subprocess.run([compiler, *flags, "-o", library, *sources], check=True, timeout=60)
+    library = shared_library(tmp_path_factory.mktemp("init"), "init.c", "disks.c")
     loaded = ctypes.CDLL(str(library))
     loaded.init_has_argument.restype = ctypes.c_bool
     return loaded

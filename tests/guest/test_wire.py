@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,7 +12,7 @@ from ramet.errors import ProtocolError
 from ramet.guest.framing import FRAME_MAX_BYTES, Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import Fields, put
 
-from .conftest import SOURCES
+from .conftest import shared_library
 from .test_framing import frames, octets
 
 
@@ -47,12 +44,7 @@ class CReader(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def wire(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler on this machine")
-    library = tmp_path_factory.mktemp("wire") / "wire.so"
-    flags = ["-std=c11", "-ffreestanding", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", library, Path(SOURCES) / "wire.c"], check=True, timeout=60)
+    library = shared_library(tmp_path_factory.mktemp("wire"), "wire.c", option="-ffreestanding")
     loaded = ctypes.CDLL(str(library))
     loaded.wire_decode.restype = ctypes.c_size_t
     loaded.wire_encode.restype = ctypes.c_size_t

@@ -8,13 +8,13 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "events.h"
 #include "kernel.h"
+#include "netlink.h"
 
 #define IF_INET6 "/proc/net/if_inet6"
 #define ADDRESSES_MAX 16
@@ -45,19 +45,6 @@ void addresses_event(void) {
     known = false;
     while (recv(news, message, sizeof message, MSG_TRUNC) >= 0 || errno == ENOBUFS)
         ; /* what they say is looked up when somebody asks */
-}
-
-static int hear_of_changes(void) {
-    int fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, KERNEL_NETLINK_ROUTE);
-    struct kernel_sockaddr_nl address = {.nl_family = AF_NETLINK,
-                                         .nl_groups = KERNEL_RTMGRP_IPV4_IFADDR | KERNEL_RTMGRP_IPV6_IFADDR};
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 ||
-        events_watch(fd, E_ADDRESSES, 0, EPOLLIN) < 0) {
-        if (fd >= 0)
-            close(fd);
-        return -1;
-    }
-    return fd;
 }
 
 static bool is_loopback(const char *name) {
@@ -131,8 +118,9 @@ static void look(void) {
 
 void addresses_put(struct wire_writer *answer, uint8_t tag) {
     if (!known) {
-        if (news < 0)
-            news = hear_of_changes(); /* before one looks: what changes meanwhile is looked up the next time */
+        if (news < 0) /* before one looks: what changes meanwhile is looked up the next time */
+            news = netlink_watch(KERNEL_NETLINK_ROUTE, KERNEL_RTMGRP_IPV4_IFADDR | KERNEL_RTMGRP_IPV6_IFADDR,
+                                 E_ADDRESSES);
         known = news >= 0;
         look();
     }

@@ -14,6 +14,7 @@
 #include "events.h"
 #include "kernel.h"
 #include "message.h"
+#include "netlink.h"
 
 #define CLASS_DIRECTORY "/sys/class/virtio-ports"
 #define NAME_PREFIX "ramet.agent."
@@ -119,15 +120,7 @@ int ports_scan(void) {
 }
 
 int ports_watch_uevents(void) {
-    int fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, KERNEL_NETLINK_KOBJECT_UEVENT);
-    struct kernel_sockaddr_nl address = {.nl_family = AF_NETLINK, .nl_groups = 1}; /* 1: the kernel's own events */
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 ||
-        events_watch(fd, E_UEVENT, 0, EPOLLIN) < 0) {
-        if (fd >= 0)
-            close(fd);
-        return -1;
-    }
-    return fd;
+    return netlink_watch(KERNEL_NETLINK_KOBJECT_UEVENT, 1, E_UEVENT); /* 1: the kernel's own events */
 }
 
 bool ports_uevent(int fd) {
