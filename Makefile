@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-quick wheel test-wheel emulated-host fuzz format lock clean
+.PHONY: help setup demo test test-deep check bench bench-quick wheel test-wheel emulated-host fuzz format lock clean
 
 BIN := .venv/bin
 SOURCES := src tests tools benchmarks
@@ -28,11 +28,14 @@ demo: setup ## boot a VM and fork it into 8, in a temporary home
 
 check: | .venv ## lint, types, import rules, and the tests that need no VM
 	$(LINT)
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not vm"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not vm and not deep"
 
-test: setup ## lint, types, import rules, and every test
+test: setup ## lint, types, import rules, and every test that isn't long
 	$(LINT)
-	$(BIN)/pytest $(SIDE_BY_SIDE)
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not deep"
+
+test-deep: setup ## the long tests: every environment, a thousand guests, other releases
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m deep
 
 bench: setup .venv/.done-bench ## measure everything anew (10 minutes): docs/benchmarks.md, its data and plots
 	$(BIN)/python -m benchmarks
