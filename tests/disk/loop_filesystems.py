@@ -15,7 +15,7 @@ import pytest
 
 from ramet.units import MIB
 
-_SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def mounted(*arguments: str) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def xfs() -> Iterator[Path]:
     """A directory on an XFS with reflinks."""
-    mkfs = shutil.which("mkfs.xfs", path=_SYSTEM_PATH)
+    mkfs = shutil.which("mkfs.xfs", path=SYSTEM_PATH)
     if mkfs is None:
         pytest.skip("mkfs.xfs isn't installed (package xfsprogs)")
     with tempfile.NamedTemporaryFile(prefix="ramet-xfs-") as image:

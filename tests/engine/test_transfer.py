@@ -20,7 +20,7 @@ from ramet.engine.transfer import Imported, export_capture, import_capture, with
 from ramet.errors import DamagedError, FilesystemError, RametError, UnavailableError
 from ramet.host.archive import ArchiveFacts
 from ramet.host.files import allocated_bytes
-from ramet.memory.integrity import PartFacts, digest, facts_of
+from ramet.memory.integrity import PartFacts, check, digest, facts_of
 from ramet.model.record import Machine
 from ramet.units import GIB, KIB, MIB, PAGE_SIZE_BYTES
 from tests.archive_bytes import ended, header, part, stream_of
@@ -135,7 +135,7 @@ def test_a_copy_gets_facts_of_its_own(tmp_path: Path) -> None:
     manifest = capture(tmp_path / "old", mem=(MIB, [(0, b"hot")]))
     shutil.copytree(tmp_path / "old", tmp_path / "new", copy_function=shutil.copyfile)
     with pytest.raises(DamagedError, match="mtime_ns"):
-        check_part(manifest, tmp_path / "new", "mem")
+        check(tmp_path / "new" / "mem", manifest.parts["mem"].facts)
     check_part(with_new_facts(manifest, tmp_path / "new"), tmp_path / "new", "mem")
 
 

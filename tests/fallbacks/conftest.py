@@ -18,7 +18,7 @@ from ramet.paths import MEM_FILE, Home
 from ramet.units import GIB, MIB
 from tests.cli.conftest import Shell
 from tests.conftest import assert_nothing_left
-from tests.disk.loop_filesystems import _SYSTEM_PATH, mounted, xfs
+from tests.disk.loop_filesystems import SYSTEM_PATH, mounted, xfs
 
 __all__ = ["xfs"]
 
@@ -128,7 +128,7 @@ def on_xfs(xfs: Path) -> Iterator[SmallHome]:
 @pytest.fixture(scope="session")
 def on_ext4() -> Iterator[SmallHome]:
     """On an ext4 of 448 MiB, which is not the filesystem of the image cache."""
-    mkfs = shutil.which("mkfs.ext4", path=_SYSTEM_PATH)
+    mkfs = shutil.which("mkfs.ext4", path=SYSTEM_PATH)
     if mkfs is None:
         pytest.skip("mkfs.ext4 isn't installed (package e2fsprogs)")
     with tempfile.NamedTemporaryFile(prefix="ramet-ext4-") as image:

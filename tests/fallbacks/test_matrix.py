@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE
-from tests.disk.loop_filesystems import _SYSTEM_PATH
+from tests.disk.loop_filesystems import SYSTEM_PATH
 from tests.fallbacks.conftest import SmallHome, immutable
 from tests.side_by_side import tell
 
@@ -126,7 +126,7 @@ def link_count(home: SmallHome, path: Path, count: int) -> Iterator[None]:
 
 def set_link_count(home: SmallHome, path: Path, count: int) -> None:
     """Write the number into the inode while the filesystem isn't mounted."""
-    debugfs = shutil.which("debugfs", path=_SYSTEM_PATH)
+    debugfs = shutil.which("debugfs", path=SYSTEM_PATH)
     if debugfs is None:
         pytest.skip("debugfs isn't installed (package e2fsprogs)")
     place, inode = home.root.parent, path.stat().st_ino

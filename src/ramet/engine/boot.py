@@ -30,6 +30,7 @@ from ramet.model.lifecycle import Move, State
 from ramet.model.names import check_name, invent_name, new_id
 from ramet.model.record import Guest, Machine, Record
 from ramet.paths import (
+    CONFIRMED_FILE,
     DELTA_FILE,
     INITRAMFS_FILE,
     KERNEL_FILE,
@@ -133,7 +134,7 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
     directory = context.directory(record)
     with filesystem_errors("make the mem-file in", directory):
         # A vmstate fits the memory that it was saved with, which is about to go.
-        for part in (VMSTATE_FILE, DELTA_FILE, MANIFEST_FILE, ORIGIN_FILE):
+        for part in (VMSTATE_FILE, DELTA_FILE, MANIFEST_FILE, CONFIRMED_FILE, ORIGIN_FILE):
             (directory / part).unlink(missing_ok=True)
         if Ability.BOOTS_ON_MEM_FILE in driver.abilities:
             _new_mem_file(directory, record.machine.memory_bytes)

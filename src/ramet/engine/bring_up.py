@@ -24,7 +24,7 @@ from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
 from ramet.drivers.api import Ability, Driver, ResumesOnLoad, StartsEmpty, Vmm
 from ramet.engine.connections import Connections
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, check_part, is_part_name, read_manifest
+from ramet.engine.manifest import Manifest, check_part, is_part_name, parts_to_read, read_manifest
 from ramet.engine.proof import prove
 from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, VmmTimeoutError, WrongStateError
@@ -37,6 +37,7 @@ from ramet.model.lifecycle import State
 from ramet.model.record import Machine, ProcessRef, Record, RunningVmm
 from ramet.paths import (
     CONFIG_FILE,
+    CONFIRMED_FILE,
     MANIFEST_FILE,
     MEM_FILE,
     ORIGIN_FILE,
@@ -45,7 +46,7 @@ from ramet.paths import (
 from ramet.units import KIB
 
 READY_LIMIT_S = 60.0
-_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE)
+_SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, CONFIRMED_FILE)
 """What a capture's directory has that is of no meaning to what is brought up from it."""
 _COMPACTED_MEANWHILE = 3
 _QUICKLY_COPIED_BYTES = 256 * KIB
@@ -102,15 +103,15 @@ def _require_capture(context: Context, record: Record) -> None:
         raise WrongStateError(f"{now.name} has just become {now.state}", hint="try again")
 
 
-def require_parts(origin: Origin) -> None:
-    """Hold each of its parts against the manifest, once for a call: one that is missing is damage, and not a
-    link that failed.
+async def require_parts(origin: Origin) -> None:
+    """Check each of its parts against the manifest, once per call: one that is missing is damage, and not a
+    link that failed. Content is read where the facts alone don't tell, in a thread.
 
     Raises `DamagedError`; nothing when it was compacted meanwhile: `take_parts` looks again.
     """
     try:
-        for part in origin.manifest.parts:
-            check_part(origin.manifest, origin.directory, part)
+        for part in parts_to_read(origin.manifest, origin.directory):
+            await anyio.to_thread.run_sync(check_part, origin.manifest, origin.directory, part)
     except DamagedError:
         origin.require_there()
         if read_manifest(origin.directory) == origin.manifest:
@@ -224,7 +225,8 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions,
             modes[part] = share_file(source / part, directory / part).mode
         # A copy may have fewer blocks than its original, so there it is the original that is looked at.
         if modes.get(part) == "shared":
-            check_part(manifest, directory, part, name=MEM_FILE if part == base else part)
+            own = MEM_FILE if part == base else part
+            check_part(manifest, directory, part, name=own, capture=source)
         else:
             check_part(manifest, source, part)
     delta_fd = None

@@ -18,12 +18,19 @@ from ramet.engine.running import with_ram
 from ramet.errors import DamagedError
 from ramet.host.clock import now
 from ramet.host.cpu import host_cpu
-from ramet.host.files import allocated_bytes, fsync_directory, open_regular, sync, write_durably
+from ramet.host.files import (
+    filesystem_errors,
+    fsync_directory,
+    has_data,
+    open_regular,
+    sync,
+    write_durably,
+)
 from ramet.host.share import share_file
 from ramet.host.staging import write_out
 from ramet.memory.delta import write_delta, write_mem_file
 from ramet.memory.integrity import digest, facts_of
-from ramet.memory.mappings import FileIdentity, blocks_of_open_file, identity_of
+from ramet.memory.mappings import FileIdentity, identity_of, open_file_has_data
 from ramet.memory.pages import Pages, Stretch
 from ramet.model.record import Disk, Machine, Record, RunningVmm
 from ramet.paths import (
@@ -119,11 +126,12 @@ def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | Non
     mem = own / MEM_FILE
     if not mem.exists() or identity_of(mem) != (running.mem_device, running.mem_inode):
         # A freeze that failed had put the captured memory in the place of the one that is all holes.
-        if blocks_of_open_file(running.process.pid, running.mem_inode) == 0:
+        if open_file_has_data(running.process.pid, running.mem_inode) is False:
             return None
         raise DamagedError(f"{mem} isn't the file any more that its VMM has mapped")
-    if allocated_bytes(mem) == 0:
-        return None
+    with filesystem_errors("look at", mem):
+        if not has_data(mem):
+            return None
     return _known_part(mem, origin, origin.memory.base if origin is not None else MEM_FILE)
 
 

@@ -110,7 +110,7 @@ async def _fork_from(
     captured: Captured | None = None,
 ) -> ForkOutcome:
     driver = context.driver(origin.manifest.driver)
-    require_parts(origin)
+    await require_parts(origin)
     await require_restorable(origin.manifest, driver, name=origin.name)
     with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
         claims, is_heard = await hand_out.claim(context, origin, driver, options, count)

@@ -192,7 +192,7 @@ def _loaded(
     if warm.machine is None or warm.running is None or warm.memory is None:
         raise DamagedError(f"{directory / WARM_FILE} doesn't say what is loaded")
     if warm.memory.mode == "shared":
-        check_part(manifest, directory, manifest.memory.base, name=MEM_FILE)
+        check_part(manifest, directory, manifest.memory.base, name=MEM_FILE, capture=origin.directory)
     parts = Parts(manifest, warm.memory, warm.disks, None)
     vmm = driver.attach(directory, warm.process, warm.machine)
     marks += [time.perf_counter()] * 3

@@ -16,7 +16,8 @@ from ramet.drivers.api import Driver
 from ramet.errors import DamagedError, UnavailableError
 from ramet.host.archive import MAX_MANIFEST_BYTES
 from ramet.host.cpu import host_cpu
-from ramet.memory.integrity import PartFacts, check
+from ramet.memory.confirmed import is_intact_by_facts, require_intact
+from ramet.memory.integrity import PartFacts
 from ramet.model.record import HostCpu, Machine, RamRegion
 from ramet.paths import MANIFEST_FILE, MEM_FILE
 from ramet.units import format_bytes
@@ -190,9 +191,26 @@ def _difference(saved: list[str], here: list[str]) -> str:
     return f"{len(saved)} arguments there, {len(here)} here"
 
 
-def check_part(manifest: Manifest, directory: Path, part: str, *, name: str | None = None) -> None:
-    """Raise `DamagedError` when size, blocks, mode or mtime of a part aren't the manifest's.
+def check_part(
+    manifest: Manifest, directory: Path, part: str, *, name: str | None = None, capture: Path | None = None
+) -> None:
+    """Raise `DamagedError` unless a part is what was published. Content isn't read while size, mode and mtime
+    hold; where they don't, its digest decides, once (`memory.confirmed`).
 
-    `name` is what it is called in `directory`, where that is something else. Content isn't read.
+    `name` is what it is called in `directory`, where that is something else, and `capture` the directory of
+    the capture that it was taken from, where that is another one.
     """
-    check(directory / (name or part), manifest.parts[part].facts)
+    known = manifest.parts[part]
+    require_intact(directory / (name or part), part, known.facts, known.digest, capture or directory)
+
+
+def parts_to_read(manifest: Manifest, directory: Path) -> list[str]:
+    """The parts of which `check_part` would read the content.
+
+    Raises `DamagedError` when one can't be whole.
+    """
+    return [
+        name
+        for name, part in manifest.parts.items()
+        if not is_intact_by_facts(directory / name, name, part.facts, part.digest, directory)
+    ]

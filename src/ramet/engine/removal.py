@@ -21,7 +21,7 @@ from ramet.host import processes
 from ramet.host.files import filesystem_errors, remove_tree
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import ProcessRef, Record
-from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.paths import CONFIRMED_FILE, DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
 STOP_LIMIT_S = 10.0
 _SWEEPS_AT_ONCE = 8
@@ -201,5 +201,5 @@ async def _collect(errors: list[Exception], step: Awaitable[None]) -> None:
 def drop_capture(directory: Path) -> None:
     """Remove the memory of an instance that was in standby: it is stopped. Its disks stay."""
     with filesystem_errors("remove the memory in", directory):
-        for part in (MANIFEST_FILE, VMSTATE_FILE, DELTA_FILE, MEM_FILE):
+        for part in (MANIFEST_FILE, CONFIRMED_FILE, VMSTATE_FILE, DELTA_FILE, MEM_FILE):
             (directory / part).unlink(missing_ok=True)

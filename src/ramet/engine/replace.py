@@ -70,7 +70,7 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
 async def _replace(context: Context, record: Record, origin: Origin, move: Move) -> Record:
     manifest = origin.manifest
     driver = context.driver(manifest.driver)
-    require_parts(origin)
+    await require_parts(origin)
     await require_restorable(manifest, driver, name=origin.name)
     own, staged = context.directory(record), context.home.staged(record.id)
     generation = max(record.generation, manifest.generation) + 1

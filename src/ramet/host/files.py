@@ -150,6 +150,19 @@ def data_extents(descriptor: int, size_bytes: int | None = None) -> Iterator[tup
         position = end
 
 
+def has_data(path: Path) -> bool:
+    """Whether a file has anything but holes, as its filesystem reports them; True where it can't tell.
+
+    Not by allocated blocks: filesystems that allocate late (ZFS) or keep small files elsewhere show none for
+    what has just been written. Raises `OSError`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return next(data_extents(descriptor), None) is not None
+    finally:
+        os.close(descriptor)
+
+
 def reflink_into(source: int, destination: int) -> None:
     """Make the empty file `destination` share all blocks of `source`: no bytes are copied (ioctl_ficlone(2)).
 
@@ -227,9 +240,14 @@ def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True)
 
 
 def _require_room(source: int, destination: int) -> None:
-    """Raises `OSError` (ENOSPC) when `destination` has no room for what `source` occupies."""
+    """Raises `OSError` (ENOSPC) when `destination` has no room for what `source` holds.
+
+    Blocks alone don't say that: a filesystem may have reserved more than there is data.
+    """
     free = free_bytes(destination)
-    if free is not None and free < os.fstat(source).st_blocks * STAT_BLOCK_BYTES:
+    if free is None or free >= os.fstat(source).st_blocks * STAT_BLOCK_BYTES:
+        return
+    if free < sum(end - start for start, end in data_extents(source)):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

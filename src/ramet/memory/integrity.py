@@ -1,7 +1,13 @@
 """Is a published part still what its manifest says?
 
-Two questions. Before each fork: size, blocks, mode and modification time, without reading a byte of guest
-RAM. On import, on `verify` and after decompression: the content, by digest.
+Two questions. Before each fork: size, mode and modification time, and that no blocks are missing, without
+reading a byte of guest RAM. On import, on `verify` and after decompression: the content, by digest. The
+digest also decides where the facts differ, see `confirmed`.
+
+Filesystems change allocated blocks by themselves: XFS gives up what it had reserved behind a file, btrfs
+compresses and rebalances, ZFS allocates late, a copy keeps other holes. So another number of blocks is never
+damage. Fewer blocks are a reason to look at the content: a hole punched into a part whose times were put back
+shows nowhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from ramet.units import KIB
 DIGEST_BLOCK_BYTES: Final = 64 * KIB
 _ZERO_BLOCK: Final = bytes(DIGEST_BLOCK_BYTES)
 _DIGEST_NAME: Final = "sparse-sha256"
-_AGAIN: Final = "it can't be mended: make the capture again; forks that run aren't affected"
+MAKE_AGAIN: Final = "it can't be mended: make the capture again; forks that run aren't affected"
 
 
 class PartFacts(msgspec.Struct, frozen=True):
@@ -30,6 +36,7 @@ class PartFacts(msgspec.Struct, frozen=True):
 
     size_bytes: int
     allocated_bytes: int
+    """At the time. The filesystem may change it, see above."""
     mode: int
     """Permission bits only."""
     mtime_ns: int
@@ -51,25 +58,48 @@ def _facts(path: Path, facts: os.stat_result) -> PartFacts:
     return PartFacts(facts.st_size, allocated, stat.S_IMODE(facts.st_mode), facts.st_mtime_ns)
 
 
-def check(path: Path, facts: PartFacts) -> None:
-    """Raise `DamagedError`, naming what differs, unless the file is there and its facts are these.
+def current_facts(path: Path) -> PartFacts:
+    """The facts of a part as they are now.
 
-    Never reads content.
+    Raises `DamagedError` when it is missing or isn't a regular file.
     """
     with filesystem_errors("look at", path):
         try:
             looked = os.lstat(path)
         except FileNotFoundError:
-            raise DamagedError(f"{path} is missing", hint=_AGAIN) from None
-    found = _facts(path, looked)
+            raise DamagedError(f"{path} is missing", hint=MAKE_AGAIN) from None
+    return _facts(path, looked)
+
+
+def differences(found: PartFacts, facts: PartFacts) -> list[str]:
+    """The facts that may mean other content, each with both values; none when they hold.
+
+    More blocks than before mean nothing: size and modification time are the same.
+    """
     if found == facts:
-        return
-    differences = [
+        return []
+    return [
         f"{name} is {_shown(name, getattr(found, name))}, was {_shown(name, getattr(facts, name))}"
         for name in PartFacts.__struct_fields__
         if getattr(found, name) != getattr(facts, name)
+        and not (name == "allocated_bytes" and found.allocated_bytes > facts.allocated_bytes)
     ]
-    raise DamagedError(f"{path} has changed since it was published: {', '.join(differences)}", hint=_AGAIN)
+
+
+def changed(path: Path, differing: list[str], also: str = "") -> DamagedError:
+    """The error for a part that isn't what it was."""
+    return DamagedError(
+        f"{path} has changed since it was published: {', '.join(differing)}{also}", hint=MAKE_AGAIN
+    )
+
+
+def check(path: Path, facts: PartFacts) -> None:
+    """Raise `DamagedError`, naming what differs, unless the file is there and its facts hold.
+
+    Never reads content.
+    """
+    if differing := differences(current_facts(path), facts):
+        raise changed(path, differing)
 
 
 def _shown(name: str, value: int) -> str:

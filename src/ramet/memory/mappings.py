@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from ramet.errors import UnavailableError, WrongStateError
-from ramet.host.files import filesystem_errors, open_regular
+from ramet.host.files import filesystem_errors, has_data, open_regular
 from ramet.memory.procfs import PTRACE_HINT, read_proc
 from ramet.units import FileOffset, HostVirtual
 
@@ -84,28 +84,28 @@ def identity_of(path: Path) -> FileIdentity:
     return FileIdentity(facts.st_dev, facts.st_ino)
 
 
-def blocks_of_open_file(pid: int, inode: int) -> int | None:
-    """How many blocks (`st_blocks`) the file with that inode has which the process has open, whatever has
-    become of its name; None when it has none open. Of several with that number it is the most.
+def open_file_has_data(pid: int, inode: int) -> bool | None:
+    """Whether the file with that inode which the process has open has anything but holes, whatever has become
+    of its name; None when it has none open. Of several with that number it is any.
 
     Raises `UnavailableError` when its descriptors can't be looked at.
     """
-    found = []
+    found = None
     try:
         for one in Path(f"/proc/{pid}/fd").iterdir():
             try:
                 facts = one.stat()
+                if stat.S_ISREG(facts.st_mode) and facts.st_ino == inode:
+                    found = bool(found) or has_data(one)
             except FileNotFoundError:
                 continue  # closed meanwhile
-            if stat.S_ISREG(facts.st_mode) and facts.st_ino == inode:
-                found.append(facts.st_blocks)
     except FileNotFoundError:
         return None
     except PermissionError as error:
         raise UnavailableError(
             f"what process {pid} has open can't be looked at: {error.strerror}", hint=PTRACE_HINT
         ) from error
-    return max(found, default=None)
+    return found
 
 
 def areas(pid: int, within: tuple[int, int] | None = None, *, inode: int | None = None) -> Iterator[Area]:

@@ -1,0 +1,99 @@
+"""Parts whose facts have changed and whose content hasn't: found out by digest, once.
+
+A home that was copied, restored or trimmed has other times, permissions or blocks than its manifests say. The
+content is read then and compared with the digest that was taken at publication. The result is kept beside the
+capture, in a file of its own: the manifest and the parts are published and stay as they are. Where that file
+can't be written, the process remembers the result for as long as it lives.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ramet.errors import FilesystemError
+from ramet.host.files import write_durably
+from ramet.memory.integrity import PartFacts, changed, current_facts, differences, digest
+from ramet.paths import CONFIRMED_FILE
+
+_MOST_REMEMBERED: Final = 4096
+_LARGEST_FILE_BYTES: Final = 1 << 20
+
+
+class _Confirmed(msgspec.Struct, frozen=True):
+    """The facts with which a part was found to have that digest."""
+
+    digest: str
+    facts: PartFacts
+
+
+_remembered: dict[tuple[Path, str], _Confirmed] = {}
+
+
+def is_intact_by_facts(path: Path, name: str, facts: PartFacts, expected: str | None, capture: Path) -> bool:
+    """Whether the part `name` of the capture in the directory `capture`, which lies at `path`, is what was
+    published, as far as can be told without its content. False: that has to be read, see `require_intact`.
+
+    Without a digest (`expected`) size, mode and modification time decide. Raises `DamagedError` for a part
+    that can't be whole, `FilesystemError`.
+    """
+    found = current_facts(path)
+    if not (differing := differences(found, facts)):
+        return True
+    if expected is None and msgspec.structs.replace(found, allocated_bytes=facts.allocated_bytes) == facts:
+        return True
+    if expected is None or found.size_bytes != facts.size_bytes:
+        raise changed(path, differing)
+    before = _known(capture, name)
+    return before is not None and before.digest == expected and not differences(found, before.facts)
+
+
+def require_intact(path: Path, name: str, facts: PartFacts, expected: str | None, capture: Path) -> None:
+    """Raise `DamagedError` unless a part is what was published; arguments as for `is_intact_by_facts`.
+
+    Where the facts don't tell, its content is read and has to have its digest. That is paid once: what was
+    found is kept. Raises `FilesystemError`, too.
+    """
+    if is_intact_by_facts(path, name, facts, expected, capture):
+        return
+    found = current_facts(path)
+    if digest(path) != expected:
+        also = "; its content isn't what it was either"
+        raise changed(path, differences(found, facts), also)
+    _keep(capture, name, _Confirmed(expected, _with_mode(path, found, facts.mode)))
+
+
+def _with_mode(path: Path, found: PartFacts, mode: int) -> PartFacts:
+    """What was found, with the permissions that a part was published with, where they can be had: it may
+    have become writable.
+    """
+    if found.mode != mode:
+        with suppress(OSError):
+            path.chmod(mode)
+            return msgspec.structs.replace(found, mode=current_facts(path).mode)
+    return found
+
+
+def _known(capture: Path, name: str) -> _Confirmed | None:
+    return _remembered.get((capture, name)) or _read(capture).get(name)
+
+
+def _read(capture: Path) -> dict[str, _Confirmed]:
+    try:
+        with (capture / CONFIRMED_FILE).open("rb") as opened:
+            return msgspec.json.decode(opened.read(_LARGEST_FILE_BYTES), type=dict[str, _Confirmed])
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        return {}  # it is only a saving: the content is read again
+
+
+def _keep(capture: Path, name: str, confirmed: _Confirmed) -> None:
+    if len(_remembered) >= _MOST_REMEMBERED:
+        _remembered.clear()
+    _remembered[capture, name] = confirmed
+    with suppress(FilesystemError):  # no room, read-only: remembered is enough for this process
+        write_durably(
+            capture / CONFIRMED_FILE, msgspec.json.encode({**_read(capture), name: confirmed}), mode=0o600
+        )
