@@ -51,6 +51,14 @@ class UnavailableError(RametError):
     exit_code = 5
 
 
+class UnseenError(UnavailableError):
+    """A process can't be seen from here: it belongs to another PID namespace (a container) or to another
+    machine. It may live, so nothing was done about it.
+    """
+
+    code = "unseen"
+
+
 class NotSharedError(UnavailableError):
     """`require_shared` was asked for, and memory or a disk could only have been copied."""
 

@@ -167,7 +167,7 @@ async def test_a_guest_that_is_meant_to_stand_still_does(
         await vm.vmm.resume()
 
 
-async def test_a_vmm_belongs_to_the_directory_that_it_was_marked_for(
+async def test_a_vmm_belongs_to_the_directory_that_it_works_in_whatever_it_is_called(
     subject: Subject, frozen: Frozen, place: Path
 ) -> None:
     (place / "staging").mkdir()
@@ -175,9 +175,16 @@ async def test_a_vmm_belongs_to_the_directory_that_it_was_marked_for(
     machine = subject.link(frozen, directory)
     vmm = await subject.driver.restore(directory, machine, mark=mark)
     try:
+        assert processes.spawned_in(mark) == []
+        assert processes.spawned_in(directory) == [vmm.process]
+        mark.parent.mkdir()
+        directory.rename(mark)
         assert processes.spawned_in(mark) == [vmm.process]
         assert processes.spawned_in(directory) == []
-        assert Path(f"/proc/{vmm.process.pid}/cwd").readlink() == directory
+        place.rename(place.with_name("moved"))
+        moved = place.with_name("moved") / "instances" / "vm"
+        assert processes.spawned_in(moved) == [vmm.process]
+        moved.parent.parent.rename(place)
     finally:
         await vmm.kill()
 

@@ -29,7 +29,9 @@ def test_it_is_found_in_the_middle_of_execve(tmp_path: Path) -> None:
     """As when ramet is killed the moment that Popen has returned, and the next one sweeps."""
     for _ in range(100):
         mark = {processes.MARK: str(tmp_path)}
-        child = subprocess.Popen(["sleep", "60"], env={**os.environ, **mark}, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            ["sleep", "60"], cwd=tmp_path, env={**os.environ, **mark}, stdin=subprocess.DEVNULL
+        )
         try:
             found = processes.spawned_in(tmp_path)
             assert [one.pid for one in found] == [child.pid]

@@ -17,8 +17,11 @@ from ramet.errors import RametError, UnavailableError
 from ramet.host import processes
 from ramet.host.files import remove_tree
 from ramet.model.record import ProcessRef
+from ramet.paths import Home
 
-_NAME = re.compile(r"demo-(?P<pid>\d+)-(?P<started>\d+)-\w+", re.ASCII)
+_NAME = re.compile(r"demo-(?P<owner>\d+-\d+-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-\d+)-\w+", re.ASCII)
+_OLD_NAME = re.compile(r"demo-(?P<pid>\d+)-(?P<started>\d+)-\w+", re.ASCII)
+"""As ramet wrote it before it noted the boot: the present one was meant."""
 
 
 @asynccontextmanager
@@ -28,11 +31,11 @@ async def temporary_home() -> AsyncIterator[Path]:
     Raises `UnavailableError` when the cache can't be written.
     """
     parent = config.cache_directory()
-    me = processes.this_process()
+    me = processes.as_name(processes.this_process())
     try:
         parent.mkdir(parents=True, exist_ok=True)
         await remove_abandoned(parent)
-        home = Path(tempfile.mkdtemp(prefix=f"demo-{me.pid}-{me.started}-", dir=parent))
+        home = Path(tempfile.mkdtemp(prefix=f"demo-{me}-", dir=parent))
     except OSError as error:
         raise UnavailableError(
             f"the cache {parent} can't be used: {error.strerror}",
@@ -47,17 +50,30 @@ async def temporary_home() -> AsyncIterator[Path]:
 async def remove_abandoned(parent: Path) -> None:
     """Remove the homes in `parent` whose demo doesn't live any more."""
     from ramet.engine.host import Host
+    from ramet.store.records import Store
 
     for home in parent.glob("demo-*"):
-        match = _NAME.fullmatch(home.name)
-        if match is None:
-            continue
-        owner = ProcessRef(int(match["pid"]), int(match["started"]), processes.boot_id())
-        if processes.is_alive(owner):
+        owner = _owner(home.name)
+        if owner is None or processes.is_alive(owner):
             continue
         try:
+            if not processes.is_dead(owner):
+                # It may have been made before the machine was restarted: its database knows.
+                database = Home(home).database
+                if database.exists():
+                    Store(database).close()
+                if not processes.is_dead(owner):
+                    continue
             async with Host(home):
                 pass  # opening a home removes the instances whose owner is dead
             remove_tree(home)
         except (RametError, OSError):
             pass  # the next demo tries again
+
+
+def _owner(name: str) -> ProcessRef | None:
+    if (match := _NAME.fullmatch(name)) is not None:
+        return processes.from_name(match["owner"])
+    if (match := _OLD_NAME.fullmatch(name)) is not None:
+        return ProcessRef(int(match["pid"]), int(match["started"]), processes.boot_id())
+    return None

@@ -15,7 +15,6 @@ import msgspec
 
 from ramet.disk.volumes import files_of
 from ramet.drivers.api import FreezesDisks, Vmm
-from ramet.engine import pool
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.staged import settle_replacement
@@ -68,7 +67,7 @@ async def let_go_on(context: Context, record: Record, vmm: Vmm) -> None:
     try:
         await vmm.resume()
     except VmmError as error:
-        if record.vmm is None or not processes.is_alive(record.vmm.process):
+        if record.vmm is None or processes.is_dead(record.vmm.process):
             raise
         with suppress(NotFoundError, WrongStateError):  # removed, or changed by force meanwhile
             context.store.change(record.id, lambda one: one.moved(Move.PAUSE, vmm=one.vmm))
@@ -85,7 +84,7 @@ async def recover(context: Context, record: Record) -> None:
     """
     async with context.lifecycle(record):
         record = context.store.get(record.id)
-        if record.pending is None or processes.is_alive(record.pending.by):
+        if record.pending is None or not processes.is_dead(record.pending.by):
             return
         if record.pending.what in {"restore", "rewind"}:
             # First: how its VMM ended is said in the directory that it works in.
@@ -188,25 +187,22 @@ async def end_orphans(context: Context) -> None:
     """End VMMs that no record names: a killed ramet had started them and not yet written them down.
 
     Processes are listed before records: whoever starts a VMM has marked its record before, and names the VMM
-    in it before the mark goes. In between comes the pool: what leaves it has a record before.
+    in it before the mark goes. A warm VMM works in the pool's directory, until there is a record for it.
     """
     found = processes.spawned_below(context.home.instances)
     if not found:
         return
-    warm = {entry.id for entry in pool.entries(pool.names(context.home))}
     records = {context.directory(record): record for record in context.store.all()}
     for directory, running in found.items():
         record = records.get(directory)
         if record is not None and _is_being_made(record):
             continue
-        if record is None and directory.name in warm:
-            continue
         for process in running:
             # Without a record: removed by force, while it was being brought up by a ramet that then died.
-            if record is None or record.vmm is None or record.vmm.process != process:
+            if record is None or record.vmm is None or not processes.is_same(record.vmm.process, process):
                 await processes.kill(process)
 
 
 def _is_being_made(record: Record) -> bool:
     by = record.owner if record.state is State.CREATED else record.pending.by if record.pending else None
-    return by is not None and processes.is_alive(by)
+    return by is not None and not processes.is_dead(by)

@@ -55,7 +55,7 @@ async def settle(context: Context, record: Record) -> Record:
     """
     record = context.store.get(record.id)
     observed, ending = observe(context, record)
-    if record.pending is not None and host_processes.is_alive(record.pending.by):
+    if record.pending is not None and not host_processes.is_dead(record.pending.by):
         if record.pending.what != "start":
             return observed  # its state is another's to write
         async with context.lifecycle(record):  # it is about to run

@@ -85,7 +85,7 @@ async def _undo(context: Context, record: Record, running: RunningVmm, frozen: S
     except NotFoundError:
         return
     try:
-        if record.state is State.RUNNING and processes.is_alive(running.process):
+        if record.state is State.RUNNING and not processes.is_dead(running.process):
             await let_go_on(context, record, context.vmm(record))
     finally:
         drop_unpublished(context.directory(record), running)

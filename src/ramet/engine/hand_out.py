@@ -85,8 +85,8 @@ async def _claim(context: Context, entry: pool.Entry, options: ForkOptions) -> l
     if taken is None:
         return []
     warm = pool.read_warm(context.home.pool / taken.name)
-    if warm is None or not processes.is_alive(warm.process):
-        known = [warm.process] if warm is not None else processes.spawned_in(context.home.instance(entry.id))
+    if warm is None or processes.is_dead(warm.process):
+        known = [warm.process] if warm is not None else processes.spawned_in(context.home.pool / taken.name)
         with anyio.CancelScope(shield=True), suppress(RametError, OSError):
             await pool.end(context.home, taken, known)
         return []

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from ramet.drivers.api import Ending
 from ramet.engine.context import Context
+from ramet.errors import UnseenError
 from ramet.host import processes, rings
 from ramet.model.lifecycle import Move, State
-from ramet.model.record import Record
+from ramet.model.record import ProcessRef, Record
 from ramet.model.shapes import Instance
 from ramet.paths import CONSOLE_LOG
 
@@ -30,7 +31,7 @@ def observe(context: Context, record: Record) -> Observation:
 
     Nothing is written here either.
     """
-    if record.vmm is None or processes.is_alive(record.vmm.process):
+    if record.vmm is None or not processes.is_dead(record.vmm.process):
         return Observation(record, None)
     if record.vmm.process.boot_id != processes.boot_id():
         return Observation(record.moved(Move.FAIL, reason="the host was restarted"), Ending.DIED)
@@ -59,6 +60,7 @@ def to_instance(context: Context, record: Record, forks: int) -> Instance:
 
 def instance_fields(context: Context, record: Record, forks: int) -> dict[str, Any]:
     """The fields of `Instance`, for it and for shapes that extend it."""
+    unseen = why_unseen(record)
     return {
         "id": record.id,
         "name": record.name,
@@ -77,8 +79,40 @@ def instance_fields(context: Context, record: Record, forks: int) -> dict[str, A
         "accelerator": record.machine.accelerator,
         "kernel_version": record.kernel_version,
         "generation": record.generation,
-        "reason": record.reason,
+        "reason": record.reason or unseen,
+        "seen": unseen is None,
     }
+
+
+def why_unseen(record: Record) -> str | None:
+    """Why it can't be told from here what the instance does, or None when it can be: its state is what its
+    record says then.
+    """
+    unseen = _unseen(record)
+    return unseen and f"{unseen[0]} can't be seen from here: {processes.why_unseen(unseen[1])}"
+
+
+def _unseen(record: Record) -> tuple[str, ProcessRef] | None:
+    """The process that would have to be seen and can't be, and what it is to the instance."""
+    involved = []
+    if record.vmm is not None:
+        involved.append(("its VMM", record.vmm.process))
+    if record.pending is not None:
+        involved.append((f"the process that is changing it ({record.pending.what})", record.pending.by))
+    if record.state is State.CREATED and record.owner is not None:
+        involved.append(("the process that is making it", record.owner))
+    return next((one for one in involved if processes.why_unseen(one[1]) is not None), None)
+
+
+def require_seen(record: Record) -> None:
+    """Raise `UnseenError` when the instance can't be changed from here, because its VMM, or who is changing
+    it, can't be seen.
+    """
+    unseen = _unseen(record)
+    if unseen is not None:
+        raise UnseenError(
+            f"{record.name} is left alone: {why_unseen(record)}", hint=processes.where_to_look(unseen[1])
+        )
 
 
 def count_forks(records: Iterable[Record]) -> Counter[str]:

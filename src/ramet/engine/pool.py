@@ -8,8 +8,8 @@ once, for one of any number of processes:
     ready.<id>.<process>.<key>     paused and waiting, for whoever forks what `key` stands for
     taken.<id>.<process>           that process hands it out, or removes it
 
-Handed out, the directory becomes the instance's, and there is nothing about it any more that isn't as with
-any other fork: its VMM has said from its start that it belongs there (`processes.spawn`, `mark`). Beside them
+Handed out, the directory becomes the instance's, its VMM in it, and there is nothing about it any more that
+isn't as with any other fork. Beside them
 lie `keeper.<process>.<n>`, a file of whoever keeps a pool here, and `wanted.<kind>.<id>.<count>.<n>`, what
 others tell it that they have forked. What belongs to a dead process is swept when a home is opened.
 """
@@ -112,7 +112,7 @@ def _entry(name: str) -> Entry | None:
             pass
         case _:
             return None
-    holder = _reference(who)
+    holder = processes.from_name(who)
     return Entry(state, warm_id, holder, key, name) if holder is not None else None
 
 
@@ -131,13 +131,14 @@ def keepers(found: Iterable[str]) -> dict[str, ProcessRef]:
     return {
         name: reference
         for name in found
-        if name.startswith(f"{_KEEPER}.") and (reference := _reference(name.split(".")[1])) is not None
+        if name.startswith(f"{_KEEPER}.")
+        and (reference := processes.from_name(name.split(".")[1])) is not None
     }
 
 
 def is_kept(found: Iterable[str]) -> bool:
-    """Whether somebody who lives keeps a pool here."""
-    return any(processes.is_alive(keeper) for keeper in keepers(found).values())
+    """Whether somebody keeps a pool here who isn't known to be dead."""
+    return any(not processes.is_dead(keeper) for keeper in keepers(found).values())
 
 
 def is_keeper(home: Home, process: ProcessRef) -> bool:
@@ -150,31 +151,19 @@ def is_heard(found: Sequence[str]) -> bool:
     return is_kept(found) and len(wanted(found)) < _MOST_UNREAD
 
 
-def _written(process: ProcessRef) -> str:
-    return f"{process.pid}-{process.started}-{process.boot_id}"
-
-
-def _reference(text: str) -> ProcessRef | None:
-    pid, _, rest = text.partition("-")
-    started, _, boot_id = rest.partition("-")
-    if not (pid.isdigit() and started.isdigit() and boot_id):
-        return None
-    return ProcessRef(int(pid), int(started), boot_id)
-
-
 def keeper_name() -> str:
     """A name for the file of one more keeper."""
-    return f"{_KEEPER}.{_written(processes.this_process())}.{secrets.token_hex(4)}"
+    return f"{_KEEPER}.{processes.as_name(processes.this_process())}.{secrets.token_hex(4)}"
 
 
 def making(warm_id: str) -> str:
     """The name of a directory in which this process makes a warm VMM."""
-    return f"making.{warm_id}.{_written(processes.this_process())}"
+    return f"making.{warm_id}.{processes.as_name(processes.this_process())}"
 
 
 def ready(warm_id: str, key: str) -> str:
     """Its name once it can be handed out."""
-    return f"ready.{warm_id}.{_written(processes.this_process())}.{key}"
+    return f"ready.{warm_id}.{processes.as_name(processes.this_process())}.{key}"
 
 
 def tell(home: Home, source: str, count: int) -> None:
@@ -188,7 +177,7 @@ def tell(home: Home, source: str, count: int) -> None:
 def take(home: Home, entry: Entry) -> Entry | None:
     """Take a warm VMM, so that no other process has it; None when another one was quicker."""
     mine = processes.this_process()
-    name = f"taken.{entry.id}.{_written(mine)}"
+    name = f"taken.{entry.id}.{processes.as_name(mine)}"
     try:
         os.rename(home.pool / entry.name, home.pool / name)  # noqa: PTH104 - on each fork's path
     except OSError:
@@ -230,30 +219,30 @@ async def sweep(home: Home) -> None:
     found = names(home)
     if not found and not home.pool.exists():
         return
-    alive: dict[ProcessRef, bool] = {}
+    asked: dict[ProcessRef, bool] = {}
 
-    def lives(process: ProcessRef) -> bool:
-        if process not in alive:
-            alive[process] = processes.is_alive(process)
-        return alive[process]
+    def is_dead(process: ProcessRef) -> bool:
+        if process not in asked:
+            asked[process] = processes.is_dead(process)
+        return asked[process]
 
     for left in home.pool.glob(f"{TEMPORARY_PREFIX}*"):
         with suppress(OSError):
             left.unlink()  # a trial link whose maker was killed
     kept = keepers(found)
     for name, keeper in kept.items():
-        if not lives(keeper):
+        if is_dead(keeper):
             with suppress(OSError):
                 (home.pool / name).unlink()
-    dead = [entry for entry in entries(found) if not lives(entry.holder)]
+    dead = [entry for entry in entries(found) if is_dead(entry.holder)]
     # Taken first: somebody may be forking one at this moment, and then it isn't ours to end.
     taken = [mine for entry in dead if (mine := take(home, entry)) is not None]
     if taken:
-        running = processes.spawned_below(home.instances)
+        running = processes.spawned_below(home.pool)
         for entry in taken:
             with suppress(RametError, OSError):
                 await end(home, entry, _vmms_of(home, entry, running))
-    if not any(map(lives, kept.values())):
+    if all(map(is_dead, kept.values())):
         for told in wanted(found):
             with suppress(OSError):
                 (home.pool / told.name).unlink()
@@ -262,13 +251,10 @@ async def sweep(home: Home) -> None:
 
 def _vmms_of(home: Home, entry: Entry, running: Mapping[Path, Sequence[ProcessRef]]) -> Sequence[ProcessRef]:
     """What runs for a warm VMM: the process that it names. One that names none has been made half, and then
-    it is what bears its mark: unless there is an instance of that id, whose VMM bears it, too.
+    it is what works in its directory.
     """
     warm = read_warm(home.pool / entry.name)
-    if warm is not None:
-        return [warm.process]
-    directory = home.instance(entry.id)
-    return [] if directory.exists() else running.get(directory, [])
+    return [warm.process] if warm is not None else running.get(home.pool / entry.name, [])
 
 
 def leave(home: Home) -> None:

@@ -38,9 +38,9 @@ async def reap(context: Context) -> None:
 
 
 async def _reap_one(context: Context, record: Record) -> None:
-    if record.pending is not None and not processes.is_alive(record.pending.by):
+    if record.pending is not None and processes.is_dead(record.pending.by):
         await recover(context, record)
-    if record.owner is not None and not processes.is_alive(record.owner):
+    if record.owner is not None and processes.is_dead(record.owner):
         # Asked again inside: it may have been detached since, by the process that then ended.
         await discard(context, record, only_if=lambda one: one.owner == record.owner)
     elif record.auto_remove and observe(context, record).record.state in {State.STOPPED, State.FAILED}:

@@ -191,7 +191,7 @@ async def reap(context: Context, directories: Sequence[Path]) -> None:
     """
     rows = context.store.snapshots.all()
     for row in rows:
-        if row.maker is not None and not processes.is_alive(row.maker):
+        if row.maker is not None and processes.is_dead(row.maker):
             await attempt(remove(context, row))
     known = {row.id for row in rows}
     for directory in directories:

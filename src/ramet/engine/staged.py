@@ -24,8 +24,9 @@ async def settle_replacement(context: Context, record: Record) -> None:
     entered = record.pending.staged if record.pending is not None else None
     if entered is not None and _is(staged, entered):
         await anyio.to_thread.run_sync(exchange, staged, own)
-    for process in processes.spawned_in(own):
-        if record.vmm is None or record.vmm.process != process:
+    running = processes.spawned_below(own.parent, staged.parent)
+    for process in [*running.get(own, ()), *running.get(staged, ())]:
+        if record.vmm is None or not processes.is_same(record.vmm.process, process):
             await processes.kill(process)
     await anyio.to_thread.run_sync(remove_tree, staged)
 

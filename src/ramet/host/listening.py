@@ -50,7 +50,7 @@ async def connect_when_listening(
         try:
             with anyio.fail_after(timeout_s):
                 while (connection := _try(directory, name)) is None:
-                    if not processes.is_alive(process):
+                    if processes.is_dead(process):
                         raise VmmError(f"process {process.pid} ended before it listened on {name}")
                     with anyio.move_on_after(None if watched else _WITHOUT_INOTIFY_S):
                         await news.wait()

@@ -1,32 +1,87 @@
-"""Processes that outlive the one that started them: spawn, recognise, wait for and end a VMM.
+"""Processes that outlive the one that started them: spawn, find, wait for and end a VMM.
 
-A process is named by its pid *and* its start time, so that a pid used again is never mistaken for it
-(proc(5), field 22 of `/proc/PID/stat`); the boot id makes the pair unique across restarts of the machine.
-Liveness comes from pidfd_open(2): a pidfd is readable once its process has ended, also when nobody has reaped
-it yet. Linux only.
+How a process is recognised, and whether it lives, is in `liveness`. Linux only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import resource
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 
 from ramet.errors import UnavailableError, VmmError
+from ramet.host.liveness import (
+    Liveness,
+    adopt,
+    as_name,
+    boot_id,
+    from_name,
+    is_alive,
+    is_dead,
+    is_here,
+    is_same,
+    know_past_boots,
+    liveness,
+    local_pid,
+    open_pidfd,
+    proc_names,
+    reap,
+    reference,
+    reference_in_proc,
+    require_own_proc,
+    stat_fields,
+    this_process,
+    unseen,
+    where_to_look,
+    why_unseen,
+)
 from ramet.model.record import ProcessRef
 
-_STARTED_FIELD = 22
+__all__ = [
+    "MARK",
+    "Liveness",
+    "adopt",
+    "as_name",
+    "boot_id",
+    "connect",
+    "cpu_seconds",
+    "from_name",
+    "is_alive",
+    "is_dead",
+    "is_here",
+    "is_same",
+    "kill",
+    "know_past_boots",
+    "limit_files",
+    "limit_of_files",
+    "listen",
+    "liveness",
+    "local_pid",
+    "open_pidfd",
+    "raise_open_files_limit",
+    "reference",
+    "require_own_proc",
+    "spawn",
+    "spawned_below",
+    "spawned_in",
+    "this_process",
+    "unseen",
+    "wait_ended",
+    "where_to_look",
+    "why_unseen",
+]
+
 _USER_FIELD = 14
 _START_CODE_FIELD = 26
 MARK = "RAMET_VMM"
@@ -35,94 +90,25 @@ _MARK_PREFIX = f"{MARK}=".encode()
 _YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 LAST_BREATH_S = 2.0
 """How long one waits for the end of a VMM that has closed its sockets: it does so a moment before."""
-_adopted: set[ProcessRef] = set()
-"""Children of this process whose exit status is ramet's to collect."""
-
-
-@functools.cache
-def boot_id() -> str:
-    """This boot of this machine, from random(4)'s `/proc/sys/kernel/random/boot_id`."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def reference(pid: int) -> ProcessRef:
-    """The process that has `pid` now. Raises `ProcessLookupError` when there is none."""
-    return ProcessRef(pid, int(_stat(pid)[_STARTED_FIELD - 3]), boot_id())
 
 
 def cpu_seconds(process: ProcessRef) -> float:
-    """The CPU time that `process` has used, user and system. Raises `VmmError` when it is gone."""
+    """The CPU time that `process` has used, user and system.
+
+    Raises `VmmError` when it is gone, `UnseenError` when it can't be seen from here.
+    """
     try:
-        fields = _stat(process.pid)
+        fields = stat_fields(str(local_pid(process)))
     except ProcessLookupError as error:
         raise VmmError(f"process {process.pid} has ended") from error
     return (int(fields[_USER_FIELD - 3]) + int(fields[_USER_FIELD - 2])) / os.sysconf("SC_CLK_TCK")
 
 
-def _stat(pid: int) -> list[bytes]:
-    """The fields of proc(5)'s `/proc/PID/stat`, from the third on."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise ProcessLookupError(f"no process {pid}") from error
-    # The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
-    return stat[stat.rindex(b")") + 2 :].split()
-
-
-@functools.cache
-def this_process() -> ProcessRef:
-    """The running ramet process, as owner of what it makes."""
-    return reference(os.getpid())
-
-
-def open_pidfd(process: ProcessRef) -> int | None:
-    """A pidfd of `process` that the caller closes, or None when it is gone; a child of ours is reaped then.
-
-    Raises `UnavailableError` when it can't be told, for want of descriptors: that must never pass for "gone".
-    """
-    if process.boot_id != boot_id():
-        return None
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return None
-    except OSError as error:
-        raise UnavailableError(
-            f"process {process.pid} can't be looked at: {error.strerror}",
-            hint="raise the limit on open files",
-        ) from error
-    try:
-        # Only after the pidfd pins the pid does comparing start times prove anything.
-        if reference(process.pid).started == process.started:
-            if not _has_ended(pidfd):
-                return_fd, pidfd = pidfd, -1
-                return return_fd
-            _reap(process, pidfd)
-    except ProcessLookupError:
-        pass
-    finally:
-        if pidfd != -1:
-            os.close(pidfd)
-    return None
-
-
-def is_alive(process: ProcessRef) -> bool:
-    """Whether `process` still runs. A zombie doesn't."""
-    pidfd = open_pidfd(process)
-    if pidfd is None:
-        return False
-    os.close(pidfd)
-    return True
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
 async def wait_ended(process: ProcessRef, *, timeout_s: float | None = None) -> bool:
-    """Wait until `process` has ended. False when it still runs after `timeout_s`."""
+    """Wait until `process` has ended. False when it still runs after `timeout_s`.
+
+    Raises `UnseenError` when its end can't be seen from here.
+    """
     pidfd = open_pidfd(process)
     if pidfd is None:
         return True
@@ -133,7 +119,7 @@ async def wait_ended(process: ProcessRef, *, timeout_s: float | None = None) -> 
         with anyio.move_on_after(timeout_s):
             await ended.wait()
         if ended.is_set():
-            _reap(process, pidfd)
+            reap(process, pidfd)
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
@@ -143,8 +129,8 @@ async def wait_ended(process: ProcessRef, *, timeout_s: float | None = None) -> 
 async def kill(process: ProcessRef, *, timeout_s: float = 10.0) -> None:
     """SIGKILL `process` and wait until it is gone. Nothing happens when it is gone already.
 
-    Raises `UnavailableError` when it survives `timeout_s` (a kernel that can't let go of it) or may not be
-    signalled.
+    Raises `UnavailableError` when it survives `timeout_s` (a kernel that can't let go of it), may not be
+    signalled or, as `UnseenError`, can't be seen from here.
     """
     pidfd = open_pidfd(process)
     if pidfd is None:
@@ -163,26 +149,6 @@ async def kill(process: ProcessRef, *, timeout_s: float = 10.0) -> None:
         raise UnavailableError(f"process {process.pid} is still there {timeout_s:.0f} s after SIGKILL")
 
 
-def adopt(child: ProcessRef) -> None:
-    """It is a child of this process whose exit status nobody else wants: `wait_ended` collects it."""
-    _adopted.add(child)
-
-
-def _reap(process: ProcessRef, pidfd: int) -> None:
-    """Collect the exit status of a child of ours that has ended, so that it doesn't stay a zombie.
-
-    Nothing is done about another child of this process, a `ramet` that its user started, say: its status is
-    for whoever waits for that, and would be 0 to a subprocess.Popen that finds it collected.
-    """
-    if process not in _adopted:
-        return
-    try:
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        pass
-    _adopted.discard(process)
-
-
 def spawn(
     argv: Sequence[str],
     *,
@@ -194,11 +160,13 @@ def spawn(
 ) -> ProcessRef:
     """Start `argv` in `directory`, in a session of its own, its output appended to `log`, `fds` inherited.
 
-    Its environment says that it belongs to the directory `mark`, by default the one that it is started in:
-    see `spawned_in`. It is another one when `directory` is going to be renamed to that.
+    Its environment says that it was started by ramet, and that its directory is going to be called `mark`, by
+    default as it is: see `spawned_below`.
     `largest_file_bytes` is the kernel's limit on any file that it writes, see `limit_files`. The process
-    outlives this one. Raises `UnavailableError` when the program can't be executed; nothing runs then.
+    outlives this one. Raises `UnavailableError` when the program can't be executed, or couldn't be told from
+    others afterwards; nothing runs then.
     """
+    require_own_proc()
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     # A full log is to be an error to its writer and not its death. Python ignores SIGXFSZ, which
     # restore_signals=False lets the child inherit; a VMM with a handler of its own (Firecracker's ends it)
@@ -233,16 +201,16 @@ def spawn(
     return process
 
 
-def _environment(pid: int) -> bytes:
+def _environment(name: str) -> bytes:
     """The environment of a process; empty when it has none.
 
     In the middle of execve(2), which Popen doesn't wait for the end of, a process has none for a moment, and
     no code either; that is waited for, at most 0.1 s. Raises `OSError` when it is gone, a kernel thread, or
     somebody else's.
     """
-    place = Path(f"/proc/{pid}")
+    place = Path(f"/proc/{name}")
     for _ in range(100):
-        complete = int(_stat(pid)[_START_CODE_FIELD - 3]) != 0
+        complete = int(stat_fields(name)[_START_CODE_FIELD - 3]) != 0
         if (environment := (place / "environ").read_bytes()) or complete:
             break
         (place / "exe").readlink()
@@ -262,7 +230,9 @@ def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
     if pidfd is None:
         return
     try:
-        _limit(process.pid, largest_file_bytes)
+        _limit(local_pid(process), largest_file_bytes)
+    except VmmError:
+        pass  # it has ended meanwhile
     finally:
         os.close(pidfd)
 
@@ -287,8 +257,8 @@ def limit_of_files(process: ProcessRef) -> int | None:
     process.
     """
     try:
-        soft, _ = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-    except ProcessLookupError:
+        soft, _ = resource.prlimit(local_pid(process), resource.RLIMIT_FSIZE)
+    except (ProcessLookupError, VmmError):
         return None
     return None if soft == resource.RLIM_INFINITY else soft
 
@@ -314,32 +284,69 @@ def _launcher() -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
-    """The living processes that `spawn` started for the directories in `directories`, by those: found by
-    looking at every process there is, so for many it is to be asked once.
+class _Marked(NamedTuple):
+    """A living process that `spawn` started, for whatever home."""
 
-    They are known by the mark in their environment (proc(5), `/proc/PID/environ`): a shell that somebody has
-    opened there is none of ours.
-    """
-    found: dict[Path, list[ProcessRef]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    process: ProcessRef
+    mark: Path
+    works_in: tuple[int, int]
+    """Device and inode of its working directory: the same in every mount namespace, and after a rename."""
+    is_deleted: bool
+
+
+def _marked() -> Iterator[_Marked]:
+    for name in proc_names():
         try:
-            marks = [
-                one for one in _environment(int(entry.name)).split(b"\0") if one.startswith(_MARK_PREFIX)
-            ]
+            marks = [one for one in _environment(name).split(b"\0") if one.startswith(_MARK_PREFIX)]
             if marks:
-                working = Path(os.fsdecode(marks[0][len(_MARK_PREFIX) :]))
-                if working.parent in directories:
-                    found.setdefault(working, []).append(reference(int(entry.name)))
+                working = f"/proc/{name}/cwd"
+                status = os.stat(working)  # noqa: PTH116 - of many processes
+                yield _Marked(
+                    reference_in_proc(name),
+                    Path(os.fsdecode(marks[0][len(_MARK_PREFIX) :])),
+                    (status.st_dev, status.st_ino),
+                    os.readlink(working).endswith(" (deleted)"),  # noqa: PTH115 - text, no path
+                )
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # gone, or somebody else's
+
+
+def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
+    """The living processes that `spawn` started and that work in a directory in one of `directories`, by
+    where they work now: found by looking at every process there is, so for many it is to be asked once.
+
+    The mark in their environment (proc(5), `/proc/PID/environ`) tells them from a shell that somebody has
+    opened there. Where they work is told by device and inode: a path may mean another directory in another
+    mount namespace, or by now. For one whose directory has been removed the mark says where that was, on this
+    very filesystem.
+    """
+    marked = list(_marked())
+    if not marked:
+        return {}
+    # Names after processes: what a rename has moved meanwhile is found under its new name, or not at all.
+    places: dict[tuple[int, int], Path] = {}
+    devices: dict[Path, int] = {}
+    for parent in directories:
+        with suppress(FileNotFoundError), os.scandir(parent) as entries:
+            devices[parent] = parent.stat().st_dev
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    places[status.st_dev, status.st_ino] = Path(entry.path)
+    found: dict[Path, list[ProcessRef]] = {}
+    for one in marked:
+        place = places.get(one.works_in)
+        if place is None and one.is_deleted and devices.get(one.mark.parent) == one.works_in[0]:
+            place = one.mark
+        if place is not None:
+            found.setdefault(place, []).append(one.process)
     return found
 
 
 def spawned_in(directory: Path) -> list[ProcessRef]:
-    """The living processes that `spawn` started for `directory`, also by another ramet, also unrecorded."""
+    """The living processes that `spawn` started and that work in `directory`, also another ramet's, also
+    unrecorded.
+    """
     return spawned_below(directory.parent).get(directory, [])
 
 

@@ -16,11 +16,17 @@ Guest = Literal["linux", "bare-metal"]
 
 
 class ProcessRef(msgspec.Struct, frozen=True):
-    """One process, for ever: its pid and its start time in clock ticks after boot `boot_id`."""
+    """One process, for ever: its pid in its own PID namespace, and its start time in clock ticks after boot
+    `boot_id`, as the initial time namespace counts them.
+    """
 
     pid: int
     started: int
     boot_id: str
+    pid_namespace: int = 0
+    """The inode of its PID namespace (namespaces(7)). 0: written before this was noted, or by a kernel that
+    has none; the reader's own is meant.
+    """
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):

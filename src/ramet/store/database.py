@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from ramet.errors import StoreError
+from ramet.store.boots import note_boot, offer_machine_id
 from ramet.store.migrations import MIGRATIONS
 from ramet.units import KIB
 
@@ -56,6 +57,7 @@ class Database:
 
     def _prepare(self) -> None:
         self._require_known()  # before anything is written
+        offer_machine_id(self.connection)
         self.connection.execute("PRAGMA journal_mode = WAL")
         if self._version() < len(MIGRATIONS):
             with self.transaction(durable=True):
@@ -65,6 +67,7 @@ class Database:
                         self.connection.execute(statement)
                     self.connection.execute(f"PRAGMA user_version = {number}")
         self._require_known()
+        note_boot(self.connection, self.transaction)
 
     def _require_known(self) -> None:
         if self._version() > len(MIGRATIONS):

@@ -1,0 +1,39 @@
+"""The boots that have had a home open, kept in its database: after a reboot they tell that what was started
+before is dead. A boot that isn't among them is another machine's, whose processes may live.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from ramet.host.machine import Boot, machine_id, past_boots, this_boot
+from ramet.host.processes import know_past_boots
+
+
+def offer_machine_id(connection: sqlite3.Connection) -> None:
+    """Let SQL call `machine_id()`: a migration does."""
+    connection.create_function("machine_id", 0, machine_id)
+
+
+def note_boot(
+    connection: sqlite3.Connection, transaction: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Write down that this boot has the home open, if that isn't known, and take to heart which boots were
+    before it.
+
+    Raises `sqlite3.Error`, `UnavailableError` without /proc.
+    """
+    present = this_boot()
+    known = _known(connection)
+    if (present.boot_id, present.machine_id) not in {(one.boot_id, one.machine_id) for one in known}:
+        with transaction():
+            connection.execute(
+                "INSERT OR IGNORE INTO boot (boot_id, machine_id, booted_at) VALUES (?, ?, ?)", present
+            )
+    know_past_boots(past_boots(known))
+
+
+def _known(connection: sqlite3.Connection) -> list[Boot]:
+    return [Boot(*row) for row in connection.execute("SELECT boot_id, machine_id, booted_at FROM boot")]
