@@ -55,6 +55,9 @@ missing_packages() {
 # Only tests want these, and are skipped without them.
 missing_for_tests() {
     have mkfs.xfs || [[ -x /sbin/mkfs.xfs ]] || echo xfsprogs
+    have mkfs.btrfs || [[ -x /sbin/mkfs.btrfs ]] || echo btrfs-progs
+    have bindfs || echo bindfs
+    [[ -d /usr/share/i18n/charmaps ]] || echo locales
     compgen -G '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a' >/dev/null ||
         printf '%s\n' clang libclang-rt-dev
     have qemu-aarch64 || echo qemu-user

@@ -1,0 +1,136 @@
+"""The job that every environment has to do, as a program of its own: `python job.py HOME PREFIX`.
+
+Run, exec, standby, restore, snapshot, fork of the snapshot, template, fork of the template, remove: through
+`ramet.sync`, in one process, or with `--loop` on an event loop (`asyncio` or `uvloop`). Prints one JSON
+object with what each step took in seconds. What a step gives is checked, so the exit code says whether the
+job was done. It needs nothing but ramet, because it is copied to where the tests aren't.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ramet
+import ramet.sync
+
+STATE = "hot"
+
+
+class Steps:
+    """What was done, and how long it took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time the block, and say which one it was when it fails."""
+        began = time.monotonic()
+        print(f"job: {name}", file=sys.stderr, flush=True)
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 3)
+
+
+def expect(what: str, got: object, wanted: object) -> None:
+    """End the job unless a step gave what it should; `assert` would be gone under `python -O`."""
+    if got != wanted:
+        raise SystemExit(f"job: {what}: {got!r}, not {wanted!r}")
+
+
+def job(home: str, prefix: str) -> dict[str, float]:
+    """Do the job in `home`, with names that begin with `prefix`; what it made is gone afterwards."""
+    steps = Steps()
+    with ramet.sync.Host(home) as host:
+        with steps.step("run"):
+            vm = host.run("builtin", name=f"{prefix}source", memory="128M")
+        with steps.step("exec"):
+            vm.exec("sh", "-c", f"echo {STATE} > /run/state", check=True)
+        with steps.step("standby"):
+            vm.standby()
+        with steps.step("restore"):
+            vm.restore()
+        with steps.step("snapshot"):
+            snapshot = vm.snapshot(name="kept")
+        with steps.step("fork of the snapshot"), snapshot.fork(2, name=f"{prefix}early") as early:
+            check_forks([one.exec("cat", "/run/state").text.strip() for one in early])
+        with steps.step("template"):
+            base = vm.template()
+        with steps.step("fork of the template"), base.fork(2, name=f"{prefix}late") as late:
+            check_forks([one.exec("cat", "/run/state").text.strip() for one in late])
+            hostnames = {one.exec("hostname").text.strip() for one in late}
+            expect("hostnames of two forks", len(hostnames), 2)
+        with steps.step("rm"):
+            snapshot.remove()
+            base.remove(force=True)
+            left = [one.name for one in host.list(everything=True) if one.name.startswith(prefix)]
+            expect("what is left", left, [])
+    return steps.seconds
+
+
+def check_forks(states: list[str]) -> None:
+    """Both forks have what their source had in memory."""
+    expect("the state of two forks", states, [STATE, STATE])
+
+
+async def async_job(home: str, prefix: str) -> dict[str, float]:
+    """As `job`, on the event loop that runs."""
+    steps = Steps()
+    async with ramet.Host(home) as host:
+        with steps.step("run"):
+            vm = await host.run("builtin", name=f"{prefix}source", memory="128M")
+        with steps.step("exec"):
+            await vm.exec("sh", "-c", f"echo {STATE} > /run/state", check=True)
+        with steps.step("standby"):
+            await vm.standby()
+        with steps.step("restore"):
+            await vm.restore()
+        with steps.step("snapshot"):
+            snapshot = await vm.snapshot(name="kept")
+        with steps.step("fork of the running one"):
+            async with await vm.fork(2, name=f"{prefix}branch") as branches:
+                found = [await one.exec("cat", "/run/state") for one in branches]
+                check_forks([one.text.strip() for one in found])
+        with steps.step("rewind"):
+            await vm.rewind("kept")
+        with steps.step("template"):
+            base = await vm.template()
+        with steps.step("fork of the template"):
+            async with base.fork(2, name=f"{prefix}late") as late:
+                found = [await one.exec("cat", "/run/state") for one in late]
+                check_forks([one.text.strip() for one in found])
+        with steps.step("rm"):
+            await snapshot.remove()
+            await base.remove(force=True)
+    return steps.seconds
+
+
+def run_on(loop: str, home: str, prefix: str) -> dict[str, float]:
+    """The job on `asyncio`'s or `uvloop`'s event loop."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if loop == "uvloop":
+        factory = importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(async_job(home, prefix))
+
+
+def main(words: list[str]) -> None:
+    """Carry out the words of the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("home")
+    parser.add_argument("prefix")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"])
+    asked = parser.parse_args(words)
+    home, prefix = asked.home, asked.prefix
+    seconds = run_on(asked.loop, home, prefix) if asked.loop else job(home, prefix)
+    print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

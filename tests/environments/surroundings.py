@@ -1,0 +1,217 @@
+"""What lies between a shell and `ramet`: variables, limits, control groups, namespaces, signals, descriptors.
+
+A `Surroundings` says how a program is started. Those that make something (a control group, a locale) are
+context managers, which take it away again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ramet.units import MIB
+
+LIMIT_S = 150
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """How to start a program.
+
+    `prefix` are words before its own; `environment` changes this one, where None takes a variable away;
+    `only` means that there is nothing else in it. `before` is called in the child. `options` are the
+    interpreter's.
+    """
+
+    prefix: Sequence[str] = ()
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    only: bool = False
+    before: Callable[[], None] | None = None
+    options: Sequence[str] = ()
+    python: str = sys.executable
+    stdin: int = subprocess.DEVNULL
+    session: bool = False
+
+    def variables(self) -> dict[str, str]:
+        """The environment of the program."""
+        found = {} if self.only else dict(os.environ)
+        for name, value in self.environment.items():
+            if value is None:
+                found.pop(name, None)
+            else:
+                found[name] = value
+        return found
+
+    def run(
+        self, *words: str | Path, stdout: int = subprocess.PIPE, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run Python with `words`, to its end, whatever the exit code."""
+        return subprocess.run(
+            [*self.prefix, self.python, *self.options, *words],
+            env=self.variables() | dict(environment or {}),
+            stdin=self.stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            preexec_fn=self.before,
+            start_new_session=self.session,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
+
+@contextmanager
+def given(surroundings: Surroundings) -> Iterator[Surroundings]:
+    """Nothing has to be made for them."""
+    yield surroundings
+
+
+def limited(name: str, most: int) -> Surroundings:
+    """With a resource limit (getrlimit(2)), soft and hard. root may raise it."""
+    number = getattr(resource, f"RLIMIT_{name}")
+
+    def limit() -> None:
+        resource.setrlimit(number, (most, most))
+
+    return Surroundings(before=limit)
+
+
+def ignoring(*numbers: signal.Signals) -> Surroundings:
+    """With signals ignored, as some shells and supervisors leave them to their children."""
+
+    def ignore() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+
+    return Surroundings(before=ignore)
+
+
+def blocking_all() -> Surroundings:
+    """With every signal blocked that can be."""
+
+    def block() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    return Surroundings(before=block)
+
+
+def with_umask(mask: int) -> Surroundings:
+    """With another umask."""
+
+    def mask_files() -> None:
+        os.umask(mask)
+
+    return Surroundings(before=mask_files)
+
+
+def unshared(*options: str) -> Surroundings:
+    """In namespaces of its own, by unshare(1)."""
+    tried = subprocess.run(
+        ["unshare", *options, "true"], capture_output=True, text=True, timeout=30, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"unshare {' '.join(options)}: {tried.stderr.strip()}")
+    return Surroundings(prefix=("unshare", *options))
+
+
+@contextmanager
+def unshare(*options: str) -> Iterator[Surroundings]:
+    """As `unshared`, tried only when the test is run."""
+    yield unshared(*options)
+
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@contextmanager
+def cgroup(controller: str, **files: int) -> Iterator[Surroundings]:
+    """In a control group (version 1) of its own, below this process's.
+
+    `files` are names without the controller's, with `__` for a dot.
+    """
+    own = _own_cgroup(controller)
+    if own is None or not os.access(own, os.W_OK):
+        pytest.skip(f"no control group of {controller} (version 1) can be made here")
+    group = Path(tempfile.mkdtemp(prefix="ramet-test-", dir=own))
+    try:
+        for name, value in files.items():
+            (group / f"{controller}.{name.replace('__', '.')}").write_text(str(value))
+        procs = str(group / "cgroup.procs")
+
+        def enter() -> None:
+            with open(procs, "w") as file:  # noqa: PTH123 - between fork and exec, as little as can be
+                file.write(str(os.getpid()))
+
+        yield Surroundings(before=enter)
+    finally:
+        for pid in (group / "cgroup.procs").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)  # a test that failed has left it there
+        for _ in range(100):
+            if not (group / "cgroup.procs").read_text():
+                break
+            subprocess.run(["sleep", "0.1"], check=False)
+        group.rmdir()
+
+
+def _own_cgroup(controller: str) -> Path | None:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            place = _CGROUPS / controller / path.lstrip("/")
+            return place if place.is_dir() else _CGROUPS / controller
+    return None
+
+
+@contextmanager
+def locale(charmap: str) -> Iterator[Surroundings]:
+    """With a German locale in this character set, made for the test."""
+    if not shutil.which("localedef"):
+        pytest.skip("localedef isn't installed (package locales)")
+    with tempfile.TemporaryDirectory() as directory:
+        name = f"de_DE.{charmap}"
+        made = subprocess.run(
+            ["localedef", "-i", "de_DE", "-f", charmap, f"{directory}/{name}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if not Path(directory, name).is_dir():
+            pytest.skip(f"no locale with {charmap} can be made here: {made.stderr.strip()}")
+        yield Surroundings(environment={"LOCPATH": directory, "LC_ALL": name, "LANG": None, "LANGUAGE": None})
+
+
+@contextmanager
+def another_python(version: str) -> Iterator[Surroundings]:
+    """With another release of Python, if it is there and ramet's packages are made for it."""
+    program = shutil.which(f"python{version}")
+    if program is None:
+        pytest.skip(f"there is no Python {version} here")
+    tried = subprocess.run(
+        [program, "-c", "import ramet"], capture_output=True, text=True, timeout=60, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"Python {version} has no ramet: {tried.stderr.strip().splitlines()[-1]}")
+    yield Surroundings(python=program)
+
+
+def slow_pipe() -> tuple[int, int]:
+    """A pipe whose writing end doesn't block and holds a page: a program in Node has such a one."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, 1031, 4096)  # F_SETPIPE_SZ (fcntl(2))
+    os.set_blocking(write, False)
+    return read, write
+
+
+MEMORY_BYTES = 700 * MIB
