@@ -1,7 +1,7 @@
 """The job that every environment has to do, as a program of its own: `python job.py HOME PREFIX`.
 
 Run, exec, standby, restore, snapshot, fork of the snapshot, template, fork of the template, remove: through
-`ramet.sync`, in one process, or with `--loop` on an event loop (`asyncio` or `uvloop`). Prints one JSON
+`ramet.sync`, in one process. `--by` names another way: an event loop, threads, children. Prints one JSON
 object with what each step took in seconds. What a step gives is checked, so the exit code says whether the
 job was done. It needs nothing but ramet, because it is copied to where the tests aren't.
 """
@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import importlib
 import json
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import ramet
@@ -111,13 +115,71 @@ async def async_job(home: str, prefix: str) -> dict[str, float]:
     return steps.seconds
 
 
-def run_on(loop: str, home: str, prefix: str) -> dict[str, float]:
-    """The job on `asyncio`'s or `uvloop`'s event loop."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if loop == "uvloop":
-        factory = importlib.import_module("uvloop").new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+def on_asyncio(home: str, prefix: str) -> dict[str, float]:
+    """On asyncio's own event loop."""
+    with asyncio.Runner() as runner:
         return runner.run(async_job(home, prefix))
+
+
+def on_uvloop(home: str, prefix: str) -> dict[str, float]:
+    """On uvloop's, which Ray and many servers turn on."""
+    with asyncio.Runner(loop_factory=importlib.import_module("uvloop").new_event_loop) as runner:
+        return runner.run(async_job(home, prefix))
+
+
+def in_threads(home: str, prefix: str) -> dict[str, float]:
+    """Twice at once, in two threads, neither of them the main one."""
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(job, [home, home], [f"{prefix}a-", f"{prefix}b-"]))
+    return both[0]
+
+
+def in_children(home: str, prefix: str, start: str) -> dict[str, float]:
+    """Twice at once, in the children of a process pool."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(start)) as pool:
+        both = list(pool.map(job, [home, home], [f"{prefix}a-", f"{prefix}b-"]))
+    return both[0]
+
+
+def before_fork(home: str, prefix: str) -> dict[str, float]:
+    """In a child of fork(2), whose parent has had a Host before."""
+    with ramet.sync.Host(home) as host:
+        host.list()
+    if (child := os.fork()) == 0:
+        job(home, prefix)
+        os._exit(0)
+    expect("how the child ended", os.waitpid(child, 0)[1], 0)
+    return {}
+
+
+def around_fork(home: str, prefix: str) -> dict[str, float]:
+    """With a child of fork(2) that does the job, too, while its parent has a Host open and a guest in it."""
+    with ramet.sync.Host(home) as host:
+        guest = host.run("builtin", name=f"{prefix}parents", memory="96M")
+        if (child := os.fork()) == 0:
+            try:
+                host.list()
+            except ramet.UsageError:
+                job(home, prefix)
+                os._exit(0)
+            os._exit(1)  # the parent's Host is no use here, and has to say so
+        expect("how the child ended", os.waitpid(child, 0)[1], 0)
+        guest.exec("true", check=True)
+    return {}
+
+
+WAYS: dict[str, Callable[[str, str], dict[str, float]]] = {
+    "plain": job,
+    "asyncio": on_asyncio,
+    "uvloop": on_uvloop,
+    "threads": in_threads,
+    "fork-before": before_fork,
+    "fork-after": around_fork,
+    **{
+        f"multiprocessing-{start}": functools.partial(in_children, start=start)
+        for start in ("fork", "spawn", "forkserver")
+    },
+}
 
 
 def main(words: list[str]) -> None:
@@ -125,11 +187,9 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("home")
     parser.add_argument("prefix")
-    parser.add_argument("--loop", choices=["asyncio", "uvloop"])
+    parser.add_argument("--by", choices=WAYS, default="plain")
     asked = parser.parse_args(words)
-    home, prefix = asked.home, asked.prefix
-    seconds = run_on(asked.loop, home, prefix) if asked.loop else job(home, prefix)
-    print(json.dumps(seconds))
+    print(json.dumps(WAYS[asked.by](asked.home, asked.prefix)))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ HOMES = (
     Environment("home with spaces in its path", named(b"a home of 'mine', \"so\"")),
     Environment("home with a newline in its path", named(b"two\nlines"), way="commands"),
     Environment("home with a path that isn't UTF-8", named(b"h\xff\xfe"), way="commands", usual=True),
-    Environment("home with a path of 700 bytes", named(b"d" * 250 + b"/" + b"e" * 200)),
+    Environment("home with a path of 700 bytes", named(b"d" * 250 + b"/" + b"e" * 250 + b"/" + b"f" * 200)),
 )
 
 VARIABLES = (
@@ -119,6 +119,11 @@ LIMITS = (
     Environment("memory cgroup of 700 MiB", around=lambda: cgroup("memory", limit_in_bytes=700 * MIB)),
     Environment("pids cgroup of 100", around=lambda: cgroup("pids", max=100)),
     Environment(
+        "pids cgroup of 6",
+        around=lambda: cgroup("pids", max=6),
+        refused=Refused(5, ("pids",)),
+    ),
+    Environment(
         "CPU cgroup of half a processor",
         around=lambda: cgroup("cpu", cfs_period_us=100_000, cfs_quota_us=50_000),
     ),
@@ -144,7 +149,8 @@ PROCESS = (
         "SIGPIPE and SIGHUP ignored", around=around(surroundings.ignoring(signal.SIGPIPE, signal.SIGHUP))
     ),
     Environment("all signals blocked", around=around(surroundings.blocking_all())),
-    Environment("stdout full", way="commands", stdout="full", codes=(0, 1), hears=False),
+    Environment("systemd-run", around=surroundings.systemd_run, way="commands"),
+    Environment("stdout full", way="commands", stdout="full", codes=(0, 1, 125), hears=False),
     Environment("stdout non-blocking", way="commands", stdout="non-blocking", usual=True),
     Environment("python -OO", around=around(Surroundings(options=("-OO",)))),
     Environment("python -X dev -W error", around=around(Surroundings(options=("-X", "dev", "-W", "error")))),
@@ -153,12 +159,25 @@ PROCESS = (
         around=around(Surroundings(options=("-X", "dev", "-W", "error"))),
         way="commands",
     ),
-    Environment("asyncio", options=("--loop", "asyncio")),
-    Environment("uvloop", options=("--loop", "uvloop")),
+    Environment("a terminal lost: setsid, stdin closed", around=around(surroundings.without_stdin())),
     *(
         Environment(f"Python {version}", around=functools.partial(surroundings.another_python, version))
         for version in ("3.11", "3.12", "3.13", "3.14")
     ),
 )
 
-MATRIX = (*HOMES, *VARIABLES, *LIMITS, *NAMESPACES, *PROCESS)
+PROGRAMS = tuple(
+    Environment(name, options=("--by", way), usual=way == "uvloop")
+    for way, name in {
+        "asyncio": "an asyncio program",
+        "uvloop": "a uvloop program",
+        "threads": "two threads",
+        "fork-before": "a child of fork(2)",
+        "fork-after": "a child of fork(2) beside its parent's Host",
+        "multiprocessing-fork": "multiprocessing, fork",
+        "multiprocessing-spawn": "multiprocessing, spawn",
+        "multiprocessing-forkserver": "multiprocessing, forkserver",
+    }.items()
+)
+
+MATRIX = (*HOMES, *VARIABLES, *LIMITS, *NAMESPACES, *PROCESS, *PROGRAMS)

@@ -33,7 +33,7 @@ def plain(directory: Path) -> Iterator[Path]:
 def named(directory: Path, name: bytes) -> Iterator[Path]:
     """With an odd name."""
     above = Path(os.fsdecode(os.fsencode(directory) + b"/" + name))
-    above.mkdir()
+    above.mkdir(parents=True)
     yield above / "home"
 
 

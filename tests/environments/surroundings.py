@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.units import MIB
+from tests.copied_packages import ROOT
 
 LIMIT_S = 150
 
@@ -115,6 +115,26 @@ def with_umask(mask: int) -> Surroundings:
     return Surroundings(before=mask_files)
 
 
+def without_stdin() -> Surroundings:
+    """In a session without a terminal, its standard input closed."""
+
+    def close() -> None:
+        os.setsid()
+        os.close(0)
+
+    return Surroundings(before=close)
+
+
+@contextmanager
+def systemd_run() -> Iterator[Surroundings]:
+    """As a transient service, where systemd is process 1."""
+    if Path("/proc/1/comm").read_text().strip() != "systemd":
+        pytest.skip("process 1 isn't systemd")
+    words = ("systemd-run", "--quiet", "--wait", "--pipe", "--collect")
+    passed = [f"--setenv={name}" for name in ("PATH", "HOME", "RAMET_HOME", "RAMET_DRIVER")]
+    yield Surroundings(prefix=(*words, *passed, "--"))
+
+
 def unshared(*options: str) -> Surroundings:
     """In namespaces of its own, by unshare(1)."""
     tried = subprocess.run(
@@ -194,16 +214,47 @@ def locale(charmap: str) -> Iterator[Surroundings]:
 
 @contextmanager
 def another_python(version: str) -> Iterator[Surroundings]:
-    """With another release of Python, if it is there and ramet's packages are made for it."""
-    program = shutil.which(f"python{version}")
+    """With another release of Python, if it is there: ramet and its dependencies are installed for it, into a
+    directory of the test's own, in the versions of `requirements.lock`.
+    """
+    program = _find_python(version)
     if program is None:
         pytest.skip(f"there is no Python {version} here")
-    tried = subprocess.run(
-        [program, "-c", "import ramet"], capture_output=True, text=True, timeout=60, check=False
-    )
-    if tried.returncode:
-        pytest.skip(f"Python {version} has no ramet: {tried.stderr.strip().splitlines()[-1]}")
-    yield Surroundings(python=program)
+    with tempfile.TemporaryDirectory(prefix="ramet-python-") as directory:
+        python = Path(directory, "venv", "bin", "python")
+        lock = ROOT / "requirements.lock"
+        words = ("install", "--quiet", "--no-input", "--disable-pip-version-check", "--only-binary", ":all:")
+        try:
+            subprocess.run([program, "-m", "venv", python.parent.parent], check=True, timeout=120)
+            subprocess.run(
+                [python, "-m", "pip", *words, "--require-hashes", "-r", lock],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+        except (subprocess.SubprocessError, OSError) as error:
+            pytest.skip(f"ramet's dependencies can't be installed for Python {version}: {error}")
+        yield Surroundings(
+            python=str(python), environment={"PYTHONPATH": str(ROOT / "src")}, options=("-W", "error")
+        )
+
+
+def _find_python(version: str) -> str | None:
+    """On `PATH`, or one that pyenv has."""
+    found = [f"python{version}"]
+    if pyenv := shutil.which("pyenv"):
+        root = subprocess.run([pyenv, "root"], capture_output=True, text=True, timeout=30, check=False)
+        releases = Path(root.stdout.strip(), "versions").glob(f"{version}.*/bin/python")
+        found += [str(one) for one in sorted(releases)]
+    for program in found:
+        try:
+            tried = subprocess.run([program, "-c", ""], capture_output=True, timeout=30, check=False)
+        except OSError:
+            continue
+        if tried.returncode == 0:
+            return program
+    return None
 
 
 def slow_pipe() -> tuple[int, int]:
@@ -212,6 +263,3 @@ def slow_pipe() -> tuple[int, int]:
     fcntl.fcntl(write, 1031, 4096)  # F_SETPIPE_SZ (fcntl(2))
     os.set_blocking(write, False)
     return read, write
-
-
-MEMORY_BYTES = 700 * MIB
