@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ramet.units import MIB
-from tests.disk.loop_filesystems import _SYSTEM_PATH, mounted
+from tests.disk.loop_filesystems import SYSTEM_PATH, mounted
 
 ROOM_BYTES = 640 * MIB
 
@@ -40,7 +40,7 @@ def named(directory: Path, name: bytes) -> Iterator[Path]:
 @contextmanager
 def loop(kind: str, *options: str) -> Iterator[Path]:
     """On a new filesystem of this kind, made with `options`, in a file."""
-    mkfs = shutil.which(f"mkfs.{kind}", path=_SYSTEM_PATH)
+    mkfs = shutil.which(f"mkfs.{kind}", path=SYSTEM_PATH)
     if mkfs is None:
         pytest.skip(f"mkfs.{kind} isn't installed")
     with tempfile.NamedTemporaryFile(prefix=f"ramet-{kind}-") as image:
