@@ -1,42 +1,55 @@
-"""Settings, all from the environment, read when asked for so that tests and notebooks can change them."""
+"""Settings, all from the environment, read when asked for so that tests and notebooks can change them.
+
+An empty variable counts as unset. A relative path is made absolute when it is first seen, and stays what it
+was then: a program may change its working directory afterwards.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import pwd
 from pathlib import Path
+
+from ramet.errors import UnavailableError
 
 
 def home_directory() -> Path:
-    """`RAMET_HOME`, else `$XDG_DATA_HOME/ramet`, else `~/.local/share/ramet`."""
-    if chosen := os.environ.get("RAMET_HOME"):
-        return Path(chosen).absolute()
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "ramet"
+    """`RAMET_HOME`, else `$XDG_DATA_HOME/ramet`, else `~/.local/share/ramet`.
+
+    Raises `UnavailableError` when none of these can be told: no HOME, and a user without a passwd entry.
+    """
+    if chosen := _path_of("RAMET_HOME"):
+        return chosen
+    return (_base("XDG_DATA_HOME") or _user_home("RAMET_HOME") / ".local" / "share") / "ramet"
 
 
 def cache_directory() -> Path:
-    """`RAMET_CACHE`, else `$XDG_CACHE_HOME/ramet`, else `~/.cache/ramet`: kernels and images,
-    re-creatable.
+    """`RAMET_CACHE`, else `$XDG_CACHE_HOME/ramet`, else `~/.cache/ramet`, else `cache` in ramet's home:
+    kernels and images, re-creatable.
+
+    Raises `UnavailableError` when none of these can be told.
     """
-    if chosen := os.environ.get("RAMET_CACHE"):
-        return Path(chosen).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ramet"
+    if chosen := _path_of("RAMET_CACHE"):
+        return chosen
+    if base := _base("XDG_CACHE_HOME"):
+        return base / "ramet"
+    try:
+        return _user_home("RAMET_CACHE") / ".cache" / "ramet"
+    except UnavailableError:
+        if not text("RAMET_HOME") and not _base("XDG_DATA_HOME"):
+            raise
+    return home_directory() / "cache"  # a container whose user has no home: RAMET_HOME is enough there
 
 
 def driver() -> str:
     """`RAMET_DRIVER`: the driver that is used where none is named. Default `auto`."""
-    return os.environ.get("RAMET_DRIVER") or "auto"
+    return text("RAMET_DRIVER") or "auto"
 
 
 def qemu_binary() -> str:
-    """`RAMET_QEMU`: a path or a name on PATH. Default `qemu-system-x86_64`."""
-    return os.environ.get("RAMET_QEMU", "qemu-system-x86_64")
-
-
-def firecracker_binary() -> str | None:
-    """`RAMET_FIRECRACKER`: a path or a name on PATH, or None when nothing was chosen."""
-    return os.environ.get("RAMET_FIRECRACKER") or None
+    """`RAMET_QEMU`: an absolute path, or a name on PATH. Default `qemu-system-x86_64`."""
+    return _program_setting("RAMET_QEMU") or "qemu-system-x86_64"
 
 
 def tools_directory() -> Path:
@@ -46,11 +59,91 @@ def tools_directory() -> Path:
 
 def agent_binary() -> Path | None:
     """`RAMET_AGENT`: a guest agent to use instead of the one that ramet carries."""
-    chosen = os.environ.get("RAMET_AGENT")
-    return Path(chosen).absolute() if chosen else None
+    return _path_of("RAMET_AGENT")
 
 
 def kernel_image() -> Path | None:
     """`RAMET_KERNEL`: a bzImage or vmlinux to use; its modules are looked for as `docs/images.md` says."""
-    chosen = os.environ.get("RAMET_KERNEL")
-    return Path(chosen).absolute() if chosen else None
+    return _path_of("RAMET_KERNEL")
+
+
+def _program_setting(variable: str) -> str | None:
+    """A program that `variable` names: an absolute path where it has a slash in it, else a name on PATH."""
+    value = text(variable)
+    return value if value is None or "/" not in value else str(_path_of(variable))
+
+
+def text(variable: str) -> str | None:
+    """The value of a variable; None when it is unset or empty."""
+    return os.environ.get(variable) or None
+
+
+def absolute(value: str, *, meaning: str) -> Path:
+    """`value` as an absolute path. The same relative value means the same path for as long as this process
+    runs, wherever that has gone since. `meaning` is where the value comes from, for the error.
+
+    Raises `UnavailableError` for a relative path when the working directory is gone, and for `~user` without
+    such a user.
+    """
+    if value.startswith("~"):
+        return _expanded(value, meaning)
+    if value.startswith("/"):
+        return Path(value)
+    try:
+        return _from_here(value)
+    except FileNotFoundError as error:
+        raise UnavailableError(
+            f"{meaning} is {value!r}, a relative path, and the working directory is gone",
+            hint="give an absolute path, or change to a directory that is there",
+        ) from error
+
+
+@functools.cache
+def _from_here(value: str) -> Path:
+    return Path.cwd() / value
+
+
+def _expanded(value: str, meaning: str) -> Path:
+    """As a shell has `~` and `~user`: what sets a variable without a shell leaves them as they are."""
+    name, _, rest = value[1:].partition("/")
+    try:
+        home = Path(pwd.getpwnam(name).pw_dir) if name else _user_home(meaning)
+    except KeyError as error:
+        raise UnavailableError(
+            f"{meaning} is {value!r}, and there is no user {name!r}", hint="give an absolute path"
+        ) from error
+    return home / rest
+
+
+def _path_of(variable: str) -> Path | None:
+    value = text(variable)
+    return None if value is None else absolute(value, meaning=variable)
+
+
+def _base(variable: str) -> Path | None:
+    """An XDG base directory. A relative one is to be ignored (XDG Base Directory Specification, "Basics")."""
+    value = text(variable)
+    return Path(value) if value is not None and value.startswith("/") else None
+
+
+def _user_home(variable: str) -> Path:
+    """The user's home directory: HOME, else that of the passwd entry. It has to be there: who has none is
+    given `/nonexistent`, and that isn't to be made. `variable` is what can be set instead.
+    """
+    hint = f"set {variable} to a directory of yours, or HOME to your home directory"
+    if (home := text("HOME")) and home.startswith("/"):
+        said = f"HOME is {home}"
+    else:
+        unset = "neither it nor HOME is set" if not home else f"HOME is {home!r}, a relative path"
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            home = ""
+        if not home.startswith("/"):
+            raise UnavailableError(
+                f"{variable} can't be told: {unset}, and user {os.getuid()} has no passwd entry", hint=hint
+            )
+        said = f"HOME isn't set, and the passwd entry of user {os.getuid()} says {home}"
+    if not Path(home).is_dir():
+        raise UnavailableError(f"{variable} isn't set, and {said}, which is no directory", hint=hint)
+    return Path(home)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import struct
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.disk.chains import LONGEST_CHAIN, ImageFacts, backing_of, chain_of, flatten_chain, image_facts
+from ramet.disk.chains import (
+    LONGEST_CHAIN,
+    ImageFacts,
+    backing_of,
+    chain_of,
+    find_qemu_img,
+    flatten_chain,
+    image_facts,
+)
 from ramet.disk.qcow2 import make_qcow2
 from ramet.disk.volumes import files_of, make_disk, make_overlay, next_overlay
 from ramet.errors import DamagedError, FilesystemError, RametError, UnavailableError
@@ -183,3 +192,47 @@ def test_a_flattening_that_fails_leaves_nothing(
     with pytest.raises(UnavailableError, match="qemu-img"):
         flatten_chain(tmp_path, files_of(disk), tmp_path / "flat")
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted(files_of(disk))
+
+
+@needs_qemu_img
+@pytest.mark.parametrize("size_kib", [512, 900])
+def test_a_full_disk_publishes_nothing_though_nobody_is_told_how_qemu_img_ended(
+    tmp_path: Path, full: Path, size_kib: int
+) -> None:
+    """Where SIGCHLD is ignored the kernel throws exit statuses away. qemu-img's file looks whole then."""
+    disk = chain(tmp_path, 2, 64 * MIB)
+    write(tmp_path / disk.file, 0, 7, 32 * MIB)
+    (full / "ballast").write_bytes(bytes(KIB * (1024 - size_kib - 64)))
+    before = sorted(full.iterdir())
+    ignored = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(FilesystemError, match="No space"):
+            flatten_chain(tmp_path, files_of(disk), full / "flat")
+        assert sorted(full.iterdir()) == before
+        flatten_chain(tmp_path, files_of(disk), tmp_path / "flat")
+    finally:
+        signal.signal(signal.SIGCHLD, ignored)
+    require_whole(tmp_path / "flat")
+    expected = bytes([7]) * (32 * MIB) + bytes(32 * MIB)
+    assert content(tmp_path / "flat", tmp_path / "raw") == expected
+
+
+@needs_qemu_img
+def test_what_is_not_the_chains_content_is_never_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever qemu-img says of itself: here a wrapper around the real one damages what it has made."""
+    disk = chain(tmp_path, 2, 4 * MIB)
+    write(tmp_path / disk.file, 0, 7, MIB)
+    real = find_qemu_img()
+    wrapper = tmp_path / "bin" / "qemu-img"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f'#!/bin/sh\n{real} "$@" || exit\n[ $1 = convert ] || exit 0\nfor out; do :; done\n'
+        'printf x | dd of="$out" bs=1 seek=400000 conv=notrunc 2>/dev/null\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    with pytest.raises(FilesystemError, match="Content mismatch"):
+        flatten_chain(tmp_path, files_of(disk), tmp_path / "flat")
+    assert not (tmp_path / "flat").exists()

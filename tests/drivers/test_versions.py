@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-import anyio
 import pytest
 
 from ramet.drivers import versions
 from ramet.drivers.versions import ask_version
 from ramet.errors import UnavailableError
+from ramet.host import outside
 
 pytestmark = pytest.mark.anyio
 
@@ -25,14 +26,14 @@ def anyio_backend() -> str:
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The programs that were run, with a cache of the test's own."""
     ran: list[str] = []
-    run = anyio.run_process
+    run = outside.run_async
 
-    async def noted(command: list[str], *, check: bool) -> object:
+    async def noted(command: Sequence[str], *, limit_s: float) -> outside.Outcome:
         ran.append(command[0])
-        return await run(command, check=check)
+        return await run(command, limit_s=limit_s)
 
     monkeypatch.setenv("RAMET_CACHE", str(tmp_path / "cache with a space"))
-    monkeypatch.setattr(anyio, "run_process", noted)
+    monkeypatch.setattr(outside, "run_async", noted)
     return ran
 
 

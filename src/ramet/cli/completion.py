@@ -31,20 +31,23 @@ def complete_source(incomplete: str) -> list[tuple[str, str]]:
 
 
 def _known() -> tuple[list[Record], list[SnapshotRecord]]:
+    try:
+        return _read()
+    except Exception:
+        return [], []  # nothing can be completed then, and a shell's prompt is no place to say why
+
+
+def _read() -> tuple[list[Record], list[SnapshotRecord]]:
     from ramet import config
-    from ramet.errors import RametError
     from ramet.paths import Home
     from ramet.store.records import Store
 
     database = Home(config.home_directory()).database
     if not database.exists():
         return [], []
+    store = Store(database)
     try:
-        store = Store(database)
-        try:
-            snapshots = [one for one in store.snapshots.all() if one.is_published and one.name is not None]
-            return store.all(), snapshots
-        finally:
-            store.close()
-    except RametError:
-        return [], []
+        snapshots = [one for one in store.snapshots.all() if one.is_published and one.name is not None]
+        return store.all(), snapshots
+    finally:
+        store.close()

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ramet.disk.qcow2 import BACKING_FORMAT, EXTENSION, HEADER, MAGIC
-from ramet.errors import DamagedError, FilesystemError, UnavailableError
+from ramet.errors import DamagedError, FilesystemError
+from ramet.host import outside
 from ramet.host.files import allocated_bytes, filesystem_errors, open_regular, publish, temporary_beside
+from ramet.programs import Program
 from ramet.units import MIB, TIB
 
 LONGEST_CHAIN: Final = 256
@@ -29,6 +30,8 @@ _LARGEST_BYTES: Final = 64 * TIB
 _LONGEST_NAME: Final = 255
 _FILE_NAME: Final = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _NEXT_STEP: Final = "go back to a snapshot that `ramet snapshot verify` finds whole"
+_IDENTICAL: Final = b"Images are identical."
+"""What `qemu-img compare` prints (QEMU's qemu-img.c)."""
 _CONVERT_BASE_S: Final = 60.0
 _CONVERT_BYTES_A_S: Final = 8 * MIB
 
@@ -109,21 +112,16 @@ def chain_of(directory: Path, file: str) -> tuple[str, ...]:
 
 def find_qemu_img() -> str:
     """QEMU's tool for images. Raises `UnavailableError` naming the package that has it."""
-    found = shutil.which("qemu-img")
-    if found is None:
-        raise UnavailableError(
-            "there is no qemu-img to shorten a disk's chain with",
-            hint="install the package qemu-utils (Debian, Ubuntu)",
-        )
-    return found
+    return Program("qemu-img", "qemu-img", hint="install the package qemu-utils (Debian, Ubuntu)").path()
 
 
 def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int = 0o444) -> None:
     """Make `out`, one qcow2 file with what the frozen chain `files` (lowest first) in `directory` has.
 
-    The chain is only read; `out` must not exist, and has its name when it is whole and durable. Bounded in
-    time by what the chain occupies. Raises `DamagedError` when the chain is another than that,
-    `UnavailableError` without qemu-img, `FilesystemError`; there is no `out` then.
+    The chain is only read; `out` must not exist, and has its name when it is whole and durable. Whole means
+    compared with the chain, byte for byte as a guest sees them: on a full disk a qcow2 file looks whole that
+    isn't. Bounded in time by what the chain occupies. Raises `DamagedError` when the chain is another than
+    that, `UnavailableError` without qemu-img, `FilesystemError`; there is no `out` then.
     """
     program = find_qemu_img()
     if chain_of(directory, files[-1]) != tuple(files):
@@ -133,33 +131,44 @@ def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int
     if out.exists():
         raise FilesystemError(f"can't make {out}: it exists", hint="remove it, if it is of no capture")
     temporary = temporary_beside(out)
-    convert = [program, "convert", "-f", "qcow2", "-O", "qcow2", files[-1], str(temporary.absolute())]
+    made = str(temporary.absolute())
+    limit_s = _CONVERT_BASE_S + occupied_bytes / _CONVERT_BYTES_A_S
+    tool = partial(_qemu_img, program, directory, out, limit_s)
     try:
-        done = subprocess.run(
-            convert,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_CONVERT_BASE_S + occupied_bytes / _CONVERT_BYTES_A_S,
-            check=False,
-        )
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip()
-            raise FilesystemError(
-                f"can't make {out} of {directory / files[-1]}: {said[-300:]}",
-                hint="the chain is as it was, and is tried again; `ramet snapshot verify` reads all of it",
-            )
+        done = tool("convert", "-f", "qcow2", "-O", "qcow2", files[-1], made)
+        if done.failed:
+            raise _unfinished(directory / files[-1], out, done.last_words)
         if image_facts(temporary) != ImageFacts(image_facts(directory / files[-1]).size_bytes, None):
             raise _damaged(f"what qemu-img made of {directory / files[-1]} isn't what was asked for")
+        compared = tool("compare", "-f", "qcow2", "-F", "qcow2", files[-1], made)
+        if compared.failed or compared.stdout.strip() != _IDENTICAL:
+            said = compared.stdout.decode(errors="replace").strip() or compared.last_words
+            raise _unfinished(directory / files[-1], out, f"{done.last_words} {said}".strip())
         with filesystem_errors("close", temporary):
             temporary.chmod(mode)
         publish(temporary, out)
-    except subprocess.TimeoutExpired:
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _qemu_img(program: str, directory: Path, out: Path, limit_s: float, *words: str) -> outside.Outcome:
+    try:
+        return outside.run([program, *words], cwd=directory, limit_s=limit_s)
+    except TimeoutError:
         raise FilesystemError(
             f"can't make {out}: qemu-img takes too long", hint="the chain is as it was, and is tried again"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise FilesystemError(
+            f"can't make {out}: {program} can't be run: {error.strerror or error}", number=error.errno
+        ) from error
+
+
+def _unfinished(chain: Path, out: Path, said: str) -> FilesystemError:
+    return FilesystemError(
+        f"can't make {out} of {chain}: {said[-300:]}",
+        hint="the chain is as it was, and is tried again; `ramet snapshot verify` reads all of it",
+    )
 
 
 def _backing_format(head: bytes, at: int, end: int) -> bytes | None:

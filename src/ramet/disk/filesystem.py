@@ -9,17 +9,22 @@ Source: mke2fs(8); ext4(5).
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
+import struct
 import uuid
 from pathlib import Path
 from typing import Final
 
-from ramet.errors import FilesystemError, UnavailableError
+from ramet.errors import FilesystemError
+from ramet.host import outside
 from ramet.host.files import filesystem_errors, new_file
+from ramet.programs import Program
 from ramet.units import MIB
 
 _PROGRAM: Final = "mke2fs"
+_INSTALL: Final = "install the package e2fsprogs, or leave the path out (--disk SIZE) for a disk without one"
+_SUPERBLOCK_AT: Final = 1024
+_SUPERBLOCK: Final = struct.Struct("<56xHH44x16s")
+"""s_magic at 0x38, s_state at 0x3A, s_uuid at 0x68."""
 _TIMEOUT_S: Final = 60
 # What Linux 4.x can mount. No resize_inode: its reserved blocks would take space in every disk.
 _FEATURES: Final = (
@@ -42,14 +47,7 @@ all in its own file.
 def find_mke2fs() -> str:
     """The program that makes filesystems. Raises `UnavailableError` naming the package that has it."""
     # An ordinary user's PATH doesn't have the administrator's programs.
-    places = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    found = shutil.which(_PROGRAM, path=places)
-    if found is None:
-        raise UnavailableError(
-            "there is no mke2fs to make a disk's filesystem with",
-            hint="install the package e2fsprogs, or leave the path out (--disk SIZE) for a disk without one",
-        )
-    return found
+    return Program("mke2fs", _PROGRAM, hint=_INSTALL, beside=("/usr/sbin", "/sbin")).path()
 
 
 def make_ext4(path: Path, size_bytes: int, identity: uuid.UUID) -> None:
@@ -70,20 +68,22 @@ def make_ext4(path: Path, size_bytes: int, identity: uuid.UUID) -> None:
     with filesystem_errors("make", path), new_file(path) as descriptor:
         os.ftruncate(descriptor, size_bytes)
         try:
-            made = subprocess.run(
-                arguments,
-                cwd=path.parent,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+            made = outside.run(arguments, cwd=path.parent, environment=environment, limit_s=_TIMEOUT_S)
+        except TimeoutError:
             raise FilesystemError(f"can't make the filesystem of {path}: mke2fs hangs") from None
-        if made.returncode != 0:
-            said = made.stderr.decode(errors="replace").strip().splitlines()
+        if made.failed or not _is_whole(descriptor, identity):
             raise FilesystemError(
-                f"can't make the filesystem of {path}: {' / '.join(said[-2:])[-300:]}",
+                f"can't make the filesystem of {path}: {made.last_words or 'mke2fs left it unfinished'}",
                 hint="mke2fs says what it lacks; where that is space, free some",
             )
+
+
+def _is_whole(descriptor: int, identity: uuid.UUID) -> bool:
+    """Whether mke2fs came to its end: it writes the superblock last, and marks it as valid only then
+    (libext2fs, `ext2fs_flush2`; the superblock's fields: ext4's documentation, "The Super Block").
+    """
+    block = os.pread(descriptor, _SUPERBLOCK.size, _SUPERBLOCK_AT)
+    if len(block) != _SUPERBLOCK.size:
+        return False
+    magic, state, its_identity = _SUPERBLOCK.unpack(block)
+    return (magic, state, its_identity) == (0xEF53, 1, identity.bytes)

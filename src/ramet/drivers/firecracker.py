@@ -9,8 +9,6 @@ Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-s
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -39,6 +37,7 @@ from ramet.paths import (
     VMM_LOG,
     VSOCK_SOCKET,
 )
+from ramet.programs import Program
 from ramet.units import MIB
 
 PROGRAM: Final = "firecracker"
@@ -62,9 +61,8 @@ class Firecracker:
     name = "firecracker"
 
     def __init__(self, binary: str | None = None) -> None:
-        self._binary = binary or config.firecracker_binary()
+        self._program = _program(binary)
         self._version: str | None = None
-        self._found: str | None = None
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -89,7 +87,7 @@ class Firecracker:
                 self.program(),
                 _VERSION,
                 oldest=_OLDEST,
-                install=_hint(),
+                install=self._program.hint,
                 setting="RAMET_FIRECRACKER",
             )
         return self._version
@@ -265,20 +263,23 @@ class Firecracker:
 
     def program(self) -> str:
         """The program's path. Raises `UnavailableError` when there is none."""
-        if self._found is not None and os.access(self._found, os.X_OK):
-            return self._found
-        found = shutil.which(self._binary or PROGRAM)
-        if found is None and self._binary is None:
-            found = shutil.which(config.tools_directory() / PROGRAM)
-        if found is None:
-            raise UnavailableError(f"there is no Firecracker ({self._binary or PROGRAM})", hint=_hint())
-        self._found = found
-        return found
+        return self._program.path()
 
     def _known_version(self) -> str:
         assert self._version is not None, "Firecracker.version() has to be awaited first"
         return self._version
 
 
-def _hint() -> str:
-    return _INSTALL.format(tools=config.tools_directory())
+def _program(binary: str | None) -> Program:
+    try:
+        tools = [config.tools_directory()]
+    except UnavailableError:
+        tools = []  # nobody has a cache here: whoever needs that says so
+    return Program(
+        "Firecracker",
+        PROGRAM,
+        setting="RAMET_FIRECRACKER",
+        given=binary,
+        beside=tools,
+        hint=_INSTALL.format(tools=tools[0] if tools else "<cache>/tools"),
+    )

@@ -16,7 +16,6 @@ from typing import Final
 
 import anyio
 
-from ramet import config
 from ramet.drivers import qemu_arguments, qmp
 from ramet.drivers.api import Ability, Ending
 from ramet.drivers.limits import largest_file_bytes
@@ -27,8 +26,10 @@ from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
 from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import MEM_FILE, VMM_LOG, agent_socket
+from ramet.programs import Program
 
 AGENT_PORTS: Final = 8
+_PROGRAM: Final = "qemu-system-x86_64"
 _OLDEST: Final = (7, 2)
 _VERSION: Final = r"version (\d+\.\d+(?:\.\d+)?)"
 _INSTALL: Final = "install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU"
@@ -36,12 +37,12 @@ _READ_ONLY_SINCE: Final = (8, 2)
 
 
 class Qemu:
-    """The QEMU driver. `binary` is a path or a name on PATH."""
+    """The QEMU driver. `binary` is a path or a name on PATH; else `RAMET_QEMU`, then `qemu-system-x86_64`."""
 
     name = "qemu"
 
     def __init__(self, binary: str | None = None) -> None:
-        self._binary = binary or config.qemu_binary()
+        self._program = Program("QEMU", _PROGRAM, setting="RAMET_QEMU", given=binary, hint=_INSTALL)
         self._version: str | None = None
 
     @property
@@ -61,7 +62,7 @@ class Qemu:
         """As `Driver.version`. The program is run once for each `Qemu`."""
         if self._version is None:
             self._version = await ask_version(
-                "QEMU", self._binary, _VERSION, oldest=_OLDEST, install=_INSTALL, setting="RAMET_QEMU"
+                "QEMU", self._program.path(), _VERSION, oldest=_OLDEST, install=_INSTALL, setting="RAMET_QEMU"
             )
         return self._version
 
@@ -163,7 +164,7 @@ class Qemu:
                 listening.append(listener.fileno())
             monitor_fd, *agent_fds = listening
             argv = [
-                self._binary,
+                self._program.path(),
                 *qemu_arguments.common_arguments(
                     machine, monitor_fd, agent_fds, mem_file_read_only=read_only
                 ),

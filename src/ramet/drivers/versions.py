@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import anyio
 import msgspec
 
 from ramet import config
 from ramet.errors import FilesystemError, UnavailableError
+from ramet.host import outside
 from ramet.host.files import write_durably
 
 LIMIT_S: Final = 20.0
@@ -46,7 +45,8 @@ async def ask_version(
     name: str, binary: str, pattern: str, *, oldest: tuple[int, int], install: str, setting: str
 ) -> str:
     """What `binary --version` says, by the first group of `pattern`; or said, when it was asked before and is
-    the same file: a QEMU takes 15 ms to tell, and each `ramet fork` is a process of its own.
+    the same file: a QEMU takes 15 ms to tell, and each `ramet fork` is a process of its own. `binary` is an
+    absolute path (`ramet.programs`).
 
     Raises `UnavailableError` when it can't be run or doesn't end within `LIMIT_S` (`install` is the hint
     then), isn't the program `name`, or is older than `oldest` (`setting` names where a newer one is given).
@@ -70,26 +70,29 @@ async def ask_version(
 
 
 async def _ask(name: str, binary: str, pattern: str, *, install: str) -> str | None:
+    """Run it. Its text is what counts: its exit status may be nobody's to know (`ramet.host.outside`)."""
     try:
-        with anyio.fail_after(LIMIT_S):
-            result = await anyio.run_process([binary, "--version"], check=True)
+        done = await outside.run_async([binary, "--version"], limit_s=LIMIT_S)
     except TimeoutError as error:
         raise UnavailableError(
             f"{name} ({binary}) didn't tell its version within {LIMIT_S:g} s", hint=install
         ) from error
-    except Exception as error:
-        raise UnavailableError(f"{name} ({binary}) can't be run: {error}", hint=install) from error
-    match = re.search(pattern, result.stdout.decode(errors="replace"))
+    except OSError as error:
+        raise UnavailableError(
+            f"{name} ({binary}) can't be run: {error.strerror or error}", hint=install
+        ) from error
+    match = re.search(pattern, done.stdout.decode(errors="replace"))
+    if done.failed or (match is None and done.status is None):
+        how = f"it ended with {done.status}" if done.failed else "it told no version"
+        said = f": {done.last_words}" if done.last_words else ""
+        raise UnavailableError(f"{name} ({binary}) can't be run: {how}{said}", hint=install)
     return match[1] if match else None
 
 
 def _program(binary: str) -> _Program | None:
     """None for what isn't itself a program: a script may start another one tomorrow."""
-    found = shutil.which(binary)
-    if found is None:
-        return None
     try:
-        path = Path(found).resolve()
+        path = Path(binary).resolve()
         with path.open("rb") as opened:
             facts = os.fstat(opened.fileno())
             if opened.read(len(_ELF)) != _ELF:
@@ -107,12 +110,12 @@ def _read() -> dict[str, _Told]:
     """What programs have told, by path. A cache that can't be read costs time and nothing else."""
     try:
         told = msgspec.json.decode(_file().read_bytes(), type=dict[str, _Told])
-    except (OSError, msgspec.MsgspecError, ValueError):
+    except (OSError, msgspec.MsgspecError, ValueError, UnavailableError):
         return {}
     return {path: one for path, one in told.items() if _VERSION.fullmatch(one.version)}
 
 
 def _write(told: dict[str, _Told]) -> None:
-    with suppress(OSError, FilesystemError):
+    with suppress(OSError, FilesystemError, UnavailableError):
         _file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_durably(_file(), msgspec.json.encode(told))

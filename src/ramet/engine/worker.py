@@ -24,15 +24,21 @@ from ramet.engine.compaction import compact_capture, long_chains, settled_disk, 
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError, RametError
+from ramet.host import launching
 from ramet.host.locks import file_lock
 from ramet.model.lifecycle import State
 from ramet.model.record import Machine, Record
 from ramet.paths import LIFECYCLE_LOCK, Home
+from ramet.programs import environment, python
 from ramet.store.records import Store
 
 _ANOTHER_S = 60.0
 """How long a worker waits for the one before it, which may have looked already where the new work is."""
 _CHANGING_S = 60.0
+_BEGIN = (
+    "import sys; home, *path = sys.argv[1:]; sys.path += [one for one in path if one not in sys.path]; "
+    "import ramet.engine.worker as worker; worker.main(home)"
+)
 _started: list[subprocess.Popen[bytes]] = []
 """Workers that this process has started: those that have ended are waited for when the next one is."""
 
@@ -51,7 +57,7 @@ def wake_for_machine(home: Home, machine: Machine) -> None:
     if long_chains(machine):
         try:
             _wake_for_work(home)
-        except OSError:
+        except (RametError, OSError):
             pass  # they are good as they are
 
 
@@ -72,7 +78,10 @@ async def wake_if_left(home: Home) -> None:
             pass
     except LockBusyError:
         return
-    wake(home)
+    try:
+        wake(home)
+    except (RametError, OSError):
+        pass  # what there is to do stays marked, and whoever comes next tries again
 
 
 def _is_forgotten(asked: Path) -> bool:
@@ -87,14 +96,23 @@ def wake(home: Home) -> None:
     _started[:] = [child for child in _started if child.poll() is None]
     _started.append(
         subprocess.Popen(
-            [sys.executable, "-m", "ramet.engine.worker", str(home.root)],
+            [python(), "-I", "-c", _BEGIN, str(home.root), *_import_path()],
             cwd="/",
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
     )
+
+
+def _import_path() -> list[str]:
+    """Where this process finds ramet and what it needs, however that came about."""
+    try:
+        return [os.fspath(Path(entry).absolute()) for entry in sys.path]
+    except FileNotFoundError:
+        return [entry for entry in sys.path if entry.startswith("/")]  # the working directory is gone
 
 
 def _forget() -> None:
@@ -164,11 +182,12 @@ def _with_machine(record: Record, *, machine: Machine) -> Record:
     return msgspec.structs.replace(record, machine=machine)
 
 
-def main() -> None:
+def main(home: str) -> None:
     """`python -m ramet.engine.worker HOME`."""
+    launching.reset()
     os.nice(10)
     try:
-        anyio.run(work, Home(Path(sys.argv[1])))
+        anyio.run(work, Home(Path(home)))
     except RametError as error:
         sys.exit(error.exit_code)
 
@@ -177,4 +196,4 @@ atexit.register(_forget)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

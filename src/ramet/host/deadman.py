@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import msgspec
 from ramet.errors import UnavailableError
 from ramet.host import processes, rescuer
 from ramet.model.record import ProcessRef
+from ramet.programs import python
 
 _END_LIMIT_S: Final = 2.0
 
@@ -67,7 +67,7 @@ async def armed(directory: Path, rescue: Rescue, *, hold: Sequence[int] = ()) ->
 
 def _start(directory: Path, rescue: Rescue, pipe: int, hold: Sequence[int]) -> ProcessRef:
     # -I -S: neither the user's settings nor site-packages, which would take longer than the rest.
-    words = [sys.executable, "-I", "-S", rescuer.__file__, str(pipe), rescue.socket_name]
+    words = [python(), "-I", "-S", rescuer.__file__, str(pipe), rescue.socket_name]
     for send, answer in rescue.steps:
         words += [send, answer]
     try:

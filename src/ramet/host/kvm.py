@@ -16,12 +16,10 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from subprocess import DEVNULL
 
-import anyio
 import msgspec
 
-from ramet.host import files, kvm_probe, processes
+from ramet.host import files, kvm_probe, outside, processes
 from ramet.host.kvm_probe import KvmStatus, ProbeError
 
 _PROBE = Path(kvm_probe.__file__)
@@ -107,8 +105,7 @@ def _key(device: str) -> str:
 async def _ask(command: Sequence[str], limit_s: float) -> _Answer:
     """Run the probe. It is dead and reaped when this returns or is cancelled."""
     try:
-        with anyio.fail_after(limit_s):
-            done = await anyio.run_process(command, stdin=DEVNULL, check=False)
+        done = await outside.run_async(command, limit_s=limit_s)
     except TimeoutError:
         return _Answer("broken", f"the check didn't end within {limit_s:g} s")
     except OSError as error:
@@ -116,11 +113,8 @@ async def _ask(command: Sequence[str], limit_s: float) -> _Answer:
     try:
         return msgspec.json.decode(done.stdout, type=_Answer)
     except msgspec.DecodeError:
-        how = (
-            f"by {signal.Signals(-done.returncode).name}"
-            if done.returncode < 0
-            else f"with {done.returncode}"
-        )
+        status = done.status
+        how = f"by {signal.Signals(-status).name}" if status is not None and status < 0 else f"with {status}"
         last_words = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         return _Answer("broken", f"the check ended {how} and without a verdict: {last_words or 'no message'}")
 

@@ -11,7 +11,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import anyio
 
 from ramet.errors import UnavailableError, VmmError
+from ramet.host.launching import launched
 from ramet.host.liveness import (
     Liveness,
     adopt,
@@ -174,7 +174,7 @@ def spawn(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXFSZ})
     try:
         child = subprocess.Popen(
-            [*_launcher(), *argv],
+            launched(argv, blocked={signal.SIGXFSZ}, first=_launcher()),
             cwd=directory,
             env={**os.environb, MARK.encode(): os.fsencode(mark or directory)},
             stdin=subprocess.DEVNULL,
@@ -194,7 +194,13 @@ def spawn(
         os.close(log_fd)
     # It is waited for by pidfd; Popen must not complain that it outlives its object.
     child.returncode = 0
-    process = reference(child.pid)
+    try:
+        process = reference(child.pid)
+    except ProcessLookupError as error:
+        # Where SIGCHLD is ignored, a process that has ended leaves no zombie.
+        raise UnavailableError(
+            f"{argv[0]} ended as soon as it was started", hint=f"{log} may say why"
+        ) from error
     adopt(process)
     if largest_file_bytes is not None:
         _limit(child.pid, largest_file_bytes)  # nobody has waited for it: the pid is its own
@@ -265,7 +271,7 @@ def limit_of_files(process: ProcessRef) -> int | None:
 
 def _launcher() -> list[str]:
     """What has to run before a VMM so that a later ramet process, which isn't its parent, may read its
-    memory.
+    memory: Python statements.
 
     Where Yama restricts ptrace to descendants (`kernel.yama.ptrace_scope` 1) the VMM-to-be says of itself
     that others of its user may (PR_SET_PTRACER, prctl(2)), which lasts across execve. Elsewhere nothing is
@@ -277,11 +283,7 @@ def _launcher() -> list[str]:
         return []
     if not restricted or os.geteuid() == 0:
         return []
-    code = (
-        "import ctypes, os, sys; ctypes.CDLL(None).prctl(0x59616d61, ctypes.c_ulong(-1), 0, 0, 0);"
-        "os.execvp(sys.argv[1], sys.argv[1:])"
-    )
-    return [sys.executable, "-I", "-S", "-c", code]
+    return ["import ctypes", "ctypes.CDLL(None).prctl(0x59616d61, ctypes.c_ulong(-1), 0, 0, 0)"]
 
 
 class _Marked(NamedTuple):

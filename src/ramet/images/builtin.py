@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal
 
 from ramet.errors import DamagedError, UnavailableError
+from ramet.host import outside
 from ramet.images import elf, modules
 from ramet.images.bzimage import has_pvh_entry, unpack_vmlinux
 from ramet.images.cpio import FileTree
@@ -21,18 +21,21 @@ from ramet.images.image import Image, Manifest, images_directory, load_image, ma
 from ramet.images.kernel import Kernel
 from ramet.images.publish import replace_file
 from ramet.images.skeleton import add_skeleton
+from ramet.programs import why_not
 
 NAME: Final = "builtin"
 _APPLET: Final = re.compile(r"(?:usr/)?s?bin/[A-Za-z0-9_.\[-]{1,64}", re.ASCII)
 _APPLETS_LIMIT_BYTES: Final = 65536
 _BUSYBOX_TIMEOUT_S: Final = 10
+_SHELL: Final = frozenset({"bin/sh", "usr/bin/sh"})
+"""Without it the guest has nothing to run."""
 _BUSYBOX_HINT: Final = "install the package busybox-static (Debian, Ubuntu)"
 
 
 def find_busybox() -> Path:
     """A statically linked busybox on this host. Raises `UnavailableError` naming the package that has it."""
     for path in (Path("/bin/busybox"), Path("/usr/bin/busybox"), Path("/usr/local/bin/busybox")):
-        if path.is_file():
+        if why_not(str(path)) is None:
             return path
     raise UnavailableError("there is no busybox for the built-in image", hint=_BUSYBOX_HINT)
 
@@ -161,16 +164,17 @@ def _add_modules(tree: FileTree, kernel: Kernel) -> list[str]:
 def _applets(busybox: Path) -> list[str]:
     """Paths of the programs that this busybox can be called as. Anything that isn't one is dropped."""
     try:
-        listed = subprocess.run(
-            [busybox, "--list-full"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_BUSYBOX_TIMEOUT_S,
-            check=True,
-        ).stdout[:_APPLETS_LIMIT_BYTES]
-    except (OSError, subprocess.SubprocessError) as error:
+        listed = outside.run(
+            [str(busybox), "--list-full"], limit_s=_BUSYBOX_TIMEOUT_S, most_bytes=_APPLETS_LIMIT_BYTES
+        )
+    except OSError as error:
         raise UnavailableError(f"{busybox} doesn't list its programs: {error}", hint=_BUSYBOX_HINT) from error
-    return sorted({word for word in listed.decode("ascii", "replace").split() if _APPLET.fullmatch(word)})
+    words = listed.stdout.decode("ascii", "replace").split()
+    applets = sorted({word for word in words if _APPLET.fullmatch(word)})
+    if listed.failed or _SHELL.isdisjoint(applets):
+        said = listed.last_words or f"it ended with {listed.status} and named {len(applets)} of them"
+        raise UnavailableError(f"{busybox} doesn't list its programs: {said}", hint=_BUSYBOX_HINT)
+    return applets
 
 
 def _read_program(path: Path, what: str, hint: str) -> bytes:

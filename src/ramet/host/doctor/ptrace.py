@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from ramet.host import outside
 from ramet.host.doctor.finding import Finding
 from ramet.host.libc import last_error, libc
 
@@ -69,18 +69,14 @@ def _orphan() -> Iterator[int]:
     """
     reading, writing = os.pipe()
     try:
-        started = subprocess.run(
-            ["/bin/sh", "-c", 'cat "$1" >/dev/null & echo $!', "sh", f"/dev/fd/{reading}"],
+        started = outside.run(
+            ["/bin/sh", "-c", 'cat "$1" >/dev/null 2>&1 & echo $!', "sh", f"/dev/fd/{reading}"],
             pass_fds=[reading],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_READ_LIMIT_S * 5,
-            check=True,
+            limit_s=_READ_LIMIT_S * 5,
         )
+        if not started.stdout.strip().isdigit():
+            raise OSError(f"the trial can't be made: {started.last_words or 'sh says nothing'}")
         yield int(started.stdout)
-    except subprocess.SubprocessError as error:
-        raise OSError(f"the trial can't be made: {error}") from error
     finally:
         os.close(reading)
         os.close(writing)
