@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,14 @@ import pytest
 import ramet.sync
 from ramet.errors import UnavailableError
 from tests.environments.job import STATE
+
+
+@pytest.fixture
+def directory(homes: Path) -> Iterator[Path]:
+    """Of the test's own; whatever it had mounted there is gone by now."""
+    made = Path(tempfile.mkdtemp(dir=homes, prefix="environment-"))
+    yield made
+    shutil.rmtree(made)
 
 
 @pytest.fixture(scope="session")

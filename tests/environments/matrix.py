@@ -129,6 +129,18 @@ LIMITS = (
     ),
 )
 
+VERSION_2 = (
+    Environment(
+        "memory cgroup of 700 MiB, version 2",
+        around=lambda: surroundings.cgroup2(memory__max=700 * MIB, memory__high=650 * MIB),
+    ),
+    Environment("pids cgroup of 100, version 2", around=lambda: surroundings.cgroup2(pids__max=100)),
+    Environment(
+        "CPU cgroup of half a processor, version 2",
+        around=lambda: surroundings.cgroup2(cpu__max="50000 100000"),
+    ),
+)
+
 NAMESPACES = (
     Environment(
         "another PID namespace, the same home",
@@ -180,4 +192,4 @@ PROGRAMS = tuple(
     }.items()
 )
 
-MATRIX = (*HOMES, *VARIABLES, *LIMITS, *NAMESPACES, *PROCESS, *PROGRAMS)
+MATRIX = (*HOMES, *VARIABLES, *LIMITS, *VERSION_2, *NAMESPACES, *PROCESS, *PROGRAMS)

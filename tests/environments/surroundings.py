@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,18 +58,28 @@ class Surroundings:
     def run(
         self, *words: str | Path, stdout: int = subprocess.PIPE, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run Python with `words`, to its end, whatever the exit code."""
-        return subprocess.run(
-            [*self.prefix, self.python, *self.options, *words],
+        """Run Python with `words`, to its end, whatever the exit code.
+
+        When it takes longer than `LIMIT_S`, it and what it has started in its group are killed, and
+        `subprocess.TimeoutExpired` is raised.
+        """
+        command = [*self.prefix, self.python, *self.options, *words]
+        with subprocess.Popen(
+            command,
             env=self.variables() | dict(environment or {}),
             stdin=self.stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
             preexec_fn=self.before,
             start_new_session=self.session,
-            timeout=LIMIT_S,
-            check=False,
-        )
+            process_group=None if self.session else 0,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=LIMIT_S)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @contextmanager
@@ -118,11 +129,7 @@ def with_umask(mask: int) -> Surroundings:
 def without_stdin() -> Surroundings:
     """In a session without a terminal, its standard input closed."""
 
-    def close() -> None:
-        os.setsid()
-        os.close(0)
-
-    return Surroundings(before=close)
+    return Surroundings(before=lambda: os.close(0), session=True)
 
 
 @contextmanager
@@ -155,7 +162,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 @contextmanager
-def cgroup(controller: str, **files: int) -> Iterator[Surroundings]:
+def cgroup(controller: str, **files: int | str) -> Iterator[Surroundings]:
     """In a control group (version 1) of its own, below this process's.
 
     `files` are names without the controller's, with `__` for a dot.
@@ -163,10 +170,33 @@ def cgroup(controller: str, **files: int) -> Iterator[Surroundings]:
     own = _own_cgroup(controller)
     if own is None or not os.access(own, os.W_OK):
         pytest.skip(f"no control group of {controller} (version 1) can be made here")
-    group = Path(tempfile.mkdtemp(prefix="ramet-test-", dir=own))
+    values = {f"{controller}.{name.replace('__', '.')}": value for name, value in files.items()}
+    with _group(own, values) as made:
+        yield made
+
+
+@contextmanager
+def cgroup2(**files: int | str) -> Iterator[Surroundings]:
+    """In a control group of version 2, below the root. `files` as in `memory__max`."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    roots = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
+    wanted = {name.partition("__")[0] for name in files}
+    have = set((roots[0] / "cgroup.controllers").read_text().split()) if roots else set()
+    if not wanted <= have:
+        pytest.skip(f"no control groups of version 2 with {', '.join(sorted(wanted - have))} here")
+    for controller in wanted:
+        (roots[0] / "cgroup.subtree_control").write_text(f"+{controller}")
+    with _group(roots[0], {name.replace("__", "."): value for name, value in files.items()}) as made:
+        yield made
+
+
+@contextmanager
+def _group(above: Path, files: Mapping[str, int | str]) -> Iterator[Surroundings]:
+    """A control group below `above`; what a failed test has left in it is killed with it."""
+    group = Path(tempfile.mkdtemp(prefix="ramet-test-", dir=above))
     try:
         for name, value in files.items():
-            (group / f"{controller}.{name.replace('__', '.')}").write_text(str(value))
+            (group / name).write_text(str(value))
         procs = str(group / "cgroup.procs")
 
         def enter() -> None:
@@ -175,12 +205,14 @@ def cgroup(controller: str, **files: int) -> Iterator[Surroundings]:
 
         yield Surroundings(before=enter)
     finally:
-        for pid in (group / "cgroup.procs").read_text().split():
-            os.kill(int(pid), signal.SIGKILL)  # a test that failed has left it there
         for _ in range(100):
-            if not (group / "cgroup.procs").read_text():
+            left = (group / "cgroup.procs").read_text().split()
+            if not left:
                 break
-            subprocess.run(["sleep", "0.1"], check=False)
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.1)  # a control group tells nobody of its last process
         group.rmdir()
 
 

@@ -5,10 +5,7 @@ left, and guests of another environment live on.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -25,19 +22,16 @@ from tests.side_by_side import tell
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
 
 
-@pytest.fixture
-def directory(homes: Path) -> Iterator[Path]:
-    """Of the test's own; whatever it had mounted there is gone by now."""
-    made = Path(tempfile.mkdtemp(dir=homes, prefix="environment-"))
-    yield made
-    shutil.rmtree(made)
-
-
 ROWS = [pytest.param(row, id=row.name, marks=() if row.usual else pytest.mark.deep) for row in MATRIX]
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_the_job(row: Environment, directory: Path, exported: Path) -> None:
+    try_row(row, directory, exported)
+
+
+def try_row(row: Environment, directory: Path, exported: Path) -> None:
+    """Do the job in one environment, with a home below `directory`, and tell the table of it."""
     with row.around() as surroundings, row.place(directory) as home:
         if row.refused is not None:
             refuses(row, surroundings, home)
