@@ -91,7 +91,7 @@ def account() -> Iterator[Account]:
         return
     with tempfile.TemporaryDirectory(prefix=".ramet-test-", dir=Path.home()) as home:
         made = Account(Path(home), None)
-        _install(made)
+        install(made)
         yield made
         _remove_instances(made)
 
@@ -107,7 +107,7 @@ def _made_user() -> Iterator[Account]:
     try:
         entry = pwd.getpwnam(USER)
         account = Account(Path(entry.pw_dir), entry)
-        _install(account)
+        install(account)
         yield account
         _remove_instances(account)
     finally:
@@ -126,7 +126,7 @@ def _remove_user() -> None:
     assert not Path(entry.pw_dir).exists()
 
 
-def _install(account: Account) -> None:
+def install(account: Account) -> None:
     account.python = _python_for(account)
     packages = account.home / "packages"
     copy_packages(packages)
