@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from ramet.host import threads
+
 _T = TypeVar("_T")
 
 
@@ -48,7 +50,10 @@ class _Portal:
 
     def __init__(self) -> None:
         self._exits = ExitStack()
-        self._portal = self._exits.enter_context(start_blocking_portal("asyncio", name="ramet"))
+        try:
+            self._portal = self._exits.enter_context(start_blocking_portal("asyncio", name="ramet"))
+        except RuntimeError as error:
+            raise threads.no_thread() from error  # it raises that for nothing else
 
     def close(self) -> None:
         """End the loop and its thread."""

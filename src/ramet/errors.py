@@ -59,6 +59,12 @@ class UnseenError(UnavailableError):
     code = "unseen"
 
 
+class LimitReachedError(UnavailableError):
+    """A limit on processes, threads or open files was met; the message names it. What fitted lives."""
+
+    code = "limit_reached"
+
+
 class NotSharedError(UnavailableError):
     """`require_shared` was asked for, and memory or a disk could only have been copied."""
 

@@ -36,6 +36,7 @@ import ramet.guest.process
 from ramet.engine.results import ExecResult
 from ramet.errors import UsageError
 from ramet.guest.messages import Chunk, ExitStatus
+from ramet.host import threads
 from ramet.model.shapes import (
     Exported,
     ForkReport,
@@ -89,7 +90,10 @@ class _Portal:
 
     def __init__(self) -> None:
         self._exits = ExitStack()
-        self._portal = self._exits.enter_context(start_blocking_portal("asyncio", name="ramet"))
+        try:
+            self._portal = self._exits.enter_context(start_blocking_portal("asyncio", name="ramet"))
+        except RuntimeError as error:
+            raise threads.no_thread() from error  # it raises that for nothing else
 
     def close(self) -> None:
         """End the loop and its thread."""

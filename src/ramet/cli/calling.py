@@ -166,6 +166,10 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
 
 def report(error: Exception, *, json: bool, in_guest: bool = False) -> int:
     """Tell people and programs about an error, and return the exit code that it means."""
+    if isinstance(error, (OSError, RametError)):
+        from ramet.host.process_limit import reached_by
+
+        error = reached_by(error) or error
     shape = error_shape(error)
     tell(shape)
     if json:

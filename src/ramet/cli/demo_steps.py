@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ramet.cli.shapes import DemoFork, DemoReport
 from ramet.errors import UsageError
+from ramet.host import threads
 from ramet.host.files import STAT_BLOCK_BYTES
 from ramet.memory import integrity
 from ramet.paths import MEM_FILE
@@ -97,9 +98,7 @@ async def demonstrate(host: Host, *, count: int, memory: str, step: Step) -> Dem
 
 
 async def _digest(vm: VM) -> str:
-    import anyio.to_thread
-
-    return await anyio.to_thread.run_sync(integrity.digest, vm.directory / MEM_FILE)
+    return await threads.run(integrity.digest, vm.directory / MEM_FILE)
 
 
 async def _diverge(forks: Forks, living: Sequence[VM]) -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from ramet.disk.volumes import make_disk, unshare_disk, uppermost
@@ -20,7 +19,7 @@ from ramet.engine.proof import prove
 from ramet.engine.removal import discard
 from ramet.engine.running import booted_vmm
 from ramet.errors import UsageError, VmmError
-from ramet.host import processes
+from ramet.host import process_limit, processes, threads
 from ramet.host.clock import now
 from ramet.host.files import filesystem_errors
 from ramet.host.share import share_file
@@ -98,7 +97,7 @@ async def create(
         if image.initramfs is not None:
             share_file(image.initramfs, directory / INITRAMFS_FILE)
         for disk in machine.disks:
-            await anyio.to_thread.run_sync(make_disk, directory, disk)
+            await threads.run(make_disk, directory, disk)
         return await _boot(context, record, driver, Move.BOOT)
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -140,8 +139,9 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
             _new_mem_file(directory, record.machine.memory_bytes)
         else:
             (directory / MEM_FILE).unlink(missing_ok=True)
-    machine = await anyio.to_thread.run_sync(_open_disks, directory, record.machine)
-    vmm = await driver.boot(directory, machine)
+    machine = await threads.run(_open_disks, directory, record.machine)
+    with process_limit.named():
+        vmm = await driver.boot(directory, machine)
     try:
         running = booted_vmm(driver, directory, machine, vmm)
         try:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from ramet.disk.clone import clone_directory
@@ -29,7 +28,7 @@ from ramet.engine.proof import prove
 from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, VmmTimeoutError, WrongStateError
 from ramet.guest.messages import IdentityReply
-from ramet.host import processes
+from ramet.host import process_limit, processes, threads
 from ramet.host.files import filesystem_errors
 from ramet.host.share import Shared, can_link, share_file
 from ramet.memory.delta import apply_delta
@@ -111,7 +110,7 @@ async def require_parts(origin: Origin) -> None:
     """
     try:
         for part in parts_to_read(origin.manifest, origin.directory):
-            await anyio.to_thread.run_sync(check_part, origin.manifest, origin.directory, part)
+            await threads.run(check_part, origin.manifest, origin.directory, part)
     except DamagedError:
         origin.require_there()
         if read_manifest(origin.directory) == origin.manifest:
@@ -263,7 +262,8 @@ async def load(
     """
     machine = machine_on(parts)
     try:
-        vmm = await driver.restore(directory, machine, mark=mark, sessions=connections.vmm)
+        with process_limit.named():
+            vmm = await driver.restore(directory, machine, mark=mark, sessions=connections.vmm)
     except BaseException:
         parts.close()
         raise
@@ -382,4 +382,4 @@ async def wake(
 
 async def _apply(parts: Parts, running: RunningVmm) -> None:
     if parts.delta_fd is not None:
-        await anyio.to_thread.run_sync(apply_delta, parts.delta_fd, running.process.pid, running.ram)
+        await threads.run(apply_delta, parts.delta_fd, running.process.pid, running.ram)

@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
-import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of
@@ -34,7 +32,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
 from ramet.engine.proof import connections_may_be_cut, correct_clock
 from ramet.errors import RametError, UnavailableError, VmmError
-from ramet.host import processes
+from ramet.host import processes, threads
 from ramet.host.deadman import armed
 from ramet.host.share import Shared
 from ramet.host.staging import memory_file
@@ -97,7 +95,7 @@ async def capture(
         raise UnavailableError(f"{driver.name} {version} can't save a guest's state")
     async with AsyncExitStack() as closing:
         vmstate_fd = closing.enter_context(memory_file("vmstate"))
-        plan = await anyio.to_thread.run_sync(
+        plan = await threads.run(
             prepare, record, record.vmm, driver, version, context.directory(record), directory, goes_on, vmm
         )
         pages: Pages
@@ -116,7 +114,7 @@ async def capture(
             connections_may_be_cut(context, record)
             manifest = await _beside(write, partial(correct_clock, context, record))
         else:
-            manifest = await anyio.to_thread.run_sync(write)
+            manifest = await threads.run(write)
     # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
     await anyio.lowlevel.checkpoint_if_cancelled()
     capture_ms = round((time.perf_counter() - started) * 1000, 3)
@@ -150,7 +148,7 @@ async def _stage(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _St
             # With the instance's lock: nobody comes between this process's death and the rescue.
             hold = [context.locks[plan.record.id]]
             await leaving.enter_async_context(armed(plan.own, vmm.rescue(), hold=hold))
-            await anyio.to_thread.run_sync(sync_disks, plan.own, plan.record.machine.disks)
+            await threads.run(sync_disks, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
         async with _resuming(context, plan.record, vmm) if runs else AsyncExitStack():
             if runs:
@@ -193,7 +191,7 @@ async def _beside(work: Callable[[], T], other: Callable[[], Coroutine[Any, Any,
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(other)
         try:
-            done.append(await anyio.to_thread.run_sync(work))
+            done.append(await threads.run(work))
         except Exception as error:
             failure = error
             tasks.cancel_scope.cancel()
@@ -217,7 +215,7 @@ async def _freeze_disks(plan: Plan, vmm: Vmm) -> dict[str, Shared]:
     duplicated = {}
     for disk in plan.record.machine.disks:
         if disk.format == "raw":
-            duplicated[disk.name] = await anyio.to_thread.run_sync(
+            duplicated[disk.name] = await threads.run(
                 snapshot_raw, plan.own / disk.file, plan.directory / disk.file
             )
     return duplicated
@@ -263,7 +261,7 @@ def _with_disks(record: Record, switched: dict[str, Disk]) -> Record:
 
 
 async def _off_loop(function: Callable[[Plan], T], plan: Plan) -> T:
-    return await anyio.to_thread.run_sync(function, plan)
+    return await threads.run(function, plan)
 
 
 def _list_changed(plan: Plan) -> list[Run]:

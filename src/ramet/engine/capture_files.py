@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio.from_thread
 import msgspec
 
 from ramet.disk.chains import chain_of
@@ -16,6 +15,7 @@ from ramet.drivers.api import Ability, Driver, FreezesDisks
 from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
 from ramet.engine.running import with_ram
 from ramet.errors import DamagedError
+from ramet.host import threads
 from ramet.host.clock import now
 from ramet.host.cpu import host_cpu
 from ramet.host.files import (
@@ -160,7 +160,7 @@ class UntilCancelled:
     def batches(self) -> Iterator[list[Stretch]]:
         """As `Pages.batches`. Raises what `anyio` raises for a cancellation, too."""
         for batch in self._pages.batches():
-            anyio.from_thread.check_cancelled()
+            threads.check_cancelled()
             yield batch
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of, flatten_chain
 from ramet.disk.volumes import files_of, next_overlay
 from ramet.drivers.api import Driver
 from ramet.engine.manifest import Manifest, Memory, Part, check_part, is_part_name, read_manifest
+from ramet.host import threads
 from ramet.host.files import TEMPORARY_PREFIX, write_durably
 from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
 from ramet.memory.integrity import digest, facts_of
@@ -48,7 +48,7 @@ async def compact_capture(directory: Path, driver: Driver) -> bool:
     what it was then.
     """
     await driver.version()
-    return await anyio.to_thread.run_sync(_compact, directory, driver)
+    return await threads.run(_compact, directory, driver)
 
 
 def _compact(directory: Path, driver: Driver) -> bool:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 from uuid import uuid4
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from ramet.drivers.api import Driver
@@ -39,11 +38,13 @@ from ramet.engine.manifest import require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import attempt, discard_all
+from ramet.engine.starvation import Starvation
 from ramet.engine.tracing import trace
 from ramet.engine.worker import wake_for_machine
-from ramet.errors import NameTakenError, UsageError, WrongStateError
-from ramet.host import processes
+from ramet.errors import FilesystemError, LimitReachedError, NameTakenError, UsageError, WrongStateError
+from ramet.host import process_limit, processes, threads
 from ramet.host.clock import now
+from ramet.host.files import remove_tree
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.names import fork_names, new_id
 from ramet.model.record import Record
@@ -135,9 +136,13 @@ async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
     context, results = call.context, call.results
     proved: dict[str, Record] = {}
     try:
-        async with anyio.create_task_group() as tasks:
-            for record in records:
-                tasks.start_soon(_attempt, call, record)
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(call.starvation.watch)
+            async with anyio.create_task_group() as tasks:
+                for record in records:
+                    tasks.start_soon(_attempt, call, record)
+            await _fill_up(call, records)
+            watching.cancel_scope.cancel()
         proved = _proved(results)  # one may fail yet, and then has a VMM that no row names
         made = report(context, call.origin.manifest, records, results, call.called_at)
         failed = [proved.get(one.id, one) for one in records if isinstance(results[one.id], Exception)]
@@ -182,14 +187,40 @@ class _Call:
     """What has been claimed for which of them, by id."""
     results: dict[str, Forked | Exception]
     quick: bool
+    starvation: Starvation = field(default_factory=Starvation)
 
 
 async def _attempt(call: _Call, record: Record) -> None:
     try:
         async with call.limiter:
-            call.results[record.id] = await _one(call, record)
+            with process_limit.named(), anyio.CancelScope() as scope:
+                call.starvation.scopes[record.id] = scope
+                call.results[record.id] = await _one(call, record)
+        if scope.cancelled_caught:
+            call.results[record.id] = call.starvation.errors[record.id]
     except Exception as error:
         call.results[record.id] = error
+    finally:
+        call.starvation.scopes.pop(record.id, None)
+
+
+async def _fill_up(call: _Call, records: Sequence[Record]) -> None:
+    """Try again those that met a limit of the machine, which others under way had a part in: one by one, up
+    to the first that meets it alone.
+    """
+    for record in records:
+        if isinstance(call.results[record.id], LimitReachedError):
+            await _clear(call, record)
+            await _attempt(call, record)
+            if isinstance(call.results[record.id], LimitReachedError):
+                return
+
+
+async def _clear(call: _Call, record: Record) -> None:
+    """Remove what a failed attempt has left in a fork's directory. Its VMM is gone."""
+    call.warm.pop(record.id, None)
+    with suppress(FilesystemError):
+        await threads.run(remove_tree, call.context.directory(record))
 
 
 async def _one(call: _Call, record: Record) -> Forked:
@@ -205,7 +236,7 @@ async def _one(call: _Call, record: Record) -> Forked:
         claimed = None
         take = partial(take_parts, call.origin, call.driver, directory, call.options)
         # A thread would wait for its turn at the interpreter longer than some links take.
-        parts = take() if call.quick else await anyio.to_thread.run_sync(take)
+        parts = take() if call.quick else await threads.run(take)
         marks.append(time.perf_counter())
         async with connections() as opened:
             loaded = await load(call.driver, directory, parts, marks, opened, resume=True)

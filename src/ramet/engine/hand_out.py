@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import anyio
-import anyio.to_thread
 
 from ramet.drivers.api import Driver, StartsEmpty
 from ramet.engine import pool
@@ -34,7 +33,7 @@ from ramet.engine.connections import connections
 from ramet.engine.context import Context
 from ramet.engine.manifest import check_part
 from ramet.errors import DamagedError, GuestError, RametError
-from ramet.host import processes
+from ramet.host import processes, threads
 from ramet.host.files import remove_tree
 from ramet.model.record import Record
 from ramet.paths import MEM_FILE, WARM_FILE
@@ -162,7 +161,7 @@ async def hand_out(
         async with connections() as opened:
             if claim.warm.stage == "empty":
                 put = partial(take_parts, origin, driver, directory, options, into=True)
-                parts = put() if quick else await anyio.to_thread.run_sync(put)
+                parts = put() if quick else await threads.run(put)
                 loaded = await settle_in(driver, directory, claim.warm.process, parts, marks, opened)
             else:
                 parts, loaded = _loaded(origin, driver, directory, claim, marks)
@@ -177,7 +176,7 @@ async def hand_out(
         _log.info("%s: its warm VMM was no good: %s", record.name, error)
         with anyio.CancelScope(shield=True):
             await processes.kill(claim.warm.process)
-            await anyio.to_thread.run_sync(remove_tree, directory)
+            await threads.run(remove_tree, directory)
         marks[:] = called_at, time.perf_counter()  # as if it had had to wait for its turn so long
         return None
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 
 import anyio
-import anyio.to_thread
 
 from ramet import config
 from ramet.engine import boot, hand_out, measure, reap, removal
@@ -34,6 +33,7 @@ from ramet.errors import (
     WrongStateError,
 )
 from ramet.guest.agent_binary import agent_path, probe_path
+from ramet.host import threads
 from ramet.host.files import spread
 from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
@@ -149,7 +149,7 @@ class Host:
         and `GuestError`; nothing of it is left then.
         """
         context = self._opened
-        found = await anyio.to_thread.run_sync(resolve_image, image, agent_path, probe_path)
+        found = await threads.run(resolve_image, image, agent_path, probe_path)
         record = await boot.create(
             context,
             found,

@@ -24,13 +24,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-import anyio.to_thread
 import msgspec
 
 from ramet.disk.volumes import ForkedDisk
 from ramet.engine.manifest import Manifest
 from ramet.errors import RametError
-from ramet.host import processes
+from ramet.host import processes, threads
 from ramet.host.files import TEMPORARY_PREFIX, remove_tree
 from ramet.host.share import Shared
 from ramet.model.record import Machine, ProcessRef, RunningVmm
@@ -208,7 +207,7 @@ async def end(home: Home, taken: Entry, running: Iterable[ProcessRef]) -> None:
         for process in running:
             await processes.kill(process)
     finally:
-        await anyio.to_thread.run_sync(remove_tree, home.pool / taken.name)
+        await threads.run(remove_tree, home.pool / taken.name)
 
 
 async def sweep(home: Home) -> None:

@@ -10,14 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
 from ramet.engine.proof import agent_of
 from ramet.errors import RametError, StoreError, WrongStateError
-from ramet.host import processes
+from ramet.host import processes, threads
 from ramet.host.files import filesystem_errors, remove_tree
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import ProcessRef, Record
@@ -49,7 +48,7 @@ async def stop(context: Context, record: Record, *, limit_s: float = STOP_LIMIT_
                 record.id, lambda one: one if one.state is State.STOPPED else one.moved(Move.STOP)
             )
             if current.state is State.STANDBY:
-                await anyio.to_thread.run_sync(drop_capture, context.directory(current))
+                await threads.run(drop_capture, context.directory(current))
     if stopped.auto_remove:
         await discard(context, stopped)
     return stopped
@@ -155,9 +154,7 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
         place for one in removed for place in (context.directory(one), context.home.staged(one.id))
     ]
     # In a thread: of a thousand processes that takes 0.1 s, and another guest may stand still for a capture.
-    found = await anyio.to_thread.run_sync(
-        processes.spawned_below, context.home.instances, context.home.staging
-    )
+    found = await threads.run(processes.spawned_below, context.home.instances, context.home.staging)
     async with anyio.create_task_group() as tasks:
         for directory in directories:
             tasks.start_soon(limited, _sweep(directory, found.get(directory, ())))
@@ -176,7 +173,7 @@ async def _sweep(directory: Path, running: Iterable[ProcessRef]) -> None:
     for process in running:
         await _collect(errors, processes.kill(process))
     if directory.exists():
-        await _collect(errors, anyio.to_thread.run_sync(remove_tree, directory))
+        await _collect(errors, threads.run(remove_tree, directory))
     if errors:
         raise errors[0]
 

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from ramet.engine import snapshots
@@ -32,7 +31,7 @@ from ramet.engine.context import Context
 from ramet.engine.finish import finish
 from ramet.engine.manifest import require_restorable
 from ramet.errors import NotFoundError, RametError
-from ramet.host import processes
+from ramet.host import processes, threads
 from ramet.host.files import exchange, filesystem_errors, remove_tree
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
@@ -77,8 +76,8 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
     wanted = msgspec.structs.replace(record, machine=manifest.machine, generation=generation)
     living: Living | None = None
     try:
-        await anyio.to_thread.run_sync(remove_tree, staged)
-        parts = await anyio.to_thread.run_sync(take_parts, origin, driver, staged, ForkOptions())
+        await threads.run(remove_tree, staged)
+        parts = await threads.run(take_parts, origin, driver, staged, ForkOptions())
         _carry(own, staged)
         marks = [time.perf_counter()]
         async with connections() as opened:
@@ -90,7 +89,7 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
         with anyio.CancelScope(shield=True):
             if living is not None:
                 await living.vmm.kill()
-            await anyio.to_thread.run_sync(remove_tree, staged)
+            await threads.run(remove_tree, staged)
         raise
     await finish(_take_the_place(context, record, living, staged, entered))
     return changed
@@ -102,16 +101,16 @@ async def _take_the_place(
     """The directories change names, and what there was goes."""
     own = context.directory(record)
     try:
-        await anyio.to_thread.run_sync(exchange, staged, own)
+        await threads.run(exchange, staged, own)
     except RametError:
         # A filesystem that can't, say. Unless it has, and only couldn't be synced, all is as it was.
         if not own.exists() or own.stat().st_ino != entered:
             await _leave(context, record, living)
-            await anyio.to_thread.run_sync(remove_tree, staged)
+            await threads.run(remove_tree, staged)
             raise
     if record.vmm is not None:
         await processes.kill(record.vmm.process)
-    await anyio.to_thread.run_sync(remove_tree, staged)
+    await threads.run(remove_tree, staged)
 
 
 def _enter(context: Context, living: Living, move: Move, inode: int) -> Record:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
-import anyio.from_thread
-import anyio.to_thread
 import msgspec
 
 from ramet.disk.chains import chain_of, image_facts
@@ -21,6 +19,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, require_whole
 from ramet.engine.transfer import Imported, export_capture, import_capture
 from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
+from ramet.host import threads
 from ramet.host.files import (
     filesystem_errors,
     fsync_directory,
@@ -61,7 +60,7 @@ async def export_snapshot(context: Context, row: SnapshotRecord, file: Path | No
     for tries_left in reversed(range(_TRIES)):
         manifest = snapshots.origin_of_snapshot(context, row).manifest
         try:
-            return await anyio.to_thread.run_sync(_write, directory, manifest, file, abandon_on_cancel=False)
+            return await threads.run(_write, directory, manifest, file, waits_for_others=file is None)
         except RametError:
             # Compacted meanwhile: the same memory, in another file.
             if tries_left == 0 or snapshots.origin_of_snapshot(context, row).manifest == manifest:
@@ -71,7 +70,7 @@ async def export_snapshot(context: Context, row: SnapshotRecord, file: Path | No
 
 def _write(directory: Path, manifest: Manifest, file: Path | None) -> int:
     encoded = manifest.encoded()
-    check = anyio.from_thread.check_cancelled
+    check = threads.check_cancelled
     if file is None:
         return export_capture(
             directory, encoded, sys.stdout.fileno(), to="standard output", checkpoint=check
@@ -98,8 +97,10 @@ async def import_file(context: Context, file: Path | None, *, name: str | None) 
     row = snapshots.reserve(context, "", "import", name=None, labels={}, nameless=True)
     directory = context.home.snapshot(row.id)
     try:
-        imported = await anyio.to_thread.run_sync(_read, context, file, directory)
-        await anyio.to_thread.run_sync(fsync_directory, context.home.snapshots)
+        imported = await threads.run(
+            _read, context, file, directory, waits_for_others=file is None or not file.is_file()
+        )
+        await threads.run(fsync_directory, context.home.snapshots)
         return _publish(context, row, imported.manifest, name)
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -111,7 +112,7 @@ def _read(context: Context, file: Path | None, directory: Path) -> Imported:
     with _opened(file) as (stream, what):
         with _from_elsewhere(hints_stay=True):
             imported = import_capture(
-                stream, directory, name=what, mode=_mode, checkpoint=anyio.from_thread.check_cancelled
+                stream, directory, name=what, mode=_mode, checkpoint=threads.check_cancelled
             )
         manifest = imported.manifest
         with _from_elsewhere(hints_stay=False):

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from ramet.engine.bring_up import Origin, origin_of
@@ -25,7 +24,7 @@ from ramet.engine.removal import attempt
 from ramet.engine.transfer import with_new_facts
 from ramet.engine.worker import wake_for_capture, wake_for_machine
 from ramet.errors import NameTakenError, NotFoundError, RametError, UsageError, WrongStateError
-from ramet.host import processes
+from ramet.host import processes, threads
 from ramet.host.clock import now
 from ramet.host.files import (
     filesystem_errors,
@@ -59,11 +58,11 @@ async def create(
     async with _making(context, record, name, labels) as (row, directory):
         async with changing(context, record, "capture") as source:
             if source.state is State.STANDBY:
-                await anyio.to_thread.run_sync(_link, origin_of(context, source), source, labels, directory)
+                await threads.run(_link, origin_of(context, source), source, labels, directory)
             else:
                 _require_living(source)
                 await capture(context, source, directory, goes_on=True, labels=labels)
-        await anyio.to_thread.run_sync(fsync_directory, context.home.snapshots)
+        await threads.run(fsync_directory, context.home.snapshots)
         made = publish(context, row)
     wake_for_capture(context.home, directory)
     _wake_for_source(context, record)
@@ -180,7 +179,7 @@ def _link(origin: Origin, source: Record, labels: dict[str, str], directory: Pat
 async def remove(context: Context, snapshot: SnapshotRecord) -> bool:
     """Remove a snapshot; its forks don't notice (I3). False when it is gone already."""
     removed = context.store.snapshots.remove(snapshot.id)
-    await anyio.to_thread.run_sync(remove_tree, context.home.snapshot(snapshot.id))
+    await threads.run(remove_tree, context.home.snapshot(snapshot.id))
     return removed is not None
 
 
@@ -196,7 +195,7 @@ async def reap(context: Context, directories: Sequence[Path]) -> None:
     known = {row.id for row in rows}
     for directory in directories:
         if directory.name not in known:
-            await attempt(anyio.to_thread.run_sync(remove_tree, directory))
+            await attempt(threads.run(remove_tree, directory))
 
 
 def published(context: Context) -> list[SnapshotRecord]:
@@ -282,10 +281,7 @@ async def verify(context: Context, row: SnapshotRecord) -> list[PartCheck]:
     Raises `DamagedError` when its manifest can't be read.
     """
     origin = origin_of_snapshot(context, row)
-    return [
-        await anyio.to_thread.run_sync(_check, origin, name, abandon_on_cancel=True)
-        for name in origin.manifest.parts
-    ]
+    return [await threads.run(_check, origin, name, abandon_on_cancel=True) for name in origin.manifest.parts]
 
 
 def _check(origin: Origin, name: str) -> PartCheck:

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anyio.to_thread
-
 from ramet.engine.context import Context
-from ramet.host import processes
+from ramet.host import processes, threads
 from ramet.host.files import exchange, remove_tree
 from ramet.model.record import Record
 
@@ -23,12 +21,12 @@ async def settle_replacement(context: Context, record: Record) -> None:
     own, staged = context.directory(record), context.home.staged(record.id)
     entered = record.pending.staged if record.pending is not None else None
     if entered is not None and _is(staged, entered):
-        await anyio.to_thread.run_sync(exchange, staged, own)
+        await threads.run(exchange, staged, own)
     running = processes.spawned_below(own.parent, staged.parent)
     for process in [*running.get(own, ()), *running.get(staged, ())]:
         if record.vmm is None or not processes.is_same(record.vmm.process, process):
             await processes.kill(process)
-    await anyio.to_thread.run_sync(remove_tree, staged)
+    await threads.run(remove_tree, staged)
 
 
 def _is(directory: Path, inode: int) -> bool:

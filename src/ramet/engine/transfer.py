@@ -61,7 +61,7 @@ def export_capture(
 
     All parts are opened and held against the manifest before anything is written. From then on the capture
     may be removed or compacted: what was opened is what is exported. `to` is how errors call the
-    destination; `checkpoint` is called often and may raise to give up (`anyio.from_thread.check_cancelled`).
+    destination; `checkpoint` is called often and may raise to give up (`threads.check_cancelled`).
 
     Raises, with nothing written, `DamagedError` when a part isn't (any more) what the manifest says: who
     finds another manifest in the directory then may try again with that. Raises `FilesystemError` when

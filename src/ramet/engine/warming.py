@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from ramet.drivers.api import Driver, StartsEmpty
@@ -15,7 +14,7 @@ from ramet.engine.connections import connections
 from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
 from ramet.errors import NotFoundError, RametError, UnavailableError
-from ramet.host import processes
+from ramet.host import processes, threads
 from ramet.host.clock import now
 from ramet.host.files import remove_tree
 from ramet.host.share import can_link
@@ -66,7 +65,7 @@ async def make_loaded(context: Context, source: str) -> Made:
     directory = context.home.pool / pool.making(warm_id)
     running: ProcessRef | None = None
     try:
-        parts = await anyio.to_thread.run_sync(take_parts, origin, driver, directory, ForkOptions())
+        parts = await threads.run(take_parts, origin, driver, directory, ForkOptions())
         mark = context.home.instance(warm_id)
         async with connections() as opened:
             loaded = await load(driver, directory, parts, [], opened, resume=False, mark=mark)
@@ -120,6 +119,6 @@ async def _give_up(directory: Path, running: ProcessRef | None) -> None:
         try:
             if running is not None:
                 await processes.kill(running)
-            await anyio.to_thread.run_sync(remove_tree, directory)
+            await threads.run(remove_tree, directory)
         except (RametError, OSError):
             pass  # what it failed with is what matters; the rest is swept when this process is gone

@@ -2,7 +2,7 @@
 
 Knows files, not what they are for. Written and read from beginning to end, without seeking, by blocking
 calls: in a worker thread. Neither end waits for the other for longer than 0.2 s without calling `checkpoint`,
-which may raise to give up (anyio.from_thread.check_cancelled is one).
+which may raise to give up (`threads.check_cancelled` is one).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import anyio
 import msgspec
 
 from ramet.errors import UnavailableError
-from ramet.host import processes, rescuer
+from ramet.host import process_limit, processes, rescuer
 from ramet.model.record import ProcessRef
 from ramet.programs import python
 
@@ -83,6 +83,8 @@ def _start(directory: Path, rescue: Rescue, pipe: int, hold: Sequence[int]) -> P
             start_new_session=True,  # a Ctrl-C that ends this process isn't for that one
         )
     except OSError as error:
+        if (reached := process_limit.reached_by(error, starting=True)) is not None:
+            raise reached from error
         raise UnavailableError(
             f"no process can be started that would resume the guest: {error.strerror}"
         ) from error

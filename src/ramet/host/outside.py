@@ -23,9 +23,8 @@ from typing import Final, NamedTuple
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
-from ramet.host import launching, processes
+from ramet.host import launching, processes, threads
 from ramet.units import MIB
 
 _READ_BYTES: Final = 64 * 1024
@@ -114,7 +113,7 @@ async def run_async(argv: Sequence[str], *, limit_s: float, most_bytes: int = MI
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_tell_when_cancelled, stop)
             try:
-                outcome = await anyio.to_thread.run_sync(work)
+                outcome = await threads.run(work)
             except Exception as error:
                 outcome = error
             tasks.cancel_scope.cancel()

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import anyio
 
 from ramet.errors import UnavailableError, VmmError
+from ramet.host import process_limit
 from ramet.host.launching import launched
 from ramet.host.liveness import (
     Liveness,
@@ -185,6 +186,8 @@ def spawn(
             restore_signals=False,
         )
     except OSError as error:
+        if (reached := process_limit.reached_by(error, starting=True)) is not None:
+            raise reached from error
         raise UnavailableError(
             f"{argv[0]} can't be executed: {error.strerror}",
             hint="`ramet doctor` says what this machine lacks",
