@@ -25,6 +25,7 @@ NAMES = {
         "ptrace",
         "open-files",
         "processes",
+        "cpus",
         "inotify",
         "memory",
         "overcommit",
@@ -154,6 +155,7 @@ def test_limits_are_all_there() -> None:
     assert [one.name for one in limit_findings()] == [
         "open-files",
         "processes",
+        "cpus",
         "inotify",
         "memory",
         "overcommit",

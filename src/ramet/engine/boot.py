@@ -19,7 +19,7 @@ from ramet.engine.proof import prove
 from ramet.engine.removal import discard
 from ramet.engine.running import booted_vmm
 from ramet.errors import UsageError, VmmError
-from ramet.host import process_limit, processes, threads
+from ramet.host import cgroups, process_limit, processes, threads
 from ramet.host.clock import now
 from ramet.host.files import filesystem_errors
 from ramet.host.share import share_file
@@ -192,11 +192,18 @@ def _require_sizes(guest: Guest, memory_bytes: int, cpus: int) -> None:
             f"{format_bytes(memory_bytes)} is less than a guest needs",
             hint=f"give it at least {smallest_mib}M",
         )
-    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if memory_bytes > host_bytes:
+    host = cgroups.memory()
+    if memory_bytes > host.total_bytes:
+        most = format_bytes(host.total_bytes)
+        if host.limited_by is None:
+            raise UsageError(
+                f"{format_bytes(memory_bytes)} is more than this machine has ({most})", hint="ask for less"
+            )
+        # The kernel would end the VMM, or this process, as soon as the guest has used so much.
         raise UsageError(
-            f"{format_bytes(memory_bytes)} is more than this machine has ({format_bytes(host_bytes)})",
-            hint="ask for less",
+            f"{format_bytes(memory_bytes)} is more than this machine has for this process: its memory cgroup"
+            f" {host.limited_by} allows {most}",
+            hint="ask for less, or raise that cgroup's limit (a container's `--memory`, a unit's MemoryMax=)",
         )
     if not 1 <= cpus <= 64:
         raise UsageError(f"{cpus} virtual CPUs can't be", hint="give it 1 to 64")

@@ -6,7 +6,6 @@ it stands still for some milliseconds, and goes on; the capture goes when the fo
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -43,6 +42,7 @@ from ramet.engine.tracing import trace
 from ramet.engine.worker import wake_for_machine
 from ramet.errors import FilesystemError, LimitReachedError, NameTakenError, UsageError, WrongStateError
 from ramet.host import process_limit, processes, threads
+from ramet.host.cgroups import usable_cpus
 from ramet.host.clock import now
 from ramet.host.files import remove_tree
 from ramet.model.lifecycle import State, article, next_step
@@ -169,7 +169,7 @@ def at_once() -> int:
     CPU's work, and a part of the rest is waiting for the kernel (100 Firecrackers on 2 CPUs, in ms: 711 with
     2 at once, 436 with 4, 400 with 6, 432 with 8, 401 with 12).
     """
-    return 3 * (os.cpu_count() or 1)
+    return 3 * usable_cpus()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from ramet.engine.stock import EMPTY, Stock
 from ramet.engine.warming import Made
 from ramet.errors import NotFoundError, RametError
 from ramet.host import processes
+from ramet.host.cgroups import processes_left
 from ramet.host.files import filesystem_errors, spread
 from ramet.host.kvm import kvm_verdict
 from ramet.host.listening import names_watched
@@ -42,6 +43,8 @@ _LONGEST_QUIET_S: Final = 1.0
 """However often others fork, what is missing isn't put off for longer."""
 _SPARE_DIVISOR: Final = 10
 """A tenth of the machine's memory stays free."""
+_SPARE_PROCESSES: Final = 32
+"""A cgroup has to take so many processes and threads more: forks, commands and ramet itself need some."""
 _FIRST_GUESS_BYTES: Final = 64 * MIB
 _BACK_OFF_S: Final = (1.0, 60.0)
 _MEMORY_AGAIN_S: Final = 5.0
@@ -301,6 +304,9 @@ class Keeper:
                     f"only {format_bytes(free_bytes)} of memory is available,"
                     f" and {format_bytes(self._spare_bytes)} is to stay free"
                 )
+            room = processes_left()
+            if room is not None and room.left < _SPARE_PROCESSES:
+                return None, f"the cgroup {room.limited_by} takes only {room.left} more processes and threads"
             return source, held_back
         return None, held_back
 

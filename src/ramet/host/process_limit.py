@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ramet.errors import LimitReachedError, RametError
+from ramet.host import cgroups
 
 _NEARLY: Final = 16
 """A limit with more room than that isn't named: others have ended since, but hardly so many."""
@@ -98,7 +99,7 @@ def reached_by(error: OSError | RametError, *, starting: bool = False) -> LimitR
 
 
 def _limits() -> Iterator[Limit]:
-    for directory in _pids_cgroups():
+    for _, directory in cgroups.groups("pids"):
         try:
             most, now = (
                 (directory / "pids.max").read_text().strip(),
@@ -136,20 +137,6 @@ def _refusals(directory: Path) -> int:
         return int(words[words.index("max") + 1])
     except (OSError, ValueError, IndexError):
         return 0  # an older kernel
-
-
-def _pids_cgroups() -> Iterator[Path]:
-    """The directories of this process's pids cgroups, as far up as they can be seen (cgroups(7))."""
-    try:
-        memberships = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        return
-    roots = {"pids": Path("/sys/fs/cgroup/pids"), "": Path("/sys/fs/cgroup")}
-    for _, controllers, path in memberships:
-        for controller in controllers.split(","):
-            if controller in roots:
-                place = roots[controller] / path.lstrip("/")
-                yield from (one for one in (place, *place.parents) if one.is_relative_to(roots[controller]))
 
 
 def _tasks_of_this_user() -> int:

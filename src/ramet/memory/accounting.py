@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from ramet.errors import UnavailableError
+from ramet.host import cgroups
 from ramet.memory.mappings import FileIdentity, Mapping
 from ramet.memory.pagemap import changed_runs_by_scan
 from ramet.memory.procfs import read_proc
@@ -101,17 +101,12 @@ def _sum(lines: Iterable[bytes]) -> MemoryUse:
 
 
 def total_bytes() -> int:
-    """The machine's memory, as far as the kernel has it."""
-    return _meminfo("MemTotal")
+    """The memory that guests can have together: the machine's, or what a cgroup allows of it."""
+    return cgroups.memory().total_bytes
 
 
 def available_bytes() -> int:
-    """What can be had without swapping, as the kernel estimates it (proc(5), MemAvailable)."""
-    return _meminfo("MemAvailable")
-
-
-def _meminfo(name: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * KIB
-    return 1 << 62
+    """What can be had without swapping: by the kernel's own estimate (proc(5), MemAvailable), and by what is
+    left in each cgroup that this process is in.
+    """
+    return cgroups.memory().available_bytes

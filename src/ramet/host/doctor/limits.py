@@ -1,6 +1,6 @@
-"""The limits that forks meet, and about how many forks each allows.
+"""The limits that forks meet, and about how many forks each allows: the user's, the machine's, the cgroups'.
 
-Sources: getrlimit(2); inotify(7); Documentation/mm/overcommit-accounting.rst.
+Sources: getrlimit(2); inotify(7); cgroups(7); Documentation/mm/overcommit-accounting.rst.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import resource
 from pathlib import Path
 from typing import Final
 
+from ramet.host import cgroups
 from ramet.host.doctor.finding import Finding
 from ramet.units import GIB, MIB, format_bytes
 
@@ -26,12 +27,12 @@ _FEW_FOLLOWERS: Final = 64
 
 
 def limit_findings() -> list[Finding]:
-    """Open files, processes, inotify, memory, overcommit: about how many forks each allows."""
+    """Open files, processes, CPUs, inotify, memory, overcommit: about how many forks each allows."""
     memory = {
         name: int(rest.split()[0]) * 1024
         for name, _, rest in (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
     }
-    return [_open_files(), _processes(), _inotify(), _memory(memory), _overcommit(memory)]
+    return [_open_files(), _processes(), _cpus(), _inotify(), _memory(), _overcommit(memory)]
 
 
 def _open_files() -> Finding:
@@ -45,6 +46,29 @@ def _open_files() -> Finding:
 
 
 def _processes() -> Finding:
+    room = cgroups.processes_left()
+    limit = _processes_of_user()
+    if room is None:
+        return limit
+    of_cgroup = _limit(
+        "processes",
+        f"{room.most} in the cgroup {room.limited_by}, which takes {room.left} more",
+        room.left // _THREADS_A_FORK,
+        "raise that cgroup's limit: a container's `--pids-limit`, TasksMax= in a systemd unit",
+    )
+    # The worse of the two: false before null before true.
+    return min(of_cgroup, limit, key=lambda one: {False: 0, None: 1, True: 2}[one.ok])
+
+
+def _cpus() -> Finding:
+    here, allowed, quota = os.cpu_count() or 1, cgroups.allowed_cpus(), cgroups.cpu_quota()
+    found = f"{allowed} of {here} may be used"
+    if quota is not None and quota[0] < allowed:
+        found += f", {quota[0]:g} at a time by the quota of the cgroup {quota[1]}"
+    return Finding("cpus", True, f"{found}: {3 * cgroups.usable_cpus()} forks are made at once")
+
+
+def _processes_of_user() -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     # The kernel doesn't hold root to it (getrlimit(2)).
     if soft == resource.RLIM_INFINITY or os.geteuid() == 0:
@@ -83,9 +107,12 @@ def _inotify() -> Finding:
     return Finding("inotify", None, found, "`sudo sysctl fs.inotify.max_user_instances=1024`")
 
 
-def _memory(memory: dict[str, int]) -> Finding:
-    available_bytes = memory["MemAvailable"]
+def _memory() -> Finding:
+    memory = cgroups.memory()
+    available_bytes = memory.available_bytes
     found = f"{format_bytes(available_bytes)} available"
+    if memory.limited_by is not None:
+        found += f" ({memory.limited_by} allows {format_bytes(memory.total_bytes)})"
     forks = available_bytes // _BYTES_A_FORK
     if available_bytes >= _LITTLE_MEMORY_BYTES:
         return Finding("memory", True, f"{found}: about {forks} forks that change little")
