@@ -383,6 +383,29 @@ async def test_a_snapshot_drops_connections_and_keeps_memory(probe: Path, tmp_pa
     assert len(set(drawn)) == 3
 
 
+async def test_who_asked_while_the_guest_was_saved_is_told_of_the_loss(probe: Path, tmp_path: Path) -> None:
+    """The question is there when the guest learns of the reset: it was on its way for longer than that."""
+    failures: list[GuestError] = []
+
+    async def ask(agent: AgentClient) -> None:
+        try:
+            await agent.ping(timeout_s=LIMIT_S)
+        except GuestError as error:
+            failures.append(error)
+
+    with booted(tmp_path, probe) as vmm:
+        async with vmm.agent() as agent, vmm.agent() as idle, anyio.create_task_group() as tasks:
+            vmm.pause()
+            vmm.snapshot()
+            tasks.start_soon(ask, agent)
+            await anyio.sleep(0.2)  # Firecracker takes it from the socket: nothing tells when
+            vmm.resume()
+            tasks.start_soon(ask, idle)
+        async with vmm.agent() as again:
+            await again.ping()
+    assert [type(error) for error in failures] == [GuestLostError, GuestLostError]
+
+
 async def forked(fork: Vmm, number: int) -> bytes:
     """What a fork draws, after a look at what it has of its parent's and a change of its own."""
     async with fork.agent() as agent:

@@ -31,6 +31,8 @@ static uint32_t events[EVENT_BUFFERS] HOT;
 static uint32_t free_packets HOT; /* of `outgoing`, a bit each */
 static uint64_t our_cid HOT, host_cid HOT;
 static bool after_reset HOT;
+static uint32_t unanswered[CONNECTIONS_MAX] HOT; /* ports of packets that `refuse` kept silent about */
+static unsigned unanswered_count HOT;
 static volatile uint32_t *device;
 static struct packet outgoing[PACKETS] BUFFERS __attribute__((aligned(PAGE_BYTES)));
 static struct packet incoming[PACKETS] BUFFERS;
@@ -93,9 +95,28 @@ static void transmit(struct connection *connection, uint32_t from_port, uint32_t
 }
 
 static void refuse(const struct header *header) {
-    if (header->operation == RESET || (after_reset && header->operation != REQUEST))
-        return; /* of a life before the snapshot: an answer could hit a new connection that has its port by now */
+    if (header->operation == RESET)
+        return;
+    if (after_reset && header->operation != REQUEST) {
+        /* Of a life before the snapshot? An answer could hit a new connection that has its port by now. */
+        if (header->to_port == AGENT_PORT && unanswered_count < CONNECTIONS_MAX)
+            unanswered[unanswered_count++] = header->from_port;
+        return;
+    }
     transmit(NULL, header->to_port, header->from_port, RESET, NULL, 0);
+}
+
+/* Once all that the host had sent is taken: a guest that wasn't forked but saved has a host that still knows its old
+ * connections, and waits for an answer on them. Ports that are in use again by now have theirs. */
+static bool refuse_unanswered(void) {
+    bool any = false;
+    while (unanswered_count > 0 && free_packets != 0) {
+        uint32_t port = unanswered[--unanswered_count];
+        if (connection_find(port) == NULL)
+            transmit(NULL, AGENT_PORT, port, RESET, NULL, 0);
+        any = true;
+    }
+    return any;
 }
 
 static void end(struct connection *connection, void (*hang_up)(struct connection *)) {
@@ -172,6 +193,7 @@ bool vsock_receive(void (*hang_up)(struct connection *)) {
         any = take_events(hang_up) || any;
         if (!ring_take(&rings[RECEIVE], &used)) {
             after_reset = false;
+            any = refuse_unanswered() || any;
             break;
         }
         any = true;
@@ -212,7 +234,7 @@ bool vsock_send(void) {
     first = any ? first + 1 : first; /* so that one who sends a lot doesn't keep the others waiting */
     ring_tell(&rings[TRANSMIT], device, 1);
     ring_tell(&rings[RECEIVE], device, PACKETS / 2);
-    ring_tell(&rings[EVENTS], device, EVENT_BUFFERS / 2);
+    ring_tell(&rings[EVENTS], device, 1); /* Firecracker 1.16 holds packets back until it is told of each */
     return any;
 }
 
