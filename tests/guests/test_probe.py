@@ -12,6 +12,7 @@ import anyio
 import anyio.abc
 import pytest
 
+from ramet.drivers.firecracker import Firecracker
 from ramet.errors import ExecNotFoundError, GuestError, GuestLostError
 from ramet.guest.client import AgentClient, ExecOutcome, run_exec
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
@@ -340,15 +341,21 @@ async def test_without_a_disk(probe: Path, tmp_path: Path) -> None:
 
 
 async def test_memory_above_the_gap(probe: Path, tmp_path: Path) -> None:
-    """RAM above 3.25 GiB is at 4 GiB."""
+    """What doesn't fit below the gap is at 4 GiB."""
+    driver = Firecracker()
+    await driver.version()
+    machine = driver.machine(accelerator="kvm", memory_bytes=5120 * 2**20, cpus=1, guest="bare-metal")
+    low, high = driver.ram_regions(machine)
+    assert high.guest_start == 0x1_0000_0000
+    gap = low.length_bytes
     with booted(tmp_path, probe, memory_mib=5120) as vmm:
         async with vmm.agent() as agent:
-            top = 0x1_0000_0000 + 5120 * 2**20 - 0xD000_0000
-            for address in (0xD000_0000 - 8, 0x1_0000_0000, top - 8):
+            top = 0x1_0000_0000 + 5120 * 2**20 - gap
+            for address in (gap - 8, 0x1_0000_0000, top - 8):
                 await words(agent, f"poke {address:x} {address:x}")
                 assert await words(agent, f"peek {address:x}") == [address]
             assert (await run(agent, f"peek {top:x}")).exit_code == 1
-            assert (await run(agent, f"fill {0xD000_0000 - 4096:x} 2 0")).exit_code == 1
+            assert (await run(agent, f"fill {gap - 4096:x} 2 0")).exit_code == 1
 
 
 @pytest.mark.parametrize("memory_mib", [4, 1024])

@@ -1,10 +1,7 @@
-"""Where guest RAM lies in a process, found or refused. Real VMMs: tests/firecracker and tests/memory."""
+"""Where guest RAM lies in a process, proved or refused. Real VMMs: tests/firecracker and tests/memory."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,120 +12,167 @@ from ramet.memory.mappings import FileIdentity, Mapping, identity_of
 from ramet.memory.pagemap import changed_runs_by_scan
 from ramet.memory.ram import changed_pages, locate_ram, ram_bytes
 from ramet.model.record import RamRange
-from ramet.units import MIB, PAGE_SIZE_BYTES, FileOffset, HostVirtual
+from ramet.units import KIB, MIB, PAGE_SIZE_BYTES, FileOffset, HostVirtual
+from tests.memory.anonymous_process import (
+    RSDP_AT,
+    XSDT_AT,
+    AnonymousProcess,
+    anonymous_process,
+    description_table,
+    rsdp,
+)
 from tests.memory.mapping_process import mapping_process, needs_linux
 from tests.memory.test_capture import make_mem_file, pages_of
 
 pytestmark = needs_linux
 
 PAGE = PAGE_SIZE_BYTES
-# Lengths that no other area of this process has.
+# Lengths that nothing else in an interpreter has.
 LOW, HIGH = 37 * MIB, 11 * MIB
-RSDP_AT = 0xE0000
-
-
-def rsdp() -> bytes:
-    table = bytearray(b"RSD PTR \0RAMET \0\0\0\0\0")
-    table[8] = -sum(table) % 256
-    return bytes(table)
-
-
-class Memory:
-    """Anonymous memory of this process with a border on each side, so that it is an area of its own."""
-
-    def __init__(self, length_bytes: int) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        self.memory = mmap.mmap(-1, length_bytes + 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        whole = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        self.start = whole + PAGE
-        for border in (whole, self.start + length_bytes):
-            assert libc.mprotect(border, PAGE, 0) == 0
-
-    def put(self, offset: int, data: bytes) -> None:
-        self.memory[PAGE + offset : PAGE + offset + len(data)] = data
+ARENA = 132 * KIB
 
 
 @pytest.fixture
-def both() -> Iterator[Memory]:
-    made = Memory(LOW + HIGH)
-    yield made
-    made.memory.close()
+def process() -> Iterator[AnonymousProcess]:
+    with anonymous_process() as process:
+        yield process
 
 
-def test_of_two_regions_in_one_area_the_one_with_the_tables_is_the_low_one(both: Memory) -> None:
-    both.put(HIGH + RSDP_AT, rsdp())
-    assert locate_ram(os.getpid(), mem=None, regions=[LOW, HIGH]) == (
-        RamRange(both.start + HIGH, LOW, 0),
-        RamRange(both.start, HIGH, LOW),
-    )
-    both.put(HIGH + RSDP_AT, bytes(20))
-    both.put(RSDP_AT + 16, rsdp())
-    assert locate_ram(os.getpid(), mem=None, regions=[LOW, HIGH]) == (
-        RamRange(both.start, LOW, 0),
-        RamRange(both.start + LOW, HIGH, LOW),
-    )
+def found(process: AnonymousProcess, *regions: int) -> tuple[RamRange, ...]:
+    return locate_ram(process.pid, mem=None, regions=regions)
 
 
-@pytest.mark.parametrize(
-    "where", [[], [RSDP_AT, HIGH + RSDP_AT], [RSDP_AT + 8], [HIGH + RSDP_AT + 128 * 1024]]
-)
-def test_what_can_not_be_told_is_not_guessed(both: Memory, where: list[int]) -> None:
+def test_of_two_regions_in_one_area_the_one_with_the_tables_is_the_low_one(process: AnonymousProcess) -> None:
+    start = process.map(LOW + HIGH)
+    process.put_tables(start + HIGH)
+    assert found(process, LOW, HIGH) == (RamRange(start + HIGH, LOW, 0), RamRange(start, HIGH, LOW))
+    process.clear_tables(start + HIGH)
+    process.put_tables(start, at=RSDP_AT + 16)
+    assert found(process, LOW, HIGH) == (RamRange(start, LOW, 0), RamRange(start + LOW, HIGH, LOW))
+
+
+@pytest.mark.parametrize("before", [0, PAGE, ARENA, LOW + 3 * PAGE])
+@pytest.mark.parametrize("behind", [0, PAGE, ARENA, LOW + 3 * PAGE])
+def test_one_region_is_found_beside_whatever_else_its_area_holds(
+    process: AnonymousProcess, before: int, behind: int
+) -> None:
+    process.map(LOW)  # of the right length, and without tables
+    start = process.map(before + LOW + behind) + before
+    process.put(start + LOW // 2, b"content")
+    process.put_tables(start)
+    assert found(process, LOW) == (RamRange(start, LOW, 0),)
+
+
+@pytest.mark.parametrize("upper_first", [False, True])
+def test_two_regions_are_found_beside_a_heap(process: AnonymousProcess, upper_first: bool) -> None:
+    start = process.map(LOW + HIGH + ARENA)
+    low, high = (start + HIGH, start) if upper_first else (start, start + LOW)
+    process.put_tables(low)
+    if upper_first:
+        assert found(process, LOW, HIGH) == (RamRange(low, LOW, 0), RamRange(high, HIGH, LOW))
+        return
+    # Behind the low one is more than the upper one takes up: where that begins, nothing tells.
+    with pytest.raises(WrongStateError, match="no anonymous memory that is proved"):
+        found(process, LOW, HIGH)
+
+
+def test_two_places_for_the_upper_region_are_not_guessed_between(process: AnonymousProcess) -> None:
+    process.put_tables(process.map(LOW + ARENA))
+    high = process.map(HIGH)
+    assert found(process, LOW, HIGH)[1] == RamRange(high, HIGH, LOW)
+    process.map(HIGH)
+    with pytest.raises(WrongStateError, match="no anonymous memory that is proved"):
+        found(process, LOW, HIGH)
+
+
+WRONG = ("pointer", "table", "sum", "second sum", "far")
+
+
+@pytest.mark.parametrize(("where", "what"), [([], ""), ([0, HIGH], ""), *(([0], wrong) for wrong in WRONG)])
+def test_what_can_not_be_told_is_not_guessed(process: AnonymousProcess, where: list[int], what: str) -> None:
+    start = process.map(LOW + HIGH)
     for offset in where:
-        both.put(offset, rsdp())
-    with pytest.raises(WrongStateError, match="anonymous memory"):
-        locate_ram(os.getpid(), mem=None, regions=[LOW, HIGH])
+        process.put_tables(start + offset)
+    match what:
+        case "pointer":  # where no guest would look for it
+            process.put(start + RSDP_AT, bytes(36))
+            process.put(start + RSDP_AT + 8, rsdp())
+            process.put(start + 0x100000, rsdp())
+        case "table":
+            process.put(start + XSDT_AT, description_table(b"RSDT"))
+        case "sum":
+            process.put(start + RSDP_AT + 9, b"\1")
+        case "second sum":
+            process.put(start + RSDP_AT + 33, b"\1")
+        case "far":
+            process.put(start + RSDP_AT, rsdp(LOW - 8))
+    for regions in ([LOW, HIGH], [LOW]):
+        if what or not where:
+            with pytest.raises(WrongStateError, match="anonymous memory"):
+                found(process, *regions)
+    if where == [0, HIGH]:
+        with pytest.raises(WrongStateError, match="more than one anonymous memory"):
+            found(process, LOW, HIGH)
 
 
-def test_a_table_with_a_wrong_sum_is_none(both: Memory) -> None:
-    both.put(RSDP_AT, rsdp()[:-1] + b"\x01")
-    with pytest.raises(WrongStateError):
-        locate_ram(os.getpid(), mem=None, regions=[LOW, HIGH])
+def test_a_pointer_of_the_first_version_names_another_kind_of_table(process: AnonymousProcess) -> None:
+    start = process.map(LOW)
+    process.put(start + RSDP_AT, rsdp(revision=0))
+    process.put(start + XSDT_AT, description_table(b"RSDT"))
+    assert found(process, LOW) == (RamRange(start, LOW, 0),)
 
 
-def test_regions_in_areas_of_their_own_are_told_by_their_lengths() -> None:
-    low, high = Memory(LOW), Memory(HIGH)
-    assert locate_ram(os.getpid(), mem=None, regions=[LOW, HIGH]) == (
-        RamRange(low.start, LOW, 0),
-        RamRange(high.start, HIGH, LOW),
-    )
-    twin = Memory(LOW)
+def test_a_pointer_across_pages_is_found(process: AnonymousProcess) -> None:
+    start = process.map(PAGE + LOW) + PAGE
+    process.put_tables(start, at=RSDP_AT + PAGE - 16)
+    assert found(process, LOW) == (RamRange(start, LOW, 0),)
+
+
+def test_a_guest_in_the_guest_is_not_taken_for_it(process: AnonymousProcess) -> None:
+    """Its tables are as good. The areas that RAM alone makes up come first."""
+    start = process.map(HIGH + LOW)
+    process.put_tables(start + HIGH)
+    process.put_tables(start + HIGH // 2)
+    assert found(process, LOW, HIGH) == (RamRange(start + HIGH, LOW, 0), RamRange(start, HIGH, LOW))
+
+
+def test_regions_in_areas_of_their_own_are_told_by_the_tables(process: AnonymousProcess) -> None:
+    low, high, twin = process.map(LOW), process.map(HIGH), process.map(LOW)
     with pytest.raises(WrongStateError, match="no anonymous memory"):
-        locate_ram(os.getpid(), mem=None, regions=[LOW, HIGH])
-    twin.put(RSDP_AT, rsdp())
-    assert locate_ram(os.getpid(), mem=None, regions=[LOW, HIGH])[0].host_start == twin.start
-    for one in (low, high, twin):
-        one.memory.close()
+        found(process, LOW, HIGH)
+    process.put_tables(twin)
+    assert found(process, LOW, HIGH) == (RamRange(twin, LOW, 0), RamRange(high, HIGH, LOW))
+    process.put_tables(low)
+    with pytest.raises(WrongStateError, match="more than one anonymous memory"):
+        found(process, LOW, HIGH)
 
 
-def test_other_lengths_and_too_many_regions_are_refused(both: Memory) -> None:
-    both.put(RSDP_AT, rsdp())
-    for regions in ([LOW, HIGH + PAGE], [LOW], [LOW + HIGH - PAGE], [], [PAGE] * 9):
+def test_other_lengths_and_too_many_regions_are_refused(process: AnonymousProcess) -> None:
+    process.put_tables(process.map(LOW + HIGH) + HIGH)
+    for regions in ([LOW, HIGH + PAGE], [LOW + PAGE], [LOW + HIGH], [], [PAGE] * 9, [PAGE]):
         with pytest.raises(WrongStateError):
-            locate_ram(os.getpid(), mem=None, regions=regions)
+            found(process, *regions)
 
 
-def test_of_anonymous_memory_what_was_written_is_listed_and_zeros_are_not(both: Memory) -> None:
-    both.put(HIGH + RSDP_AT, rsdp())
-    ram = locate_ram(os.getpid(), mem=None, regions=[LOW, HIGH])
-    advice = getattr(mmap, "MADV_NOHUGEPAGE", None)
-    if advice is not None:
-        both.memory.madvise(advice)
-    both.put(3 * PAGE, b"high")
-    both.put(HIGH + 5 * PAGE, b"low")
-    assert both.memory[PAGE + 9 * PAGE] == 0  # only read: the kernel's page of zeros
-    runs = changed_pages(os.getpid(), ram, None)
+def test_of_anonymous_memory_what_was_written_is_listed_and_zeros_are_not(process: AnonymousProcess) -> None:
+    start = process.map(HIGH + LOW)
+    process.put_tables(start + HIGH)
+    ram = found(process, LOW, HIGH)
+    process.put(start + 2 * PAGE, b"high")
+    process.put(start + HIGH + 5 * PAGE, b"low")
+    process.read(start + 8 * PAGE, 1)  # the kernel's page of zeros
+    runs = changed_pages(process.pid, ram, None)
     assert all(run.host_start is not None for run in runs)
     listed = set(pages_of(runs))
-    written = {5, RSDP_AT // PAGE, LOW // PAGE + 3}
+    written = {5, XSDT_AT // PAGE, RSDP_AT // PAGE, LOW // PAGE + 2}
     assert written <= listed
     try:
         changed_runs_by_scan(
-            os.getpid(), [Mapping(HostVirtual(both.start), PAGE, FileOffset(0), FileIdentity(0, 0))]
+            process.pid, [Mapping(HostVirtual(start), PAGE, FileOffset(0), FileIdentity(0, 0))]
         )
     except UnavailableError:
         # The page map can't tell the page of zeros from others.
-        written.add(LOW // PAGE + 9)
+        written.add(LOW // PAGE + 8)
     assert listed == written
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ramet.host.deadman import Rescue
 from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
@@ -36,6 +36,16 @@ class Ending(StrEnum):
     REBOOTED = "the guest rebooted"
     ASKED = "the VMM was asked to quit"
     DIED = "the VMM died"
+
+
+class Standing(NamedTuple):
+    """What is known of a VMM's version: `is_run` says that ramet's tests were run with it, `words` is for
+    people, `advice` what to do about a fault of its own, if it has one.
+    """
+
+    is_run: bool
+    words: str
+    advice: str | None = None
 
 
 class Vmm(Protocol):
@@ -67,7 +77,7 @@ class Vmm(Protocol):
         """Stop the virtual CPUs. On an error the guest may be running or paused: `status` tells."""
 
     async def resume(self) -> None:
-        """Let the virtual CPUs run."""
+        """Let the virtual CPUs run. Where a VMM's release needs that, its guest's connections are cut."""
 
     async def load_vmstate(self, name: str) -> None:
         """Load device and CPU state into a VMM made by `Driver.restore`.
@@ -185,6 +195,9 @@ class Driver(Protocol):
         Raises `UnavailableError` when it is missing or too old.
         """
 
+    def standing(self) -> Standing:
+        """What is known of this VMM's version. `version` has to have been asked before."""
+
     def machine(
         self,
         *,
@@ -195,6 +208,11 @@ class Driver(Protocol):
         disk_bytes: tuple[int, ...] = (),
     ) -> Machine:
         """The machine that this driver makes for those sizes, with a data disk for each of `disk_bytes`."""
+
+    def for_cold_start(self, machine: Machine) -> Machine:
+        """That machine as this VMM makes it when it boots: an instance may have run on another release
+        before. Pure; `version` has to have been asked before.
+        """
 
     def arguments(self, machine: Machine) -> list[str]:
         """All that decides what the guest of that machine sees, as the VMM is told it: device addresses,
@@ -228,8 +246,13 @@ class Driver(Protocol):
         said next needs no other. `mark` and errors as for `boot`.
         """
 
-    def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> Vmm:
-        """A VMM that was started earlier, perhaps by another process. Doesn't ask whether it lives."""
+    def attach(
+        self, directory: Path, process: ProcessRef, machine: Machine, *, just_loaded: bool = False
+    ) -> Vmm:
+        """A VMM that was started earlier, perhaps by another process. Doesn't ask whether it lives.
+
+        `just_loaded` says that its guest stands still since its vmstate was loaded.
+        """
 
     def ending(self, directory: Path) -> Ending:
         """How the VMM that last worked in `directory` ended, from its log. Only to be asked when it has."""

@@ -17,8 +17,8 @@ import anyio
 import msgspec
 
 from ramet import config
-from ramet.drivers import firecracker_config
-from ramet.drivers.api import Ability, Ending
+from ramet.drivers import firecracker_config, firecracker_releases
+from ramet.drivers.api import Ability, Ending, Standing
 from ramet.drivers.firecracker_api import SOCKET
 from ramet.drivers.firecracker_vmm import FirecrackerVmm, last_words
 from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes
@@ -41,15 +41,15 @@ from ramet.programs import Program
 from ramet.units import MIB
 
 PROGRAM: Final = "firecracker"
-_OLDEST: Final = (1, 8)  # the first with VMGenID, and with devices described by ACPI
-_NETWORK_OVERRIDES_SINCE: Final = (1, 12)
-_VSOCK_OVERRIDE_SINCE: Final = (1, 16)
+# Each new thread of a glibc Firecracker would have a heap of its own, perhaps next to guest RAM, and shown by
+# the kernel as one area with it. With musl it has no effect.
+_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}
 _LAST_WORDS_S: Final = 1.0
 _POWER_OFF: Final = b"ramet: power off"
 # Its log's first line and its last, unless it died.
 _STARTED: Final = b"Running Firecracker v"
 _EXITED: Final = b"Firecracker exiting successfully"
-_VERSION: Final = r"Firecracker v(\d+\.\d+\.\d+)"
+_VERSION: Final = r"Firecracker v(\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]{1,64})?)"
 _INSTALL: Final = "put it on PATH or into {tools}, or set RAMET_FIRECRACKER"
 
 
@@ -73,9 +73,9 @@ class Firecracker:
             Ability.BOOTS_BARE_METAL,
         }
         numbers = release(self._known_version())
-        if numbers >= _NETWORK_OVERRIDES_SINCE:
+        if numbers >= firecracker_releases.NETWORK_OVERRIDES_SINCE:
             known.add(Ability.OVERRIDES_NETWORK)
-        if numbers >= _VSOCK_OVERRIDE_SINCE:
+        if numbers >= firecracker_releases.VSOCK_OVERRIDE_SINCE:
             known.add(Ability.OVERRIDES_VSOCK)
         return frozenset(known)
 
@@ -86,11 +86,15 @@ class Firecracker:
                 "Firecracker",
                 self.program(),
                 _VERSION,
-                oldest=_OLDEST,
+                oldest=firecracker_releases.OLDEST,
                 install=self._program.hint,
                 setting="RAMET_FIRECRACKER",
             )
         return self._version
+
+    def standing(self) -> Standing:
+        """As `Driver.standing`."""
+        return firecracker_releases.standing(self._known_version())
 
     def machine(
         self,
@@ -104,7 +108,7 @@ class Firecracker:
         """As `Driver.machine`. RAM is rounded up to whole MiB. Disks are raw files."""
         return Machine(
             accelerator=accelerator,
-            machine_type=f"firecracker-{'.'.join(map(str, release(self._known_version())))}",
+            machine_type=firecracker_releases.machine_type(release(self._known_version())),
             cpu_model="host",
             memory_bytes=-(-memory_bytes // MIB) * MIB,
             cpus=cpus,
@@ -117,14 +121,20 @@ class Firecracker:
             entropy_device=guest == "linux",
         )
 
+    def for_cold_start(self, machine: Machine) -> Machine:
+        """As `Driver.for_cold_start`: each release makes its own machine."""
+        name = firecracker_releases.machine_type(release(self._known_version()))
+        return msgspec.structs.replace(machine, machine_type=name)
+
     def arguments(self, machine: Machine) -> list[str]:
         """As `Driver.arguments`: the document that it boots from, as one text."""
         document = firecracker_config.boot_config(machine, initramfs=bool(machine.kernel_arguments))
         return [msgspec.json.encode(document, order="sorted").decode()]
 
     def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
-        """As `Driver.ram_regions`."""
-        return firecracker_config.ram_regions(machine.memory_bytes)
+        """As `Driver.ram_regions`: by the release that makes the machine, whichever is installed by now."""
+        numbers = firecracker_releases.release_of(machine.machine_type) or release(self._known_version())
+        return firecracker_releases.ram_regions(machine.memory_bytes, numbers)
 
     async def boot(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> FirecrackerVmm:
         """As `Driver.boot`. The whole machine is in one file, `config.json`."""
@@ -169,9 +179,11 @@ class Firecracker:
         await self._come_up(vmm, boots=False, sessions=sessions)
         return vmm
 
-    def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> FirecrackerVmm:
+    def attach(
+        self, directory: Path, process: ProcessRef, machine: Machine, *, just_loaded: bool = False
+    ) -> FirecrackerVmm:
         """As `Driver.attach`."""
-        return FirecrackerVmm(directory, process, machine)
+        return FirecrackerVmm(directory, process, machine, just_loaded=just_loaded)
 
     def ending(self, directory: Path) -> Ending:
         """As `Driver.ending`.
@@ -236,6 +248,7 @@ class Firecracker:
                 log=directory / CONSOLE_LOG,
                 largest_file_bytes=largest_bytes,
                 mark=mark,
+                environment=_ENVIRONMENT,
             )
 
     async def _come_up(

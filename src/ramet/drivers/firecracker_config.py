@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from ramet.model.record import Machine, RamRegion
+from ramet.model.record import Machine
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VSOCK_SOCKET
-from ramet.units import GIB, MIB
+from ramet.units import MIB
 
 GUEST_CID: Final = 3
 """The guest's address on its vsock, the same for all: each VMM has a socket of its own."""
@@ -24,21 +24,6 @@ KERNEL_ARGUMENTS: Final = (
     "console=ttyS0 reboot=k panic=-1 quiet 8250.nr_uarts=1 cryptomgr.notests tsc=reliable "
     "ramet.power_off=reset"
 )
-
-
-# src/vmm/src/arch/x86_64/layout.rs: devices have the last 768 MiB below 4 GiB.
-_LOW_BYTES: Final = 3 * GIB + GIB // 4
-_HIGH_START: Final = 4 * GIB
-
-
-def ram_regions(memory_bytes: int) -> tuple[RamRegion, ...]:
-    """Where a guest's RAM lies on x86-64: in a mem-file, the part above 4 GiB follows the low one."""
-    if memory_bytes <= _LOW_BYTES:
-        return (RamRegion(0, memory_bytes, 0),)
-    return (
-        RamRegion(0, _LOW_BYTES, 0),
-        RamRegion(_HIGH_START, memory_bytes - _LOW_BYTES, _LOW_BYTES),
-    )
 
 
 def boot_config(machine: Machine, *, initramfs: bool) -> dict[str, object]:
@@ -84,19 +69,19 @@ def boot_config(machine: Machine, *, initramfs: bool) -> dict[str, object]:
 
 
 def load_request(
-    machine: Machine, vmstate: str, *, resume: bool, network: bool, vsock: bool
+    machine: Machine, vmstate: str, *, resume: bool, network: bool, vsock: bool, track_dirty_pages: bool
 ) -> dict[str, object]:
     """The body of `PUT /snapshot/load`: on the mem-file in the working directory, mapped privately. The guest
     goes on with it if it is to `resume`.
 
-    `enable_diff_snapshots` at every load: without it no `Diff` can be made of what was loaded. `network` and
-    `vsock` say whether this Firecracker takes overrides; where it does, the machine's devices are named,
-    whatever the vmstate has.
+    Changed pages are tracked after every load: without that no `Diff` can be made of what was loaded.
+    `track_dirty_pages` says that this Firecracker has that name for it. `network` and `vsock` say whether it
+    takes overrides; where it does, the machine's devices are named, whatever the vmstate has.
     """
     request: dict[str, object] = {
         "snapshot_path": vmstate,
         "mem_backend": {"backend_type": "File", "backend_path": MEM_FILE},
-        "enable_diff_snapshots": True,
+        "track_dirty_pages" if track_dirty_pages else "enable_diff_snapshots": True,
         "resume_vm": resume,
     }
     if network and machine.nics:

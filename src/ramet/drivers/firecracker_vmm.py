@@ -13,13 +13,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from ramet.drivers import firecracker_config
+from ramet.drivers import firecracker_config, firecracker_releases
 from ramet.drivers.api import Ability
 from ramet.drivers.firecracker_api import SOCKET, Api, api
 from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes
 from ramet.drivers.sessions import Sessions, session_limit_s
-from ramet.drivers.vmstate_files import path_of, require_empty
-from ramet.errors import VmmError
+from ramet.drivers.vmstate_files import has_checksum, path_of, require_empty
+from ramet.errors import VmmError, VmmTimeoutError
 from ramet.host import processes, rings
 from ramet.host.deadman import Rescue
 from ramet.host.listening import connect_when_listening
@@ -33,22 +33,31 @@ _SLOWEST_MIB_PER_S: Final = 10
 _LONGEST_METRICS_BYTES: Final = 256 * KIB
 _NO_FILE: Final = "/dev/null/none"
 _RAM_REFUSED: Final = "on the memory backing file"
-_RESUME: Final = '{"state":"Resumed"}'
-_RESCUE: Final = Rescue(
-    SOCKET,
-    (
-        (
-            "PATCH /vm HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(_RESUME)}\r\n\r\n{_RESUME}",
-            r"HTTP/1\.1 \d{3} ",
-        ),
-    ),
+_SAVE_NOTHING: Final[dict[str, object]] = {
+    "snapshot_type": "Full",
+    "snapshot_path": _NO_FILE,
+    "mem_file_path": _NO_FILE,
+}
+"""Prepares the devices for a save and then writes none: the files can't be opened."""
+
+
+def _step(method: str, path: str, body: dict[str, object]) -> tuple[str, str]:
+    """A request as text, for `Rescue`, and what matches any answer to it."""
+    text = msgspec.json.encode(body).decode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(text)}\r\n\r\n{text}", r"HTTP/1\.1 \d{3} "
+
+
+_RESUME_STEP: Final = _step("PATCH", "/vm", {"state": "Resumed"})
+_RESCUE: Final = Rescue(SOCKET, (_RESUME_STEP,))
+_RESCUE_OF_THE_DEAFENED: Final = Rescue(
+    SOCKET, (_step("PUT", "/snapshot/create", _SAVE_NOTHING), _RESUME_STEP)
 )
 
 
 class FirecrackerVmm:
     """One Firecracker process and the directory that it works in. `abilities` are for one that a vmstate is
-    to be loaded into.
+    to be loaded into; `just_loaded` is `Driver.attach`'s.
     """
 
     def __init__(
@@ -57,11 +66,18 @@ class FirecrackerVmm:
         process: ProcessRef,
         machine: Machine,
         abilities: frozenset[Ability] = frozenset(),
+        *,
+        just_loaded: bool = False,
     ) -> None:
         self.directory = directory
         self.process = process
         self._machine = machine
         self._abilities = abilities
+        self._release = firecracker_releases.release_of(machine.machine_type)
+        self._is_reset = just_loaded
+        """Its guest, which stands still, will learn that its connections are reset: its state has been saved,
+        or was loaded, since it last ran. This object has seen to that itself, or was told.
+        """
         self._sessions = Sessions(self._lease)
 
     @property
@@ -77,7 +93,11 @@ class FirecrackerVmm:
 
     def rescue(self) -> Rescue:
         """As `Vmm.rescue`."""
-        return _RESCUE
+        return _RESCUE_OF_THE_DEAFENED if self._is_deafened_by_resume else _RESCUE
+
+    @property
+    def _is_deafened_by_resume(self) -> bool:
+        return self._release is not None and firecracker_releases.deafens(self._release)
 
     @property
     def _saving_s(self) -> float:
@@ -106,12 +126,25 @@ class FirecrackerVmm:
 
     async def pause(self) -> None:
         """As `Vmm.pause`."""
+        self._is_reset = False
         await self._set_state("Paused")
 
     async def resume(self) -> None:
-        """As `Vmm.resume`."""
+        """As `Vmm.resume`. A release that a bare resume deafens has its state saved before, into nothing."""
         await self._give_up_saving()
+        if self._is_deafened_by_resume and not self._is_reset:
+            await self._save_nothing()
         await self._set_state("Resumed")
+        self._is_reset = False
+
+    async def _save_nothing(self) -> None:
+        async with self._sessions.use() as firecracker:
+            try:
+                await firecracker.call("PUT", "/snapshot/create", _SAVE_NOTHING, longer_s=self._saving_s)
+            except VmmTimeoutError:
+                raise
+            except VmmError:
+                pass  # refused, as it has to be; if it has ended, the resume says so
 
     async def _set_state(self, state: Literal["Paused", "Resumed"]) -> None:
         async with self._sessions.use() as firecracker:
@@ -133,11 +166,15 @@ class FirecrackerVmm:
             return await self._save_difference(vmstate_fd, changed_fd)
         try:
             await self._create_snapshot("Full", path_of(vmstate_fd), _NO_FILE)
+        except VmmTimeoutError:
+            raise
         except VmmError as refusal:
-            if _RAM_REFUSED not in refusal.message:
-                raise
-            if os.fstat(vmstate_fd).st_size:
+            # Its words are its release's, the checksum at the end of a state isn't.
+            size_bytes = os.fstat(vmstate_fd).st_size
+            if size_bytes and (_RAM_REFUSED in refusal.message or has_checksum(vmstate_fd)):
                 return None
+            if size_bytes or _RAM_REFUSED not in refusal.message:
+                raise
         # One that asks for RAM first. No release that was looked at does.
         changes = os.memfd_create("changed", os.MFD_CLOEXEC)
         try:
@@ -155,7 +192,14 @@ class FirecrackerVmm:
     async def _create_snapshot(self, kind: Literal["Full", "Diff"], vmstate: str, mem: str) -> None:
         body: dict[str, object] = {"snapshot_type": kind, "snapshot_path": vmstate, "mem_file_path": mem}
         async with self._sessions.use() as firecracker:
-            await firecracker.call("PUT", "/snapshot/create", body, longer_s=self._saving_s)
+            try:
+                await firecracker.call("PUT", "/snapshot/create", body, longer_s=self._saving_s)
+            except VmmTimeoutError:
+                raise
+            except VmmError:
+                self._is_reset = True  # a file was refused; devices are prepared before any is opened
+                raise
+        self._is_reset = True
 
     async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
         """As `SavesSnapshot.save_snapshot`. Connections over the guest's vsock are reset by it
@@ -202,7 +246,9 @@ class FirecrackerVmm:
             resume=resume,
             network=Ability.OVERRIDES_NETWORK in self._abilities,
             vsock=Ability.OVERRIDES_VSOCK in self._abilities,
+            track_dirty_pages=(self._release or (0, 0)) >= firecracker_releases.TRACKS_DIRTY_PAGES_SINCE,
         )
+        self._is_reset = not resume
         try:
             async with self._sessions.use() as firecracker:
                 await firecracker.call("PUT", "/snapshot/load", body)

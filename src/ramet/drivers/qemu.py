@@ -17,7 +17,7 @@ from typing import Final
 import anyio
 
 from ramet.drivers import qemu_arguments, qmp
-from ramet.drivers.api import Ability, Ending
+from ramet.drivers.api import Ability, Ending, Standing
 from ramet.drivers.limits import largest_file_bytes
 from ramet.drivers.qemu_vmm import STARTED, QemuVmm, last_words
 from ramet.drivers.versions import ask_version, release
@@ -34,6 +34,8 @@ _OLDEST: Final = (7, 2)
 _VERSION: Final = r"version (\d+\.\d+(?:\.\d+)?)"
 _INSTALL: Final = "install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU"
 _READ_ONLY_SINCE: Final = (8, 2)
+_RUN: Final = ((7, 2),)
+"""The releases that ramet's tests were run with."""
 
 
 class Qemu:
@@ -66,6 +68,14 @@ class Qemu:
             )
         return self._version
 
+    def standing(self) -> Standing:
+        """As `Driver.standing`."""
+        version = self._known_version()
+        if release(version) in _RUN:
+            return Standing(True, "run")
+        names = ", ".join(f"{major}.{minor}" for major, minor in _RUN)
+        return Standing(False, f"untried, documented to do what ramet asks of it; {names} was run")
+
     def machine(
         self,
         *,
@@ -93,6 +103,10 @@ class Qemu:
                 for n, size in enumerate(disk_bytes)
             ),
         )
+
+    def for_cold_start(self, machine: Machine) -> Machine:
+        """As `Driver.for_cold_start`: machine types are versioned, and a newer QEMU goes on making them."""
+        return machine
 
     def arguments(self, machine: Machine) -> list[str]:
         """As `Driver.arguments`."""
@@ -124,7 +138,9 @@ class Qemu:
             raise VmmError(f"{directory / MEM_FILE} is missing")
         return await self._spawn(directory, machine, qemu_arguments.restore_arguments(), mark, sessions)
 
-    def attach(self, directory: Path, process: ProcessRef, machine: Machine) -> QemuVmm:
+    def attach(
+        self, directory: Path, process: ProcessRef, machine: Machine, *, just_loaded: bool = False
+    ) -> QemuVmm:
         """As `Driver.attach`."""
         return QemuVmm(directory, process, machine)
 

@@ -18,11 +18,11 @@ from ramet.host.files import write_durably
 LIMIT_S: Final = 20.0
 """How long a program may take to tell."""
 _ELF: Final = b"\x7fELF"
-_VERSION: Final = re.compile(r"\d+\.\d+(\.\d+)?")
+_VERSION: Final = re.compile(r"\d+\.\d+(\.\d+)?([-+][0-9A-Za-z.+-]{1,64})?")
 
 
-_Facts = tuple[int, int, int, int]
-"""Device, inode, size and time of change of a file: other content has others."""
+_Facts = tuple[int, int, int, int, int]
+"""Device, inode, size and both times of change of a file: other content has others, whoever set its dates."""
 
 
 class _Program(NamedTuple):
@@ -99,7 +99,9 @@ def _program(binary: str) -> _Program | None:
                 return None
     except OSError:
         return None
-    return _Program(str(path), (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+    return _Program(
+        str(path), (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    )
 
 
 def _file() -> Path:

@@ -139,7 +139,8 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
             _new_mem_file(directory, record.machine.memory_bytes)
         else:
             (directory / MEM_FILE).unlink(missing_ok=True)
-    machine = await threads.run(_open_disks, directory, record.machine)
+    machine = driver.for_cold_start(record.machine)
+    machine = await threads.run(_open_disks, directory, machine)
     with process_limit.named():
         vmm = await driver.boot(directory, machine)
     try:

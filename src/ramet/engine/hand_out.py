@@ -193,7 +193,7 @@ def _loaded(
     if warm.memory.mode == "shared":
         check_part(manifest, directory, manifest.memory.base, name=MEM_FILE, capture=origin.directory)
     parts = Parts(manifest, warm.memory, warm.disks, None)
-    vmm = driver.attach(directory, warm.process, warm.machine)
+    vmm = driver.attach(directory, warm.process, warm.machine, just_loaded=True)
     marks += [time.perf_counter()] * 3
     return parts, Loaded(warm.machine, vmm, warm.running, goes_on=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.execution import settle
-from ramet.engine.proof import correct_clock
+from ramet.engine.proof import connections_may_be_cut, correct_clock
 from ramet.host import processes
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
@@ -24,6 +24,7 @@ async def resume(context: Context, record: Record) -> Record:
     async with changing(context, record, "resume") as record:
         record.moved(Move.RESUME)
         await context.vmm(record).resume()
+        connections_may_be_cut(context, record)
         await correct_clock(context, record)
         return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm))
 

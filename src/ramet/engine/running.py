@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from ramet.drivers.api import Driver, Vmm
-from ramet.errors import UnavailableError
+from ramet.errors import UnavailableError, WrongStateError
 from ramet.memory.mappings import FileIdentity, identity_of
 from ramet.memory.ram import locate_ram
 from ramet.model.record import Machine, ProcessRef, RamRange, RunningVmm
@@ -29,12 +29,15 @@ def running_vmm(driver: Driver, directory: Path, machine: Machine, vmm: Vmm) -> 
 
 def booted_vmm(driver: Driver, directory: Path, machine: Machine, vmm: Vmm) -> RunningVmm:
     """As `running_vmm`, of one that boots: its guest runs well also where the kernel lets nobody look at its
-    RAM. It is a capture that can't do without; `with_ram` is where that is said.
+    RAM, or where nothing proves where that lies. It is a capture that can't do without; `with_ram` is where
+    that is said.
     """
     try:
         return running_vmm(driver, directory, machine, vmm)
-    except UnavailableError:
+    except (UnavailableError, WrongStateError) as error:
         path = directory / MEM_FILE
+        if isinstance(error, WrongStateError) and path.exists():
+            raise  # its guest would write into a file that is to be shared, say
         device, inode = identity_of(path) if path.exists() else (0, 0)
         return RunningVmm(process=vmm.process, mem_device=device, mem_inode=inode)
 

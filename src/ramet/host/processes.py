@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -158,11 +158,12 @@ def spawn(
     fds: Sequence[int] = (),
     largest_file_bytes: int | None = None,
     mark: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> ProcessRef:
     """Start `argv` in `directory`, in a session of its own, its output appended to `log`, `fds` inherited.
 
-    Its environment says that it was started by ramet, and that its directory is going to be called `mark`, by
-    default as it is: see `spawned_below`.
+    Its environment is this process's, and `environment`, and says that it was started by ramet, and that its
+    directory is going to be called `mark`, by default as it is: see `spawned_below`.
     `largest_file_bytes` is the kernel's limit on any file that it writes, see `limit_files`. The process
     outlives this one. Raises `UnavailableError` when the program can't be executed, or couldn't be told from
     others afterwards; nothing runs then.
@@ -177,7 +178,11 @@ def spawn(
         child = subprocess.Popen(
             launched(argv, blocked={signal.SIGXFSZ}, first=_launcher()),
             cwd=directory,
-            env={**os.environb, MARK.encode(): os.fsencode(mark or directory)},
+            env={
+                **os.environb,
+                **{name.encode(): value.encode() for name, value in (environment or {}).items()},
+                MARK.encode(): os.fsencode(mark or directory),
+            },
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,

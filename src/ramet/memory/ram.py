@@ -5,34 +5,31 @@ balloon, also one at an edge) is found by comparing.
 
 A VMM that booted without a mem-file has RAM in anonymous memory. Above a gap below 4 GiB RAM has several
 regions, and they needn't lie in the order in which a mem-file has them: Firecracker 1.12 puts the upper one
-first. Nothing that the kernel tells about the process shows which is which; what the VMM itself put into low
-memory does.
+first. The kernel shows neighbours that are alike as one area, and not only regions: the heap of one of the
+VMM's threads may be a part of it. So lengths prove nothing. The ACPI tables that the VMM itself put into low
+memory do (`acpi`), and what they don't prove isn't taken for RAM.
 
-Sources: Firecracker's `src/vmm/src/arch/x86_64/mod.rs` (`arch_memory_regions`); ACPI 6.5 §5.2.5.1, "Finding
-the RSDP on IA-PC Systems", and §5.2.5.3, its structure.
+Sources: Firecracker's `src/vmm/src/arch/x86_64/mod.rs` (`arch_memory_regions`), `src/vmm/src/acpi/mod.rs`.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from itertools import permutations
-from typing import Final
+from typing import Final, NamedTuple
 
 from ramet.errors import WrongStateError
+from ramet.memory.acpi import ANONYMOUS, is_guest_start, starts_within
 from ramet.memory.mappings import Area, FileIdentity, Mapping, areas, find_mapping
 from ramet.memory.pagemap import Run, changed_runs
-from ramet.memory.transfer import read_memory
 from ramet.model.record import RamRange
-from ramet.units import KIB, FileOffset, HostVirtual
+from ramet.units import FileOffset, HostVirtual
 
-_ANONYMOUS: Final = FileIdentity(0, 0)
 _MOST_REGIONS: Final = 4
-_RSDP_START: Final = 0xE0000
-_RSDP_AREA_BYTES: Final = 128 * KIB
-_RSDP_ALIGNMENT: Final = 16
-_RSDP_BYTES: Final = 20  # of its first version, which the first checksum covers
-_RSDP_SIGNATURE: Final = b"RSD PTR "
+_UNPROVED: Final = (
+    "`ramet doctor` says which releases of this VMM were run; a guest of at most 3 GiB, or another release,"
+    " may do"
+)
 
 
 def locate_ram(pid: int, *, mem: FileIdentity | None, regions: Sequence[int]) -> tuple[RamRange, ...]:
@@ -51,14 +48,21 @@ def locate_ram(pid: int, *, mem: FileIdentity | None, regions: Sequence[int]) ->
         )
         _require_whole(pid, ranges, sum(regions))
         return tuple(ranges)
-    layouts = set(_layouts(list(areas(pid)), regions))
-    if len(layouts) > 1:
-        layouts = {layout for layout in layouts if _has_rsdp(pid, layout[0])}
-    if len(layouts) != 1:
+    anonymous = [area for area in areas(pid) if area.private and area.writable and area.identity.inode == 0]
+    # Areas that hold regions and nothing else, first: a guest's own guest has such tables, too.
+    proved = {
+        layout
+        for layout in _layouts(anonymous, regions)
+        if is_guest_start(pid, layout[0].host_start, layout[0].length_bytes)
+    } or set(_layouts_inside(pid, anonymous, regions))
+    if len(proved) != 1:
         sizes = " and ".join(map(str, regions))
-        found = "no" if not layouts else "more than one"
-        raise WrongStateError(f"process {pid} has {found} anonymous memory that can be RAM of {sizes} bytes")
-    return layouts.pop()
+        found = "more than one" if proved else "no"
+        raise WrongStateError(
+            f"process {pid} has {found} anonymous memory that is proved to be RAM of {sizes} bytes",
+            hint=_UNPROVED,
+        )
+    return proved.pop()
 
 
 def changed_pages(pid: int, ram: Sequence[RamRange], mem: FileIdentity | None) -> list[Run]:
@@ -67,7 +71,7 @@ def changed_pages(pid: int, ram: Sequence[RamRange], mem: FileIdentity | None) -
     With None, RAM that never had a mem-file: what is there at all. What isn't there is zeros, and isn't
     listed. The process must be paused. Raises as `changed_runs` does.
     """
-    identity = mem or _ANONYMOUS
+    identity = mem or ANONYMOUS
     runs = changed_runs(
         pid,
         [
@@ -95,14 +99,13 @@ def _require_whole(pid: int, ranges: Sequence[RamRange], expected_bytes: int) ->
     raise WrongStateError(f"process {pid} doesn't map the whole mem-file")
 
 
-def _layouts(now: Sequence[Area], regions: Sequence[int]) -> Iterator[tuple[RamRange, ...]]:
-    """Every way in which regions of these lengths can lie in anonymous areas that hold nothing else.
+def _layouts(anonymous: Sequence[Area], regions: Sequence[int]) -> Iterator[tuple[RamRange, ...]]:
+    """Every way in which regions of these lengths can lie in areas that hold nothing else.
 
     The kernel shows neighbours that are alike as one area, so one may hold several, in any order.
     """
     if not 0 < len(regions) <= _MOST_REGIONS:
         return
-    anonymous = [area for area in now if area.private and area.writable and area.identity.inode == 0]
     offsets = [sum(regions[:index]) for index in range(len(regions))]
     for order in permutations(range(len(regions))):
         yield from _placed(anonymous, regions, offsets, order, ())
@@ -130,17 +133,39 @@ def _placed(
             yield from _placed(free[number + 1 :], regions, offsets, order[len(taken) :], (*placed, *taken))
 
 
-def _has_rsdp(pid: int, low: RamRange) -> bool:
-    """Whether the tables that a VMM makes for its guest are where they would be if this were low memory."""
-    if low.length_bytes < _RSDP_START + _RSDP_AREA_BYTES:
-        return False
-    buffer = ctypes.create_string_buffer(_RSDP_AREA_BYTES)
-    read_memory(pid, [low.host_start + _RSDP_START], [_RSDP_AREA_BYTES], ctypes.addressof(buffer))
-    content = buffer.raw
-    position = content.find(_RSDP_SIGNATURE)
-    while position >= 0:
-        table = content[position : position + _RSDP_BYTES]
-        if position % _RSDP_ALIGNMENT == 0 and len(table) == _RSDP_BYTES and sum(table) % 256 == 0:
-            return True
-        position = content.find(_RSDP_SIGNATURE, position + 1)
-    return False
+class _Span(NamedTuple):
+    """Anonymous memory in which no region has been placed yet."""
+
+    start: int
+    end: int
+
+
+def _layouts_inside(
+    pid: int, anonymous: Sequence[Area], regions: Sequence[int]
+) -> Iterator[tuple[RamRange, ...]]:
+    """As `_layouts`, in areas that hold something else besides: the lowest region where the guest's tables
+    say that it is, the others where there is one place left that they fit into, to the byte.
+    """
+    if not 0 < len(regions) <= _MOST_REGIONS:
+        return
+    low_bytes = regions[0]
+    for area in anonymous:
+        for start in starts_within(pid, area.start, area.end, low_bytes):
+            low = RamRange(start, low_bytes, 0)
+            free = [_Span(one.start, one.end) for one in anonymous if one is not area]
+            free += [_Span(area.start, start), _Span(start + low_bytes, area.end)]
+            if (others := _others(free, regions)) is not None:
+                yield (low, *others)
+
+
+def _others(free: list[_Span], regions: Sequence[int]) -> list[RamRange] | None:
+    """The regions behind the first. None where one has no place, or more than one: nothing tells which."""
+    placed, offset = [], regions[0]
+    for length in regions[1:]:
+        fitting = [span for span in free if span.end - span.start >= length]
+        if len(fitting) != 1 or fitting[0].end - fitting[0].start != length:
+            return None
+        free = [span for span in free if span is not fitting[0]]
+        placed.append(RamRange(fitting[0].start, length, offset))
+        offset += length
+    return placed
