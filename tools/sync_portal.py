@@ -2,137 +2,327 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
-from typing import Generic, TypeVar
+from concurrent.futures import Future, wait
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar, cast
 
 import anyio
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from ramet.calls import was_forked, was_left
+from ramet.errors import UsageError
 from ramet.host import threads
 
 _T = TypeVar("_T")
+_W = TypeVar("_W")
+
+_JOIN_LIMIT_S: Final = 10.0
+"""The thread is left to itself when a call keeps it longer: it is a daemon."""
 
 
 class _Task(Generic[_T]):
-    """A coroutine in a portal's loop. `_finished` tells when it has cleaned up, which a future doesn't."""
+    """A coroutine in a portal's loop. Its future is done when it has cleaned up."""
 
-    def __init__(self, portal: BlockingPortal, function: Callable[[], Awaitable[_T]]) -> None:
+    def __init__(self, portal: _Portal, function: Callable[[], Awaitable[_T]]) -> None:
+        self.future: Future[_T] = Future()
+        self._portal = portal
         self._function = function
-        self._finished = threading.Event()
-        self._future: Future[_T] = portal.start_task_soon(self._run)
+        self._scope: anyio.CancelScope | None = None
+        self._is_unwanted = False
 
-    async def _run(self) -> _T:
+    async def run(self) -> None:
+        """Its whole life, in the loop."""
         try:
-            return await self._function()
+            with anyio.CancelScope() as scope:
+                self._scope = scope
+                if self._is_unwanted:
+                    scope.cancel()
+                result = await self._function()
+            if scope.cancelled_caught:
+                raise was_left()
+        except asyncio.CancelledError:
+            self.future.set_exception(was_left())
+            raise
+        except BaseException as error:
+            # Whatever it is, it is for the caller: the loop is for everybody.
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
         finally:
-            self._finished.set()
+            self._portal.forget(self)
 
     def result(self) -> _T:
         """Its result. If the wait is interrupted (Ctrl-C) it is cancelled and its cleanup is waited for."""
         try:
-            return self._future.result()
+            wait([self.future])
         except BaseException:
             self.cancel()
             raise
+        return self.future.result()
 
     def cancel(self) -> None:
         """Cancel it and wait until it has cleaned up. Nothing happens when it is over."""
-        if not self._future.done():
-            self._future.cancel()
-            self._finished.wait()
+        if not self.future.done():
+            self._portal.soon(self._cancel)
+            wait([self.future])
+
+    def _cancel(self) -> None:
+        self._is_unwanted = True
+        if self._scope is not None:
+            self._scope.cancel()
 
 
 class _Portal:
-    """An event loop in a thread of its own, one for each open Host. It works where a loop runs already."""
+    """An event loop in a thread of its own, one for each open Host. It works where a loop runs already.
+
+    A call that is under way when the loop ends, and each later one, raises `UsageError`. So does each call in
+    a child of this process: the thread isn't there. Destructors never wait for the loop.
+    """
 
     def __init__(self) -> None:
-        self._exits = ExitStack()
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # a signal handler may interrupt its own thread here
+        self._tasks: set[_Task[Any]] = set()
+        self._closed = False
+        self._running: set[asyncio.Future[None]] = set()
+        self._stop: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started: Future[None] = Future()
+        # A daemon: a Host that is still open doesn't keep the interpreter from ending. Threads that the loop
+        # starts inherit that. Its context is empty: the caller's may belong to a loop.
+        self._thread = threading.Thread(
+            target=contextvars.Context().run, args=(self._run,), name="ramet", daemon=True
+        )
         try:
-            self._portal = self._exits.enter_context(start_blocking_portal("asyncio", name="ramet"))
+            self._thread.start()
         except RuntimeError as error:
             raise threads.no_thread() from error  # it raises that for nothing else
+        try:
+            self._started.result()
+        except BaseException:  # Ctrl-C, perhaps
+            self._closed = True
+            self._end()
+            raise
+
+    def require(self) -> None:
+        """Raise `UsageError` in a child of the process that made this."""
+        if os.getpid() != self._pid:
+            raise was_forked()
 
     def close(self) -> None:
-        """End the loop and its thread."""
-        self._exits.close()
+        """End the loop and its thread, and what is still under way there."""
+        self.require()
+        self._end()
+        if threading.get_ident() != self._thread.ident:
+            self._thread.join(_JOIN_LIMIT_S)
 
     def call(self, function: Callable[[], Awaitable[_T]]) -> _T:
         """Await `function()` in the loop."""
-        return _Task(self._portal, function).result()
+        return self.start(function).result()
 
-    @contextmanager
-    def entered(self, make: Callable[[], AbstractAsyncContextManager[_T]]) -> Iterator[_T]:
-        """An async context as a plain one. One task enters and leaves it, as cancel scopes want it."""
-        ready: Future[_T] = Future()
-        leave = self._portal.call(anyio.Event)
+    def start(self, function: Callable[[], Awaitable[_T]]) -> _Task[_T]:
+        """Begin to await `function()` in the loop."""
+        self.require()
+        if threading.get_ident() == self._thread.ident:
+            raise UsageError("a call from ramet's own thread would wait for itself")
+        task = _Task(self, function)
+        with self._lock:
+            if self._closed:
+                raise was_left()
+            self._tasks.add(task)
+        self.soon(self._begin, task)
+        return task
 
-        async def hold() -> None:
-            try:
-                async with make() as value:
-                    ready.set_result(value)
-                    await leave.wait()
-            except BaseException as error:
-                if not ready.done():
-                    ready.set_exception(error)
-                    if isinstance(error, Exception):
-                        return
-                raise
+    def soon(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call `function` in the loop, and don't wait for that. Nothing happens when the loop has ended."""
+        if os.getpid() == self._pid and self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(function, *arguments)
 
-        task = _Task(self._portal, hold)
+    def entered(
+        self, make: Callable[[], AbstractAsyncContextManager[_W]], wrap: Callable[[_W], _T]
+    ) -> AbstractContextManager[_T]:
+        """An async context as a plain one, whose value is `wrap`ped."""
+        return _Entered(self, make, wrap)
+
+    def iterate(self, make: Callable[[], AsyncIterator[_T]]) -> Iterator[_T]:
+        """An async iterator as a plain one."""
+        return _Items(self, make)
+
+    def _end(self) -> None:
+        if self._stop is not None:
+            self.soon(self._stop.set)
+
+    def forget(self, task: _Task[Any]) -> None:
+        """It is over."""
+        with self._lock:
+            self._tasks.discard(task)
+
+    def _begin(self, task: _Task[Any]) -> None:
+        running = asyncio.ensure_future(task.run())
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+
+    def _run(self) -> None:
         try:
-            value = ready.result()
+            anyio.run(self._serve)
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+        finally:
+            with self._lock:
+                self._closed = True
+                left = list(self._tasks)
+            for task in left:
+                if not task.future.done():
+                    task.future.set_exception(was_left())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._started.set_result(None)
+        if not self._closed:
+            await self._stop.wait()
+        with self._lock:
+            self._closed = True
+            left = list(self._tasks)
+        for task in left:
+            task._cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=_JOIN_LIMIT_S)
+
+
+class _Held(Generic[_W]):
+    """An async context, entered and left by one task, as cancel scopes want it."""
+
+    def __init__(self, make: Callable[[], AbstractAsyncContextManager[_W]]) -> None:
+        self._make = make
+        self.ready: Future[_W] = Future()
+        self.leave: asyncio.Event | None = None
+
+    async def hold(self) -> None:
+        """Enter it, give its value to `ready`, and leave it when that is asked for."""
+        self.leave = asyncio.Event()
+        async with self._make() as value:
+            self.ready.set_result(value)
+            await self.leave.wait()
+
+
+class _Entered(AbstractContextManager[_T], Generic[_W, _T]):
+    """An async context as a plain one. One that is forgotten is left in the background."""
+
+    def __init__(
+        self,
+        portal: _Portal,
+        make: Callable[[], AbstractAsyncContextManager[_W]],
+        wrap: Callable[[_W], _T],
+    ) -> None:
+        self._portal = portal
+        self._held = _Held(make)
+        self._wrap = wrap
+        self._task: _Task[None] | None = None
+
+    def __enter__(self) -> _T:
+        if self._task is not None:
+            raise UsageError("this context was entered already", hint="make another one")
+        task = self._task = self._portal.start(self._held.hold)
+        try:
+            waited: list[Future[Any]] = [task.future, self._held.ready]
+            wait(waited, return_when="FIRST_COMPLETED")
         except BaseException:
             task.cancel()
             raise
-        try:
-            yield value
-        finally:
-            self._portal.start_task_soon(leave.set)
+        if not self._held.ready.done():
             task.result()
+        return self._wrap(self._held.ready.result())
 
-    def iterate(self, make: Callable[[], AsyncIterator[_T]]) -> Iterator[_T]:
-        """An async iterator as a plain one, driven by one task. Leaving the loop early ends it."""
-        with self.entered(lambda: _pumped(make)) as following:
-            while True:
-                try:
-                    item = self.call(following)
-                except anyio.EndOfStream:
-                    return
-                yield item
-
-
-@asynccontextmanager
-async def _pumped(make: Callable[[], AsyncIterator[_T]]) -> AsyncIterator[Callable[[], Awaitable[_T]]]:
-    """A function for the iterator's next item; it raises `EndOfStream`, or the iterator's own error."""
-    send, receive = anyio.create_memory_object_stream[_T](0)
-    failed: list[Exception] = []
-
-    async def pump() -> None:
-        items = make()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            async for item in items:
-                await send.send(item)
-        except Exception as error:
-            failed.append(error)
-        finally:
-            send.close()
-            if (close := getattr(items, "aclose", None)) is not None:
-                with anyio.CancelScope(shield=True):
-                    await close()
+            self._portal.require()
+        except UsageError:
+            if kind is None:
+                raise
+            return  # what is on its way in a forked child says more
+        task = self._task
+        if task is None:
+            raise UsageError("this context isn't entered")
+        if self._held.leave is not None:
+            self._portal.soon(self._held.leave.set)
+        task.result()
 
-    async def following() -> _T:
-        try:
-            return await receive.receive()
-        except anyio.EndOfStream:
-            if failed:
-                raise failed[0] from None
-            raise
+    def __del__(self) -> None:
+        if self._task is not None and self._held.leave is not None:
+            self._portal.soon(self._held.leave.set)
 
-    with receive:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(pump)
-            yield following
-            tasks.cancel_scope.cancel()
+
+class _Items(Iterator[_T]):
+    """An async iterator as a plain one, for one thread at a time. Nothing of it is under way between two
+    items.
+    """
+
+    def __init__(self, portal: _Portal, make: Callable[[], AsyncIterator[_T]]) -> None:
+        self._portal = portal
+        self._make = make
+        self._items: AsyncIterator[_T] | None = None
+        self._ended = False
+        self._asking = threading.Lock()
+        self._task: _Task[_T] | None = None
+
+    def __next__(self) -> _T:
+        self._portal.require()
+        with self._asking:
+            if self._ended:
+                raise StopIteration
+            task = self._task = self._portal.start(self._next)
+            try:
+                return task.result()
+            except StopAsyncIteration:
+                self._ended = True
+                raise StopIteration from None
+            except BaseException:
+                was_closed, self._ended = self._ended, True
+                if was_closed:
+                    raise StopIteration from None
+                raise
+
+    def close(self) -> None:
+        """End it. A thread that waits for its next item gets `StopIteration`."""
+        self._portal.require()
+        self._ended = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._items is not None:
+            with suppress(UsageError):  # its Host was left, and it ended with that
+                self._portal.call(lambda: _closed(self._items))
+
+    async def _next(self) -> _T:
+        if self._items is None:
+            self._items = self._make()
+        # A future can't hold StopIteration, but it can hold StopAsyncIteration.
+        return await anext(self._items)
+
+    def __del__(self) -> None:
+        if self._items is not None and not self._ended:
+            self._portal.soon(_close_soon, self._items)
+
+
+async def _closed(items: AsyncIterator[object] | None) -> None:
+    if (close := getattr(items, "aclose", None)) is not None:
+        await cast("Awaitable[None]", close())
+
+
+def _close_soon(items: AsyncIterator[object]) -> None:
+    closing = asyncio.ensure_future(_closed(items))
+    _closing.add(closing)
+    closing.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Future[None]] = set()
+"""What forgotten iterators leave to be done: asyncio itself keeps no task."""

@@ -47,7 +47,21 @@ logging.getLogger("qemu.qmp").propagate = False
 class _Client(QMPClient):
     """Without the library's log of what is said: it makes a text of each message, whether or not anybody
     reads that, and they were a tenth of what a fork costs us.
+
+    File descriptors go over ramet's own socket. The library takes the socket out of the transport, by a
+    private attribute that only asyncio's transports have, and uvloop's don't.
     """
+
+    def __init__(self, name: str, connection: socket.socket) -> None:
+        super().__init__(name)
+        self.connection = connection
+
+    def send_fd_scm(self, fd: int) -> None:
+        """Give QEMU an open file, for the `getfd` that follows. The caller keeps the file. Raises
+        `OSError`.
+        """
+        # A blank between two commands, to carry the file (SCM_RIGHTS, unix(7)).
+        socket.send_fds(self.connection, [b" "], [fd])
 
     def _cb_outbound(self, msg: Message) -> Message:
         return msg
@@ -59,7 +73,7 @@ class _Client(QMPClient):
 class Monitor:
     """A leased monitor. Its errors are ramet's."""
 
-    def __init__(self, client: QMPClient, *, who: str) -> None:
+    def __init__(self, client: _Client, *, who: str) -> None:
         self._client = client
         self._who = who
 
@@ -92,7 +106,7 @@ class Monitor:
         with self._client.listen(listener):
             try:
                 self._client.send_fd_scm(fd)
-            except (QMPError, OSError) as error:
+            except OSError as error:
                 raise VmmError(f"{self._who}: QEMU's monitor takes no file descriptor") from error
             told = await asyncio.gather(
                 self.execute("getfd", fdname=_FILE),
@@ -130,10 +144,10 @@ async def monitor(
     mute = VmmTimeoutError(f"{who}: QEMU's monitor didn't answer within {ANSWER_LIMIT_S:g} s")
     with anyio.move_on_after(limit_s) as limit:
         async with file_lock(directory / LOCK, wait_s=min(limit_s, ANSWER_LIMIT_S), busy=mute):
-            client = _Client(who)
             try:
                 with anyio.fail_after(ANSWER_LIMIT_S):
-                    await _connect(client, await _dial(directory))
+                    client = _Client(who, await _dial(directory))
+                    await _connect(client)
             except TimeoutError as error:
                 raise mute from error
             except (ConnectError, OSError) as error:
@@ -158,28 +172,28 @@ async def _dial(directory: Path) -> socket.socket:
             await anyio.sleep(_QUEUE_FULL_S)
 
 
-async def _connect(client: QMPClient, connection: socket.socket) -> None:
-    """Let the library take over `connection`. A cancellation waits until it has, and leaves again.
+async def _connect(client: _Client) -> None:
+    """Let the library take over the client's connection. A cancellation waits until it has, and leaves again.
 
     Cancelled in mid-connect, the library would tidy up with awaits of its own, which anyio cancels again; cut
     off in mid-connect, it forgets a task. A QEMU that doesn't answer is cut off all the same, after
     `_CLOSE_LIMIT_S`.
     """
-    connecting = asyncio.ensure_future(client.connect(connection))
+    connecting = asyncio.ensure_future(client.connect(client.connection))
     try:
         await asyncio.shield(connecting)
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True):
             await asyncio.wait({connecting}, timeout=_CLOSE_LIMIT_S)
             if not connecting.done():
-                connection.shutdown(socket.SHUT_RDWR)
+                client.connection.shutdown(socket.SHUT_RDWR)
                 await asyncio.wait({connecting}, timeout=_CLOSE_LIMIT_S)
         if connecting.done() and connecting.exception() is None:
             await _disconnect(client)
         raise
 
 
-async def _disconnect(client: QMPClient) -> None:
+async def _disconnect(client: _Client) -> None:
     with anyio.move_on_after(_CLOSE_LIMIT_S, shield=True):
         try:
             await client.disconnect()

@@ -40,6 +40,7 @@ class Agents:
     def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
         self._tasks = tasks
         self._open: dict[str, _Connection] = {}
+        self._held: set[_Connection] = set()
 
     @asynccontextmanager
     async def lease(
@@ -60,6 +61,7 @@ class Agents:
         connection = self._open.get(instance_id)
         if connection is None:
             connection = self._open[instance_id] = _Connection()
+            self._held.add(connection)
             self._tasks.start_soon(self._hold, connection, instance_id, open_stream, reopen)
         connection.users += 1
         try:
@@ -87,6 +89,11 @@ class Agents:
         if connection is not None and connection.client is not None:
             connection.client.nudge()
 
+    def close(self) -> None:
+        """Close every connection that is still used, which ends what is under way there."""
+        for connection in self._held:
+            connection.scope.cancel()
+
     def _forget(self, instance_id: str, connection: _Connection) -> None:
         if self._open.get(instance_id) is connection:
             del self._open[instance_id]
@@ -107,6 +114,7 @@ class Agents:
             connection.error = GuestError(f"the agent's connection failed: {error}")
         finally:
             connection.client = None
+            self._held.discard(connection)
             self._forget(instance_id, connection)
             connection.settled.set()
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import anyio.abc
 
+from ramet.calls import Calls
 from ramet.drivers.api import Driver, Vmm
 from ramet.engine.agents import Agents
 from ramet.errors import NotFoundError, UsageError, VmmError, WrongStateError
@@ -45,6 +46,7 @@ class Context:
     tasks: anyio.abc.TaskGroup
     accelerator: str
     """What the user asked for: `auto`, `kvm` or `tcg`."""
+    calls: Calls
     ours: set[str] = field(default_factory=set)
     """Ids of the instances that leave with this Host."""
     locks: dict[str, int] = field(default_factory=dict)

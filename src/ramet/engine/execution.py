@@ -101,9 +101,10 @@ async def execute(
 @asynccontextmanager
 async def process(context: Context, record: Record, command: ExecRequest) -> AsyncIterator[Process]:
     """A command whose streams the caller works with. Leaving the block early kills it."""
-    with _backstop(command):
-        async with agent(context, record) as client, client.start(command) as running:
-            yield running
+    with context.calls.call(), _backstop(command):
+        async with agent(context, record) as client, client.start(command, calls=context.calls) as running:
+            with context.calls.ends_with_the_host(running.end):
+                yield running
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
+from ramet.calls import Calls, calls_into_host
 from ramet.engine.fork import ForkOutcome
 from ramet.engine.results import ExecResult, ForkError
 from ramet.model.shapes import Receipt
@@ -16,15 +17,19 @@ if TYPE_CHECKING:
     from ramet.engine.vm import VM
 
 
+@calls_into_host()
 class Forks(list["VM"]):
     """Instances made by one `fork` call, in order.
 
     As a context it removes at its end those that weren't kept or detached.
     """
 
-    def __init__(self, vms: Iterable[VM], remove: Callable[[Iterable[VM]], Awaitable[None]]) -> None:
+    def __init__(
+        self, vms: Iterable[VM], remove: Callable[[Iterable[VM]], Awaitable[None]], calls: Calls
+    ) -> None:
         super().__init__(vms)
         self._remove = remove
+        self._calls = calls
 
     async def __aenter__(self) -> Forks:
         return self
@@ -70,12 +75,14 @@ class ForkCall:
         make: Callable[[], Awaitable[ForkOutcome]],
         handle: Callable[[ForkOutcome, Receipt], VM],
         remove: Callable[[Iterable[VM]], Awaitable[None]],
+        calls: Calls,
         *,
         return_exceptions: bool,
     ) -> None:
         self._make = make
         self._handle = handle
         self._remove = remove
+        self._calls = calls
         self._return_exceptions = return_exceptions
         self._forks: Forks | None = None
 
@@ -98,11 +105,11 @@ class ForkCall:
         if not self._return_exceptions:
             if outcome.errors:
                 raise ForkError(living, outcome.errors)
-            return Forks(living, self._remove)
+            return Forks(living, self._remove, self._calls)
         in_order = [
             self._handle(outcome, fork) if isinstance(fork, Receipt) else outcome.errors[fork.name]
             for fork in outcome.report.forks
         ]
         # Asked for with return_exceptions, the list holds exceptions where forks failed, as asyncio.gather's
         # does.
-        return Forks(cast("list[VM]", in_order), self._remove)
+        return Forks(cast("list[VM]", in_order), self._remove, self._calls)

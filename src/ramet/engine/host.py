@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import anyio
 
 from ramet import config
+from ramet.calls import Calls, calls_into_host, require_asyncio
 from ramet.engine import boot, hand_out, measure, reap, removal
 from ramet.engine.agents import Agents
+from ramet.engine.background import Background
 from ramet.engine.context import Context
 from ramet.engine.drivers import installed_drivers
+from ramet.engine.finish import finish
 from ramet.engine.keeper import MOST_WARM, Keeper
 from ramet.engine.observe import count_forks, is_shown, observe, to_instance
 from ramet.engine.pool_report import pool_of
@@ -46,6 +51,7 @@ from ramet.store.records import Store
 from ramet.units import parse_size
 
 
+@calls_into_host()
 class Host:
     """This machine, with one home of instances.
 
@@ -79,8 +85,12 @@ class Host:
         """Open the home, making it if need be, and undo what killed ramet processes left in it.
 
         This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
-        directory can't be written, `StoreError` when its database can't be used.
+        directory can't be written, `StoreError` when its database can't be used, `UsageError` when this Host
+        is open already, or where no asyncio event loop runs.
         """
+        require_asyncio()
+        if self._context is not None:
+            raise UsageError("this Host is open already", hint="make another one: `ramet.Host(...)`")
         raise_open_files_limit()
         try:
             self._home.make()
@@ -94,29 +104,55 @@ class Host:
         async with AsyncExitStack() as opening:
             store = Store(self._home.database)
             opening.callback(store.close)
-            tasks = await opening.enter_async_context(anyio.create_task_group())
-            opening.callback(tasks.cancel_scope.cancel)
+            background = Background()
+            opening.push_async_callback(background.close)
+            tasks = await background.start()
             drivers = {driver.name: driver for driver in installed_drivers()}
-            self._context = Context(
-                self._home, config.cache_directory(), store, drivers, Agents(tasks), tasks, self._accel
+            context = Context(
+                self._home,
+                config.cache_directory(),
+                store,
+                drivers,
+                Agents(tasks),
+                tasks,
+                self._accel,
+                Calls(),
             )
-            await reap.reap(self._context)
+            await reap.reap(context)
             if self._warm:
-                self._keeper = Keeper(self._context, self._warm)
+                self._keeper = Keeper(context, self._warm)
                 self._keeper.start()
             self._exits = opening.pop_all()
+            self._context = context
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Leave: calls of other tasks end with `UsageError`, then the instances of this Host are removed.
+
+        Also for a task that is cancelled meanwhile, all is done before this returns. A child of the process
+        that opened the Host can't leave it: `UsageError`, unless an exception is on its way already.
+        """
         context = self._opened
         try:
-            with anyio.CancelScope(shield=True):
-                if self._keeper is not None:
-                    await removal.attempt(self._keeper.close())
-                leaving = [record for record in context.store.all() if record.id in context.ours]
-                await removal.discard_all(context, leaving)
+            context.calls.require_open()
+            if not context.calls.loop_has_ended:
+                context.calls.require_loop()
+        except UsageError:
+            if kind is None:
+                raise
+            return
+        await finish(self._leave(context, asyncio.current_task()))
+
+    async def _leave(self, context: Context, leaving: asyncio.Task[Any] | None) -> None:
+        try:
+            await context.calls.leave(leaving)
+            context.agents.close()
+            if self._keeper is not None:
+                await removal.attempt(self._keeper.close())
+            unwanted = [record for record in context.store.all() if record.id in context.ours]
+            await removal.discard_all(context, unwanted)
         finally:
             self._context = self._keeper = None
             await self._exits.aclose()
@@ -126,6 +162,10 @@ class Host:
         if self._context is None:
             raise UsageError("this Host isn't open", hint="use it as `async with ramet.Host() as host:`")
         return self._context
+
+    @property
+    def _calls(self) -> Calls:
+        return self._opened.calls
 
     async def run(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ramet.calls import Calls, calls_into_host
 from ramet.engine import fork as forking
 from ramet.engine import snapshot_files, snapshots
 from ramet.engine.bring_up import ForkOptions
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from os import stat_result
 
 
+@calls_into_host()
 class Snapshot:
     """One snapshot: immutable, and independent of its source and of its forks.
 
@@ -45,6 +47,10 @@ class Snapshot:
 
     def __repr__(self) -> str:
         return f"<Snapshot {self.name} {self.id}>"
+
+    @property
+    def _calls(self) -> Calls:
+        return self._context.calls
 
     @property
     def _record(self) -> SnapshotRecord:

@@ -208,7 +208,8 @@ def _opened(file: Path | None) -> Iterator[tuple[int, str]]:
         yield sys.stdin.fileno(), "standard input"
         return
     with filesystem_errors("read", file):
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        # A FIFO that nobody writes to is opened at once, and waited for where waiting can be cancelled.
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         yield descriptor, str(file)
     finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ramet.calls import Calls, calls_into_host
 from ramet.engine import execution, freeze, hand_out, measure, power, removal, replace, snapshots
 from ramet.engine import fork as forking
 from ramet.engine.boot import start
@@ -37,6 +38,7 @@ DEFAULT_MAX_OUTPUT_BYTES = 64 * MIB
 _LOG_BYTES = MIB
 
 
+@calls_into_host()
 class VM:
     """One instance. A handle holds no connection; several handles of one instance may be used at once, also
     in several processes.
@@ -54,6 +56,10 @@ class VM:
         return f"<VM {self.name} {self.id}>"
 
     @property
+    def _calls(self) -> Calls:
+        return self._context.calls
+
+    @property
     def _record(self) -> Record:
         return self._context.store.get(self.id)
 
@@ -69,6 +75,7 @@ class VM:
         Raises `WrongStateError` for an instance that isn't a fork, or that has been made a template since.
         """
         if self._receipt is None:
+            self._context.calls.require_open()
             self._receipt = self._context.store.receipt(self.id)
         if self._receipt is None:
             raise WrongStateError(f"{self.name} has no receipt: only a fork has")
@@ -350,18 +357,21 @@ def fork_call(
     """A fork that has been asked for, whose forks are to belong to this Host."""
 
     async def made() -> ForkOutcome:
-        outcome = await make()
-        adopt(context, outcome)
-        return outcome
+        with context.calls.call():
+            outcome = await make()
+            adopt(context, outcome)
+            return outcome
 
     async def remove(vms: Iterable[VM]) -> None:
-        ours = {vm.id for vm in vms if isinstance(vm, VM)} & context.ours
-        await removal.discard_all(context, [one for one in context.store.all() if one.id in ours])
+        with context.calls.call():
+            ours = {vm.id for vm in vms if isinstance(vm, VM)} & context.ours
+            await removal.discard_all(context, [one for one in context.store.all() if one.id in ours])
 
     return ForkCall(
         made,
         lambda outcome, receipt: VM(context, outcome.records[receipt.id], receipt),
         remove,
+        context.calls,
         return_exceptions=return_exceptions,
     )
 

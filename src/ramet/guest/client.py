@@ -12,6 +12,7 @@ from typing import Final
 import anyio
 import anyio.abc
 
+from ramet.calls import UNBOUND, Admission
 from ramet.errors import ExecError, GuestError, GuestTimeoutError, ProtocolError, RametError
 from ramet.guest.connection import Connection, beside, decode_error, open_connection
 from ramet.guest.framing import Frame
@@ -132,15 +133,19 @@ class AgentClient:
 
     @asynccontextmanager
     async def start(
-        self, request: ExecRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        request: ExecRequest,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        calls: Admission = UNBOUND,
     ) -> AsyncIterator[Process]:
-        """Starts a command; `timeout_s` is for the start alone. Leaving the block, however that comes about,
-        kills the command's process group if it still runs.
+        """Starts a command; `timeout_s` is for the start alone, `calls` admits the calls of its methods.
+        Leaving the block, however that comes about, kills the command's process group if it still runs.
 
         Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it can't be started, and
         `UsageError` (nothing was sent) when it isn't a command or is larger than a frame.
         """
-        process = Process(self._connection, request)
+        process = Process(self._connection, request, calls)
         try:
             await process.begin(timeout_s)
             yield process

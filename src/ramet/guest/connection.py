@@ -302,6 +302,10 @@ class Connection:
             with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(GuestError):
                 await self.send(Message.BYE, 0)
 
+    def end(self) -> None:
+        """The session is over for whoever still waits for something, too."""
+        self._fail(GuestLostError("the session with the guest's agent was closed"))
+
     async def shake_hands(self, resend_s: float) -> Welcome:
         """HELLO until one of them is answered. Raises `GuestError` when the stream ends or the version
         differs.
@@ -480,6 +484,7 @@ async def open_connection(
                 yield connection
             finally:
                 await connection.leave()
+                connection.end()
 
 
 @asynccontextmanager

@@ -10,11 +10,13 @@ from typing import Final, Literal
 
 import anyio
 
+from ramet.calls import UNBOUND, Admission, calls_into_host
 from ramet.errors import (
     ExecError,
     ExecNotExecutableError,
     ExecNotFoundError,
     GuestError,
+    GuestLostError,
     GuestTimeoutError,
     ProtocolError,
     RametError,
@@ -53,6 +55,7 @@ def start_error(request: ExecRequest, error_number: int, text: str) -> ExecError
     return kind(f"{request.argv[0]!r} couldn't be started in the guest: {text}")
 
 
+@calls_into_host(but=("begin", "end"))
 class Process:
     """A command that runs in the guest. Made by `AgentClient.start`; not for use outside its block.
 
@@ -60,8 +63,9 @@ class Process:
     in the guest together with the command. Every method raises `GuestError` when the connection is lost.
     """
 
-    def __init__(self, connection: Connection, request: ExecRequest) -> None:
+    def __init__(self, connection: Connection, request: ExecRequest, calls: Admission = UNBOUND) -> None:
         self.pid = 0
+        self._calls = calls
         self._connection = connection
         self._request = request
         self._number = 0
@@ -199,6 +203,9 @@ class Process:
             except GuestError:
                 pass
         self._connection.close(self._number)
+        if not self._over():
+            # Whoever still waits for it, in another task, would wait for ever.
+            self.lost(GuestLostError("the command was left"))
 
     def _take(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
         if self._abandoned or not data:
