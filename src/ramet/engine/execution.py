@@ -54,12 +54,17 @@ async def settle(context: Context, record: Record) -> Record:
     A restored guest that rebooted is started cold, as its user asked of it.
     """
     record = context.store.get(record.id)
+    while record.pending is not None:
+        if not host_processes.is_dead(record.pending.by):
+            if record.pending.what != "start":
+                return observe(context, record).record  # its state is another's to write
+            async with context.lifecycle(record):  # it is about to run
+                return observe(context, context.store.get(record.id)).record
+        # Who was at it may have finished, and ended, since the record was read.
+        before, record = record, context.store.get(record.id)
+        if record == before:
+            break
     observed, ending = observe(context, record)
-    if record.pending is not None and not host_processes.is_dead(record.pending.by):
-        if record.pending.what != "start":
-            return observed  # its state is another's to write
-        async with context.lifecycle(record):  # it is about to run
-            return observe(context, context.store.get(record.id)).record
     if ending is Ending.REBOOTED:
         return await restart(context, record)
     if ending is not None:
