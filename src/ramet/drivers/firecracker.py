@@ -21,11 +21,12 @@ from ramet.drivers import firecracker_config, firecracker_releases
 from ramet.drivers.api import Ability, Ending, Standing
 from ramet.drivers.firecracker_api import SOCKET
 from ramet.drivers.firecracker_vmm import FirecrackerVmm, last_words
-from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes
+from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes, needs_of
 from ramet.drivers.versions import ask_version, release
 from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
+from ramet.host.rlimits import Needs
 from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import (
     CONFIG_FILE,
@@ -162,7 +163,7 @@ class Firecracker:
     async def start_empty(self, directory: Path, *, mark: Path | None = None) -> ProcessRef:
         """As `StartsEmpty.start_empty`. A Firecracker can learn everything over its API."""
         await self.version()
-        process = self._begin(directory, [], mark, LARGEST_LOG_BYTES)
+        process = self._begin(directory, [], mark, Needs(file_bytes=LARGEST_LOG_BYTES))
         nominal = self.machine(accelerator="kvm", memory_bytes=MIB, cpus=1)
         await self._come_up(FirecrackerVmm(directory, process, nominal), boots=False)
         return process
@@ -221,14 +222,12 @@ class Firecracker:
                 (directory / METRICS_FILE).unlink(missing_ok=True)
                 (directory / METRICS_FILE).touch(mode=0o600)
             arguments = [*arguments, "--metrics-path", METRICS_FILE]
-        process = self._begin(directory, arguments, mark, largest_file_bytes(machine))
+        process = self._begin(directory, arguments, mark, needs_of(machine))
         vmm = FirecrackerVmm(directory, process, machine, self.abilities)
         await self._come_up(vmm, boots="--config-file" in arguments, sessions=sessions)
         return vmm
 
-    def _begin(
-        self, directory: Path, arguments: list[str], mark: Path | None, largest_bytes: int
-    ) -> ProcessRef:
+    def _begin(self, directory: Path, arguments: list[str], mark: Path | None, needs: Needs) -> ProcessRef:
         log = directory / VMM_LOG
         with filesystem_errors("start Firecracker in", directory):
             for left in (SOCKET, VSOCK_SOCKET):
@@ -246,7 +245,7 @@ class Firecracker:
                 ],
                 directory=directory,
                 log=directory / CONSOLE_LOG,
-                largest_file_bytes=largest_bytes,
+                needs=needs,
                 mark=mark,
                 environment=_ENVIRONMENT,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from ramet.host.rlimits import Needs
 from ramet.model.record import Machine
 from ramet.units import MIB
 
@@ -22,3 +23,8 @@ def largest_file_bytes(machine: Machine) -> int:
     """The limit for the VMM of that machine."""
     largest = max((disk.size_bytes for disk in machine.disks), default=0)
     return max(LARGEST_LOG_BYTES, largest + largest // _METADATA_DIVISOR + MIB if largest else 0)
+
+
+def needs_of(machine: Machine) -> Needs:
+    """What the VMM of that machine has to be able to do, whatever limits its caller has."""
+    return Needs(file_bytes=largest_file_bytes(machine), mapped_bytes=machine.memory_bytes)

@@ -18,7 +18,7 @@ import anyio
 
 from ramet.drivers import qemu_arguments, qmp
 from ramet.drivers.api import Ability, Ending, Standing
-from ramet.drivers.limits import largest_file_bytes
+from ramet.drivers.limits import needs_of
 from ramet.drivers.qemu_vmm import STARTED, QemuVmm, last_words
 from ramet.drivers.versions import ask_version, release
 from ramet.errors import RametError, UnavailableError, VmmError
@@ -193,7 +193,7 @@ class Qemu:
                 directory=directory,
                 log=log,
                 fds=listening,
-                largest_file_bytes=largest_file_bytes(machine),
+                needs=needs_of(machine),
                 mark=mark,
             )
         vmm = QemuVmm(directory, process, machine)

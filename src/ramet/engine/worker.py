@@ -24,7 +24,7 @@ from ramet.engine.compaction import compact_capture, long_chains, settled_disk, 
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError, RametError
-from ramet.host import launching
+from ramet.host import launching, rlimits
 from ramet.host.locks import file_lock
 from ramet.model.lifecycle import State
 from ramet.model.record import Machine, Record
@@ -105,6 +105,7 @@ def wake(home: Home) -> None:
             start_new_session=True,
         )
     )
+    rlimits.lift(_started[-1].pid)
 
 
 def _import_path() -> list[str]:

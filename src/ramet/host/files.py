@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from ramet.errors import CannotReflinkError, FilesystemError
+from ramet.host import rlimits
 from ramet.host.libc import last_error, libc
 from ramet.units import MIB
 
@@ -64,7 +65,7 @@ _CANNOT_OFFLOAD: Final = frozenset(
 _HINTS: Final = {
     errno.ENOSPC: "free some space on that filesystem",
     errno.EDQUOT: "free some of the quota on that filesystem",
-    errno.EFBIG: "ask for less: that filesystem has no files so large",
+    errno.EFBIG: "ask for less: that filesystem has no files so large",  # unless a limit is why
     errno.EROFS: "choose a directory on a writable filesystem",
     errno.EACCES: "check who owns the file and the directories above it",
     errno.EMFILE: "raise the limit on open files: ulimit -n",
@@ -87,6 +88,8 @@ def filesystem_errors(action: str, path: Path | str) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or str(error)
         hint = _HINTS.get(error.errno or 0)
+        if error.errno == errno.EFBIG:
+            hint = rlimits.file_hint() or hint
         raise FilesystemError(f"can't {action} {path}: {why}", hint=hint, number=error.errno) from error
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import anyio
 
 from ramet.errors import UnavailableError, VmmError
-from ramet.host import process_limit
+from ramet.host import process_limit, rlimits
 from ramet.host.launching import launched
 from ramet.host.liveness import (
     Liveness,
@@ -156,7 +156,7 @@ def spawn(
     directory: Path,
     log: Path,
     fds: Sequence[int] = (),
-    largest_file_bytes: int | None = None,
+    needs: rlimits.Needs = rlimits.Needs(),  # noqa: B008 - immutable
     mark: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> ProcessRef:
@@ -164,11 +164,12 @@ def spawn(
 
     Its environment is this process's, and `environment`, and says that it was started by ramet, and that its
     directory is going to be called `mark`, by default as it is: see `spawned_below`.
-    `largest_file_bytes` is the kernel's limit on any file that it writes, see `limit_files`. The process
-    outlives this one. Raises `UnavailableError` when the program can't be executed, or couldn't be told from
-    others afterwards; nothing runs then.
+    The process outlives this one, and has limits of its own (`rlimits`), which let it have what it `needs`.
+    Raises `UnavailableError` when the program can't be executed, when a limit is too low for it, or when it
+    couldn't be told from others afterwards; nothing runs then.
     """
     require_own_proc()
+    limits = rlimits.settings(needs)
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     # A full log is to be an error to its writer and not its death. Python ignores SIGXFSZ, which
     # restore_signals=False lets the child inherit; a VMM with a handler of its own (Firecracker's ends it)
@@ -176,7 +177,7 @@ def spawn(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXFSZ})
     try:
         child = subprocess.Popen(
-            launched(argv, blocked={signal.SIGXFSZ}, first=_launcher()),
+            launched(argv, blocked={signal.SIGXFSZ}, first=[*_launcher(), *rlimits.statements(limits)]),
             cwd=directory,
             env={
                 **os.environb,
@@ -189,6 +190,7 @@ def spawn(
             pass_fds=fds,
             start_new_session=True,
             restore_signals=False,
+            umask=rlimits.UMASK,
         )
     except OSError as error:
         if (reached := process_limit.reached_by(error, starting=True)) is not None:
@@ -210,8 +212,7 @@ def spawn(
             f"{argv[0]} ended as soon as it was started", hint=f"{log} may say why"
         ) from error
     adopt(process)
-    if largest_file_bytes is not None:
-        _limit(child.pid, largest_file_bytes)  # nobody has waited for it: the pid is its own
+    rlimits.impose(child.pid, limits)  # nobody has waited for it: the pid is its own
     return process
 
 
@@ -238,32 +239,22 @@ def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
 
     Only the soft limit, which can be raised again for a file that has to be larger. Nothing happens when the
     process has ended: whoever talks to it will find out. Raises `UnavailableError` when it belongs to another
-    user.
+    user, or when its hard limit is lower and may not be raised.
     """
     pidfd = open_pidfd(process)  # while it is held, the pid is nobody else's
     if pidfd is None:
         return
     try:
-        _limit(local_pid(process), largest_file_bytes)
-    except VmmError:
+        rlimits.limit_files(local_pid(process), largest_file_bytes)
+    except (VmmError, ProcessLookupError):
         pass  # it has ended meanwhile
-    finally:
-        os.close(pidfd)
-
-
-def _limit(pid: int, largest_file_bytes: int | None) -> None:
-    soft = resource.RLIM_INFINITY if largest_file_bytes is None else largest_file_bytes
-    try:
-        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-        if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
-            soft = hard
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
-    except ProcessLookupError:
-        pass
     except PermissionError as error:
         raise UnavailableError(
-            f"process {pid} belongs to another user and can't be limited", hint="run ramet as that user"
+            f"process {process.pid} belongs to another user and can't be limited",
+            hint="run ramet as that user",
         ) from error
+    finally:
+        os.close(pidfd)
 
 
 def limit_of_files(process: ProcessRef) -> int | None:

@@ -1,0 +1,219 @@
+"""The limits that a process which outlives its caller starts with, whatever the caller's are.
+
+A VMM lives for days, in whichever shell it was started. What it would inherit from there either kills it (CPU
+time), takes its guest's data (the size of files) or keeps it from starting (address space). So each limit of
+getrlimit(2) has a rule here: raised as far as that is allowed, or refused by name before anything is started.
+
+| limit | rule |
+| --- | --- |
+| FSIZE | what the largest disk or log needs: `drivers.limits`. Refused where the hard limit is less |
+| AS, DATA | as large as allowed. Refused where guest RAM doesn't fit |
+| CPU | as much as allowed. Refused where that is less than ten minutes |
+| STACK | 8 MiB, unless it is unlimited or from 1 to 64 MiB: each thread has so much |
+| CORE | none: the core of a VMM is its guest's RAM, secrets and all |
+| NOFILE, NPROC, MEMLOCK, SIGPENDING, MSGQUEUE, RTTIME | as many as allowed |
+| NICE, RTPRIO | inherited: they permit, and ramet asks for nothing |
+| LOCKS, RSS | Linux ignores them |
+
+Inherited on purpose, as by any program: niceness, I/O priority, scheduling policy, CPU affinity, the OOM
+score's adjustment, cgroups, timer slack. `umask` is 077: a home's files are private (I9). Dumpability is set
+anew by execve(2), blocked and ignored signals by `launching`.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from ramet.errors import UnavailableError
+from ramet.units import MIB, format_bytes
+
+UMASK: Final = 0o077
+INFINITE: Final = resource.RLIM_INFINITY
+_STACK_BYTES: Final = 8 * MIB
+_LEAST_STACK_BYTES: Final = MIB
+_LARGEST_STACK_BYTES: Final = 64 * MIB
+_BESIDES_RAM_BYTES: Final = 32 * MIB
+"""No VMM gets by with less address space than that above guest RAM."""
+_LEAST_CPU_S: Final = 600
+_AT_EXEC: Final = frozenset({resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK})
+"""What a program looks at as it begins; the others may be set a moment later."""
+
+
+class Needs(NamedTuple):
+    """What a process has to be able to do."""
+
+    file_bytes: int | None = None
+    """The size that its largest file may have, and no more than that; None: any."""
+    mapped_bytes: int = 0
+    """Guest RAM that it maps."""
+
+
+class _Rule(NamedTuple):
+    number: int
+    option: str
+    """Of the shell's `ulimit`."""
+    what: str
+
+    @property
+    def name(self) -> str:
+        return next(
+            name
+            for name in dir(resource)
+            if name.startswith("RLIMIT_") and getattr(resource, name) == self.number
+        )
+
+
+_RULES: Final = (
+    _Rule(resource.RLIMIT_FSIZE, "-f", "a file of a guest's may have"),
+    _Rule(resource.RLIMIT_AS, "-v", "a VMM may have an address space of"),
+    _Rule(resource.RLIMIT_DATA, "-d", "a VMM may have memory of its own of"),
+    _Rule(resource.RLIMIT_CPU, "-t", "a VMM would be killed after CPU time of"),
+    _Rule(resource.RLIMIT_STACK, "-s", "a VMM's threads may have stacks of"),
+    _Rule(resource.RLIMIT_CORE, "-c", "a core file may have"),
+    _Rule(resource.RLIMIT_NOFILE, "-n", "open files"),
+    _Rule(resource.RLIMIT_NPROC, "-u", "processes"),
+    _Rule(resource.RLIMIT_MEMLOCK, "-l", "locked memory"),
+    _Rule(resource.RLIMIT_SIGPENDING, "-i", "pending signals"),
+    _Rule(resource.RLIMIT_MSGQUEUE, "-q", "message queues"),
+    _Rule(resource.RLIMIT_RTTIME, "-R", "real-time without a rest"),
+)
+
+
+class Setting(NamedTuple):
+    """A limit as a process is to have it."""
+
+    number: int
+    soft: int
+    hard: int
+
+
+def settings(needs: Needs) -> list[Setting]:
+    """The limits that a long-living process is to have, where they differ from this process's.
+
+    Raises `UnavailableError`, which names the limit and how to raise it, where a hard limit is too low and
+    this process may not raise it.
+    """
+    changed = []
+    for rule in _RULES:
+        soft, hard = resource.getrlimit(rule.number)
+        wanted, least = _wanted(rule.number, needs, soft, hard)
+        if wanted == soft:
+            continue
+        if _exceeds(wanted, hard):
+            if _may_raise(rule.number):
+                hard = INFINITE
+            elif hard < least:
+                raise _too_low(rule, hard, least)
+            else:
+                wanted = hard
+        if wanted != soft:
+            changed.append(Setting(rule.number, wanted, hard))
+    return changed
+
+
+def statements(changed: list[Setting]) -> Iterator[str]:
+    """Python that sets those which a program has to find when it begins; for `launching.launched`."""
+    at_exec = [tuple(one) for one in changed if one.number in _AT_EXEC]
+    if at_exec:
+        yield "import resource"
+        yield f"[resource.setrlimit(number, limits) for number, *limits in {at_exec}]"
+
+
+def impose(pid: int, changed: list[Setting]) -> None:
+    """Set the others, of a child that this process has just started and not waited for."""
+    for one in changed:
+        if one.number not in _AT_EXEC:
+            with suppress(ProcessLookupError):  # it has ended: whoever talks to it finds out
+                resource.prlimit(pid, one.number, (one.soft, one.hard))
+
+
+def lift(pid: int) -> None:
+    """Raise the limits of a child of ramet's that outlives this process, as far as that is allowed."""
+    for rule in _RULES:
+        if rule.number == resource.RLIMIT_CORE:
+            continue
+        with suppress(OSError, ValueError):  # it has ended, or keeps what it has: what fails there says so
+            _, hard = resource.prlimit(pid, rule.number)
+            resource.prlimit(pid, rule.number, (hard, hard))
+
+
+def limit_files(pid: int, file_bytes: int | None) -> None:
+    """Let no file that a process writes become larger than that (EFBIG, RLIMIT_FSIZE); None: any size that is
+    allowed.
+
+    Only the soft limit, which can be raised again; the hard one where it is too low and may be raised. Raises
+    `UnavailableError` where it may not; `ProcessLookupError`, `PermissionError` of another user's process.
+    """
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    soft = INFINITE if file_bytes is None else file_bytes
+    if _exceeds(soft, hard):
+        try:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, INFINITE))
+            return
+        except (PermissionError, ValueError):
+            if file_bytes is not None:
+                raise _too_low(_RULES[0], hard, file_bytes) from None
+            soft = hard
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def file_hint() -> str | None:
+    """What to do about EFBIG where it is this process's limit that says so; None where there is none."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if soft == INFINITE:
+        return None
+    return (
+        f"files may have at most {format_bytes(soft)} here (RLIMIT_FSIZE): raise that by"
+        " `ulimit -f unlimited`, LimitFSIZE= in a systemd unit, or `fsize` in /etc/security/limits.conf"
+    )
+
+
+def _wanted(number: int, needs: Needs, soft: int, hard: int) -> tuple[int, int]:
+    """The soft limit to have, and the least that will do."""
+    match number:
+        case resource.RLIMIT_FSIZE:
+            return (INFINITE, 0) if needs.file_bytes is None else (needs.file_bytes, needs.file_bytes)
+        case resource.RLIMIT_AS | resource.RLIMIT_DATA:
+            return INFINITE, needs.mapped_bytes + (_BESIDES_RAM_BYTES if number == resource.RLIMIT_AS else 0)
+        case resource.RLIMIT_CPU:
+            return INFINITE, _LEAST_CPU_S
+        case resource.RLIMIT_STACK:
+            is_fit = soft == INFINITE or _LEAST_STACK_BYTES <= soft <= _LARGEST_STACK_BYTES
+            return soft if is_fit else _STACK_BYTES, _LEAST_STACK_BYTES
+        case resource.RLIMIT_CORE:
+            return 0, 0
+        case _:
+            return hard, 0
+
+
+def _exceeds(one: int, other: int) -> bool:
+    return other != INFINITE and (one == INFINITE or one > other)
+
+
+def _may_raise(number: int) -> bool:
+    """Whether this process may raise a hard limit (prlimit(2), CAP_SYS_RESOURCE).
+
+    Tried, because a capability says nothing inside of a user namespace.
+    """
+    soft, hard = resource.getrlimit(number)
+    try:
+        resource.setrlimit(number, (soft, INFINITE))
+    except (OSError, ValueError):
+        return False
+    resource.setrlimit(number, (soft, hard))
+    return True
+
+
+def _too_low(rule: _Rule, hard: int, least: int) -> UnavailableError:
+    if rule.number == resource.RLIMIT_CPU:
+        found, needed = f"{hard} s", f"at least {least} s are asked for"
+    else:
+        found, needed = format_bytes(hard), f"{format_bytes(least)} are needed"
+    return UnavailableError(
+        f"{rule.what} {found} at most, by the hard limit {rule.name} of this process, and {needed}",
+        hint=f"raise it by `ulimit {rule.option} unlimited` as root, or where it was set: a shell's profile,"
+        f" /etc/security/limits.conf, Limit{rule.name.removeprefix('RLIMIT_')}= in a systemd unit",
+    )
