@@ -52,6 +52,7 @@ def test_interrupted_it_leaves_nothing(demo: Shell, homes: Path, number: int, co
     assert list(homes.parent.glob(mine)) == []
 
 
+@pytest.mark.timing
 def test_what_a_killed_one_left_goes_with_the_next(demo: Shell, homes: Path) -> None:
     process = demo.start("demo", "--forks", "1")
     mine = f"demo-{process.pid}-*"

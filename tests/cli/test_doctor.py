@@ -60,6 +60,7 @@ def test_people_get_every_finding_and_every_advice(ramet: Shell) -> None:
         assert one["advice"] is None or " ".join(one["advice"].split()) in said
 
 
+@pytest.mark.timing
 @pytest.mark.alone
 def test_it_is_quick_and_leaves_nothing(ramet: Shell) -> None:
     examined(ramet)  # the verdict on KVM is in the cache from now on
@@ -118,6 +119,7 @@ def test_what_yama_forbids_has_a_next_step(
     assert advice in str(found.advice)
 
 
+@pytest.mark.timing
 def test_the_trial_leaves_no_process() -> None:
     def children() -> set[str]:
         return {one.name for one in Path("/proc").iterdir() if one.name.isdigit() and _is_cat(one)}

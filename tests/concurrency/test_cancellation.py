@@ -160,6 +160,7 @@ async def test_a_rewind_cancelled_at_every_await(host: ramet.Host) -> None:
     await made.remove()
 
 
+@pytest.mark.timing
 async def test_a_timeout_of_asyncio_itself(warm: ramet.VM, warm_home: Path) -> None:
     """`asyncio.wait_for` cancels the task, not a scope of anyio's."""
     for timeout_s in 0.01, 0.1, 0.3:

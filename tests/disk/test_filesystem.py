@@ -52,6 +52,7 @@ def described(size_bytes: int, file_format: str) -> Disk:
     )
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("size_bytes", [SMALLEST_FILESYSTEM_BYTES, 64 * MIB + 512, 5 * GIB, TIB])
 def test_a_large_one_occupies_little_and_is_whole(tmp_path: Path, size_bytes: int) -> None:
     taken = {}

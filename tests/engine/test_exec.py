@@ -79,6 +79,7 @@ async def test_a_timeout_kills_the_whole_group(warm: ramet.VM) -> None:
         assert left.text.strip() == "0"
 
 
+@pytest.mark.timing
 async def test_cancelling_kills_the_command(warm: ramet.VM) -> None:
     async with warm.fork(1) as (vm,):
         with anyio.move_on_after(1.0):

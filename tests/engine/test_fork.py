@@ -225,6 +225,7 @@ async def test_some_fail_alone(
     assert caught.value.exit_code == 6
 
 
+@pytest.mark.timing
 async def test_a_cancelled_fork_leaves_nothing(warm: ramet.VM, warm_home: Path) -> None:
     cancelled = 0
     for delay_s in (0.0, 0.03, 0.08, 0.15, 0.25):

@@ -45,6 +45,7 @@ async def test_no_descriptors_left_does_not_look_like_death() -> None:
     assert processes.is_alive(alive)
 
 
+@pytest.mark.timing
 async def test_a_strangers_shell_in_an_instance_directory_is_left_alone(tmp_path: Path) -> None:
     directory = tmp_path / "instances" / "0123456789ab"
     directory.mkdir(parents=True)
@@ -83,6 +84,7 @@ async def test_a_full_listening_queue_does_not_stop_the_loop(tmp_path: Path) -> 
         connection.close()
 
 
+@pytest.mark.timing
 @pytest.mark.vm
 async def test_a_home_behind_a_symbolic_link(warm_home: Path, tmp_path: Path) -> None:
     link = tmp_path / "home"
@@ -131,6 +133,7 @@ async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_
     (warm_home / "log").unlink()
 
 
+@pytest.mark.timing
 @pytest.mark.vm
 async def test_one_instances_trouble_is_not_its_hosts(warm: ramet.VM) -> None:
     """A guest reboots and can't be started again: it is failed and says why; the Host and the sibling go
@@ -176,6 +179,7 @@ async def test_a_guest_that_stalls_cannot_hold_an_exec(
                 await vm.exec("sleep", "60", timeout=3)
 
 
+@pytest.mark.timing
 @pytest.mark.vm
 async def test_cancelled_requests_of_a_stalled_guest_hold_no_ports(warm: ramet.VM, warm_home: Path) -> None:
     async with warm.fork(1) as (vm,):
@@ -197,6 +201,7 @@ async def test_cancelled_requests_of_a_stalled_guest_hold_no_ports(warm: ramet.V
         assert done.stdout.split() == [b"free"], done.stderr
 
 
+@pytest.mark.timing
 @pytest.mark.vm
 async def test_a_short_wait_does_not_shorten_anothers(warm: ramet.VM) -> None:
     """One caller gives up on a frozen guest after a second; another, on the same connection, gets its

@@ -72,6 +72,7 @@ async def test_a_template_is_fork_only(warm: ramet.VM) -> None:
     assert await state_of(warm) == "template"
 
 
+@pytest.mark.timing
 async def test_a_guest_that_powers_off_is_stopped(warm: ramet.VM) -> None:
     async with warm.fork(1) as (vm,):
         await vm.spawn(*SHORTLY, "poweroff")
@@ -113,6 +114,7 @@ async def test_a_booted_instance_that_reboots_comes_up_as_itself(host: ramet.Hos
     assert (await vm.info()).pid != pid
 
 
+@pytest.mark.timing
 async def test_a_command_under_way_in_a_guest_that_reboots_ends_with_an_error(warm: ramet.VM) -> None:
     async with warm.fork(1) as (vm,):
         with anyio.fail_after(60), pytest.raises(ramet.VmmError, match=vm.name):
@@ -135,6 +137,7 @@ async def test_a_killed_vmm_is_failed_and_can_be_started_again(warm: ramet.VM) -
         assert (await vm.exec("true")).ok
 
 
+@pytest.mark.timing
 async def test_a_vmm_that_dies_under_an_exec_is_an_error_at_once(warm: ramet.VM) -> None:
     async with warm.fork(1) as (vm,):
         pid = (await vm.info()).pid

@@ -219,6 +219,7 @@ async def test_an_import_whose_disks_are_other_parts_is_refused(source: ramet.VM
             require_harmless(msgspec.structs.replace(manifest, machine=machine), "it")
 
 
+@pytest.mark.timing
 async def test_a_fork_that_is_removed_before_it_is_made_leaves_no_vmm(
     probes: ramet.Host, source: ramet.VM
 ) -> None:

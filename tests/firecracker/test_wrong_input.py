@@ -116,6 +116,7 @@ async def test_no_firecracker(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert await host.list(everything=True) == []
 
 
+@pytest.mark.timing
 async def test_a_firecracker_that_hangs_is_none(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

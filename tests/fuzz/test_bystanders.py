@@ -39,6 +39,7 @@ def peak_below(limit_bytes: int) -> Iterator[None]:
     assert peak < limit_bytes
 
 
+@pytest.mark.timing
 async def test_output_in_single_octets_takes_little_more_than_its_size() -> None:
     """Alternating streams can't be joined piece to piece: without a bound each octet takes 200."""
     both = encode_frame(Message.STDOUT, 1, b"o") + encode_frame(Message.STDERR, 1, b"e")
@@ -66,6 +67,7 @@ async def test_answers_of_nothing_but_fields_take_little() -> None:
             await agent.processes()
 
 
+@pytest.mark.timing
 def test_flags_and_crumbs_cost_no_more_than_frames() -> None:
     """So that a guest can't keep the host busy with less than it has to send for it."""
 
@@ -80,6 +82,7 @@ def test_flags_and_crumbs_cost_no_more_than_frames() -> None:
     assert seconds(b"a\x7e" * 65_536) < frames
 
 
+@pytest.mark.timing
 @pytest.mark.alone
 @pytest.mark.usefixtures("agent_process")
 async def test_a_flood_does_not_hold_up_a_neighbour(tmp_path: Path) -> None:

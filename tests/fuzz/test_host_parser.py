@@ -119,6 +119,7 @@ def test_a_payload_is_decoded_or_a_protocol_error(payload: bytes) -> None:
             str(decode(payload)).encode()
 
 
+@pytest.mark.timing
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(lies, lies)
 def test_whatever_a_guest_says_there_is_an_answer_or_an_error(unasked: bytes, answered: bytes) -> None:

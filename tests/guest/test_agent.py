@@ -173,6 +173,7 @@ async def test_a_slow_reader_stops_nobody_else(tmp_path: Path) -> None:
                 break
 
 
+@pytest.mark.timing
 async def test_a_command_that_does_not_read_stops_nobody_else(tmp_path: Path) -> None:
     async with session(tmp_path) as agent:
         async with agent.start(sh("sleep 60", stdin_open=True)) as deaf:
@@ -187,6 +188,7 @@ async def test_a_command_that_does_not_read_stops_nobody_else(tmp_path: Path) ->
         assert (await run_exec(agent, sh("exit 3"), bytes(5_000_000))).exit_code == 3
 
 
+@pytest.mark.timing
 async def test_a_time_limit_kills_the_group(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     async with session(tmp_path) as agent:
@@ -210,6 +212,7 @@ async def test_signals_reach_the_group(tmp_path: Path) -> None:
             await process.signal(65)
 
 
+@pytest.mark.timing
 async def test_leaving_early_kills_and_cancellation_too(tmp_path: Path) -> None:
     async with session(tmp_path) as agent:
         with pytest.raises(ZeroDivisionError):
@@ -233,6 +236,7 @@ async def test_too_much_output_is_an_error_and_kills(tmp_path: Path) -> None:
         assert await agent.processes() == []
 
 
+@pytest.mark.timing
 async def test_a_background_child_with_the_pipe_open_is_not_waited_for(tmp_path: Path) -> None:
     async with session(tmp_path) as agent:
         began = time.monotonic()
@@ -241,6 +245,7 @@ async def test_a_background_child_with_the_pipe_open_is_not_waited_for(tmp_path:
         assert time.monotonic() - began < 2.5
 
 
+@pytest.mark.timing
 async def test_detached_commands_live_on_and_are_listed(tmp_path: Path) -> None:
     async with session(tmp_path) as agent:
         pid = await agent.spawn(ExecRequest(("sleep", "60")))
@@ -376,6 +381,7 @@ async def test_more_input_than_granted_ends_the_stream(tmp_path: Path) -> None:
         await until(lambda: not alive(process.pid))
 
 
+@pytest.mark.timing
 async def test_an_idle_agent_uses_no_processor(
     tmp_path: Path, agent_process: subprocess.Popen[bytes]
 ) -> None:

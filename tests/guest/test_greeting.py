@@ -153,6 +153,7 @@ async def test_a_stream_that_ends_is_lost() -> None:
             await ping(stream)
 
 
+@pytest.mark.timing
 async def test_a_guest_that_floods_holds_nobody_up() -> None:
     """Frames without end that are no answer: others have their turns, and the wait ends when told to."""
 

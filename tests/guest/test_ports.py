@@ -47,6 +47,7 @@ def open_descriptors() -> set[str]:
     return {str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()}
 
 
+@pytest.mark.timing
 async def test_each_claim_has_a_port_of_its_own(directory: Path) -> None:
     async with claim_port(directory, 2, 0), claim_port(directory, 2, 0):
         assert is_locked(directory / "agent0.lock")
@@ -81,6 +82,7 @@ async def _set_later(event: anyio.Event) -> None:
     event.set()
 
 
+@pytest.mark.timing
 async def test_failure_and_cancellation_leave_nothing_open(directory: Path) -> None:
     before = open_descriptors()
     with pytest.raises(ZeroDivisionError):

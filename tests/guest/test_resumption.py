@@ -111,6 +111,7 @@ def test_wherever_it_is_cut(tmp_path: Path, budgets: list[int], given_bytes: int
     anyio.run(run)
 
 
+@pytest.mark.timing
 async def test_several_clients_with_several_commands_each(tmp_path: Path) -> None:
     """All connections of a guest are reset at once, again and again."""
     cutters: list[Cutter] = []
@@ -140,6 +141,7 @@ async def test_several_clients_with_several_commands_each(tmp_path: Path) -> Non
     assert sum(cutter.made for cutter in cutters) > 40
 
 
+@pytest.mark.timing
 async def test_requests_survive_too(tmp_path: Path) -> None:
     async with session(tmp_path) as (agent, cutter):
         for at in range(1, 200, 7):
@@ -154,6 +156,7 @@ async def test_requests_survive_too(tmp_path: Path) -> None:
         assert cutter.made > 10
 
 
+@pytest.mark.timing
 async def test_a_cut_that_only_the_guest_sees_is_found_out(tmp_path: Path) -> None:
     """As when Firecracker's guest resets its connections: nothing comes any more, and nothing says so."""
     async with session(tmp_path) as (agent, cutter):
@@ -169,6 +172,7 @@ async def test_a_cut_that_only_the_guest_sees_is_found_out(tmp_path: Path) -> No
         assert cutter.made == 3
 
 
+@pytest.mark.timing
 async def test_output_goes_on_while_nobody_is_there_and_waits_when_it_is_much(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     gate = anyio.Event()
@@ -213,6 +217,7 @@ async def test_a_client_without_a_second_connection_orphans_at_once(tmp_path: Pa
         os.kill(left.pid, signal.SIGKILL)
 
 
+@pytest.mark.timing
 async def test_leaving_says_goodbye(tmp_path: Path) -> None:
     """Nobody waits for a client that left in order: its commands are orphans at once, its port is free."""
     for _ in range(50):
@@ -263,6 +268,7 @@ async def test_another_token_or_an_impossible_count_begins_anew(tmp_path: Path) 
                 os.kill(one.pid, signal.SIGKILL)
 
 
+@pytest.mark.timing
 async def test_an_agent_that_is_gone_is_given_up(
     tmp_path: Path, agent_process: subprocess.Popen[bytes]
 ) -> None:
@@ -285,6 +291,7 @@ async def test_a_killed_command_dies_across_a_cut(tmp_path: Path) -> None:
         assert await agent.processes() == []
 
 
+@pytest.mark.timing
 async def test_the_agent_is_idle_while_it_waits(
     tmp_path: Path, agent_process: subprocess.Popen[bytes]
 ) -> None:

@@ -67,6 +67,7 @@ async def test_it_ends_with_the_time_that_it_was_given(directory: Path) -> None:
     assert open_descriptors() == before
 
 
+@pytest.mark.timing
 async def test_before_the_device_is_active_it_waits_in_the_queue(directory: Path) -> None:
     """One connection, which is answered when somebody looks; none are made meanwhile."""
     with listen(directory) as listener:
@@ -90,6 +91,7 @@ async def test_before_the_device_is_active_it_waits_in_the_queue(directory: Path
                 pass
 
 
+@pytest.mark.timing
 async def test_a_full_queue_is_waited_for(directory: Path) -> None:
     with listen(directory, queue=0) as listener, processes.connect(directory, VSOCK_SOCKET):
         with pytest.raises(GuestTimeoutError):
@@ -143,6 +145,7 @@ async def test_without_a_listener_it_says_so(directory: Path) -> None:
             pass
 
 
+@pytest.mark.timing
 async def test_failure_and_cancellation_leave_nothing_open(directory: Path) -> None:
     before = open_descriptors()
     async with muxer(directory, says(b"OK 1\n")):

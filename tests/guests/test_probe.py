@@ -157,6 +157,7 @@ async def test_boot_random_is_never_the_same(agent: AgentClient) -> None:
     assert len(set(drawn)) == 50
 
 
+@pytest.mark.timing
 async def test_its_clock_runs_as_the_hosts(agent: AgentClient) -> None:
     first, started = await agent.ping(), time.monotonic_ns()
     await anyio.sleep(1)
@@ -176,6 +177,7 @@ async def test_output_waits_for_its_client_and_others_dont(machine: Vmm, agent: 
     assert len(output) == 17 * count
 
 
+@pytest.mark.timing
 async def test_a_client_that_reads_nothing_stalls_only_itself(machine: Vmm, agent: AgentClient) -> None:
     async with machine.stream() as stuck:
         await stuck.send(hello(b"n" * 16))
@@ -191,6 +193,7 @@ async def test_a_client_that_reads_nothing_stalls_only_itself(machine: Vmm, agen
         assert await words(agent, f"poke {FREE:x} 5") == []
 
 
+@pytest.mark.timing
 async def test_sixteen_at_once_and_then_again(machine: Vmm) -> None:
     for _ in range(3):
         async with anyio.create_task_group() as tasks:
@@ -222,6 +225,7 @@ async def test_other_ports_are_closed(machine: Vmm) -> None:
             pass
 
 
+@pytest.mark.timing
 async def test_a_command_can_be_killed_and_runs_on_without_its_client(machine: Vmm) -> None:
     async with machine.agent() as agent:
         endless = ExecRequest(("peek", f"{FREE:x}", "c00000"))
@@ -239,6 +243,7 @@ async def test_a_command_can_be_killed_and_runs_on_without_its_client(machine: V
         assert await words(agent, f"sum {FREE:x} 100") == [9 * 0x100 * 512]
 
 
+@pytest.mark.timing
 async def test_stdin_is_thrown_away(agent: AgentClient) -> None:
     with anyio.fail_after(LIMIT_S):
         outcome = await run_exec(agent, ExecRequest(("peek", f"{FREE:x}", "4000")), b"x" * 300_000)
@@ -295,6 +300,7 @@ async def test_garbage_and_silence_before_a_session(machine: Vmm) -> None:
         assert [(one.type, one.stream) for one in answers] == [(Message.WELCOME, 0), (Message.PONG, 2)]
 
 
+@pytest.mark.timing
 async def test_output_stays_within_the_window(machine: Vmm) -> None:
     async with machine.stream() as stream:
         command = put(1, b"peek") + put(1, b"1000000") + put(1, b"8000")
@@ -315,6 +321,7 @@ async def test_output_stays_within_the_window(machine: Vmm) -> None:
         assert taken == 17 * 0x8000
 
 
+@pytest.mark.timing
 async def test_it_halts_when_idle(machine: Vmm) -> None:
     async with machine.agent() as agent:
         await agent.ping()
@@ -367,6 +374,7 @@ async def test_two_cpus(probe: Path, tmp_path: Path, memory_mib: int) -> None:
             assert (await run(agent, f"peek {memory_mib << 20:x}")).exit_code == 1
 
 
+@pytest.mark.timing
 async def test_a_snapshot_drops_connections_and_keeps_memory(probe: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -105,6 +105,7 @@ async def test_it_tries_again_when_the_vmm_hangs_up(tmp_path: Path, control: soc
     assert await processes.wait_ended(process, timeout_s=20)
 
 
+@pytest.mark.timing
 async def test_it_ends_when_the_vmm_is_gone_too(tmp_path: Path, control: socket.socket) -> None:
     control.close()
     begun = time.monotonic()

@@ -69,6 +69,7 @@ class Follower:
                 await self._news.wait()
 
 
+@pytest.mark.timing
 async def test_what_is_there_then_what_is_appended_then_the_last_words(log: Path) -> None:
     append(log, b"before\n")
     follower = Follower()
@@ -83,6 +84,7 @@ async def test_what_is_there_then_what_is_appended_then_the_last_words(log: Path
     assert follower.reasons == []
 
 
+@pytest.mark.timing
 @pytest.mark.alone
 async def test_news_come_without_polling(log: Path) -> None:
     follower = Follower()
@@ -100,6 +102,7 @@ async def test_news_come_without_polling(log: Path) -> None:
     assert sorted(delays_s)[2] < POLL_S / 5
 
 
+@pytest.mark.timing
 async def test_a_trim_in_between_neither_stops_it_nor_repeats_anything(log: Path) -> None:
     data = b"".join(b"%06d\n" % number for number in range(200_000))
     append(log, data)
@@ -125,6 +128,7 @@ async def test_history_reaches_into_the_part_that_was_cut_off(log: Path) -> None
     assert b"".join(chunks) == b"line\nline\nsince\n"
 
 
+@pytest.mark.timing
 async def test_it_ends_with_the_file(log: Path) -> None:
     follower = Follower()
     with anyio.fail_after(10):
@@ -136,6 +140,7 @@ async def test_it_ends_with_the_file(log: Path) -> None:
     assert follower.ended
 
 
+@pytest.mark.timing
 async def test_a_log_that_isnt_there_yet_is_waited_for(tmp_path: Path) -> None:
     log = tmp_path / "late.log"
     follower = Follower()
@@ -163,6 +168,7 @@ def room_for_one_descriptor() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+@pytest.mark.timing
 async def test_without_inotify_it_polls_and_says_why(log: Path) -> None:
     follower = Follower()
     async with anyio.create_task_group() as group:

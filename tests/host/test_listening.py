@@ -82,6 +82,7 @@ async def test_without_inotify_it_is_asked_again(tmp_path: Path, monkeypatch: py
         connection.close()
 
 
+@pytest.mark.timing
 async def test_a_cancelled_wait_leaves_nothing_behind(tmp_path: Path) -> None:
     with listener(tmp_path, 30, 0, 0) as process:
         with anyio.move_on_after(0.1):

@@ -46,6 +46,7 @@ def holder(lock: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+@pytest.mark.timing
 async def test_one_at_a_time_and_everyone_has_a_turn(lock: Path) -> None:
     inside = 0
     turns = []
@@ -65,6 +66,7 @@ async def test_one_at_a_time_and_everyone_has_a_turn(lock: Path) -> None:
     assert sorted(turns) == list(range(20))
 
 
+@pytest.mark.timing
 async def test_another_process_keeps_us_out_until_it_dies(
     lock: Path, holder: subprocess.Popen[bytes]
 ) -> None:
@@ -87,6 +89,7 @@ async def test_the_callers_own_error(lock: Path) -> None:
         pytest.fail("two holders")
 
 
+@pytest.mark.timing
 async def test_cancelled_while_waiting_it_holds_nothing(lock: Path) -> None:
     with file_lock_sync(lock, wait_s=0):
         with anyio.move_on_after(0.02) as scope:
@@ -97,6 +100,7 @@ async def test_cancelled_while_waiting_it_holds_nothing(lock: Path) -> None:
         pass
 
 
+@pytest.mark.timing
 async def test_cancelled_or_failed_inside_it_lets_go(lock: Path) -> None:
     with anyio.move_on_after(0.02):
         async with file_lock(lock, wait_s=0):

@@ -78,6 +78,7 @@ def test_a_vmm_that_ends_at_once_where_sigchld_is_ignored(sigchld_ignored: None,
             assert anyio.run(processes.wait_ended, process)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("ignored", [False, True])
 def test_one_that_hangs_is_killed_with_its_group(tmp_path: Path, ignored: bool) -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN if ignored else signal.SIG_DFL)
@@ -131,6 +132,7 @@ def test_a_status_that_somebody_else_took_is_no_status() -> None:
     assert done.stdout == b"b'out\\n' True\n"
 
 
+@pytest.mark.timing
 @pytest.mark.anyio
 async def test_cancelling_kills_it_at_once(tmp_path: Path) -> None:
     began = time.monotonic()

@@ -206,6 +206,7 @@ def hostile_floods() -> Iterator[bytes]:
     yield b"\x1b]" + b"1" * 256 * KIB
 
 
+@pytest.mark.timing
 def test_a_hostile_console_costs_linear_time() -> None:
     for flood in hostile_floods():
         started = time.monotonic()

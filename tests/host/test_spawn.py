@@ -52,6 +52,7 @@ def test_a_process_that_has_ended_or_has_no_environment_holds_nobody_up(tmp_path
         ended.wait()
 
 
+@pytest.mark.timing
 def test_the_exit_status_of_somebody_elses_child_stays_his(tmp_path: Path) -> None:
     """A program that has a Host and starts `ramet` as well wants to know how that ended."""
     with subprocess.Popen(["sh", "-c", "exit 7"]) as child:

@@ -55,6 +55,7 @@ async def test_much_goes_both_ways_at_once(pair: tuple[socket.socket, socket.soc
     assert received == {"ours": data, "theirs": data}
 
 
+@pytest.mark.timing
 async def test_data_that_comes_while_a_receive_is_cancelled_is_kept(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:

@@ -57,6 +57,7 @@ async def test_it_is_done_here_when_there_is_none(no_more: None) -> None:
     assert await threads.run(threading.get_ident) == threading.get_ident()
 
 
+@pytest.mark.timing
 async def test_it_waits_for_one_that_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     idents: list[int] = []

@@ -126,6 +126,7 @@ async def evil_agent(directory: Path, deed: Deed) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("deed", "error"),
     [
@@ -175,6 +176,7 @@ async def test_each_evil_agent_has_its_error_and_its_neighbour_none(
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.timing
 async def test_a_guest_that_takes_no_input_is_left_without_delay(tmp_path: Path) -> None:
     """Every way out of a request works while its bytes are stuck half-way."""
     async with evil_agent(tmp_path, goes_deaf), anyio.create_task_group() as tasks:
@@ -194,6 +196,7 @@ async def test_a_guest_that_takes_no_input_is_left_without_delay(tmp_path: Path)
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.timing
 async def test_a_last_word_is_heard(tmp_path: Path) -> None:
     """One that answers and is gone in the same moment, as a guest that powers off, has answered."""
     async with evil_agent(tmp_path, answers_with_its_last_word), anyio.create_task_group() as tasks:

@@ -102,6 +102,7 @@ async def test_who_turns_on_its_kernel_hurts_only_itself(
         await bother(enemy)
 
 
+@pytest.mark.timing
 async def test_going_away_during_a_command_is_an_error_of_that_command(warm: ramet.VM, evil: bytes) -> None:
     async with an_enemy_and_its_siblings(warm, evil) as (enemy, sibling):
         await enemy.spawn("sh", "-c", "until [ -e /tmp/begun ]; do sleep 0.1; done; exec poweroff -f")

@@ -88,6 +88,7 @@ def test_a_block_that_moved_is_another_digest(tmp_path: Path) -> None:
     assert len(seen) == 4
 
 
+@pytest.mark.timing
 def test_holes_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "part"
     with path.open("wb") as file:

@@ -42,6 +42,7 @@ def found(process: AnonymousProcess, *regions: int) -> tuple[RamRange, ...]:
     return locate_ram(process.pid, mem=None, regions=regions)
 
 
+@pytest.mark.timing
 def test_of_two_regions_in_one_area_the_one_with_the_tables_is_the_low_one(process: AnonymousProcess) -> None:
     start = process.map(LOW + HIGH)
     process.put_tables(start + HIGH)
@@ -51,6 +52,7 @@ def test_of_two_regions_in_one_area_the_one_with_the_tables_is_the_low_one(proce
     assert found(process, LOW, HIGH) == (RamRange(start, LOW, 0), RamRange(start + LOW, HIGH, LOW))
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("before", [0, PAGE, ARENA, LOW + 3 * PAGE])
 @pytest.mark.parametrize("behind", [0, PAGE, ARENA, LOW + 3 * PAGE])
 def test_one_region_is_found_beside_whatever_else_its_area_holds(
@@ -63,6 +65,7 @@ def test_one_region_is_found_beside_whatever_else_its_area_holds(
     assert found(process, LOW) == (RamRange(start, LOW, 0),)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("upper_first", [False, True])
 def test_two_regions_are_found_beside_a_heap(process: AnonymousProcess, upper_first: bool) -> None:
     start = process.map(LOW + HIGH + ARENA)
@@ -76,6 +79,7 @@ def test_two_regions_are_found_beside_a_heap(process: AnonymousProcess, upper_fi
         found(process, LOW, HIGH)
 
 
+@pytest.mark.timing
 def test_two_places_for_the_upper_region_are_not_guessed_between(process: AnonymousProcess) -> None:
     process.put_tables(process.map(LOW + ARENA))
     high = process.map(HIGH)
@@ -88,6 +92,7 @@ def test_two_places_for_the_upper_region_are_not_guessed_between(process: Anonym
 WRONG = ("pointer", "table", "sum", "second sum", "far")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(("where", "what"), [([], ""), ([0, HIGH], ""), *(([0], wrong) for wrong in WRONG)])
 def test_what_can_not_be_told_is_not_guessed(process: AnonymousProcess, where: list[int], what: str) -> None:
     start = process.map(LOW + HIGH)
@@ -115,6 +120,7 @@ def test_what_can_not_be_told_is_not_guessed(process: AnonymousProcess, where: l
             found(process, LOW, HIGH)
 
 
+@pytest.mark.timing
 def test_a_pointer_of_the_first_version_names_another_kind_of_table(process: AnonymousProcess) -> None:
     start = process.map(LOW)
     process.put(start + RSDP_AT, rsdp(revision=0))
@@ -122,12 +128,14 @@ def test_a_pointer_of_the_first_version_names_another_kind_of_table(process: Ano
     assert found(process, LOW) == (RamRange(start, LOW, 0),)
 
 
+@pytest.mark.timing
 def test_a_pointer_across_pages_is_found(process: AnonymousProcess) -> None:
     start = process.map(PAGE + LOW) + PAGE
     process.put_tables(start, at=RSDP_AT + PAGE - 16)
     assert found(process, LOW) == (RamRange(start, LOW, 0),)
 
 
+@pytest.mark.timing
 def test_a_guest_in_the_guest_is_not_taken_for_it(process: AnonymousProcess) -> None:
     """Its tables are as good. The areas that RAM alone makes up come first."""
     start = process.map(HIGH + LOW)
@@ -136,6 +144,7 @@ def test_a_guest_in_the_guest_is_not_taken_for_it(process: AnonymousProcess) -> 
     assert found(process, LOW, HIGH) == (RamRange(start + HIGH, LOW, 0), RamRange(start, HIGH, LOW))
 
 
+@pytest.mark.timing
 def test_regions_in_areas_of_their_own_are_told_by_the_tables(process: AnonymousProcess) -> None:
     low, high, twin = process.map(LOW), process.map(HIGH), process.map(LOW)
     with pytest.raises(WrongStateError, match="no anonymous memory"):
@@ -147,6 +156,7 @@ def test_regions_in_areas_of_their_own_are_told_by_the_tables(process: Anonymous
         found(process, LOW, HIGH)
 
 
+@pytest.mark.timing
 def test_other_lengths_and_too_many_regions_are_refused(process: AnonymousProcess) -> None:
     process.put_tables(process.map(LOW + HIGH) + HIGH)
     for regions in ([LOW, HIGH + PAGE], [LOW + PAGE], [LOW + HIGH], [], [PAGE] * 9, [PAGE]):
@@ -154,6 +164,7 @@ def test_other_lengths_and_too_many_regions_are_refused(process: AnonymousProces
             found(process, *regions)
 
 
+@pytest.mark.timing
 def test_of_anonymous_memory_what_was_written_is_listed_and_zeros_are_not(process: AnonymousProcess) -> None:
     start = process.map(HIGH + LOW)
     process.put_tables(start + HIGH)
@@ -176,6 +187,7 @@ def test_of_anonymous_memory_what_was_written_is_listed_and_zeros_are_not(proces
     assert listed == written
 
 
+@pytest.mark.timing
 def test_a_mem_file_has_to_be_mapped_whole(tmp_path: Path) -> None:
     mem = tmp_path / "mem"
     make_mem_file(mem, {1}, pages=64)

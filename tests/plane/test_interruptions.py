@@ -104,6 +104,7 @@ async def test_its_vmm_dies_while_it_is_paused(
     assert await guest.read(branch, 1) == ([7], [7])
 
 
+@pytest.mark.timing
 async def test_a_capture_that_is_cancelled(guest: Guest, source: ramet.VM, host: ramet.Host) -> None:
     """Whenever that is: the source runs, nothing is left, and the next one succeeds."""
     await guest.change(source, 2)

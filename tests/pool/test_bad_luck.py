@@ -119,6 +119,7 @@ async def test_one_that_was_killed_is_never_handed_out(pool_home: Path, guests: 
         assert not Path(f"/proc/{waiting.pid}").exists(), "a zombie is left"
 
 
+@pytest.mark.timing
 async def test_the_keeper_replaces_one_that_died(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=1) as host:
         await fork(host)
@@ -235,6 +236,7 @@ async def test_sweeping_spares_what_living_processes_have(probe_home: Path) -> N
         pool.put_back(Home(probe_home), taken, mine[0])
 
 
+@pytest.mark.timing
 async def test_a_source_that_changes_or_goes_takes_its_warm_ones_along(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=2) as host:
         (vm,) = await fork(host)
@@ -265,6 +267,7 @@ async def test_a_source_that_changes_or_goes_takes_its_warm_ones_along(probe_hom
                 await anyio.sleep(0.02)
 
 
+@pytest.mark.timing
 async def test_a_source_is_compacted_while_it_is_forked(
     probe_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +329,7 @@ async def test_what_nobody_reads_is_no_more_than_a_few_files_and_is_swept(
         assert not (probe_home / "pool").exists()
 
 
+@pytest.mark.timing
 async def test_a_fork_is_not_slower_to_give_up_than_it_says(probe_home: Path) -> None:
     """The limit for one that hangs is far below that of a guest that doesn't answer."""
     assert hand_out.RESUME_LIMIT_S <= 5.0

@@ -188,6 +188,7 @@ async def test_several_hosts_fork_at_once_and_each_gets_another_one(probe_home: 
         assert (await settled(keeper)).keepers[0].pid == os.getpid()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("stage", ["loaded", "empty"])
 async def test_a_call_that_is_cancelled_leaves_nothing_of_what_it_took(probe_home: Path, stage: str) -> None:
     async with ramet.Host(probe_home, warm=3) as host, ramet.Host(probe_home) as other:
@@ -212,6 +213,7 @@ async def fork_and_remove(host: ramet.Host) -> None:
     await vm.remove(force=True)
 
 
+@pytest.mark.timing
 def test_plain_code_has_a_pool_too(probe_home: Path) -> None:
     with ramet.sync.Host(probe_home, warm=1) as host:
         base = host.get("base")

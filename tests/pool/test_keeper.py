@@ -33,6 +33,7 @@ async def keeper_of(host: ramet.Host, budget: int, **settings: Any) -> AsyncIter
         await keeper.close()
 
 
+@pytest.mark.timing
 async def test_a_budget_is_kept_whatever_is_asked_for(probe_home: Path) -> None:
     most = 0
     async with ramet.Host(probe_home, warm=3) as host:
@@ -57,6 +58,7 @@ async def test_a_budget_is_kept_whatever_is_asked_for(probe_home: Path) -> None:
         assert (kept.warm, kept.held_back) == (3, None)
 
 
+@pytest.mark.timing
 async def test_two_sources_share_it_by_demand(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=6) as host:
         (vm,) = await fork(host)
@@ -76,6 +78,7 @@ async def test_two_sources_share_it_by_demand(probe_home: Path) -> None:
                 await anyio.sleep(0.02)
 
 
+@pytest.mark.timing
 async def test_what_is_made_here_is_warm_before_it_is_forked(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=2) as host:
         (vm,) = await fork(host)
@@ -88,6 +91,7 @@ async def test_what_is_made_here_is_warm_before_it_is_forked(probe_home: Path) -
         await snapshot.remove()
 
 
+@pytest.mark.timing
 async def test_without_demand_it_shrinks(probe_home: Path) -> None:
     async with ramet.Host(probe_home) as host, keeper_of(host, 4, half_life_s=1.0):
         await fork(host, count=4)
@@ -107,6 +111,7 @@ async def test_memory_that_is_to_stay_free_stays_free(probe_home: Path) -> None:
         assert vm.receipt.warm is None
 
 
+@pytest.mark.timing
 async def test_nothing_is_made_while_its_host_forks(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=2) as host:
         await settled(host)
@@ -122,6 +127,7 @@ async def test_nothing_is_made_while_its_host_forks(probe_home: Path) -> None:
         await filled(host, 2)
 
 
+@pytest.mark.timing
 async def test_what_cannot_be_made_is_tried_less_and_less_and_said(
     probe_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +168,7 @@ async def test_an_error_that_nobody_foresaw_ends_the_keeper_and_not_its_host(
         assert vm.receipt.warm is None
 
 
+@pytest.mark.timing
 async def test_two_keepers_have_a_budget_each(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=2) as one:
         async with ramet.Host(probe_home, warm=3) as other:
