@@ -91,6 +91,11 @@ class Home:
         """There while a worker is at it, and after one that was killed."""
         return self.root / "worker.doing"
 
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """All that state is kept in. Each may be a mount of its own."""
+        return (self.root, self.database, self.instances, self.snapshots, self.staging, self.pool)
+
     def make(self) -> None:
         """Make what is missing, readable by its owner alone (I9).
 

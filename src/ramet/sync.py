@@ -734,13 +734,15 @@ class VM:
         """Wait until it doesn't run any more. A guest that reboots goes on running."""
         self._portal.call(lambda: self._wrapped.wait())
 
-    def remove(self, *, force: bool = False) -> None:
+    def remove(self, *, force: bool = False, lost: bool = False) -> None:
         """Remove it. A running one wants `force`, else `WrongStateError`. Its forks don't notice.
 
-        Whatever step fails, the others are taken, and the first error is raised; the next ramet process
-        clears the rest away.
+        With `lost` also when its VMM can't be seen from here (`Instance.seen`), because the machine or the
+        container where it ran is gone for good; nothing is ended then. Raises `UnseenError` without,
+        `UnavailableError` when it is another user's: nothing was removed then. Whatever later step fails, the
+        others are taken, and the first error is raised; the next ramet process clears the rest away.
         """
-        self._portal.call(lambda: self._wrapped.remove(force=force))
+        self._portal.call(lambda: self._wrapped.remove(force=force, lost=lost))
 
     def keep(self) -> VM:
         """Keep this fork of a family: it no longer leaves with its Host, its siblings are removed.
@@ -830,8 +832,8 @@ class Host:
         """Open the home, making it if need be, and undo what killed ramet processes left in it.
 
         This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
-        directory can't be written, `StoreError` when its database can't be used, `UsageError` when this Host
-        is open already.
+        directory can't be written, or is on a filesystem that other machines may see (nothing is written
+        then); `StoreError` when its database can't be used, `UsageError` when this Host is open already.
         """
         if self._open is not None:
             self._open.require()
@@ -955,7 +957,10 @@ class Host:
         return self._portal.call(lambda: self._wrapped.tree())
 
     def stats(self) -> builtins.list[Usage]:
-        """What each instance that has a VMM uses of the host. One that ends meanwhile isn't in the list."""
+        """Measure what each instance that has a VMM uses of the host.
+
+        One that ends meanwhile isn't in the list, nor is one whose VMM can't be seen from here.
+        """
         return self._portal.call(lambda: self._wrapped.stats())
 
     def pool(self, *, wait: float = 0.0) -> PoolReport:

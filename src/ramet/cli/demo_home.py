@@ -16,6 +16,7 @@ from ramet import config
 from ramet.errors import RametError, UnavailableError
 from ramet.host import processes
 from ramet.host.files import remove_tree
+from ramet.host.filesystems import shared_filesystem
 from ramet.model.record import ProcessRef
 from ramet.paths import Home
 
@@ -30,7 +31,7 @@ async def temporary_home() -> AsyncIterator[Path]:
 
     Raises `UnavailableError` when the cache can't be written.
     """
-    parent = config.cache_directory()
+    parent = _parent()
     me = processes.as_name(processes.this_process())
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,12 @@ async def temporary_home() -> AsyncIterator[Path]:
         yield home
     finally:
         remove_tree(home)
+
+
+def _parent() -> Path:
+    """Beside the image cache, unless that is where no instance can be kept."""
+    cache = config.cache_directory()
+    return cache if shared_filesystem(cache) is None else Path(tempfile.gettempdir())
 
 
 async def remove_abandoned(parent: Path) -> None:

@@ -66,6 +66,7 @@ async def examine() -> DoctorReport:
         host.kvm_finding(verdict),
         *_parts(),
         *host.home_findings(config.home_directory(), cache),
+        *_left_alone(),
         _page_scan(),
         host.ptrace_finding(),
         *host.limit_findings(),
@@ -126,6 +127,24 @@ def _parts() -> Iterable[Finding]:
         yield Finding("mke2fs", True, find_mke2fs())
     except RametError as error:
         yield Finding("mke2fs", None, error.message, error.hint)  # for --disk SIZE:PATH alone
+
+
+def _left_alone() -> Iterable[Finding]:
+    """What belongs to other machines or containers, where there is any."""
+    from ramet.engine.elsewhere import left_alone
+    from ramet.host.doctor import Finding
+    from ramet.paths import Home
+
+    try:
+        lines = left_alone(Home(config.home_directory().resolve()))
+    except RametError:
+        return  # the home's own finding says why
+    if lines:
+        advice = (
+            "run ramet there; an instance whose machine or container is gone for good is removed with"
+            " `ramet rm --lost NAME`"
+        )
+        yield Finding("unseen", None, f"left alone: {'; '.join(lines)}", advice)
 
 
 def _page_scan() -> Finding:

@@ -129,12 +129,18 @@ def wait(reference: Reference, json: Json = False) -> None:
 def remove(
     wanted: References,
     force: Annotated[bool, typer.Option("--force", "-f", help="Also those that run.")] = False,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--lost", help="Also those of a machine or a container that is gone for good and can't be seen."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Remove instances. Their forks don't notice."""
 
     async def act(vm: VM) -> str:
-        await vm.remove(force=force)
+        await vm.remove(force=force, lost=lost)
         if not json:
             output.say(vm.name)
         return vm.id

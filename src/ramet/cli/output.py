@@ -110,6 +110,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     _show(drawn, whole=not _PROSE.intersection(headers))
 
 
+def state(one: Instance) -> str:
+    """An instance's state, for people."""
+    return str(one.state) if one.seen else f"{one.state} (unseen)"
+
+
 def tree(nodes: Sequence[LineageNode], snapshots: Sequence[SnapshotInfo] = ()) -> None:
     """Instances by who was forked from whom, each with its snapshots before its forks."""
     from rich.console import Group
@@ -117,10 +122,8 @@ def tree(nodes: Sequence[LineageNode], snapshots: Sequence[SnapshotInfo] = ()) -
     from rich.tree import Tree
 
     def line(one: Instance) -> Text:
-        state = str(one.state)
-        return Text.assemble(
-            (one.name, "bold"), f"  {one.id}  ", (state, _STATE_STYLES.get(state, "")), f"  {age(one)}"
-        )
+        style = _STATE_STYLES.get(str(one.state), "")
+        return Text.assemble((one.name, "bold"), f"  {one.id}  ", (state(one), style), f"  {age(one)}")
 
     def grow(branch: Tree, nodes: Sequence[LineageNode]) -> Tree:
         for node in nodes:

@@ -80,7 +80,7 @@ def _show(report: PoolReport) -> None:
             one.driver or "-",
             one.stage or "-",
             one.source_name or "-",
-            one.state,
+            one.state if one.seen else f"{one.state} (unseen)",
             one.pid or "-",
             format_bytes(one.pss_bytes) if one.pss_bytes is not None else "-",
             output.age_since(one.created_at) if one.created_at else "-",
@@ -91,6 +91,8 @@ def _show(report: PoolReport) -> None:
     output.table(("ID", "DRIVER", "STAGE", "SOURCE", "STATE", "PID", "PSS", "AGE", "KEEPER"), rows)
     for keeper in report.keepers:
         line = f"process {keeper.pid} keeps at most {keeper.warm}"
+        if not keeper.seen:
+            line += " (it can't be seen from here)"
         output.say(f"{line}; held back: {keeper.held_back}" if keeper.held_back else line)
     if not report.keepers:
         output.say("nobody keeps any; `ramet serve` does")

@@ -65,7 +65,7 @@ def _show_instances(instances: Sequence[Instance], names: dict[str, str]) -> Non
         (
             one.name,
             one.id,
-            one.state,
+            output.state(one),
             one.image,
             format_bytes(one.memory_bytes),
             one.cpus,
@@ -78,6 +78,9 @@ def _show_instances(instances: Sequence[Instance], names: dict[str, str]) -> Non
     ]
     headers = ("NAME", "ID", "STATE", "IMAGE", "MEMORY", "CPUS", "DRIVER", "PARENT", "FORKS", "AGE")
     output.table(headers, rows)
+    for one in instances:
+        if not one.seen and one.reason:
+            output.warn(f"ramet: {one.name}: {output.clean(one.reason)}")
 
 
 def tree(json: Json = False) -> None:

@@ -168,7 +168,7 @@ async def _freeze(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
         if runs:
             await vmm.pause()
         await vmm.save_vmstate(vmstate_fd)
-        return LivePages(plan.running.process.pid, await _off_loop(_list_changed, plan))
+        return LivePages(processes.local_pid(plan.running.process), await _off_loop(_list_changed, plan))
 
 
 @asynccontextmanager
@@ -265,8 +265,8 @@ async def _off_loop(function: Callable[[Plan], T], plan: Plan) -> T:
 
 
 def _list_changed(plan: Plan) -> list[Run]:
-    return changed_pages(plan.running.process.pid, plan.running.ram, plan.mem)
+    return changed_pages(processes.local_pid(plan.running.process), plan.running.ram, plan.mem)
 
 
 def _read_changed(plan: Plan) -> StagedPages:
-    return stage(plan.running.process.pid, _list_changed(plan))
+    return stage(processes.local_pid(plan.running.process), _list_changed(plan))

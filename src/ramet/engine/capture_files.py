@@ -15,7 +15,7 @@ from ramet.drivers.api import Ability, Driver, FreezesDisks
 from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
 from ramet.engine.running import with_ram
 from ramet.errors import DamagedError
-from ramet.host import threads
+from ramet.host import processes, threads
 from ramet.host.clock import now
 from ramet.host.cpu import host_cpu
 from ramet.host.files import (
@@ -126,7 +126,7 @@ def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | Non
     mem = own / MEM_FILE
     if not mem.exists() or identity_of(mem) != (running.mem_device, running.mem_inode):
         # A freeze that failed had put the captured memory in the place of the one that is all holes.
-        if open_file_has_data(running.process.pid, running.mem_inode) is False:
+        if open_file_has_data(processes.local_pid(running.process), running.mem_inode) is False:
             return None
         raise DamagedError(f"{mem} isn't the file any more that its VMM has mapped")
     with filesystem_errors("look at", mem):

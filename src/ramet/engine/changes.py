@@ -16,7 +16,7 @@ import msgspec
 from ramet.disk.volumes import files_of
 from ramet.drivers.api import FreezesDisks, Vmm
 from ramet.engine.context import Context
-from ramet.engine.observe import observe
+from ramet.engine.observe import observe, require_seen
 from ramet.engine.staged import settle_replacement
 from ramet.errors import NotFoundError, VmmError, WrongStateError
 from ramet.host import processes
@@ -31,11 +31,13 @@ from ramet.paths import DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 async def changing(context: Context, record: Record, what: Change) -> AsyncIterator[Record]:
     """Hold the instance's lock, with its record as it is in fact, marked as being changed by this process.
 
-    Raises `NotFoundError` when it has been removed, `WrongStateError` when another change doesn't end. The
-    mark goes whatever happens inside; the state is for the caller to change.
+    Raises `NotFoundError` when it has been removed, `WrongStateError` when another change doesn't end,
+    `UnseenError` when its VMM can't be seen from here, nor who is changing it. The mark goes whatever happens
+    inside; the state is for the caller to change.
     """
     async with context.lifecycle(record) as lock:
         fact = observe(context, context.store.get(record.id)).record
+        require_seen(fact)
         pending = Pending(what=what, by=processes.this_process())
         marked = context.store.change(
             record.id,

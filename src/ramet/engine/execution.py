@@ -10,7 +10,7 @@ import anyio
 from ramet.drivers.api import Ending
 from ramet.engine.boot import restart
 from ramet.engine.context import Context
-from ramet.engine.observe import observe
+from ramet.engine.observe import observe, require_seen
 from ramet.engine.proof import agent_of
 from ramet.engine.results import ExecResult
 from ramet.errors import ExecTimeoutError, RametError, WrongStateError
@@ -76,6 +76,8 @@ async def settle(context: Context, record: Record) -> Record:
 async def agent(context: Context, record: Record) -> AsyncIterator[AgentClient]:
     """The agent of a running instance. Raises `WrongStateError` in any other state, with what to do."""
     record = await settle(context, record)
+    if record.vmm is not None and not host_processes.is_this_boot(record.vmm.process):
+        require_seen(record)  # a container's guest is reached over its sockets, another machine's isn't
     if record.state is not State.RUNNING or record.vmm is None:
         reason = f" ({record.reason})" if record.reason else ""
         raise WrongStateError(

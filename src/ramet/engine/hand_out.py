@@ -70,7 +70,10 @@ async def claim(context: Context, origin: Origin, driver: Driver, options: ForkO
     keys = [pool.key_of(origin.directory, origin.manifest, version)] if options.share_memory else []
     if isinstance(driver, StartsEmpty):
         keys.append(pool.key_of_empty(driver.name, version))
-    there = [entry for entry in pool.entries(found) if entry.state == "ready"]
+    # One of another namespace is for the forks that are made there.
+    there = [
+        entry for entry in pool.entries(found) if entry.state == "ready" and processes.is_here(entry.holder)
+    ]
     claims: list[Claim] = []
     for key in keys:
         for entry in there:

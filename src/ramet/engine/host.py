@@ -33,6 +33,7 @@ from ramet.errors import (
     DamagedError,
     NotFoundError,
     UnavailableError,
+    UnseenError,
     UsageError,
     VmmError,
     WrongStateError,
@@ -40,6 +41,7 @@ from ramet.errors import (
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.host import threads
 from ramet.host.files import spread
+from ramet.host.filesystems import require_local
 from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
 from ramet.model.disks import parse_disks
@@ -85,13 +87,15 @@ class Host:
         """Open the home, making it if need be, and undo what killed ramet processes left in it.
 
         This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
-        directory can't be written, `StoreError` when its database can't be used, `UsageError` when this Host
-        is open already, or where no asyncio event loop runs.
+        directory can't be written, or is on a filesystem that other machines may see (nothing is written
+        then); `StoreError` when its database can't be used, `UsageError` when this Host is open already, or
+        where no asyncio event loop runs.
         """
         require_asyncio()
         if self._context is not None:
             raise UsageError("this Host is open already", hint="make another one: `ramet.Host(...)`")
         raise_open_files_limit()
+        require_local(self._home.places)
         try:
             self._home.make()
         except OSError as error:
@@ -268,13 +272,16 @@ class Host:
         return forest(await self.list(everything=True))
 
     async def stats(self) -> builtins.list[Usage]:
-        """What each instance that has a VMM uses of the host. One that ends meanwhile isn't in the list."""
+        """Measure what each instance that has a VMM uses of the host.
+
+        One that ends meanwhile isn't in the list, nor is one whose VMM can't be seen from here.
+        """
         context = self._opened
         used = []
         for record in context.store.all():
             try:
                 used.append(measure.usage(context, observe(context, record).record))
-            except (WrongStateError, VmmError):
+            except (WrongStateError, VmmError, UnseenError):
                 continue
         return used
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ramet.engine.context import Context
+from ramet.engine.observe import require_seen
 from ramet.errors import WrongStateError
 from ramet.host import processes
 from ramet.host.files import allocated_bytes
@@ -16,14 +17,16 @@ from ramet.paths import MEM_FILE
 def usage(context: Context, record: Record) -> Usage:
     """One instance's use.
 
-    Raises `WrongStateError` when it has no VMM, `VmmError` when that has just ended.
+    Raises `WrongStateError` when it has no VMM, `VmmError` when that has just ended, `UnseenError` when it
+    can't be seen from here.
     """
     if record.vmm is None:
         raise WrongStateError(
             f"{record.name} is {article(record.state)}: it uses nothing",
             hint=next_step(record.state, record.name),
         )
-    pid = record.vmm.process.pid
+    require_seen(record, to_change=False)
+    pid = processes.local_pid(record.vmm.process)
     mem = context.directory(record) / MEM_FILE
     whole = smaps_rollup(pid)
     guest = mapping_use(pid, record.vmm.ram)

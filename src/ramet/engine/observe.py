@@ -5,18 +5,21 @@ Reads files and pidfds only, so it is fit for `ps`.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ramet.drivers.api import Ending
 from ramet.engine.context import Context
-from ramet.errors import UnseenError
+from ramet.errors import RametError, UnseenError
 from ramet.host import processes, rings
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import ProcessRef, Record
 from ramet.model.shapes import Instance
 from ramet.paths import CONSOLE_LOG
+
+_ITS_VMM: Final = "its VMM"
 
 
 class Observation(NamedTuple):
@@ -31,7 +34,7 @@ def observe(context: Context, record: Record) -> Observation:
 
     Nothing is written here either.
     """
-    if record.vmm is None or not processes.is_dead(record.vmm.process):
+    if record.vmm is None or not is_gone(context, record, record.vmm.process):
         return Observation(record, None)
     if record.vmm.process.boot_id != processes.boot_id():
         return Observation(record.moved(Move.FAIL, reason="the host was restarted"), Ending.DIED)
@@ -45,6 +48,38 @@ def observe(context: Context, record: Record) -> Observation:
             return Observation(record.moved(Move.STOP, reason=reason), ending)
         case Ending.POWERED_OFF | Ending.ASKED:
             return Observation(record.moved(Move.STOP, reason=ending.value), ending)
+
+
+def is_gone(context: Context, record: Record, process: ProcessRef) -> bool:
+    """The instance's VMM, `process`, is known to be dead.
+
+    One of another PID namespace can't be seen, but the socket that it has been listening on since before it
+    was started is in the instance's directory: if the kernel says that nobody listens there (connect(2),
+    ECONNREFUSED), the VMM has ended. Not asked while a restore or a rewind exchanges directories.
+    """
+    match processes.liveness(process):
+        case processes.Liveness.ALIVE:
+            return False
+        case processes.Liveness.DEAD:
+            return True
+        case processes.Liveness.UNKNOWN:
+            if not processes.is_this_boot(process) or record.pending is not None:
+                return False
+            return listens(context, record) is False
+
+
+def listens(context: Context, record: Record) -> bool | None:
+    """Somebody listens on the VMM's control socket; None when there is none, or it can't be asked."""
+    try:
+        name = context.vmm(record).rescue().socket_name
+        processes.connect(context.directory(record), name).close()
+    except ConnectionRefusedError:
+        return False
+    except BlockingIOError:
+        return True  # its queue is full
+    except (OSError, RametError):
+        return None
+    return True
 
 
 def _last_line(context: Context, record: Record) -> str:
@@ -88,31 +123,47 @@ def why_unseen(record: Record) -> str | None:
     """Why it can't be told from here what the instance does, or None when it can be: its state is what its
     record says then.
     """
-    unseen = _unseen(record)
+    unseen = unseen_process(record)
     return unseen and f"{unseen[0]} can't be seen from here: {processes.why_unseen(unseen[1])}"
 
 
-def _unseen(record: Record) -> tuple[str, ProcessRef] | None:
+def unseen_process(record: Record) -> tuple[str, ProcessRef] | None:
     """The process that would have to be seen and can't be, and what it is to the instance."""
+    return next((one for one in _involved(record) if processes.why_unseen(one[1]) is not None), None)
+
+
+def _involved(record: Record) -> list[tuple[str, ProcessRef]]:
     involved = []
     if record.vmm is not None:
-        involved.append(("its VMM", record.vmm.process))
+        involved.append((_ITS_VMM, record.vmm.process))
     if record.pending is not None:
         involved.append((f"the process that is changing it ({record.pending.what})", record.pending.by))
     if record.state is State.CREATED and record.owner is not None:
         involved.append(("the process that is making it", record.owner))
-    return next((one for one in involved if processes.why_unseen(one[1]) is not None), None)
+    return involved
 
 
-def require_seen(record: Record) -> None:
-    """Raise `UnseenError` when the instance can't be changed from here, because its VMM, or who is changing
-    it, can't be seen.
+def require_seen(record: Record, *, to_change: bool = True) -> None:
+    """Raise `UnseenError` when the instance's VMM can't be seen or reached from here; `to_change`: or who is
+    changing it.
     """
-    unseen = _unseen(record)
-    if unseen is not None:
-        raise UnseenError(
-            f"{record.name} is left alone: {why_unseen(record)}", hint=processes.where_to_look(unseen[1])
-        )
+    for what, process in _involved(record):
+        if what != _ITS_VMM and not to_change:
+            continue
+        try:
+            pidfd = processes.open_pidfd(process)
+        except UnseenError as error:
+            hint = error.hint
+            if not processes.is_this_boot(process):
+                hint = (
+                    f"{hint}; if that is gone for good, `ramet rm --lost {record.name}` removes what it left"
+                )
+            why = processes.why_out_of_reach(process)
+            raise UnseenError(
+                f"{record.name} is left alone: {what} can't be seen from here: {why}", hint=hint
+            ) from error
+        if pidfd is not None:
+            os.close(pidfd)
 
 
 def count_forks(records: Iterable[Record]) -> Counter[str]:

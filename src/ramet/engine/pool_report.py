@@ -9,6 +9,7 @@ import msgspec
 from ramet.engine import pool
 from ramet.engine.context import Context
 from ramet.errors import RametError
+from ramet.host import processes
 from ramet.memory.accounting import smaps_rollup
 from ramet.model.shapes import PoolEntry, PoolKeeper, PoolReport
 from ramet.paths import Home
@@ -29,7 +30,14 @@ def pool_of(context: Context) -> PoolReport:
     for name, process in pool.keepers(found).items():
         with suppress(OSError, msgspec.MsgspecError):
             said = msgspec.json.decode((home.pool / name).read_bytes(), type=KeeperFile)
-            kept.append(PoolKeeper(pid=process.pid, warm=said.warm, held_back=said.held_back))
+            kept.append(
+                PoolKeeper(
+                    pid=process.pid,
+                    warm=said.warm,
+                    held_back=said.held_back,
+                    seen=processes.why_unseen(process) is None,
+                )
+            )
     listed = [_described(home, entry) for entry in pool.entries(found)]
     listed.sort(key=lambda one: (one.created_at or "~", one.id))
     return PoolReport(keepers=kept, entries=listed)
@@ -40,7 +48,7 @@ def _described(home: Home, entry: pool.Entry) -> PoolEntry:
     pss_bytes: int | None = None
     if warm is not None:
         with suppress(RametError):
-            pss_bytes = smaps_rollup(warm.process.pid).pss_bytes
+            pss_bytes = smaps_rollup(processes.local_pid(warm.process)).pss_bytes
     return PoolEntry(
         id=entry.id,
         driver=warm.driver if warm else None,
@@ -52,4 +60,5 @@ def _described(home: Home, entry: pool.Entry) -> PoolEntry:
         pss_bytes=pss_bytes,
         created_at=warm.created_at if warm else None,
         keeper=entry.holder.pid,
+        seen=processes.why_unseen(entry.holder) is None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.execution import settle
+from ramet.engine.observe import require_seen
 from ramet.engine.proof import connections_may_be_cut, correct_clock
 from ramet.host import processes
 from ramet.model.lifecycle import Move
@@ -32,10 +33,11 @@ async def resume(context: Context, record: Record) -> Record:
 async def wait(context: Context, record: Record) -> Record:
     """Wait until an instance has no VMM any more, and return its record as it then is.
 
-    A reboot isn't an end.
+    A reboot isn't an end. Raises `UnseenError` when its VMM can't be seen from here.
     """
     record = await settle(context, record)
     while record.vmm is not None:
+        require_seen(record, to_change=False)
         await processes.wait_ended(record.vmm.process)
         record = await settle(context, record)
     return record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 
 from ramet.engine.context import Context
-from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, RametError, VmmError
+from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, RametError, UnseenError, VmmError
 from ramet.guest.client import AgentClient
 from ramet.guest.greeting import ask
 from ramet.guest.messages import IdentityReply, IdentityRequest, Message
@@ -183,7 +183,10 @@ async def agent_of(
 
         async def watch() -> None:
             nonlocal died
-            await processes.wait_ended(process)
+            try:
+                await processes.wait_ended(process)
+            except UnseenError:
+                return  # of a container: it is talked to all the same, and its end is a lost connection
             died = True
             tasks.cancel_scope.cancel()
 
@@ -199,7 +202,8 @@ async def agent_of(
         tasks.cancel_scope.cancel()
     if isinstance(failure, GuestLostError):
         # A VMM that dies closes its sockets a moment before its process has ended.
-        died = died or await processes.wait_ended(process, timeout_s=processes.LAST_BREATH_S)
+        with suppress(UnseenError):  # the connection's end is what is known then
+            died = died or await processes.wait_ended(process, timeout_s=processes.LAST_BREATH_S)
     if died:
         raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from failure
     if failure is not None:
@@ -218,7 +222,9 @@ async def _reconnect(directory: Path, process: ProcessRef) -> AsyncIterator[anyi
     """A vsock connection through that VMM and no other. A directory may get another VMM, whose guest has an
     older state of the same memory: what is under way isn't resumed there.
     """
-    async with connect_vsock(directory, wait_s=_RECONNECT_S, listener_pid=process.pid) as stream:
+    # What SO_PEERCRED says of a process of another PID namespace: unix(7).
+    pid = process.pid if processes.is_here(process) else 0
+    async with connect_vsock(directory, wait_s=_RECONNECT_S, listener_pid=pid) as stream:
         yield stream
 
 

@@ -7,17 +7,20 @@ sweep it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
+import msgspec
 
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
-from ramet.engine.observe import observe
+from ramet.engine.observe import listens, observe, require_seen, why_unseen
 from ramet.engine.proof import agent_of
-from ramet.errors import RametError, StoreError, WrongStateError
+from ramet.errors import NotFoundError, RametError, StoreError, WrongStateError
 from ramet.host import processes, threads
 from ramet.host.files import filesystem_errors, remove_tree
+from ramet.host.ownership import require_endable, require_removable
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import ProcessRef, Record
 from ramet.paths import CONFIRMED_FILE, DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
@@ -65,17 +68,23 @@ async def _power_off(context: Context, record: Record, limit_s: float) -> None:
         pass  # it doesn't answer, or went while it was asked: killing it is what comes next anyway
 
 
-async def remove(context: Context, record: Record, *, force: bool) -> None:
+async def remove(context: Context, record: Record, *, force: bool, lost: bool = False) -> None:
     """Remove an instance: its record, its VMM, its directory. Its forks don't notice (I3).
 
-    Raises `WrongStateError` when it is alive, or being made or changed by another process, and `force` isn't
-    given.
+    `lost`: also when its VMM can't be seen from here, because the machine or the container where it was
+    started is gone for good. Raises `WrongStateError` when it is alive, or being made or changed by another
+    process, and `force` isn't given; `UnseenError` when that can't be seen and it isn't `lost`;
+    `UnavailableError` when it is another user's. Nothing was removed then.
     """
+    if lost:
+        await _forget(context, context.store.get(record.id), force=force)
+        return
     if force:
         await discard(context, record)
         return
     record = context.store.get(record.id)
     now = observe(context, record).record
+    require_seen(now)
     if now.vmm is not None or now.state is State.CREATED or now.pending is not None:
         raise WrongStateError(
             f"{record.name} is {'being changed' if now.pending else now.state}",
@@ -90,12 +99,13 @@ async def discard(
 ) -> bool:
     """Remove an instance in whatever state it is; False when it is gone already or `only_if` says no.
 
-    Each step is taken whatever became of the one before: its VMM ends also when the record can't be deleted,
-    on a full disk say. The first error is raised at the end.
+    Nothing is done when it may not be removed from here: `UnseenError`, or `UnavailableError` when it is
+    another user's. Otherwise each step is taken whatever became of the one before: its VMM ends also when the
+    record can't be deleted, on a full disk say. The first error is raised at the end.
     """
     errors: list[Exception] = []
     try:
-        removed = context.store.remove(record.id, only_if=only_if)
+        removed = _take_out(context, record.id, only_if)
     except StoreError as error:
         if only_if is not None:
             raise
@@ -109,17 +119,79 @@ async def discard(
     return True
 
 
+def _take_out(context: Context, row_id: str, only_if: Callable[[Record], bool] | None) -> Record | None:
+    """Remove the row, if what it stands for may be removed by this process: the row as it was, with the VMM
+    that is to be ended. None when it is gone already, or `only_if` says no.
+
+    Raises `UnseenError`, `UnavailableError`, `StoreError`; the row is still there then.
+    """
+    try:
+        row = context.store.get(row_id)
+        while only_if is None or only_if(row):
+            fact = _require_removable(context, row)
+            removed = context.store.remove(row_id, only_if=partial(_still, row=row, only_if=only_if))
+            if removed is not None:
+                return msgspec.structs.replace(removed, vmm=fact.vmm)
+            # It may have got another VMM meanwhile, which has to be looked at, too.
+            row = context.store.get(row_id)
+    except NotFoundError:
+        pass
+    return None
+
+
+def _still(one: Record, *, row: Record, only_if: Callable[[Record], bool] | None) -> bool:
+    return one.vmm == row.vmm and (only_if is None or only_if(one))
+
+
+def _require_removable(context: Context, record: Record) -> Record:
+    """The record as it is in fact, if its VMM may be ended and its directory removed by this process.
+
+    Raises `UnseenError`, `UnavailableError` when it is another user's.
+    """
+    fact = observe(context, record).record
+    require_seen(fact)
+    if fact.vmm is not None:
+        require_endable(fact.vmm.process, name=record.name)
+    require_removable(context.directory(record), name=record.name)
+    return fact
+
+
+async def _forget(context: Context, record: Record, *, force: bool) -> None:
+    """Remove an instance whose VMM can't be seen, and nobody ends: it has gone with its machine.
+
+    Refused where it can be told that somebody is still there.
+    """
+    if why_unseen(record) is None:
+        await remove(context, record, force=force)
+        return
+    if (record.vmm is not None and processes.is_alive(record.vmm.process)) or listens(context, record):
+        raise WrongStateError(
+            f"{record.name} isn't lost: its VMM answers on this machine",
+            hint="`ramet ps` in its container, or on the host, shows it; remove it there",
+        )
+    require_removable(context.directory(record), name=record.name)
+    errors: list[Exception] = []
+    removed = context.store.remove(record.id, only_if=lambda one: one == record)
+    if removed is None:
+        raise WrongStateError(f"{record.name} has just been changed by another process", hint="try again")
+    await _clear_away(context, [msgspec.structs.replace(removed, vmm=None)], errors)
+    if errors:
+        raise errors[0]
+
+
 async def discard_all(context: Context, records: Iterable[Record]) -> None:
     """Discard several, whatever befalls one of them (I7). What a record here names is ended though the row
     has no VMM yet, or is gone.
 
-    Shielded from cancellation; raises the first error at the end.
+    What may not be removed from here stays as it is: another user's, what can't be seen. Shielded from
+    cancellation; raises the first error at the end.
     """
     errors: list[Exception] = []
     unwanted = list(records)
     if not unwanted:
         return
     with anyio.CancelScope(shield=True):
+        unwanted = _removable(context, unwanted, errors)
         try:
             removed = context.store.remove_all(one.id for one in unwanted)
         except StoreError as error:
@@ -130,6 +202,22 @@ async def discard_all(context: Context, records: Iterable[Record]) -> None:
         await _clear_away(context, [known.get(one.id, one) for one in unwanted], errors)
     if errors:
         raise errors[0]
+
+
+def _removable(context: Context, unwanted: Sequence[Record], errors: list[Exception]) -> list[Record]:
+    """Those of `unwanted` that this process may remove, as they are named by whoever made them."""
+    try:
+        rows = {one.id: one for one in context.store.all()}
+    except StoreError:
+        rows = {}  # what is known of them here holds: their guests end also when nothing can be written down
+    removable = []
+    for one in unwanted:
+        try:
+            _require_removable(context, rows.get(one.id, one))
+            removable.append(one)
+        except RametError as error:
+            errors.append(error)
+    return removable
 
 
 async def _clear_away(context: Context, removed: Sequence[Record], errors: list[Exception]) -> None:

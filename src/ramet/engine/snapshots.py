@@ -34,6 +34,7 @@ from ramet.host.files import (
     sync,
     write_durably,
 )
+from ramet.host.ownership import require_removable
 from ramet.host.share import share_file
 from ramet.memory.integrity import digest
 from ramet.model.lifecycle import State, article, next_step
@@ -177,7 +178,11 @@ def _link(origin: Origin, source: Record, labels: dict[str, str], directory: Pat
 
 
 async def remove(context: Context, snapshot: SnapshotRecord) -> bool:
-    """Remove a snapshot; its forks don't notice (I3). False when it is gone already."""
+    """Remove a snapshot; its forks don't notice (I3). False when it is gone already.
+
+    Raises `UnavailableError` when it is another user's; nothing was removed then.
+    """
+    require_removable(context.home.snapshot(snapshot.id), name=f"snapshot {snapshot.title}")
     removed = context.store.snapshots.remove(snapshot.id)
     await threads.run(remove_tree, context.home.snapshot(snapshot.id))
     return removed is not None

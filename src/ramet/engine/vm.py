@@ -301,13 +301,15 @@ class VM:
         """Wait until it doesn't run any more. A guest that reboots goes on running."""
         await power.wait(self._context, self._record)
 
-    async def remove(self, *, force: bool = False) -> None:
+    async def remove(self, *, force: bool = False, lost: bool = False) -> None:
         """Remove it. A running one wants `force`, else `WrongStateError`. Its forks don't notice.
 
-        Whatever step fails, the others are taken, and the first error is raised; the next ramet process
-        clears the rest away.
+        With `lost` also when its VMM can't be seen from here (`Instance.seen`), because the machine or the
+        container where it ran is gone for good; nothing is ended then. Raises `UnseenError` without,
+        `UnavailableError` when it is another user's: nothing was removed then. Whatever later step fails, the
+        others are taken, and the first error is raised; the next ramet process clears the rest away.
         """
-        await removal.remove(self._context, self._record, force=force)
+        await removal.remove(self._context, self._record, force=force, lost=lost)
 
     async def keep(self) -> VM:
         """Keep this fork of a family: it no longer leaves with its Host, its siblings are removed.

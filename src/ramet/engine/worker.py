@@ -24,7 +24,8 @@ from ramet.engine.compaction import compact_capture, long_chains, settled_disk, 
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError, RametError
-from ramet.host import launching, rlimits
+from ramet.host import launching, processes, rlimits
+from ramet.host.forked import in_children
 from ramet.host.locks import file_lock
 from ramet.model.lifecycle import State
 from ramet.model.record import Machine, Record
@@ -164,6 +165,8 @@ async def _shorten(home: Home, store: Store, drivers: Mapping[str, Driver], reco
     for disk in long_chains(record.machine):
         if record.state is not State.RUNNING or record.vmm is None:
             break
+        if not processes.is_alive(record.vmm.process):
+            break  # dead, or not to be seen from here
         vmm = drivers[record.driver].attach(directory, record.vmm.process, record.machine)
         if not isinstance(vmm, ShortensDisks):
             break
@@ -193,7 +196,14 @@ def main(home: str) -> None:
         sys.exit(error.exit_code)
 
 
+def _are_not_ours() -> None:
+    """In a forked child: they are its parent's to wait for."""
+    _forget()
+    _started.clear()
+
+
 atexit.register(_forget)
+in_children(_are_not_ours)
 
 
 if __name__ == "__main__":

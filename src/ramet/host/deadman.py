@@ -18,7 +18,7 @@ import anyio
 import msgspec
 
 from ramet.errors import UnavailableError
-from ramet.host import process_limit, processes, rescuer
+from ramet.host import forked, process_limit, processes, rescuer
 from ramet.model.record import ProcessRef
 from ramet.programs import python
 
@@ -44,10 +44,12 @@ async def armed(directory: Path, rescue: Rescue, *, hold: Sequence[int] = ()) ->
     nobody else comes between. Raises `UnavailableError` when it can't be started; nothing runs then.
     """
     theirs, ours = os.pipe2(os.O_CLOEXEC)
+    # A child that is forked inside would hold it open, too, and nobody would notice that this process died.
+    forked.keep_from_children(ours)
     try:
         process = _start(directory, rescue, theirs, hold)
     except BaseException:
-        os.close(ours)
+        forked.close(ours)
         raise
     finally:
         os.close(theirs)
@@ -55,11 +57,12 @@ async def armed(directory: Path, rescue: Rescue, *, hold: Sequence[int] = ()) ->
         yield process
     finally:
         try:
-            os.write(ours, rescuer.DONE)
+            if forked.is_ours(ours):
+                os.write(ours, rescuer.DONE)
         except BrokenPipeError:
             pass  # it was ended by somebody
         finally:
-            os.close(ours)
+            forked.close(ours)
         with anyio.CancelScope(shield=True):
             if not await processes.wait_ended(process, timeout_s=_END_LIMIT_S):
                 await processes.kill(process)

@@ -22,7 +22,7 @@ from typing import ClassVar, Final
 import anyio
 
 from ramet.errors import VmmError, VmmTimeoutError
-from ramet.host import processes
+from ramet.host import forked, processes
 from ramet.host.libc import libc
 from ramet.model.record import ProcessRef
 
@@ -112,6 +112,11 @@ class _Notifier:
             weakref.finalize(self, os.close, self._descriptor)
 
     @classmethod
+    def forget(cls) -> None:
+        """In a forked child: an event that it read would be its parent's."""
+        cls._of_loops.clear()
+
+    @classmethod
     def of_this_loop(cls) -> _Notifier:
         """The running event loop's, made when it is first wanted."""
         loop = asyncio.get_running_loop()
@@ -161,3 +166,6 @@ class _Notifier:
             for waiting in self._waiting.values() if watch < 0 else [self._waiting.get(watch, set())]:
                 for news in waiting:
                     news.set()
+
+
+forked.in_children(_Notifier.forget)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ramet.errors import UnavailableError, UnseenError, VmmError
+from ramet.host.forked import in_children
 from ramet.model.record import ProcessRef
 
 _STARTED_FIELD: Final = 22
@@ -211,6 +212,11 @@ def from_name(text: str) -> ProcessRef | None:
     return ProcessRef(
         int(match["pid"]), int(match["started"]), match["boot_id"], int(match["pid_namespace"] or 0)
     )
+
+
+def is_this_boot(process: ProcessRef) -> bool:
+    """It was started on this machine since it was booted. Its sockets can be reached then."""
+    return process.boot_id == boot_id()
 
 
 def is_here(process: ProcessRef) -> bool:
@@ -417,10 +423,11 @@ def why_unseen(process: ProcessRef) -> str | None:
     """Why it can't be told from here whether `process` lives, in words that follow its name; None when it
     can be.
     """
-    return _why(process) if liveness(process) is Liveness.UNKNOWN else None
+    return why_out_of_reach(process) if liveness(process) is Liveness.UNKNOWN else None
 
 
-def _why(process: ProcessRef) -> str:
+def why_out_of_reach(process: ProcessRef) -> str:
+    """Why `open_pidfd` can't open it, in the same words."""
     if process.boot_id != boot_id():
         return f"it was started on another machine (boot {process.boot_id[:8]})"
     if process.pid_namespace not in (0, _view().namespace):
@@ -431,7 +438,8 @@ def _why(process: ProcessRef) -> str:
 def unseen(process: ProcessRef) -> UnseenError:
     """The error of whoever would have to see `process`."""
     return UnseenError(
-        f"process {process.pid} can't be seen from here: {_why(process)}", hint=where_to_look(process)
+        f"process {process.pid} can't be seen from here: {why_out_of_reach(process)}",
+        hint=where_to_look(process),
     )
 
 
@@ -493,4 +501,4 @@ def _forget() -> None:
     this_process.cache_clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+in_children(_forget)

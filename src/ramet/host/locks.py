@@ -22,6 +22,8 @@ from pathlib import Path
 import anyio
 
 from ramet.errors import LockBusyError, RametError
+from ramet.host import forked
+from ramet.host.ownership import not_ours, user_name
 
 _FIRST_WAIT_S = 0.001
 _LONGEST_WAIT_S = 0.020
@@ -34,9 +36,9 @@ async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None
     What is yielded is the descriptor that holds it: a process that inherits it goes on holding it when this
     one dies, until it ends, too.
 
-    Raises `busy`, by default a `LockBusyError` that names the path, when the wait is over; `OSError` when the
-    file can't be made (its directory is gone). Cancelled while it waits it holds nothing; cancelled or failed
-    inside it lets go.
+    Raises `busy`, by default a `LockBusyError` that names the path, when the wait is over; `UnavailableError`
+    when it is another user's; `OSError` when the file can't be made (its directory is gone). Cancelled while
+    it waits it holds nothing; cancelled or failed inside it lets go.
     """
     pauses = _pauses_s(wait_s, busy or _busy(path))
     while (held := _try(path)) is None:  # noqa: ASYNC110 - other processes set no event
@@ -76,17 +78,29 @@ def _busy(path: Path) -> RametError:
 def _try(path: Path) -> int | None:
     """The descriptor that holds the lock, or None when somebody else does."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except PermissionError as error:
+            raise not_ours(str(path), _owner_of(path)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_still(descriptor, path):
-                return descriptor
+                return forked.keep_from_children(descriptor)
         except OSError as error:
             os.close(descriptor)
             if error.errno == errno.EWOULDBLOCK:
                 return None
             raise
         os.close(descriptor)
+
+
+def _owner_of(path: Path) -> str:
+    for one in (path, path.parent):
+        try:
+            return user_name(one.lstat().st_uid)
+        except OSError:
+            continue
+    return "another user"
 
 
 def _is_still(descriptor: int, path: Path) -> bool:
@@ -98,6 +112,8 @@ def _is_still(descriptor: int, path: Path) -> bool:
 
 
 def _release(descriptor: int) -> None:
+    if not forked.is_ours(descriptor):
+        return  # in a child that was forked inside: the lock is its parent's
     # Closing alone would leave the lock with a process that was forked meanwhile and hasn't executed yet.
     fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+    forked.close(descriptor)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import anyio
 
 from ramet.errors import UnavailableError, VmmError
-from ramet.host import process_limit, rlimits
+from ramet.host import forked, process_limit, rlimits
 from ramet.host.launching import launched
 from ramet.host.liveness import (
     Liveness,
@@ -32,6 +32,7 @@ from ramet.host.liveness import (
     is_dead,
     is_here,
     is_same,
+    is_this_boot,
     know_past_boots,
     liveness,
     local_pid,
@@ -45,6 +46,7 @@ from ramet.host.liveness import (
     this_process,
     unseen,
     where_to_look,
+    why_out_of_reach,
     why_unseen,
 )
 from ramet.model.record import ProcessRef
@@ -62,6 +64,7 @@ __all__ = [
     "is_dead",
     "is_here",
     "is_same",
+    "is_this_boot",
     "kill",
     "know_past_boots",
     "limit_files",
@@ -80,6 +83,7 @@ __all__ = [
     "unseen",
     "wait_ended",
     "where_to_look",
+    "why_out_of_reach",
     "why_unseen",
 ]
 
@@ -381,6 +385,7 @@ def connect(directory: Path, name: str) -> socket.socket:
     """
     directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    forked.keep_socket_from_children(connection)
     connection.setblocking(False)
     try:
         connection.connect(f"/proc/self/fd/{directory_fd}/{name}")

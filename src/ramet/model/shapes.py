@@ -306,6 +306,8 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str | None
     keeper: int
     """The process id of the ramet that keeps it or, once it is taken, has it."""
+    seen: bool = True
+    """False: that ramet belongs to another machine or another PID namespace."""
 
 
 class PoolKeeper(msgspec.Struct, frozen=True, kw_only=True):
@@ -316,6 +318,8 @@ class PoolKeeper(msgspec.Struct, frozen=True, kw_only=True):
     """How many it keeps at most."""
     held_back: str | None
     """Why it has fewer than it would like to have, when it has."""
+    seen: bool = True
+    """False: it belongs to another machine or another PID namespace."""
 
 
 class PoolReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from ramet.errors import StoreError
+from ramet.host.filesystems import require_local
 from ramet.store.boots import note_boot, offer_machine_id
+from ramet.store.inherited import close_in_children
 from ramet.store.migrations import MIGRATIONS
 from ramet.units import KIB
 
@@ -37,11 +39,13 @@ class Database:
     """
 
     def __init__(self, path: Path) -> None:
+        require_local([path])
         self._path = path
         self.lock = threading.Lock()
         self._reserve = path.with_name(f"{path.name}-reserve")
         with self.explained():
             self.connection = self.with_reserve(self._open)
+        close_in_children(self)
         self._restore_reserve()
 
     def _open(self) -> sqlite3.Connection:

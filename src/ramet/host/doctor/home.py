@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from ramet.errors import CannotReflinkError, FilesystemError
-from ramet.host import files
+from ramet.host import files, filesystems
 from ramet.host.doctor.finding import Finding
+from ramet.host.filesystems import nearest_existing
 from ramet.units import GIB, MIB, format_bytes
 
 _LITTLE_SPACE_BYTES: Final = 2 * GIB
@@ -24,6 +25,8 @@ def home_findings(home: Path, cache: Path) -> list[Finding]:
     """
     place = nearest_existing(home)
     where = f"{home} ({_filesystem(place)})"
+    if (kind := filesystems.shared_filesystem(home)) is not None:
+        return [Finding("home", False, f"{where} {filesystems.not_for_state(kind)}", filesystems.cure(kind))]
     try:
         with tempfile.TemporaryDirectory(prefix=f"{files.TEMPORARY_PREFIX}doctor-", dir=place) as directory:
             source = Path(directory, "source")
@@ -37,11 +40,6 @@ def home_findings(home: Path, cache: Path) -> list[Finding]:
     except OSError as error:
         advice = "set RAMET_HOME to a directory of yours, on a filesystem with free space"
         return [Finding("home", False, f"{where} can't be written: {error.strerror}", advice)]
-
-
-def nearest_existing(path: Path) -> Path:
-    """`path`, or the first of its parents that exists and may be looked at."""
-    return next(one for one in (path, *path.parents) if os.path.exists(one))  # noqa: PTH110 (no error)
 
 
 def _home(where: str, place: Path, cache: Path) -> Finding:

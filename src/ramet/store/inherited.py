@@ -1,0 +1,56 @@
+"""Open databases across fork(2).
+
+SQLite notes per process, by inode, which locks it holds. A child inherits the notes and none of the locks
+(fcntl(2)), so a database that it opened would be used without any: the parent, or another process, could
+remove the write-ahead log under it (sqlite.org/howtocorrupt.html, 2.6). So no thread is inside SQLite at the
+moment of a fork, and the child closes what it has inherited before it opens anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from typing import Protocol
+
+_WAIT_S = 20.0
+
+
+class Closable(Protocol):
+    """An open database, used under `lock`."""
+
+    lock: threading.Lock
+    connection: sqlite3.Connection
+
+
+_open: weakref.WeakSet[Closable] = weakref.WeakSet()
+_held: list[Closable] = []
+
+
+def close_in_children(database: Closable) -> None:
+    """A child that is forked while `database` is open closes its copy at once."""
+    _open.add(database)
+
+
+def _before() -> None:
+    for database in list(_open):
+        # One that is in use for so long is waited for by its own users, too, and they give up then.
+        if database.lock.acquire(timeout=_WAIT_S):
+            _held.append(database)
+
+
+def _release() -> None:
+    while _held:
+        _held.pop().lock.release()
+
+
+def _in_child() -> None:
+    for database in _held:
+        database.connection.close()
+    for database in list(_open):
+        _open.discard(database)
+    _release()
+
+
+os.register_at_fork(before=_before, after_in_parent=_release, after_in_child=_in_child)
