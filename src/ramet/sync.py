@@ -833,7 +833,8 @@ class Host:
 
         This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
         directory can't be written, or is on a filesystem that other machines may see (nothing is written
-        then); `StoreError` when its database can't be used, `UsageError` when this Host is open already.
+        then); `StoreError` when its database can't be used; `UsageError` when this Host
+        is open already.
         """
         if self._open is not None:
             self._open.require()

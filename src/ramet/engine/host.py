@@ -88,8 +88,8 @@ class Host:
 
         This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
         directory can't be written, or is on a filesystem that other machines may see (nothing is written
-        then); `StoreError` when its database can't be used, `UsageError` when this Host is open already, or
-        where no asyncio event loop runs.
+        then); `StoreError` when its database can't be used; `UsageError` when this Host
+        is open already, or where no asyncio event loop runs.
         """
         require_asyncio()
         if self._context is not None:

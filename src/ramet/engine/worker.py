@@ -165,7 +165,7 @@ async def _shorten(home: Home, store: Store, drivers: Mapping[str, Driver], reco
     for disk in long_chains(record.machine):
         if record.state is not State.RUNNING or record.vmm is None:
             break
-        if not processes.is_alive(record.vmm.process):
+        if processes.liveness(record.vmm.process) is not processes.Liveness.ALIVE:
             break  # dead, or not to be seen from here
         vmm = drivers[record.driver].attach(directory, record.vmm.process, record.machine)
         if not isinstance(vmm, ShortensDisks):

@@ -1,0 +1,167 @@
+"""Alive, dead, or can't be told from here: with real namespaces, and another boot of the machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from ramet.errors import UnseenError
+from ramet.host import liveness, processes
+from ramet.host.machine import Boot, past_boots, this_boot
+from ramet.host.processes import Liveness
+from ramet.model.record import ProcessRef
+from tests.namespaces import (
+    PID_NAMESPACE,
+    PID_NAMESPACE_ALONE,
+    end,
+    liveness_in,
+    require,
+    sleeper,
+)
+
+OTHER_BOOT = "11111111-2222-3333-4444-555555555555"
+
+
+def test_a_process_of_another_pid_namespace_is_neither_alive_nor_dead() -> None:
+    require(*PID_NAMESPACE)
+    with sleeper() as (process, child):
+        assert liveness_in((), process) == "alive"
+        assert liveness_in(PID_NAMESPACE, process) == "unknown"
+        child.kill()
+        child.wait()
+        assert liveness_in((), process) == "dead"
+        assert liveness_in(PID_NAMESPACE, process) == "unknown"
+
+
+def test_where_proc_shows_the_namespace_above_that_tells_it() -> None:
+    """`unshare --pid --fork` without `--mount-proc`: /proc has other pids than this process knows."""
+    require(*PID_NAMESPACE_ALONE)
+    with sleeper() as (process, child):
+        assert liveness_in(PID_NAMESPACE_ALONE, process) == "alive"
+        child.kill()
+        child.wait()
+        assert liveness_in(PID_NAMESPACE_ALONE, process) in {"dead", "unknown"}
+
+
+@pytest.mark.parametrize("words", [PID_NAMESPACE, PID_NAMESPACE_ALONE])
+def test_the_namespace_above_sees_a_process_by_its_own_name(words: tuple[str, ...]) -> None:
+    require(*words)
+    with sleeper(*words) as (process, _):
+        assert process.pid == 1
+        assert process.pid_namespace != processes.this_process().pid_namespace
+        assert processes.liveness(process) is Liveness.ALIVE
+        assert processes.local_pid(process) != 1
+        assert liveness_in(PID_NAMESPACE, process) == "unknown", "a sibling doesn't see it"
+        end(process)
+        # In a container of its own this test's process can't see that all of them are gone.
+        assert processes.liveness(process) in {Liveness.DEAD, Liveness.UNKNOWN}
+
+
+def test_a_pid_is_another_process_in_another_namespace() -> None:
+    require(*PID_NAMESPACE)
+    ours = processes.reference(os.getpid())
+    with sleeper(*PID_NAMESPACE) as (process, _):
+        assert not processes.is_same(ours, msgspec.structs.replace(process, started=ours.started))
+        stranger = msgspec.structs.replace(process, pid=os.getpid(), started=ours.started)
+        assert processes.liveness(stranger) is not Liveness.ALIVE
+
+
+def test_a_process_is_the_same_in_every_time_namespace() -> None:
+    words = ("unshare", "--time", "--boottime", "100000", "--fork", "--kill-child")
+    require(*words)
+    with sleeper(*words) as (inside, _), sleeper() as (outside, _):
+        assert liveness_in((), inside) == "alive"
+        assert liveness_in(words, outside) == "alive"
+        gone = msgspec.structs.replace(outside, started=outside.started - 100)
+        assert liveness_in(words, gone) == "dead"
+
+
+def test_what_proc_hides_from_this_user_is_not_dead(tmp_path: Path) -> None:
+    """/proc mounted with hidepid=2 has no entry for other users' processes (proc(5))."""
+    words = ("unshare", "--mount")
+    require(*words)
+    script = (
+        "import os, sys, subprocess;"
+        "subprocess.run(['mount', '-t', 'proc', '-o', 'hidepid=2', 'proc', '/proc'], check=True);"
+        "import msgspec; from ramet.host import processes;"
+        "from ramet.model.record import ProcessRef; os.setgid(65534); os.setgroups([]); os.setuid(65534);"
+        "print(processes.liveness(msgspec.json.decode(sys.argv[1], type=ProcessRef)).value)"
+    )
+    with sleeper() as (process, _):
+        told = msgspec.json.encode(process).decode()
+        done = subprocess.run(
+            [*words, sys.executable, "-c", script, told],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    if "mount" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert (done.stdout.strip(), done.stderr) == ("unknown", "")
+
+
+def test_another_boot_is_another_machines_unless_it_is_known_for_this_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(liveness, "_past_boots", set())
+    process = msgspec.structs.replace(processes.this_process(), boot_id=OTHER_BOOT)
+    assert processes.liveness(process) is Liveness.UNKNOWN
+    assert "another machine" in (processes.why_unseen(process) or "")
+    processes.know_past_boots([OTHER_BOOT, processes.boot_id()])
+    assert processes.liveness(process) is Liveness.DEAD
+    assert processes.liveness(processes.this_process()) is Liveness.ALIVE
+
+
+def test_a_boot_was_this_machines_if_it_has_its_id_and_was_over_before() -> None:
+    now = this_boot()
+    before = Boot(OTHER_BOOT, now.machine_id, now.booted_at_s - 1000)
+    assert past_boots([before]) == {OTHER_BOOT}
+    assert past_boots([before._replace(machine_id="another")]) == set()
+    assert past_boots([before._replace(booted_at_s=now.booted_at_s)]) == set(), "a container's boot id"
+    # A host and a container without a machine id have one kernel.
+    assert past_boots([before._replace(machine_id=""), now, now._replace(machine_id="")]) == {OTHER_BOOT}
+    assert past_boots([now]) == set()
+
+
+@pytest.mark.anyio
+async def test_nothing_is_done_to_what_cannot_be_seen() -> None:
+    process = msgspec.structs.replace(processes.this_process(), boot_id=OTHER_BOOT)
+    with anyio.fail_after(10):
+        for act in (processes.kill, processes.wait_ended):
+            with pytest.raises(UnseenError, match="can't be seen from here"):
+                await act(process)
+    with pytest.raises(UnseenError):
+        processes.local_pid(process)
+    with pytest.raises(UnseenError):
+        processes.cpu_seconds(process)
+
+
+def test_names_of_files_hold_a_process_whole() -> None:
+    process = processes.this_process()
+    assert processes.from_name(processes.as_name(process)) == process
+    old = f"{process.pid}-{process.started}-{process.boot_id}"
+    assert processes.from_name(old) == ProcessRef(process.pid, process.started, process.boot_id)
+    for text in ("", "1-2", "1-2-3", f"{old}-", f"x{old}"):
+        assert processes.from_name(text) is None
+
+
+def test_no_source_takes_not_alive_for_dead() -> None:
+    """Only `is_dead` allows anything to be undone, ended or removed."""
+    import ramet
+
+    sources = Path(ramet.__file__).parent
+    taken = [
+        f"{path.relative_to(sources)}: {line.strip()}"
+        for path in sources.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"not (\w+\.)?is_alive\(", line)
+    ]
+    assert taken == []
