@@ -92,7 +92,12 @@ HOMES = (
     Environment("home with spaces in its path", named(b"a home of 'mine', \"so\"")),
     Environment("home with a newline in its path", named(b"two\nlines"), way="commands"),
     Environment("home with a path that isn't UTF-8", named(b"h\xff\xfe"), way="commands", usual=True),
-    Environment("home with a path of 700 bytes", named(b"d" * 250 + b"/" + b"e" * 250 + b"/" + b"f" * 200)),
+    Environment(
+        "home with a path of 700 bytes",
+        named(b"d" * 250 + b"/" + b"e" * 250 + b"/" + b"f" * 150),
+        refused=Refused(5, ("bytes", "RAMET_HOME")),
+        usual=True,
+    ),
 )
 
 VARIABLES = (

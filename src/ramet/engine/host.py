@@ -41,7 +41,7 @@ from ramet.errors import (
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.host import threads
 from ramet.host.files import spread
-from ramet.host.filesystems import require_local
+from ramet.host.filesystems import require_local, require_short
 from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
 from ramet.model.disks import parse_disks
@@ -87,8 +87,8 @@ class Host:
         """Open the home, making it if need be, and undo what killed ramet processes left in it.
 
         This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
-        directory can't be written, or is on a filesystem that other machines may see (nothing is written
-        then); `StoreError` when its database can't be used; `UsageError` when this Host
+        directory can't be written, or is on a filesystem that other machines may see, or has too long a
+        path (nothing is written then); `StoreError` when its database can't be used; `UsageError` when this Host
         is open already, or where no asyncio event loop runs.
         """
         require_asyncio()
@@ -96,6 +96,7 @@ class Host:
             raise UsageError("this Host is open already", hint="make another one: `ramet.Host(...)`")
         raise_open_files_limit()
         require_local(self._home.places)
+        require_short(self._home.root)
         try:
             self._home.make()
         except OSError as error:

@@ -44,6 +44,11 @@ SEVERAL_MACHINES: Final = {
 }
 """`f_type` of statfs(2), from <linux/magic.h> and the filesystems' own sources."""
 
+LONGEST_HOME_BYTES: Final = 486
+"""SQLite opens no path of more than 495 bytes (3.40.1: `MAX_PATHNAME` 512, of which it needs some for the
+names of its other files), and the database's name has 9 of them.
+"""
+SHORTER: Final = "set RAMET_HOME to a directory with a shorter path"
 _STATFS_BYTES: Final = 512  # struct statfs has 120 on 64-bit machines
 
 
@@ -79,6 +84,20 @@ def require_local(paths: Iterable[Path]) -> None:
     for path in paths:
         if (kind := shared_filesystem(path)) is not None:
             raise UnavailableError(f"{path} {not_for_state(kind)}", hint=cure(kind))
+
+
+def too_long(root: Path) -> str | None:
+    """Why a home can't be at `root`, in words that follow the path; None when its name is short enough."""
+    length = len(os.fsencode(root))
+    if length <= LONGEST_HOME_BYTES:
+        return None
+    return f"is a path of {length} bytes, and no database opens below one of more than {LONGEST_HOME_BYTES}"
+
+
+def require_short(root: Path) -> None:
+    """Raise `UnavailableError` when a home can't be at `root` because of its length. Nothing is written."""
+    if (why := too_long(root)) is not None:
+        raise UnavailableError(f"{root} {why}", hint=SHORTER)
 
 
 def not_for_state(kind: str) -> str:

@@ -27,6 +27,8 @@ def home_findings(home: Path, cache: Path) -> list[Finding]:
     where = f"{home} ({_filesystem(place)})"
     if (kind := filesystems.shared_filesystem(home)) is not None:
         return [Finding("home", False, f"{where} {filesystems.not_for_state(kind)}", filesystems.cure(kind))]
+    if (why := filesystems.too_long(home)) is not None:
+        return [Finding("home", False, f"{where} {why}", filesystems.SHORTER)]
     try:
         with tempfile.TemporaryDirectory(prefix=f"{files.TEMPORARY_PREFIX}doctor-", dir=place) as directory:
             source = Path(directory, "source")
