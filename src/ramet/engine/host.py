@@ -87,8 +87,8 @@ class Host:
         """Open the home, making it if need be, and undo what killed ramet processes left in it.
 
         This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
-        directory can't be written, or is on a filesystem that other machines may see, or has too long a
-        path (nothing is written then); `StoreError` when its database can't be used; `UsageError` when this Host
+        directory can't be written, has too long a path, or is on a filesystem that other machines may see
+        (nothing is written then); `StoreError` when its database can't be used; `UsageError` when this Host
         is open already, or where no asyncio event loop runs.
         """
         require_asyncio()
