@@ -68,10 +68,11 @@ class _Task(Generic[_T]):
     def cancel(self) -> None:
         """Cancel it and wait until it has cleaned up. Nothing happens when it is over."""
         if not self.future.done():
-            self._portal.soon(self._cancel)
+            self._portal.soon(self.unwant)
             wait([self.future])
 
-    def _cancel(self) -> None:
+    def unwant(self) -> None:
+        """Cancel it, in the loop."""
         self._is_unwanted = True
         if self._scope is not None:
             self._scope.cancel()
@@ -192,7 +193,7 @@ class _Portal:
             self._closed = True
             left = list(self._tasks)
         for task in left:
-            task._cancel()
+            task.unwant()
         if self._running:
             await asyncio.wait(self._running, timeout=_JOIN_LIMIT_S)
 
