@@ -31,7 +31,7 @@ async def job(driver, image, **options):
         if image == "builtin":
             print("exec", (await warm.exec("cat", stdin="through")).text)
             async with warm.process("cat", stdin=True) as process:
-                await process.write(bytes(2**20))
+                await process.write(bytes(2**15))
                 await process.close_stdin()
                 print("process", sum([len(chunk.data) async for chunk in process.output()]))
             async for chunk in warm.follow_logs():
@@ -61,9 +61,9 @@ def test_a_whole_job(home: Path, loop: str) -> None:
     assert said == [
         "run running",
         "branches 2 ['shared', 'shared']",
-        "rewound 2",
+        "rewound 3",
         "exec through",
-        "process 1048576",
+        "process 32768",
         "logs True",
         "verified True",
         "forks 3",
@@ -95,7 +95,7 @@ except (ramet.UnavailableError, NotFoundError) as error:
     assert said == [
         "run running",
         "branches 2 ['shared', 'shared']",
-        "rewound 2",
+        "rewound 3",
         "verified True",
         "forks 3",
     ]
