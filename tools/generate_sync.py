@@ -82,11 +82,7 @@ _HOST_CONTEXT = '''
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """{exit}"""
-        try:
-            self._portal.require()
-        except UsageError:
-            if kind is None:
-                raise
+        if not self._portal.may_leave(kind):
             return
         self._open = None
         self._exits.close()
@@ -118,7 +114,8 @@ _FORKS = """
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.call(lambda: self._wrapped.__aexit__(kind, error, trace))
+        if self._portal.may_leave(kind):
+            self._portal.call(lambda: self._wrapped.__aexit__(kind, error, trace))
 """
 _TAIL = '''
 class ForkError(ramet.engine.results.ForkError):

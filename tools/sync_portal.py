@@ -115,6 +115,20 @@ class _Portal:
         if os.getpid() != self._pid:
             raise was_forked()
 
+    def may_leave(self, kind: type[BaseException] | None) -> bool:
+        """As `require`, for the end of a block; False instead of an error where the exception `kind` is on
+        its way, which says more.
+        """
+        try:
+            self.require()
+            if self._closed:
+                raise was_left()
+        except UsageError:
+            if kind is None:
+                raise
+            return False
+        return True
+
     def close(self) -> None:
         """End the loop and its thread, and what is still under way there."""
         self.require()
@@ -245,12 +259,8 @@ class _Entered(AbstractContextManager[_T], Generic[_W, _T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._portal.require()
-        except UsageError:
-            if kind is None:
-                raise
-            return  # what is on its way in a forked child says more
+        if not self._portal.may_leave(kind):
+            return
         task = self._task
         if task is None:
             raise UsageError("this context isn't entered")

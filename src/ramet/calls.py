@@ -65,6 +65,18 @@ class Calls:
         if self._was_left:
             raise was_left()
 
+    def may_leave(self, kind: type[BaseException] | None) -> bool:
+        """As `require_open`, for the end of a block; False instead of an error where the exception `kind` is
+        on its way, which says more.
+        """
+        try:
+            self.require_open()
+        except UsageError:
+            if kind is None:
+                raise
+            return False
+        return True
+
     def require_loop(self) -> None:
         """Raise `UsageError` in any other event loop than the Host's."""
         if _running_loop() is not self._loop:

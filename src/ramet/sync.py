@@ -154,6 +154,20 @@ class _Portal:
         if os.getpid() != self._pid:
             raise was_forked()
 
+    def may_leave(self, kind: type[BaseException] | None) -> bool:
+        """As `require`, for the end of a block; False instead of an error where the exception `kind` is on
+        its way, which says more.
+        """
+        try:
+            self.require()
+            if self._closed:
+                raise was_left()
+        except UsageError:
+            if kind is None:
+                raise
+            return False
+        return True
+
     def close(self) -> None:
         """End the loop and its thread, and what is still under way there."""
         self.require()
@@ -284,12 +298,8 @@ class _Entered(AbstractContextManager[_T], Generic[_W, _T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._portal.require()
-        except UsageError:
-            if kind is None:
-                raise
-            return  # what is on its way in a forked child says more
+        if not self._portal.may_leave(kind):
+            return
         task = self._task
         if task is None:
             raise UsageError("this context isn't entered")
@@ -794,7 +804,8 @@ class Forks(list[VM]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.call(lambda: self._wrapped.__aexit__(kind, error, trace))
+        if self._portal.may_leave(kind):
+            self._portal.call(lambda: self._wrapped.__aexit__(kind, error, trace))
 
     def exec(
         self,
@@ -856,11 +867,7 @@ class Host:
         Also for a task that is cancelled meanwhile, all is done before this returns. A child of the process
         that opened the Host can't leave it: `UsageError`, unless an exception is on its way already.
         """
-        try:
-            self._portal.require()
-        except UsageError:
-            if kind is None:
-                raise
+        if not self._portal.may_leave(kind):
             return
         self._open = None
         self._exits.close()

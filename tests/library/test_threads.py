@@ -30,7 +30,7 @@ async def test_a_host_of_many_threads(warm: ramet.VM, warm_home: Path, loop: str
                         names.append(forks[0].exec("hostname").text.strip())
                     host.list()
                     forks[0].spawn("echo", "up")
-                next(forks[0].follow_logs())
+                    next(forks[0].follow_logs())
             threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
             for thread in threads: thread.start()
             for thread in threads: thread.join()
@@ -157,18 +157,18 @@ async def test_a_host_that_its_loop_never_left(warm: ramet.VM, warm_home: Path, 
 
 
 async def test_a_host_is_left_by_another_task(warm: ramet.VM, warm_home: Path, loop: str) -> None:
-    """As fixtures of test frameworks and cells of notebooks do, and in another order than it was entered."""
+    """As fixtures of test frameworks and cells of notebooks do."""
     said = run_program(
         """
         async def main():
             host = ramet.Host(home)
             await asyncio.create_task(host.__aenter__())
             vm = (await (await host.get("warm")).fork(1, name="f"))[0]
-            command = vm.process("cat", stdin=True)
-            process = await command.__aenter__()
+            waiting = asyncio.create_task(awaited(vm.wait()))
+            await asyncio.sleep(0)
             print(await awaited(host.__aenter__()))
             await asyncio.create_task(host.__aexit__(None, None, None))
-            print(await awaited(process.write(b"x")))
+            print(await waiting)
             print(await awaited(host.__aexit__(None, None, None)))
         asyncio.run(main())
         """,

@@ -37,7 +37,8 @@ class Forks(list["VM"]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._remove(self)
+        if self._calls.may_leave(kind):
+            await self._remove(self)
 
     async def exec(
         self,

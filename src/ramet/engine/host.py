@@ -140,14 +140,10 @@ class Host:
         that opened the Host can't leave it: `UsageError`, unless an exception is on its way already.
         """
         context = self._opened
-        try:
-            context.calls.require_open()
-            if not context.calls.loop_has_ended:
-                context.calls.require_loop()
-        except UsageError:
-            if kind is None:
-                raise
+        if not context.calls.may_leave(kind):
             return
+        if not context.calls.loop_has_ended:
+            context.calls.require_loop()
         await finish(self._leave(context, asyncio.current_task()))
 
     async def _leave(self, context: Context, leaving: asyncio.Task[Any] | None) -> None:
