@@ -200,7 +200,9 @@ async def _driver(
         except UnavailableError as error:
             if guest == "linux":
                 reasons.insert(0, error.message)
-    findings = [Finding(driver.name, True, f"{version}: {', '.join(sorted(driver.abilities))}")]
+    standing = driver.standing()
+    found = f"{version} ({standing.words}): {', '.join(sorted(driver.abilities))}"
+    findings = [Finding(driver.name, None if standing.advice else True, found, standing.advice)]
     return findings, DriverReport(
         name=driver.name,
         usable=not reasons,

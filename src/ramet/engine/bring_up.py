@@ -23,7 +23,14 @@ from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
 from ramet.drivers.api import Ability, Driver, ResumesOnLoad, StartsEmpty, Vmm
 from ramet.engine.connections import Connections
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, check_part, is_part_name, parts_to_read, read_manifest
+from ramet.engine.manifest import (
+    Manifest,
+    check_part,
+    check_vmstate,
+    is_part_name,
+    parts_to_read,
+    read_manifest,
+)
 from ramet.engine.proof import prove
 from ramet.engine.running import running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, VmmTimeoutError, WrongStateError
@@ -42,7 +49,7 @@ from ramet.paths import (
     ORIGIN_FILE,
     VMSTATE_FILE,
 )
-from ramet.units import KIB
+from ramet.units import KIB, MIB
 
 READY_LIMIT_S = 60.0
 _SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, CONFIRMED_FILE)
@@ -104,13 +111,17 @@ def _require_capture(context: Context, record: Record) -> None:
 
 async def require_parts(origin: Origin) -> None:
     """Check each of its parts against the manifest, once per call: one that is missing is damage, and not a
-    link that failed. Content is read where the facts alone don't tell, in a thread.
+    link that failed. Content is read where the facts alone don't tell, in a thread; the vmstate's always.
 
     Raises `DamagedError`; nothing when it was compacted meanwhile: `take_parts` looks again.
     """
     try:
         for part in parts_to_read(origin.manifest, origin.directory):
             await threads.run(check_part, origin.manifest, origin.directory, part)
+        vmstate = partial(check_vmstate, origin.manifest, origin.directory)
+        # A thread costs as much as the 64 KiB that a usual one has.
+        is_large = origin.manifest.parts[VMSTATE_FILE].facts.size_bytes > MIB
+        await threads.run(vmstate) if is_large else vmstate()
     except DamagedError:
         origin.require_there()
         if read_manifest(origin.directory) == origin.manifest:

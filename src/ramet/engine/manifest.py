@@ -17,9 +17,9 @@ from ramet.errors import DamagedError, UnavailableError
 from ramet.host.archive import MAX_MANIFEST_BYTES
 from ramet.host.cpu import host_cpu
 from ramet.memory.confirmed import is_intact_by_facts, require_intact
-from ramet.memory.integrity import PartFacts
+from ramet.memory.integrity import MAKE_AGAIN, PartFacts, digest
 from ramet.model.record import HostCpu, Machine, RamRegion
-from ramet.paths import MANIFEST_FILE, MEM_FILE
+from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 from ramet.units import format_bytes
 
 FORMAT = 2
@@ -103,7 +103,7 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
 def require_whole(manifest: Manifest, *, where: str) -> None:
     """Raise `DamagedError` unless it lists every part that it needs, and nothing but plain files."""
     memory = manifest.memory
-    named = {memory.base, *({memory.delta} if memory.delta is not None else ())}
+    named = {memory.base, VMSTATE_FILE, *({memory.delta} if memory.delta is not None else ())}
     named |= {name for disk in manifest.machine.disks for name in (*disk.backing, disk.file)}
     if missing := sorted(named - manifest.parts.keys()):
         raise DamagedError(f"{where} lists no part {missing[0]!r}, which it needs", hint=_AGAIN)
@@ -202,6 +202,17 @@ def check_part(
     """
     known = manifest.parts[part]
     require_intact(directory / (name or part), part, known.facts, known.digest, capture or directory)
+
+
+def check_vmstate(manifest: Manifest, directory: Path) -> None:
+    """Raise `DamagedError` unless the vmstate is what was published, by its content: a VMM that loads another
+    one refuses it in words of its own, or doesn't notice. It is small, and read once per call.
+    """
+    expected = manifest.parts[VMSTATE_FILE].digest
+    if expected is not None and digest(directory / VMSTATE_FILE) != expected:
+        raise DamagedError(
+            f"{directory / VMSTATE_FILE} is damaged: its content isn't what was published", hint=MAKE_AGAIN
+        )
 
 
 def parts_to_read(manifest: Manifest, directory: Path) -> list[str]:
