@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from ramet.drivers.api import Ability, Ending, ResumesOnLoad, SavesState
-from ramet.errors import GuestError, GuestTimeoutError, VmmError, VmmTimeoutError
+from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, VmmError, VmmTimeoutError
 from ramet.host import processes
 from ramet.memory.mappings import areas, identity_of
 from ramet.model.record import ProcessRef
@@ -92,8 +92,14 @@ async def test_pause_stops_the_guest_and_resume_lets_it_go_on(
         with pytest.raises(GuestTimeoutError):
             await agent.ping(timeout_s=0.5)
         await vm.vmm.resume()
-        await agent.ping(timeout_s=60)
-        assert await subject.read(agent) == (1, 1)
+        try:
+            await agent.ping(timeout_s=60)
+        except GuestLostError:
+            assert subject.driver.standing().advice, "its connections were cut without need"
+        async with subject.agent(vm) as again:
+            assert await subject.read(again) == (1, 1)
+        await vm.vmm.resume()
+        await answer(subject, vm, limit_s=60)
 
 
 async def answer(subject: Subject, vm: Running, *, limit_s: float) -> None:

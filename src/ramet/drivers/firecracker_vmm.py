@@ -50,8 +50,15 @@ def _step(method: str, path: str, body: dict[str, object]) -> tuple[str, str]:
 
 _RESUME_STEP: Final = _step("PATCH", "/vm", {"state": "Resumed"})
 _RESCUE: Final = Rescue(SOCKET, (_RESUME_STEP,))
+# Resuming a guest that runs would deafen it as well: an answer that has its state is waited for first.
 _RESCUE_OF_THE_DEAFENED: Final = Rescue(
-    SOCKET, (_step("PUT", "/snapshot/create", _SAVE_NOTHING), _RESUME_STEP)
+    SOCKET,
+    (
+        ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", r'"state": ?"[^"]*"'),
+        _step("PUT", "/snapshot/create", _SAVE_NOTHING),
+        _RESUME_STEP,
+    ),
+    runs=r'"state": ?"Running"',
 )
 
 
@@ -130,9 +137,13 @@ class FirecrackerVmm:
         await self._set_state("Paused")
 
     async def resume(self) -> None:
-        """As `Vmm.resume`. A release that a bare resume deafens has its state saved before, into nothing."""
+        """As `Vmm.resume`. A release that a bare resume deafens has its state saved before, into nothing; and
+        a guest that runs isn't resumed again.
+        """
         await self._give_up_saving()
         if self._is_deafened_by_resume and not self._is_reset:
+            if await self.status() == "running":
+                return
             await self._save_nothing()
         await self._set_state("Resumed")
         self._is_reset = False

@@ -27,11 +27,13 @@ _END_LIMIT_S: Final = 2.0
 
 class Rescue(msgspec.Struct, frozen=True):
     """What a VMM is told so that its guest goes on: over the UNIX socket `socket_name` in its directory, for
-    each of `steps` a text to send and a regular expression that the answer to it matches.
+    each of `steps` a text to send and a regular expression that the answer to it matches. `runs`, if it isn't
+    empty, is one that only the answer of a VMM whose guest runs matches: nothing more is said to it then.
     """
 
     socket_name: str
     steps: tuple[tuple[str, str], ...]
+    runs: str = ""
 
 
 @asynccontextmanager
@@ -70,7 +72,7 @@ async def armed(directory: Path, rescue: Rescue, *, hold: Sequence[int] = ()) ->
 
 def _start(directory: Path, rescue: Rescue, pipe: int, hold: Sequence[int]) -> ProcessRef:
     # -I -S: neither the user's settings nor site-packages, which would take longer than the rest.
-    words = [python(), "-I", "-S", rescuer.__file__, str(pipe), rescue.socket_name]
+    words = [python(), "-I", "-S", rescuer.__file__, str(pipe), rescue.socket_name, rescue.runs]
     for send, answer in rescue.steps:
         words += [send, answer]
     try:

@@ -3,8 +3,9 @@
 It works in the VMM's directory, waits for the end of what comes through a pipe, and ends without a word when
 that was `done`. Otherwise whoever held the other end is gone without having said so, and the VMM is told to
 resume its guest: over its control socket, step by step, tried again until it has answered, for a minute at
-most. Run by `deadman`: `python -I -S rescuer.py PIPE_FD SOCKET SEND ANSWER [SEND ANSWER]...`; SEND is text,
-ANSWER a regular expression that its answer matches.
+most. Run by `deadman`: `python -I -S rescuer.py PIPE_FD SOCKET RUNS SEND ANSWER [SEND ANSWER]...`; SEND is
+text, ANSWER a regular expression that its answer matches; RUNS matches one that says that the guest runs, or
+is empty.
 
 It is started for every capture and hardly ever has anything to do: what it would need then is imported then.
 """
@@ -25,8 +26,8 @@ def _says_done(pipe: int) -> bool:
     return said == DONE
 
 
-def _asked(name: str, steps: list[tuple[str, str]]) -> bool:
-    """Whether every step had its answer."""
+def _asked(name: str, runs: str, steps: list[tuple[str, str]]) -> bool:
+    """Whether every step had its answer, up to the one that said that the guest runs."""
     import re
     import select
     import socket
@@ -47,12 +48,14 @@ def _asked(name: str, steps: list[tuple[str, str]]) -> bool:
                 if not more:
                     return False
                 said = (said + more)[-65536:]
+            if runs and re.search(runs.encode(), said):
+                return True
     return True
 
 
 def main(argv: list[str]) -> int:
     """0: nothing was to be done, or the guest goes on. 1: it couldn't be told."""
-    pipe, name, *rest = argv
+    pipe, name, runs, *rest = argv
     if _says_done(int(pipe)):
         return 0
     import time
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> int:
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         try:
-            if _asked(name, steps):
+            if _asked(name, runs, steps):
                 return 0
         except (FileNotFoundError, ConnectionRefusedError):
             return 1  # the VMM is gone, too
