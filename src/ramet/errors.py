@@ -154,6 +154,12 @@ class ExecTimeoutError(ExecError):
     exit_code = 124
 
 
+class ExecUnansweredError(ExecTimeoutError, GuestTimeoutError):
+    """A command's time is over, and its guest doesn't say what became of it: it may still run."""
+
+    code = "guest_timeout"
+
+
 class FilesystemError(RametError):
     """The filesystem refused: no space, no permission, no such file, an error of the medium."""
 

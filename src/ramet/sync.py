@@ -393,6 +393,16 @@ class Process:
     def pid(self) -> int:
         return self._wrapped.pid
 
+    @property
+    def program(self) -> str:
+        """The command's first word."""
+        return self._wrapped.program
+
+    @property
+    def awaits_its_user(self) -> bool:
+        """Whether output waits to be taken: the command's end comes behind it."""
+        return self._wrapped.awaits_its_user
+
     def write(self, data: bytes) -> None:
         """Feeds standard input, as fast as the guest takes it. What the command doesn't read any more,
         because it has ended or closed its input, is dropped.
@@ -697,9 +707,13 @@ class VM:
         """
         self._portal.call(lambda: self._wrapped.pause())
 
-    def resume(self) -> None:
-        """Let a paused instance go on. Errors as `pause`; `WrongStateError` unless it is paused."""
-        self._portal.call(lambda: self._wrapped.resume())
+    def resume(self) -> Instance:
+        """Let a paused instance go on, its clock put right. It is returned as it is then; its `reason` says
+        so when its guest didn't take the time.
+
+        Errors as `pause`; `WrongStateError` unless it is paused.
+        """
+        return self._portal.call(lambda: self._wrapped.resume())
 
     def standby(self) -> None:
         """Capture this running or paused instance and end its VMM: it uses no memory until `restore`.
@@ -726,13 +740,17 @@ class VM:
         """
         self._portal.call(lambda: self._wrapped.rewind(snapshot))
 
-    def stop(self, *, timeout: float = 10.0) -> None:
-        """Power the guest off; after `timeout` seconds its VMM is ended. Disks are kept, memory is gone.
+    def stop(self, *, timeout: float = 10.0) -> Instance:
+        """Power the guest off; after `timeout` seconds its VMM is killed. Disks are kept, memory is gone.
+
+        One that is paused, or in standby with disks, is brought back first: what it hasn't written yet is in
+        its memory. A `timeout` of 0 kills at once. It is returned as it is then; its `reason` says so when
+        its VMM was killed: what its guest hadn't synced is lost.
 
         An instance made with `auto_remove` is removed then. Raises `WrongStateError` for a template and for
-        one that is stopped already.
+        one that is stopped already; what a restore may fail with, and it is in standby then.
         """
-        self._portal.call(lambda: self._wrapped.stop(timeout=timeout))
+        return self._portal.call(lambda: self._wrapped.stop(timeout=timeout))
 
     def start(self) -> None:
         """Start a stopped instance cold: its identity and disks are kept, its memory is new.

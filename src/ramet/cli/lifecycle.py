@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ramet.cli.shapes import Failure
     from ramet.engine.host import Host
     from ramet.engine.vm import VM
+    from ramet.model.shapes import Instance
 
 F = TypeVar("F")
 T = TypeVar("T")
@@ -163,7 +164,8 @@ async def remove_each(
     from ramet.cli.shapes import PartlyRemoved
     from ramet.model.shapes import Removed
 
-    removed, failures = await _attempt_each(host, wanted, find, act)
+    outcomes, failures = await _attempt_each(host, wanted, find, act)
+    removed = [outcome for outcome in outcomes if isinstance(outcome, str)]
     code = _code(failures, len(wanted))
     if json and failures:
         output.emit(PartlyRemoved(removed=removed, failed=failures))
@@ -172,23 +174,25 @@ async def remove_each(
     return code
 
 
-def _each(wanted: list[str], act: Callable[[VM], Awaitable[None]], *, json: bool) -> NoReturn:
-    """Do the same to each instance; print an INSTANCE, or an array when several were asked for."""
+def _each(wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], *, json: bool) -> NoReturn:
+    """Do the same to each instance; print an INSTANCE, or an array when several were asked for.
+
+    What an act says of the instance that it gives back, such as that it had to be killed, people are told.
+    """
 
     async def body(host: Host) -> int:
-        async def one(vm: VM) -> None:
-            await act(vm)
+        async def one(vm: VM) -> Instance:
+            after = await act(vm)
+            if after is not None and after.reason is not None:
+                output.warn(f"ramet: {vm.name}: {after.reason}")
             if not json:
                 output.say(vm.name)
+            return after or await vm.info()
 
-        _, failures = await _attempt_each(host, wanted, references.instance, one)
+        outcomes, failures = await _attempt_each(host, wanted, references.instance, one)
         code = _code(failures, len(wanted))
         if json:
-            failed = {failure.reference: failure for failure in failures}
-            shown = [
-                failed.get(reference) or await (await host.get(reference)).info() for reference in wanted
-            ]
-            output.emit(shown if len(wanted) > 1 else shown[0])
+            output.emit(outcomes if len(wanted) > 1 else outcomes[0])
         return code
 
     calling.with_host(body, json=json)
@@ -199,20 +203,21 @@ async def _attempt_each(
     wanted: list[str],
     find: Callable[[Host, str], Awaitable[F]],
     act: Callable[[F], Awaitable[T]],
-) -> tuple[list[T], list[Failure]]:
-    """What `act` gave for what `find` found where both succeeded, and what became of the others."""
+) -> tuple[list[T | Failure], list[Failure]]:
+    """What `act` gave for what `find` found, or what became of it instead, in order; and the failures."""
     from ramet.cli.shapes import Failure
 
-    done: list[T] = []
+    outcomes: list[T | Failure] = []
     failures: list[Failure] = []
     for reference in wanted:
         try:
-            done.append(await act(await find(host, reference)))
+            outcomes.append(await act(await find(host, reference)))
         except (RametError, OSError) as error:
             if len(wanted) == 1:
                 raise
             failures.append(Failure(reference=reference, error=calling.error_shape(error)))
-    return done, failures
+            outcomes.append(failures[-1])
+    return outcomes, failures
 
 
 def _code(failures: list[Failure], asked: int) -> int:

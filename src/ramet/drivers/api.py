@@ -34,6 +34,7 @@ class Ending(StrEnum):
 
     POWERED_OFF = "the guest powered off"
     REBOOTED = "the guest rebooted"
+    CRASHED = "the guest's machine was reset, and the guest hadn't asked for that"
     ASKED = "the VMM was asked to quit"
     DIED = "the VMM died"
 
@@ -254,8 +255,10 @@ class Driver(Protocol):
         `just_loaded` says that its guest stands still since its vmstate was loaded.
         """
 
-    def ending(self, directory: Path) -> Ending:
-        """How the VMM that last worked in `directory` ended, from its log. Only to be asked when it has."""
+    def ending(self, directory: Path, *, console_start: int = 0) -> Ending:
+        """How the VMM that last worked in `directory` ended, from its log and from its guest's console, whose
+        first `console_start` bytes are an earlier VMM's. Only to be asked when it has.
+        """
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ import msgspec
 from ramet import config
 from ramet.drivers import firecracker_config, firecracker_releases
 from ramet.drivers.api import Ability, Ending, Standing
+from ramet.drivers.endings import announced_power_off, announced_reboot
 from ramet.drivers.firecracker_api import SOCKET
 from ramet.drivers.firecracker_vmm import FirecrackerVmm, last_words
 from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes, needs_of
@@ -46,7 +47,6 @@ PROGRAM: Final = "firecracker"
 # the kernel as one area with it. With musl it has no effect.
 _ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}
 _LAST_WORDS_S: Final = 1.0
-_POWER_OFF: Final = b"ramet: power off"
 # Its log's first line and its last, unless it died.
 _STARTED: Final = b"Running Firecracker v"
 _EXITED: Final = b"Firecracker exiting successfully"
@@ -186,7 +186,7 @@ class Firecracker:
         """As `Driver.attach`."""
         return FirecrackerVmm(directory, process, machine, just_loaded=just_loaded)
 
-    def ending(self, directory: Path) -> Ending:
+    def ending(self, directory: Path, *, console_start: int = 0) -> Ending:
         """As `Driver.ending`.
 
         Firecracker ends when its guest resets, and has no power switch: a guest's agent that powers off says
@@ -200,13 +200,11 @@ class Firecracker:
         is_full = size_bytes == 0 or size_bytes >= LARGEST_LOG_BYTES
         if not exited and not is_full:
             return Ending.DIED
-        lines = [line.strip() for line in rings.tail(directory / CONSOLE_LOG, 4096).splitlines()]
-        lines = [line for line in lines if line]
-        if lines and b"reboot: " in lines[-1]:
-            lines.pop()  # the kernel's own last line
-        if lines and lines[-1] == _POWER_OFF:
+        if announced_power_off(directory, console_start):
             return Ending.POWERED_OFF
-        return Ending.REBOOTED if exited else Ending.DIED
+        if not exited:
+            return Ending.DIED
+        return Ending.REBOOTED if announced_reboot(directory, console_start) else Ending.CRASHED
 
     async def _spawn(
         self,

@@ -18,6 +18,7 @@ import anyio
 
 from ramet.drivers import qemu_arguments, qmp
 from ramet.drivers.api import Ability, Ending, Standing
+from ramet.drivers.endings import announced_reboot
 from ramet.drivers.limits import needs_of
 from ramet.drivers.qemu_vmm import STARTED, QemuVmm, last_words
 from ramet.drivers.versions import ask_version, release
@@ -28,7 +29,8 @@ from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import MEM_FILE, VMM_LOG, agent_socket
 from ramet.programs import Program
 
-AGENT_PORTS: Final = 8
+AGENT_PORTS: Final = 9
+"""Eight for clients with commands, and one that is kept back (`guest.ports.command_ports`)."""
 _PROGRAM: Final = "qemu-system-x86_64"
 _OLDEST: Final = (7, 2)
 _VERSION: Final = r"version (\d+\.\d+(?:\.\d+)?)"
@@ -144,18 +146,19 @@ class Qemu:
         """As `Driver.attach`."""
         return QemuVmm(directory, process, machine)
 
-    def ending(self, directory: Path) -> Ending:
+    def ending(self, directory: Path, *, console_start: int = 0) -> Ending:
         """As `Driver.ending`.
 
         QEMU traces each shutdown request with its cause, except the one that a reset becomes under `-action
-        reboot=shutdown`; and when it dies it doesn't get as far as the run state `shutdown`.
+        reboot=shutdown`; and when it dies it doesn't get as far as the run state `shutdown`. A reset is a
+        reboot when the guest said so.
         """
         log = rings.tail(directory / VMM_LOG, 64 * 1024).decode(errors="replace").rpartition(STARTED)[2]
         if "(shutdown)" not in log:
             return Ending.DIED
         requests = re.findall(r"^qemu_system_shutdown_request reason=(\d+)$", log, re.MULTILINE)
         if not requests:
-            return Ending.REBOOTED
+            return Ending.REBOOTED if announced_reboot(directory, console_start) else Ending.CRASHED
         # ShutdownCause in QEMU's qapi/run-state.json: 6 is guest-shutdown.
         return Ending.POWERED_OFF if requests[-1] == "6" else Ending.ASKED
 

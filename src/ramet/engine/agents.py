@@ -7,15 +7,19 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 import anyio
 import anyio.abc
 
-from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, RametError
+from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, PortsBusyError, RametError
 from ramet.guest.client import AgentClient
 from ramet.guest.resumption import OpenStream
+from ramet.guest.waiting import last_look
+
+Claim = Callable[[], AbstractAsyncContextManager[object]]
+"""Takes what a stream needs to have been claimed for it."""
 
 _ANSWER_WAIT_S = 120.0
 _HANDSHAKES = 5
@@ -26,6 +30,7 @@ class _Connection:
 
     def __init__(self) -> None:
         self.users = 0
+        self.claimed = False
         self.settled = anyio.Event()
         # Shielded: when a Host is cancelled, its users' own cleanup still needs the connection. It goes with
         # the last.
@@ -50,24 +55,39 @@ class Agents:
         open_stream: OpenStream,
         timeout_s: float,
         reopen: OpenStream | None = None,
+        claim: Claim = nullcontext,
+        own: bool = False,
     ) -> AsyncIterator[AgentClient]:
         """The agent of an instance, over the stream that is open to it or else a new one. `timeout_s` bounds
-        this caller's wait for its first answer. A stream that is lost later is made again with `reopen`,
-        which has to lead to the same VMM, and what is under way goes on there, where the agent can do that.
+        this caller's wait for its first answer: the only limit there is, so that the error names the step
+        that took too long. A stream that is lost later is made again with `reopen`, which has to lead to the
+        same VMM, and what is under way goes on there, where the agent can do that.
 
-        Raises `GuestTimeoutError`, `GuestError` or what `open_stream` raises. A connection that fails in use
-        is not used again.
+        `claim` is entered before the first stream is opened, and left after the last. `own`: while no stream
+        is open that has been answered, this caller gets one that isn't shared with others that aren't `own`:
+        theirs may wait for a claim, or never be answered.
+
+        Raises `PortsBusyError` when the claim takes too long, `GuestTimeoutError` when the answer does,
+        `GuestError` or what `claim` and `open_stream` raise. A connection that fails in use is not used
+        again.
         """
         connection = self._open.get(instance_id)
+        if own and (connection is None or connection.client is None):
+            instance_id = f"{instance_id}:own"
+            connection = self._open.get(instance_id)
         if connection is None:
             connection = self._open[instance_id] = _Connection()
             self._held.add(connection)
-            self._tasks.start_soon(self._hold, connection, instance_id, open_stream, reopen)
+            self._tasks.start_soon(self._hold, connection, instance_id, claim, open_stream, reopen)
         connection.users += 1
         try:
-            with anyio.move_on_after(timeout_s) as waiting:
+            with anyio.move_on_after(timeout_s):
                 await connection.settled.wait()
-            if waiting.cancelled_caught:
+            if not connection.settled.is_set():
+                await last_look(connection.settled.wait)
+            if not connection.settled.is_set() and not connection.claimed:
+                raise PortsBusyError(f"every agent port of the guest stayed in use for {timeout_s:g} s")
+            if not connection.settled.is_set():
                 raise GuestTimeoutError(f"no agent answered in the guest within {timeout_s:g} s")
             if connection.client is None:
                 raise connection.error or GuestError("the agent's connection was closed")
@@ -85,9 +105,10 @@ class Agents:
         """Let the connection to an instance, if there is one, find out at once whether it was cut: for
         whoever has saved its VMM's state.
         """
-        connection = self._open.get(instance_id)
-        if connection is not None and connection.client is not None:
-            connection.client.nudge()
+        for which in (instance_id, f"{instance_id}:own"):
+            connection = self._open.get(which)
+            if connection is not None and connection.client is not None:
+                connection.client.nudge()
 
     def close(self) -> None:
         """Close every connection that is still used, which ends what is under way there."""
@@ -99,14 +120,21 @@ class Agents:
             del self._open[instance_id]
 
     async def _hold(
-        self, connection: _Connection, instance_id: str, open_stream: OpenStream, reopen: OpenStream | None
+        self,
+        connection: _Connection,
+        instance_id: str,
+        claim: Claim,
+        open_stream: OpenStream,
+        reopen: OpenStream | None,
     ) -> None:
         """Own the connection, being made or made, until nobody uses it: its reader task and its port's
         lock are here.
         """
         try:
             with connection.scope:
-                await self._serve(connection, open_stream, reopen)
+                async with claim():
+                    connection.claimed = True
+                    await self._serve(connection, open_stream, reopen)
         except RametError as error:
             connection.error = error
         except Exception as error:

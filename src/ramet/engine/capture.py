@@ -30,7 +30,7 @@ from ramet.engine.capture_files import Plan, UntilCancelled, drop_unopened, prep
 from ramet.engine.changes import let_go_on
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest
-from ramet.engine.proof import connections_may_be_cut, correct_clock
+from ramet.engine.session import connections_may_be_cut, require_clock
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, threads
 from ramet.host.deadman import armed
@@ -112,7 +112,7 @@ async def capture(
         write = partial(publish, plan, UntilCancelled(pages), vmstate_fd, digests, labels or {})
         if goes_on and record.state is State.RUNNING:
             connections_may_be_cut(context, record)
-            manifest = await _beside(write, partial(correct_clock, context, record))
+            manifest = await _beside(write, partial(require_clock, context, record))
         else:
             manifest = await threads.run(write)
     # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
@@ -177,8 +177,10 @@ async def _resuming(context: Context, record: Record, vmm: Vmm) -> AsyncIterator
     try:
         yield
     except BaseException:
+        # That it couldn't be resumed is in its record, which says that it is paused.
         with anyio.CancelScope(shield=True), suppress(RametError):
             await let_go_on(context, record, vmm)
+            await require_clock(context, record)
         raise
     with anyio.CancelScope(shield=True):
         await let_go_on(context, record, vmm)

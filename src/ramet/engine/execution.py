@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-
-import anyio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 
 from ramet.drivers.api import Ending
+from ramet.engine import limits
 from ramet.engine.boot import restart
 from ramet.engine.context import Context
 from ramet.engine.observe import observe, require_seen
-from ramet.engine.proof import agent_of
+from ramet.engine.overdue import overdue, unless
 from ramet.engine.results import ExecResult
+from ramet.engine.session import agent_of
 from ramet.errors import ExecTimeoutError, RametError, WrongStateError
-from ramet.guest.client import AgentClient, Process, run_exec
+from ramet.guest.client import AgentClient, Process, run_to_end
 from ramet.guest.messages import ExecRequest
 from ramet.host import processes as host_processes
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.record import Record
 from ramet.model.shapes import GuestProcess
 
-ANSWER_LIMIT_S = 30.0
-INSPECT_LIMIT_S = 3.0
-BACKSTOP_S = 10.0
+ANSWER_LIMIT_S = limits.ANSWER_S
+INSPECT_LIMIT_S = limits.INSPECT_S
+BACKSTOP_S = limits.BACKSTOP_S
 
 
 def request(
@@ -73,8 +74,13 @@ async def settle(context: Context, record: Record) -> Record:
 
 
 @asynccontextmanager
-async def agent(context: Context, record: Record) -> AsyncIterator[AgentClient]:
-    """The agent of a running instance. Raises `WrongStateError` in any other state, with what to do."""
+async def agent(
+    context: Context, record: Record, *, command_s: float | None = None
+) -> AsyncIterator[AgentClient]:
+    """The agent of a running instance, for a command that may take `command_s`.
+
+    Raises `WrongStateError` in any other state, with what to do.
+    """
     record = await settle(context, record)
     if record.vmm is not None and not host_processes.is_this_boot(record.vmm.process):
         require_seen(record)  # a container's guest is reached over its sockets, another machine's isn't
@@ -83,7 +89,10 @@ async def agent(context: Context, record: Record) -> AsyncIterator[AgentClient]:
         raise WrongStateError(
             f"{record.name} is {article(record.state)}{reason}", hint=next_step(record.state, record.name)
         )
-    async with agent_of(context, record, record.vmm.process, timeout_s=ANSWER_LIMIT_S) as client:
+    limit_s = ANSWER_LIMIT_S
+    if command_s is not None:  # who has little time for the command doesn't wait long for its guest
+        limit_s = min(limit_s, max(limits.PORT_S, command_s + BACKSTOP_S))
+    async with agent_of(context, record, record.vmm.process, timeout_s=limit_s) as client:
         yield client
 
 
@@ -91,11 +100,10 @@ async def execute(
     context: Context, record: Record, command: ExecRequest, *, stdin: bytes | None, max_output_bytes: int
 ) -> ExecResult:
     """Run a command to its end and collect what it wrote. Raises `ExecTimeoutError` when its time ran out."""
-    with _backstop(command):
-        async with agent(context, record) as client:
-            outcome = await run_exec(client, command, stdin, max_output_bytes)
+    async with process(context, record, command) as running:
+        outcome = await run_to_end(running, stdin, max_output_bytes)
     if outcome.timed_out:
-        raise _too_late(command)
+        raise ExecTimeoutError(f"{command.argv[0]} didn't end within {command.timeout_s:g} s and was killed")
     return ExecResult(
         argv=tuple(command.argv),
         exit_code=outcome.exit_code,
@@ -107,30 +115,22 @@ async def execute(
 
 @asynccontextmanager
 async def process(context: Context, record: Record, command: ExecRequest) -> AsyncIterator[Process]:
-    """A command whose streams the caller works with. Leaving the block early kills it."""
-    with context.calls.call(), _backstop(command):
-        async with agent(context, record) as client, client.start(command, calls=context.calls) as running:
-            with context.calls.ends_with_the_host(running.end):
-                yield running
+    """A command whose streams the caller works with. Leaving the block early kills it.
 
-
-@contextmanager
-def _backstop(command: ExecRequest) -> Iterator[None]:
-    """The guest keeps a command's time; a guest that hangs, or lies, doesn't.
-
-    Then the host does, a little later.
+    The guest keeps its time. Raises `ExecUnansweredError` when the guest doesn't, and doesn't say why.
     """
-    if command.timeout_s is None:
-        yield
-        return
-    with anyio.move_on_after(command.timeout_s + BACKSTOP_S) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise _too_late(command)
-
-
-def _too_late(command: ExecRequest) -> ExecTimeoutError:
-    return ExecTimeoutError(f"{command.argv[0]} didn't end within {command.timeout_s:g} s and was killed")
+    with context.calls.call():
+        async with (
+            agent(context, record, command_s=command.timeout_s) as client,
+            client.start(command, calls=context.calls) as running,
+        ):
+            with context.calls.ends_with_the_host(running.end):
+                if command.timeout_s is None:
+                    yield running
+                    return
+                limit_s = command.timeout_s + BACKSTOP_S
+                async with unless(partial(overdue, context, record, client, running, limit_s)):
+                    yield running
 
 
 async def spawn(context: Context, record: Record, command: ExecRequest) -> int:
@@ -143,10 +143,12 @@ async def processes_of(context: Context, record: Record) -> list[GuestProcess] |
     """The commands that run in a guest, or None when it doesn't say so within `INSPECT_LIMIT_S`."""
     assert record.vmm is not None
     try:
-        async with agent_of(context, record, record.vmm.process, timeout_s=INSPECT_LIMIT_S) as client:
-            found = await client.processes()
+        async with agent_of(
+            context, record, record.vmm.process, timeout_s=INSPECT_LIMIT_S, own=True
+        ) as client:
+            found = await client.processes(timeout_s=INSPECT_LIMIT_S)
     except RametError:
-        return None
+        return None  # null is what `inspect` shows then: it isn't known
     return [
         GuestProcess(pid=one.pid, argv=list(one.argv), inherited=one.orphaned, detached=one.detached)
         for one in found

@@ -13,6 +13,7 @@ import anyio
 from ramet.engine.capture import capture
 from ramet.engine.changes import changing, drop_unpublished, let_go_on
 from ramet.engine.context import Context
+from ramet.engine.session import require_clock
 from ramet.engine.worker import wake_for_capture
 from ramet.errors import NotFoundError, VmmError
 from ramet.host import processes
@@ -87,5 +88,6 @@ async def _undo(context: Context, record: Record, running: RunningVmm, frozen: S
     try:
         if record.state is State.RUNNING and not processes.is_dead(running.process):
             await let_go_on(context, record, context.vmm(record))
+            await require_clock(context, record)
     finally:
         drop_unpublished(context.directory(record), running)

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from ramet.drivers.api import Ending
+from ramet.engine.console import last_words
 from ramet.engine.context import Context
 from ramet.errors import RametError, UnseenError
-from ramet.host import processes, rings
+from ramet.host import processes
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import ProcessRef, Record
 from ramet.model.shapes import Instance
-from ramet.paths import CONSOLE_LOG
 
 _ITS_VMM: Final = "its VMM"
 
@@ -38,11 +38,17 @@ def observe(context: Context, record: Record) -> Observation:
         return Observation(record, None)
     if record.vmm.process.boot_id != processes.boot_id():
         return Observation(record.moved(Move.FAIL, reason="the host was restarted"), Ending.DIED)
-    ending = context.driver(record.driver).ending(context.directory(record))
+    ending = context.driver(record.driver).ending(
+        context.directory(record), console_start=record.vmm.console_start
+    )
     match ending:
         case Ending.DIED:
-            last = _last_line(context, record)
-            return Observation(record.moved(Move.FAIL, reason=f"the VMM died{last}"), ending)
+            reason = f"the VMM died{last_words(context, record)}"
+            return Observation(record.moved(Move.FAIL, reason=reason), ending)
+        case Ending.CRASHED:
+            why = last_words(context, record, only_reasons=True)
+            reason = f"the guest crashed{why}" if why else ending.value
+            return Observation(record.moved(Move.FAIL, reason=reason), ending)
         case Ending.REBOOTED:
             reason = "the guest rebooted; it is started cold when it is next used"
             return Observation(record.moved(Move.STOP, reason=reason), ending)
@@ -80,12 +86,6 @@ def listens(context: Context, record: Record) -> bool | None:
     except (OSError, RametError):
         return None
     return True
-
-
-def _last_line(context: Context, record: Record) -> str:
-    console = rings.printable(rings.tail(context.directory(record) / CONSOLE_LOG, 4096)).split("\n")
-    said = [line.strip() for line in console if line.strip()]
-    return f"; its console ends with: {said[-1][:200]}" if said else ""
 
 
 def to_instance(context: Context, record: Record, forks: int) -> Instance:

@@ -6,7 +6,7 @@ from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.execution import settle
 from ramet.engine.observe import require_seen
-from ramet.engine.proof import connections_may_be_cut, correct_clock
+from ramet.engine.session import connections_may_be_cut, correct_clock
 from ramet.host import processes
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
@@ -21,13 +21,16 @@ async def pause(context: Context, record: Record) -> Record:
 
 
 async def resume(context: Context, record: Record) -> Record:
-    """Let a paused instance go on, its clock put right. Raises `WrongStateError` unless it is paused."""
+    """Let a paused instance go on, its clock put right: if it couldn't be, the record's reason says so.
+
+    Raises `WrongStateError` unless it is paused.
+    """
     async with changing(context, record, "resume") as record:
         record.moved(Move.RESUME)
         await context.vmm(record).resume()
         connections_may_be_cut(context, record)
-        await correct_clock(context, record)
-        return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm))
+        late = await correct_clock(context, record)
+        return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm, reason=late))
 
 
 async def wait(context: Context, record: Record) -> Record:

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 
 import anyio
 import anyio.abc
 
+from ramet.engine.console import last_words
 from ramet.engine.context import Context
-from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, RametError, UnseenError, VmmError
-from ramet.guest.client import AgentClient
+from ramet.engine.session import agent_of, open_stream
+from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, VmmError
 from ramet.guest.greeting import ask
 from ramet.guest.messages import IdentityReply, IdentityRequest, Message
-from ramet.guest.ports import claim_port
-from ramet.guest.vsock import connect_vsock
-from ramet.host import processes, rings
+from ramet.host import processes
 from ramet.model.record import ProcessRef, Record
-from ramet.paths import CONSOLE_LOG
+
+__all__ = ["agent_of", "hostname_of", "prove"]
 
 _SEED_BYTES = 64
 _CLOCK_ERROR_GOOD_MS = 100.0
 _CLOCK_ERROR_LIMIT_MS = 1000.0
 _CLOCK_TRIES = 5
-_CLOCK_LIMIT_S = 5.0
 _HANDSHAKES = 5
 _NO_BREATH_S = 0.1
-_PORT_WAIT_S = 60.0
-_VSOCK_WAIT_S = 120.0
-_RECONNECT_S = 15.0
 
 
 def hostname_of(name: str) -> str:
@@ -70,7 +64,7 @@ async def prove(
             reply = await _introduce(place, record.machine.agent_ports, request, stream)
     except (TimeoutError, GuestTimeoutError) as error:
         raise GuestTimeoutError(
-            f"{record.name}: its guest wasn't ready within {limit_s:g} s{console_end(context, record)}",
+            f"{record.name}: its guest wasn't ready within {limit_s:g} s{last_words(context, record)}",
             hint="if this machine is busy, try again with less at once; `ramet doctor` says what it can do",
         ) from error
     except GuestError as error:
@@ -78,7 +72,7 @@ async def prove(
         # wrongly is given up at once.
         breath_s = processes.LAST_BREATH_S if isinstance(error, GuestLostError) else _NO_BREATH_S
         if await processes.wait_ended(process, timeout_s=breath_s):
-            raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from error
+            raise VmmError(f"{record.name}: the VMM ended{last_words(context, record)}") from error
         raise
     wrong = [
         what
@@ -109,7 +103,7 @@ async def _introduce(
     losses_left = _HANDSHAKES
     while True:
         try:
-            async with nullcontext(opened) if opened else _open_stream(directory, agent_ports) as stream:
+            async with nullcontext(opened) if opened else open_stream(directory, agent_ports) as stream:
                 answer = await ask(
                     stream,
                     Message.IDENTITY,
@@ -133,103 +127,3 @@ async def _introduce(
         # is quicker.
         if abs(reply.clock_error_ms) <= _CLOCK_ERROR_GOOD_MS or tries_left == 0:
             return reply
-
-
-def _lease_of(record: Record, process: ProcessRef) -> str:
-    """By process, too: an instance that is rewound has two VMMs for a moment."""
-    return f"{record.id}:{process.pid}:{process.started}"
-
-
-def connections_may_be_cut(context: Context, record: Record) -> None:
-    """Its VMM has just saved the guest's state, and may have reset its connections: whoever has one looks."""
-    assert record.vmm is not None
-    context.agents.nudge(_lease_of(record, record.vmm.process))
-
-
-async def correct_clock(context: Context, record: Record) -> None:
-    """Put the wall clock of a guest right that stood still for a while. One that doesn't answer keeps its
-    own.
-
-    Its monotonic clock stays: it never goes backwards, and the guest wasn't there meanwhile.
-    """
-    assert record.vmm is not None
-    try:
-        async with agent_of(context, record, record.vmm.process, timeout_s=_CLOCK_LIMIT_S) as agent:
-            await agent.set_clock(timeout_s=_CLOCK_LIMIT_S)
-    except RametError:
-        pass
-
-
-@asynccontextmanager
-async def agent_of(
-    context: Context,
-    record: Record,
-    process: ProcessRef,
-    *,
-    timeout_s: float,
-    directory: Path | None = None,
-) -> AsyncIterator[AgentClient]:
-    """The agent of a living instance, whose VMM works in `directory` if not in the instance's own.
-
-    A VMM that ends while the agent is used is a `VmmError` at once, not a time-out later.
-    """
-    place = directory or context.directory(record)
-    open_stream = partial(_open_stream, place, record.machine.agent_ports)
-    which = _lease_of(record, process)
-    reopen = None if record.machine.agent_ports > 0 else partial(_reconnect, place, process)
-    died = False
-    failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-
-        async def watch() -> None:
-            nonlocal died
-            try:
-                await processes.wait_ended(process)
-            except UnseenError:
-                return  # of a container: it is talked to all the same, and its end is a lost connection
-            died = True
-            tasks.cancel_scope.cancel()
-
-        tasks.start_soon(watch)
-        try:
-            async with context.agents.lease(
-                which, open_stream=open_stream, timeout_s=timeout_s, reopen=reopen
-            ) as agent:
-                yield agent
-        except Exception as error:
-            # Kept, whatever it is, and raised outside, where no task group wraps it.
-            failure = error
-        tasks.cancel_scope.cancel()
-    if isinstance(failure, GuestLostError):
-        # A VMM that dies closes its sockets a moment before its process has ended.
-        with suppress(UnseenError):  # the connection's end is what is known then
-            died = died or await processes.wait_ended(process, timeout_s=processes.LAST_BREATH_S)
-    if died:
-        raise VmmError(f"{record.name}: the VMM ended{console_end(context, record)}") from failure
-    if failure is not None:
-        raise failure
-
-
-def _open_stream(directory: Path, ports: int) -> AbstractAsyncContextManager[anyio.abc.ByteStream]:
-    """A machine has virtio-serial ports for the agent, or a vsock device."""
-    if ports > 0:
-        return claim_port(directory, ports, wait_s=_PORT_WAIT_S)
-    return connect_vsock(directory, wait_s=_VSOCK_WAIT_S)
-
-
-@asynccontextmanager
-async def _reconnect(directory: Path, process: ProcessRef) -> AsyncIterator[anyio.abc.ByteStream]:
-    """A vsock connection through that VMM and no other. A directory may get another VMM, whose guest has an
-    older state of the same memory: what is under way isn't resumed there.
-    """
-    # What SO_PEERCRED says of a process of another PID namespace: unix(7).
-    pid = process.pid if processes.is_here(process) else 0
-    async with connect_vsock(directory, wait_s=_RECONNECT_S, listener_pid=pid) as stream:
-        yield stream
-
-
-def console_end(context: Context, record: Record) -> str:
-    """The last lines of the guest's console, for an error message."""
-    text = rings.printable(rings.tail(context.directory(record) / CONSOLE_LOG, 4096))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "; its console ends with: " + " / ".join(lines[-3:])[-400:] if lines else ""

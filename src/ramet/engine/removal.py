@@ -1,4 +1,4 @@
-"""The end of an instance: stopped, discarded or removed.
+"""The end of an instance: discarded or removed.
 
 Delete is row, then sweep (I2): a directory without a record belongs to nobody, and any ramet process may
 sweep it.
@@ -13,59 +13,17 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.observe import listens, observe, require_seen, why_unseen
-from ramet.engine.proof import agent_of
 from ramet.errors import NotFoundError, RametError, StoreError, WrongStateError
 from ramet.host import processes, threads
 from ramet.host.files import filesystem_errors, remove_tree
 from ramet.host.ownership import require_endable, require_removable
-from ramet.model.lifecycle import Move, State
+from ramet.model.lifecycle import State
 from ramet.model.record import ProcessRef, Record
 from ramet.paths import CONFIRMED_FILE, DELTA_FILE, MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 
-STOP_LIMIT_S = 10.0
 _SWEEPS_AT_ONCE = 8
-
-
-async def stop(context: Context, record: Record, *, limit_s: float = STOP_LIMIT_S) -> Record:
-    """Power the guest off, or end its VMM when that takes longer than `limit_s`. Disks are kept, memory is
-    gone.
-
-    An instance made with `--rm` is removed then. Raises `WrongStateError` for a template and for what is
-    stopped already.
-    """
-    thought_alive = context.store.get(record.id).state is not State.STOPPED
-    async with changing(context, record, "stop") as current:
-        if current.state is State.STOPPED and thought_alive:
-            stopped = current  # it had powered off, and nobody had looked yet
-        else:
-            current.moved(Move.STOP)
-            if current.vmm is not None:
-                if current.state is State.RUNNING:
-                    await _power_off(context, current, limit_s)
-                await processes.kill(current.vmm.process)
-            # Somebody who watches it may have written down its end already.
-            stopped = context.store.change(
-                record.id, lambda one: one if one.state is State.STOPPED else one.moved(Move.STOP)
-            )
-            if current.state is State.STANDBY:
-                await threads.run(drop_capture, context.directory(current))
-    if stopped.auto_remove:
-        await discard(context, stopped)
-    return stopped
-
-
-async def _power_off(context: Context, record: Record, limit_s: float) -> None:
-    assert record.vmm is not None
-    try:
-        with anyio.move_on_after(limit_s):
-            async with agent_of(context, record, record.vmm.process, timeout_s=limit_s) as agent:
-                await agent.shutdown()
-            await processes.wait_ended(record.vmm.process)
-    except RametError:
-        pass  # it doesn't answer, or went while it was asked: killing it is what comes next anyway
 
 
 async def remove(context: Context, record: Record, *, force: bool, lost: bool = False) -> None:

@@ -11,7 +11,7 @@ from ramet.errors import UnavailableError, WrongStateError
 from ramet.memory.mappings import FileIdentity, identity_of
 from ramet.memory.ram import locate_ram
 from ramet.model.record import Machine, ProcessRef, RamRange, RunningVmm
-from ramet.paths import MEM_FILE
+from ramet.paths import CONSOLE_LOG, MEM_FILE
 
 
 def running_vmm(driver: Driver, directory: Path, machine: Machine, vmm: Vmm) -> RunningVmm:
@@ -24,7 +24,8 @@ def running_vmm(driver: Driver, directory: Path, machine: Machine, vmm: Vmm) -> 
     mem = identity_of(path) if path.exists() else None
     ram = _locate(driver, machine, vmm.process, mem)
     device, inode = mem or (0, 0)
-    return RunningVmm(process=vmm.process, mem_device=device, mem_inode=inode, ram=ram)
+    start = _console_bytes(directory)
+    return RunningVmm(process=vmm.process, mem_device=device, mem_inode=inode, ram=ram, console_start=start)
 
 
 def booted_vmm(driver: Driver, directory: Path, machine: Machine, vmm: Vmm) -> RunningVmm:
@@ -39,7 +40,8 @@ def booted_vmm(driver: Driver, directory: Path, machine: Machine, vmm: Vmm) -> R
         if isinstance(error, WrongStateError) and path.exists():
             raise  # its guest would write into a file that is to be shared, say
         device, inode = identity_of(path) if path.exists() else (0, 0)
-        return RunningVmm(process=vmm.process, mem_device=device, mem_inode=inode)
+        start = _console_bytes(directory)
+        return RunningVmm(process=vmm.process, mem_device=device, mem_inode=inode, console_start=start)
 
 
 def with_ram(driver: Driver, machine: Machine, running: RunningVmm) -> RunningVmm:
@@ -50,6 +52,13 @@ def with_ram(driver: Driver, machine: Machine, running: RunningVmm) -> RunningVm
         return running
     mem = FileIdentity(running.mem_device, running.mem_inode) if running.mem_inode else None
     return msgspec.structs.replace(running, ram=_locate(driver, machine, running.process, mem))
+
+
+def _console_bytes(directory: Path) -> int:
+    try:
+        return (directory / CONSOLE_LOG).stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _locate(

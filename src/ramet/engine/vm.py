@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ramet.calls import Calls, calls_into_host
-from ramet.engine import execution, freeze, hand_out, measure, power, removal, replace, snapshots
+from ramet.engine import (
+    execution,
+    freeze,
+    hand_out,
+    limits,
+    measure,
+    power,
+    removal,
+    replace,
+    snapshots,
+    stopping,
+)
 from ramet.engine import fork as forking
 from ramet.engine.boot import start
 from ramet.engine.bring_up import ForkOptions
@@ -83,9 +94,10 @@ class VM:
 
     async def info(self) -> Instance:
         """What `ps` shows of it: from files and pidfds."""
-        records = self._context.store.all()
-        record = observe(self._context, self._record).record
-        return to_instance(self._context, record, count_forks(records)[self.id])
+        return self._shown(observe(self._context, self._record).record)
+
+    def _shown(self, record: Record) -> Instance:
+        return to_instance(self._context, record, count_forks(self._context.store.all())[self.id])
 
     async def inspect(self) -> Inspection:
         """What `inspect` shows: its VMM and its guest are asked too.
@@ -247,9 +259,13 @@ class VM:
         """
         await power.pause(self._context, self._record)
 
-    async def resume(self) -> None:
-        """Let a paused instance go on. Errors as `pause`; `WrongStateError` unless it is paused."""
-        await power.resume(self._context, self._record)
+    async def resume(self) -> Instance:
+        """Let a paused instance go on, its clock put right. It is returned as it is then; its `reason` says
+        so when its guest didn't take the time.
+
+        Errors as `pause`; `WrongStateError` unless it is paused.
+        """
+        return self._shown(await power.resume(self._context, self._record))
 
     async def standby(self) -> None:
         """Capture this running or paused instance and end its VMM: it uses no memory until `restore`.
@@ -282,13 +298,17 @@ class VM:
         )
         watch(self._context, await replace.rewind(self._context, record, chosen))
 
-    async def stop(self, *, timeout: float = removal.STOP_LIMIT_S) -> None:
-        """Power the guest off; after `timeout` seconds its VMM is ended. Disks are kept, memory is gone.
+    async def stop(self, *, timeout: float = limits.STOP_S) -> Instance:
+        """Power the guest off; after `timeout` seconds its VMM is killed. Disks are kept, memory is gone.
+
+        One that is paused, or in standby with disks, is brought back first: what it hasn't written yet is in
+        its memory. A `timeout` of 0 kills at once. It is returned as it is then; its `reason` says so when
+        its VMM was killed: what its guest hadn't synced is lost.
 
         An instance made with `auto_remove` is removed then. Raises `WrongStateError` for a template and for
-        one that is stopped already.
+        one that is stopped already; what a restore may fail with, and it is in standby then.
         """
-        await removal.stop(self._context, self._record, limit_s=timeout)
+        return self._shown(await stopping.stop(self._context, self._record, limit_s=timeout))
 
     async def start(self) -> None:
         """Start a stopped instance cold: its identity and disks are kept, its memory is new.

@@ -14,7 +14,7 @@ import anyio.abc
 
 from ramet.calls import UNBOUND, Admission
 from ramet.errors import ExecError, GuestError, GuestTimeoutError, ProtocolError, RametError
-from ramet.guest.connection import Connection, beside, decode_error, open_connection
+from ramet.guest.connection import Connection, beside, open_connection
 from ramet.guest.framing import Frame
 from ramet.guest.messages import (
     COMMANDS_MAX,
@@ -31,9 +31,10 @@ from ramet.guest.messages import (
 )
 from ramet.guest.process import Process, start_error
 from ramet.guest.resumption import OpenStream
+from ramet.guest.waiting import last_look
 from ramet.units import MIB
 
-__all__ = ["AgentClient", "ExecOutcome", "Process", "run_exec"]
+__all__ = ["AgentClient", "ExecOutcome", "Process", "run_exec", "run_to_end"]
 
 DEFAULT_TIMEOUT_S: Final = 10.0
 DEFAULT_MAX_OUTPUT_BYTES: Final = 64 * MIB
@@ -161,12 +162,16 @@ class AgentClient:
             with anyio.move_on_after(timeout_s):
                 await self._connection.send(Message.EXEC, number, payload)
                 await waiting.done.wait()
+            if not waiting.done.is_set():
+                await last_look(waiting.done.wait)
         finally:
             self._connection.close(number)
         if waiting.error is not None:
             raise waiting.error
         if not waiting.done.is_set():
-            raise GuestTimeoutError(f"{request.argv[0]!r} didn't start in the guest within {timeout_s:g} s")
+            raise GuestTimeoutError(
+                f"the guest didn't say within {timeout_s:g} s whether {request.argv[0]!r} started: it may run"
+            )
         return waiting.pid
 
     async def processes(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[GuestProcess]:
@@ -204,7 +209,7 @@ class _Spawn:
         if frame.type == Message.STARTED:
             self.pid = started_pid(frame.payload)
         elif frame.type == Message.ERROR:
-            self.error = start_error(self._request, *decode_error(frame.payload))
+            self.error = start_error(self._request, frame.payload)
         else:
             raise ProtocolError(f"the guest answered a detached start with a frame of type {frame.type:#04x}")
         self.done.set()
@@ -235,36 +240,40 @@ async def run_exec(
     stdin: bytes | None = None,
     max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
 ) -> ExecOutcome:
-    """Runs a command to its end, feeding `stdin` (None: it reads `/dev/null`) and collecting both streams
-    meanwhile.
+    """Runs a command to its end. Raises as `AgentClient.start` and `run_to_end` do."""
+    async with agent.start(replace(request, stdin_open=stdin is not None)) as process:
+        return await run_to_end(process, stdin, max_output_bytes)
 
-    Raises as `AgentClient.start` does, and `GuestError` when both streams together exceed `max_output_bytes`;
-    the command is killed then.
+
+async def run_to_end(process: Process, stdin: bytes | None, max_output_bytes: int) -> ExecOutcome:
+    """Feeds a command `stdin` (None: it was started without) and collects both streams, to its end.
+
+    Raises `GuestError` when both streams together exceed `max_output_bytes`: whoever started the command
+    kills it by leaving its block.
     """
     collected = {"stdout": bytearray(), "stderr": bytearray()}
-    async with agent.start(replace(request, stdin_open=stdin is not None)) as process:
 
-        async def feed() -> None:
-            try:
-                await process.write(stdin or b"")
-                await process.close_stdin()
-            except (GuestError, ExecError):
-                pass  # the command or the connection has failed, which the collecting side tells
+    async def feed() -> None:
+        try:
+            await process.write(stdin or b"")
+            await process.close_stdin()
+        except (GuestError, ExecError):
+            pass  # the command or the connection has failed, which the collecting side tells
 
-        async def collect() -> None:
-            async for chunk in process.output():
-                collected[chunk.stream].extend(chunk.data)
-                if sum(map(len, collected.values())) > max_output_bytes:
-                    raise GuestError(
-                        f"{request.argv[0]!r} wrote more than {max_output_bytes} bytes and was killed",
-                        hint="send its output to a file in the guest, or stream it",
-                    )
+    async def collect() -> None:
+        async for chunk in process.output():
+            collected[chunk.stream].extend(chunk.data)
+            if sum(map(len, collected.values())) > max_output_bytes:
+                raise GuestError(
+                    f"{process.program!r} wrote more than {max_output_bytes} bytes and was killed",
+                    hint="send its output to a file in the guest, or stream it",
+                )
 
-        if stdin is None:
+    if stdin is None:
+        await collect()
+    else:
+        async with beside(feed):
             await collect()
-        else:
-            async with beside(feed):
-                await collect()
-        status = await process.wait()
+    status = await process.wait()
     stdout, stderr = bytes(collected["stdout"]), bytes(collected["stderr"])
     return ExecOutcome(status.exit_code, status.signal, status.timed_out, stdout, stderr)

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final, Protocol
 
 import anyio
@@ -37,6 +38,7 @@ from ramet.guest.resumption import (
     Patience,
     is_counted,
 )
+from ramet.guest.waiting import last_look
 
 _RECEIVE_BYTES: Final = 131_072
 _RESEND_MOST_S: Final = 2.0
@@ -173,6 +175,8 @@ class Connection:
             with anyio.move_on_after(timeout_s):
                 await self.send(type_, number, stamped)
                 await answer.done.wait()
+            if not answer.done.is_set():
+                await last_look(answer.done.wait)
         finally:
             self.close(number)
         if answer.error is not None:
@@ -477,6 +481,8 @@ async def open_connection(
     async with beside(connection.read):
         with anyio.move_on_after(timeout_s):
             await connection.shake_hands(resend_s)
+        if connection.welcome is None:
+            await last_look(partial(connection.shake_hands, resend_s))
         if connection.welcome is None:
             raise GuestTimeoutError(f"no agent answered in the guest within {timeout_s:g} s")
         async with beside(connection.attend):

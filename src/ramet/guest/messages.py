@@ -66,6 +66,15 @@ class ExecFlag(enum.IntFlag):
     CONSOLE = 4
 
 
+class StartStep(enum.IntEnum):
+    """The step of a command's start that failed, in ERROR."""
+
+    EXECVE = 1
+    CWD = 2
+    USER = 3
+    SETUP = 4
+
+
 def put(tag: int, value: bytes) -> bytes:
     """One field."""
     return _FIELD.pack(tag, len(value)) + value

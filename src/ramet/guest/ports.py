@@ -23,16 +23,54 @@ _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.05
 
 
+VSOCK_COMMANDS: Final = 14
+"""How many clients may have commands in a guest at once over vsock. The agent takes 16 connections
+(`PORTS_OPEN_MAX` in port.h): two are kept for ramet's own needs.
+"""
+
+
+def command_ports(agent_ports: int) -> int:
+    """How many of a machine's agent ports clients with commands may claim: the first ones.
+
+    A client has its port for as long as its command runs. The last port is for what ramet itself needs of a
+    guest in any case: identity, clock, power-off. An instance of an older ramet, with fewer ports, keeps one
+    back too.
+    """
+    return VSOCK_COMMANDS if agent_ports == 0 else max(1, agent_ports - 1)
+
+
 @asynccontextmanager
 async def claim_port(directory: Path, count: int, wait_s: float) -> AsyncIterator[anyio.abc.ByteStream]:
     """A connection to the first free one of `agent0.sock` … `agent<count-1>.sock` in `directory`.
 
-    While the block runs, `agent<N>.lock` beside it is held by flock(2), by whichever process that is. At its
-    end, and when it is cancelled, the socket is closed first and the lock given back then. Low numbers come
-    first: the pages that their buffers use in the guest are the ones that were used before.
+    At the block's end, and when it is cancelled, the socket is closed first and the claim given back then.
+    Errors as `claim_number` and `connect_port`. Nothing is held then.
+    """
+    async with claim_number(directory, count, wait_s) as number, connect_port(directory, number) as stream:
+        yield stream
 
-    Raises `PortsBusyError` when none is free within `wait_s`, and `GuestError` when the directory or the
-    socket isn't there or nothing listens. Nothing is held then.
+
+@asynccontextmanager
+async def connect_port(directory: Path, number: int) -> AsyncIterator[anyio.abc.ByteStream]:
+    """A connection to `agent<number>.sock` in `directory`, whose number the caller has claimed.
+
+    Raises `GuestError` when the socket isn't there or nothing listens.
+    """
+    stream = await _connect(directory, number)
+    try:
+        yield stream
+    finally:
+        with anyio.CancelScope(shield=True):
+            await stream.aclose()
+
+
+@asynccontextmanager
+async def claim_number(directory: Path, count: int, wait_s: float) -> AsyncIterator[int]:
+    """The first free number below `count`, for the caller alone.
+
+    While the block runs, `agent<N>.lock` in `directory` is held by flock(2), by whichever process that is.
+    Low numbers come first: the pages that their buffers use in the guest are the ones that were used before.
+    Raises `PortsBusyError` when none is free within `wait_s`, `GuestError` when the directory isn't there.
     """
     try:
         directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -41,12 +79,7 @@ async def claim_port(directory: Path, count: int, wait_s: float) -> AsyncIterato
     try:
         number, lock_fd = await _lock_any(directory, directory_fd, count, wait_s)
         try:
-            stream = await _connect(directory, number)
-            try:
-                yield stream
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await stream.aclose()
+            yield number
         finally:
             os.close(lock_fd)
     finally:

@@ -32,9 +32,12 @@ from ramet.guest.messages import (
     ExitStatus,
     Fields,
     Message,
+    StartStep,
     put_number,
+    shown,
     started_pid,
 )
+from ramet.guest.waiting import last_look
 
 _GRANT_BYTES: Final = OUTPUT_WINDOW_BYTES // 4
 _JOIN_BYTES: Final = 65_536
@@ -49,9 +52,18 @@ _START_ERRORS: Final[dict[int, type[ExecError]]] = {
 }
 
 
-def start_error(request: ExecRequest, error_number: int, text: str) -> ExecError:
-    """What an ERROR in answer to EXEC means to the caller."""
-    kind = _START_ERRORS.get(error_number, ExecError)
+def start_error(request: ExecRequest, payload: bytes) -> ExecError:
+    """The error that an ERROR in answer to EXEC means to the caller.
+
+    The step that failed decides: ENOENT of execve(2) is a missing program, ENOENT of chdir(2) isn't.
+    """
+    number, text = decode_error(payload)
+    step = Fields(payload).number_or_none(3, 1)
+    if step is None:  # an agent of an older ramet, in a snapshot of then: its text begins with the step
+        is_program = text.startswith(f"{shown(request.argv[0].encode(errors='surrogateescape')[:200])}: ")
+    else:
+        is_program = step == StartStep.EXECVE
+    kind = _START_ERRORS.get(number, ExecError) if is_program else ExecError
     return kind(f"{request.argv[0]!r} couldn't be started in the guest: {text}")
 
 
@@ -78,6 +90,16 @@ class Process:
         self._stdin_credit = STDIN_WINDOW_BYTES
         self._stdin_open = request.stdin_open
         self._abandoned = False
+
+    @property
+    def program(self) -> str:
+        """The command's first word."""
+        return self._request.argv[0]
+
+    @property
+    def awaits_its_user(self) -> bool:
+        """Whether output waits to be taken: the command's end comes behind it."""
+        return bool(self._chunks)
 
     async def write(self, data: bytes) -> None:
         """Feeds standard input, as fast as the guest takes it. What the command doesn't read any more,
@@ -152,9 +174,10 @@ class Process:
                 self._status = ExitStatus.decode(frame.payload)
                 self._connection.close(self._number)
             case Message.ERROR:
-                number, text = decode_error(frame.payload)
-                started = self.pid != 0
-                self._error = ExecError(text) if started else start_error(self._request, number, text)
+                if self.pid != 0:
+                    self._error = ExecError(decode_error(frame.payload)[1])
+                else:
+                    self._error = start_error(self._request, frame.payload)
                 self._connection.close(self._number)
             case _:
                 raise ProtocolError(f"the guest sent a frame of type {frame.type:#04x} for a command")
@@ -176,13 +199,18 @@ class Process:
                 self._connection.close(self._number)
                 self._number = 0  # too large: nothing was sent, nothing is to be killed
                 raise
-            while self.pid == 0 and not self._over():
-                await self._changed.wait()
+            await self._answered()
+        if self._number != 0:
+            await last_look(self._answered)
         if self.pid == 0:
             self._raise_error()
             raise GuestTimeoutError(
                 f"{self._request.argv[0]!r} didn't start in the guest within {timeout_s:g} s"
             )
+
+    async def _answered(self) -> None:
+        while self.pid == 0 and not self._over():
+            await self._changed.wait()
 
     async def end(self) -> None:
         """Kills the command's process group if it still runs and awaits its end: shielded, 2 s at most."""

@@ -68,6 +68,20 @@ def tail(log: Path, max_bytes: int) -> bytes:
     return earlier + current
 
 
+def since(log: Path, start: int, max_bytes: int) -> bytes:
+    """The last `max_bytes` of what was written to a log behind its byte `start`.
+
+    A log that was cut since then may begin with what is older. Raises `OSError`.
+    """
+    try:
+        size_bytes = log.stat().st_size
+    except FileNotFoundError:
+        return b""
+    if size_bytes < start:
+        return tail(log, max_bytes)
+    return last_bytes(log, min(max_bytes, size_bytes - start))
+
+
 def open_regular(path: Path, flags: int) -> int:
     """A descriptor, for the caller to close, of a regular file and nothing else: a VMM can write to its log's
     directory, so links and FIFOs may lie there. Raises `OSError`.

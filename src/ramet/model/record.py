@@ -127,6 +127,8 @@ class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     """Where it has its guest's RAM, noted right after it was started: what it later maps over a part of that
     (a balloon does) is found by comparing.
     """
+    console_start: int = 0
+    """The length that the console's log had by then: what lies before is an earlier VMM's."""
 
 
 Change = Literal["start", "stop", "pause", "resume", "template", "capture", "standby", "restore", "rewind"]

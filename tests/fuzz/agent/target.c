@@ -8,6 +8,8 @@
 
 #include "command.h"
 #include "command_table.h"
+#include "drain.h"
+#include "explain.h"
 #include "identity.h"
 #include "kernel.h"
 #include "message.h"
@@ -46,12 +48,18 @@ static uint8_t *port_buffers[PORTS_MAX];
 /* --- what isn't linked: PID 1's part --------------------------------------------------------------------- */
 
 void init_say(const char *format, ...) { (void)format; }
-void init_filesystems(void) {}
+void init_filesystems(void (*in_memory)(void)) { (void)in_memory; }
+void memory_filesystems(void) {}
 void init_modules(void (*loaded)(void)) { (void)loaded; }
 void init_rest(void) {}
 void disks_mount(void) {}
 void init_shutdown(enum shutdown_wish wish) { (void)wish; }
 void init_ask_for_shutdown(enum shutdown_wish wish) { (void)wish; }
+
+/* It looks at programs of the machine that it runs on. */
+void explain_execve(char *text, size_t size, const char *program, int error) {
+    snprintf(text, size, "%.200s: %s", program, strerror(error));
+}
 
 /* --- exact bounds: each payload in a block of its own, so that the sanitizer sees an octet too many ------- */
 
@@ -301,7 +309,9 @@ static void command_ends(struct script *script) {
 static void any_event(struct script *script) {
     struct command *command = some_command(script);
     uint32_t kind = number(script, 1);
-    if (command != NULL)
+    if (kind & 0x80)
+        drain_event(kind & 0x7f);
+    else if (command != NULL)
         command_event(E_START_REPORT + (int)(kind % 4), (uint32_t)(command - commands));
 }
 
@@ -396,6 +406,7 @@ static void begin(void) {
     sim_port_take = take_answer;
     sim_put_file("/proc/net/if_inet6", (const uint8_t *)interfaces, sizeof interfaces - 1);
     ports_init();
+    drain_init();
     commands_init();
     identity_init();
     for (int i = 0; i < PORT_COUNT - 1; i++)

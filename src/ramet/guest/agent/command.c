@@ -11,9 +11,13 @@
 #include <unistd.h>
 
 #include "command_table.h"
+#include "drain.h"
 #include "events.h"
 #include "message.h"
 #include "start.h"
+
+#define LOOK_MS 1000u
+#define LONGEST_STRETCH_NS (2u * LOOK_MS * 1000000ull)
 
 struct command commands[COMMANDS_MAX];
 int commands_used;
@@ -39,6 +43,13 @@ void command_close_output(struct command *command, int which) {
     command->output[which].ready = false;
 }
 
+void command_release_output(struct command *command, int which) {
+    if (command->output[which].fd >= 0)
+        drain_adopt(command->output[which].fd);
+    command->output[which].fd = -1;
+    command->output[which].ready = false;
+}
+
 void command_free(struct command *command) {
     command_close_stdin(command);
     command_close_output(command, 0);
@@ -51,6 +62,17 @@ void command_orphan(struct command *command) {
     command->port = -1;
     command->orphaned = true;
     command_close_stdin(command);
+}
+
+/* The time that this guest has lived through. A VM that is paused, or whose host sleeps, finds its clock advanced all at
+ * once on some VMMs: a stretch in which nobody here could run doesn't count against a command's time. So that each
+ * stretch is short, the agent looks at the clock every second while a command has a limit. */
+static uint64_t lived_ns(void) {
+    static uint64_t lived, looked;
+    uint64_t now = events_now_ns(), passed = now - looked;
+    looked = now;
+    lived += passed < LONGEST_STRETCH_NS ? passed : LONGEST_STRETCH_NS;
+    return lived;
 }
 
 static void signal_group(struct command *command, int number) {
@@ -140,7 +162,7 @@ void command_exec(struct port *port, struct wire_frame *frame) {
         .stdin_allowed = started.stdin_fd >= 0 ? STDIN_WINDOW : 0,
     };
     if (request.timeout_ms > 0 && request.timeout_ms < UINT64_MAX / 2000000u)
-        command->deadline_ns = events_now_ns() + request.timeout_ms * 1000000u;
+        command->deadline_ns = lived_ns() + request.timeout_ms * 1000000u;
     keep_argv(command, frame);
     /* New edge-triggered watches report at once what is ready already. */
     if (events_watch(started.report, E_START_REPORT, (uint32_t)index, EPOLLIN) < 0 ||
@@ -267,7 +289,7 @@ void command_reaped(int pid, int wait_status) {
             struct output *output = &command->output[which];
             int waiting = 0;
             if (output->fd < 0 || ioctl(output->fd, FIONREAD, &waiting) < 0 || waiting <= 0) {
-                command_close_output(command, which);
+                command_release_output(command, which);
                 continue;
             }
             output->left = (uint32_t)waiting;
@@ -284,7 +306,7 @@ int commands_time_out(void) {
         if (command->pid == 0 || command->deadline_ns == 0)
             continue;
         if (now == 0)
-            now = events_now_ns();
+            now = lived_ns();
         if (command->deadline_ns > now) {
             next = command->deadline_ns < next ? command->deadline_ns : next;
             continue;
@@ -296,7 +318,7 @@ int commands_time_out(void) {
     if (next == UINT64_MAX)
         return -1;
     uint64_t wait_ms = (next - now) / 1000000u + 1;
-    return wait_ms > 3600000u ? 3600000 : (int)wait_ms;
+    return (int)(wait_ms < LOOK_MS ? wait_ms : LOOK_MS);
 }
 
 void commands_list(struct wire_writer *writer) {

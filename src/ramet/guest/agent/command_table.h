@@ -47,6 +47,8 @@ extern int commands_used; /* slots from here on were never used */
 void command_close_fd(int *fd);
 void command_close_stdin(struct command *command);
 void command_close_output(struct command *command, int which);
+/* The command has ended, and what it wrote itself was read: processes that it left in the background may write on. */
+void command_release_output(struct command *command, int which);
 void command_free(struct command *command);
 /* It loses its client: its input ends, its output is read and thrown away, it goes on. */
 void command_orphan(struct command *command);

@@ -14,7 +14,8 @@ enum event_kind {
     E_START_REPORT,
     E_STDIN,
     E_STDOUT,
-    E_STDERR
+    E_STDERR,
+    E_DRAIN
 };
 
 /* Watches `fd`, edge-triggered: a virtio port without a host reports POLLHUP for as long as that lasts, and a

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "disks.h"
+#include "oom.h"
 
 #define MODULES_FILE "/etc/ramet/modules"
 #define RC_FILE "/etc/ramet/rc"
@@ -58,7 +59,7 @@ static void open_console(void) {
         close(fd);
 }
 
-void init_filesystems(void) {
+void init_filesystems(void (*in_memory)(void)) {
     const unsigned long safe = MS_NOSUID | MS_NODEV | MS_NOEXEC;
     chmod("/", 0755); /* the kernel's rootfs begins world-writable */
     mount_at("/dev", "devtmpfs", MS_NOSUID, "mode=0755");
@@ -66,9 +67,7 @@ void init_filesystems(void) {
     mount_at("/proc", "proc", safe, NULL);
     mount_at("/sys", "sysfs", safe, NULL);
     mount_at("/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666");
-    mount_at("/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
-    mount_at("/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755");
-    mount_at("/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
+    in_memory();
     static const char *const links[][2] = {{"/proc/self/fd", "/dev/fd"},
                                            {"/proc/self/fd/0", "/dev/stdin"},
                                            {"/proc/self/fd/1", "/dev/stdout"},
@@ -139,6 +138,7 @@ static void run(const char *const argv[]) {
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
     setsid();
+    oom_score(OOM_AS_OTHERS);
     setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
     setenv("HOME", "/root", 1);
     execvp(argv[0], (char *const *)(uintptr_t)argv);

@@ -6,8 +6,8 @@
 
 #include "session.h"
 
-/* Filesystems and the console. Nothing here fails: what can't be had is reported on the console and left out. */
-void init_filesystems(void);
+/* Filesystems and the console; `in_memory` mounts those in RAM. Nothing here fails: what can't be had is reported on the console and left out. */
+void init_filesystems(void (*in_memory)(void));
 /* The modules of /etc/ramet/modules, in its order; `loaded` is called after each. From then on devices appear at any
  * time. */
 void init_modules(void (*loaded)(void));

@@ -13,11 +13,14 @@
 #include "addresses.h"
 #include "command.h"
 #include "disks.h"
+#include "drain.h"
 #include "events.h"
 #include "identity.h"
 #include "init.h"
 #include "kept.h"
+#include "memory.h"
 #include "message.h"
+#include "start.h"
 
 #define RESCAN_MS 100     /* only where no uevents can be had */
 #define RESCAN_TIMES 300
@@ -151,6 +154,8 @@ static _Noreturn void serve(int signals, int uevents, bool is_init) {
                 kept_event();
             else if (kind == E_PORT)
                 port_event(port_at((int)index), events[i].events);
+            else if (kind == E_DRAIN)
+                drain_event(index);
             else if (kind >= E_START_REPORT)
                 command_event(kind, index);
         }
@@ -212,14 +217,16 @@ int main(int argc, char **argv) {
         return usage(argv[0]);
 
     if (is_init)
-        init_filesystems();
+        init_filesystems(memory_filesystems);
     else
         occupy_stdio();
     epoll_set = epoll_create1(EPOLL_CLOEXEC);
     int signals = watch_signals(is_init);
     if (epoll_set < 0 || signals < 0)
         init_say("ramet: epoll or signalfd: %s", strerror(errno));
+    start_init(socket_path == NULL);
     ports_init();
+    drain_init();
     commands_init();
     identity_init();
 

@@ -34,6 +34,10 @@ enum message {
     M_ERROR = 0x8f,
 };
 
+/* ERROR in answer to EXEC names the step that failed: an errno alone doesn't tell a missing program from a missing
+ * directory. */
+enum start_step { STEP_NONE, STEP_EXECVE, STEP_CWD, STEP_USER, STEP_SETUP };
+
 enum exec_flag { EXEC_DETACHED = 1, EXEC_STDIN = 2, EXEC_CONSOLE = 4 };
 
 #define NONCE_BYTES 16u

@@ -332,10 +332,16 @@ void port_send(struct port *port, uint8_t type, uint32_t stream, const void *pay
 }
 
 void port_send_error(struct port *port, uint32_t stream, int error, const char *text) {
-    uint8_t payload[2 * WIRE_FIELD_HEADER + 4 + ERROR_TEXT_MAX];
+    port_send_start_error(port, stream, error, STEP_NONE, text);
+}
+
+void port_send_start_error(struct port *port, uint32_t stream, int error, enum start_step step, const char *text) {
+    uint8_t payload[3 * WIRE_FIELD_HEADER + 5 + ERROR_TEXT_MAX];
     struct wire_writer writer = {.buffer = payload, .capacity = sizeof payload};
     size_t length = strlen(text);
     wire_put_number(&writer, 1, 4, (uint32_t)error);
     wire_put(&writer, 2, text, (uint32_t)(length < ERROR_TEXT_MAX ? length : ERROR_TEXT_MAX));
+    if (step != STEP_NONE)
+        wire_put_number(&writer, 3, 1, step);
     port_send(port, M_ERROR, stream, payload, writer.length);
 }

@@ -89,5 +89,7 @@ bool port_has_data_room(const struct port *port);
 /* Queues a frame. The caller has asked for room; a frame without it is dropped. */
 void port_send(struct port *port, uint8_t type, uint32_t stream, const void *payload, uint32_t length);
 void port_send_error(struct port *port, uint32_t stream, int error, const char *text);
+/* The same in answer to EXEC, with the step that failed. */
+void port_send_start_error(struct port *port, uint32_t stream, int error, enum start_step step, const char *text);
 
 #endif

@@ -45,7 +45,7 @@ static bool pump_start(struct command *command, struct port *port) {
     if (count == sizeof report) {
         report.text[sizeof report.text - 1] = '\0';
         if (port != NULL)
-            port_send_error(port, command->stream, report.error, report.text);
+            port_send_start_error(port, command->stream, report.error, report.step, report.text);
         command->refused = true;
         command_orphan(command); /* nothing more to tell; the slot waits for the child to be reaped */
         return true;
@@ -110,7 +110,7 @@ static bool pump_output(struct command *command, struct port *port, int which) {
             command->credit -= (uint64_t)count;
         }
         if (output->left != NOT_ENDED && (output->left -= (uint32_t)count) == 0)
-            command_close_output(command, which);
+            command_release_output(command, which);
         return true;
     }
     if (count < 0 && errno == EINTR)
@@ -119,7 +119,10 @@ static bool pump_output(struct command *command, struct port *port, int which) {
         output->ready = false;
         return false;
     }
-    command_close_output(command, which);
+    if (count < 0 && errno == EAGAIN)
+        command_release_output(command, which);
+    else
+        command_close_output(command, which);
     return true;
 }
 

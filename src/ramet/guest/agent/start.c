@@ -8,10 +8,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "explain.h"
 #include "message.h"
+#include "oom.h"
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #define USER_MAX 256
@@ -53,14 +56,35 @@ const char *start_parse(const struct wire_frame *frame, struct start_request *re
     return argv ? NULL : "argv is empty";
 }
 
-static _Noreturn void give_up(int report, int error, const char *step, const char *object) {
-    struct start_report message = {.error = error};
-    snprintf(message.text, sizeof message.text, "%s%.200s: %s", step, object, strerror(error));
-    ssize_t ignored = write(report, &message, sizeof message);
+static struct rlimit files_at_start;
+static bool has_files_limit, is_protected;
+
+void start_init(bool protect) {
+    is_protected = protect && oom_score(OOM_NEVER);
+    has_files_limit = getrlimit(RLIMIT_NOFILE, &files_at_start) == 0;
+    struct rlimit most = files_at_start;
+    most.rlim_cur = most.rlim_max;
+    if (!has_files_limit || setrlimit(RLIMIT_NOFILE, &most) < 0)
+        has_files_limit = false; /* then it is as it was, for commands too */
+}
+
+static _Noreturn void report_and_exit(int report, struct start_report *message) {
+    ssize_t ignored = write(report, message, sizeof *message);
     (void)ignored;
     _exit(127);
 }
 
+static _Noreturn void give_up(int report, int error, enum start_step step, const char *what, const char *object) {
+    struct start_report message = {.error = error, .step = step};
+    snprintf(message.text, sizeof message.text, "%s%.200s: %s", what, object, strerror(error));
+    report_and_exit(report, &message);
+}
+
+static _Noreturn void give_up_program(int report, int error, const char *program) {
+    struct start_report message = {.error = error, .step = STEP_EXECVE};
+    explain_execve(message.text, sizeof message.text, program, error);
+    report_and_exit(report, &message);
+}
 /* --- in the child ---------------------------------------------------------------------------------------- */
 
 struct wanted {
@@ -75,7 +99,7 @@ static void collect(const struct start_request *request, struct wanted *wanted, 
     wanted->argv = calloc(most, sizeof(char *));
     wanted->env = calloc(most, sizeof(char *));
     if (wanted->argv == NULL || wanted->env == NULL)
-        give_up(report, ENOMEM, "argv", "");
+        give_up(report, ENOMEM, STEP_SETUP, "argv", "");
     struct wire_reader reader = {request->payload, request->payload + request->length};
     struct wire_field field;
     char *open_text = NULL;
@@ -121,7 +145,7 @@ static struct person become(const char *user, int report) {
         return (struct person){entry ? entry->pw_name : "root", entry ? entry->pw_dir : "/"};
     }
     if (strlen(user) >= sizeof text)
-        give_up(report, EINVAL, "user ", user);
+        give_up(report, EINVAL, STEP_USER, "user ", user);
     strcpy(text, user);
     if ((group = strchr(text, ':')) != NULL)
         *group++ = '\0';
@@ -130,20 +154,20 @@ static struct person become(const char *user, int report) {
         gid = entry ? entry->pw_gid : 0;
     } else {
         if ((entry = getpwnam(text)) == NULL)
-            give_up(report, EINVAL, "no such user: ", text);
+            give_up(report, EINVAL, STEP_USER, "no such user: ", text);
         uid = entry->pw_uid;
         gid = entry->pw_gid;
     }
     if (group != NULL && !number_of(group, &gid))
-        give_up(report, EINVAL, "not a group id: ", group);
+        give_up(report, EINVAL, STEP_USER, "not a group id: ", group);
     struct person person = {entry ? strdup(entry->pw_name) : strdup(text), entry ? strdup(entry->pw_dir) : "/"};
     if (person.name == NULL || person.home == NULL)
-        give_up(report, ENOMEM, "user ", user);
+        give_up(report, ENOMEM, STEP_USER, "user ", user);
     int failed = entry ? initgroups(person.name, gid) : setgroups(1, &gid);
     if (failed < 0 && errno == EPERM && uid == getuid())
         failed = 0; /* an agent without privileges may still run commands as itself */
     if (failed < 0 || setgid(gid) < 0 || setuid(uid) < 0)
-        give_up(report, errno, "user ", user);
+        give_up(report, errno, STEP_USER, "user ", user);
     return person;
 }
 
@@ -154,7 +178,7 @@ static void add_default(struct wanted *wanted, const char *name, const char *val
             return;
     char *text = malloc(length + strlen(value) + 2);
     if (text == NULL)
-        give_up(report, ENOMEM, "env", "");
+        give_up(report, ENOMEM, STEP_SETUP, "env", "");
     sprintf(text, "%s=%s", name, value);
     wanted->env[wanted->envc++] = text;
 }
@@ -166,10 +190,10 @@ static void connect_stdio(const int stdio[3], uint32_t flags, int report) {
             const char *path = (flags & EXEC_CONSOLE) && i > 0 ? "/dev/console" : "/dev/null";
             fd = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
             if (fd < 0)
-                give_up(report, errno, "open ", path);
+                give_up(report, errno, STEP_SETUP, "open ", path);
         }
         if (dup2(fd, i) < 0)
-            give_up(report, errno, "stdio", "");
+            give_up(report, errno, STEP_SETUP, "stdio", "");
     }
 }
 
@@ -181,6 +205,10 @@ static _Noreturn void child(const struct start_request *request, const int stdio
     sigprocmask(SIG_SETMASK, &none, NULL);
     setsid();
     umask(022);
+    if (is_protected)
+        oom_score(OOM_AS_OTHERS);
+    if (has_files_limit)
+        setrlimit(RLIMIT_NOFILE, &files_at_start);
 
     struct wanted wanted = {0};
     collect(request, &wanted, report);
@@ -188,9 +216,9 @@ static _Noreturn void child(const struct start_request *request, const int stdio
     struct person person = become(wanted.user, report);
     if (wanted.cwd != NULL) {
         if (chdir(wanted.cwd) < 0)
-            give_up(report, errno, "chdir ", wanted.cwd);
+            give_up(report, errno, STEP_CWD, "chdir ", wanted.cwd);
     } else if (chdir(person.home) < 0 && chdir("/") < 0) {
-        give_up(report, errno, "chdir ", "/");
+        give_up(report, errno, STEP_CWD, "chdir ", "/");
     }
     add_default(&wanted, "PATH", DEFAULT_PATH, report);
     add_default(&wanted, "HOME", person.home, report);
@@ -199,7 +227,7 @@ static _Noreturn void child(const struct start_request *request, const int stdio
     add_default(&wanted, "TERM", "linux", report);
     environ = wanted.env; /* so that execvp looks along the command's own PATH */
     execvp(wanted.argv[0], wanted.argv);
-    give_up(report, errno, "", wanted.argv[0]);
+    give_up_program(report, errno, wanted.argv[0]);
 }
 
 /* --- in the agent ---------------------------------------------------------------------------------------- */

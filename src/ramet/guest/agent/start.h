@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include "message.h"
 #include "wire.h"
 
 struct start_request {
@@ -22,11 +23,16 @@ struct start_result {
 
 struct start_report {
     int error;
-    char text[500]; /* with its NUL: the whole is below PIPE_BUF, so it arrives at once or not at all */
+    enum start_step step;
+    char text[496]; /* with its NUL: the whole is below PIPE_BUF, so it arrives at once or not at all */
 };
 
 /* Checks EXEC's fields. NULL, or what is wrong with them. */
 const char *start_parse(const struct wire_frame *frame, struct start_request *request);
+
+/* The agent may have as many descriptors as it can; its commands begin with the limit that it was given. `protect`: the
+ * kernel doesn't end it for want of memory, and its commands as any other process. */
+void start_init(bool protect);
 
 /* Forks. 0 or errno, with nothing left open. */
 int start_command(const struct start_request *request, struct start_result *result);

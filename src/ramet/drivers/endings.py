@@ -1,0 +1,51 @@
+"""How a guest whose machine was reset came to that, as far as its console tells.
+
+A VMM can't tell a reboot from a crash: after a panic, after a triple fault and in a reboot the machine is
+reset in the same way. A kernel that reboots because it was asked to says so just before, as its last word
+(Linux, kernel/reboot.c, `kernel_restart`: at the highest level, so also when it boots with `quiet`), and so
+does the probe. A reset without that word is a crash.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from ramet.host import rings
+from ramet.paths import CONSOLE_LOG
+from ramet.units import KIB
+
+_POWER_OFF: Final = b"ramet: power off"
+_LOOKED_AT_BYTES: Final = 4 * KIB
+_LAST_LINES: Final = 4
+# The second is said at a lower level, where there is no `quiet`; the third by who writes `b` to
+# /proc/sysrq-trigger, which is the wish for a reboot too (drivers/tty/sysrq.c); the last by the probe.
+_REBOOT: Final = re.compile(
+    rb"reboot: Restarting system|reboot: machine restart|sysrq: Resetting|^ramet: reboot$"
+)
+_CRASH: Final = re.compile(rb"Kernel panic - not syncing|^probe: exception")
+
+
+def announced_power_off(directory: Path, console_start: int) -> bool:
+    """Whether the agent said that its guest powers off. The kernel may have added a line of its own."""
+    lines = _last_lines(directory, console_start)
+    if lines and b"reboot: " in lines[-1]:
+        lines.pop()
+    return bool(lines) and lines[-1] == _POWER_OFF
+
+
+def announced_reboot(directory: Path, console_start: int) -> bool:
+    """Whether the guest said that it reboots, and didn't crash on its way."""
+    for line in reversed(_last_lines(directory, console_start)):
+        if _CRASH.search(line):
+            return False
+        if _REBOOT.search(line):
+            return True
+    return False
+
+
+def _last_lines(directory: Path, console_start: int) -> list[bytes]:
+    """Of what was written since the VMM was started: an earlier one's last word is in the same file."""
+    console = rings.since(directory / CONSOLE_LOG, console_start, _LOOKED_AT_BYTES)
+    return [line.strip() for line in console.splitlines() if line.strip()][-_LAST_LINES:]

@@ -1,0 +1,123 @@
+"""Stop: the guest powers off, so that what it wrote is on its disks; a VMM that has to be killed says so."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import anyio
+import msgspec
+
+from ramet.drivers.api import Ending
+from ramet.engine import limits
+from ramet.engine.changes import changing
+from ramet.engine.console import last_words
+from ramet.engine.context import Context
+from ramet.engine.removal import discard, drop_capture
+from ramet.engine.replace import restore
+from ramet.engine.session import agent_of
+from ramet.errors import GuestError, RametError, VmmError
+from ramet.host import processes, threads
+from ramet.model.lifecycle import Move, State
+from ramet.model.record import Record
+
+_KILLED = "killed: "
+_LEASE_SHARE = 0.8
+"""Of the limit, for the guest's first answer: so that the error that says why there is none comes in time."""
+
+
+async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP_S) -> Record:
+    """Power the guest off, or end its VMM when that takes longer than `limit_s`. Disks are kept, memory is
+    gone. The record's reason says so when its VMM was killed: what its guest hadn't synced is lost then.
+
+    A guest that is paused, or in standby with disks, is brought back to be powered off; with a limit of 0
+    nothing is asked or brought back. An instance made with `--rm` is removed then. Raises `WrongStateError`
+    for a template and for what is stopped already; what a restore may fail with: it is in standby then, as
+    before.
+    """
+    now = context.store.get(record.id)
+    if now.state is State.STANDBY and now.machine.disks and limit_s > 0 and now.pending is None:
+        await _bring_back(context, now)
+    thought_alive = now.state is not State.STOPPED
+    async with changing(context, record, "stop") as current:
+        if current.state is State.STOPPED and thought_alive:
+            stopped = current  # it had powered off, and nobody had looked yet
+        else:
+            current.moved(Move.STOP)
+            reason = await _end(context, current, limit_s)
+            stopped = context.store.change(record.id, lambda one: _stopped(one, reason))
+            if current.state is State.STANDBY:
+                await threads.run(drop_capture, context.directory(current))
+    if stopped.auto_remove:
+        await discard(context, stopped)
+    return stopped
+
+
+def _stopped(record: Record, reason: str | None) -> Record:
+    if record.state is State.STOPPED:  # somebody who watches it has written down its end already
+        return msgspec.structs.replace(record, reason=reason or record.reason)
+    return record.moved(Move.STOP, reason=reason)
+
+
+async def _bring_back(context: Context, record: Record) -> None:
+    """What a guest in standby hasn't written to its disks yet is in its memory alone."""
+    try:
+        await restore(context, record)
+    except RametError as error:
+        raise type(error)(
+            f"{record.name} can't be restored to be powered off: {error.message}",
+            hint=f"it is in standby, as before; `ramet stop --timeout 0 {record.name}` gives its memory up, "
+            "with all that it hadn't written to its disks yet",
+        ) from error
+
+
+async def _end(context: Context, record: Record, limit_s: float) -> str | None:
+    """End the VMM, if there is one. None when its guest powered off; else what happened instead."""
+    lost = "; what its guest hadn't written to its disks is lost" if record.machine.disks else ""
+    if record.vmm is None:
+        dropped = record.state is State.STANDBY and bool(lost)
+        return f"its memory was given up without powering it off{lost}" if dropped else None
+    why: str | None = "it was to be stopped at once"
+    if limit_s > 0:
+        why = await _power_off(context, record, limit_s)
+    if await processes.wait_ended(record.vmm.process, timeout_s=0):
+        return _unless_in_order(context, record, lost)
+    await processes.kill(record.vmm.process)
+    return f"{_KILLED}{why}{lost}"
+
+
+async def _power_off(context: Context, record: Record, limit_s: float) -> str:
+    """Ask the guest to power off and wait until its VMM has ended. Why it hasn't, if it hasn't."""
+    assert record.vmm is not None
+    promised = False
+    try:
+        with anyio.move_on_after(limit_s):
+            if record.state is State.PAUSED:
+                await context.vmm(record).resume()
+            async with agent_of(
+                context, record, record.vmm.process, timeout_s=limit_s * _LEASE_SHARE, own=True
+            ) as agent:
+                if record.state is State.PAUSED:
+                    with suppress(GuestError):  # an old time on its last files is all that it costs
+                        await agent.set_clock(timeout_s=limits.CLOCK_S)
+                await agent.shutdown(timeout_s=limit_s)
+                promised = True
+            await processes.wait_ended(record.vmm.process)
+    except VmmError as error:
+        if not await processes.wait_ended(record.vmm.process, timeout_s=processes.LAST_BREATH_S):
+            return f"its VMM doesn't do what it is told ({error.message})"
+    except GuestError as error:
+        if not promised:
+            return f"its guest couldn't be asked to power off ({error.message})"
+    if promised:
+        return f"it didn't power off within {limit_s:g} s"
+    return f"its guest didn't answer within {limit_s:g} s"
+
+
+def _unless_in_order(context: Context, record: Record, lost: str) -> str | None:
+    """What to say of a VMM that ended by itself: nothing, unless it died or its guest crashed."""
+    assert record.vmm is not None
+    driver, directory = context.driver(record.driver), context.directory(record)
+    ending = driver.ending(directory, console_start=record.vmm.console_start)
+    if ending in {Ending.DIED, Ending.CRASHED}:
+        return f"it didn't power off: {ending.value}{last_words(context, record)}{lost}"
+    return None
