@@ -125,8 +125,9 @@ async def test_what_cannot_be_started_says_why(tmp_path: Path) -> None:
         plain.chmod(0o755)
         with pytest.raises(ExecNotExecutableError, match="Exec format"):
             await agent.spawn(ExecRequest((str(plain),)))
-        with pytest.raises(ExecError, match="chdir /no/such"):
+        with pytest.raises(ExecError, match="chdir /no/such") as caught:
             await run_exec(agent, ExecRequest(("true",), cwd="/no/such"))
+        assert type(caught.value) is ExecError  # the program isn't what is missing
         with pytest.raises(ExecError, match="no such user: nobody-of-that-name"):
             await run_exec(agent, ExecRequest(("true",), user="nobody-of-that-name"))
         with pytest.raises(UsageError, match="standard input"):

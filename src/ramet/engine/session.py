@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import msgspec
 from ramet.engine import limits
 from ramet.engine.console import last_words
 from ramet.engine.context import Context
-from ramet.errors import GuestLostError, GuestTimeoutError, RametError, VmmError
+from ramet.errors import GuestLostError, GuestTimeoutError, RametError, UnseenError, VmmError
 from ramet.guest.client import AgentClient
 from ramet.guest.ports import claim_number, claim_port, command_ports, connect_port
 from ramet.guest.vsock import connect_vsock
@@ -104,9 +104,9 @@ async def agent_of(
 
         async def watch() -> None:
             nonlocal died
-            await processes.wait_ended(process)
-            died = True
-            tasks.cancel_scope.cancel()
+            with suppress(UnseenError):  # then the end of the connection tells
+                died = await processes.wait_ended(process)
+                tasks.cancel_scope.cancel()
 
         tasks.start_soon(watch)
         try:
@@ -125,7 +125,8 @@ async def agent_of(
         tasks.cancel_scope.cancel()
     if isinstance(failure, GuestLostError):
         # A VMM that dies closes its sockets a moment before its process has ended.
-        died = died or await processes.wait_ended(process, timeout_s=processes.LAST_BREATH_S)
+        with suppress(UnseenError):
+            died = died or await processes.wait_ended(process, timeout_s=processes.LAST_BREATH_S)
     if died:
         raise VmmError(f"{record.name}: the VMM ended{last_words(context, record)}") from failure
     if type(failure) is GuestTimeoutError and (why := last_words(context, record, only_reasons=True)):

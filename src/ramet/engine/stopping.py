@@ -21,6 +21,7 @@ from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
 
 _KILLED = "killed: "
+_A_LOOK_S = 0.05
 _LEASE_SHARE = 0.8
 """Of the limit, for the guest's first answer: so that the error that says why there is none comes in time."""
 
@@ -79,7 +80,7 @@ async def _end(context: Context, record: Record, limit_s: float) -> str | None:
     why: str | None = "it was to be stopped at once"
     if limit_s > 0:
         why = await _power_off(context, record, limit_s)
-    if await processes.wait_ended(record.vmm.process, timeout_s=0):
+    if await processes.wait_ended(record.vmm.process, timeout_s=_A_LOOK_S):
         return _unless_in_order(context, record, lost)
     await processes.kill(record.vmm.process)
     return f"{_KILLED}{why}{lost}"
