@@ -396,11 +396,13 @@ class Process:
     @property
     def program(self) -> str:
         """The command's first word."""
+        self._portal.require()
         return self._wrapped.program
 
     @property
     def awaits_its_user(self) -> bool:
         """Whether output waits to be taken: the command's end comes behind it."""
+        self._portal.require()
         return self._wrapped.awaits_its_user
 
     def write(self, data: bytes) -> None:

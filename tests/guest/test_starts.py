@@ -107,7 +107,7 @@ async def test_a_dynamic_program_without_its_loader(tmp_path: Path) -> None:
         pytest.skip("no C compiler on this machine")
     dynamic = tmp_path / "dynamic"
     loader = "-Wl,--dynamic-linker=/no/such/loader.so"
-    build = [compiler, "-x", "c", "-", loader, "-o", dynamic]
+    build = [compiler, "-x", "c", "-", loader, "-o", str(dynamic)]
     await anyio.run_process(build, input=b"int main(void) { return 0; }")
     error = await why_not(tmp_path, ExecRequest((str(dynamic),)))
     assert error.exit_code == 127

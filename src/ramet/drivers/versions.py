@@ -118,6 +118,7 @@ def _read() -> dict[str, _Told]:
 
 
 def _write(told: dict[str, _Told]) -> None:
+    # A cache that can't be written costs time and nothing else.
     with suppress(OSError, FilesystemError, UnavailableError):
         _file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_durably(_file(), msgspec.json.encode(told))

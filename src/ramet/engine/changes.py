@@ -17,6 +17,7 @@ from ramet.disk.volumes import files_of
 from ramet.drivers.api import FreezesDisks, Vmm
 from ramet.engine.context import Context
 from ramet.engine.observe import observe, require_seen
+from ramet.engine.session import correct_clock
 from ramet.engine.staged import settle_replacement
 from ramet.errors import NotFoundError, VmmError, WrongStateError
 from ramet.host import processes
@@ -95,9 +96,11 @@ async def recover(context: Context, record: Record) -> None:
         match record.pending.what:
             case "stop":
                 # It was asked to go: it goes.
+                reason = None
                 if fact.vmm is not None:
                     await processes.kill(fact.vmm.process)
-                fact = fact if fact.state is State.STOPPED else fact.moved(Move.STOP)
+                    reason = "killed: the ramet process that was stopping it had been killed"
+                fact = fact if fact.state is State.STOPPED else fact.moved(Move.STOP, reason=reason)
             case "pause" | "resume" | "template" | "standby" | "capture" if fact.vmm is not None:
                 fact = await _as_the_vmm_says(context, record)
             case _:
@@ -123,6 +126,7 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
                 await vmm.resume()
             except VmmError:
                 return record.moved(Move.PAUSE, vmm=record.vmm)  # as `let_go_on`
+            record = msgspec.structs.replace(record, reason=await correct_clock(context, record))
         try:
             record = await with_disks_as_they_are(record, vmm)
             await _drop_unused_overlays(context.directory(record), record, vmm)
@@ -132,10 +136,12 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
     try:
         runs = await vmm.status() == "running"
     except VmmError:
-        return record
+        return record  # what it says is as good as anything that is known
     if runs == (record.state is State.RUNNING):
         return record
-    return record.moved(Move.RESUME if runs else Move.PAUSE, vmm=record.vmm)
+    if not runs:
+        return record.moved(Move.PAUSE, vmm=record.vmm)
+    return record.moved(Move.RESUME, vmm=record.vmm, reason=await correct_clock(context, record))
 
 
 async def with_disks_as_they_are(record: Record, vmm: Vmm) -> Record:

@@ -29,6 +29,7 @@ class Connections:
         What is wrong with a VMM that takes no connection shows when it is asked for something.
         """
         if machine.agent_ports > 0:
+            # Without a stream the guest is reached after it has gone on, and that failure is told.
             with suppress(GuestError):
                 self.stream = await self._agent.enter_async_context(
                     claim_port(directory, machine.agent_ports, wait_s=0)

@@ -219,6 +219,7 @@ async def _fill_up(call: _Call, records: Sequence[Record]) -> None:
 async def _clear(call: _Call, record: Record) -> None:
     """Remove what a failed attempt has left in a fork's directory. Its VMM is gone."""
     call.warm.pop(record.id, None)
+    # What is left is swept with the fork's record, or by the next ramet process: the attempt's error is told.
     with suppress(FilesystemError):
         await threads.run(remove_tree, call.context.directory(record))
 

@@ -89,6 +89,7 @@ async def _claim(context: Context, entry: pool.Entry, options: ForkOptions) -> l
     warm = pool.read_warm(context.home.pool / taken.name)
     if warm is None or processes.is_dead(warm.process):
         known = [warm.process] if warm is not None else processes.spawned_in(context.home.pool / taken.name)
+        # A directory of the pool that stays behind is swept when this process is gone.
         with anyio.CancelScope(shield=True), suppress(RametError, OSError):
             await pool.end(context.home, taken, known)
         return []
@@ -115,6 +116,7 @@ async def _put_back(context: Context, taken: pool.Entry, before: pool.Entry, war
         if again is None:
             return
         taken = again
+    # As above: nobody's guest is in it.
     with anyio.CancelScope(shield=True), suppress(RametError, OSError):
         await pool.end(context.home, taken, [warm.process])
 
@@ -138,6 +140,7 @@ def enter(context: Context, claims: Sequence[Claim]) -> dict[str, Claim]:
 
 
 async def _let_go(context: Context, claim: Claim) -> None:
+    # As above: nobody's guest is in it.
     with anyio.CancelScope(shield=True), suppress(RametError, OSError):
         await pool.end(context.home, claim.taken, [claim.warm.process])
 

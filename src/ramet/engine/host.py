@@ -232,6 +232,7 @@ class Host:
             if of is not None and of not in (one.source, one.source_name):
                 continue
             if all(one.labels.get(key) == value for key, value in (labels or {}).items()):
+                # Removed meanwhile; or its manifest can't be read, as whoever names it is told.
                 with suppress(DamagedError, NotFoundError):
                     found.append(describe(context, one))
         return found
@@ -279,7 +280,7 @@ class Host:
             try:
                 used.append(measure.usage(context, observe(context, record).record))
             except (WrongStateError, VmmError, UnseenError):
-                continue
+                continue  # it has no VMM that can be seen
         return used
 
     async def pool(self, *, wait: float = 0.0) -> PoolReport:

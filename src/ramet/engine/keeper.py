@@ -134,12 +134,13 @@ class Keeper:
                 self._file.unlink()  # first: from here on nobody puts one back
             self._stock.count(pool.names(self._context.home))
             for made in self._stock.waiting():
+                # What stays is swept by the next ramet process, once this one is gone.
                 with suppress(RametError, OSError):
                     await self._end(made)
             found = pool.names(self._context.home)
             if not pool.is_kept(found):
                 for told in pool.wanted(found):
-                    with suppress(OSError):
+                    with suppress(OSError):  # a wish too many is read by the next keeper, and fades
                         (self._context.home.pool / told.name).unlink()
             pool.leave(self._context.home)
 
@@ -195,7 +196,7 @@ class Keeper:
             return
         for driver in self._context.drivers.values():
             if isinstance(driver, StartsEmpty):
-                with suppress(RametError):
+                with suppress(RametError):  # not installed: none of its VMMs is kept empty
                     await driver.version()
                     self._empty = driver
 
@@ -206,7 +207,7 @@ class Keeper:
             shares = self._shares()
             keys = {source: known.key for source, known in self._sources.items()}
             for made in self._stock.surplus(shares, keys):
-                with suppress(RametError, OSError):
+                with suppress(RametError, OSError):  # it is surplus the next time, too
                     await self._end(made)
             missing, held_back = self._missing(shares)
             self._say(held_back)
@@ -339,7 +340,7 @@ class Keeper:
         self._troubles.pop(source, None)
         self._context.tasks.start_soon(self._until_its_end, made)
         if source not in self._costs:
-            with suppress(RametError):
+            with suppress(RametError):  # it has ended, or can't be looked into: a guess stands for its cost
                 self._costs[source] = smaps_rollup(made.process.pid).pss_bytes
 
     def _put_off(self, source: str, error: Exception) -> None:
@@ -370,5 +371,5 @@ class Keeper:
             if held_back is not None:
                 _log.info("fewer VMMs are warm than would be good: %s", held_back)
             self._said = said
-            with suppress(OSError):
+            with suppress(OSError):  # what `pool` shows is older then
                 self._file.write_bytes(msgspec.json.encode(said))

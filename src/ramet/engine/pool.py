@@ -169,7 +169,7 @@ def tell(home: Home, source: str, count: int) -> None:
     """Tell whoever keeps the pool that so many forks were made of what lies at `source`. Never fails."""
     kind, _, source_id = source.partition("/")
     name = f"{_WANTED}.{kind}.{source_id}.{count}.{secrets.token_hex(4)}"
-    with suppress(OSError):
+    with suppress(OSError):  # nobody keeps a pool
         os.close(os.open(home.pool / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 
@@ -186,7 +186,7 @@ def take(home: Home, entry: Entry) -> Entry | None:
 
 def put_back(home: Home, taken: Entry, before: Entry) -> None:
     """Leave it to others as it was before. Never fails: what can't be put back is swept later."""
-    with suppress(OSError):
+    with suppress(OSError):  # it is swept, and another is made
         (home.pool / taken.name).rename(home.pool / before.name)
 
 
@@ -231,7 +231,7 @@ async def sweep(home: Home) -> None:
     kept = keepers(found)
     for name, keeper in kept.items():
         if is_dead(keeper):
-            with suppress(OSError):
+            with suppress(OSError):  # another has just done it, or the next one will
                 (home.pool / name).unlink()
     dead = [entry for entry in entries(found) if is_dead(entry.holder)]
     # Taken first: somebody may be forking one at this moment, and then it isn't ours to end.
@@ -239,11 +239,12 @@ async def sweep(home: Home) -> None:
     if taken:
         running = processes.spawned_below(home.pool)
         for entry in taken:
+            # One that can't be ended keeps its entry, which the next ramet process finds.
             with suppress(RametError, OSError):
                 await end(home, entry, _vmms_of(home, entry, running))
     if all(map(is_dead, kept.values())):
         for told in wanted(found):
-            with suppress(OSError):
+            with suppress(OSError):  # as above
                 (home.pool / told.name).unlink()
     leave(home)
 
@@ -258,5 +259,5 @@ def _vmms_of(home: Home, entry: Entry, running: Mapping[Path, Sequence[ProcessRe
 
 def leave(home: Home) -> None:
     """Remove the pool's directory unless somebody has something in it."""
-    with suppress(OSError):
+    with suppress(OSError):  # ENOTEMPTY is that; else an empty directory stays
         home.pool.rmdir()

@@ -28,6 +28,7 @@ def pool_of(context: Context) -> PoolReport:
     found = pool.names(home)
     kept = []
     for name, process in pool.keepers(found).items():
+        # It has just left, or is about to write it: it isn't listed.
         with suppress(OSError, msgspec.MsgspecError):
             said = msgspec.json.decode((home.pool / name).read_bytes(), type=KeeperFile)
             kept.append(
@@ -47,7 +48,7 @@ def _described(home: Home, entry: pool.Entry) -> PoolEntry:
     warm = pool.read_warm(home.pool / entry.name)
     pss_bytes: int | None = None
     if warm is not None:
-        with suppress(RametError):
+        with suppress(RametError):  # null is shown: it isn't known
             pss_bytes = smaps_rollup(processes.local_pid(warm.process)).pss_bytes
     return PoolEntry(
         id=entry.id,

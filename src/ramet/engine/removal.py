@@ -231,7 +231,7 @@ async def attempt(work: Awaitable[object]) -> None:
     try:
         await work
     except (RametError, OSError):
-        pass
+        pass  # what is left has a record, or a directory without one: both are found by the next
 
 
 async def _collect(errors: list[Exception], step: Awaitable[None]) -> None:

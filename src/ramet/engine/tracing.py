@@ -37,7 +37,7 @@ def trace(origin: Origin, report: ForkReport, called_at: float, captured: Captur
     The caller's current span is their parent. Never raises: forks that are there aren't lost to a trace.
     """
     if _API in sys.modules:
-        with suppress(Exception):
+        with suppress(Exception):  # a span is all that is lost
             _Trace(called_at).call(origin, report, captured)
 
 

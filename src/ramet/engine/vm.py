@@ -115,9 +115,9 @@ class VM:
                 status = f"unknown: {error.message}"
             if record.state is State.RUNNING:
                 processes = await execution.processes_of(context, record)
-        with suppress(RametError):
+        with suppress(RametError):  # null is shown: its program isn't there any more
             version = await context.driver(record.driver).version()
-        with suppress(RametError):
+        with suppress(RametError):  # null is shown: it isn't a fork
             receipt = self.receipt
         return msgspec.convert(
             {

@@ -141,7 +141,7 @@ async def work(home: Home) -> int:
                 try:
                     done += await _shorten(home, store, drivers, record)
                 except (RametError, OSError, KeyError):
-                    continue
+                    continue  # a chain that stays as long as it was is read all the same
         finally:
             store.close()
         # Not before: when this process is killed, the next ramet process finds that there is work.

@@ -265,7 +265,7 @@ async def run_to_end(process: Process, stdin: bytes | None, max_output_bytes: in
             collected[chunk.stream].extend(chunk.data)
             if sum(map(len, collected.values())) > max_output_bytes:
                 raise GuestError(
-                    f"{process.program!r} wrote more than {max_output_bytes} bytes and was killed",
+                    f"{process.program!r} wrote more than {max_output_bytes} bytes, which ends it",
                     hint="send its output to a file in the guest, or stream it",
                 )
 

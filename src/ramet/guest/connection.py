@@ -282,7 +282,7 @@ class Connection:
 
     async def attend(self) -> None:
         """Acknowledges what came, and asks a guest for a word that is silent while something is under way."""
-        with suppress(GuestError):
+        with suppress(GuestError):  # the connection has failed, as everybody who waits is told
             while True:
                 with anyio.move_on_after(QUIET_S):
                     await self._due.wait()
@@ -303,6 +303,7 @@ class Connection:
     async def leave(self) -> None:
         """Tells the guest that the session is over, so that it doesn't wait for its client."""
         if self._keeps and self._away is None and self._failure is None:
+            # An agent that isn't told waits for its client for a while, and then ends the session.
             with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(GuestError):
                 await self.send(Message.BYE, 0)
 

@@ -229,7 +229,7 @@ class Process:
                 while not self._over():
                     await self._changed.wait()
             except GuestError:
-                pass
+                pass  # the connection has ended: in the guest the command goes on as an orphan, and is listed
         self._connection.close(self._number)
         if not self._over():
             # Whoever still waits for it, in another task, would wait for ever.

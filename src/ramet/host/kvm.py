@@ -130,7 +130,7 @@ def _read(cache: Path, key: str) -> KvmVerdict | None:
 def _write(cache: Path, cached: _Cached) -> None:
     # Whole or not at all for readers; not synced, because a crash changes the boot id anyway.
     temporary = files.temporary_beside(cache)
-    with suppress(OSError):
+    with suppress(OSError):  # the next process tries KVM again
         cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             temporary.write_bytes(msgspec.json.encode(cached))

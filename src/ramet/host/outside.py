@@ -192,7 +192,7 @@ def _status(child: subprocess.Popen[bytes], pidfd: int | None) -> int | None:
 
 def _kill(child: subprocess.Popen[bytes], pidfd: int | None) -> None:
     """End a program and its group. As long as nobody has waited for it, the group's number is its own."""
-    with suppress(ProcessLookupError, PermissionError):
+    with suppress(ProcessLookupError, PermissionError):  # nothing of it is left that we may end
         os.killpg(child.pid, signal.SIGKILL)
     if pidfd is not None:
         poll = select.poll()

@@ -71,7 +71,7 @@ def _with_mode(path: Path, found: PartFacts, mode: int) -> PartFacts:
     have become writable.
     """
     if found.mode != mode:
-        with suppress(OSError):
+        with suppress(OSError):  # not ours to change: its content is as it was all the same
             path.chmod(mode)
             return msgspec.structs.replace(found, mode=current_facts(path).mode)
     return found

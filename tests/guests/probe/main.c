@@ -21,8 +21,7 @@ static _Noreturn void go_down(void) {
     uint64_t deadline_ns = machine_monotonic_ns() + LAST_WORDS_NS;
     while ((turn() || !vsock_sent_all()) && machine_monotonic_ns() < deadline_ns)
         ;
-    if (session_shutdown_wish() == POWER_OFF)
-        machine_say("ramet: power off\n");
+    machine_say(session_shutdown_wish() == POWER_OFF ? "ramet: power off\n" : "ramet: reboot\n");
     machine_reset();
 }
 
