@@ -99,7 +99,7 @@ def _owner_of(path: Path) -> str:
         try:
             return user_name(one.lstat().st_uid)
         except OSError:
-            continue
+            continue  # its directory may tell
     return "another user"
 
 
