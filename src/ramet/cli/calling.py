@@ -80,6 +80,8 @@ def _leave(
     caught: list[int] = []
     try:
         code = anyio.run(_unless_signalled, work, caught)
+    except output.Interrupted:
+        code = None  # `caught` says by what
     except BrokenPipeError:
         output.silence()
         code = BROKEN_PIPE
@@ -107,8 +109,10 @@ async def _unless_signalled(
     heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     over = False
 
+    raised: list[int] = []
+
     def on_signal(number: int) -> None:
-        if over:
+        if over or (raised and raised.pop()):
             return
         if caught:
             output.warn("ramet: still cleaning up; nothing of it can be skipped")
@@ -116,8 +120,16 @@ async def _unless_signalled(
         caught.append(number)
         scope.cancel()
 
+    def at_once(number: int, _frame: object) -> None:
+        # Before the loop hears of it, which isn't running while a document waits for its reader.
+        if output.is_waiting() and not over and not caught:
+            caught.append(number)
+            raised.append(number)
+            raise output.Interrupted
+
     for number in heard:
         loop.add_signal_handler(number, on_signal, number)
+        signal.signal(number, at_once)
     try:
         code = await work(scope)
         if not scope.cancelled_caught:
@@ -149,7 +161,7 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 def _plainest(group: BaseExceptionGroup[Any]) -> BaseException:
     """The exception of a group that tells most: a task group wraps what its tasks raise."""
     leaves = list(_leaves(group))
-    for kind in (BrokenPipeError, RametError, Exception):
+    for kind in (output.Interrupted, BrokenPipeError, RametError, Exception):
         for leaf in leaves:
             if isinstance(leaf, kind):
                 return leaf

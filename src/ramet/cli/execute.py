@@ -9,6 +9,7 @@ import typer
 from ramet.cli import calling, output
 from ramet.cli.options import Command, Json, Reference, environment, without_separator
 from ramet.errors import UsageError
+from ramet.text import as_typed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -58,8 +59,9 @@ def execute(
             raise UsageError("there is no command", hint=f"ramet exec {reference} -- CMD")
         vm = await host.get(reference)
         variables = environment(env or [])
+        place, account = (None if one is None else as_typed(one) for one in (cwd, user))
         if detach:
-            await _detached(vm, words, env=variables, cwd=cwd, user=user, timeout=timeout, json=json)
+            await _detached(vm, words, env=variables, cwd=place, user=account, timeout=timeout, json=json)
             return 0
         if timeout is not None and timeout <= 0:
             raise UsageError(f"a timeout of {timeout:g} s can't be kept", hint="give more than 0")
@@ -67,8 +69,8 @@ def execute(
             vm,
             words,
             env=variables,
-            cwd=cwd,
-            user=user,
+            cwd=place,
+            user=account,
             timeout=timeout,
             interactive=interactive,
             collect=json,

@@ -26,6 +26,7 @@ from ramet.cli import (
     snapshots,
 )
 from ramet.errors import UsageError
+from ramet.host import launching
 from ramet.version import __version__
 
 app = typer.Typer(
@@ -84,17 +85,19 @@ app.add_typer(images.kernel, name="kernel")
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     _open_missing_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    launching.reset()
+    output.take_over()
     try:
         code = app(prog_name="ramet", standalone_mode=False) or 0
-        sys.stdout.flush()
     except typer.TyperException as error:
         code = _report_usage(error)
     except BrokenPipeError:
         output.silence()
         code = calling.BROKEN_PIPE
+    except SystemExit as error:
+        # Typer's own end: of completion, or of help that nobody reads (EPIPE).
+        broken = isinstance(error.__context__, BrokenPipeError)
+        code = calling.BROKEN_PIPE if broken else error.code if isinstance(error.code, int) else 1
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -132,9 +135,6 @@ def _open_missing_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
 
 
 if __name__ == "__main__":

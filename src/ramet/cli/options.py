@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from ramet.cli.completion import complete_reference, complete_source
 from ramet.errors import UsageError
+from ramet.text import as_typed, visible
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -56,6 +58,11 @@ def pairs(texts: Iterable[str], *, what: str) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise UsageError(f"{text!r} is not a {what}", hint="write it as key=value")
+        if visible(text) != text:
+            raise UsageError(
+                f"the {what} {visible(text)} is no text in this locale's {sys.getfilesystemencoding()}",
+                hint="set LC_ALL to the locale in which it was typed",
+            )
         found[key] = value
     return found
 
@@ -68,13 +75,13 @@ def environment(texts: Iterable[str]) -> dict[str, str]:
         if not key:
             raise UsageError(f"{text!r} is not a variable", hint="write it as NAME=value, or NAME alone")
         if equals:
-            found[key] = value
+            found[as_typed(key)] = as_typed(value)
         elif key in os.environ:
-            found[key] = os.environ[key]
+            found[as_typed(key)] = as_typed(os.environ[key])
     return found
 
 
 def without_separator(words: Iterable[str] | None) -> list[str]:
-    """CMD without the `--` that may stand before it."""
-    command = list(words or [])
+    """CMD without the `--` that may stand before it, as it was typed."""
+    command = list(map(as_typed, words or []))
     return command[1:] if command[:1] == ["--"] else command

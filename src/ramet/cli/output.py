@@ -1,4 +1,5 @@
-"""What goes to standard output: one JSON document, or tables for people.
+"""What goes to standard output and standard error, and the only way there: one JSON document, or tables for
+people.
 
 On a terminal tables have colours and fit its width; in a pipe they are plain and complete. Text that a guest
 or a user chose can't drive the terminal.
@@ -6,14 +7,21 @@ or a user chose can't drive the terminal.
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
+
+from ramet.host.descriptors import write_all
+from ramet.text import encode_json, visible
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
     from rich.console import Console, ConsoleOptions, RenderableType
 
     from ramet.model.shapes import Instance, LineageNode, SnapshotInfo
@@ -37,28 +45,98 @@ _FIGURES = frozenset(
 _PROSE = frozenset({"FOUND"})
 """Columns that a narrow terminal breaks into lines."""
 _UNBOUNDED_COLUMNS = 100_000
+_COLUMNS, _LINES = 80, 25
+"""Of a terminal that doesn't tell its size."""
+
+
+class Interrupted(BaseException):
+    """A signal came while something waited for the reader of a standard stream."""
+
+
+_waiting = False
+
+
+def is_waiting() -> bool:
+    """Whether this thread is writing to a standard stream, and perhaps waits for its reader. A signal's
+    handler raises `Interrupted` then: nothing else would be heard.
+    """
+    return _waiting
+
+
+class _Descriptor(io.RawIOBase):
+    """A standard stream under Python's text layer: all that this process prints goes through here."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Buffer, /) -> int:
+        global _waiting
+        view = memoryview(data)
+        if threading.current_thread() is not threading.main_thread():
+            write_all(self._descriptor, view)  # rich's spinner: signals are the main thread's
+            return view.nbytes
+        _waiting = True
+        try:
+            write_all(self._descriptor, view)
+        finally:
+            _waiting = False
+        return view.nbytes
+
+
+def take_over() -> None:
+    """Put the one way to write under `sys.stdout` and `sys.stderr`: for print, Typer, rich and tracebacks.
+
+    Nothing is buffered, so nothing is left to fail at exit. Text that the locale can't show is replaced. A
+    stream that somebody else has put there, as tests do, is left alone.
+    """
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None or (stream is getattr(sys, f"__{name}__") and stream.fileno() == descriptor):
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            ours = io.TextIOWrapper(
+                cast("IO[bytes]", _Descriptor(descriptor)), encoding, "replace", write_through=True
+            )
+            setattr(sys, name, ours)
 
 
 def emit(document: Any) -> None:
-    """Write one JSON document: on one line, or indented when a person reads it."""
+    """Write one JSON document: on one line, or indented when a person reads it. In UTF-8, in every locale."""
     import msgspec
 
-    data = msgspec.json.encode(document)
-    if sys.stdout.isatty():
+    data = encode_json(document)
+    if is_terminal():
         data = msgspec.json.format(data, indent=2)
-    say(data.decode())
+    write(data + b"\n")
+
+
+def is_terminal() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()
 
 
 def say(line: str) -> None:
     """Write a line for people and scripts."""
-    write(line + "\n")
+    write(visible(line) + "\n")
+
+
+def say_path(path: str) -> None:
+    """Write a path: its bytes for scripts, what can be shown of it for people."""
+    write(clean(path) + "\n" if is_terminal() else os.fsencode(path) + b"\n")
 
 
 def write(text: str | bytes) -> None:
-    """Write to standard output, at once.
+    """Write to standard output, at once and whole.
 
-    Raises OSError when it can't be written. Nothing more is then written there: Python keeps what it could
-    not get rid of and would fail with it again at each flush, the last time at exit, with a code of its own.
+    Raises OSError when it can't be written. Nothing more is then written there.
     """
     try:
         if isinstance(text, bytes):
@@ -66,7 +144,7 @@ def write(text: str | bytes) -> None:
         else:
             sys.stdout.write(text)
         sys.stdout.flush()
-    except OSError:
+    except (OSError, Interrupted):
         silence()
         raise
 
@@ -91,7 +169,7 @@ def clean(text: str, *, keep_lines: bool = False) -> str:
     """`text` without anything that could drive a terminal."""
     from ramet.host.rings import printable
 
-    harmless = printable(text.encode(errors="replace"))
+    harmless = printable(visible(text).encode())
     return harmless if keep_lines else " ".join(harmless.split())
 
 
@@ -184,8 +262,11 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(what):
+    # Text: a name with brackets in it is no markup.
+    width, height = _size(2)
+    with Console(stderr=True, width=width, height=height).status(Text(clean(what))):
         yield
 
 
@@ -196,8 +277,7 @@ def _show(drawn: RenderableType, *, whole: bool = True) -> None:
         console.width = max(console.width, console.measure(drawn, options=_widest(console)).maximum)
     with console.capture() as captured:
         console.print(drawn)
-    for line in captured.get().splitlines():
-        say(line.rstrip())
+    write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def _widest(console: Console) -> ConsoleOptions:
@@ -207,6 +287,19 @@ def _widest(console: Console) -> ConsoleOptions:
 def _console() -> Console:
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, color_system=None, width=_UNBOUNDED_COLUMNS)
+    if is_terminal():
+        width, height = _size(1)
+        return Console(highlight=False, width=width, height=height)
+    return Console(highlight=False, color_system=None, width=_UNBOUNDED_COLUMNS, height=_LINES)
+
+
+def _size(descriptor: int) -> tuple[int, int]:
+    """The columns and lines of a terminal. COLUMNS counts if it is a number above 0: rich would take any."""
+    try:
+        columns, lines = os.get_terminal_size(descriptor)
+    except OSError:
+        columns = lines = 0
+    said = os.environ.get("COLUMNS", "")
+    if re.fullmatch("[0-9]{1,5}", said) and int(said) > 0:
+        columns = int(said)
+    return columns or _COLUMNS, lines or _LINES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -144,7 +143,7 @@ def _write_log(instance_id: str, data: bytes, *, json: bool) -> None:
 
     if json:
         output.emit(LogDocument(id=instance_id, text=data.decode(errors="replace")))
-    elif sys.stdout.isatty():
+    elif output.is_terminal():
         output.write(printable(data))
     else:
         output.write(data)

@@ -237,7 +237,7 @@ def export(
         if json:
             output.emit(exported)
         elif file != _STREAM:
-            output.say(exported.file)
+            output.say_path(exported.file)
 
     calling.with_host(body, json=json)
 

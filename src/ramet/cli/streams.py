@@ -6,6 +6,7 @@ without blocking. Regular files can't be waited for (epoll(7)) and never block.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import stat
@@ -30,7 +31,14 @@ _READ_BYTES = 64 * KIB
 
 def stdin_is_worth_forwarding(*, interactive: bool) -> bool:
     """Whether standard input goes to the guest: asked for, or not a terminal (a file, a pipe)."""
-    return sys.stdin is not None and (interactive or not os.isatty(0))
+    if sys.stdin is None or not _is_readable(0):
+        return False  # nohup(1) gives a program an input that can't be read
+    return interactive or not os.isatty(0)
+
+
+def _is_readable(descriptor: int) -> bool:
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    return flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_PATH
 
 
 async def stream(
@@ -61,24 +69,28 @@ async def _feed(process: Process) -> None:
 
 
 async def read_some(descriptor: int) -> bytes:
-    """What there is to read; nothing at the end of file."""
-    try:
-        await anyio.wait_readable(descriptor)
-    except PermissionError:
-        pass  # a regular file
-    try:
-        return os.read(descriptor, _READ_BYTES)
-    except BlockingIOError:
-        return await read_some(descriptor)
+    """What there is to read; nothing at the end of file. "Nothing yet" isn't the end: the descriptor may be
+    non-blocking, and it may be somebody else's, too, who reads what was there.
+    """
+    while True:
+        try:
+            await anyio.wait_readable(descriptor)
+        except PermissionError:
+            pass  # a regular file
+        try:
+            return os.read(descriptor, _READ_BYTES)
+        except BlockingIOError:
+            continue
 
 
 async def write_all(descriptor: int, data: bytes) -> None:
     """Write everything, as fast as the reader takes it. Raises `BrokenPipeError` when it has gone."""
     view = memoryview(data)
+    # So much fits in a pipe that is called writable (pipe(7)); more would block this process.
+    most = len(view) if _is_nonblocking(descriptor) else select.PIPE_BUF
     while view:
         try:
             await anyio.wait_writable(descriptor)
-            most = select.PIPE_BUF  # so much fits in a pipe that is called writable (pipe(7))
         except PermissionError:
             most = len(view)
         try:
@@ -87,12 +99,17 @@ async def write_all(descriptor: int, data: bytes) -> None:
             continue
 
 
+def _is_nonblocking(descriptor: int) -> bool:
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_NONBLOCK)
+
+
 async def fail_when_unread(descriptor: int) -> None:
     """Raise `BrokenPipeError` as soon as nobody reads that pipe any more, also while nothing is written.
 
-    Only a pipe tells: poll(2) calls its writing end readable when the last reader has gone.
+    Only a pipe tells: poll(2) calls its writing end readable when the last reader has gone. (One that is open
+    for reading, too, has a reader: this process.)
     """
-    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode) and not _is_readable(descriptor):
         await anyio.wait_readable(descriptor)
         raise BrokenPipeError
 

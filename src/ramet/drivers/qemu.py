@@ -189,8 +189,8 @@ class Qemu:
                 ),
                 *arguments,
             ]
-            with log.open("a") as out:
-                out.write(f"{STARTED}{' '.join(argv)}\n")
+            with log.open("ab") as out:
+                out.write(os.fsencode(f"{STARTED}{' '.join(argv)}\n"))
             process = processes.spawn(
                 argv,
                 directory=directory,

@@ -14,6 +14,7 @@ from ramet import config
 from ramet.errors import FilesystemError, UnavailableError
 from ramet.host import outside
 from ramet.host.files import write_durably
+from ramet.text import visible
 
 LIMIT_S: Final = 20.0
 """How long a program may take to tell."""
@@ -27,6 +28,7 @@ _Facts = tuple[int, int, int, int, int]
 
 class _Program(NamedTuple):
     path: str
+    """As `visible`: a key in JSON."""
     facts: _Facts
 
 
@@ -100,7 +102,8 @@ def _program(binary: str) -> _Program | None:
     except OSError:
         return None
     return _Program(
-        str(path), (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        visible(str(path)),
+        (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns),
     )
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import anyio
-import msgspec
 
 from ramet.drivers.api import Driver, StartsEmpty
 from ramet.engine import pool, warming
@@ -33,6 +32,7 @@ from ramet.host.kvm import kvm_verdict
 from ramet.host.listening import names_watched
 from ramet.memory.accounting import available_bytes, smaps_rollup, total_bytes
 from ramet.paths import MANIFEST_FILE
+from ramet.text import encode_json
 from ramet.units import MIB, format_bytes
 
 MOST_WARM: Final = 1000
@@ -372,4 +372,4 @@ class Keeper:
                 _log.info("fewer VMMs are warm than would be good: %s", held_back)
             self._said = said
             with suppress(OSError):  # what `pool` shows is older then
-                self._file.write_bytes(msgspec.json.encode(said))
+                self._file.write_bytes(encode_json(said))

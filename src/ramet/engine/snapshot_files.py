@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +39,8 @@ _MOST_CPUS = 256
 _MOST_PORTS = 30
 _DISK_NAME = re.compile(r"disk[0-9]{0,2}")
 _TRIES = 3
+_STDIN, _STDOUT = 0, 1
+"""Whatever sys.stdin and sys.stdout are: in a notebook they are no files."""
 _EXPORT_AGAIN = "export it again, from a snapshot that `ramet snapshot verify` finds whole"
 
 
@@ -73,7 +74,7 @@ def _write(directory: Path, manifest: Manifest, file: Path | None) -> int:
     check = threads.check_cancelled
     if file is None:
         return export_capture(
-            directory, encoded, sys.stdout.fileno(), to="standard output", checkpoint=check
+            directory, encoded, _STDOUT, to="standard output", checkpoint=check
         ).archive_bytes
     temporary = temporary_beside(file)
     try:
@@ -205,7 +206,7 @@ def _mode(part: str) -> int:
 @contextmanager
 def _opened(file: Path | None) -> Iterator[tuple[int, str]]:
     if file is None:
-        yield sys.stdin.fileno(), "standard input"
+        yield _STDIN, "standard input"
         return
     with filesystem_errors("read", file):
         # A FIFO that nobody writes to is opened at once, and waited for where waiting can be cancelled.

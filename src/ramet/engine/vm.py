@@ -87,7 +87,9 @@ class VM:
         """
         if self._receipt is None:
             self._context.calls.require_open()
-            self._receipt = self._context.store.receipt(self.id)
+            kept = self._context.store.receipt(self.id)
+            # Where it lies now: a home may have been moved.
+            self._receipt = kept and msgspec.structs.replace(kept, directory=str(self.directory))
         if self._receipt is None:
             raise WrongStateError(f"{self.name} has no receipt: only a fork has")
         return self._receipt

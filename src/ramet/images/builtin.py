@@ -7,6 +7,7 @@ it takes about a second; to find it again takes a stat of each ingredient, see `
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -66,7 +67,7 @@ def _note(kernel: Kernel, agent: Path, busybox: Path) -> Path:
     if kernel.modules_dir:
         sources += [kernel.modules_dir / name for name in ("", "kernel", "modules.builtin", "modules.dep")]
     identity = [_recipe(), *(f"{path.absolute()} {_stat_of(path)}" for path in sources)]
-    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
+    digest = hashlib.sha256(os.fsencode("\n".join(identity))).hexdigest()
     return images_directory() / f".{NAME}-of-{digest[:32]}"
 
 
@@ -86,7 +87,7 @@ def _recipe() -> str:
 
 def _noted_image(note: Path) -> Image | None:
     try:
-        return load_image(images_directory() / f"{NAME}-{note.read_text()}")
+        return load_image(images_directory() / f"{NAME}-{note.read_text(encoding='utf-8')}")
     except FileNotFoundError:
         return None
 

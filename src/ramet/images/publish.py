@@ -49,9 +49,13 @@ def replace_file(target: Path, text: str) -> None:
     Not synced: for notes that can be lost.
     """
     handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    Path(temporary).replace(target)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def withdraw(target: Path) -> None:

@@ -15,6 +15,7 @@ from ramet.model.record import Record
 from ramet.model.shapes import Receipt
 from ramet.model.snapshot import SnapshotRecord
 from ramet.store.database import Database
+from ramet.text import encode_json
 
 
 class _Row(Protocol):
@@ -198,11 +199,14 @@ class Store(Table[Record]):
     ) -> dict[str, Record | RametError]:
         """As `change_all`, of forks that have proved themselves, each with its receipt."""
         return self.change_all(
-            functions, receipt={row_id: msgspec.json.encode(one).decode() for row_id, one in receipts.items()}
+            functions, receipt={row_id: encode_json(one).decode() for row_id, one in receipts.items()}
         )
 
     def receipt(self, row_id: str) -> Receipt | None:
-        """What a fork proved about itself; None when it is no fork, or none any more."""
+        """What a fork proved about itself; None when it is no fork, or none any more.
+
+        Its `directory` is where it was then: a home may be moved, and its path needn't be text.
+        """
         with self._database.lock, self._database.explained():
             row = self._database.connection.execute(
                 "SELECT receipt FROM instance WHERE id = ?", (row_id,)
@@ -215,7 +219,7 @@ class Store(Table[Record]):
 
 
 def _encode(record: _Row) -> str:
-    return msgspec.json.encode(record).decode()
+    return encode_json(record).decode()
 
 
 def _article(word: str) -> str:

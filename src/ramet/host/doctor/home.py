@@ -90,8 +90,8 @@ def _filesystem(path: Path) -> str:
     """The type of the filesystem that holds `path`, from proc(5)'s mountinfo."""
     device = path.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="replace").split("\n"):
         before, _, after = line.partition(" - ")
-        if before.split()[2] == wanted:
+        if after and before.split()[2] == wanted:
             return after.split()[0]
     return "unknown filesystem"

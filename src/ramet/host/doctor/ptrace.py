@@ -105,7 +105,7 @@ class _Iovec(ctypes.Structure):
 
 
 def _top_of_stack(pid: int) -> int | None:
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        if line.endswith("[stack]"):
-            return int(line.split()[0].partition("-")[2], 16)
+    for line in Path(f"/proc/{pid}/maps").read_bytes().splitlines():
+        if line.endswith(b"[stack]"):
+            return int(line.split()[0].partition(b"-")[2], 16)
     return None

@@ -1,0 +1,55 @@
+"""Reads and writes descriptors that ramet was given, and that others have, too: standard streams.
+
+Such a descriptor may be non-blocking, because the other end's program or a neighbour made it so: O_NONBLOCK
+belongs to the open file and not to the process (open(2)), and so ramet never sets or clears it. What can't be
+read or written now is waited for, and the count that write(2) returns decides what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+
+_POLL_MS = 200
+_AGAIN_S = 0.001
+
+
+def go_on() -> None:
+    """A checkpoint that lets everything go on."""
+
+
+def write_all(
+    descriptor: int, data: bytes | bytearray | memoryview, checkpoint: Callable[[], None] = go_on
+) -> None:
+    """Write every byte, as fast as the reader takes it. `checkpoint` is called now and then while it waits,
+    and may raise.
+
+    Raises `OSError`: `BrokenPipeError` when nobody reads it any more, EBADF when it isn't open for writing.
+    How much has been written is unknown then.
+    """
+    left = memoryview(data).cast("B")
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            _wait(descriptor, select.POLLOUT)
+            checkpoint()
+
+
+def read_some(descriptor: int, most_bytes: int, checkpoint: Callable[[], None] = go_on) -> bytes:
+    """What there is to read, at least one byte; nothing at the end. Raises `OSError`."""
+    while True:
+        try:
+            return os.read(descriptor, most_bytes)
+        except BlockingIOError:
+            _wait(descriptor, select.POLLIN)
+            checkpoint()
+
+
+def _wait(descriptor: int, event: int) -> None:
+    poll = select.poll()  # epoll(7) knows no regular files
+    poll.register(descriptor, event)
+    if poll.poll(_POLL_MS):
+        time.sleep(_AGAIN_S)  # a terminal may call itself ready and still not take anything
