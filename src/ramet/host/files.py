@@ -40,6 +40,7 @@ _FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
 _FS_IOC_SETFLAGS: Final = 0x40086602  # _IOW('f', 2, long)
 _FS_IMMUTABLE_FL: Final = 0x10
 _FS_TOPDIR_FL: Final = 0x20000
+_FS_NOCOW_FL: Final = 0x800000
 _AT_FDCWD: Final = -100  # fcntl.h
 _RENAME_NOREPLACE: Final = 1  # linux/fs.h
 _RENAME_EXCHANGE: Final = 2
@@ -80,6 +81,12 @@ class Duplicate(NamedTuple):
     bytes_copied: int
 
 
+def hint_of(error: OSError) -> str | None:
+    """The next step after an error of a filesystem, where there is one."""
+    hint = _HINTS.get(error.errno or 0)
+    return rlimits.file_hint() or hint if error.errno == errno.EFBIG else hint
+
+
 @contextmanager
 def filesystem_errors(action: str, path: Path | str) -> Iterator[None]:
     """Turn an `OSError` inside into a `FilesystemError` that names the action, the path and the reason."""
@@ -87,10 +94,9 @@ def filesystem_errors(action: str, path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or str(error)
-        hint = _HINTS.get(error.errno or 0)
-        if error.errno == errno.EFBIG:
-            hint = rlimits.file_hint() or hint
-        raise FilesystemError(f"can't {action} {path}: {why}", hint=hint, number=error.errno) from error
+        raise FilesystemError(
+            f"can't {action} {path}: {why}", hint=hint_of(error), number=error.errno
+        ) from error
 
 
 @contextmanager
@@ -309,6 +315,32 @@ def punch_hole(descriptor: int, offset: int, length_bytes: int) -> bool:
     if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
         return False
     raise error
+
+
+def allocate(descriptor: int, length_bytes: int) -> None:
+    """Give a file all the blocks of that length, and the length itself if it is shorter; its content stays.
+
+    Nothing happens where the filesystem can't (fallocate(2)). Raises `OSError`, such as ENOSPC.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    if libc().fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(length_bytes)) != 0:
+        error = last_error()
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise error
+
+
+def turn_off_copy_on_write(descriptor: int) -> None:
+    """Let an *empty* file be written in place, where the filesystem would put each write elsewhere (btrfs): a
+    block that is there can be written then though the disk is full (ioctl_iflags(2), FS_NOCOW_FL).
+    """
+    try:
+        flags = array("l", [0])
+        fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, flags)
+        flags[0] |= _FS_NOCOW_FL
+        fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, flags)
+    except OSError:
+        pass  # the others write in place anyway
 
 
 def is_immutable(path: Path) -> bool:

@@ -6,29 +6,45 @@ slow I/O.
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
 from ramet.errors import StoreError
+from ramet.host.files import hint_of
 from ramet.host.filesystems import require_local
 from ramet.store.boots import note_boot, offer_machine_id
 from ramet.store.inherited import close_in_children
 from ramet.store.migrations import MIGRATIONS
+from ramet.store.wal_index import WalIndex
 from ramet.units import KIB
 
 _BUSY_S: Final = 20.0
-_RESERVE_BYTES: Final = 256 * KIB
+_RESERVES: Final = {"reserve": 256 * KIB, "reserve-2": 0}
+"""What is set aside, by what its file's name ends in: bytes, and two inodes."""
 # On a full disk an open or a write fails with any of these (sqlite.org/rescode.html), by where it happens.
 _PERHAPS_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_TRIES_WHEN_FULL: Final = 8
+_OTHERS_S: Final = (0.002, 0.04)
+
 T = TypeVar("T")
+
+
+def _is_perhaps_full(error: sqlite3.OperationalError | OSError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return error.sqlite_errorcode & 0xFF in _PERHAPS_FULL
 
 
 class Database:
@@ -42,27 +58,39 @@ class Database:
         require_local([path])
         self._path = path
         self.lock = threading.Lock()
-        self._reserve = path.with_name(f"{path.name}-reserve")
+        self._reserves = [path.with_name(f"{path.name}-{name}") for name in _RESERVES]
+        self._index = WalIndex(path)
         with self.explained():
             self.connection = self.with_reserve(self._open)
         close_in_children(self)
         self._restore_reserve()
 
     def _open(self) -> sqlite3.Connection:
-        self.connection = sqlite3.connect(
-            self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-        )
+        with self._index.opening():
+            self.connection = sqlite3.connect(
+                self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self.connection.execute("PRAGMA mmap_size = 0")  # a mapped file is a SIGBUS on a bad disk
+                self._require_known()  # before anything is written
+                self.connection.execute("PRAGMA journal_mode = WAL")
+                self._require_known()  # from here on its files are mapped
+            except BaseException:
+                self.connection.close()
+                raise
         try:
             self._prepare()
         except BaseException:
-            self.connection.close()
+            self._close()
             raise
         return self.connection
 
+    def _close(self) -> None:
+        with self._index.closing():
+            self.connection.close()
+
     def _prepare(self) -> None:
-        self._require_known()  # before anything is written
         offer_machine_id(self.connection)
-        self.connection.execute("PRAGMA journal_mode = WAL")
         if self._version() < len(MIGRATIONS):
             with self.transaction(durable=True):
                 # Asked again inside: another process may have migrated while this one waited.
@@ -85,40 +113,57 @@ class Database:
 
     def close(self) -> None:
         """Close the connection. Nothing may be asked afterwards."""
-        self.connection.close()
+        self._close()
         self._restore_reserve()
 
     def with_reserve(self, step: Callable[[], T]) -> T:
-        """What `step` gives; on a full disk it has a second try, with the reserve given up for it.
+        """What `step` gives; on a full disk it has another try, with the reserve given up for it.
 
         Without that nothing could be removed from a full disk: SQLite needs room to open (the `-shm` file)
-        and to delete (the `-wal` file).
+        and to delete (the `-wal` file), and an inode for each of the two.
         """
-        try:
-            return step()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in _PERHAPS_FULL or not self._reserve.exists():
-                raise
-            os.truncate(self._reserve, 0)
-            return step()
+        for tries_left in reversed(range(_TRIES_WHEN_FULL)):
+            try:
+                return step()
+            except (sqlite3.OperationalError, OSError) as error:
+                if tries_left == 0 or not _is_perhaps_full(error):
+                    raise
+            self._give_up_reserve()
+        raise AssertionError
+
+    def _give_up_reserve(self) -> None:
+        """Give up the reserve, or let others on this full disk who have just taken it give it back."""
+        given = False
+        for reserve in self._reserves:
+            with suppress(OSError):
+                reserve.unlink()
+                given = True
+        if not given:
+            time.sleep(random.uniform(*_OTHERS_S))
 
     def _restore_reserve(self) -> None:
-        """Set room aside if that hasn't been done and there is some."""
-        try:
-            descriptor = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError:
-            return
-        try:
-            if os.fstat(descriptor).st_size < _RESERVE_BYTES:
-                os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
-        except OSError:
-            pass  # while it is full, that is what the reserve was for: the next one to close tries again
-        finally:
-            os.close(descriptor)
+        """Set room aside if that hasn't been done, as much as there is.
+
+        What is left of a reserve that was given up isn't for whatever fills the disk.
+        """
+        for reserve, length_bytes in zip(self._reserves, _RESERVES.values(), strict=True):
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                descriptor = os.open(reserve, flags, 0o600)
+            except OSError:
+                return  # that is what it was for; a home that can't be written is others' to complain of
+            try:
+                if os.fstat(descriptor).st_size < length_bytes:
+                    os.posix_fallocate(descriptor, 0, length_bytes)
+            except OSError:
+                pass  # while it is full: whoever closes the database next tries again
+            finally:
+                os.close(descriptor)
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[None]:
         """One write transaction; what is raised inside undoes it. Durable: on the disk when it ends."""
+        self._index.grow()
         self.connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         self.connection.execute("BEGIN IMMEDIATE")
         try:
@@ -132,9 +177,13 @@ class Database:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Errors of SQLite, and bodies that can't be read, as `StoreError`."""
+        """Errors of SQLite and of the disk, and bodies that can't be read, as `StoreError`."""
         try:
             yield
+        except OSError as error:
+            raise StoreError(
+                f"the database {self._path} can't be used: {error.strerror}", hint=hint_of(error)
+            ) from error
         except (sqlite3.Error, msgspec.MsgspecError) as error:
             raise StoreError(
                 f"the database {self._path} can't be used: {error}",
