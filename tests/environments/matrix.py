@@ -24,10 +24,11 @@ Around = Callable[[], AbstractContextManager[Surroundings]]
 
 @dataclass(frozen=True)
 class Refused:
-    """The one clear error."""
+    """The one clear error. `home_stays`: it is about instances, so an empty home may be made before it."""
 
     code: int
     words: tuple[str, ...]
+    home_stays: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,19 @@ LIMITS = (
     Environment("umask 077", around=around(surroundings.with_umask(0o077))),
     Environment("umask 000", around=around(surroundings.with_umask(0))),
     Environment("ulimit -n 256", around=around(surroundings.limited("NOFILE", 256))),
-    Environment("ulimit -f 102400", around=around(surroundings.limited("FSIZE", 100 * MIB)), usual=True),
+    Environment("ulimit -f 1024000", around=around(surroundings.limited("FSIZE", 1000 * MIB))),
+    Environment(
+        "ulimit -f 102400, less than the guest's RAM",
+        around=around(surroundings.limited("FSIZE", 100 * MIB)),
+        refused=Refused(1, ("ulimit -f", "RLIMIT_FSIZE"), home_stays=True),
+        usual=True,
+    ),
     Environment("memory cgroup of 700 MiB", around=lambda: cgroup("memory", limit_in_bytes=700 * MIB)),
     Environment("pids cgroup of 100", around=lambda: cgroup("pids", max=100)),
     Environment(
         "pids cgroup of 6",
         around=lambda: cgroup("pids", max=6),
-        refused=Refused(5, ("pids",)),
+        refused=Refused(5, ("pids",), home_stays=True),
     ),
     Environment(
         "CPU cgroup of half a processor",

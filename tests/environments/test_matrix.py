@@ -69,5 +69,8 @@ def refuses(row: Environment, surroundings: Surroundings, home: Path) -> None:
     for words in row.refused.words:
         assert words in done.err, done
     assert "Traceback" not in done.err
-    assert (sorted(home.rglob("*")) if home.exists() else None) == before
+    if row.refused.home_stays:
+        assert_nothing_left(home)
+    else:
+        assert (sorted(home.rglob("*")) if home.exists() else None) == before
     assert living_in(home) == []
