@@ -84,7 +84,7 @@ async def test_guests_live_on_when_a_container_opens_their_home(
     assert table_of(warm_home) == before
     for vm in (owned, detached):
         assert vm.directory.is_dir()
-        assert (await vm.exec("echo", "alive", check=True)).text == "alive"
+        assert (await vm.exec("echo", "alive", check=True)).text == "alive\n"
     await detached.remove(force=True)
 
 
@@ -108,7 +108,7 @@ async def test_what_cannot_be_seen_is_shown_so_and_not_changed(warm: ramet.VM, w
     assert lost.returncode == 4, lost
     assert "isn't lost" in lost.stderr
     assert table_of(warm_home) == before
-    assert (await vm.exec("echo", "alive", check=True)).text == "alive"
+    assert (await vm.exec("echo", "alive", check=True)).text == "alive\n"
 
 
 async def test_a_containers_guest_is_seen_and_removed_from_outside(warm_home: Path) -> None:
@@ -163,7 +163,7 @@ async def test_another_home_at_the_same_path_is_another_home(warm: ramet.VM, war
     script = 'mount -t tmpfs none "$RAMET_HOME" && exec "$@"'
     over = ("unshare", "--mount", "sh", "-c", script, "sh")
     assert json_in(over, warm_home, "ps", "-a") == []
-    assert (await vm.exec("echo", "alive", check=True)).text == "alive"
+    assert (await vm.exec("echo", "alive", check=True)).text == "alive\n"
 
 
 async def test_a_home_that_was_moved_keeps_its_guests(warm_home: Path, homes: Path) -> None:
@@ -176,11 +176,12 @@ async def test_a_home_that_was_moved_keeps_its_guests(warm_home: Path, homes: Pa
         assert (await in_thread(HERE, moved, "exec", "mover", "echo", "there")).stdout == "there\n"
         assert (await in_thread(HERE, moved, "fork", "--name", "child", "mover")).returncode == 0
         # One that no record names is found by where it works, whatever it was told at its start.
-        (stray,) = [one["pid"] for one in json_in(HERE, moved, "ps") if one["name"] == "child"]
+        (pid,) = [one["pid"] for one in json_in(HERE, moved, "ps") if one["name"] == "child"]
+        stray = processes.reference(pid)
         with closing(sqlite3.connect(moved / "ramet.db")) as connection, connection:
             connection.execute("DELETE FROM instance WHERE json_extract(body, '$.name') = 'child'")
         assert (await in_thread(HERE, moved, "ps")).returncode == 0
-        assert not Path(f"/proc/{stray}").exists()
+        assert processes.is_dead(stray)
         assert (await in_thread(HERE, moved, "rm", "-f", "mover")).returncode == 0
     finally:
         moved.rename(warm_home)
@@ -252,7 +253,9 @@ async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_ho
     assert sorted(home.glob("*/*")) == kept
 
     # Its user says that it is gone for good, and so it is.
+    assert len(running) == 3
     for process in running:
+        assert processes.is_alive(process), "the guest of another machine was ended"
         await processes.kill(process)
     done = await in_thread(HERE, home, "rm", "--lost", *named.values())
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ import msgspec
 from ramet.disk.volumes import files_of
 from ramet.drivers.api import FreezesDisks, Vmm
 from ramet.engine.context import Context
-from ramet.engine.observe import observe, require_seen
+from ramet.engine.observe import observe, require_seen, why_unseen
 from ramet.engine.session import correct_clock
 from ramet.engine.staged import settle_replacement
 from ramet.errors import NotFoundError, VmmError, WrongStateError
@@ -203,8 +203,8 @@ async def end_orphans(context: Context) -> None:
     records = {context.directory(record): record for record in context.store.all()}
     for directory, running in found.items():
         record = records.get(directory)
-        if record is not None and _is_being_made(record):
-            continue
+        if record is not None and (_is_being_made(record) or why_unseen(record) is not None):
+            continue  # of what can't be seen it can't be told which VMM is its own, either
         for process in running:
             # Without a record: removed by force, while it was being brought up by a ramet that then died.
             if record is None or record.vmm is None or not processes.is_same(record.vmm.process, process):
