@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -270,3 +271,105 @@ def test_ramet_alone_needs_no_home(nobody: pytest.MonkeyPatch) -> None:
     for word in ("--version", "--help"):
         words = [sys.executable, "-m", "ramet.cli.main", word]
         assert subprocess.run(words, env=environment, capture_output=True, check=True, timeout=60).stdout
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["-I"], ["-OO"], ["-X", "dev", "-W", "error"], ["-P"], ["-S", "-E"]], ids=" ".join
+)
+def test_it_runs_as_a_module(tmp_path: Path, options: list[str]) -> None:
+    """However Python is started, and from a directory that is gone."""
+    if "-S" in options:
+        path = os.pathsep.join(one for one in sys.path if one)
+        options = ["-S", "-c", f"import sys; sys.path[:] = {path.split(os.pathsep)}; import ramet.__main__"]
+    else:
+        options = [*options, "-m", "ramet"]
+    environment = {**os.environ, "RAMET_HOME": str(tmp_path / "home"), "RAMET_CACHE": str(tmp_path / "cache")}
+    script = 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"'
+    for words in (["image", "ls"], ["ps", "-a"]):
+        done = subprocess.run(
+            ["sh", "-c", script, tmp_path / "gone", sys.executable, *options, *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        # In its debug mode asyncio tells of what takes long, as here on a busy machine.
+        said = [line for line in done.stderr.splitlines() if not line.startswith(b"Executing <")]
+        assert (done.returncode, said) == (0, []), done
+        assert done.stdout.startswith(b"NAME")
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("value", ["", "./q", "q", "./directory", "./nothing", "./plain", "./orphan"])
+def test_doctor_and_run_agree(tmp_path: Path, home: Path, value: str) -> None:
+    """`q` is found by an empty entry of PATH, which is the working directory."""
+    real = Program("QEMU", "qemu-system-x86_64", hint="-").path()
+    (tmp_path / "q").symlink_to(real)
+    (tmp_path / "directory").mkdir()
+    script(tmp_path / "plain", mode=0o644)
+    script(tmp_path / "orphan", interpreter="/nowhere/sh")
+    environment = {
+        **os.environ,
+        "RAMET_HOME": str(home),
+        "RAMET_DRIVER": "qemu",
+        "RAMET_QEMU": value,
+        "PATH": f":{os.environ['PATH']}",
+    }
+
+    def ramet(*words: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "ramet", *words],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+
+    drivers = {one["name"]: one for one in json.loads(ramet("doctor", "--json").stdout)["drivers"]}
+    done = ramet("run", "--rm", "builtin", "true")
+    if drivers["qemu"]["usable"]:
+        assert (done.returncode, done.stderr) == (0, b"")
+    else:
+        assert done.returncode == 125  # ramet's own trouble, where a command's exit code is returned
+        assert drivers["qemu"]["reason"].split(" (")[0] in done.stderr.decode()
+        for word in ("RAMET_QEMU", value, str(tmp_path / value)):
+            assert word in done.stderr.decode()
+            assert word in drivers["qemu"]["reason"]
+    assert drivers["qemu"]["usable"] == (value in ("", "./q", "q"))
+
+
+@pytest.mark.vm
+def test_a_program_that_ignores_sigchld_and_blocks_signals(home: Path) -> None:
+    """Boots, makes disks, forks; its handlers and its mask are its own. Its VMMs hear signals."""
+    code = (
+        "import asyncio, os, signal, ramet\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "mine = signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM, signal.SIGRTMIN})\n"
+        "async def main():\n"
+        "    async with ramet.Host() as host:\n"
+        "        vm = await host.run('builtin', disks=['16M:/data'])\n"
+        "        template = await vm.template()\n"
+        "        fork, = await template.fork(1)\n"
+        "        print((await fork.exec('sh', '-c', 'echo x > /data/x; cat /data/x')).text.strip())\n"
+        "        status = open(f'/proc/{(await fork.info()).pid}/status').read()\n"
+        "        blocked = int(status.partition('SigBlk:')[2].split()[0], 16)\n"
+        "        print([n for n in (signal.SIGTERM, signal.SIGRTMIN) if blocked >> (n - 1) & 1])\n"
+        "        print(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN)\n"
+        "        print(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAMET_HOME": str(home)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=150,
+        check=False,
+    )
+    if b"UnavailableError" in done.stderr:
+        pytest.skip(done.stderr.decode())
+    assert done.stderr == b""
+    assert done.stdout == b"x\n[]\nTrue\n2\n"

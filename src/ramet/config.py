@@ -35,11 +35,9 @@ def cache_directory() -> Path:
     if base := _base("XDG_CACHE_HOME"):
         return base / "ramet"
     try:
-        return _user_home("RAMET_CACHE") / ".cache" / "ramet"
+        return _user_home("RAMET_HOME") / ".cache" / "ramet"
     except UnavailableError:
-        if not text("RAMET_HOME") and not _base("XDG_DATA_HOME"):
-            raise
-    return home_directory() / "cache"  # a container whose user has no home: RAMET_HOME is enough there
+        return home_directory() / "cache"  # a container whose user has no home: RAMET_HOME is enough there
 
 
 def driver() -> str:
