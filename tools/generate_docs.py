@@ -27,6 +27,7 @@ _JSON_INTRODUCTION = """# JSON
 
 With `--json` a verb prints one document on standard output and nothing else there; streams (`logs -f`) print a
 document a line. Fields are only ever added. Every field is always there.
+The text is UTF-8 in every locale. A byte of a path that is no text is escaped: `\\xff`.
 
 | verb | prints |
 | --- | --- |
@@ -84,6 +85,18 @@ _CLI_INTRODUCTION = """# The command line
 `RAMET_HOME` sets the data directory. REF is an instance's name, its id, or the first 4 or more digits of the id. S is a
 snapshot: SOURCE/NAME, NAME where only one has it, its id, or the first digits of that ([snapshots.md](snapshots.md)).
 Exit codes are in [errors.md](errors.md), what `--json` prints in [json.md](json.md).
+Words for a guest (CMD, `--env`, `--cwd`, `--user`) arrive as the bytes that were typed, in every locale.
+
+| variable | names | unless set |
+| --- | --- | --- |
+| `RAMET_HOME` | the data directory | `$XDG_DATA_HOME/ramet`, else `~/.local/share/ramet` |
+| `RAMET_CACHE` | the directory of kernels and images | `$XDG_CACHE_HOME/ramet`, else `~/.cache/ramet`; for a user without a home directory `RAMET_HOME/cache` |
+| `RAMET_DRIVER` | the driver: `qemu`, `firecracker` | `auto` |
+| `RAMET_QEMU`, `RAMET_FIRECRACKER` | a path, or a name on `PATH` | `qemu-system-x86_64`; `firecracker`, also in the cache's `tools` |
+| `RAMET_KERNEL`, `RAMET_AGENT` | a kernel, an agent for guests | the newest kernel of the cache, else the host's; ramet's own agent |
+
+An empty variable is unset. A relative path means the directory in which ramet first sees it. `~` and `~user` mean what a
+shell makes of them. A relative `XDG_DATA_HOME` or `XDG_CACHE_HOME` is ignored, as its specification says.
 """  # noqa: E501
 
 
