@@ -102,6 +102,32 @@ async def test_a_child_opens_a_host_of_its_own(warm: ramet.VM, warm_home: Path, 
     assert said[3:] == ["[0, 0, 0]", "parents ['warm', 'parents']"]
 
 
+def test_no_lock_of_a_module_is_inherited(home: Path) -> None:
+    """Whatever thread held one when its process forked: it isn't there in the child to release it."""
+    said = run_program(
+        """
+        import importlib, pkgutil, _thread
+        for found in pkgutil.walk_packages(ramet.__path__, "ramet."):
+            if not found.name.endswith(("__main__", ".rescuer", ".launching", "_probe", "_watcher")):
+                importlib.import_module(found.name)
+        def locks():
+            for name, module in sorted(sys.modules.items()):
+                if name.startswith("ramet"):
+                    for attribute, value in vars(module).items():
+                        if isinstance(value, _thread.LockType | _thread.RLock):
+                            yield f"{name}.{attribute}", value
+        held = [name for name, lock in locks() if lock.acquire()]
+        print(held)
+        if os.fork() == 0:
+            print([name for name, lock in locks() if not lock.acquire(blocking=False)], flush=True)
+            os._exit(0)
+        os.wait()
+        """,
+        home,
+    )
+    assert said == ["['ramet.host.files._copying']", "[]"]
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 async def test_multiprocessing(warm: ramet.VM, warm_home: Path, tmp_path: Path, method: str) -> None:
     """A pool of workers, each with a Host, from a program that has one."""

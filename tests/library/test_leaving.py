@@ -205,3 +205,94 @@ async def test_what_is_kept_in_variables_waits_for_nothing(box: ramet.VM, warm_h
     await box.exec("killall", "sleep", "cat")  # nobody was there any more who could have ended them
     while (await box.inspect()).processes:
         await anyio.sleep(0.01)
+
+
+async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home: Path, loop: str) -> None:
+    said = run_program(
+        """
+        import signal
+        with ramet.sync.Host(home) as host:
+            vm = host.get("box")
+            log = vm.follow_logs()
+            next(log)
+            with vm.process("sleep", "1000") as process:
+                output = process.output()
+                calls = {
+                    "exec": lambda: vm.exec("sleep", "1000"),
+                    "wait": vm.wait,
+                    "follow_logs": lambda: list(log),
+                    "process.wait": process.wait,
+                    "process.output": lambda: next(output),
+                    "fork": lambda: host.get("warm").fork(30),
+                }
+                for name, call in calls.items():
+                    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+                    timer.start()
+                    print(name, outcome(call))
+                    timer.join()
+                print(vm.exec("echo", "on").text.strip(), len(vm.inspect().processes))
+            print([one.name for one in host.list(everything=True)])
+            threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+            try:
+                vm.exec("sleep", "1000")
+            except KeyboardInterrupt:
+                sys.exit(3)  # through the block
+        """,
+        warm_home,
+        loop,
+        exit_code=3,
+    )
+    assert [line for line in said[:6] if not line.endswith("KeyboardInterrupt: ")] == []
+    assert said[6:] == ["on 1", "['warm', 'box']"]
+
+
+@pytest.mark.parametrize("by", ["asyncio.wait_for", "anyio.move_on_after", "Task.cancel"])
+async def test_a_host_is_left_whole_by_who_is_cancelled(
+    warm: ramet.VM, warm_home: Path, loop: str, by: str
+) -> None:
+    """Again and again, in the middle of leaving, too: everything is done when the block's end is passed."""
+    said = run_program(
+        f"""
+        import anyio
+        by = {by!r}
+        """
+        """
+        began = []
+        async def job():
+            async with ramet.Host(home) as host:
+                forks = await (await host.get("warm")).fork(3)
+                began.append(forks)
+                await forks[0].exec("sleep", "1000")
+
+        async def main():
+            if by == "anyio.move_on_after":
+                with anyio.CancelScope() as scope:
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(job)
+                        while not began:
+                            await asyncio.sleep(0.01)
+                        scope.cancel()
+            elif by == "Task.cancel":
+                task = asyncio.create_task(job())
+                while not began:
+                    await asyncio.sleep(0.01)
+                while not task.done():
+                    task.cancel()
+                    await asyncio.sleep(0.005)
+                print(task.cancelled())
+            else:
+                task = asyncio.create_task(job())
+                while not began:
+                    await asyncio.sleep(0.01)
+                print(await awaited(asyncio.wait_for(task, 0.1)))
+            print(len(asyncio.all_tasks()))
+            async with ramet.Host(home) as host:
+                print([one.name for one in await host.list(everything=True)])
+
+        asyncio.run(main())
+        """,
+        warm_home,
+        loop,
+    )
+    assert said[-2:] == ["1", "['warm']"]
+    assert said[:-2] in ([], ["True"], ["TimeoutError: "])

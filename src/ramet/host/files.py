@@ -27,6 +27,7 @@ from typing import Final, Literal, NamedTuple
 
 from ramet.errors import CannotReflinkError, FilesystemError
 from ramet.host import rlimits
+from ramet.host.forked import in_children
 from ramet.host.libc import last_error, libc
 from ramet.units import MIB
 
@@ -48,7 +49,7 @@ _NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS})  # this filesys
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _BUFFER_BYTES: Final = MIB
 _REMOVAL_TRIES: Final = 5
-_copying: Final = threading.Lock()
+_copying = threading.Lock()
 _OFFLOAD_BYTES: Final = 64 * MIB
 
 _CANNOT_REFLINK: Final = {
@@ -246,6 +247,15 @@ def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True)
     with _copying:
         _require_room(source, destination)
         return Duplicate("copied", reason, copy_extents(source, destination, offload=allow_reflink))
+
+
+def _forget_copies() -> None:
+    """The threads that copy aren't there in a child, and would hold the lock for ever."""
+    global _copying
+    _copying = threading.Lock()
+
+
+in_children(_forget_copies)
 
 
 def _require_room(source: int, destination: int) -> None:
