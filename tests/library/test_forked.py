@@ -11,6 +11,8 @@ from tests.library.programs import LOOPS, run_program
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
+# From Python 3.12 on os.fork() warns of threads, the open Host's among them.
+QUIET = ["-W", "ignore:This process:DeprecationWarning"]
 FORKED = "UsageError: this Host was opened by the process that this one was forked from"
 
 
@@ -65,6 +67,7 @@ async def test_an_open_host_is_the_parents(warm: ramet.VM, warm_home: Path, loop
         """,
         warm_home,
         loop,
+        options=QUIET,
     )
     refused, rest = said[:-4], said[-4:]
     assert [line for line in refused if FORKED not in line] == []
@@ -97,6 +100,7 @@ async def test_a_child_opens_a_host_of_its_own(warm: ramet.VM, warm_home: Path, 
         """,
         warm_home,
         loop,
+        options=QUIET,
     )
     assert sorted(said[:3]) == ["childs-0", "childs-1", "childs-2"]
     assert said[3:] == ["[0, 0, 0]", "parents ['warm', 'parents']"]
@@ -149,7 +153,8 @@ async def test_multiprocessing(warm: ramet.VM, warm_home: Path, tmp_path: Path, 
     said = run_program(
         f"""
         import subprocess
-        done = subprocess.run([sys.executable, {str(program)!r}, home], capture_output=True, text=True)
+        words = [sys.executable, *{QUIET!r}, {str(program)!r}, home]
+        done = subprocess.run(words, capture_output=True, text=True)
         print(done.stdout + done.stderr, end="")
         """,
         warm_home,
@@ -185,6 +190,7 @@ async def test_an_async_host_is_the_parents(warm: ramet.VM, warm_home: Path, loo
         """,
         warm_home,
         loop,
+        options=QUIET,
     )
     assert [line for line in said[:4] if FORKED not in line] == []
     assert said[4:] == ["['warm']", "child: 4", "warm"]
