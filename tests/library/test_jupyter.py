@@ -69,8 +69,8 @@ print(json.dumps([
 def test_a_notebook(home: Path, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True, timeout=120)
-    install = [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
-    wanted = (["--require-hashes", "-r", ROOT / "requirements.lock"], PACKAGES)
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    wanted: list[list[str]] = [["--require-hashes", "-r", str(ROOT / "requirements.lock")], PACKAGES]
     for words in wanted:
         installed = subprocess.run(
             [*install, *words], capture_output=True, text=True, timeout=300, check=False
