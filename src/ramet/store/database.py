@@ -135,7 +135,7 @@ class Database:
         """Give up the reserve, or let others on this full disk who have just taken it give it back."""
         given = False
         for reserve in self._reserves:
-            with suppress(OSError):
+            with suppress(OSError):  # gone already: `given` says whether any was
                 reserve.unlink()
                 given = True
         if not given:
