@@ -62,9 +62,9 @@ class Program:
 
         Raises `UnavailableError`, which names the setting, its value and the reason.
         """
-        if self._path is not None and why_not(self._path) is None:
-            return self._path
-        self._path = self._find()
+        # Each fork asks: what was found once is only asked for its permission.
+        if self._path is None or not os.access(self._path, os.X_OK, effective_ids=True):
+            self._path = self._find()
         return self._path
 
     def _find(self) -> str:
