@@ -21,6 +21,7 @@ from ramet.drivers.firecracker import Firecracker
 from ramet.drivers.firecracker_vmm import FirecrackerVmm
 from ramet.engine.manifest import Manifest
 from ramet.host.files import copy_sparse
+from ramet.host.kvm_kind import kvm_kind
 from ramet.model.record import HostCpu
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 from tests.conftest import living_in
@@ -103,6 +104,14 @@ async def test_a_snapshot_of_another_firecracker_or_processor(
     newer = msgspec.structs.replace(ours.host_cpu, features=(*ours.host_cpu.features, "amx_future"))
     with_manifest(template, lambda _: msgspec.structs.replace(ours, host_cpu=newer))
     await refused(template, home, ramet.UnavailableError, "amx_future", ours.host_cpu.name)
+    # PVM and a processor's own virtualization keep their guests apart; what says nothing is taken as it was.
+    assert ours.kvm == kvm_kind()
+    if ours.kvm != "unknown":
+        foreign = "kvm_intel" if ours.kvm == "kvm_pvm" else "kvm_pvm"
+        with_manifest(template, lambda _: msgspec.structs.replace(ours, kvm=foreign))
+        await refused(template, home, ramet.UnavailableError, foreign, ours.kvm)
+    with_manifest(template, lambda _: msgspec.structs.replace(ours, kvm=None))
+    await template.fork(1)
     (template.directory / MANIFEST_FILE).write_bytes(original)
     await template.fork(1)
 

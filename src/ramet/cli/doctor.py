@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ramet.drivers.api import Driver
     from ramet.host.doctor import Finding
     from ramet.host.kvm import KvmVerdict
+    from ramet.host.kvm_kernels import Trial
     from ramet.model.record import Guest
 
 _WORDS: Final[dict[bool | None, Literal["ok", "warning", "missing"]]] = {
@@ -59,11 +60,14 @@ async def examine() -> DoctorReport:
     from ramet.engine.receipts import immutability
     from ramet.host import doctor as host
     from ramet.host.kvm import kvm_verdict
+    from ramet.host.kvm_kernels import trials
 
     cache = config.cache_directory()
     verdict = await kvm_verdict(cache)
+    tried = trials(cache) if verdict.status == "bare_metal_only" else []
     machine = [
         host.kvm_finding(verdict),
+        *filter(None, [host.kernels_finding(tried)]),
         *_parts(),
         *host.home_findings(config.home_directory(), cache),
         *_left_alone(),
@@ -74,7 +78,7 @@ async def examine() -> DoctorReport:
     lacking = [one.found for one in machine if one.ok is False and one.name in _EVERY_GUEST_NEEDS]
     reports, found, kept = [], [], []
     for driver in installed_drivers():
-        findings, report = await _driver(driver, verdict, lacking)
+        findings, report = await _driver(driver, verdict, lacking, tried)
         found += findings
         reports.append(report)
         if report.version is not None:
@@ -178,10 +182,10 @@ def _page_scan() -> Finding:
 
 
 async def _driver(
-    driver: Driver, verdict: KvmVerdict, lacking: list[str]
+    driver: Driver, verdict: KvmVerdict, lacking: list[str], tried: list[Trial]
 ) -> tuple[list[Finding], DriverReport]:
     from ramet.cli.shapes import DriverReport
-    from ramet.engine.choice import accelerator_of
+    from ramet.engine.choice import Fit, accelerator_of
     from ramet.host.doctor import Finding
 
     try:
@@ -194,9 +198,12 @@ async def _driver(
     accelerators: dict[Guest, str] = {}
     reasons = list(lacking)
     guests: tuple[Guest, ...] = ("linux", "bare-metal")
+    version_here = _kernel_version()
+    runs = any(one.runs and (one.driver, one.kernel_version) == (driver.name, version_here) for one in tried)
     for guest in guests:
+        fit = Fit.RUNS if runs and guest == "linux" else None
         try:
-            accelerators[guest] = await accelerator_of(driver, guest, "auto", verdict)
+            accelerators[guest] = await accelerator_of(driver, guest, "auto", verdict, fit=fit)
         except UnavailableError as error:
             if guest == "linux":
                 reasons.insert(0, error.message)
@@ -211,6 +218,16 @@ async def _driver(
         reason="; ".join(reasons) or None,
         guests=list(accelerators),
     )
+
+
+def _kernel_version() -> str | None:
+    """Of the kernel that a new guest would have."""
+    from ramet.images.kernel import find_kernel
+
+    try:
+        return find_kernel().version
+    except RametError:
+        return None
 
 
 def _immutability(kept: list[str]) -> Finding:

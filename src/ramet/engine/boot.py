@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,16 +13,17 @@ import msgspec
 from ramet.disk.volumes import make_disk, unshare_disk, uppermost
 from ramet.drivers.api import Ability, Driver
 from ramet.engine.changes import changing
-from ramet.engine.choice import choose
+from ramet.engine.choice import Choice, choose
 from ramet.engine.context import Context
 from ramet.engine.mounting import require_mountable, require_mounted, with_mounts
 from ramet.engine.proof import prove
 from ramet.engine.removal import discard
 from ramet.engine.running import booted_vmm
-from ramet.errors import UsageError, VmmError
+from ramet.errors import GuestError, RametError, UsageError, VmmError
 from ramet.host import cgroups, process_limit, processes, threads
 from ramet.host.clock import now
 from ramet.host.files import filesystem_errors
+from ramet.host.kvm_kernels import Trial, note_trial
 from ramet.host.share import share_file
 from ramet.images.image import Image
 from ramet.model.disks import NewDisk
@@ -41,6 +43,8 @@ from ramet.paths import (
 from ramet.units import MIB, format_bytes, round_up_to_page
 
 READY_LIMIT_S = 90.0
+TRIAL_LIMIT_S = 20.0
+"""For a kernel of which nobody knows whether KVM runs it: one that it runs takes a second or two."""
 _SMALLEST_MIB: dict[Guest, int] = {"linux": 96, "bare-metal": 32}
 
 
@@ -58,13 +62,57 @@ async def create(
 ) -> Record:
     """Make an instance of `image` and boot it; it belongs to this process until it is detached.
 
-    Returned when its guest has answered and has its identity. On a failure nothing of it is left.
+    Returned when its guest has answered and has its identity. On a failure nothing of it is left. Where it
+    isn't known whether KVM runs its kernel, the boot is the trial: should it fail, that is kept, and what was
+    asked for is chosen again with what is known by then.
     """
     _require_sizes(image.guest, memory_bytes, cpus)
     require_mountable(image, disks)
-    driver, accelerator = await choose(context, driver_name, image.guest)
+    make = partial(
+        _create,
+        context,
+        image,
+        name=name,
+        memory_bytes=memory_bytes,
+        cpus=cpus,
+        disks=disks,
+        labels=labels,
+        auto_remove=auto_remove,
+    )
+    failed: list[Trial] = []
+    while (choice := await choose(context, driver_name, image, failed=failed)).is_trial:
+        note = partial(
+            note_trial,
+            context.cache,
+            driver=choice.driver.name,
+            kernel_version=image.kernel_version,
+            kernel_digest=image.kernel_digest,
+        )
+        try:
+            record = await make(choice)
+        except (VmmError, GuestError) as error:
+            failed.append(note(runs=False, detail=f"when it was tried, {_without_name(error)[:200]}"))
+        else:
+            note(runs=True, detail="its guest answered")
+            return record
+    return await make(choice)
+
+
+async def _create(
+    context: Context,
+    image: Image,
+    choice: Choice,
+    *,
+    name: str | None,
+    memory_bytes: int,
+    cpus: int,
+    disks: tuple[NewDisk, ...],
+    labels: dict[str, str],
+    auto_remove: bool,
+) -> Record:
+    driver = choice.driver
     machine = driver.machine(
-        accelerator=accelerator,
+        accelerator=choice.accelerator,
         memory_bytes=round_up_to_page(memory_bytes),
         cpus=cpus,
         guest=image.guest,
@@ -98,11 +146,17 @@ async def create(
             share_file(image.initramfs, directory / INITRAMFS_FILE)
         for disk in machine.disks:
             await threads.run(make_disk, directory, disk)
-        return await _boot(context, record, driver, Move.BOOT)
+        limit_s = TRIAL_LIMIT_S if choice.is_trial else READY_LIMIT_S
+        return await _boot(context, record, driver, Move.BOOT, limit_s)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await discard(context, record)
         raise
+
+
+def _without_name(error: RametError) -> str:
+    """The instance is gone."""
+    return error.message.partition(": ")[2] or error.message
 
 
 async def start(context: Context, record: Record) -> Record:
@@ -126,10 +180,10 @@ async def _start(context: Context, record: Record) -> Record:
     record.moved(Move.START)
     driver = context.driver(record.driver)
     await driver.version()
-    return await _boot(context, record, driver, Move.START)
+    return await _boot(context, record, driver, Move.START, READY_LIMIT_S)
 
 
-async def _boot(context: Context, record: Record, driver: Driver, move: Move) -> Record:
+async def _boot(context: Context, record: Record, driver: Driver, move: Move, limit_s: float) -> Record:
     directory = context.directory(record)
     with filesystem_errors("make the mem-file in", directory):
         # A vmstate fits the memory that it was saved with, which is about to go.
@@ -146,7 +200,7 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move) ->
     try:
         running = booted_vmm(driver, directory, machine, vmm)
         try:
-            await prove(context, record, vmm.process, limit_s=READY_LIMIT_S)
+            await prove(context, record, vmm.process, limit_s=limit_s)
         except VmmError:
             require_mounted(directory, record)
             raise

@@ -26,6 +26,7 @@ from ramet.host.files import (
     sync,
     write_durably,
 )
+from ramet.host.kvm_kind import kvm_kind
 from ramet.host.share import share_file
 from ramet.host.staging import write_out
 from ramet.memory.delta import write_delta, write_mem_file
@@ -214,6 +215,7 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
         kernel_version=record.kernel_version,
         generation=record.generation,
         host_cpu=host_cpu() if record.machine.accelerator == "kvm" else None,
+        kvm=kvm_kind() if record.machine.accelerator == "kvm" else None,
         source=Source(id=record.id, name=record.name, state=record.state, parent=record.parent),
         labels=labels,
         created_at=now(),

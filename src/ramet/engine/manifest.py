@@ -16,6 +16,7 @@ from ramet.drivers.api import Driver
 from ramet.errors import DamagedError, UnavailableError
 from ramet.host.archive import MAX_MANIFEST_BYTES
 from ramet.host.cpu import host_cpu
+from ramet.host.kvm_kind import kvm_kind, why_not_here
 from ramet.memory.confirmed import is_intact_by_facts, require_intact
 from ramet.memory.integrity import MAKE_AGAIN, PartFacts, digest
 from ramet.model.record import HostCpu, Machine, RamRegion
@@ -72,6 +73,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     host_cpu: HostCpu | None = None
     """The processor that the guest knows, where it is the host's own (KVM)."""
+    kvm: str | None = None
+    """The kind of KVM that it ran on (`host.kvm_kind`); null where it didn't, and in one of before."""
     source: Source | None = None
     labels: dict[str, str] = {}
     created_at: str
@@ -175,6 +178,11 @@ async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -
             f"{name} has {format_bytes(manifest.machine.memory_bytes)} of memory, more than this machine"
             f" ({format_bytes(host_bytes)})",
             hint="bring it up on a larger one",
+        )
+    if manifest.machine.accelerator == "kvm" and (other := why_not_here(manifest.kvm, kvm_kind())):
+        raise UnavailableError(
+            f"{name} can't go on here: {other}",
+            hint="bring it up on a machine with that kind of KVM, or make the capture again on this one",
         )
     saved_on = manifest.host_cpu
     if saved_on is not None and (why := saved_on.missing(host_cpu())):

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from ramet.host import files, kvm_probe, outside, processes
+from ramet.host.kvm_kind import UNKNOWN, kvm_kind
 from ramet.host.kvm_probe import KvmStatus, ProbeError
 
 _PROBE = Path(kvm_probe.__file__)
@@ -33,12 +34,14 @@ class KvmVerdict(msgspec.Struct, frozen=True):
     `runs_linux`: use it. `bare_metal_only`: small guests of one's own making run, a stock kernel doesn't.
     `absent`: no `/dev/kvm`. `no_permission`: it is there and not for this user. `broken`: it opens, but makes
     no VM, or doesn't answer. `unknown`: it opens on an architecture for which there is no check (all but
-    x86-64); ramet treats that as a no. `duration_ms` is what the check took, when it was made.
+    x86-64); ramet treats that as a no. `duration_ms` is what the check took, when it was made; `kind` is
+    `kvm_kind`'s.
     """
 
     status: KvmStatus
     detail: str
     duration_ms: float
+    kind: str = UNKNOWN
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -72,21 +75,25 @@ async def kvm_verdict(
     """
     started = time.monotonic()
     try:
-        key = _key(device)
+        key = cache_key(device)
     except ProbeError as error:
-        return KvmVerdict(error.status, str(error), _since(started))
+        return KvmVerdict(error.status, str(error), _since(started), kvm_kind())
     cache = cache_dir / f"kvm-{os.geteuid()}.json"
     if not refresh and (kept := _read(cache, key)):
         return kept
     answer = await _ask(command, limit_s)
-    verdict = KvmVerdict(answer.status, answer.detail, _since(started))
+    verdict = KvmVerdict(answer.status, answer.detail, _since(started), kvm_kind())
     if verdict.status in ("runs_linux", "bare_metal_only"):
         _write(cache, _Cached(key, verdict))
     return verdict
 
 
-def _key(device: str) -> str:
-    """All that a verdict depends on. Loading another KVM module makes a new node, so its inode says that."""
+def cache_key(device: str) -> str:
+    """All that a verdict depends on. Loading another KVM module makes a new node, so its inode says that;
+    where the node is a container's own, the module's name does.
+
+    Raises `ProbeError` as `kvm_probe.open_device`.
+    """
     descriptor = kvm_probe.open_device(device)
     try:
         node = os.fstat(descriptor)
@@ -97,6 +104,7 @@ def _key(device: str) -> str:
         os.uname().release,
         f"{node.st_dev}:{node.st_ino}:{node.st_rdev}:{node.st_mode:o}",
         os.geteuid(),
+        kvm_kind(),
         zlib.crc32(_PROBE.read_bytes()),
     )
     return " ".join(map(str, parts))

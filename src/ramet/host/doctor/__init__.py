@@ -7,8 +7,8 @@ memory plane is put beside it by who knows those rooms (`ramet.cli.doctor`).
 
 from ramet.host.doctor.finding import Finding
 from ramet.host.doctor.home import home_findings
-from ramet.host.doctor.kvm import kvm_finding
+from ramet.host.doctor.kvm import kernels_finding, kvm_finding
 from ramet.host.doctor.limits import limit_findings
 from ramet.host.doctor.ptrace import ptrace_finding
 
-__all__ = ["Finding", "home_findings", "kvm_finding", "limit_findings", "ptrace_finding"]
+__all__ = ["Finding", "home_findings", "kernels_finding", "kvm_finding", "limit_findings", "ptrace_finding"]
