@@ -21,12 +21,14 @@ def kernel_with(place: Path, packed: bytes) -> Path:
 
 @pytest.mark.parametrize(("config", "is_for"), [(WITH, True), (WITHOUT, False), (b"", False)])
 def test_its_own_configuration_tells(tmp_path: Path, config: bytes, is_for: bool) -> None:
-    kernel = kernel_with(tmp_path, b"IKCFG_ST" + gzip.compress(config) + b"IKCFG_ED")
+    kernel = kernel_with(tmp_path, b"IKCFG_ST" + gzip.compress(config, mtime=0) + b"IKCFG_ED")
     assert is_for_pvm(kernel, "0.0-none") is is_for
 
 
 @pytest.mark.parametrize(
-    "packed", [b"", b"IKCFG_ST", b"IKCFG_STno gzip", b"IKCFG_ST" + gzip.compress(WITH)[:20]]
+    "packed",
+    [b"", b"IKCFG_ST", b"IKCFG_STno gzip", b"IKCFG_ST" + gzip.compress(WITH, mtime=0)[:20]],
+    ids=["none", "nothing in it", "no gzip", "half of it"],
 )
 def test_what_cant_be_read_tells_nothing(tmp_path: Path, packed: bytes) -> None:
     assert not is_for_pvm(kernel_with(tmp_path, packed), "0.0-none")
