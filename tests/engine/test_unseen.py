@@ -12,7 +12,8 @@ import sqlite3
 import subprocess
 import sys
 import uuid
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +191,25 @@ async def test_a_home_that_was_moved_keeps_its_guests(warm_home: Path, homes: Pa
 # Another machine -----------------------------------------------------------------------------------------
 
 
-def move_to_another_machine(home: Path) -> str:
-    """Its records and the names of its pool as another machine's ramet would have written them."""
-    other = str(uuid.uuid4())
-    ours = processes.boot_id()
+def rename_boot(home: Path, before: str, after: str) -> None:
     with closing(sqlite3.connect(home / "ramet.db")) as connection, connection:
         for table in ("instance", "snapshot"):
-            connection.execute(f"UPDATE {table} SET body = replace(body, ?, ?)", (ours, other))
-    for entry in (home / "pool").glob("*") if (home / "pool").is_dir() else ():
-        entry.rename(entry.with_name(entry.name.replace(ours, other)))
-    return other
+            connection.execute(f"UPDATE {table} SET body = replace(body, ?, ?)", (before, after))
+    for entry in list((home / "pool").glob("*")):
+        entry.rename(entry.with_name(entry.name.replace(before, after)))
+
+
+@contextmanager
+def another_machines(home: Path) -> Iterator[str]:
+    """The home's records and the names of its pool as another machine's ramet would have written them, with
+    the boot id that it then has. Put right in the end, for those that are still there.
+    """
+    other, ours = str(uuid.uuid4()), processes.boot_id()
+    rename_boot(home, ours, other)
+    try:
+        yield other
+    finally:
+        rename_boot(home, other, ours)
 
 
 async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_home: Path) -> None:
@@ -226,47 +236,49 @@ async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_ho
     taken = f"taken.{'3' * 12}.{processes.as_name(me)}"
     for name in (pool.making("1" * 12), pool.ready("2" * 12, "key"), taken, pool.keeper_name()):
         (home / "pool" / name).mkdir()
-    there = move_to_another_machine(home)
-    before, kept = table_of(home), sorted(home.glob("*/*"))
+    try:
+        with another_machines(home) as there:
+            before, kept = table_of(home), sorted(home.glob("*/*"))
 
-    for command in (["ps", "-a"], ["tree"], ["pool"], ["stats"], ["snapshot", "ls"], ["doctor"]):
-        assert "Traceback" not in (await in_thread(HERE, home, *command)).stderr
-    for name in named.values():
-        shown = one_of(HERE, home, name)
-        assert (shown["state"], shown["seen"]) == ("running", False)
-        assert f"another machine (boot {there[:8]})" in shown["reason"]
-        assert json_in(HERE, home, "inspect", name)["seen"] is False
-    for words in [*CHANGES, ["exec", "REF", "true"], ["resume", "REF"]]:
-        command = [detached.name if word == "REF" else word for word in words]
-        done = await in_thread(HERE, home, *command)
-        assert done.returncode == 5, (command, done)
-        assert "another machine" in done.stderr, (command, done)
-        assert "Traceback" not in done.stderr
-    done = await in_thread(HERE, home, "rm", "-f", *named.values())
-    assert done.returncode == 6, done
-    assert {one["seen"] for one in json_in(HERE, home, "pool")["entries"]} == {False}
-    (unseen,) = [one for one in json_in(HERE, home, "doctor")["checks"] if one["name"] == "unseen"]
-    assert "3 instances" in unseen["found"]
-    assert "1 snapshot being made" in unseen["found"]
-    assert "3 warm VMMs" in unseen["found"]
-    assert table_of(home) == before
-    assert sorted(home.glob("*/*")) == kept
+            for command in (["ps", "-a"], ["tree"], ["pool"], ["stats"], ["snapshot", "ls"], ["doctor"]):
+                assert "Traceback" not in (await in_thread(HERE, home, *command)).stderr
+            for name in named.values():
+                shown = one_of(HERE, home, name)
+                assert (shown["state"], shown["seen"]) == ("running", False)
+                assert f"another machine (boot {there[:8]})" in shown["reason"]
+                assert json_in(HERE, home, "inspect", name)["seen"] is False
+            for words in [*CHANGES, ["exec", "REF", "true"], ["resume", "REF"]]:
+                command = [detached.name if word == "REF" else word for word in words]
+                done = await in_thread(HERE, home, *command)
+                assert done.returncode == (125 if words[0] == "exec" else 5), (command, done)
+                assert "another machine" in done.stderr, (command, done)
+                assert "Traceback" not in done.stderr
+            done = await in_thread(HERE, home, "rm", "-f", *named.values())
+            assert done.returncode == 5, done
+            assert {one["seen"] for one in json_in(HERE, home, "pool")["entries"]} == {False}
+            (unseen,) = [one for one in json_in(HERE, home, "doctor")["checks"] if one["name"] == "unseen"]
+            assert "3 instances" in unseen["found"]
+            assert "1 snapshot being made" in unseen["found"]
+            assert "3 warm VMMs" in unseen["found"]
+            assert table_of(home) == before
+            assert sorted(home.glob("*/*")) == kept
 
-    # Its user says that it is gone for good, and so it is.
-    assert len(running) == 3
-    for process in running:
-        assert processes.is_alive(process), "the guest of another machine was ended"
-        await processes.kill(process)
-    done = await in_thread(HERE, home, "rm", "--lost", *named.values())
-    assert done.returncode == 0, done.stderr
-    assert {one["name"] for one in json_in(HERE, home, "ps", "-a")} == {"warm"}
-    assert not named.keys() & {path.name for path in (home / "instances").iterdir()}
-    with closing(sqlite3.connect(home / "ramet.db")) as connection, connection:
-        connection.execute("DELETE FROM snapshot WHERE id = ?", (making.id,))
-    (home / "snapshots" / making.id).rmdir()
-    for entry in (home / "pool").iterdir():
-        entry.rmdir()
-    (home / "pool").rmdir()
+            # Its user says that it is gone for good, and so it is.
+            assert len(running) == 3
+            for process in running:
+                assert processes.is_alive(process), "the guest of another machine was ended"
+                await processes.kill(process)
+            done = await in_thread(HERE, home, "rm", "--lost", *named.values())
+            assert done.returncode == 0, done.stderr
+            assert {one["name"] for one in json_in(HERE, home, "ps", "-a")} == {"warm"}
+            assert not named.keys() & {path.name for path in (home / "instances").iterdir()}
+    finally:
+        with closing(sqlite3.connect(home / "ramet.db")) as connection, connection:
+            connection.execute("DELETE FROM snapshot WHERE id = ?", (making.id,))
+        (home / "snapshots" / making.id).rmdir()
+        for entry in (home / "pool").iterdir():
+            entry.rmdir()
+        (home / "pool").rmdir()
 
 
 async def test_after_a_restart_of_this_machine_what_ran_is_dead(warm_home: Path) -> None:
@@ -275,7 +287,8 @@ async def test_after_a_restart_of_this_machine_what_ran_is_dead(warm_home: Path)
     assert made.returncode == 0, made.stderr
     (pid,) = [one["pid"] for one in json_in(HERE, warm_home, "ps") if one["name"] == "before"]
     process = processes.reference(pid)
-    other = move_to_another_machine(warm_home)
+    other = str(uuid.uuid4())
+    rename_boot(warm_home, processes.boot_id(), other)
     assert one_of(HERE, warm_home, "before")["seen"] is False
     with closing(sqlite3.connect(warm_home / "ramet.db")) as connection, connection:
         connection.execute(
@@ -338,3 +351,5 @@ async def test_a_daemons_guest_is_its_own_and_goes_with_it(warm_home: Path) -> N
     finally:
         daemon.kill()
         daemon.wait()
+        if daemon.stdout is not None:
+            daemon.stdout.close()
