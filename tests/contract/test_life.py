@@ -12,7 +12,7 @@ import anyio
 import msgspec
 import pytest
 
-from ramet.drivers.api import Ability, Ending, ResumesOnLoad, SavesState
+from ramet.drivers.api import Ability, Ending, ResumesOnLoad, SavesState, TellsVersion
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, VmmError, VmmTimeoutError
 from ramet.host import processes
 from ramet.memory.mappings import areas, identity_of
@@ -100,6 +100,12 @@ async def test_pause_stops_the_guest_and_resume_lets_it_go_on(
             assert await subject.read(again) == (1, 1)
         await vm.vmm.resume()
         await answer(subject, vm, limit_s=60)
+
+
+async def test_a_vmm_tells_its_own_version(subject: Subject, frozen: Frozen, place: Path) -> None:
+    async with restored(subject, frozen, place / "vm") as vm:
+        assert isinstance(vm.vmm, TellsVersion)
+        assert await vm.vmm.own_version() == await subject.driver.version()
 
 
 async def answer(subject: Subject, vm: Running, *, limit_s: float) -> None:

@@ -87,6 +87,7 @@ async def test_a_trial_that_cant_be_kept_is_not_repeated_in_the_same_call(
 
     monkeypatch.setattr(choice, "kvm_verdict", verdict)
     monkeypatch.setattr(choice, "find_trial", lambda *_: None)
+    monkeypatch.setattr(host._context, "cache", tmp_path)
     monkeypatch.setattr(boot, "_boot", boots)
     monkeypatch.setenv("RAMET_KERNEL", str(find_kernel().vmlinuz))
     with pytest.raises(ramet.UnavailableError, match="when it was tried, its VMM ended"):

@@ -105,6 +105,16 @@ class SavesState(Protocol):
 
 
 @runtime_checkable
+class TellsVersion(Protocol):
+    """A VMM that can be asked for its own version. The program may be another one by now."""
+
+    async def own_version(self) -> str:
+        """The version of the process that runs, as `Driver.version` has it; empty when it doesn't say. Raises
+        as `Vmm.status`.
+        """
+
+
+@runtime_checkable
 class ResumesOnLoad(Protocol):
     """A VMM that can be told once to load a vmstate and to let the guest go on."""
 

@@ -131,6 +131,12 @@ class FirecrackerVmm:
             answer = await firecracker.call("GET", "/")
         return str(answer.get("state", "unknown")).lower()
 
+    async def own_version(self) -> str:
+        """As `TellsVersion.own_version`: `GET /version`."""
+        async with self._sessions.use() as firecracker:
+            answer = await firecracker.call("GET", "/version")
+        return str(answer.get("firecracker_version", ""))
+
     async def pause(self) -> None:
         """As `Vmm.pause`."""
         self._is_reset = False

@@ -71,6 +71,12 @@ class QemuVmm:
             answer = await monitor.execute("query-status")
         return str(answer["status"])
 
+    async def own_version(self) -> str:
+        """As `TellsVersion.own_version`, by `query-version`."""
+        async with self._sessions.use() as monitor:
+            answer = await monitor.execute("query-version")
+        return ".".join(str(answer["qemu"][part]) for part in ("major", "minor", "micro"))
+
     async def pause(self) -> None:
         """As `Vmm.pause`. Returns when the virtual CPUs stand and disks are flushed."""
         async with self._sessions.use() as monitor:

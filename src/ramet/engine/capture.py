@@ -25,7 +25,7 @@ import msgspec
 
 from ramet.disk.chains import chain_of
 from ramet.disk.volumes import snapshot_raw, sync_disks, uppermost
-from ramet.drivers.api import FreezesDisks, SavesState, Vmm
+from ramet.drivers.api import FreezesDisks, SavesState, TellsVersion, Vmm
 from ramet.engine.capture_files import Plan, UntilCancelled, drop_unopened, prepare, publish
 from ramet.engine.changes import let_go_on
 from ramet.engine.context import Context
@@ -91,6 +91,9 @@ async def capture(
     driver = context.driver(record.driver)
     version = await driver.version()
     vmm = context.vmm(record)
+    if isinstance(vmm, TellsVersion):
+        # It may have been started before the program was upgraded.
+        version = await vmm.own_version() or version
     if record.vmm is None or not isinstance(vmm, SavesState):
         raise UnavailableError(f"{driver.name} {version} can't save a guest's state")
     async with AsyncExitStack() as closing:
