@@ -78,7 +78,7 @@ def note_trial(
         key=key,
     )
     kept.append(made)
-    with suppress(OSError, FilesystemError):
+    with suppress(OSError, FilesystemError):  # a cache: the kernel is tried again
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_durably(_file(cache_dir), msgspec.json.encode(kept[-_MOST:]))
     return made
