@@ -272,6 +272,24 @@ class Driver(Protocol):
 
 
 @runtime_checkable
+class NamesDiskErrors(Protocol):
+    """A VMM that says which disks the host has refused to write."""
+
+    async def disk_errors(self) -> dict[str, str]:
+        """The last error of each disk that had one since the guest was resumed, or shortly before, by the
+        disk's name: `nospace`, or `failed` for any other. Raises `VmmError`.
+        """
+
+
+@runtime_checkable
+class StopsOnWriteErrors(Protocol):
+    """A driver whose VMMs pause the guest when the host refuses to write one of its disks."""
+
+    def is_stopped_by_disk(self, directory: Path) -> bool:
+        """Whether the living VMM in `directory` has paused its guest so, from its log alone."""
+
+
+@runtime_checkable
 class StartsEmpty(Protocol):
     """A driver whose VMM can be started before it is known which guest it is for."""
 

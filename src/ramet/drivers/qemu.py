@@ -24,10 +24,11 @@ from ramet.drivers.qemu_vmm import STARTED, QemuVmm, last_words
 from ramet.drivers.versions import ask_version, release
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
-from ramet.host.files import filesystem_errors
+from ramet.host.files import filesystem_errors, keep_room
 from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import MEM_FILE, VMM_LOG, agent_socket
 from ramet.programs import Program
+from ramet.units import KIB
 
 AGENT_PORTS: Final = 9
 """Eight for clients with commands, and one that is kept back (`guest.ports.command_ports`)."""
@@ -35,6 +36,8 @@ _PROGRAM: Final = "qemu-system-x86_64"
 _OLDEST: Final = (7, 2)
 _VERSION: Final = r"version (\d+\.\d+(?:\.\d+)?)"
 _INSTALL: Final = "install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU"
+_STATES_BYTES: Final = 16 * KIB
+"""How much of its log the last run states are looked for in, and have room in."""
 _READ_ONLY_SINCE: Final = (8, 2)
 _RUN: Final = ((7, 2),)
 """The releases that ramet's tests were run with."""
@@ -162,6 +165,12 @@ class Qemu:
         # ShutdownCause in QEMU's qapi/run-state.json: 6 is guest-shutdown.
         return Ending.POWERED_OFF if requests[-1] == "6" else Ending.ASKED
 
+    def is_stopped_by_disk(self, directory: Path) -> bool:
+        """As `StopsOnWriteErrors.is_stopped_by_disk`, by the last run state that QEMU has traced."""
+        log = rings.tail(directory / VMM_LOG, _STATES_BYTES)
+        states = re.findall(rb"^runstate_set .* new_state \d+ \(([a-z-]+)\)$", log, re.MULTILINE)
+        return states[-1:] == [b"io-error"]
+
     async def _spawn(
         self,
         directory: Path,
@@ -188,9 +197,14 @@ class Qemu:
                     machine, monitor_fd, agent_fds, mem_file_read_only=read_only
                 ),
                 *arguments,
+                *qemu_arguments.host_arguments(machine),
             ]
             with log.open("ab") as out:
                 out.write(os.fsencode(f"{STARTED}{' '.join(argv)}\n"))
+                if machine.disks:
+                    out.flush()
+                    # A full disk is said in this log, which lies on that disk.
+                    keep_room(out.fileno(), _STATES_BYTES)
             process = processes.spawn(
                 argv,
                 directory=directory,

@@ -97,6 +97,15 @@ def common_arguments(
     return arguments
 
 
+def host_arguments(machine: Machine) -> list[str]:
+    """What makes no difference to the guest of a machine, so that a vmstate fits with and without it.
+
+    A write that the host refuses pauses the guest, which goes on with that same write: by default QEMU does
+    so for ENOSPC alone, and tells the guest of an exceeded quota or limit as of a broken disk.
+    """
+    return ["-global", "virtio-blk-device.werror=stop"] if machine.disks else []
+
+
 def boot_arguments(machine: Machine) -> list[str]:
     """What a QEMU that boots its guest has besides."""
     kernel = ["-kernel", KERNEL_FILE, "-initrd", INITRAMFS_FILE]

@@ -103,9 +103,21 @@ async def active_files(monitor: Monitor) -> dict[str, str]:
     active: dict[str, str] = {}
     for device in await monitor.execute("query-block"):
         if device.get("inserted") is not None:
-            name = str(device["qdev"]).removeprefix("/machine/peripheral/").partition("/")[0]
-            active[name] = f"{device['inserted']['node-name']}.{device['inserted']['drv']}"
+            active[_disk_of(device)] = f"{device['inserted']['node-name']}.{device['inserted']['drv']}"
     return active
+
+
+async def disk_errors(monitor: Monitor) -> dict[str, str]:
+    """As `NamesDiskErrors.disk_errors`."""
+    return {
+        _disk_of(device): str(device["io-status"])
+        for device in await monitor.execute("query-block")
+        if device.get("io-status", "ok") != "ok"
+    }
+
+
+def _disk_of(device: dict[str, Any]) -> str:
+    return str(device["qdev"]).removeprefix("/machine/peripheral/").partition("/")[0]
 
 
 def _job(disk: Disk) -> str:

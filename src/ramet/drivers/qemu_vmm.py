@@ -134,6 +134,11 @@ class QemuVmm:
         async with self._sessions.use() as monitor:
             return await qemu_disks.active_files(monitor)
 
+    async def disk_errors(self) -> dict[str, str]:
+        """As `NamesDiskErrors.disk_errors`."""
+        async with self._sessions.use() as monitor:
+            return await qemu_disks.disk_errors(monitor)
+
     async def shorten(self, disk: Disk, *, bytes_per_s: int = _SHORTENING_BYTES_PER_S) -> Disk:
         """As `ShortensDisks.shorten`, by `block-stream`."""
         if len(disk.backing) < 2:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from ramet.drivers.api import Ending
+from ramet.engine import disk_errors
 from ramet.engine.console import last_words
 from ramet.engine.context import Context
 from ramet.errors import RametError, UnseenError
@@ -35,7 +36,7 @@ def observe(context: Context, record: Record) -> Observation:
     Nothing is written here either.
     """
     if record.vmm is None or not is_gone(context, record, record.vmm.process):
-        return Observation(record, None)
+        return Observation(_as_its_disks_let_it(context, record), None)
     if record.vmm.process.boot_id != processes.boot_id():
         return Observation(record.moved(Move.FAIL, reason="the host was restarted"), Ending.DIED)
     ending = context.driver(record.driver).ending(
@@ -54,6 +55,14 @@ def observe(context: Context, record: Record) -> Observation:
             return Observation(record.moved(Move.STOP, reason=reason), ending)
         case Ending.POWERED_OFF | Ending.ASKED:
             return Observation(record.moved(Move.STOP, reason=ending.value), ending)
+
+
+def _as_its_disks_let_it(context: Context, record: Record) -> Record:
+    """The record of an instance that lives: paused if its VMM has paused it over a disk."""
+    if record.vmm is not None and record.state is State.RUNNING and disk_errors.is_stopped(context, record):
+        why = disk_errors.reason(context, record)
+        return record.moved(Move.PAUSE, vmm=record.vmm, reason=why)
+    return record
 
 
 def is_gone(context: Context, record: Record, process: ProcessRef) -> bool:

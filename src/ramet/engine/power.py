@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ramet.engine import disk_errors
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
 from ramet.engine.execution import settle
@@ -23,11 +24,15 @@ async def pause(context: Context, record: Record) -> Record:
 async def resume(context: Context, record: Record) -> Record:
     """Let a paused instance go on, its clock put right: if it couldn't be, the record's reason says so.
 
-    Raises `WrongStateError` unless it is paused.
+    Raises `WrongStateError` unless it is paused, and when it is paused again at once over a disk that the
+    host still can't write.
     """
     async with changing(context, record, "resume") as record:
         record.moved(Move.RESUME)
-        await context.vmm(record).resume()
+        if disk_errors.is_stopped(context, record):
+            await disk_errors.resume(context, record)
+        else:
+            await context.vmm(record).resume()
         connections_may_be_cut(context, record)
         late = await correct_clock(context, record)
         return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm, reason=late))

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
+from ramet.engine import disk_errors
 from ramet.engine.console import last_words
 from ramet.engine.context import Context
 from ramet.engine.session import agent_of, open_stream
@@ -63,6 +64,8 @@ async def prove(
         with anyio.fail_after(limit_s):
             reply = await _introduce(place, record.machine.agent_ports, request, stream)
     except (TimeoutError, GuestTimeoutError) as error:
+        if disk_errors.is_stopped(context, record, place):
+            raise VmmError(f"{record.name}: {disk_errors.reason(context, record)}") from error
         raise GuestTimeoutError(
             f"{record.name}: its guest wasn't ready within {limit_s:g} s{last_words(context, record)}",
             hint="if this machine is busy, try again with less at once; `ramet doctor` says what it can do",

@@ -8,14 +8,14 @@ import anyio
 import msgspec
 
 from ramet.drivers.api import Ending
-from ramet.engine import limits
+from ramet.engine import disk_errors, limits
 from ramet.engine.changes import changing
 from ramet.engine.console import last_words
 from ramet.engine.context import Context
 from ramet.engine.removal import discard, drop_capture
 from ramet.engine.replace import restore
 from ramet.engine.session import agent_of
-from ramet.errors import GuestError, RametError, VmmError
+from ramet.errors import GuestError, RametError, VmmError, WrongStateError
 from ramet.host import processes, threads
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
@@ -32,7 +32,8 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
 
     A guest that is paused, or in standby with disks, is brought back to be powered off; with a limit of 0
     nothing is asked or brought back. An instance made with `--rm` is removed then. Raises `WrongStateError`
-    for a template and for what is stopped already; what a restore may fail with: it is in standby then, as
+    for a template, for what is stopped already, and for a guest that is paused because the host can't write
+    its disk: it is paused then, and has lost nothing; what a restore may fail with: it is in standby then, as
     before.
     """
     now = context.store.get(record.id)
@@ -82,6 +83,12 @@ async def _end(context: Context, record: Record, limit_s: float) -> str | None:
         why = await _power_off(context, record, limit_s)
     if await processes.wait_ended(record.vmm.process, timeout_s=_A_LOOK_S):
         return _unless_in_order(context, record, lost)
+    if limit_s > 0 and disk_errors.is_stopped(context, record):
+        raise WrongStateError(
+            f"{record.name} can't be powered off: {disk_errors.reason(context, record)}",
+            hint=f"free some space, then stop it again; `ramet stop --timeout 0 {record.name}` gives up what"
+            " it hasn't written",
+        )
     await processes.kill(record.vmm.process)
     return f"{_KILLED}{why}{lost}"
 
@@ -93,7 +100,10 @@ async def _power_off(context: Context, record: Record, limit_s: float) -> str:
     try:
         with anyio.move_on_after(limit_s):
             if record.state is State.PAUSED:
-                await context.vmm(record).resume()
+                if disk_errors.is_stopped(context, record):
+                    await disk_errors.resume(context, record)
+                else:
+                    await context.vmm(record).resume()
             async with agent_of(
                 context, record, record.vmm.process, timeout_s=limit_s * _LEASE_SHARE, own=True
             ) as agent:

@@ -11,6 +11,7 @@ import msgspec
 
 from ramet.calls import Calls, calls_into_host
 from ramet.engine import (
+    disk_errors,
     execution,
     freeze,
     hand_out,
@@ -115,6 +116,8 @@ class VM:
                 status = await context.vmm(record).status()
             except VmmError as error:
                 status = f"unknown: {error.message}"
+            if record.state is State.PAUSED and (why := await disk_errors.named(context, record)):
+                fields["reason"] = why
             if record.state is State.RUNNING:
                 processes = await execution.processes_of(context, record)
         with suppress(RametError):  # null is shown: its program isn't there any more

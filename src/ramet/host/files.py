@@ -47,6 +47,7 @@ _RENAME_NOREPLACE: Final = 1  # linux/fs.h
 _RENAME_EXCHANGE: Final = 2
 _NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS})  # this filesystem, this kernel
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
+_KEEP_SIZE: Final = 0x01  # FALLOC_FL_KEEP_SIZE
 _BUFFER_BYTES: Final = MIB
 _REMOVAL_TRIES: Final = 5
 _copying = threading.Lock()
@@ -340,6 +341,15 @@ def allocate(descriptor: int, length_bytes: int) -> None:
             raise error
 
 
+def keep_room(descriptor: int, length_bytes: int) -> None:
+    """Set blocks aside behind the end of a file, so that so much can be appended on a full disk, too. Its
+    length stays. Nothing happens where that can't be done.
+    """
+    if sys.platform.startswith("linux"):
+        end, length = ctypes.c_int64(os.fstat(descriptor).st_size), ctypes.c_int64(length_bytes)
+        libc().fallocate(descriptor, _KEEP_SIZE, end, length)
+
+
 def turn_off_copy_on_write(descriptor: int) -> None:
     """Let an *empty* file be written in place, where the filesystem would put each write elsewhere (btrfs): a
     block that is there can be written then though the disk is full (ioctl_iflags(2), FS_NOCOW_FL).
@@ -398,6 +408,20 @@ def sync(descriptor: int) -> None:
         os.fsync(descriptor)
     else:
         fcntl.fcntl(descriptor, full)
+
+
+def sync_filesystem(directory: Path) -> None:
+    """Write out all of the filesystem that a directory is on (syncfs(2)): what was freed can be had then.
+
+    Raises `FilesystemError`.
+    """
+    with filesystem_errors("sync the filesystem of", directory):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if libc().syncfs(descriptor) != 0:
+                raise last_error()
+        finally:
+            os.close(descriptor)
 
 
 def fsync_directory(path: Path) -> None:

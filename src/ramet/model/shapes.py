@@ -47,7 +47,9 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     Programs in the guest read it in `/run/ramet/generation`.
     """
     reason: str | None = None
-    """Why it failed, when it has; or why it can't be seen from here."""
+    """Why it failed, when it has; why it is paused, when the host can't write its disk (`io-error`); or why
+    it can't be seen from here.
+    """
     seen: bool = True
     """False: its VMM, or who is changing it, belongs to another machine or another PID namespace. It is left
     alone, and its state is what its record says.

@@ -124,11 +124,16 @@ class Database:
         """
         for tries_left in reversed(range(_TRIES_WHEN_FULL)):
             try:
-                return step()
+                done = step()
             except (sqlite3.OperationalError, OSError) as error:
                 if tries_left == 0 or not _is_perhaps_full(error):
                     raise
-            self._give_up_reserve()
+                self._give_up_reserve()
+                continue
+            if tries_left < _TRIES_WHEN_FULL - 1:
+                # At once: a guest whose disk has no room would take it.
+                self._restore_reserve()
+            return done
         raise AssertionError
 
     def _give_up_reserve(self) -> None:
