@@ -193,3 +193,9 @@ class StoreError(RametError):
     """The home's database can't be read or written."""
 
     code = "store"
+
+
+class UnreadableError(StoreError):
+    """One record of the home's database can't be read. It is left as it is; others aren't affected."""
+
+    code = "unreadable"

@@ -51,6 +51,7 @@ from ramet.model.shapes import (
     Receipt,
     SnapshotInfo,
     SnapshotInspection,
+    UnreadableRecord,
     Usage,
     Verification,
 )
@@ -942,7 +943,7 @@ class Host:
 
     def get(self, reference: str) -> VM:
         """The instance that `reference` names: exact name, else id, else unique id prefix of at least 4
-        digits. Raises `NotFoundError`.
+        digits. Raises `NotFoundError`, `UnreadableError` when its record can't be read.
         """
         return VM(self._portal.call(lambda: self._wrapped.get(reference)), self._portal)
 
@@ -977,9 +978,27 @@ class Host:
     ) -> builtins.list[Instance]:
         """What there is, oldest first; stopped and failed instances only with `everything`.
 
-        `labels` selects those that carry them all.
+        `labels` selects those that carry them all. An instance whose record can't be read comes last, in the
+        state `unreadable`.
         """
         return self._portal.call(lambda: self._wrapped.list(everything=everything, labels=labels))
+
+    def unreadable(self) -> builtins.list[UnreadableRecord]:
+        """Instances and snapshots whose records can't be read, which other methods leave out or refuse.
+
+        They are left as they are. `remove_unreadable` removes one.
+        """
+        return self._portal.call(lambda: self._wrapped.unreadable())
+
+    def remove_unreadable(self, reference: str) -> str:
+        """Remove an instance or a snapshot whose record can't be read, by name or id, and return its id.
+
+        Its VMM ends, and its files are gone.
+
+        Raises `NotFoundError` when there is no such record, `UnavailableError` when its VMM can't be ended;
+        everything is as it was then.
+        """
+        return self._portal.call(lambda: self._wrapped.remove_unreadable(reference))
 
     def tree(self) -> builtins.list[LineageNode]:
         """Everything, by who was forked from whom."""

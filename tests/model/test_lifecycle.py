@@ -8,6 +8,7 @@ from ramet.errors import WrongStateError
 from ramet.model.lifecycle import Move, State, transition
 
 S, M = State, Move
+NOWHERE = {S.REMOVED, S.UNREADABLE}
 OPEN: dict[tuple[State, Move], State] = {
     (S.CREATED, M.BOOT): S.RUNNING,
     (S.RUNNING, M.PAUSE): S.PAUSED,
@@ -23,9 +24,9 @@ OPEN: dict[tuple[State, Move], State] = {
     (S.STANDBY, M.STOP): S.STOPPED,
     (S.FAILED, M.STOP): S.STOPPED,
     (S.STOPPED, M.START): S.RUNNING,
-    **{(state, M.REWIND): S.RUNNING for state in S if state not in {S.CREATED, S.TEMPLATE, S.REMOVED}},
-    **{(state, M.FAIL): S.FAILED for state in S if state not in {S.REMOVED, S.TEMPLATE}},
-    **{(state, M.REMOVE): S.REMOVED for state in S if state is not S.REMOVED},
+    **{(state, M.REWIND): S.RUNNING for state in S if state not in {S.CREATED, S.TEMPLATE, *NOWHERE}},
+    **{(state, M.FAIL): S.FAILED for state in S if state not in {S.TEMPLATE, *NOWHERE}},
+    **{(state, M.REMOVE): S.REMOVED for state in S if state not in NOWHERE},
 }
 
 

@@ -7,13 +7,13 @@ Given several references, one failure doesn't stop the rest (I7): exit code 6 wh
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn, TypeVar
 
 import typer
 
 from ramet.cli import calling, output, references
 from ramet.cli.options import Json, Reference, References
-from ramet.errors import NotFoundError, PartlyFailedError, RametError
+from ramet.errors import NotFoundError, PartlyFailedError, RametError, UnreadableError
 
 if TYPE_CHECKING:
     from ramet.cli.shapes import Failure
@@ -129,7 +129,9 @@ def wait(reference: Reference, json: Json = False) -> None:
 
 def remove(
     wanted: References,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Also those that run.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Also those that run, and those that can't be read.")
+    ] = False,
     lost: Annotated[
         bool,
         typer.Option(
@@ -140,29 +142,57 @@ def remove(
 ) -> None:
     """Remove instances. Their forks don't notice."""
 
-    async def act(vm: VM) -> str:
-        await vm.remove(force=force, lost=lost)
-        if not json:
-            output.say(vm.name)
-        return vm.id
+    async def body(host: Host) -> int:
+        async def find(host: Host, reference: str) -> Removal:
+            try:
+                vm = await references.instance(host, reference, instead="ramet snapshot rm")
+            except UnreadableError:
+                if not force:
+                    raise forced(reference, "ramet rm") from None
+                return Removal(reference, lambda: host.remove_unreadable(reference))
 
-    async def find(host: Host, reference: str) -> VM:
-        return await references.instance(host, reference, instead="ramet snapshot rm")
+            async def remove_it() -> str:
+                await vm.remove(force=force, lost=lost)
+                return vm.id
 
-    calling.with_host(lambda host: remove_each(host, wanted, find, act, json=json), json=json)
+            return Removal(vm.name, remove_it)
+
+        return await remove_each(host, wanted, find, json=json)
+
+    calling.with_host(body, json=json)
+
+
+def forced(reference: str, verb: str) -> UnreadableError:
+    """The error for whoever wants to remove a record that can't be read, and hasn't said so twice."""
+    return UnreadableError(
+        f"the record of {reference} can't be read: nobody knows whether its guest still runs",
+        hint=f"`{verb} -f {reference}` ends what runs for it and removes its files for good",
+    )
+
+
+class Removal(NamedTuple):
+    """One thing that is to be removed: its name, and how; that gives its id."""
+
+    name: str
+    act: Callable[[], Awaitable[str]]
 
 
 async def remove_each(
     host: Host,
     wanted: list[str],
-    find: Callable[[Host, str], Awaitable[F]],
-    act: Callable[[F], Awaitable[str]],
+    find: Callable[[Host, str], Awaitable[Removal]],
     *,
     json: bool,
 ) -> int:
-    """Remove each thing that `find` gives for a reference; `act` returns its id. The exit code."""
+    """Remove each thing that `find` gives for a reference. The exit code."""
     from ramet.cli.shapes import PartlyRemoved
     from ramet.model.shapes import Removed
+
+    async def act(removal: Removal) -> str:
+        removed_id = await removal.act()
+        if not json:
+            output.say(removal.name)
+        return removed_id
 
     outcomes, failures = await _attempt_each(host, wanted, find, act)
     removed = [outcome for outcome in outcomes if isinstance(outcome, str)]

@@ -247,7 +247,11 @@ def age(thing: Instance | SnapshotInfo) -> str:
 
 def age_since(created_at: str) -> str:
     """How long ago that moment was, as `age`."""
-    made = datetime.fromisoformat(created_at)
+    try:
+        made = datetime.fromisoformat(created_at)
+        made = made if made.tzinfo is not None else made.replace(tzinfo=UTC)
+    except ValueError:
+        return "-"  # one record that can't be read stops no listing
     seconds = max(0, int((datetime.now(UTC) - made).total_seconds()))
     for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
         if seconds >= length:

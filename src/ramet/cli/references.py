@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
-from ramet.errors import NotFoundError, UsageError
+from ramet.cli import output
+from ramet.errors import NotFoundError, UnreadableError, UsageError
 
 if TYPE_CHECKING:
     from ramet.engine.host import Host
@@ -53,11 +54,11 @@ async def source(host: Host, reference: str) -> VM | Snapshot:
 
     Raises `NotFoundError`, with near misses of both kinds in its hint; `UsageError` when it fits several.
     """
-    several: UsageError | None = None
+    several: UsageError | UnreadableError | None = None
     vm: VM | None = None
     try:
         vm = await _instance(host, reference)
-    except UsageError as error:
+    except (UsageError, UnreadableError) as error:
         several = error
     if vm is not None and reference in (vm.name, vm.id):
         return vm
@@ -76,6 +77,13 @@ async def source(host: Host, reference: str) -> VM | Snapshot:
     if (either := vm or found) is None:
         raise NotFoundError(f"no instance or snapshot {reference!r}", hint=await _hint(host, reference))
     return either
+
+
+async def warn_of_unreadable(host: Host, *kinds: str) -> None:
+    """Say on standard error which records of those kinds can't be read: they are in no list as themselves."""
+    for one in await host.unreadable():
+        if one.kind in kinds:
+            output.warn(f"ramet: the {one.kind} {one.name} ({one.id}) can't be read: {one.problem}")
 
 
 async def _instance(host: Host, reference: str) -> VM | None:

@@ -33,12 +33,17 @@ def ps(
     """List instances."""
 
     async def body(host: Host) -> None:
+        from ramet.model.lifecycle import State
+
         labels = pairs(filters or [], what="filter")
         state = labels.pop("state", None)
         _require_state(state)
         known = await host.list(everything=True)
         chosen = await host.list(everything=everything or state in _FINAL, labels=labels)
         shown = [one for one in chosen if state is None or one.state == state]
+        for one in known:
+            if one.state == State.UNREADABLE:
+                output.warn(f"ramet: {one.name} ({one.id}): {one.reason}")
         if json:
             output.emit(shown)
         elif quiet:
@@ -87,6 +92,7 @@ def tree(json: Json = False) -> None:
 
     async def body(host: Host) -> None:
         nodes = await host.tree()
+        await references.warn_of_unreadable(host, "instance", "snapshot")
         if json:
             output.emit(nodes)
         else:

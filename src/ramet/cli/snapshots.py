@@ -12,7 +12,7 @@ import typer
 from ramet.cli import calling, lifecycle, output, references
 from ramet.cli.completion import complete_snapshot
 from ramet.cli.options import Json, Reference, pairs
-from ramet.errors import DamagedError, FilesystemError, NotFoundError, UsageError
+from ramet.errors import DamagedError, FilesystemError, NotFoundError, UnreadableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +76,7 @@ def list_snapshots(
     async def body(host: Host) -> None:
         labels = pairs(filters or [], what="filter")
         shown = await _of(host, reference, labels)
+        await references.warn_of_unreadable(host, "snapshot")
         if json:
             output.emit(shown)
         elif quiet:
@@ -93,7 +94,7 @@ async def _of(host: Host, reference: str | None, labels: dict[str, str]) -> Sequ
         return await host.snapshots(labels=labels)
     try:
         vm = await host.get(reference)
-    except NotFoundError:
+    except (NotFoundError, UnreadableError):
         if not await host.snapshots(reference):
             raise
         return await host.snapshots(reference, labels=labels)
@@ -148,21 +149,29 @@ def remove(
             show_default=False,
         ),
     ],
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Also those whose record can't be read.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Remove snapshots. Their forks don't notice."""
 
-    async def find(host: Host, reference: str) -> Snapshot:
-        return await references.snapshot(host, reference, instead="ramet rm")
+    async def find(host: Host, reference: str) -> lifecycle.Removal:
+        try:
+            found = await references.snapshot(host, reference, instead="ramet rm")
+        except UnreadableError:
+            if not force:
+                raise lifecycle.forced(reference, "ramet snapshot rm") from None
+            return lifecycle.Removal(reference, lambda: host.remove_unreadable(reference))
 
-    async def act(found: Snapshot) -> str:
-        await found.remove()
-        if not json:
-            output.say(found.name)
-        return found.id
+        async def remove_it() -> str:
+            await found.remove()
+            return found.id
+
+        return lifecycle.Removal(found.name, remove_it)
 
     async def body(host: Host) -> int:
-        return await lifecycle.remove_each(host, references_, find, act, json=json)
+        return await lifecycle.remove_each(host, references_, find, json=json)
 
     calling.with_host(body, json=json)
 
@@ -184,7 +193,7 @@ def verify(reference: SnapshotReference, json: Json = False) -> None:
                 output.warn(f"ramet: {found.name}: {one.name}: {one.problem}")
         if verification.ok:
             return 0
-        output.warn(f"hint: forks that are there don't notice; `ramet snapshot rm {found.id}` removes it")
+        output.warn("hint: forks that are there don't notice; take another one, or import an export of it")
         return DamagedError.exit_code
 
     calling.with_host(body, json=json)

@@ -129,7 +129,9 @@ def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int
     with filesystem_errors("read", directory):
         occupied_bytes = sum(allocated_bytes(directory / name) for name in files)
     if out.exists():
-        raise FilesystemError(f"can't make {out}: it exists", hint="remove it, if it is of no capture")
+        raise FilesystemError(
+            f"can't make {out}: it exists", hint="it may belong to another capture: it is left as it is"
+        )
     temporary = temporary_beside(out)
     made = str(temporary.absolute())
     limit_s = _CONVERT_BASE_S + occupied_bytes / _CONVERT_BYTES_A_S

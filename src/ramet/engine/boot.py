@@ -122,7 +122,7 @@ async def _create(
     machine = with_mounts(machine, disks)
     record = Record(
         id=new_id(),
-        name=check_name(name) if name is not None else invent_name(one.name for one in context.store.all()),
+        name=check_name(name) if name is not None else invent_name(context.store.names()),
         state=State.CREATED,
         driver=driver.name,
         image=image.name,

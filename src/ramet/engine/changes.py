@@ -200,11 +200,15 @@ async def end_orphans(context: Context) -> None:
     found = processes.spawned_below(context.home.instances)
     if not found:
         return
-    records = {context.directory(record): record for record in context.store.all()}
+    readable, unreadable = context.store.rows()
+    records = {context.directory(record): record for record in readable}
+    unknown = {row.id for row in unreadable}
     for directory, running in found.items():
         record = records.get(directory)
         if record is not None and (_is_being_made(record) or why_unseen(record) is not None):
             continue  # of what can't be seen it can't be told which VMM is its own, either
+        if record is None and directory.name in unknown:
+            continue  # its row can't be read, and may well name it
         for process in running:
             # Without a record: removed by force, while it was being brought up by a ramet that then died.
             if record is None or record.vmm is None or not processes.is_same(record.vmm.process, process):

@@ -278,9 +278,7 @@ def _reserve(
     """
     manifest = origin.manifest
     for _ in range(_NAME_TRIES):
-        names = fork_names(
-            count, name=name, source=origin.name, taken=(one.name for one in context.store.all())
-        )
+        names = fork_names(count, name=name, source=origin.name, taken=context.store.names())
         records = [
             Record(
                 id=ids[number] if number < len(ids) else new_id(),

@@ -15,14 +15,14 @@ import anyio
 
 from ramet import config
 from ramet.calls import Calls, calls_into_host, require_asyncio
-from ramet.engine import boot, hand_out, measure, reap, removal
+from ramet.engine import boot, hand_out, measure, reap, removal, unreadable
 from ramet.engine.agents import Agents
 from ramet.engine.background import Background
 from ramet.engine.context import Context
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.finish import finish
 from ramet.engine.keeper import MOST_WARM, Keeper
-from ramet.engine.observe import count_forks, is_shown, observe, to_instance
+from ramet.engine.observe import count_forks, is_shown, observe, to_instance, unreadable_instance
 from ramet.engine.pool_report import pool_of
 from ramet.engine.snapshot import Snapshot, describe
 from ramet.engine.snapshot_files import import_file, named_file
@@ -46,8 +46,7 @@ from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
 from ramet.model.disks import parse_disks
 from ramet.model.lineage import forest
-from ramet.model.names import resolve
-from ramet.model.shapes import Instance, LineageNode, PoolReport, SnapshotInfo, Usage
+from ramet.model.shapes import Instance, LineageNode, PoolReport, SnapshotInfo, UnreadableRecord, Usage
 from ramet.paths import Home
 from ramet.store.records import Store
 from ramet.units import parse_size
@@ -208,9 +207,9 @@ class Host:
 
     async def get(self, reference: str) -> VM:
         """The instance that `reference` names: exact name, else id, else unique id prefix of at least 4
-        digits. Raises `NotFoundError`.
+        digits. Raises `NotFoundError`, `UnreadableError` when its record can't be read.
         """
-        return VM(self._opened, resolve(reference, self._opened.store.all()))
+        return VM(self._opened, unreadable.resolve_instance(self._opened, reference))
 
     async def snapshot(self, reference: str) -> Snapshot:
         """The snapshot that `reference` names: `SOURCE/NAME`, its name where only one has it, its id or a
@@ -252,18 +251,37 @@ class Host:
     ) -> builtins.list[Instance]:
         """What there is, oldest first; stopped and failed instances only with `everything`.
 
-        `labels` selects those that carry them all.
+        `labels` selects those that carry them all. An instance whose record can't be read comes last, in the
+        state `unreadable`.
         """
         context = self._opened
-        records = context.store.all()
+        records, damaged = context.store.rows()
         forks = count_forks(records)
         observed = [observe(context, record).record for record in records]
-        return [
+        shown = [
             to_instance(context, record, forks[record.id])
             for record in observed
             if is_shown(record.state, everything=everything)
             and all(record.labels.get(key) == value for key, value in (labels or {}).items())
         ]
+        return shown if labels else [*shown, *(unreadable_instance(context, row) for row in damaged)]
+
+    async def unreadable(self) -> builtins.list[UnreadableRecord]:
+        """Instances and snapshots whose records can't be read, which other methods leave out or refuse.
+
+        They are left as they are. `remove_unreadable` removes one.
+        """
+        return unreadable.listed(self._opened)
+
+    async def remove_unreadable(self, reference: str) -> str:
+        """Remove an instance or a snapshot whose record can't be read, by name or id, and return its id.
+
+        Its VMM ends, and its files are gone.
+
+        Raises `NotFoundError` when there is no such record, `UnavailableError` when its VMM can't be ended;
+        everything is as it was then.
+        """
+        return await unreadable.remove(self._opened, reference)
 
     async def tree(self) -> builtins.list[LineageNode]:
         """Everything, by who was forked from whom."""
@@ -279,8 +297,8 @@ class Host:
         for record in context.store.all():
             try:
                 used.append(measure.usage(context, observe(context, record).record))
-            except (WrongStateError, VmmError, UnseenError):
-                continue  # it has no VMM that can be seen
+            except (WrongStateError, VmmError, UnseenError, UsageError):
+                continue  # it has no VMM that can be seen, or one that this ramet has no driver of
         return used
 
     async def pool(self, *, wait: float = 0.0) -> PoolReport:

@@ -17,7 +17,7 @@ from ramet.engine.context import Context
 from ramet.errors import RametError, UnseenError
 from ramet.host import processes
 from ramet.model.lifecycle import Move, State
-from ramet.model.record import ProcessRef, Record
+from ramet.model.record import ProcessRef, Record, Unreadable
 from ramet.model.shapes import Instance
 
 _ITS_VMM: Final = "its VMM"
@@ -39,6 +39,9 @@ def observe(context: Context, record: Record) -> Observation:
         return Observation(_as_its_disks_let_it(context, record), None)
     if record.vmm.process.boot_id != processes.boot_id():
         return Observation(record.moved(Move.FAIL, reason="the host was restarted"), Ending.DIED)
+    if record.driver not in context.drivers:  # one row of another ramet's stops no listing
+        reason = f"the VMM ended; this ramet has no driver {record.driver!r} to say how"
+        return Observation(record.moved(Move.FAIL, reason=reason), Ending.DIED)
     ending = context.driver(record.driver).ending(
         context.directory(record), console_start=record.vmm.console_start
     )
@@ -100,6 +103,29 @@ def listens(context: Context, record: Record) -> bool | None:
 def to_instance(context: Context, record: Record, forks: int) -> Instance:
     """The shape that people and programs are shown."""
     return Instance(**instance_fields(context, record, forks))
+
+
+def unreadable_instance(context: Context, row: Unreadable) -> Instance:
+    """The shape that stands for a row that can't be read: its name, its directory, and why."""
+    return Instance(
+        id=row.id,
+        name=row.name,
+        state=State.UNREADABLE,
+        driver="",
+        image="",
+        pid=None,
+        directory=str(context.home.instance(row.id)),
+        memory_bytes=0,
+        cpus=0,
+        parent=None,
+        forks=0,
+        created_at="",
+        labels={},
+        accelerator="",
+        kernel_version="",
+        generation=0,
+        reason=f"its record can't be read: {row.problem}",
+    )
 
 
 def instance_fields(context: Context, record: Record, forks: int) -> dict[str, Any]:

@@ -24,12 +24,13 @@ async def reap(context: Context) -> None:
     # Directories first: each that has an owner got its record before it was made.
     directories = [*context.home.instances.iterdir(), *context.home.staging.iterdir()]
     of_snapshots = list(context.home.snapshots.iterdir())
-    records = context.store.all()
+    records, unreadable = context.store.rows()
     for record in records:
         await attempt(_reap_one(context, record))
     await attempt(pool.sweep(context.home))
     await attempt(end_orphans(context))
-    known = {record.id for record in records}
+    # What belongs to a row that can't be read isn't without a record: its guest may run.
+    known = {record.id for record in records} | {row.id for row in unreadable}
     for directory in directories:
         if directory.name not in known:
             await attempt(sweep(directory))

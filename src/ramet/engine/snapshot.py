@@ -151,7 +151,8 @@ def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str,
         context.store.snapshots.get(record.id)  # removed meanwhile: nothing is damaged
         if isinstance(error, OSError):
             raise DamagedError(
-                f"{error.filename}: {error.strerror}", hint="`ramet snapshot rm` it"
+                f"{error.filename}: {error.strerror}",
+                hint=f"`ramet snapshot verify {record.id}` says which of its parts are whole",
             ) from error
         raise
 

@@ -57,7 +57,7 @@ async def export_snapshot(context: Context, row: SnapshotRecord, file: Path | No
     """
     directory = context.home.snapshot(row.id)
     if file is not None and os.path.lexists(file):
-        raise UsageError(f"{file} exists", hint="choose another name, or remove it first")
+        raise UsageError(f"{file} exists", hint="choose another name")
     for tries_left in reversed(range(_TRIES)):
         manifest = snapshots.origin_of_snapshot(context, row).manifest
         try:

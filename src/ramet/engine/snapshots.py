@@ -39,7 +39,7 @@ from ramet.host.share import share_file
 from ramet.memory.integrity import digest
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.names import check_name, invent_name, new_id
-from ramet.model.record import Record
+from ramet.model.record import Record, Unreadable
 from ramet.model.shapes import PartCheck
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import MANIFEST_FILE
@@ -193,11 +193,11 @@ async def reap(context: Context, directories: Sequence[Path]) -> None:
 
     `directories` were listed before: each that has an owner got its row before it was made.
     """
-    rows = context.store.snapshots.all()
+    rows, unreadable = context.store.snapshots.rows()
     for row in rows:
         if row.maker is not None and processes.is_dead(row.maker):
             await attempt(remove(context, row))
-    known = {row.id for row in rows}
+    known = {row.id for row in rows} | {row.id for row in unreadable}
     for directory in directories:
         if directory.name not in known:
             await attempt(threads.run(remove_tree, directory))
@@ -205,7 +205,11 @@ async def reap(context: Context, directories: Sequence[Path]) -> None:
 
 def published(context: Context) -> list[SnapshotRecord]:
     """The snapshots that people can refer to, oldest first."""
-    return [one for one in context.store.snapshots.all() if one.is_published and one.name is not None]
+    return _published(context.store.snapshots.all())
+
+
+def _published(rows: Sequence[SnapshotRecord]) -> list[SnapshotRecord]:
+    return [one for one in rows if one.is_published and one.name is not None]
 
 
 def require_published(context: Context, snapshot_id: str) -> SnapshotRecord:
@@ -222,12 +226,13 @@ def resolve_snapshot(context: Context, reference: str, *, of: Record | None = No
 
     Raises `NotFoundError`, with near misses in its hint; `UsageError` when it fits several.
     """
-    candidates = [one for one in published(context) if of is None or one.source == of.id]
+    rows, unreadable = context.store.snapshots.rows()
+    candidates = [one for one in _published(rows) if of is None or one.source == of.id]
     tests: tuple[Callable[[SnapshotRecord], bool], ...] = (
         lambda one: one.title == reference,
         lambda one: one.name == reference,
         lambda one: one.id == reference,
-        lambda one: len(reference) >= _SHORTEST_PREFIX and one.id.startswith(reference),
+        lambda one: _begins(one, reference),
     )
     for test in tests:
         found = [one for one in candidates if test(one)]
@@ -238,12 +243,19 @@ def resolve_snapshot(context: Context, reference: str, *, of: Record | None = No
             raise UsageError(
                 f"{reference!r} may be any of several snapshots: {several}", hint="say SOURCE/NAME, or the id"
             )
+    for row in unreadable:
+        if reference in (row.id, row.name) or _begins(row, reference):
+            raise context.store.snapshots.cannot_read(row)
     words = [word for one in candidates for word in (one.name or "", one.title)]
     near = difflib.get_close_matches(reference, words, n=1)
     raise NotFoundError(
         f"no snapshot {reference!r}{f' of {of.name}' if of is not None else ''}",
         hint=f"did you mean {near[0]}?" if near else "`ramet snapshot ls` lists what there is",
     )
+
+
+def _begins(row: SnapshotRecord | Unreadable, reference: str) -> bool:
+    return len(reference) >= _SHORTEST_PREFIX and row.id.startswith(reference)
 
 
 def latest_of(context: Context, record: Record) -> SnapshotRecord:

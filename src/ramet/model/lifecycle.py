@@ -19,6 +19,8 @@ class State(StrEnum):
     STOPPED = "stopped"
     FAILED = "failed"
     REMOVED = "removed"
+    UNREADABLE = "unreadable"
+    """Its record can't be read. Only shown, never kept: nothing is known of it, and nothing is done to it."""
 
 
 class Move(StrEnum):
@@ -39,7 +41,7 @@ class Move(StrEnum):
 
 _S = State
 _ALIVE: Final = frozenset({_S.RUNNING, _S.PAUSED})
-_ANY: Final = frozenset(State) - {_S.REMOVED}
+_ANY: Final = frozenset(State) - {_S.REMOVED, _S.UNREADABLE}
 
 _MOVES: Final[dict[Move, tuple[frozenset[State], State]]] = {
     Move.BOOT: (frozenset({_S.CREATED}), _S.RUNNING),
@@ -78,6 +80,7 @@ _NEXT_STEP: Final[dict[State, str]] = {
     _S.STOPPED: "`ramet start {name}` first",
     _S.FAILED: "`ramet logs {name}` says why; `ramet stop {name}` then `ramet start {name}` starts it cold",
     _S.REMOVED: "it is gone",
+    _S.UNREADABLE: "`ramet ps` says why",
 }
 
 

@@ -5,7 +5,7 @@ Counts, links, sizes and liveness aren't kept: they are derived when read (I6).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -179,3 +179,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """This record after `move`, with the VMM that it then has. Raises `WrongStateError`."""
         state = transition(self.state, move, name=self.name)
         return msgspec.structs.replace(self, state=state, vmm=vmm, reason=reason)
+
+
+class Unreadable(NamedTuple):
+    """A row of the store that can't be read as what it should be, and what can still be told of it.
+
+    The row stays, its name stays taken, and its directory and processes are left alone.
+    """
+
+    id: str
+    name: str
+    """Its id where the row doesn't even tell a name."""
+    problem: str
+    vmm: ProcessRef | None = None
+    """The VMM that it names, where that can be read."""

@@ -160,6 +160,18 @@ class ForkReport(msgspec.Struct, frozen=True, kw_only=True):
     """What copying the mem-file (holes kept) for each fork would have written and this call did not."""
 
 
+class UnreadableRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance or a snapshot whose record can't be read."""
+
+    kind: Literal["instance", "snapshot"]
+    id: str
+    name: str
+    """Its id where not even the name can be read."""
+    directory: str
+    """Where its files lie. Absolute."""
+    problem: str
+
+
 class Removed(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `rm`."""
 

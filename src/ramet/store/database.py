@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-import msgspec
-
-from ramet.errors import StoreError
+from ramet.errors import StoreError, UsageError
 from ramet.host.files import hint_of
 from ramet.host.filesystems import require_local
+from ramet.paths import Home
 from ramet.store.boots import note_boot, offer_machine_id
 from ramet.store.inherited import close_in_children
 from ramet.store.migrations import MIGRATIONS
@@ -31,6 +31,7 @@ from ramet.units import KIB
 _BUSY_S: Final = 20.0
 _RESERVES: Final = {"reserve": 256 * KIB, "reserve-2": 0}
 """What is set aside, by what its file's name ends in: bytes, and two inodes."""
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 # On a full disk an open or a write fails with any of these (sqlite.org/rescode.html), by where it happens.
 _PERHAPS_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 
@@ -51,12 +52,13 @@ class Database:
     """One connection to a home's database, usable from any thread.
 
     Methods raise `StoreError` when the database is damaged, newer than this ramet, or can't be written; it is
-    unchanged then.
+    unchanged then. After `close` they raise `UsageError`.
     """
 
     def __init__(self, path: Path) -> None:
         require_local([path])
         self._path = path
+        self._closed = False
         self.lock = threading.Lock()
         self._reserves = [path.with_name(f"{path.name}-{name}") for name in _RESERVES]
         self._index = WalIndex(path)
@@ -70,6 +72,8 @@ class Database:
             self.connection = sqlite3.connect(
                 self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
+            # A damaged text is one row's trouble: by itself, sqlite3 lets it stop every query that meets it.
+            self.connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
             try:
                 self.connection.execute("PRAGMA mmap_size = 0")  # a mapped file is a SIGBUS on a bad disk
                 self._require_known()  # before anything is written
@@ -94,6 +98,8 @@ class Database:
         if self._version() < len(MIGRATIONS):
             with self.transaction(durable=True):
                 # Asked again inside: another process may have migrated while this one waited.
+                if self._version() == 0:
+                    self._require_unused_home()
                 for number, script in enumerate(MIGRATIONS[self._version() :], start=self._version() + 1):
                     for statement in filter(str.strip, script.split(";")):
                         self.connection.execute(statement)
@@ -108,12 +114,31 @@ class Database:
                 hint="upgrade ramet, or set RAMET_HOME to another directory",
             )
 
+    def _require_unused_home(self) -> None:
+        """Refuse a new database in a home that has instances or snapshots: their records are in another file.
+
+        To the new database each of their directories would be a leftover, to be removed with its VMM.
+        """
+        home = Home(self._path.parent)
+        for kind, directory in (("an instance,", home.instances), ("a snapshot,", home.snapshots)):
+            if not directory.is_dir():
+                continue
+            known = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+            if known:
+                raise StoreError(
+                    f"{self._path} is new or empty, but the home has the directory of {kind} {known[0]}",
+                    hint=f"put the {self._path.name} back that belongs to this home, or set RAMET_HOME to "
+                    "another directory; nothing has been touched, and its guests run on",
+                )
+
     def _version(self) -> int:
         return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
 
     def close(self) -> None:
-        """Close the connection. Nothing may be asked afterwards."""
-        self._close()
+        """Close the connection. Whatever is asked afterwards raises `UsageError`."""
+        with self.lock:
+            self._closed = True
+            self._close()
         self._restore_reserve()
 
     def with_reserve(self, step: Callable[[], T]) -> T:
@@ -182,15 +207,28 @@ class Database:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Errors of SQLite and of the disk, and bodies that can't be read, as `StoreError`."""
+        """Map errors of SQLite and of the disk to `StoreError`."""
+        if self._closed:
+            raise UsageError(
+                "the Host that this belongs to has been left",
+                hint="open a Host again, and ask it for the instance: `await host.get(id)`",
+            )
         try:
             yield
         except OSError as error:
             raise StoreError(
                 f"the database {self._path} can't be used: {error.strerror}", hint=hint_of(error)
             ) from error
-        except (sqlite3.Error, msgspec.MsgspecError) as error:
+        except sqlite3.Error as error:
             raise StoreError(
-                f"the database {self._path} can't be used: {error}",
-                hint="check free space and permissions; a damaged one can be moved away",
+                f"the database {self._path} can't be used: {error}", hint=self._next_step(error)
             ) from error
+
+    def _next_step(self, error: sqlite3.Error) -> str:
+        """A hint that costs nobody a guest: without the database nobody knows a home's guests and disks."""
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            return (
+                f"keep {self._path.name} where it is: the guests run on and nothing has been removed; copy "
+                f"the home, then put a good {self._path.name} back, or set RAMET_HOME to another directory"
+            )
+        return f"check free space and permissions of {self._path.parent}; nothing has been removed"

@@ -6,12 +6,13 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
-from ramet.errors import NameTakenError, NotFoundError, RametError
-from ramet.model.record import Record
+from ramet.errors import NameTakenError, NotFoundError, RametError, StoreError, UnreadableError, UsageError
+from ramet.model.names import check_name
+from ramet.model.record import ProcessRef, Record, Unreadable
 from ramet.model.shapes import Receipt
 from ramet.model.snapshot import SnapshotRecord
 from ramet.store.database import Database
@@ -26,19 +27,23 @@ class _Row(Protocol):
 
 
 RowT = TypeVar("RowT", bound=_Row)
+_UNFIT: Final = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
+"""What encoding and decoding raise for what isn't as its type says."""
 
 
 class Table(Generic[RowT]):
-    """The records of one kind, each a JSON document. `what` is the kind's word in messages, `verb` what
-    removes one. Errors as `Database`.
+    """The records of one kind, each a JSON document. `what` is the kind's word in messages. Errors as
+    `Database`.
+
+    A row that can't be read stops no other: it is left where it is, `all` leaves it out, `unreadable` tells
+    of it, and whatever is asked of it raises `UnreadableError`.
     """
 
-    def __init__(self, database: Database, table: str, kind: type[RowT], *, what: str, verb: str) -> None:
+    def __init__(self, database: Database, table: str, kind: type[RowT], *, what: str) -> None:
         self._database = database
         self._table = table
         self._kind = kind
         self._what = what
-        self._verb = verb
 
     def add(self, records: Sequence[RowT]) -> None:
         """Add all of `records` or none. Raises `NameTakenError` when one of their names is in use."""
@@ -46,21 +51,52 @@ class Table(Generic[RowT]):
             for record in records:
                 with self._names_taken(record):
                     self._database.connection.execute(
-                        f"INSERT INTO {self._table} (id, body) VALUES (?, ?)", (record.id, _encode(record))
+                        f"INSERT INTO {self._table} (id, body) VALUES (?, ?)",
+                        (record.id, self._encode(record)),
                     )
 
-    def all(self) -> list[RowT]:
-        """Every record, oldest first."""
+    def rows(self) -> tuple[list[RowT], list[Unreadable]]:
+        """Every record, oldest first, and the rows that can't be read, at one moment."""
         with self._database.lock, self._database.explained():
             rows = self._database.connection.execute(
-                f"SELECT body FROM {self._table} ORDER BY rowid"
+                f"SELECT id, body FROM {self._table} ORDER BY rowid"
             ).fetchall()
-            return [self._decode(body) for (body,) in rows]
+        records: list[RowT] = []
+        unreadable: list[Unreadable] = []
+        for row_id, body in rows:
+            try:
+                records.append(self._decoded(row_id, body))
+            except _UNFIT as error:
+                unreadable.append(_what_is_left(row_id, body, error))
+        return records, unreadable
+
+    def all(self) -> list[RowT]:
+        """Every record that can be read, oldest first."""
+        return self.rows()[0]
+
+    def unreadable(self) -> list[Unreadable]:
+        """The rows that can't be read."""
+        return self.rows()[1]
+
+    def names(self) -> list[str]:
+        """Names that are taken, also those of rows that can't be read."""
+        records, unreadable = self.rows()
+        return [one.name for one in records if one.name is not None] + [one.name for one in unreadable]
 
     def get(self, row_id: str) -> RowT:
-        """One record. Raises `NotFoundError`."""
+        """One record. Raises `NotFoundError`, `UnreadableError`."""
         with self._database.lock, self._database.explained():
             return self._read(row_id)
+
+    def forget(self, row_id: str) -> None:
+        """Delete a row, also one that can't be read. What it stood for has to have ended before."""
+
+        def once() -> None:
+            with self._database.transaction(durable=True):
+                self._database.connection.execute(f"DELETE FROM {self._table} WHERE id = ?", (row_id,))
+
+        with self._database.lock, self._database.explained():
+            self._database.with_reserve(once)
 
     def change(
         self,
@@ -109,7 +145,7 @@ class Table(Generic[RowT]):
         self, row_id: str, function: Callable[[RowT], RowT], columns: Mapping[str, str | None]
     ) -> RowT:
         record = function(self._read(row_id))
-        values = {"body": _encode(record), **columns}
+        values = {"body": self._encode(record), **columns}
         with self._names_taken(record):
             self._database.connection.execute(
                 f"UPDATE {self._table} SET {', '.join(f'{name} = ?' for name in values)} WHERE id = ?",
@@ -124,7 +160,7 @@ class Table(Generic[RowT]):
         ids = list(row_ids)
 
         def once() -> list[str]:
-            bodies = []
+            bodies: list[str] = []
             with self._database.transaction():
                 for row_id in ids:
                     row = self._database.connection.execute(
@@ -138,14 +174,15 @@ class Table(Generic[RowT]):
             bodies = self._database.with_reserve(once)
         removed = []
         for body in bodies:
-            with suppress(msgspec.MsgspecError):
-                removed.append(self._decode(body))
+            with suppress(*_UNFIT):  # its caller knows it as it was when it could be read
+                removed.append(msgspec.json.decode(body, type=self._kind))
         return removed
 
     def remove(self, row_id: str, *, only_if: Callable[[RowT], bool] | None = None) -> RowT | None:
         """Forget a record and return it as it then was; None when it is unknown or `only_if` says no.
 
-        `only_if` runs inside the write transaction, like the function of `change`.
+        Raises `UnreadableError`; the row stays then. `only_if` runs inside the write transaction, like the
+        function of `change`.
         """
 
         def once() -> RowT | None:
@@ -153,10 +190,13 @@ class Table(Generic[RowT]):
                 row = self._database.connection.execute(
                     f"SELECT body FROM {self._table} WHERE id = ?", (row_id,)
                 ).fetchone()
-                if row is None or (only_if is not None and not only_if(self._decode(row[0]))):
+                if row is None:
+                    return None
+                record = self._decode(row_id, row[0])
+                if only_if is not None and not only_if(record):
                     return None
                 self._database.connection.execute(f"DELETE FROM {self._table} WHERE id = ?", (row_id,))
-                return self._decode(row[0])
+                return record
 
         with self._database.lock, self._database.explained():
             return self._database.with_reserve(once)
@@ -168,7 +208,7 @@ class Table(Generic[RowT]):
         except sqlite3.IntegrityError as error:
             raise NameTakenError(
                 f"there is {_article(self._what)} {self._what} named {record.name} already",
-                hint=f"choose another name, or `ramet {self._verb} {record.name}` first",
+                hint="choose another name",
             ) from error
 
     def _read(self, row_id: str) -> RowT:
@@ -180,10 +220,41 @@ class Table(Generic[RowT]):
             raise NotFoundError(
                 f"{self._what} {row_id} is gone", hint=f"`ramet {listing}` lists what there is"
             )
-        return self._decode(row[0])
+        return self._decode(row_id, row[0])
 
-    def _decode(self, body: str) -> RowT:
-        return msgspec.json.decode(body, type=self._kind)
+    def _decoded(self, row_id: str, body: str) -> RowT:
+        record = msgspec.json.decode(body, type=self._kind)
+        if record.id != row_id:  # its id is the name of its directory, which may be removed
+            raise ValueError(f"it has the id {record.id!r}")
+        return record
+
+    def _decode(self, row_id: str, body: str) -> RowT:
+        try:
+            return self._decoded(row_id, body)
+        except _UNFIT as error:
+            raise self.cannot_read(_what_is_left(row_id, body, error)) from error
+
+    def cannot_read(self, row: Unreadable) -> UnreadableError:
+        """The error that stands for a row that can't be read."""
+        return UnreadableError(
+            f"the record of {self._what} {row.name} can't be read: {row.problem}",
+            hint="it is left as it is, with its files and whatever runs for it; nothing else is affected",
+        )
+
+    def _encode(self, record: RowT) -> str:
+        """A record as JSON that has been read again: what is written can be read by everybody.
+
+        Raises `StoreError`.
+        """
+        try:
+            body = encode_json(record)
+            msgspec.json.decode(body, type=self._kind)
+        except _UNFIT as error:
+            raise StoreError(
+                f"the record of {self._what} {record.name!r} can't be kept, nobody could read it: {error}",
+                hint="nothing has been written",
+            ) from error
+        return body.decode()
 
 
 class Store(Table[Record]):
@@ -191,35 +262,64 @@ class Store(Table[Record]):
 
     def __init__(self, path: Path) -> None:
         database = Database(path)
-        super().__init__(database, "instance", Record, what="instance", verb="rm")
-        self.snapshots = Table(database, "snapshot", SnapshotRecord, what="snapshot", verb="snapshot rm")
+        super().__init__(database, "instance", Record, what="instance")
+        self.snapshots = Table(database, "snapshot", SnapshotRecord, what="snapshot")
 
     def settle(
         self, functions: Mapping[str, Callable[[Record], Record]], receipts: Mapping[str, Receipt]
     ) -> dict[str, Record | RametError]:
         """As `change_all`, of forks that have proved themselves, each with its receipt."""
-        return self.change_all(
-            functions, receipt={row_id: encode_json(one).decode() for row_id, one in receipts.items()}
-        )
+        encoded: dict[str, str | None] = {}
+        refused: dict[str, Record | RametError] = {}
+        for row_id, receipt in receipts.items():
+            try:
+                # The directory is derived when the receipt is read (I6): a home may be moved, and its path
+                # may have bytes that JSON hasn't.
+                body = encode_json(msgspec.structs.replace(receipt, directory=""))
+                msgspec.json.decode(body, type=Receipt)
+                encoded[row_id] = body.decode()
+            except _UNFIT as error:
+                refused[row_id] = StoreError(
+                    f"the receipt of {receipt.name} can't be kept, nobody could read it: {error}"
+                )
+        kept = {row_id: function for row_id, function in functions.items() if row_id not in refused}
+        return {**self.change_all(kept, receipt=encoded), **refused}
 
     def receipt(self, row_id: str) -> Receipt | None:
-        """What a fork proved about itself; None when it is no fork, or none any more.
+        """What a fork proved about itself, without its directory; None when it is no fork, or none any more.
 
-        Its `directory` is where it was then: a home may be moved, and its path needn't be text.
+        Raises `UnreadableError` when it is there and can't be read; the fork itself isn't affected.
         """
         with self._database.lock, self._database.explained():
             row = self._database.connection.execute(
                 "SELECT receipt FROM instance WHERE id = ?", (row_id,)
             ).fetchone()
-            return None if row is None or row[0] is None else msgspec.json.decode(row[0], type=Receipt)
+        if row is None or row[0] is None:
+            return None
+        try:
+            return msgspec.json.decode(row[0], type=Receipt)
+        except _UNFIT as error:
+            raise UnreadableError(
+                f"the receipt of instance {row_id} can't be read: {error}",
+                hint="the instance itself isn't affected",
+            ) from error
 
     def close(self) -> None:
         """Close the connection. Nothing may be asked afterwards."""
         self._database.close()
 
 
-def _encode(record: _Row) -> str:
-    return encode_json(record).decode()
+def _what_is_left(row_id: str, body: str, error: Exception) -> Unreadable:
+    """What a row still tells that isn't as it should be."""
+    name, vmm = row_id, None
+    with suppress(*_UNFIT):
+        told: Any = msgspec.json.decode(body)
+        if isinstance(told, dict):
+            with suppress(*_UNFIT, KeyError):
+                vmm = msgspec.convert(told["vmm"]["process"], ProcessRef)
+            with suppress(UsageError, *_UNFIT, KeyError):
+                name = check_name(told["name"])
+    return Unreadable(row_id, name, str(error), vmm)
 
 
 def _article(word: str) -> str:
