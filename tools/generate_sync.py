@@ -13,8 +13,9 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, UnionType
 
+import ramet
 from ramet.engine import forks, host, results, snapshot, vm
 from ramet.guest import process
 
@@ -145,6 +146,7 @@ def generate() -> str:
         "import ramet.guest.process",
         "from contextlib import ExitStack",
         "from ramet.errors import UsageError",
+        "from ramet.handles import Handle",
         "from types import TracebackType",
         "from typing import cast",
     }
@@ -153,7 +155,12 @@ def generate() -> str:
     ]
     tail = _TAIL.format(doc=_doc(results.ForkError, 4))
     portal_imports, portal = _portal()
-    exported = '__all__ = ["VM", "ForkError", "Forks", "Host", "Process", "Snapshot"]\n'
+    own = {*_ATTRIBUTES, "ForkError"}
+    shared = sorted({*ramet.__all__} - own - {"__version__", "sync", "ForkCall"})
+    for name in shared:
+        source = ramet._HOMES.get(name, "ramet.errors")  # noqa: SLF001 - where a lazy module has its names
+        imports.add(f"from {source} import {name}")
+    exported = f"__all__ = {sorted({*shared, *own})!r}\n"
     parts = [
         _HEADER,
         "from __future__ import annotations",
@@ -180,7 +187,7 @@ def _portal() -> tuple[set[str], str]:
 def _class(kind: type, imports: set[str]) -> str:
     name, module = kind.__name__, _SOURCES[kind]
     original = f"{module.__name__}.{name}"
-    base = "(list[VM])" if kind is forks.Forks else ""
+    base = "(Handle, list[VM])" if kind is forks.Forks else "(Handle)"
     text = f'class {name}{base}:\n    """{_doc(kind, 4)}"""\n'
     if kind is host.Host:
         text += _host_init(imports) + _HOST_CONTEXT.format(
@@ -299,12 +306,22 @@ def _import_names(annotation: str, module: ModuleType, imports: set[str]) -> Non
         if not isinstance(node, ast.Name) or hasattr(builtins, node.id):
             continue
         found = vars(module).get(node.id)
-        if isinstance(found, ModuleType):
+        if isinstance(found, UnionType):  # an alias: it doesn't know where it is defined
+            imports.add(_import_of(node.id, module))
+        elif isinstance(found, ModuleType):
             imports.add(f"import {found.__name__}")
         elif found is not None and hasattr(found, "__module__"):
             imports.add(f"from {found.__module__} import {node.id}")
         else:
             raise SystemExit(f"{module.__name__}: don't know where {node.id} comes from")
+
+
+def _import_of(name: str, module: ModuleType) -> str:
+    """The import by which a module has a name."""
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
+            return f"from {node.module} import {name}"
+    raise SystemExit(f"{module.__name__}: don't know where {name} comes from")
 
 
 def _doc(thing: object, indent: int) -> str:
@@ -319,7 +336,7 @@ def _doc(thing: object, indent: int) -> str:
 
 
 def _formatted(text: str) -> str:
-    for arguments in (["check", "--select", "I,F401", "--fix", "--quiet"], ["format", "--quiet"]):
+    for arguments in (["check", "--select", "I,F401,RUF022", "--fix", "--quiet"], ["format", "--quiet"]):
         text = subprocess.run(
             [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", TARGET, "-"],
             input=text,

@@ -22,6 +22,28 @@ class RametError(Exception):
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors travel between processes as what they hold, whatever their constructors take."""
+        return _remade, (type(self), self.args, self._carried())
+
+    def _carried(self) -> dict[str, object]:
+        """The attributes that may leave this process."""
+        return dict(vars(self))
+
+    def __copy__(self) -> RametError:
+        return _remade(type(self), self.args, dict(vars(self)))
+
+    def __deepcopy__(self, memo: object) -> RametError:
+        return self.__copy__()
+
+
+def _remade(kind: type[RametError], args: tuple[object, ...], attributes: dict[str, object]) -> RametError:
+    """An error as it was, without its constructor."""
+    made = kind.__new__(kind)
+    made.args = args
+    vars(made).update(attributes)
+    return made
+
 
 class UsageError(RametError):
     """The request itself makes no sense: an illegal name, a size that can't be, a count of zero."""

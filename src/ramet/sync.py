@@ -37,26 +37,134 @@ import ramet.engine.snapshot
 import ramet.engine.vm
 import ramet.guest.process
 from ramet.calls import was_forked, was_left
-from ramet.engine.results import ExecResult
-from ramet.errors import UsageError
+from ramet.engine.results import ExecResult, InstanceName
+from ramet.errors import (
+    CannotReflinkError,
+    DamagedError,
+    ExecError,
+    ExecNotExecutableError,
+    ExecNotFoundError,
+    ExecTimeoutError,
+    ExecUnansweredError,
+    FilesystemError,
+    GuestError,
+    GuestLostError,
+    GuestTimeoutError,
+    LimitReachedError,
+    LockBusyError,
+    NameTakenError,
+    NotFoundError,
+    NotSharedError,
+    PartlyFailedError,
+    PortsBusyError,
+    ProtocolError,
+    RametError,
+    StoreError,
+    UnavailableError,
+    UnreadableError,
+    UnseenError,
+    UsageError,
+    VmmError,
+    VmmTimeoutError,
+    WrongStateError,
+)
+from ramet.guest.feeding import Readable, Word
 from ramet.guest.messages import Chunk, ExitStatus
+from ramet.handles import Handle
 from ramet.host import threads
+from ramet.model.lifecycle import State
 from ramet.model.shapes import (
+    DiskReceipt,
+    ErrorShape,
     Exported,
+    ForkFailure,
     ForkReport,
+    GuestProcess,
+    IdentityReceipt,
     Inspection,
     Instance,
     LineageNode,
+    MemoryReceipt,
+    PartCheck,
+    PoolEntry,
+    PoolKeeper,
     PoolReport,
     Receipt,
     SnapshotInfo,
     SnapshotInspection,
+    SnapshotPart,
+    Timings,
     UnreadableRecord,
     Usage,
     Verification,
 )
 
-__all__ = ["VM", "ForkError", "Forks", "Host", "Process", "Snapshot"]
+__all__ = [
+    "VM",
+    "CannotReflinkError",
+    "Chunk",
+    "DamagedError",
+    "DiskReceipt",
+    "ErrorShape",
+    "ExecError",
+    "ExecNotExecutableError",
+    "ExecNotFoundError",
+    "ExecResult",
+    "ExecTimeoutError",
+    "ExecUnansweredError",
+    "ExitStatus",
+    "Exported",
+    "FilesystemError",
+    "ForkError",
+    "ForkFailure",
+    "ForkReport",
+    "Forks",
+    "GuestError",
+    "GuestLostError",
+    "GuestProcess",
+    "GuestTimeoutError",
+    "Host",
+    "IdentityReceipt",
+    "Inspection",
+    "Instance",
+    "InstanceName",
+    "LimitReachedError",
+    "LineageNode",
+    "LockBusyError",
+    "MemoryReceipt",
+    "NameTakenError",
+    "NotFoundError",
+    "NotSharedError",
+    "PartCheck",
+    "PartlyFailedError",
+    "PoolEntry",
+    "PoolKeeper",
+    "PoolReport",
+    "PortsBusyError",
+    "Process",
+    "ProtocolError",
+    "RametError",
+    "Readable",
+    "Receipt",
+    "Snapshot",
+    "SnapshotInfo",
+    "SnapshotInspection",
+    "SnapshotPart",
+    "State",
+    "StoreError",
+    "Timings",
+    "UnavailableError",
+    "UnreadableError",
+    "UnreadableRecord",
+    "UnseenError",
+    "Usage",
+    "UsageError",
+    "Verification",
+    "VmmError",
+    "VmmTimeoutError",
+    "Word",
+    "WrongStateError",
+]
 
 _T = TypeVar("_T")
 _W = TypeVar("_W")
@@ -379,7 +487,7 @@ _closing: set[asyncio.Future[None]] = set()
 """What forgotten iterators leave to be done: asyncio itself keeps no task."""
 
 
-class Process:
+class Process(Handle):
     """A command that runs in the guest. Made by `AgentClient.start`; not for use outside its block.
 
     Its output has to be taken (`output`) for it to end: at most 256 KiB wait on the host, and the rest waits
@@ -406,7 +514,7 @@ class Process:
         self._portal.require()
         return self._wrapped.awaits_its_user
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | str) -> None:
         """Feeds standard input, as fast as the guest takes it. What the command doesn't read any more,
         because it has ended or closed its input, is dropped.
         """
@@ -416,8 +524,10 @@ class Process:
         """Lets the command read end of file after what was written. Twice does nothing."""
         self._portal.call(lambda: self._wrapped.close_stdin())
 
-    def signal(self, number: int) -> None:
-        """Sends a signal to the command's process group. Does nothing when it has ended."""
+    def signal(self, number: int | str) -> None:
+        """Sends a signal, by number or by name (`SIGTERM`), to the command's process group. Does nothing when
+        it has ended.
+        """
         self._portal.call(lambda: self._wrapped.signal(number))
 
     def output(self) -> Iterator[Chunk]:
@@ -429,7 +539,7 @@ class Process:
         return self._portal.call(lambda: self._wrapped.wait())
 
 
-class Snapshot:
+class Snapshot(Handle):
     """One snapshot: immutable, and independent of its source and of its forks.
 
     Every method raises `NotFoundError` once it has been removed.
@@ -529,7 +639,7 @@ class Snapshot:
         self._portal.call(lambda: self._wrapped.remove())
 
 
-class VM:
+class VM(Handle):
     """One instance. A handle holds no connection; several handles of one instance may be used at once, also
     in several processes.
 
@@ -579,18 +689,20 @@ class VM:
 
     def exec(
         self,
-        *argv: str,
-        stdin: bytes | str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
+        *argv: Word,
+        stdin: bytes | str | Readable | None = None,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
         timeout: float | None = None,
         check: bool = False,
         max_output_bytes: int = 67108864,
     ) -> ExecResult:
         """Run a program in the guest to its end.
 
-        `env` is added to the guest's default environment, `cwd` is the user's home directory unless given,
+        Words are text, bytes or paths, as `subprocess` has them. `stdin` is what it reads: bytes, a text, or
+        an open file, which is read as it is taken; None: `/dev/null`. `env` is added to the guest's default
+        environment, `cwd` is the user's home directory unless given, `user` is `name`, `uid` or `uid:gid`,
         `timeout` is in seconds. Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it
         can't be started; `ExecTimeoutError` when its time runs out (it is killed with its process group
         then); with `check`, `ExecError` when it fails; `GuestError` when it writes more than
@@ -611,10 +723,10 @@ class VM:
 
     def process(
         self,
-        *argv: str,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
+        *argv: Word,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
         timeout: float | None = None,
         stdin: bool = False,
     ) -> AbstractContextManager[Process]:
@@ -629,10 +741,10 @@ class VM:
 
     def spawn(
         self,
-        *argv: str,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
+        *argv: Word,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
         console: bool = True,
     ) -> int:
         """Start a program in the guest that nobody waits for, and return its pid there.
@@ -743,8 +855,9 @@ class VM:
         """
         self._portal.call(lambda: self._wrapped.rewind(snapshot))
 
-    def stop(self, *, timeout: float = 10.0) -> Instance:
-        """Power the guest off; after `timeout` seconds its VMM is killed. Disks are kept, memory is gone.
+    def stop(self, *, timeout: float | None = 10.0) -> Instance:
+        """Power the guest off; after `timeout` seconds its VMM is killed (None: never). Disks are kept,
+        memory is gone.
 
         One that is paused, or in standby with disks, is brought back first: what it hasn't written yet is in
         its memory. A `timeout` of 0 kills at once. It is returned as it is then; its `reason` says so when
@@ -804,7 +917,7 @@ class VM:
         return self._portal.iterate(lambda: self._wrapped.follow_logs(vmm=vmm))
 
 
-class Forks(list[VM]):
+class Forks(Handle, list[VM]):
     """Instances made by one `fork` call, in order.
 
     As a context it removes at its end those that weren't kept or detached.
@@ -830,22 +943,25 @@ class Forks(list[VM]):
 
     def exec(
         self,
-        *argv: str,
-        stdin: bytes | str | None = None,
-        env: dict[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
+        *argv: Word,
+        stdin: bytes | str | Readable | None = None,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
         timeout: float | None = None,
     ) -> list[ExecResult | Exception]:
         """Run the same program in all of them at once: a result, or the exception that took its place, for
         each in order.
+
+        A `stdin` that is a file is read once, at most 64 MiB, and given to each. Errors of what is asked for
+        itself are raised.
         """
         return self._portal.call(
             lambda: self._wrapped.exec(*argv, stdin=stdin, env=env, cwd=cwd, user=user, timeout=timeout)
         )
 
 
-class Host:
+class Host(Handle):
     """This machine, with one home of instances.
 
     Used with `with`; any number of Hosts, in any number of processes, may have the same home open.
@@ -1011,7 +1127,7 @@ class Host:
         """
         return self._portal.call(lambda: self._wrapped.stats())
 
-    def pool(self, *, wait: float = 0.0) -> PoolReport:
+    def pool(self, *, wait: float | None = None) -> PoolReport:
         """The warm VMMs of this home, and which processes keep them.
 
         With `wait` the answer comes when this Host, which has to keep some itself for that, has nothing more
@@ -1023,7 +1139,8 @@ class Host:
 class ForkError(ramet.engine.results.ForkError):
     """Some forks of one call failed.
 
-    `forks` are those that live, `errors` what became of the others, by name.
+    `forks` are those that live, `errors` what became of the others, by name. Pickled, `forks` become their
+    ids and names, as `InstanceName`: handles stay with their Host. `Host.get` there gives others.
     """
 
     forks: list[VM]  # type: ignore[assignment]  # plain handles here

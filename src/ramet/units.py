@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 from typing import Final, NewType
@@ -21,7 +22,10 @@ FileOffset = NewType("FileOffset", int)
 HostVirtual = NewType("HostVirtual", int)
 """An address in a VMM's own address space."""
 
-_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+LONGEST_TIME_LIMIT_S: Final = 10 * 365 * 86_400
+"""Ten years: what is meant to be longer is no limit."""
+
+_SIZE = re.compile(r"(\d{1,18})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _FACTOR: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 
 
@@ -30,12 +34,38 @@ def parse_size(text: str | int) -> int:
 
     Raises `UsageError` for anything else.
     """
-    if isinstance(text, int):
+    if isinstance(text, int) and not isinstance(text, bool):
         return text
+    if not isinstance(text, str):
+        raise UsageError(f"{text!r} is not a size", hint="write it as 256M or 2G")
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"{text!r} is not a size", hint="write it as 256M or 2G")
     return int(match[1]) * _FACTOR[match[2].upper()]
+
+
+def parse_time_limit(value: float | str | None, *, what: str = "the time limit") -> float | None:
+    """Seconds, the one meaning of every time limit: finite, more than 0, at most ten years; None: no limit.
+
+    A text is a number, as a command line has it. Raises `UsageError` for anything else.
+    """
+    if value is None:
+        return None
+    hint = "give it a number of seconds that is more than 0, such as 1.5"
+    if isinstance(value, bool) or not (isinstance(value, str) or hasattr(value, "__float__")):
+        raise UsageError(f"{what}: {type(value).__name__} {value!r:.60}", hint=hint)
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{what}: {str(value)[:60]!r} is no number of seconds", hint=hint) from None
+    if not math.isfinite(seconds) or seconds <= 0.0:
+        raise UsageError(f"{what}: {seconds:g} s can't be kept", hint=hint)
+    if seconds > LONGEST_TIME_LIMIT_S:
+        raise UsageError(
+            f"{what}: {seconds:g} s can't be kept",
+            hint=f"the longest is {LONGEST_TIME_LIMIT_S:g} s, ten years",
+        )
+    return seconds
 
 
 def format_bytes(count_bytes: int) -> str:

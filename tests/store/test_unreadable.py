@@ -169,7 +169,7 @@ def test_a_closed_store_says_so(path: Path) -> None:
     store = Store(path)
     store.close()
     for ask in (store.all, store.snapshots.all, store.names, lambda: store.receipt("x")):
-        with pytest.raises(UsageError, match="has been left"):
+        with pytest.raises(UsageError, match="was left"):
             ask()
 
 

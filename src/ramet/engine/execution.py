@@ -16,6 +16,7 @@ from ramet.engine.results import ExecResult
 from ramet.engine.session import agent_of
 from ramet.errors import ExecTimeoutError, RametError, WrongStateError
 from ramet.guest.client import AgentClient, Process, run_to_end
+from ramet.guest.feeding import Source, Word
 from ramet.guest.messages import ExecRequest
 from ramet.host import processes as host_processes
 from ramet.model.lifecycle import State, article, next_step
@@ -28,21 +29,21 @@ BACKSTOP_S = limits.BACKSTOP_S
 
 
 def request(
-    argv: tuple[str, ...],
+    argv: tuple[Word, ...],
     *,
-    env: Mapping[str, str] | None = None,
-    cwd: str | None = None,
-    user: str | None = None,
+    env: Mapping[str, Word] | None = None,
+    cwd: Word | None = None,
+    user: str | int | None = None,
     timeout_s: float | None = None,
     stdin_open: bool = False,
     console: bool = False,
 ) -> ExecRequest:
-    """The agent's request for a command."""
+    """The agent's request for a command. Words are texts by now, whatever they were: `engine.arguments`."""
     return ExecRequest(
-        argv=argv,
-        env=dict(env or {}),
-        cwd=cwd,
-        user=user,
+        argv=tuple(map(str, argv)),
+        env={name: str(value) for name, value in (env or {}).items()},
+        cwd=None if cwd is None else str(cwd),
+        user=None if user is None else str(user),
         timeout_s=timeout_s,
         stdin_open=stdin_open,
         console=console,
@@ -97,7 +98,7 @@ async def agent(
 
 
 async def execute(
-    context: Context, record: Record, command: ExecRequest, *, stdin: bytes | None, max_output_bytes: int
+    context: Context, record: Record, command: ExecRequest, *, stdin: Source | None, max_output_bytes: int
 ) -> ExecResult:
     """Run a command to its end and collect what it wrote. Raises `ExecTimeoutError` when its time ran out."""
     async with process(context, record, command) as running:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
 from ramet.calls import Calls, calls_into_host
+from ramet.engine.arguments import public
 from ramet.engine.fork import ForkOutcome
 from ramet.engine.results import ExecResult, ForkError
+from ramet.errors import UsageError
+from ramet.guest.client import DEFAULT_MAX_OUTPUT_BYTES
+from ramet.guest.feeding import Readable, Word, read_all
+from ramet.handles import Handle
 from ramet.model.shapes import Receipt
 
 if TYPE_CHECKING:
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @calls_into_host()
-class Forks(list["VM"]):
+class Forks(Handle, list["VM"]):
     """Instances made by one `fork` call, in order.
 
     As a context it removes at its end those that weren't kept or detached.
@@ -40,24 +45,32 @@ class Forks(list["VM"]):
         if self._calls.may_leave(kind):
             await self._remove(self)
 
+    @public
     async def exec(
         self,
-        *argv: str,
-        stdin: bytes | str | None = None,
-        env: dict[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
+        *argv: Word,
+        stdin: bytes | str | Readable | None = None,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
         timeout: float | None = None,
     ) -> list[ExecResult | Exception]:
         """Run the same program in all of them at once: a result, or the exception that took its place, for
         each in order.
+
+        A `stdin` that is a file is read once, at most 64 MiB, and given to each. Errors of what is asked for
+        itself are raised.
         """
+        given = None if stdin is None else await read_all(stdin, most_bytes=DEFAULT_MAX_OUTPUT_BYTES)
         results: list[ExecResult | Exception | None] = [None] * len(self)
 
         async def one(index: int, vm: VM) -> None:
+            if isinstance(vm, Exception):
+                results[index] = vm  # asked for with return_exceptions: there is no such fork
+                return
             try:
                 results[index] = await vm.exec(
-                    *argv, stdin=stdin, env=env, cwd=cwd, user=user, timeout=timeout
+                    *argv, stdin=given, env=env, cwd=cwd, user=user, timeout=timeout
                 )
             except Exception as error:
                 results[index] = error
@@ -68,7 +81,7 @@ class Forks(list["VM"]):
         return cast("list[ExecResult | Exception]", results)
 
 
-class ForkCall:
+class ForkCall(Handle):
     """A fork that has been asked for: awaiting it, or entering it as a context, makes it happen, once."""
 
     def __init__(
@@ -86,6 +99,7 @@ class ForkCall:
         self._calls = calls
         self._return_exceptions = return_exceptions
         self._forks: Forks | None = None
+        self._is_made = False
 
     def __await__(self) -> Generator[Any, None, Forks]:
         return self._run().__await__()
@@ -101,6 +115,9 @@ class ForkCall:
             await self._forks.__aexit__(kind, error, trace)
 
     async def _run(self) -> Forks:
+        if self._is_made:
+            raise UsageError("these forks have been made already", hint="call fork() again for others")
+        self._is_made = True
         outcome = await self._make()
         living = [self._handle(outcome, fork) for fork in outcome.report.forks if isinstance(fork, Receipt)]
         if not self._return_exceptions:

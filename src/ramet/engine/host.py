@@ -14,9 +14,11 @@ from typing import Any
 import anyio
 
 from ramet import config
+from ramet.arguments import checked
 from ramet.calls import Calls, calls_into_host, require_asyncio
 from ramet.engine import boot, hand_out, measure, reap, removal, unreadable
 from ramet.engine.agents import Agents
+from ramet.engine.arguments import CHECKS, public
 from ramet.engine.background import Background
 from ramet.engine.context import Context
 from ramet.engine.drivers import installed_drivers
@@ -39,6 +41,7 @@ from ramet.errors import (
     WrongStateError,
 )
 from ramet.guest.agent_binary import agent_path, probe_path
+from ramet.handles import Handle
 from ramet.host import threads
 from ramet.host.files import spread
 from ramet.host.filesystems import require_local, require_short
@@ -53,7 +56,7 @@ from ramet.units import parse_size
 
 
 @calls_into_host()
-class Host:
+class Host(Handle):
     """This machine, with one home of instances.
 
     Used with `async with`; any number of Hosts, in any number of processes, may have the same home open.
@@ -62,6 +65,7 @@ class Host:
     `kvm` or `tcg`. With `warm` it keeps up to so many VMMs warm for forks, of this process and of any other.
     """
 
+    @checked(CHECKS)
     def __init__(
         self, home: str | os.PathLike[str] | None = None, *, accel: str = "auto", warm: int = 0
     ) -> None:
@@ -167,6 +171,7 @@ class Host:
     def _calls(self) -> Calls:
         return self._opened.calls
 
+    @public
     async def run(
         self,
         image: str = "builtin",
@@ -194,7 +199,7 @@ class Host:
             context,
             found,
             name=name,
-            memory_bytes=parse_size(memory),
+            memory_bytes=parse_size(memory),  # a number by now
             cpus=cpus,
             driver_name=driver,
             disks=parse_disks(disks),
@@ -205,18 +210,21 @@ class Host:
         watch(context, record)
         return VM(context, record)
 
+    @public
     async def get(self, reference: str) -> VM:
         """The instance that `reference` names: exact name, else id, else unique id prefix of at least 4
         digits. Raises `NotFoundError`, `UnreadableError` when its record can't be read.
         """
         return VM(self._opened, unreadable.resolve_instance(self._opened, reference))
 
+    @public
     async def snapshot(self, reference: str) -> Snapshot:
         """The snapshot that `reference` names: `SOURCE/NAME`, its name where only one has it, its id or a
         unique beginning of that. Raises `NotFoundError`, `UsageError` when it fits several.
         """
         return Snapshot(self._opened, resolve_snapshot(self._opened, reference))
 
+    @public
     async def snapshots(
         self, of: str | None = None, *, labels: Mapping[str, str] | None = None
     ) -> builtins.list[SnapshotInfo]:
@@ -236,6 +244,7 @@ class Host:
                     found.append(describe(context, one))
         return found
 
+    @public
     async def import_snapshot(self, file: str | os.PathLike[str], *, name: str | None = None) -> Snapshot:
         """Make a snapshot of a file that `Snapshot.export` wrote, here or elsewhere. `-` is standard input.
 
@@ -246,6 +255,7 @@ class Host:
         hand_out.expect(self._opened, self._opened.home.snapshot(made.id))
         return Snapshot(self._opened, made)
 
+    @public
     async def list(
         self, *, everything: bool = False, labels: Mapping[str, str] | None = None
     ) -> builtins.list[Instance]:
@@ -266,6 +276,7 @@ class Host:
         ]
         return shown if labels else [*shown, *(unreadable_instance(context, row) for row in damaged)]
 
+    @public
     async def unreadable(self) -> builtins.list[UnreadableRecord]:
         """Instances and snapshots whose records can't be read, which other methods leave out or refuse.
 
@@ -273,6 +284,7 @@ class Host:
         """
         return unreadable.listed(self._opened)
 
+    @public
     async def remove_unreadable(self, reference: str) -> str:
         """Remove an instance or a snapshot whose record can't be read, by name or id, and return its id.
 
@@ -283,10 +295,12 @@ class Host:
         """
         return await unreadable.remove(self._opened, reference)
 
+    @public
     async def tree(self) -> builtins.list[LineageNode]:
         """Everything, by who was forked from whom."""
         return forest(await self.list(everything=True))
 
+    @public
     async def stats(self) -> builtins.list[Usage]:
         """Measure what each instance that has a VMM uses of the host.
 
@@ -301,13 +315,14 @@ class Host:
                 continue  # it has no VMM that can be seen, or one that this ramet has no driver of
         return used
 
-    async def pool(self, *, wait: float = 0.0) -> PoolReport:
+    @public
+    async def pool(self, *, wait: float | None = None) -> PoolReport:
         """The warm VMMs of this home, and which processes keep them.
 
         With `wait` the answer comes when this Host, which has to keep some itself for that, has nothing more
         to make, or nothing that it can, after so many seconds at most.
         """
-        if self._keeper is not None and wait > 0.0:
+        if self._keeper is not None and wait is not None:
             with anyio.move_on_after(wait):
                 await self._keeper.settled()
         return pool_of(self._opened)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from ramet.errors import ExecError, PartlyFailedError
+from ramet.errors import ExecError, PartlyFailedError, RametError
 from ramet.host.rings import printable
 
 if TYPE_CHECKING:
@@ -48,10 +49,18 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
         raise ExecError(f"{self.argv[0]}: {how}" + (f": {said}" if said else ""))
 
 
+class InstanceName(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands for an instance in another process: `Host.get` takes either."""
+
+    id: str
+    name: str
+
+
 class ForkError(PartlyFailedError):
     """Some forks of one call failed.
 
-    `forks` are those that live, `errors` what became of the others, by name.
+    `forks` are those that live, `errors` what became of the others, by name. Pickled, `forks` become their
+    ids and names, as `InstanceName`: handles stay with their Host. `Host.get` there gives others.
     """
 
     def __init__(self, forks: Sequence[VM], errors: dict[str, Exception]) -> None:
@@ -60,3 +69,19 @@ class ForkError(PartlyFailedError):
         super().__init__(f"{len(errors)} of {len(errors) + len(forks)} forks failed ({names}): {first}")
         self.forks = list(forks)
         self.errors = errors
+
+    def _carried(self) -> dict[str, object]:
+        return {
+            **super()._carried(),
+            "forks": [InstanceName(id=one.id, name=one.name) for one in self.forks],
+            "errors": {name: _portable(error) for name, error in self.errors.items()},
+        }
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that can be pickled: itself, or one of ramet's that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # somebody else's class: what it says goes, its kind is named
+        return RametError(f"{type(error).__name__}: {error}")
+    return error

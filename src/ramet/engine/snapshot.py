@@ -12,12 +12,14 @@ import msgspec
 from ramet.calls import Calls, calls_into_host
 from ramet.engine import fork as forking
 from ramet.engine import snapshot_files, snapshots
+from ramet.engine.arguments import public
 from ramet.engine.bring_up import ForkOptions
 from ramet.engine.context import Context
 from ramet.engine.forks import ForkCall
 from ramet.engine.manifest import Manifest, read_manifest
 from ramet.engine.vm import adopt, fork_call
 from ramet.errors import DamagedError, NotFoundError
+from ramet.handles import Handle
 from ramet.host.files import STAT_BLOCK_BYTES
 from ramet.model.shapes import (
     Exported,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @calls_into_host()
-class Snapshot:
+class Snapshot(Handle):
     """One snapshot: immutable, and independent of its source and of its forks.
 
     Every method raises `NotFoundError` once it has been removed.
@@ -61,16 +63,19 @@ class Snapshot:
         """Where its parts and its manifest lie."""
         return self._context.home.snapshot(self.id)
 
+    @public
     async def info(self) -> SnapshotInfo:
         """What `snapshot ls` shows of it. Raises `DamagedError` when its manifest can't be read."""
         return describe(self._context, self._record)
 
+    @public
     async def inspect(self) -> SnapshotInspection:
         """All that is known of it: the machine that fits it, its parts and their digests. Errors as
         `info`.
         """
         return inspect(self._context, self._record)
 
+    @public
     def fork(
         self,
         count: int = 1,
@@ -92,6 +97,7 @@ class Snapshot:
             return_exceptions=return_exceptions,
         )
 
+    @public
     async def fork_report(
         self,
         count: int = 1,
@@ -109,6 +115,7 @@ class Snapshot:
         adopt(self._context, outcome)
         return outcome.report
 
+    @public
     async def verify(self) -> Verification:
         """Read every part and hold it against its digest. A bad one is in the result; nothing is raised for
         it.
@@ -119,6 +126,7 @@ class Snapshot:
         parts = await snapshots.verify(self._context, record)
         return Verification(id=self.id, name=self.name, ok=all(one.ok for one in parts), parts=parts)
 
+    @public
     async def export(self, file: str | os.PathLike[str]) -> Exported:
         """Write it to one file, sparse, from which `Host.import_snapshot` makes it again, here or elsewhere.
 
@@ -129,6 +137,7 @@ class Snapshot:
         written = await snapshot_files.export_snapshot(self._context, record, snapshot_files.named_file(file))
         return Exported(id=self.id, name=self.name, file=str(file), bytes_written=written)
 
+    @public
     async def remove(self) -> None:
         """Remove it. Its forks don't notice, and neither do other snapshots."""
         if not await snapshots.remove(self._context, self._record):

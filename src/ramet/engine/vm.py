@@ -24,6 +24,7 @@ from ramet.engine import (
     stopping,
 )
 from ramet.engine import fork as forking
+from ramet.engine.arguments import public
 from ramet.engine.boot import start
 from ramet.engine.bring_up import ForkOptions
 from ramet.engine.context import Context
@@ -34,6 +35,8 @@ from ramet.engine.results import ExecResult
 from ramet.engine.watch import watch
 from ramet.errors import RametError, VmmError, WrongStateError
 from ramet.guest.client import Process
+from ramet.guest.feeding import Readable, Word
+from ramet.handles import Handle
 from ramet.host.files import filesystem_errors
 from ramet.host.follow import follow
 from ramet.host.rings import tail, trim
@@ -41,7 +44,7 @@ from ramet.model.lifecycle import State
 from ramet.model.record import Record
 from ramet.model.shapes import ForkReport, Inspection, Instance, Receipt, Usage
 from ramet.paths import CONSOLE_LOG, VMM_LOG
-from ramet.units import MIB
+from ramet.units import LONGEST_TIME_LIMIT_S, MIB
 
 if TYPE_CHECKING:
     from ramet.engine.snapshot import Snapshot
@@ -51,7 +54,7 @@ _LOG_BYTES = MIB
 
 
 @calls_into_host()
-class VM:
+class VM(Handle):
     """One instance. A handle holds no connection; several handles of one instance may be used at once, also
     in several processes.
 
@@ -95,6 +98,7 @@ class VM:
             raise WrongStateError(f"{self.name} has no receipt: only a fork has")
         return self._receipt
 
+    @public
     async def info(self) -> Instance:
         """What `ps` shows of it: from files and pidfds."""
         return self._shown(observe(self._context, self._record).record)
@@ -102,6 +106,7 @@ class VM:
     def _shown(self, record: Record) -> Instance:
         return to_instance(self._context, record, count_forks(self._context.store.all())[self.id])
 
+    @public
     async def inspect(self) -> Inspection:
         """What `inspect` shows: its VMM and its guest are asked too.
 
@@ -136,20 +141,23 @@ class VM:
             from_attributes=True,
         )
 
+    @public
     async def exec(
         self,
-        *argv: str,
-        stdin: bytes | str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
+        *argv: Word,
+        stdin: bytes | str | Readable | None = None,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
         timeout: float | None = None,
         check: bool = False,
         max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
     ) -> ExecResult:
         """Run a program in the guest to its end.
 
-        `env` is added to the guest's default environment, `cwd` is the user's home directory unless given,
+        Words are text, bytes or paths, as `subprocess` has them. `stdin` is what it reads: bytes, a text, or
+        an open file, which is read as it is taken; None: `/dev/null`. `env` is added to the guest's default
+        environment, `cwd` is the user's home directory unless given, `user` is `name`, `uid` or `uid:gid`,
         `timeout` is in seconds. Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it
         can't be started; `ExecTimeoutError` when its time runs out (it is killed with its process group
         then); with `check`, `ExecError` when it fails; `GuestError` when it writes more than
@@ -158,18 +166,18 @@ class VM:
         command = execution.request(
             argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin is not None
         )
-        data = stdin.encode() if isinstance(stdin, str) else stdin
         result = await execution.execute(
-            self._context, self._record, command, stdin=data, max_output_bytes=max_output_bytes
+            self._context, self._record, command, stdin=stdin, max_output_bytes=max_output_bytes
         )
         return result.check() if check else result
 
+    @public
     def process(
         self,
-        *argv: str,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
+        *argv: Word,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
         timeout: float | None = None,
         stdin: bool = False,
     ) -> AbstractAsyncContextManager[Process]:
@@ -180,12 +188,13 @@ class VM:
         command = execution.request(argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin)
         return execution.process(self._context, self._record, command)
 
+    @public
     async def spawn(
         self,
-        *argv: str,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
+        *argv: Word,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
         console: bool = True,
     ) -> int:
         """Start a program in the guest that nobody waits for, and return its pid there.
@@ -195,6 +204,7 @@ class VM:
         command = execution.request(argv, env=env, cwd=cwd, user=user, console=console)
         return await execution.spawn(self._context, self._record, command)
 
+    @public
     async def template(self) -> VM:
         """Make a template of this instance, which runs, is paused or in standby: its VMM ends, its memory is
         kept for forks. Final.
@@ -205,6 +215,7 @@ class VM:
         hand_out.expect(self._context, self.directory)
         return self
 
+    @public
     async def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
         """Take a snapshot of this instance, which goes on when it runs; it may also be paused or in standby.
 
@@ -218,6 +229,7 @@ class VM:
         hand_out.expect(self._context, self._context.home.snapshot(made.id))
         return Snapshot(self._context, made)
 
+    @public
     def fork(
         self,
         count: int = 1,
@@ -241,6 +253,7 @@ class VM:
             return_exceptions=return_exceptions,
         )
 
+    @public
     async def fork_report(
         self,
         count: int = 1,
@@ -258,12 +271,14 @@ class VM:
         adopt(self._context, outcome)
         return outcome.report
 
+    @public
     async def pause(self) -> None:
         """Stop the virtual CPUs; memory stays. Raises `WrongStateError` unless it runs, `VmmError` or
         `VmmTimeoutError` when its VMM fails: `inspect` then says whether it runs.
         """
         await power.pause(self._context, self._record)
 
+    @public
     async def resume(self) -> Instance:
         """Let a paused instance go on, its clock put right. It is returned as it is then; its `reason` says
         so when its guest didn't take the time.
@@ -272,6 +287,7 @@ class VM:
         """
         return self._shown(await power.resume(self._context, self._record))
 
+    @public
     async def standby(self) -> None:
         """Capture this running or paused instance and end its VMM: it uses no memory until `restore`.
 
@@ -280,6 +296,7 @@ class VM:
         """
         await freeze.standby(self._context, self._record)
 
+    @public
     async def restore(self) -> None:
         """Bring it back from standby, with a new generation.
 
@@ -288,6 +305,7 @@ class VM:
         """
         watch(self._context, await replace.restore(self._context, self._record))
 
+    @public
     async def rewind(self, snapshot: str | None = None) -> None:
         """Take it back to a snapshot of itself, the youngest unless one is named: memory and disks are what
         they were then. What has happened since is lost; its commands end.
@@ -303,8 +321,10 @@ class VM:
         )
         watch(self._context, await replace.rewind(self._context, record, chosen))
 
-    async def stop(self, *, timeout: float = limits.STOP_S) -> Instance:
-        """Power the guest off; after `timeout` seconds its VMM is killed. Disks are kept, memory is gone.
+    @public
+    async def stop(self, *, timeout: float | None = limits.STOP_S) -> Instance:
+        """Power the guest off; after `timeout` seconds its VMM is killed (None: never). Disks are kept,
+        memory is gone.
 
         One that is paused, or in standby with disks, is brought back first: what it hasn't written yet is in
         its memory. A `timeout` of 0 kills at once. It is returned as it is then; its `reason` says so when
@@ -313,8 +333,13 @@ class VM:
         An instance made with `auto_remove` is removed then. Raises `WrongStateError` for a template and for
         one that is stopped already; what a restore may fail with, and it is in standby then.
         """
-        return self._shown(await stopping.stop(self._context, self._record, limit_s=timeout))
+        return self._shown(
+            await stopping.stop(
+                self._context, self._record, limit_s=LONGEST_TIME_LIMIT_S if timeout is None else timeout
+            )
+        )
 
+    @public
     async def start(self) -> None:
         """Start a stopped instance cold: its identity and disks are kept, its memory is new.
 
@@ -322,10 +347,12 @@ class VM:
         """
         await start(self._context, self._record)
 
+    @public
     async def wait(self) -> None:
         """Wait until it doesn't run any more. A guest that reboots goes on running."""
         await power.wait(self._context, self._record)
 
+    @public
     async def remove(self, *, force: bool = False, lost: bool = False) -> None:
         """Remove it. A running one wants `force`, else `WrongStateError`. Its forks don't notice.
 
@@ -336,6 +363,7 @@ class VM:
         """
         await removal.remove(self._context, self._record, force=force, lost=lost)
 
+    @public
     async def keep(self) -> VM:
         """Keep this fork of a family: it no longer leaves with its Host, its siblings are removed.
 
@@ -349,16 +377,19 @@ class VM:
             await removal.discard_all(self._context, [one for one in family if one.id != self.id])
         return self
 
+    @public
     async def detach(self) -> VM:
         """Let it live on when the Host that made it is left."""
         self._context.ours.discard(self.id)
         self._context.store.change(self.id, lambda one: msgspec.structs.replace(one, owner=None))
         return self
 
+    @public
     async def stats(self) -> Usage:
         """What it uses of the host now. Raises `WrongStateError` when it has no VMM."""
         return measure.usage(self._context, observe(self._context, self._record).record)
 
+    @public
     async def logs(self, *, vmm: bool = False) -> bytes:
         """The end of the guest's console, or of the VMM's own log.
 
@@ -370,6 +401,7 @@ class VM:
             trim(path)
             return tail(path, _LOG_BYTES)
 
+    @public
     async def follow_logs(self, *, vmm: bool = False) -> AsyncIterator[bytes]:
         """As `logs`, then what is added, until the instance stops."""
         path = self.directory / (VMM_LOG if vmm else CONSOLE_LOG)

@@ -15,6 +15,7 @@ import anyio.abc
 from ramet.calls import UNBOUND, Admission
 from ramet.errors import ExecError, GuestError, GuestTimeoutError, ProtocolError, RametError
 from ramet.guest.connection import Connection, beside, open_connection
+from ramet.guest.feeding import Source, pieces
 from ramet.guest.framing import Frame
 from ramet.guest.messages import (
     COMMANDS_MAX,
@@ -237,7 +238,7 @@ class ExecOutcome:
 async def run_exec(
     agent: AgentClient,
     request: ExecRequest,
-    stdin: bytes | None = None,
+    stdin: Source | None = None,
     max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
 ) -> ExecOutcome:
     """Runs a command to its end. Raises as `AgentClient.start` and `run_to_end` do."""
@@ -245,20 +246,25 @@ async def run_exec(
         return await run_to_end(process, stdin, max_output_bytes)
 
 
-async def run_to_end(process: Process, stdin: bytes | None, max_output_bytes: int) -> ExecOutcome:
+async def run_to_end(process: Process, stdin: Source | None, max_output_bytes: int) -> ExecOutcome:
     """Feeds a command `stdin` (None: it was started without) and collects both streams, to its end.
 
     Raises `GuestError` when both streams together exceed `max_output_bytes`: whoever started the command
     kills it by leaving its block.
     """
     collected = {"stdout": bytearray(), "stderr": bytearray()}
+    collecting, unread = anyio.CancelScope(), list[RametError]()
 
     async def feed() -> None:
         try:
-            await process.write(stdin or b"")
+            async for piece in pieces(stdin):
+                await process.write(piece)
             await process.close_stdin()
         except (GuestError, ExecError):
             pass  # the command or the connection has failed, which the collecting side tells
+        except RametError as error:  # what was to be read can't be: the command is ended for it
+            unread.append(error)
+            collecting.cancel()
 
     async def collect() -> None:
         async for chunk in process.output():
@@ -272,8 +278,11 @@ async def run_to_end(process: Process, stdin: bytes | None, max_output_bytes: in
     if stdin is None:
         await collect()
     else:
-        async with beside(feed):
-            await collect()
+        with collecting:
+            async with beside(feed):
+                await collect()
+    if unread:
+        raise unread[0]
     status = await process.wait()
     stdout, stderr = bytes(collected["stdout"]), bytes(collected["stderr"])
     return ExecOutcome(status.exit_code, status.signal, status.timed_out, stdout, stderr)

@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 import anyio
 
+from ramet import arguments
+from ramet.arguments import checked
 from ramet.calls import UNBOUND, Admission, calls_into_host
 from ramet.errors import (
     ExecError,
@@ -38,6 +40,7 @@ from ramet.guest.messages import (
     started_pid,
 )
 from ramet.guest.waiting import last_look
+from ramet.handles import Handle
 
 _GRANT_BYTES: Final = OUTPUT_WINDOW_BYTES // 4
 _JOIN_BYTES: Final = 65_536
@@ -68,7 +71,7 @@ def start_error(request: ExecRequest, payload: bytes) -> ExecError:
 
 
 @calls_into_host(but=("begin", "end"))
-class Process:
+class Process(Handle):
     """A command that runs in the guest. Made by `AgentClient.start`; not for use outside its block.
 
     Its output has to be taken (`output`) for it to end: at most 256 KiB wait on the host, and the rest waits
@@ -101,7 +104,8 @@ class Process:
         """Whether output waits to be taken: the command's end comes behind it."""
         return bool(self._chunks)
 
-    async def write(self, data: bytes) -> None:
+    @checked({"data": arguments.data})
+    async def write(self, data: bytes | str) -> None:
         """Feeds standard input, as fast as the guest takes it. What the command doesn't read any more,
         because it has ended or closed its input, is dropped.
         """
@@ -109,6 +113,7 @@ class Process:
             raise UsageError("this command was started without standard input", hint="use stdin_open=True")
         if not self._stdin_open:
             raise UsageError("standard input of this command is closed already")
+        assert isinstance(data, bytes)
         view, at = memoryview(data), 0
         while at < len(view) and not self._over():
             if self._stdin_credit == 0:
@@ -127,10 +132,12 @@ class Process:
             if not self._over():
                 await self._connection.send(Message.STDIN_EOF, self._number)
 
-    async def signal(self, number: int) -> None:
-        """Sends a signal to the command's process group. Does nothing when it has ended."""
-        if not 1 <= number <= 64:
-            raise UsageError(f"{number} is not a signal")
+    @checked({"number": arguments.signal_number})
+    async def signal(self, number: int | str) -> None:
+        """Sends a signal, by number or by name (`SIGTERM`), to the command's process group. Does nothing when
+        it has ended.
+        """
+        assert isinstance(number, int)
         if not self._over():
             await self._connection.send(Message.SIGNAL, self._number, put_number(1, 4, number))
 

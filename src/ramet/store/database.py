@@ -205,14 +205,18 @@ class Database:
                 self.connection.execute("ROLLBACK")
             raise
 
+    def require_open(self) -> None:
+        """Raise `UsageError` once it has been closed."""
+        if self._closed:
+            raise UsageError(
+                "the Host that this belongs to was left",
+                hint="open a Host again, and ask it for the same thing: host.get(id)",
+            )
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Map errors of SQLite and of the disk to `StoreError`."""
-        if self._closed:
-            raise UsageError(
-                "the Host that this belongs to has been left",
-                hint="open a Host again, and ask it for the instance: `await host.get(id)`",
-            )
+        self.require_open()
         try:
             yield
         except OSError as error:

@@ -304,6 +304,10 @@ class Store(Table[Record]):
                 hint="the instance itself isn't affected",
             ) from error
 
+    def require_open(self) -> None:
+        """Raise `UsageError` once it has been closed."""
+        self._database.require_open()
+
     def close(self) -> None:
         """Close the connection. Nothing may be asked afterwards."""
         self._database.close()

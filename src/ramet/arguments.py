@@ -1,0 +1,340 @@
+"""The boundary: what callers pass is checked here, before anything is done with it.
+
+`checked` puts a check before each parameter of a function. A check takes a value as it came and the words for
+it ("count of fork"), and returns what the function gets; it raises `UsageError`, and nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import os
+import signal as signals
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing
+from functools import wraps
+from types import FunctionType
+from typing import Any, Final, TypeVar, cast
+
+from ramet.errors import RametError, UsageError
+from ramet.units import parse_time_limit
+
+Check = Callable[[Any, str], Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+MOST_TEXT_BYTES: Final = 4096
+"""A name, a reference, a path, a label: Linux's own limit for a path."""
+MOST_ENTRIES: Final = 256
+"""Labels of one thing."""
+MOST_VARIABLES: Final = 4096
+MOST_WORDS: Final = 65_536
+_LARGEST_NUMBER: Final = 2**63 - 1
+_SHOWN: Final = 60
+
+
+def checked(checks: Mapping[str, Check]) -> Callable[[F], F]:
+    """A decorator for methods: `checks` has one for each parameter but `self`, by name.
+
+    Raises `TypeError` when a parameter has no check: none can be forgotten.
+    """
+
+    def decorate(function: F) -> F:
+        code = cast(FunctionType, function).__code__
+        name = "Host" if function.__name__ == "__init__" else function.__name__
+        positional = code.co_varnames[1 : code.co_argcount]
+        keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        words = ""
+        if code.co_flags & inspect.CO_VARARGS:
+            words = code.co_varnames[code.co_argcount + code.co_kwonlyargcount]
+        wanted = [*positional, *keywords, *([words] if words else [])]
+        if missing := [one for one in wanted if one not in checks]:
+            raise TypeError(f"{function.__qualname__}: there is no check for {', '.join(missing)}")
+        labels = {one: f"{one} of {name}" for one in wanted}
+        guarded = {one: _guarded(checks[one]) for one in wanted}
+
+        def converted(args: tuple[Any, ...], given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+            fixed = [guarded[one](value, labels[one]) for one, value in zip(positional, args, strict=False)]
+            rest = args[len(positional) :]
+            if words:
+                if len(rest) > MOST_WORDS:
+                    raise UsageError(f"{len(rest)} arguments can't be given to a command")
+                fixed += [
+                    guarded[words](value, f"argument {number} of {name}")
+                    for number, value in enumerate(rest, start=1)
+                ]
+            else:
+                fixed += rest  # too many: the function itself says so
+            return fixed, {
+                one: guarded[one](value, labels[one]) if one in labels else value
+                for one, value in given.items()
+            }
+
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def call(self: Any, *args: Any, **given: Any) -> Any:
+                fixed, named = converted(args, given)
+                return await function(self, *fixed, **named)
+
+        elif inspect.isasyncgenfunction(function):
+
+            @wraps(function)
+            async def call(self: Any, *args: Any, **given: Any) -> Any:
+                fixed, named = converted(args, given)
+                async with aclosing(function(self, *fixed, **named)) as items:
+                    async for item in items:
+                        yield item
+
+        else:
+
+            @wraps(function)
+            def call(self: Any, *args: Any, **given: Any) -> Any:
+                fixed, named = converted(args, given)
+                return function(self, *fixed, **named)
+
+        call.checks = guarded  # type: ignore[attr-defined]
+        return cast(F, call)
+
+    return decorate
+
+
+def _guarded(check: Check) -> Check:
+    """`check`, also of objects that fail when they are looked at."""
+
+    def guarded(value: Any, what: str) -> Any:
+        try:
+            return check(value, what)
+        except RametError:
+            raise
+        except Exception as error:
+            raise UsageError(f"{what}: {shown(value)} can't be used: {type(error).__name__}") from error
+
+    return guarded
+
+
+def shown(value: object) -> str:
+    """A value for a message: its kind and the beginning of how Python writes it."""
+    kind = type(value).__name__
+    try:
+        text = repr(value)
+    except Exception:  # somebody else's object: whatever it does, the message is ours
+        return f"a {kind}"
+    return f"{kind} {text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'}"
+
+
+def text(value: Any, what: str) -> str:
+    """A text of at most `MOST_TEXT_BYTES` bytes, without NUL."""
+    if not isinstance(value, str):
+        raise UsageError(f"{what}: {shown(value)}; it takes a text")
+    return _plain(value, what)
+
+
+def _plain(value: str, what: str, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    if "\0" in value:
+        raise UsageError(f"{what}: {shown(value)} has a NUL character in it")
+    if len(value) > most_bytes or len(value.encode("utf-8", "surrogatepass")) > most_bytes:
+        raise UsageError(f"{what}: {len(value)} characters", hint=f"the most is {most_bytes} bytes")
+    return value
+
+
+def kept_text(value: Any, what: str) -> str:
+    """A text that goes into a record: it has to be UTF-8, too."""
+    found = text(value, what)
+    if not _is_utf8(found):
+        raise UsageError(f"{what}: {shown(found)} isn't text that can be written as UTF-8")
+    return found
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def optional(check: Check) -> Check:
+    """None, or what `check` takes."""
+    return lambda value, what: None if value is None else check(value, what)
+
+
+def flag(value: Any, what: str) -> bool:
+    """A bool, also NumPy's."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__module__ == "numpy" and type(value).__name__ in {"bool", "bool_"}:
+        return bool(value)
+    raise UsageError(f"{what}: {shown(value)}; it takes True or False")
+
+
+def whole_number(value: Any, what: str) -> int:
+    """A whole number, also NumPy's. A bool is none, and neither is a float."""
+    if isinstance(value, bool) or type(value).__name__ in {"bool_"}:
+        raise UsageError(f"{what}: {shown(value)}; it takes a whole number")
+    try:
+        number = operator.index(value)
+    except Exception:
+        raise UsageError(f"{what}: {shown(value)}; it takes a whole number") from None
+    if not -_LARGEST_NUMBER <= number <= _LARGEST_NUMBER:
+        raise UsageError(f"{what}: a number of {number.bit_length()} bits is too large")
+    return number
+
+
+def count(value: Any, what: str) -> int:
+    """A whole number that isn't negative."""
+    number = whole_number(value, what)
+    if number < 0:
+        raise UsageError(f"{what}: {number} is negative")
+    return number
+
+
+def time_limit(value: Any, what: str) -> float | None:
+    """Seconds: finite and more than 0; None: no limit."""
+    return parse_time_limit(value, what=what)
+
+
+def grace_period(value: Any, what: str) -> float | None:
+    """A time limit, or 0: none is given at all."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
+        return 0.0
+    return parse_time_limit(value, what=what)
+
+
+def word(value: Any, what: str) -> str:
+    """A word of a command, as `subprocess` has it: text, bytes or a path. Bytes arrive as they are."""
+    if isinstance(value, list | tuple):
+        raise UsageError(
+            f"{what}: {shown(value)}; each word is an argument of its own", hint="write it as exec(*words)"
+        )
+    found = _decoded(value, what, "commands take str, bytes or paths")
+    if "\0" in found:
+        raise UsageError(f"{what}: {shown(found)} has a NUL character in it, which no program can be given")
+    return found
+
+
+def _decoded(value: Any, what: str, takes: str) -> str:
+    try:
+        found = os.fspath(value)
+        return found.decode("utf-8", "surrogateescape") if isinstance(found, bytes) else str(found)
+    except Exception:
+        hint = f'write "{value}"' if isinstance(value, int | float) and abs(value) < 1e15 else None
+        raise UsageError(f"{what}: {shown(value)}; {takes}", hint=hint) from None
+
+
+def path(value: Any, what: str) -> str:
+    """A path: text, bytes or `os.PathLike`, not empty."""
+    found = _plain(_decoded(value, what, "it takes a path"), what)
+    if not found:
+        raise UsageError(f"{what}: it is empty", hint="give it a path")
+    return found
+
+
+def user(value: Any, what: str) -> str:
+    """A user of the guest: `name`, `uid` or `uid:gid`; a whole number is a uid."""
+    if isinstance(value, str):
+        found = _plain(value, what)
+        if not found:
+            raise UsageError(f"{what}: it is empty", hint="give a name, a uid or uid:gid")
+        return found
+    return str(count(value, what))
+
+
+def mapping(value: Any, what: str, *, most: int) -> list[tuple[Any, Any]]:
+    """The pairs of a mapping, of which there are at most `most`."""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{what}: {shown(value)}; it takes a mapping", hint='such as {"key": "value"}')
+    if len(value) > most:
+        raise UsageError(f"{what}: {len(value)} entries", hint=f"the most is {most}")
+    return list(value.items())
+
+
+def labels(value: Any, what: str) -> dict[str, str]:
+    """Labels, of which every record has some: text to text, bounded, without control characters in keys."""
+    found: dict[str, str] = {}
+    for key, content in mapping(value, what, most=MOST_ENTRIES):
+        name = kept_text(key, f"a key in {what}")
+        if not name or not name.isprintable() or "=" in name:
+            raise UsageError(f"{what}: {shown(name)} can't be the key of a label")
+        if isinstance(content, int | float):
+            raise UsageError(
+                f"{what}: {name}={shown(content)}; a label is a text", hint=f'write "{content!s:.20}"'
+            )
+        found[str(name)] = str(kept_text(content, f"{name} in {what}"))
+    return found
+
+
+def environment(value: Any, what: str) -> dict[str, str]:
+    """Variables, as `subprocess` has them: names and values are text, bytes or paths."""
+    found: dict[str, str] = {}
+    for key, content in mapping(value, what, most=MOST_VARIABLES):
+        name = _decoded(key, f"a name in {what}", "variables have names of text")
+        if not name or "=" in name or "\0" in name:
+            raise UsageError(f"{what}: {shown(name)} can't be the name of an environment variable")
+        found[name] = word(content, f"{name} in {what}")
+    return found
+
+
+def few(check: Check, *, most: int) -> Check:
+    """A sequence of at most `most` of what `check` takes; a text is none."""
+
+    def checked_all(value: Any, what: str) -> list[Any]:
+        if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+            raise UsageError(f"{what}: {shown(value)}; it takes a list", hint="put it into brackets: [...]")
+        found = []
+        for number, one in enumerate(value, start=1):
+            if number > most:
+                raise UsageError(f"{what}: more than {most}", hint=f"the most is {most}")
+            found.append(check(one, f"item {number} of {what}"))
+        return found
+
+    return checked_all
+
+
+def data(value: Any, what: str) -> bytes:
+    """Bytes, or a text, which is UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape") if _escapes_only(value) else _refuse_text(value, what)
+    try:
+        return bytes(memoryview(value).cast("B"))
+    except Exception:
+        raise UsageError(f"{what}: {shown(value)}; it takes bytes or a text") from None
+
+
+def _escapes_only(value: str) -> bool:
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_text(value: str, what: str) -> bytes:
+    raise UsageError(f"{what}: {shown(value)} isn't text that can be written as UTF-8")
+
+
+def standard_input(value: Any, what: str) -> Any:
+    """None, bytes, a text, or a file that is open for reading: anything with `read`."""
+    if value is None:
+        return None
+    if callable(getattr(value, "read", None)):
+        return value
+    if isinstance(value, int):
+        raise UsageError(
+            f"{what}: {shown(value)}; it takes bytes, a text or an open file", hint="such as open(path, 'rb')"
+        )
+    return data(value, what)
+
+
+def signal_number(value: Any, what: str) -> int:
+    """A signal by its number, or by its name: `SIGTERM`, `TERM`."""
+    if isinstance(value, str):
+        name = value.upper()
+        known = {**signals.Signals.__members__}
+        found = known.get(name) or known.get(f"SIG{name}")
+        if found is None:
+            raise UsageError(f"{what}: there is no signal {shown(value)}", hint="such as SIGTERM")
+        return int(found)
+    number = whole_number(value, what)
+    if not 1 <= number <= 64:
+        raise UsageError(f"{number} is not a signal", hint="there is 1 to 64")
+    return number

@@ -1,0 +1,81 @@
+"""The checks of the public classes: one table, by parameter, which means the same wherever it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from ramet import arguments
+from ramet.arguments import Check, few, flag, optional
+from ramet.errors import UsageError
+from ramet.model.disks import MOST_DISKS
+from ramet.units import parse_size
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _size(value: Any, what: str) -> int:
+    """Bytes, of a number or a text such as `256M`."""
+    if isinstance(value, str):
+        return parse_size(arguments.text(value, what))
+    if isinstance(value, float):
+        raise UsageError(
+            f"{what}: {arguments.shown(value)}", hint="write it as 256M or 2G, or in whole bytes"
+        )
+    return arguments.count(value, what)
+
+
+def _disk(value: Any, what: str) -> str | int:
+    return arguments.text(value, what) if isinstance(value, str) else _size(value, what)
+
+
+CHECKS: Final[dict[str, Check]] = {
+    "accel": arguments.text,
+    "argv": arguments.word,
+    "auto_remove": flag,
+    "check": flag,
+    "console": flag,
+    "count": arguments.whole_number,
+    "cpus": arguments.whole_number,
+    "cwd": optional(arguments.path),
+    "disks": few(_disk, most=MOST_DISKS),
+    "driver": arguments.text,
+    "env": optional(arguments.environment),
+    "everything": flag,
+    "file": arguments.path,
+    "force": flag,
+    "home": optional(arguments.path),
+    "image": arguments.text,
+    "labels": optional(arguments.labels),
+    "lost": flag,
+    "max_output_bytes": arguments.count,
+    "memory": _size,
+    "name": optional(arguments.text),
+    "of": optional(arguments.text),
+    "reference": arguments.text,
+    "require_shared": flag,
+    "return_exceptions": flag,
+    "share_memory": flag,
+    "snapshot": optional(arguments.text),
+    "stdin": arguments.standard_input,
+    "timeout": arguments.time_limit,
+    "user": optional(arguments.user),
+    "vmm": flag,
+    "wait": arguments.time_limit,
+    "warm": arguments.count,
+}
+"""One for each parameter's name."""
+
+_OTHERWISE: Final[dict[str, dict[str, Check]]] = {
+    "process": {"stdin": flag},
+    "stop": {"timeout": arguments.grace_period},
+}
+"""Where a method means something else by it."""
+
+
+def public(function: F) -> F:
+    """A method that users call: what it is given is checked by `CHECKS`.
+
+    Raises `UsageError`; nothing has been done then.
+    """
+    return arguments.checked({**CHECKS, **_OTHERWISE.get(function.__name__, {})})(function)
