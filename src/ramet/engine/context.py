@@ -17,6 +17,7 @@ from ramet.drivers.api import Driver, Vmm
 from ramet.engine.agents import Agents
 from ramet.errors import NotFoundError, UsageError, VmmError, WrongStateError
 from ramet.host.locks import file_lock
+from ramet.host.ownership import require_removable
 from ramet.model.record import Record
 from ramet.paths import LIFECYCLE_LOCK, Home
 from ramet.store.records import Store
@@ -77,10 +78,11 @@ class Context:
         """The lock under which an instance's state is changed: one change at a time, by whichever process.
 
         Entering raises `WrongStateError` when another change goes on for a minute, `NotFoundError` when the
-        instance has been removed.
+        instance has been removed, `UnavailableError` when it is another user's.
         """
         if not self.directory(record).is_dir():
             raise NotFoundError(f"{record.name} has been removed", hint="`ramet ps -a` lists what there is")
+        require_removable(self.directory(record), name=record.name)
         busy = WrongStateError(
             f"another ramet process has been changing {record.name} for {_LIFECYCLE_WAIT_S:.0f} s",
             hint="try again",
