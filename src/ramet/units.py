@@ -78,6 +78,11 @@ def format_bytes(count_bytes: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def round_up(count_bytes: int, quantum_bytes: int) -> int:
+    """The next multiple of `quantum_bytes`, or `count_bytes` itself when it is one."""
+    return -(-count_bytes // quantum_bytes) * quantum_bytes
+
+
 def round_up_to_page(count_bytes: int) -> int:
     """The next multiple of the page size, or `count_bytes` itself when it is one."""
-    return -(-count_bytes // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
+    return round_up(count_bytes, PAGE_SIZE_BYTES)

@@ -187,7 +187,6 @@ async def test_handles_of_a_left_host_say_so(home: Path) -> None:
         await call_made
     with pytest.raises(UsageError):
         _ = subjects[0][0].receipt
-    await subjects[2][0].__aexit__(None, None, None)
 
 
 def test_handles_of_a_left_plain_host_say_so(home: Path) -> None:

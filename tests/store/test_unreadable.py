@@ -178,6 +178,7 @@ _ASKED_FOR = {
     # Whoever reads these has just asked for exactly that.
     "`ramet rm -f {}` ends and removes it",
     "`{} -f {}` ends what runs for it and removes its files for good",
+    "`ramet ps` in its container, or on the host, shows it; remove it there",
     "`chattr -i {}` as root; whichever ramet command comes next removes what is left",
 }
 

@@ -10,6 +10,7 @@ from ramet.cli import calling, output
 from ramet.cli.options import Command, Json, Reference, environment, without_separator
 from ramet.errors import UsageError
 from ramet.text import as_typed
+from ramet.units import parse_time_limit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -57,21 +58,20 @@ def execute(
         words = without_separator(command)
         if not words:
             raise UsageError("there is no command", hint=f"ramet exec {reference} -- CMD")
+        limit_s = parse_time_limit(timeout, what="--timeout")
         vm = await host.get(reference)
         variables = environment(env or [])
         place, account = (None if one is None else as_typed(one) for one in (cwd, user))
         if detach:
             await _detached(vm, words, env=variables, cwd=place, user=account, timeout=timeout, json=json)
             return 0
-        if timeout is not None and timeout <= 0:
-            raise UsageError(f"a timeout of {timeout:g} s can't be kept", hint="give more than 0")
         code, result = await run_command(
             vm,
             words,
             env=variables,
             cwd=place,
             user=account,
-            timeout=timeout,
+            timeout=limit_s,
             interactive=interactive,
             collect=json,
         )

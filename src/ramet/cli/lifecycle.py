@@ -28,7 +28,7 @@ T = TypeVar("T")
 def stop(
     wanted: References,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=0, help="Seconds to wait for the guest before its VMM is ended.")
+        float, typer.Option(metavar="S", help="Seconds to wait for the guest before its VMM is ended.")
     ] = 10.0,
     json: Json = False,
 ) -> None:

@@ -200,6 +200,14 @@ class Driver(Protocol):
     @property
     def abilities(self) -> frozenset[Ability]: ...
 
+    @property
+    def memory_quantum_bytes(self) -> int:
+        """Guest RAM is a multiple of this: the VMM takes no other sizes, or makes something else of them."""
+
+    @property
+    def most_cpus(self) -> int:
+        """How many virtual CPUs a guest can have."""
+
     async def version(self) -> str:
         """The VMM's version, asked of the program once.
 
@@ -218,7 +226,10 @@ class Driver(Protocol):
         guest: Guest = "linux",
         disk_bytes: tuple[int, ...] = (),
     ) -> Machine:
-        """The machine that this driver makes for those sizes, with a data disk for each of `disk_bytes`."""
+        """The machine that this driver makes for those sizes, with a data disk for each of `disk_bytes`.
+
+        Its RAM is rounded up to `memory_quantum_bytes`.
+        """
 
     def for_cold_start(self, machine: Machine) -> Machine:
         """That machine as this VMM makes it when it boots: an instance may have run on another release

@@ -40,7 +40,7 @@ from ramet.paths import (
     VSOCK_SOCKET,
 )
 from ramet.programs import Program
-from ramet.units import MIB
+from ramet.units import MIB, round_up
 
 PROGRAM: Final = "firecracker"
 # Each new thread of a glibc Firecracker would have a heap of its own, perhaps next to guest RAM, and shown by
@@ -60,6 +60,8 @@ class Firecracker:
     """
 
     name = "firecracker"
+    memory_quantum_bytes = MIB  # src/firecracker/swagger/firecracker.yaml: `mem_size_mib`
+    most_cpus = 32  # there, MachineConfiguration: `vcpu_count`
 
     def __init__(self, binary: str | None = None) -> None:
         self._program = _program(binary)
@@ -111,7 +113,7 @@ class Firecracker:
             accelerator=accelerator,
             machine_type=firecracker_releases.machine_type(release(self._known_version())),
             cpu_model="host",
-            memory_bytes=-(-memory_bytes // MIB) * MIB,
+            memory_bytes=round_up(memory_bytes, self.memory_quantum_bytes),
             cpus=cpus,
             kernel_arguments=firecracker_config.KERNEL_ARGUMENTS if guest == "linux" else "",
             agent_ports=0,

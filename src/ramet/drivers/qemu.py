@@ -28,7 +28,7 @@ from ramet.host.files import filesystem_errors, keep_room
 from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import MEM_FILE, VMM_LOG, agent_socket
 from ramet.programs import Program
-from ramet.units import KIB
+from ramet.units import KIB, PAGE_SIZE_BYTES, round_up
 
 AGENT_PORTS: Final = 9
 """Eight for clients with commands, and one that is kept back (`guest.ports.command_ports`)."""
@@ -47,6 +47,9 @@ class Qemu:
     """The QEMU driver. `binary` is a path or a name on PATH; else `RAMET_QEMU`, then `qemu-system-x86_64`."""
 
     name = "qemu"
+    # softmmu/vl.c, set_memory_options: -m is rounded up to 8 KiB, and then has to be the backend's size.
+    memory_quantum_bytes = max(8 * KIB, PAGE_SIZE_BYTES)
+    most_cpus = 64
 
     def __init__(self, binary: str | None = None) -> None:
         self._program = Program("QEMU", _PROGRAM, setting="RAMET_QEMU", given=binary, hint=_INSTALL)
@@ -99,7 +102,7 @@ class Qemu:
             accelerator=accelerator,
             machine_type=f"pc-i440fx-{major}.{minor}",
             cpu_model=qemu_arguments.cpu_model(accelerator),
-            memory_bytes=memory_bytes,
+            memory_bytes=round_up(memory_bytes, self.memory_quantum_bytes),
             cpus=cpus,
             kernel_arguments=qemu_arguments.KERNEL_ARGUMENTS,
             agent_ports=AGENT_PORTS,

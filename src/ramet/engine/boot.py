@@ -40,7 +40,7 @@ from ramet.paths import (
     ORIGIN_FILE,
     VMSTATE_FILE,
 )
-from ramet.units import MIB, format_bytes, round_up_to_page
+from ramet.units import MIB, format_bytes
 
 READY_LIMIT_S = 90.0
 TRIAL_LIMIT_S = 20.0
@@ -111,9 +111,14 @@ async def _create(
     auto_remove: bool,
 ) -> Record:
     driver = choice.driver
+    if cpus > driver.most_cpus:
+        raise UsageError(
+            f"{cpus} virtual CPUs can't be: {driver.name} gives a guest {driver.most_cpus} at most",
+            hint="ask for fewer, or for another driver",
+        )
     machine = driver.machine(
         accelerator=choice.accelerator,
-        memory_bytes=round_up_to_page(memory_bytes),
+        memory_bytes=memory_bytes,
         cpus=cpus,
         guest=image.guest,
         disk_bytes=tuple(disk.size_bytes for disk in disks)

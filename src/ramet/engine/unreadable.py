@@ -10,12 +10,11 @@ import re
 from typing import Final
 
 import anyio
-import anyio.to_thread
 
 from ramet.engine.context import Context
 from ramet.engine.manifest import read_manifest
 from ramet.errors import DamagedError, NotFoundError, RametError, UnavailableError, UsageError
-from ramet.host import processes
+from ramet.host import processes, threads
 from ramet.host.files import remove_tree
 from ramet.model.names import ID_DIGITS, resolve
 from ramet.model.record import Record, Unreadable
@@ -98,7 +97,7 @@ async def remove(context: Context, reference: str) -> str:
     with anyio.CancelScope(shield=True):
         for place in places:
             if place.exists():
-                await anyio.to_thread.run_sync(remove_tree, place)
+                await threads.run(remove_tree, place)
     return row.id
 
 

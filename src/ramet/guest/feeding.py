@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, Final, Protocol
 
-import anyio.to_thread
-
-from ramet.errors import FilesystemError, UsageError
+from ramet.errors import FilesystemError, RametError, UsageError
+from ramet.host import threads
 
 Word = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """A word of a command line."""
@@ -64,9 +63,13 @@ async def _piece(source: Any) -> bytes:
         if inspect.iscoroutinefunction(read):
             piece = await read(_PIECE_BYTES)
         else:
-            piece = await anyio.to_thread.run_sync(partial(read, _PIECE_BYTES), abandon_on_cancel=True)
+            piece = await threads.run(
+                partial(read, _PIECE_BYTES), abandon_on_cancel=True, waits_for_others=True
+            )
             if inspect.isawaitable(piece):
                 piece = await piece
+    except RametError:
+        raise
     except OSError as error:
         raise FilesystemError(
             f"stdin of exec: it can't be read: {error.strerror or error}", number=error.errno
