@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import msgspec
 import pytest
 
-from ramet.errors import UnseenError
+from ramet.errors import UnavailableError, UnseenError
 from ramet.host import liveness, processes
 from ramet.host.machine import Boot, past_boots, this_boot
 from ramet.host.processes import Liveness
@@ -81,6 +84,53 @@ def test_a_process_is_the_same_in_every_time_namespace() -> None:
         assert liveness_in(words, outside) == "alive"
         gone = msgspec.structs.replace(outside, started=outside.started - 100)
         assert liveness_in(words, gone) == "dead"
+
+
+def test_a_tick_of_a_time_namespace_makes_no_other_process() -> None:
+    """An offset that is no multiple of a tick: a start is rounded differently inside (time_namespaces(7))."""
+    require("unshare", "--time", "--boottime", "100", "--fork")
+    script = (
+        "import ctypes, os, time, msgspec; from pathlib import Path; from ramet.host import processes;"
+        "assert ctypes.CDLL(None).unshare(0x80) == 0;"  # CLONE_NEWTIME, linux/sched.h
+        "Path('/proc/self/timens_offsets').write_text('boottime 100 5000000');"
+        "told = lambda: os.write(1, msgspec.json.encode(processes.this_process()) + b'\\n');"
+        "[time.sleep(0.003) or os.fork() or (told(), time.sleep(600), os._exit(0)) for _ in range(16)];"
+        "time.sleep(600)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert child.stdout is not None
+        for _ in range(16):
+            inside = msgspec.json.decode(child.stdout.readline(), type=ProcessRef)
+            assert processes.is_same(inside, processes.reference(inside.pid)), inside
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate(timeout=60)
+
+
+def test_what_could_not_be_looked_at_is_not_dead_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads have every descriptor in the middle of a look at all processes."""
+    require(*PID_NAMESPACE)
+    names = liveness.proc_names
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def names_and_no_descriptor_more() -> Iterator[str]:
+        found = list(names())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        return iter(found)
+
+    with sleeper(*PID_NAMESPACE) as (process, _):
+        monkeypatch.setattr(liveness, "_index", None)
+        monkeypatch.setattr(liveness, "proc_names", names_and_no_descriptor_more)
+        try:
+            with pytest.raises(UnavailableError, match="can't be looked at"):
+                processes.liveness(process)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        monkeypatch.setattr(liveness, "proc_names", names)
+        assert processes.liveness(process) is Liveness.ALIVE
 
 
 def test_what_proc_hides_from_this_user_is_not_dead(tmp_path: Path) -> None:

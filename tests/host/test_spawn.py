@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host import processes
+from ramet.host import processes, rlimits
 
 
 def test_a_spawned_process_bears_its_mark_when_spawn_returns(tmp_path: Path) -> None:
@@ -69,3 +70,17 @@ async def test_a_child_of_ours_leaves_no_zombie(tmp_path: Path) -> None:
     process = processes.spawn(["true"], directory=tmp_path, log=tmp_path / "log")
     assert await processes.wait_ended(process, timeout_s=10)
     assert not Path(f"/proc/{process.pid}").exists()
+
+
+def test_a_child_whose_limits_cannot_be_set_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a set-uid wrapper. Nobody would know of it, as spawn has returned no process."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(rlimits, "impose", refuse)
+    with pytest.raises(PermissionError):
+        processes.spawn(["sleep", "60"], directory=tmp_path, log=tmp_path / "log")
+    assert processes.spawned_in(tmp_path) == []

@@ -228,9 +228,13 @@ def is_here(process: ProcessRef) -> bool:
 
 
 def is_same(one: ProcessRef, other: ProcessRef) -> bool:
-    """Both name one process, though one of them may have been written before namespaces were noted."""
-    return (one.pid, one.started, one.boot_id) == (other.pid, other.started, other.boot_id) and (
-        one.pid_namespace == other.pid_namespace or 0 in (one.pid_namespace, other.pid_namespace)
+    """Both name one process, though one of them may have been written before namespaces were noted, or in a
+    time namespace, where a start may be one tick later: no pid is used again within that.
+    """
+    return (
+        (one.pid, one.boot_id) == (other.pid, other.boot_id)
+        and abs(one.started - other.started) <= 1
+        and (one.pid_namespace == other.pid_namespace or 0 in (one.pid_namespace, other.pid_namespace))
     )
 
 
@@ -302,10 +306,7 @@ def _pin(process: ProcessRef, pid: int) -> int | None:
     except ProcessLookupError:
         return None
     except OSError as error:
-        raise UnavailableError(
-            f"process {process.pid} can't be looked at: {error.strerror}",
-            hint="raise the limit on open files",
-        ) from error
+        raise _cannot_look(process, error) from error
     try:
         # Only after the pidfd pins the pid does comparing start times prove anything.
         try:
@@ -314,6 +315,8 @@ def _pin(process: ProcessRef, pid: int) -> int | None:
             if not has_ended(pidfd):
                 raise unseen(process) from error  # hidepid (proc(5)), or it is above what /proc shows
             return None
+        except OSError as error:
+            raise _cannot_look(process, error) from error
         if not is_it:
             return None
         if has_ended(pidfd):
@@ -324,6 +327,13 @@ def _pin(process: ProcessRef, pid: int) -> int | None:
     finally:
         if pidfd != -1:
             os.close(pidfd)
+
+
+def _cannot_look(process: ProcessRef, error: OSError) -> UnavailableError:
+    """The error for want of descriptors or of memory: it says nothing about `process`."""
+    return UnavailableError(
+        f"process {process.pid} can't be looked at: {error.strerror}", hint="raise the limit on open files"
+    )
 
 
 def _hides_nothing() -> bool:
@@ -354,7 +364,11 @@ _index: _Index | None = None
 
 
 def _indexed(process: ProcessRef) -> list[str]:
-    """The names in `/proc` of those that started when `process` did."""
+    """The names in `/proc` of those that started when `process` did.
+
+    Raises `OSError` when one couldn't be looked at for want of descriptors, say: an index without it would
+    show it dead from then on.
+    """
     global _index
     if _index is None or process.started + 1 >= _index.taken_ticks:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time_offset_ns()
@@ -362,7 +376,7 @@ def _indexed(process: ProcessRef) -> list[str]:
         for name in proc_names():
             try:
                 names.setdefault(_started(name), []).append(name)
-            except OSError:
+            except (ProcessLookupError, PermissionError):
                 continue  # it has ended, or is hidden: then `_hides_nothing` says no
         _index = _Index(now_ns * os.sysconf("SC_CLK_TCK") // _SECOND_NS, names)
     slack = _view().slack_ticks
@@ -373,9 +387,14 @@ def _indexed(process: ProcessRef) -> list[str]:
 def _find(process: ProcessRef) -> str | None:
     """The name in `/proc` of a living process of another namespace; None when it isn't shown.
 
-    Raises `PermissionError` when one is shown that may be it, and is another user's.
+    Raises `PermissionError` when one is shown that may be it, and is another user's; `UnavailableError` when
+    this process has no descriptor left to look with.
     """
-    for name in _indexed(process):
+    try:
+        names = _indexed(process)
+    except OSError as error:
+        raise _cannot_look(process, error) from error
+    for name in names:
         try:
             found = reference_in_proc(name)
             if found.pid_namespace == process.pid_namespace and found.pid == process.pid:
@@ -383,8 +402,10 @@ def _find(process: ProcessRef) -> str | None:
         except PermissionError:
             if _may_be(process, name):
                 raise
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
+        except OSError as error:
+            raise _cannot_look(process, error) from error
     return None
 
 
@@ -392,8 +413,10 @@ def _may_be(process: ProcessRef, name: str) -> bool:
     """Anybody may read a process's pids, but not its namespace."""
     try:
         pids = _line(Path(f"/proc/{name}/status").read_bytes(), b"NSpid:")
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended
     except OSError:
-        return False
+        return True
     return pids is None or int(pids[-1]) == process.pid
 
 

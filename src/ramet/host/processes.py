@@ -210,13 +210,20 @@ def spawn(
     child.returncode = 0
     try:
         process = reference(child.pid)
+        rlimits.impose(child.pid, limits)  # nobody has waited for it: the pid is its own
     except ProcessLookupError as error:
         # Where SIGCHLD is ignored, a process that has ended leaves no zombie.
         raise UnavailableError(
             f"{argv[0]} ended as soon as it was started", hint=f"{log} may say why"
         ) from error
+    except BaseException:
+        # No descriptor is left to read /proc with, or it runs as another user (a set-uid wrapper), whose
+        # limits aren't ours to set. Nobody would know of it.
+        with suppress(OSError):  # not ours to end either
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+        raise
     adopt(process)
-    rlimits.impose(child.pid, limits)  # nobody has waited for it: the pid is its own
     return process
 
 
