@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.conftest import Shell, wait_until
 from tests.conftest import living_in
+from tests.owners.processes import kill_both
 
 pytestmark = pytest.mark.vm
 
@@ -57,7 +58,7 @@ def test_what_a_killed_one_left_goes_with_the_next(demo: Shell, homes: Path) -> 
     process = demo.start("demo", "--forks", "1")
     mine = f"demo-{process.pid}-*"
     wait_until(lambda: any(living_in(home) for home in homes.parent.glob(mine)))
-    process.kill()
+    kill_both(process)
     process.communicate(timeout=60)
     [left] = homes.parent.glob(mine)
     assert living_in(left)

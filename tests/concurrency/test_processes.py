@@ -17,6 +17,7 @@ import pytest
 from ramet.paths import VMM_LOG
 from tests.cli.conftest import COMMAND, LIMIT_S, Shell, wait_until
 from tests.conftest import SHORTLY, living_in
+from tests.owners.processes import kill_both
 
 pytestmark = pytest.mark.vm
 
@@ -119,8 +120,7 @@ def test_what_a_dead_process_owned_is_reaped_by_all_who_come(shell: Shell) -> No
     assert owner.stdout is not None
     with owner.stdout as said:
         assert said.readline() == b"made\n"
-        owner.kill()
-        owner.wait(timeout=30)
+        kill_both(owner)
     assert len(living_in(shell.home)) == 3
     children = [shell.start("ps", "-a", "--json") for _ in range(5)]
     for child in children:

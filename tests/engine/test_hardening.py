@@ -56,7 +56,7 @@ async def test_a_strangers_shell_in_an_instance_directory_is_left_alone(tmp_path
             # execve(2) closes the pipe that Popen waits for a moment before the new environment can be read.
             while not processes.spawned_in(directory):
                 await anyio.sleep(0.001)
-        await sweep(directory)
+        await sweep([directory])
         assert stranger.poll() is None
         assert not processes.is_alive(ours)
         assert not directory.exists()

@@ -25,6 +25,7 @@ import ramet
 from ramet.engine import pool
 from ramet.host import processes
 from ramet.model.snapshot import SnapshotRecord
+from ramet.paths import Home
 from tests.namespaces import (
     LIMIT_S,
     PID_NAMESPACE,
@@ -234,7 +235,11 @@ async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_ho
     (home / "snapshots" / making.id).mkdir()
     (home / "pool").mkdir(mode=0o700)
     taken = f"taken.{'3' * 12}.{processes.as_name(me)}"
-    for name in (pool.making("1" * 12), pool.ready("2" * 12, "key"), taken, pool.keeper_name()):
+    names = [
+        *(pool.making(Home(home), "1" * 12), pool.ready("2" * 12, "key"), taken),
+        pool.keeper_name(Home(home)),
+    ]
+    for name in names:
         (home / "pool" / name).mkdir()
     try:
         with another_machines(home) as there:

@@ -23,6 +23,7 @@ from ramet.engine.drivers import installed_drivers
 from ramet.host import processes
 from ramet.paths import MANIFEST_FILE, Home
 from tests.firecracker.conftest import DATA_ADDRESS
+from tests.owners.processes import kill_both
 from tests.pool.conftest import FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, settled
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -201,15 +202,14 @@ async def test_processes_that_fork_at_once_never_get_the_same_one(probe_home: Pa
             assert not Path(f"/proc/{made[1]}").exists(), "its parent has collected each that has ended"
 
 
-async def test_a_keeper_that_was_killed_leaves_nothing_to_the_next_ramet(
+async def test_a_keeper_that_was_killed_with_its_watcher_leaves_nothing_to_the_next_ramet(
     pool_home: Path, guests: Guests
 ) -> None:
     with program(KEEP, pool_home, 2) as keeper:
         assert await line_of(keeper) == "warm\n"
         async with ramet.Host(pool_home) as host:
             waiting = await filled(host, 2)
-            keeper.kill()
-            await anyio.to_thread.run_sync(keeper.wait, 30)
+            kill_both(keeper)
             # Nobody keeps it, but it is as warm as before.
             (vm,) = await fork(host)
             assert (vm.receipt.warm, await guests.read(vm)) == ("loaded", MEMORY_VALUE)
@@ -319,7 +319,7 @@ async def test_what_nobody_reads_is_no_more_than_a_few_files_and_is_swept(
         await fork(host)
         assert list((probe_home / "pool").glob("wanted.*")) == [], "nobody is there to read it"
         # One that lives, and doesn't get to it.
-        (probe_home / "pool" / pool.keeper_name()).touch()
+        (probe_home / "pool" / pool.keeper_name(Home(probe_home))).touch()
         for expected in (1, 2, 2):
             await fork(host)
             assert len(list((probe_home / "pool").glob("wanted.*"))) == expected

@@ -20,7 +20,7 @@ from ramet.engine.proof import prove
 from ramet.engine.removal import discard
 from ramet.engine.running import booted_vmm
 from ramet.errors import GuestError, RametError, UsageError, VmmError
-from ramet.host import cgroups, process_limit, processes, threads
+from ramet.host import cgroups, owners, process_limit, threads
 from ramet.host.clock import now
 from ramet.host.files import filesystem_errors
 from ramet.host.kvm_kernels import Trial, note_trial
@@ -139,7 +139,7 @@ async def _create(
         created_at=now(),
         labels=labels,
         auto_remove=auto_remove,
-        owner=processes.this_process(),
+        owner=owners.owner(context.home.root),
     )
     context.store.add([record])
     try:

@@ -20,7 +20,7 @@ from ramet.engine.observe import observe, require_seen, why_unseen
 from ramet.engine.session import correct_clock
 from ramet.engine.staged import settle_replacement
 from ramet.errors import NotFoundError, VmmError, WrongStateError
-from ramet.host import processes
+from ramet.host import owners, processes
 from ramet.host.files import TEMPORARY_PREFIX
 from ramet.memory.mappings import identity_of
 from ramet.model.lifecycle import Move, State
@@ -39,7 +39,7 @@ async def changing(context: Context, record: Record, what: Change) -> AsyncItera
     async with context.lifecycle(record) as lock:
         fact = observe(context, context.store.get(record.id)).record
         require_seen(fact)
-        pending = Pending(what=what, by=processes.this_process())
+        pending = Pending(what=what, by=owners.owner(context.home.root))
         marked = context.store.change(
             record.id,
             lambda one: msgspec.structs.replace(

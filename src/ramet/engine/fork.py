@@ -41,7 +41,7 @@ from ramet.engine.starvation import Starvation
 from ramet.engine.tracing import trace
 from ramet.engine.worker import wake_for_machine
 from ramet.errors import FilesystemError, LimitReachedError, NameTakenError, UsageError, WrongStateError
-from ramet.host import process_limit, processes, threads
+from ramet.host import owners, process_limit, threads
 from ramet.host.cgroups import usable_cpus
 from ramet.host.clock import now
 from ramet.host.files import remove_tree
@@ -111,6 +111,7 @@ async def _fork_from(
     captured: Captured | None = None,
 ) -> ForkOutcome:
     driver = context.driver(origin.manifest.driver)
+    owners.owner(context.home.root)  # before a link is made on trial
     await require_parts(origin)
     await require_restorable(origin.manifest, driver, name=origin.name)
     with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
@@ -277,6 +278,7 @@ def _reserve(
     Invented names are invented again when another caller was quicker.
     """
     manifest = origin.manifest
+    owner = owners.owner(context.home.root)
     for _ in range(_NAME_TRIES):
         names = fork_names(count, name=name, source=origin.name, taken=context.store.names())
         records = [
@@ -295,7 +297,7 @@ def _reserve(
                 created_at=now(),
                 labels={},
                 auto_remove=False,
-                owner=processes.this_process(),
+                owner=owner,
             )
             for number, fork_name in enumerate(names)
         ]

@@ -42,7 +42,7 @@ from ramet.errors import (
 )
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.handles import Handle
-from ramet.host import threads
+from ramet.host import owners, threads
 from ramet.host.files import spread
 from ramet.host.filesystems import require_local, require_short
 from ramet.host.processes import raise_open_files_limit
@@ -110,6 +110,7 @@ class Host(Handle):
         for directory in (self._home.instances, self._home.staging):
             spread(directory)
         async with AsyncExitStack() as opening:
+            opening.enter_context(owners.attended(self._home.root))
             store = Store(self._home.database)
             opening.callback(store.close)
             background = Background()
@@ -127,6 +128,7 @@ class Host(Handle):
                 Calls(),
             )
             await reap.reap(context)
+            tasks.start_soon(owners.keep_watched, self._home.root)
             if self._warm:
                 self._keeper = Keeper(context, self._warm)
                 self._keeper.start()
@@ -157,6 +159,9 @@ class Host(Handle):
                 await removal.attempt(self._keeper.close())
             unwanted = [record for record in context.store.all() if record.id in context.ours]
             await removal.discard_all(context, unwanted)
+        except BaseException:
+            owners.leave_to_watcher(self._home.root)
+            raise
         finally:
             self._context = self._keeper = None
             await self._exits.aclose()

@@ -93,7 +93,7 @@ class Keeper:
         self._settled = asyncio.Event()
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
-        self._file = context.home.pool / pool.keeper_name()
+        self._file = context.home.pool / pool.keeper_name(context.home)
         self._said: KeeperFile | None = None
         self._stock = Stock()
         self._sources: dict[str, _Source] = {}

@@ -29,7 +29,7 @@ import msgspec
 from ramet.disk.volumes import ForkedDisk
 from ramet.engine.manifest import Manifest
 from ramet.errors import RametError
-from ramet.host import processes, threads
+from ramet.host import owners, processes, threads
 from ramet.host.files import TEMPORARY_PREFIX, remove_tree
 from ramet.host.share import Shared
 from ramet.model.record import Machine, ProcessRef, RunningVmm
@@ -150,14 +150,14 @@ def is_heard(found: Sequence[str]) -> bool:
     return is_kept(found) and len(wanted(found)) < _MOST_UNREAD
 
 
-def keeper_name() -> str:
+def keeper_name(home: Home) -> str:
     """A name for the file of one more keeper."""
-    return f"{_KEEPER}.{processes.as_name(processes.this_process())}.{secrets.token_hex(4)}"
+    return f"{_KEEPER}.{processes.as_name(owners.owner(home.root))}.{secrets.token_hex(4)}"
 
 
-def making(warm_id: str) -> str:
+def making(home: Home, warm_id: str) -> str:
     """The name of a directory in which this process makes a warm VMM."""
-    return f"making.{warm_id}.{processes.as_name(processes.this_process())}"
+    return f"making.{warm_id}.{processes.as_name(owners.owner(home.root))}"
 
 
 def ready(warm_id: str, key: str) -> str:
@@ -175,7 +175,7 @@ def tell(home: Home, source: str, count: int) -> None:
 
 def take(home: Home, entry: Entry) -> Entry | None:
     """Take a warm VMM, so that no other process has it; None when another one was quicker."""
-    mine = processes.this_process()
+    mine = owners.owner(home.root)
     name = f"taken.{entry.id}.{processes.as_name(mine)}"
     try:
         os.rename(home.pool / entry.name, home.pool / name)  # noqa: PTH104 - on each fork's path

@@ -6,11 +6,12 @@ from ramet.engine import pool, snapshots
 from ramet.engine.changes import end_orphans, recover
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
-from ramet.engine.removal import attempt, discard, sweep
+from ramet.engine.removal import attempt, discard, discard_all, sweep
 from ramet.engine.worker import wake_if_left
+from ramet.errors import UnavailableError
 from ramet.host import processes, rings
 from ramet.model.lifecycle import State
-from ramet.model.record import Record
+from ramet.model.record import ProcessRef, Record
 from ramet.paths import CONSOLE_LOG, VMM_LOG
 
 
@@ -25,26 +26,34 @@ async def reap(context: Context) -> None:
     directories = [*context.home.instances.iterdir(), *context.home.staging.iterdir()]
     of_snapshots = list(context.home.snapshots.iterdir())
     records, unreadable = context.store.rows()
+    dead = {owner for owner in {one.owner for one in records} if owner is not None and _is_dead(owner)}
+    # First, and all at once: there may be a thousand. Asked again inside: one may have been detached since,
+    # by the process that then ended.
+    doomed = [one for one in records if one.owner in dead]
+    await attempt(discard_all(context, doomed, only_if=lambda row: row.owner in dead))
     for record in records:
-        await attempt(_reap_one(context, record))
+        if record.owner not in dead:
+            await attempt(_reap_one(context, record))
     await attempt(pool.sweep(context.home))
     await attempt(end_orphans(context))
     # What belongs to a row that can't be read isn't without a record: its guest may run.
     known = {record.id for record in records} | {row.id for row in unreadable}
-    for directory in directories:
-        if directory.name not in known:
-            await attempt(sweep(directory))
+    await attempt(sweep([directory for directory in directories if directory.name not in known]))
     await snapshots.reap(context, of_snapshots)
     await wake_if_left(context.home)
+
+
+def _is_dead(process: ProcessRef) -> bool:
+    try:
+        return processes.is_dead(process)
+    except UnavailableError:
+        return False  # it can't be looked at: the next ramet process does
 
 
 async def _reap_one(context: Context, record: Record) -> None:
     if record.pending is not None and processes.is_dead(record.pending.by):
         await recover(context, record)
-    if record.owner is not None and processes.is_dead(record.owner):
-        # Asked again inside: it may have been detached since, by the process that then ended.
-        await discard(context, record, only_if=lambda one: one.owner == record.owner)
-    elif record.auto_remove and observe(context, record).record.state in {State.STOPPED, State.FAILED}:
+    if record.auto_remove and observe(context, record).record.state in {State.STOPPED, State.FAILED}:
         await discard(context, record, only_if=lambda one: one == record)
     else:
         for log in (CONSOLE_LOG, VMM_LOG):

@@ -7,6 +7,7 @@ sweep it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import msgspec
 from ramet.engine.context import Context
 from ramet.engine.observe import listens, observe, require_seen, why_unseen
 from ramet.errors import NotFoundError, RametError, StoreError, WrongStateError
-from ramet.host import processes, threads
+from ramet.host import owners, processes, threads
 from ramet.host.files import filesystem_errors, remove_tree
 from ramet.host.ownership import require_endable, require_removable
 from ramet.model.lifecycle import State
@@ -83,6 +84,7 @@ def _take_out(context: Context, row_id: str, only_if: Callable[[Record], bool] |
 
     Raises `UnseenError`, `UnavailableError`, `StoreError`; the row is still there then.
     """
+    owners.owner(context.home.root)  # a row that is gone names no VMM any more
     try:
         row = context.store.get(row_id)
         while only_if is None or only_if(row):
@@ -128,6 +130,7 @@ async def _forget(context: Context, record: Record, *, force: bool) -> None:
             hint="`ramet ps` in its container, or on the host, shows it; remove it there",
         )
     require_removable(context.directory(record), name=record.name)
+    owners.owner(context.home.root)
     errors: list[Exception] = []
     removed = context.store.remove(record.id, only_if=lambda one: one == record)
     if removed is None:
@@ -137,9 +140,12 @@ async def _forget(context: Context, record: Record, *, force: bool) -> None:
         raise errors[0]
 
 
-async def discard_all(context: Context, records: Iterable[Record]) -> None:
+async def discard_all(
+    context: Context, records: Iterable[Record], *, only_if: Callable[[Record], bool] | None = None
+) -> None:
     """Discard several, whatever befalls one of them (I7). What a record here names is ended though the row
-    has no VMM yet, or is gone.
+    has no VMM yet, or is gone; with `only_if` those rows alone are meant that are there and of which it says
+    yes.
 
     What may not be removed from here stays as it is: another user's, what can't be seen. Shielded from
     cancellation; raises the first error at the end.
@@ -149,12 +155,16 @@ async def discard_all(context: Context, records: Iterable[Record]) -> None:
     if not unwanted:
         return
     with anyio.CancelScope(shield=True):
+        owners.owner(context.home.root)
         unwanted = _removable(context, unwanted, errors)
         try:
-            removed = context.store.remove_all(one.id for one in unwanted)
+            removed = context.store.remove_all((one.id for one in unwanted), only_if=only_if)
+            unwanted = unwanted if only_if is None else removed
         except StoreError as error:
             errors.append(error)
             removed = []
+            # Their guests end also when nothing can be written down.
+            unwanted = unwanted if only_if is None else _still_wished(context, unwanted, only_if)
         # Also what somebody else has removed meanwhile: he may have come before there was a VMM to end.
         known = {one.id: one for one in removed if one.vmm is not None}
         await _clear_away(context, [known.get(one.id, one) for one in unwanted], errors)
@@ -178,10 +188,21 @@ def _removable(context: Context, unwanted: Sequence[Record], errors: list[Except
     return removable
 
 
+def _still_wished(
+    context: Context, unwanted: Sequence[Record], only_if: Callable[[Record], bool]
+) -> list[Record]:
+    ids = {one.id for one in unwanted}
+    try:
+        return [row for row in context.store.all() if row.id in ids and only_if(row)]
+    except StoreError:
+        return []
+
+
 async def _clear_away(context: Context, removed: Sequence[Record], errors: list[Exception]) -> None:
     """End the VMMs of instances that have no record any more, and remove their directories.
 
-    All the system's processes are looked at once, for whatever belongs to one of them without being named.
+    All are killed before one is waited for: a thousand take the kernel a while. All the system's processes
+    are looked at once, for whatever belongs to one of them without being named.
     """
     if not removed:
         return
@@ -192,26 +213,54 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
         async with limiter:
             await _collect(errors, step)
 
-    async with anyio.create_task_group() as tasks:
-        for one in removed:
-            if one.vmm is not None:
-                tasks.start_soon(limited, processes.kill(one.vmm.process))
+    named = [one.vmm.process for one in removed if one.vmm is not None]
+    _strike_all(named)
     directories = [
         place for one in removed for place in (context.directory(one), context.home.staged(one.id))
     ]
     # In a thread: of a thousand processes that takes 0.1 s, and another guest may stand still for a capture.
     found = await threads.run(processes.spawned_below, context.home.instances, context.home.staging)
+    _strike_all(process for directory in directories for process in found.get(directory, ()))
+    async with anyio.create_task_group() as tasks:
+        for process in named:
+            tasks.start_soon(limited, processes.kill(process))
     async with anyio.create_task_group() as tasks:
         for directory in directories:
             tasks.start_soon(limited, _sweep(directory, found.get(directory, ())))
 
 
-async def sweep(directory: Path) -> None:
-    """End every VMM of a directory that nobody owns any more, and remove it."""
-    if directory.is_file():
-        directory.unlink(missing_ok=True)  # a link made on trial, by a ramet that was killed then
+def _strike_all(running: Iterable[ProcessRef]) -> None:
+    for process in running:
+        with suppress(RametError):  # whoever then waits for its end is told
+            processes.strike(process)
+
+
+async def sweep(directories: Sequence[Path]) -> None:
+    """End every VMM of directories that nobody owns any more, and remove them. One failure doesn't stop the
+    rest; the first error is raised at the end.
+
+    All the system's processes are looked at once.
+    """
+    errors: list[Exception] = []
+    if not directories:
         return
-    await _sweep(directory, processes.spawned_in(directory))
+    limiter = anyio.CapacityLimiter(_SWEEPS_AT_ONCE)
+    places = sorted({directory.parent for directory in directories})
+    found = await threads.run(processes.spawned_below, *places)
+    _strike_all(process for directory in directories for process in found.get(directory, ()))
+
+    async def limited(directory: Path) -> None:
+        async with limiter:
+            if directory.is_file():
+                directory.unlink(missing_ok=True)  # a link made on trial, by a ramet that was killed then
+            else:
+                await _collect(errors, _sweep(directory, found.get(directory, ())))
+
+    async with anyio.create_task_group() as tasks:
+        for directory in directories:
+            tasks.start_soon(limited, directory)
+    if errors:
+        raise errors[0]
 
 
 async def _sweep(directory: Path, running: Iterable[ProcessRef]) -> None:

@@ -24,7 +24,7 @@ from ramet.engine.removal import attempt
 from ramet.engine.transfer import with_new_facts
 from ramet.engine.worker import wake_for_capture, wake_for_machine
 from ramet.errors import NameTakenError, NotFoundError, RametError, UsageError, WrongStateError
-from ramet.host import processes, threads
+from ramet.host import owners, processes, threads
 from ramet.host.clock import now
 from ramet.host.files import (
     filesystem_errors,
@@ -143,7 +143,7 @@ def reserve(
             source_name=source_name,
             created_at=now(),
             labels=labels,
-            maker=processes.this_process(),
+            maker=owners.owner(context.home.root),
         )
         try:
             context.store.snapshots.add([row])
@@ -183,6 +183,7 @@ async def remove(context: Context, snapshot: SnapshotRecord) -> bool:
     Raises `UnavailableError` when it is another user's; nothing was removed then.
     """
     require_removable(context.home.snapshot(snapshot.id), name=f"snapshot {snapshot.title}")
+    owners.owner(context.home.root)
     removed = context.store.snapshots.remove(snapshot.id)
     await threads.run(remove_tree, context.home.snapshot(snapshot.id))
     return removed is not None

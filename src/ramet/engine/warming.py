@@ -62,7 +62,7 @@ async def make_loaded(context: Context, source: str) -> Made:
             hint="put all of RAMET_HOME on one filesystem; a file can have 65,000 links",
         )
     warm_id = new_id()
-    directory = context.home.pool / pool.making(warm_id)
+    directory = context.home.pool / pool.making(context.home, warm_id)
     running: ProcessRef | None = None
     try:
         parts = await threads.run(take_parts, origin, driver, directory, ForkOptions())
@@ -95,7 +95,7 @@ async def make_empty(context: Context, driver: Driver) -> Made:
     assert isinstance(driver, StartsEmpty)
     version = await driver.version()
     warm_id = new_id()
-    directory = context.home.pool / pool.making(warm_id)
+    directory = context.home.pool / pool.making(context.home, warm_id)
     running: ProcessRef | None = None
     try:
         directory.mkdir(mode=0o700)

@@ -27,19 +27,16 @@ from ramet.errors import LockBusyError, RametError
 from ramet.host import launching, processes, rlimits
 from ramet.host.forked import in_children
 from ramet.host.locks import file_lock
+from ramet.host.own_programs import with_ramet
 from ramet.model.lifecycle import State
 from ramet.model.record import Machine, Record
 from ramet.paths import LIFECYCLE_LOCK, Home
-from ramet.programs import environment, python
+from ramet.programs import environment
 from ramet.store.records import Store
 
 _ANOTHER_S = 60.0
 """How long a worker waits for the one before it, which may have looked already where the new work is."""
 _CHANGING_S = 60.0
-_BEGIN = (
-    "import sys; home, *path = sys.argv[1:]; sys.path += [one for one in path if one not in sys.path]; "
-    "import ramet.engine.worker as worker; worker.main(home)"
-)
 _started: list[subprocess.Popen[bytes]] = []
 """Workers that this process has started: those that have ended are waited for when the next one is."""
 
@@ -97,7 +94,7 @@ def wake(home: Home) -> None:
     _started[:] = [child for child in _started if child.poll() is None]
     _started.append(
         subprocess.Popen(
-            [python(), "-I", "-c", _BEGIN, str(home.root), *_import_path()],
+            [*with_ramet("ramet.engine.worker"), str(home.root)],
             cwd="/",
             env=environment(),
             stdin=subprocess.DEVNULL,
@@ -107,14 +104,6 @@ def wake(home: Home) -> None:
         )
     )
     rlimits.lift(_started[-1].pid)
-
-
-def _import_path() -> list[str]:
-    """Where this process finds ramet and what it needs, however that came about."""
-    try:
-        return [os.fspath(Path(entry).absolute()) for entry in sys.path]
-    except FileNotFoundError:
-        return [entry for entry in sys.path if entry.startswith("/")]  # the working directory is gone
 
 
 def _forget() -> None:

@@ -18,9 +18,8 @@ import anyio
 import msgspec
 
 from ramet.errors import UnavailableError
-from ramet.host import forked, process_limit, processes, rescuer
+from ramet.host import forked, own_programs, process_limit, processes, rescuer
 from ramet.model.record import ProcessRef
-from ramet.programs import python
 
 _END_LIMIT_S: Final = 2.0
 
@@ -71,8 +70,7 @@ async def armed(directory: Path, rescue: Rescue, *, hold: Sequence[int] = ()) ->
 
 
 def _start(directory: Path, rescue: Rescue, pipe: int, hold: Sequence[int]) -> ProcessRef:
-    # -I -S: neither the user's settings nor site-packages, which would take longer than the rest.
-    words = [python(), "-I", "-S", rescuer.__file__, str(pipe), rescue.socket_name, rescue.runs]
+    words = [*own_programs.alone(rescuer), str(pipe), rescue.socket_name, rescue.runs]
     for send, answer in rescue.steps:
         words += [send, answer]
     try:

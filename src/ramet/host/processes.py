@@ -79,6 +79,7 @@ __all__ = [
     "spawn",
     "spawned_below",
     "spawned_in",
+    "strike",
     "this_process",
     "unseen",
     "wait_ended",
@@ -137,9 +138,15 @@ async def kill(process: ProcessRef, *, timeout_s: float = 10.0) -> None:
     Raises `UnavailableError` when it survives `timeout_s` (a kernel that can't let go of it), may not be
     signalled or, as `UnseenError`, can't be seen from here.
     """
+    if strike(process) and not await wait_ended(process, timeout_s=timeout_s):
+        raise UnavailableError(f"process {process.pid} is still there {timeout_s:.0f} s after SIGKILL")
+
+
+def strike(process: ProcessRef) -> bool:
+    """SIGKILL `process` and don't wait. False when it is gone already. Raises as `kill`."""
     pidfd = open_pidfd(process)
     if pidfd is None:
-        return
+        return False
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
@@ -150,8 +157,7 @@ async def kill(process: ProcessRef, *, timeout_s: float = 10.0) -> None:
         ) from error
     finally:
         os.close(pidfd)
-    if not await wait_ended(process, timeout_s=timeout_s):
-        raise UnavailableError(f"process {process.pid} is still there {timeout_s:.0f} s after SIGKILL")
+    return True
 
 
 def spawn(

@@ -169,7 +169,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     owner: ProcessRef | None
     """The ramet process that is to remove it when it leaves, or null: it stays.
 
-    A dead owner's instances are reaped by the next ramet process.
+    A dead owner's instances are removed by its watcher, or by the next ramet process.
     """
     pending: Pending | None = None
     vmm: RunningVmm | None = None

@@ -153,9 +153,11 @@ class Table(Generic[RowT]):
             )
         return record
 
-    def remove_all(self, row_ids: Iterable[str]) -> list[RowT]:
+    def remove_all(
+        self, row_ids: Iterable[str], *, only_if: Callable[[RowT], bool] | None = None
+    ) -> list[RowT]:
         """Forget several records in one transaction: those that were known, as they then were. One that can't
-        be read goes, too.
+        be read goes, too. Those of which `only_if` says no stay; it runs inside the write transaction.
         """
         ids = list(row_ids)
 
@@ -163,6 +165,8 @@ class Table(Generic[RowT]):
             bodies: list[str] = []
             with self._database.transaction():
                 for row_id in ids:
+                    if only_if is not None and not self._allows(only_if, row_id):
+                        continue
                     row = self._database.connection.execute(
                         f"DELETE FROM {self._table} WHERE id = ? RETURNING body", (row_id,)
                     ).fetchone()
@@ -177,6 +181,12 @@ class Table(Generic[RowT]):
             with suppress(*_UNFIT):  # its caller knows it as it was when it could be read
                 removed.append(msgspec.json.decode(body, type=self._kind))
         return removed
+
+    def _allows(self, only_if: Callable[[RowT], bool], row_id: str) -> bool:
+        try:
+            return only_if(self._read(row_id))
+        except (NotFoundError, msgspec.MsgspecError):
+            return False
 
     def remove(self, row_id: str, *, only_if: Callable[[RowT], bool] | None = None) -> RowT | None:
         """Forget a record and return it as it then was; None when it is unknown or `only_if` says no.
