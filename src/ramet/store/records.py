@@ -185,8 +185,8 @@ class Table(Generic[RowT]):
     def _allows(self, only_if: Callable[[RowT], bool], row_id: str) -> bool:
         try:
             return only_if(self._read(row_id))
-        except (NotFoundError, msgspec.MsgspecError):
-            return False
+        except (NotFoundError, UnreadableError):
+            return False  # gone already; or nobody can tell, and then it stays
 
     def remove(self, row_id: str, *, only_if: Callable[[RowT], bool] | None = None) -> RowT | None:
         """Forget a record and return it as it then was; None when it is unknown or `only_if` says no.
@@ -331,7 +331,7 @@ def _what_is_left(row_id: str, body: str, error: Exception) -> Unreadable:
         if isinstance(told, dict):
             with suppress(*_UNFIT, KeyError):
                 vmm = msgspec.convert(told["vmm"]["process"], ProcessRef)
-            with suppress(UsageError, *_UNFIT, KeyError):
+            with suppress(UsageError, *_UNFIT, KeyError):  # then its id stands for it
                 name = check_name(told["name"])
     return Unreadable(row_id, name, str(error), vmm)
 
