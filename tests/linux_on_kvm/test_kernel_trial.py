@@ -31,6 +31,7 @@ async def test_a_kernel_that_runs_is_used_from_then_on(
         assert [(one.driver, one.runs) for one in trials(tmp_path)] == [("firecracker", True)]
         await vm.remove(force=True)
         # Also where nobody asks for it: what is known to run is used.
+        monkeypatch.delenv("RAMET_DRIVER", raising=False)
         again = await host.run(memory="128M")
         assert (await again.inspect()).accelerator == "kvm"
         await again.remove(force=True)
