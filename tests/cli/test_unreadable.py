@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Shell
 from tests.conftest import living_in
+from tests.namespaces import PID_NAMESPACE, ramet_in, require
 
 
 def _sql(shell: Shell, statement: str, *values: str) -> None:
@@ -72,6 +73,20 @@ def test_its_vmm_is_ended_before_its_record_goes(damaged: tuple[Shell, str]) -> 
     assert living_in(directory)
     shell("rm", "-f", lost)
     assert living_in(directory) == []
+
+
+@pytest.mark.vm
+def test_where_its_vmm_cannot_be_seen_nothing_is_removed(damaged: tuple[Shell, str]) -> None:
+    """Nor is it known which process to look for: that somebody listens in its directory tells."""
+    require(*PID_NAMESPACE)
+    shell, lost = damaged
+    _sql(shell, "UPDATE instance SET body = '[]' WHERE id = ?", lost)
+    directory = shell.home / "instances" / lost
+    running = living_in(directory)
+    done = ramet_in(PID_NAMESPACE, shell.home, "rm", "-f", lost)
+    assert (done.returncode, "can't be seen from here" in done.stderr) == (5, True), done.stderr
+    assert living_in(directory) == running
+    shell("rm", "-f", lost)
 
 
 @pytest.mark.vm

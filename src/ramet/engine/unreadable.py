@@ -7,6 +7,8 @@ alone until somebody asks for its removal.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -119,3 +121,27 @@ async def _end_its_vmm(context: Context, row: Unreadable) -> None:
         raise UnavailableError(
             f"the VMM of {row.name} still runs", hint="its record and its disks are as they were"
         )
+    if any(map(_is_listened_in, places)):
+        raise UnavailableError(
+            f"the VMM of {row.name} can't be seen from here, and answers",
+            hint="run ramet in the container where it was started, or on the host; "
+            "its record, its disks and its guest are as they were",
+        )
+
+
+def _is_listened_in(directory: Path) -> bool:
+    """Whether somebody listens on a socket in `directory`, or may: a VMM of another PID namespace isn't among
+    the processes that can be seen, and its row doesn't name it.
+    """
+    with suppress(FileNotFoundError):
+        for entry in directory.iterdir():
+            if not entry.is_socket():
+                continue
+            try:
+                processes.connect(directory, entry.name).close()
+            except (ConnectionRefusedError, FileNotFoundError):
+                continue  # whoever had it has ended
+            except OSError:
+                return True  # its queue is full, or it is another user's
+            return True
+    return False
