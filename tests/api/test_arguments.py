@@ -251,3 +251,12 @@ async def test_commands_take_what_subprocess_takes(warm: ramet.VM, tmp_path: Pat
 class _Numbers:
     def read(self, size: int) -> int:
         return size
+
+
+@pytest.mark.anyio
+async def test_a_pool_is_not_waited_for_with_a_wait_of_0(tmp_path: Path) -> None:
+    async with ramet.Host(home=tmp_path / "home") as host:
+        for wait in (None, 0, 0.0, 0.01):
+            assert (await host.pool(wait=wait)).entries == []
+        with pytest.raises(UsageError, match="wait of pool"):
+            await host.pool(wait=-1)

@@ -67,6 +67,7 @@ CHECKS: Final[dict[str, Check]] = {
 """One for each parameter's name."""
 
 _OTHERWISE: Final[dict[str, dict[str, Check]]] = {
+    "pool": {"wait": arguments.grace_period},
     "process": {"stdin": flag},
     "stop": {"timeout": arguments.grace_period},
 }
