@@ -82,6 +82,11 @@ class Home:
         return self.root / "worker.lock"
 
     @property
+    def import_lock(self) -> Path:
+        """Held by an import while it finds out whether the same content is here already."""
+        return self.root / "import.lock"
+
+    @property
     def work_to_do(self) -> Path:
         """There while a worker is wanted that hasn't begun."""
         return self.root / "worker.todo"

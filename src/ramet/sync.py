@@ -1082,6 +1082,9 @@ class Host(Handle):
     def import_snapshot(self, file: str | os.PathLike[str], *, name: str | None = None) -> Snapshot:
         """Make a snapshot of a file that `Snapshot.export` wrote, here or elsewhere. `-` is standard input.
 
+        The identity of a snapshot is its content: where one of the same source with the same content is here
+        already, an import without a `name` gives that one, and one with a `name` shares its files.
+
         Nothing in the file is believed. Raises `DamagedError` when it is cut short, altered, hostile or newer
         than this ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
         """

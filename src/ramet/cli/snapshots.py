@@ -265,7 +265,11 @@ def import_(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a snapshot of an exported file. Nothing in it is believed."""
+    """Make a snapshot of an exported file. Nothing in it is believed.
+
+    Where the same content is here already, no second copy is made: that snapshot is the result, or, with
+    --name, another one that shares its files.
+    """
 
     async def body(host: Host) -> None:
         if file == _STREAM and os.isatty(0):

@@ -16,17 +16,21 @@ from ramet.disk.volumes import files_of
 from ramet.engine import snapshots
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, require_whole
-from ramet.engine.transfer import Imported, export_capture, import_capture
+from ramet.engine.same_content import same_as, share_parts
+from ramet.engine.transfer import Imported, export_capture, import_capture, with_new_facts
 from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
 from ramet.host import threads
 from ramet.host.files import (
     filesystem_errors,
     fsync_directory,
     new_file,
+    open_regular,
     publish,
+    sync,
     temporary_beside,
     write_durably,
 )
+from ramet.host.locks import file_lock
 from ramet.memory.delta import open_delta
 from ramet.model.names import check_name, invent_name
 from ramet.model.record import Disk
@@ -39,6 +43,8 @@ _MOST_CPUS = 256
 _MOST_PORTS = 30
 _DISK_NAME = re.compile(r"disk[0-9]{0,2}")
 _TRIES = 3
+_OTHERS_S = 60.0
+"""Other imports hold the lock while they look for the same content and link its parts."""
 _STDIN, _STDOUT = 0, 1
 """Whatever sys.stdin and sys.stdout are: in a notebook they are no files."""
 _EXPORT_AGAIN = "export it again, from a snapshot that `ramet snapshot verify` finds whole"
@@ -80,15 +86,36 @@ def _write(directory: Path, manifest: Manifest, file: Path | None) -> int:
     try:
         with filesystem_errors("write", file), new_file(temporary) as out:
             written = export_capture(directory, encoded, out, to=str(file), checkpoint=check).archive_bytes
-        publish(temporary, file)
+        _publish_new(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return written
 
 
+def _publish_new(temporary: Path, file: Path) -> None:
+    """Give a finished file its name, unless another file has it by now.
+
+    Raises `UsageError`, `FilesystemError`.
+    """
+    with filesystem_errors("sync", temporary), open_regular(temporary) as descriptor:
+        sync(descriptor)
+    try:
+        file.hardlink_to(temporary)
+    except FileExistsError:
+        raise UsageError(f"{file} exists", hint="choose another name") from None
+    except OSError:
+        publish(temporary, file)  # a filesystem without links
+        return
+    temporary.unlink()
+    fsync_directory(file.parent)
+
+
 async def import_file(context: Context, file: Path | None, *, name: str | None) -> SnapshotRecord:
     """Make a snapshot of an exported file or, for None, of standard input. Nothing in it is believed.
+
+    A snapshot of the same source with the same content (by all digests) is the result itself where no `name`
+    is given; with a name a second one is made, which shares its parts. So it is for imports at once.
 
     Raises `DamagedError`, `UnavailableError`, `FilesystemError`, `NameTakenError`; nothing of it is left
     then.
@@ -102,11 +129,30 @@ async def import_file(context: Context, file: Path | None, *, name: str | None) 
             _read, context, file, directory, waits_for_others=file is None or not file.is_file()
         )
         await threads.run(fsync_directory, context.home.snapshots)
-        return _publish(context, row, imported.manifest, name)
+        async with file_lock(context.home.import_lock, wait_s=_OTHERS_S):
+            same = same_as(context, snapshots.published(context), imported.manifest)
+            if same is None:
+                return _publish(context, row, imported.manifest, name)
+            existing, _ = same
+            if name is not None:
+                shared_with = context.home.snapshot(existing.id)
+                manifest = await threads.run(_share, shared_with, directory, imported.manifest)
+                return _publish(context, row, manifest, name)
+        await snapshots.remove(context, row)
+        return existing
     except BaseException:
         with anyio.CancelScope(shield=True):
             await snapshots.remove(context, row)
         raise
+
+
+def _share(source: Path, directory: Path, manifest: Manifest) -> Manifest:
+    """Take the parts of a snapshot with the same content instead of the files that came."""
+    share_parts(source, directory, list(manifest.parts))
+    fsync_directory(directory)
+    shared = with_new_facts(manifest, directory)
+    write_durably(directory / MANIFEST_FILE, shared.encoded())
+    return shared
 
 
 def _read(context: Context, file: Path | None, directory: Path) -> Imported:

@@ -1,0 +1,62 @@
+"""Snapshots with the same content: an import of one that is here already is that one, or shares its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+
+from ramet.engine.context import Context
+from ramet.engine.manifest import Manifest, check_part, read_manifest
+from ramet.errors import RametError
+from ramet.host.files import temporary_beside
+from ramet.model.snapshot import SnapshotRecord
+
+
+def key_of(manifest: Manifest) -> str | None:
+    """The identity of a capture's content: equal for captures of one source that can't be told apart.
+
+    None when a part has no digest.
+    """
+    digests = {name: part.digest for name, part in manifest.parts.items()}
+    if manifest.source is None or None in digests.values():
+        return None
+    machine = (manifest.driver, manifest.driver_version, manifest.machine, manifest.arguments, manifest.ram)
+    capture = (manifest.source.id, manifest.generation, manifest.memory, sorted(digests.items()))
+    return blake2b(msgspec.json.encode((machine, capture)), digest_size=16).hexdigest()
+
+
+def same_as(
+    context: Context, rows: Sequence[SnapshotRecord], manifest: Manifest
+) -> tuple[SnapshotRecord, Manifest] | None:
+    """The one of those snapshots that has the content of `manifest`, and its manifest; None when none has."""
+    key = key_of(manifest)
+    if key is None or manifest.source is None:
+        return None
+    for row in rows:
+        if row.source == manifest.source.id:
+            with suppress(RametError):  # removed meanwhile, or damaged: nothing is shared with that one
+                other = read_manifest(context.home.snapshot(row.id))
+                if key_of(other) == key:
+                    for part in other.parts:
+                        check_part(other, context.home.snapshot(row.id), part)
+                    return row, other
+    return None
+
+
+def share_parts(source: Path, directory: Path, parts: Sequence[str]) -> None:
+    """Let `directory` have the parts of `source` by links, instead of its own files of the same content.
+
+    What can't be linked stays as it is: it costs its space, and nothing else.
+    """
+    for part in parts:
+        linked = temporary_beside(directory / part)
+        try:
+            linked.hardlink_to(source / part)
+            linked.replace(directory / part)
+        except OSError:
+            # The limit on links, or the other one has just been removed: this file has the same content.
+            linked.unlink(missing_ok=True)
