@@ -420,7 +420,7 @@ damaged(
 )
 
 
-@case("a damaged database", 1, "store", "ramet.db", "moved away")
+@case("a damaged database", 1, "store", "ramet.db", "nothing has been removed")
 def _(lab: Lab) -> Iterator[Attempt]:
     home = lab.scratch / "damaged-home"
     Home(home).make()

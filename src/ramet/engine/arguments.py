@@ -8,10 +8,12 @@ from typing import Any, Final, TypeVar
 from ramet import arguments
 from ramet.arguments import Check, few, flag, optional
 from ramet.errors import UsageError
-from ramet.model.disks import MOST_DISKS
 from ramet.units import parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_MOST_ITEMS: Final = 256
+"""Of any list: how many disks a guest can have is for `model.disks` to say."""
 
 
 def _size(value: Any, what: str) -> int:
@@ -38,7 +40,7 @@ CHECKS: Final[dict[str, Check]] = {
     "count": arguments.whole_number,
     "cpus": arguments.whole_number,
     "cwd": optional(arguments.path),
-    "disks": few(_disk, most=MOST_DISKS),
+    "disks": few(_disk, most=_MOST_ITEMS),
     "driver": arguments.text,
     "env": optional(arguments.environment),
     "everything": flag,
