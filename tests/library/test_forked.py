@@ -129,7 +129,9 @@ def test_no_lock_of_a_module_is_inherited(home: Path) -> None:
         """,
         home,
     )
-    assert said == ["['ramet.host.files._copying']", "[]"]
+    held, inherited = said
+    assert "ramet.host.files._copying" in held
+    assert inherited == "[]"
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

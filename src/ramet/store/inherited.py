@@ -25,7 +25,16 @@ class Closable(Protocol):
 
 
 _open: weakref.WeakSet[Closable] = weakref.WeakSet()
-_held: list[Closable] = []
+
+
+class _Held(threading.local):
+    """What this thread, which forks, has locked: others may fork at the same moment."""
+
+    def __init__(self) -> None:
+        self.databases: list[Closable] = []
+
+
+_held = _Held()
 
 
 def close_in_children(database: Closable) -> None:
@@ -37,16 +46,16 @@ def _before() -> None:
     for database in list(_open):
         # One that is in use for so long is waited for by its own users, too, and they give up then.
         if database.lock.acquire(timeout=_WAIT_S):
-            _held.append(database)
+            _held.databases.append(database)
 
 
 def _release() -> None:
-    while _held:
-        _held.pop().lock.release()
+    while _held.databases:
+        _held.databases.pop().lock.release()
 
 
 def _in_child() -> None:
-    for database in _held:
+    for database in _held.databases:
         database.connection.close()
     for database in list(_open):
         _open.discard(database)

@@ -55,11 +55,15 @@ class _Open:
 
 _open: dict[tuple[int, int], _Open] = {}
 """By device and inode."""
-_registry: Final = threading.Lock()
+_registry = threading.Lock()
 
 
 def _forget() -> None:
-    """In a child of fork(2): the files are its parent's. They are closed here at exit, and not before."""
+    """In a child of fork(2): the files are its parent's. They are closed here at exit, and not before. A thread
+    that had the lock isn't there to release it.
+    """
+    global _registry
+    _registry = threading.Lock()
     _open.clear()
 
 
