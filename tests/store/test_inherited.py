@@ -14,7 +14,7 @@ from ramet.store.database import Database
 def test_a_thread_that_forks_lets_go_of_its_own_locks_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two threads fork at once, and one has waited for long enough: the other's child needs the lock still."""
+    """Two threads fork at once, and one has given up waiting: the other's child needs the lock still."""
     monkeypatch.setattr(inherited, "_WAIT_S", 0.01)
     database = Database(tmp_path / "ramet.db")
     try:

@@ -59,8 +59,8 @@ _registry = threading.Lock()
 
 
 def _forget() -> None:
-    """In a child of fork(2): the files are its parent's. They are closed here at exit, and not before. A thread
-    that had the lock isn't there to release it.
+    """In a child of fork(2): the files are its parent's. They are closed here at exit, and not before.
+    A thread that had the lock isn't there to release it.
     """
     global _registry
     _registry = threading.Lock()
