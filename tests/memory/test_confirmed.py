@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ramet.engine.manifest import read_manifest
 from ramet.errors import DamagedError
 from ramet.host.files import allocated_bytes, copy_sparse, punch_hole
 from ramet.memory import confirmed
 from ramet.memory.integrity import PartFacts, digest, facts_of
-from ramet.paths import CONFIRMED_FILE
+from ramet.paths import CONFIRMED_FILE, MANIFEST_FILE
 from ramet.units import MIB
 
 DATA = bytes(range(1, 255)) * 4000
@@ -184,3 +185,15 @@ def test_a_directory_that_cant_be_written_is_remembered_by_the_process(
     assert read == [moved]
     assert sorted(one.name for one in capture.iterdir()) == ["mem"]
     assert allocated_bytes(moved) > 0
+
+
+def test_a_fifo_beside_a_capture_is_not_waited_for(part: Path, read: list[Path]) -> None:
+    """A VMM that was taken over has worked there, and can leave one under any name."""
+    facts, expected = facts_of(part), digest(part)
+    for name in (CONFIRMED_FILE, MANIFEST_FILE):
+        os.mkfifo(part.with_name(name))
+    other_times(part)
+    confirmed.require_intact(part, "mem", facts, expected, part.parent)
+    assert read == [part]
+    with pytest.raises(DamagedError, match="not a regular file"):
+        read_manifest(part.parent)

@@ -16,6 +16,7 @@ from ramet.drivers.api import Driver
 from ramet.errors import DamagedError, UnavailableError
 from ramet.host.archive import MAX_MANIFEST_BYTES
 from ramet.host.cpu import host_cpu
+from ramet.host.files import open_regular
 from ramet.host.kvm_kind import kvm_kind, why_not_here
 from ramet.memory.confirmed import is_intact_by_facts, require_intact
 from ramet.memory.integrity import MAKE_AGAIN, PartFacts, digest
@@ -145,10 +146,9 @@ def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> Manifest:
     """The manifest in `directory`. Raises `DamagedError` as `decode_manifest`, also when it is missing."""
     path = directory / file
     try:
-        with path.open("rb") as opened:
-            data = opened.read(
-                MAX_MANIFEST_BYTES + 1
-            )  # it has some kilobytes; one from elsewhere perhaps more
+        # Where a VMM has worked, links and FIFOs may lie.
+        with open_regular(path) as descriptor:
+            data = os.read(descriptor, MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise DamagedError(f"{path} can't be read: {error}", hint=_AGAIN) from error
     manifest = decode_manifest(data, where=str(path))

@@ -8,6 +8,7 @@ can't be written, the process remembers the result for as long as it lives.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 import msgspec
 
 from ramet.errors import FilesystemError
-from ramet.host.files import write_durably
+from ramet.host.files import open_regular, write_durably
 from ramet.memory.integrity import PartFacts, changed, current_facts, differences, digest
 from ramet.paths import CONFIRMED_FILE
 
@@ -83,8 +84,9 @@ def _known(capture: Path, name: str) -> _Confirmed | None:
 
 def _read(capture: Path) -> dict[str, _Confirmed]:
     try:
-        with (capture / CONFIRMED_FILE).open("rb") as opened:
-            return msgspec.json.decode(opened.read(_LARGEST_FILE_BYTES), type=dict[str, _Confirmed])
+        # Where a VMM has worked, links and FIFOs may lie.
+        with open_regular(capture / CONFIRMED_FILE) as descriptor:
+            return msgspec.json.decode(os.read(descriptor, _LARGEST_FILE_BYTES), type=dict[str, _Confirmed])
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return {}  # it is only a saving: the content is read again
 
