@@ -203,11 +203,10 @@ async def end(home: Home, taken: Entry, running: Iterable[ProcessRef]) -> None:
 
     Raises `UnavailableError`, `FilesystemError`; what is left is swept when this process is gone.
     """
-    try:
-        for process in running:
-            await processes.kill(process)
-    finally:
-        await threads.run(remove_tree, home.pool / taken.name)
+    for process in running:
+        await processes.kill(process)
+    # Not under a VMM that couldn't be ended: it may live.
+    await threads.run(remove_tree, home.pool / taken.name)
 
 
 async def sweep(home: Home) -> None:
