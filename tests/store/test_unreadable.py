@@ -8,12 +8,19 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from ramet.errors import NameTakenError, StoreError, UnreadableError, UsageError
+from ramet.drivers import versions
+from ramet.engine.context import Context
+from ramet.engine.manifest import read_manifest
+from ramet.engine.pool import keeper_name, read_warm
+from ramet.engine.pool_report import pool_of
+from ramet.errors import DamagedError, NameTakenError, StoreError, UnreadableError, UsageError
+from ramet.images.image import load_image
 from ramet.model.record import Record
 from ramet.paths import Home
 from ramet.store.records import Store
@@ -208,3 +215,38 @@ def test_no_hint_says_to_destroy_something() -> None:
     hints = _hints()
     assert len(hints) > 100
     assert [(where, hint) for where, hint in hints if _DESTROYS.search(hint) and hint not in _ASKED_FOR] == []
+
+
+GARBAGE = {
+    "empty": b"",
+    "another type": b'{"a": 1}',
+    "no UTF-8": b"\xff\xfe\x00",
+    "deep": b'{"unknown": ' + b"[" * 100_000,
+    "null": b"null",
+    "large": b'{"warm": ' + b"9" * 10_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_small_files_that_cant_be_read_cost_time_and_nothing_else(tmp_path: Path, garbage: str) -> None:
+    """Caches and notes: each is made again, or left out. A manifest is named as damaged."""
+    for name in ("manifest.json", "warm.json"):
+        (tmp_path / name).write_bytes(GARBAGE[garbage])
+    assert load_image(tmp_path) is None
+    assert read_warm(tmp_path) is None
+    with pytest.raises(DamagedError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
+    keeper = Home(tmp_path).pool / keeper_name(Home(tmp_path))
+    keeper.parent.mkdir()
+    keeper.write_bytes(GARBAGE[garbage])
+    assert pool_of(cast(Context, SimpleNamespace(home=Home(tmp_path)))).keepers == []
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.anyio
+async def test_a_cache_of_versions_that_cant_be_read_is_made_again(
+    tmp_path: Path, garbage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAMET_CACHE", str(tmp_path))
+    versions._file().write_bytes(GARBAGE[garbage])
+    assert versions._read() == {}

@@ -111,7 +111,7 @@ class Api:
             raise VmmError(f"{self._who}: Firecracker refused {what}: {_fault(answer)}")
         try:
             return msgspec.json.decode(answer, type=dict[str, Any]) if answer.strip() else {}
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise VmmError(f"{self._who}: Firecracker's answer to {what} isn't JSON: {error}") from error
 
     async def _answer(
@@ -165,5 +165,5 @@ async def _dial(directory: Path, who: str) -> anyio.abc.ByteStream:
 def _fault(answer: bytes) -> str:
     try:
         return str(msgspec.json.decode(answer, type=dict[str, Any])["fault_message"])
-    except (msgspec.MsgspecError, KeyError):
+    except (msgspec.MsgspecError, RecursionError, KeyError):
         return answer.decode(errors="replace")[:500] or "without a word"

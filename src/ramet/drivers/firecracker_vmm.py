@@ -291,7 +291,7 @@ class FirecrackerVmm:
         last = rings.tail(path, _LONGEST_METRICS_BYTES).rstrip().rpartition(b"\n")[2]
         try:
             return msgspec.json.decode(last, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise VmmError(f"{self._who}: Firecracker's metrics can't be read: {error}") from error
 
     async def kill(self) -> None:

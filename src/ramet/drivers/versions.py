@@ -115,7 +115,7 @@ def _read() -> dict[str, _Told]:
     """What programs have told, by path. A cache that can't be read costs time and nothing else."""
     try:
         told = msgspec.json.decode(_file().read_bytes(), type=dict[str, _Told])
-    except (OSError, msgspec.MsgspecError, ValueError, UnavailableError):
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError, UnavailableError):
         return {}
     return {path: one for path, one in told.items() if _VERSION.fullmatch(one.version)}
 

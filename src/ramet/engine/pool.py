@@ -194,7 +194,7 @@ def read_warm(directory: Path) -> Warm | None:
     """What is known of the warm VMM in a directory; None when it can't be read."""
     try:
         return msgspec.json.decode((directory / WARM_FILE).read_bytes(), type=Warm)
-    except (OSError, msgspec.MsgspecError, ValueError):
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 

@@ -29,7 +29,7 @@ def pool_of(context: Context) -> PoolReport:
     kept = []
     for name, process in pool.keepers(found).items():
         # It has just left, or is about to write it: it isn't listed.
-        with suppress(OSError, msgspec.MsgspecError):
+        with suppress(OSError, msgspec.MsgspecError, RecursionError):
             said = msgspec.json.decode((home.pool / name).read_bytes(), type=KeeperFile)
             kept.append(
                 PoolKeeper(

@@ -77,7 +77,7 @@ def load_image(directory: Path) -> Image | None:
         whole = image.kernel.stat().st_size == image.kernel_bytes and (
             image.initramfs is None or image.initramfs.stat().st_size == image.initramfs_bytes
         )
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return None
     return image if whole else None
 
