@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -53,14 +54,20 @@ class Interrupted(BaseException):
     """A signal came while something waited for the reader of a standard stream."""
 
 
-_waiting = False
+_writing_to: int | None = None
 
 
 def is_waiting() -> bool:
-    """Whether this thread is writing to a standard stream, and perhaps waits for its reader. A signal's
-    handler raises `Interrupted` then: nothing else would be heard.
+    """The main thread is writing to a standard stream and waits for its reader. A signal's handler raises
+    `Interrupted` then: nothing else would be heard.
+
+    A stream that takes more isn't waited for: what was written to it counts as said.
     """
-    return _waiting
+    if _writing_to is None:
+        return False
+    poll = select.poll()  # epoll(7) knows no regular files
+    poll.register(_writing_to, select.POLLOUT)
+    return not poll.poll(0)
 
 
 class _Descriptor(io.RawIOBase):
@@ -79,16 +86,16 @@ class _Descriptor(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: Buffer, /) -> int:
-        global _waiting
+        global _writing_to
         view = memoryview(data)
         if threading.current_thread() is not threading.main_thread():
             write_all(self._descriptor, view)  # rich's spinner: signals are the main thread's
             return view.nbytes
-        _waiting = True
+        _writing_to = self._descriptor
         try:
             write_all(self._descriptor, view)
         finally:
-            _waiting = False
+            _writing_to = None
         return view.nbytes
 
 

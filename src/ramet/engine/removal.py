@@ -84,7 +84,7 @@ def _take_out(context: Context, row_id: str, only_if: Callable[[Record], bool] |
 
     Raises `UnseenError`, `UnavailableError`, `StoreError`; the row is still there then.
     """
-    owners.owner(context.home.root)  # a row that is gone names no VMM any more
+    owners.watch(context.home.root)  # a row that is gone names no VMM any more
     try:
         row = context.store.get(row_id)
         while only_if is None or only_if(row):
@@ -130,7 +130,7 @@ async def _forget(context: Context, record: Record, *, force: bool) -> None:
             hint="`ramet ps` in its container, or on the host, shows it; remove it there",
         )
     require_removable(context.directory(record), name=record.name)
-    owners.owner(context.home.root)
+    owners.watch(context.home.root)
     errors: list[Exception] = []
     removed = context.store.remove(record.id, only_if=lambda one: one == record)
     if removed is None:
@@ -155,7 +155,7 @@ async def discard_all(
     if not unwanted:
         return
     with anyio.CancelScope(shield=True):
-        owners.owner(context.home.root)
+        owners.watch(context.home.root)
         unwanted = _removable(context, unwanted, errors)
         try:
             removed = context.store.remove_all((one.id for one in unwanted), only_if=only_if)

@@ -183,7 +183,7 @@ async def remove(context: Context, snapshot: SnapshotRecord) -> bool:
     Raises `UnavailableError` when it is another user's; nothing was removed then.
     """
     require_removable(context.home.snapshot(snapshot.id), name=f"snapshot {snapshot.title}")
-    owners.owner(context.home.root)
+    owners.watch(context.home.root)
     removed = context.store.snapshots.remove(snapshot.id)
     await threads.run(remove_tree, context.home.snapshot(snapshot.id))
     return removed is not None

@@ -25,7 +25,7 @@ from typing import Final
 import anyio
 
 from ramet.errors import RametError
-from ramet.host import forked, own_programs, owner_watcher, processes
+from ramet.host import forked, own_programs, owner_watcher, process_limit, processes
 from ramet.host.liveness import has_ended
 from ramet.model.record import ProcessRef
 from ramet.programs import environment
@@ -50,6 +50,7 @@ class _Watched:
         self.pidfd = -1
         self.started_s = 0.0
         self.failures = 0
+        self.why = ""
         self.has_warned = False
         self.is_needed = False
         self.keepers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -57,11 +58,20 @@ class _Watched:
     def is_watched(self) -> bool:
         return self.pidfd != -1 and not has_ended(self.pidfd)
 
-    def ensure(self) -> None:
+    def ensure(self, *, warn: bool) -> None:
         """Start a watcher unless there is one, or there was none to be had a moment ago."""
         now_s = time.monotonic()
-        if self.is_watched() or now_s < self.started_s + self.pause_s():
-            return
+        if not self.is_watched() and now_s >= self.started_s + self.pause_s():
+            self._replace(now_s)
+        if warn and self.why and not self.has_warned:
+            self.has_warned = True
+            _log.warning(
+                "should this process be killed, its guests stay until another ramet opens %s: %s",
+                self.home,
+                self.why,
+            )
+
+    def _replace(self, now_s: float) -> None:
         if self.watcher is not None:
             self.failures = self.failures + 1 if now_s < self.started_s + self.pause_s() + _SOON_S else 0
             self.forget()
@@ -70,10 +80,10 @@ class _Watched:
             self.watcher, self.pidfd = _start(self.home)
         except (OSError, RametError) as error:
             self.failures += 1
-            self._warn(f"no process can be started that would end them: {error}")
+            reached = process_limit.reached_by(error, starting=True)
+            self.why = f"no process can be started that would end them: {reached or error}"
             return
-        if self.failures >= _MANY:
-            self._warn("the process that would end them has been ended several times")
+        self.why = "who would end them is always ended itself" if self.failures >= _MANY else ""
         for loop, started in self.keepers:
             with suppress(RuntimeError):  # that loop has ended
                 loop.call_soon_threadsafe(started.set)
@@ -82,15 +92,6 @@ class _Watched:
         """How long after the last start there is no other one."""
         shortest_s, longest_s = _AGAIN_S
         return min(shortest_s * 2**self.failures, longest_s) if self.failures else 0.0
-
-    def _warn(self, why: str) -> None:
-        if not self.has_warned:
-            self.has_warned = True
-            _log.warning(
-                "should this process be killed, its guests stay until another ramet opens %s: %s",
-                self.home,
-                why,
-            )
 
     def forget(self) -> None:
         if self.pidfd != -1:
@@ -108,10 +109,15 @@ def owner(home: Path) -> ProcessRef:
 
     Where no watcher can be started, that is logged once, and cleaning up is left to the next ramet process.
     """
+    watch(home, warn=True)
+    return processes.this_process()
+
+
+def watch(home: Path, *, warn: bool = False) -> None:
+    """Have a watcher, if there is one to be had, before something is removed in several steps."""
     if not _is_cleaner:
         with _lock:
-            _homes.setdefault(home, _Watched(home)).ensure()
-    return processes.this_process()
+            _homes.setdefault(home, _Watched(home)).ensure(warn=warn)
 
 
 def watch_nothing() -> None:
@@ -176,7 +182,7 @@ async def keep_watched(home: Path) -> None:
             await processes.wait_ended(watcher)
             while not started.is_set():
                 with _lock:
-                    watched.ensure()
+                    watched.ensure(warn=True)
                 if not started.is_set():
                     await anyio.sleep(watched.pause_s() or _SOON_S)
     finally:
