@@ -91,6 +91,9 @@ async def test_one_that_had_to_be_killed_says_why(warm: ramet.VM) -> None:
     async with warm.fork(4) as (deaf, hung, stalled, fine):
         await deaf.spawn(*SHORTLY, "halt", "-f")
         await stubborn(hung)
+        with anyio.fail_after(60):
+            while b"System halted" not in await deaf.logs():
+                await anyio.sleep(0.1)
         stopped = await stop(deaf, 2)
         assert "killed: its guest couldn't be asked to power off" in str(stopped.reason)
         assert "System halted" in str(stopped.reason)
