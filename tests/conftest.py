@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import anyio.pytest_plugin
 import pytest
 
 import ramet
@@ -26,11 +27,18 @@ SHORTLY = ("sh", "-c", 'sleep 0.3; exec "$0" "$@"')
 """Before a command in a guest that ends the guest: the answer that it was started is out before that."""
 
 
+def _call_no_thread_asyncios(name: str | None) -> None:
+    """Leave it to the loop that runs to say what runs."""
+
+
 def pytest_configure() -> None:
     """Ctrl-C works in the programs that tests start, also in a run that a shell script has put into the
     background: there it is ignored, which they would inherit (POSIX, Shell Command Language, 2.11).
     """
     os.environ.setdefault("RAMET_DRIVER", "qemu")
+    # Where sniffio is installed (trio brings it) anyio's plugin calls the whole thread asyncio's for as long as
+    # a fixture of the session lives. Tests that run a loop of their own are none of its business.
+    setattr(anyio.pytest_plugin, "set_current_async_library", _call_no_thread_asyncios)  # noqa: B010
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

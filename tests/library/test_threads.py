@@ -87,7 +87,9 @@ async def test_two_event_loops_at_once(warm: ramet.VM, warm_home: Path, loop: st
                     both.wait()
                     other = [one for one in handles if one is not forks[0]][0]
                     texts = [one.text.strip() for one in await forks.exec("hostname")]
-                    return texts, await awaited(other.exec("true"))
+                    refused = await awaited(other.exec("true"))
+                    both.wait()  # neither Host is left before the other one's handle was tried
+                    return texts, refused
         results = {}
         def work(number):
             results[number] = asyncio.run(main(number))

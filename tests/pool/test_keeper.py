@@ -181,7 +181,7 @@ async def test_two_keepers_have_a_budget_each(probe_home: Path) -> None:
         assert len((await one.pool()).entries) == 2
 
 
-@pytest.mark.parametrize("warm", [-1, 1001])
-async def test_a_senseless_budget_is_refused(probe_home: Path, warm: int) -> None:
-    with pytest.raises(UsageError, match="can't be kept warm"):
+@pytest.mark.parametrize(("warm", "words"), [(-1, "-1 is negative"), (1001, "1000|1001")])
+async def test_a_senseless_budget_is_refused(probe_home: Path, warm: int, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
         ramet.Host(probe_home, warm=warm)

@@ -85,7 +85,7 @@ async def test_a_document_when_it_is_ready(probe_home: Path) -> None:
         assert server.stdout is not None
         report = json.loads(server.stdout.readline())
         (kept,) = report["keepers"]
-        assert kept == {"pid": server.pid, "warm": 1, "held_back": None}
+        assert kept == {"pid": server.pid, "warm": 1, "held_back": None, "seen": True}
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=LIMIT_S) == 0
         assert server.stdout.read() == ""

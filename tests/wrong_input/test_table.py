@@ -338,7 +338,7 @@ def _(lab: Lab) -> Iterator[Attempt]:
     yield Attempt(["run", "--disk", "1G:/my data", "builtin"])
 
 
-@case("no mke2fs", 5, "unavailable", "no mke2fs", "e2fsprogs")
+@case("no mke2fs", 5, "unavailable", "mke2fs (no-such-mke2fs) can't be run", "e2fsprogs")
 def _(lab: Lab) -> Iterator[Attempt]:
     """Its place is given up in the process that runs the command: PATH alone hides nothing of /sbin."""
     without = (
