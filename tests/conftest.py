@@ -36,8 +36,8 @@ def pytest_configure() -> None:
     background: there it is ignored, which they would inherit (POSIX, Shell Command Language, 2.11).
     """
     os.environ.setdefault("RAMET_DRIVER", "qemu")
-    # Where sniffio is installed (trio brings it) anyio's plugin calls the whole thread asyncio's for as long as
-    # a fixture of the session lives. Tests that run a loop of their own are none of its business.
+    # Where sniffio is installed (trio brings it) anyio's plugin calls the whole thread asyncio's for as long
+    # as a fixture of the session lives. Tests that run a loop of their own are none of its business.
     setattr(anyio.pytest_plugin, "set_current_async_library", _call_no_thread_asyncios)  # noqa: B010
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
