@@ -63,7 +63,7 @@ def watchers_of(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
             command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            if any(word.endswith(b"owner_watcher.py") for word in command):
+            if any(b"owner_watcher" in word for word in command):
                 found.append(int(child))
     return found
 

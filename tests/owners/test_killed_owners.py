@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -292,3 +293,21 @@ async def test_a_thousand_go_at_once(probe_home: Path) -> None:
     )
     async with ramet.Host(probe_home) as host:
         await (await host.get("owned-1")).remove(force=True)
+
+
+async def test_a_ramet_in_an_archive_is_watched_too(probe_home: Path, tmp_path: Path) -> None:
+    """Its watcher is given its source, and what cleans up the path of its imports."""
+    archive = tmp_path / "ramet.zip"
+    source = Path(ramet.__file__).parents[1]
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in source.glob("ramet/**/*"):
+            if path.is_file() and path.suffix != ".pyc":
+                packed.write(path, path.relative_to(source))
+    with (
+        owner(probe_home, "probe", 2, env={**os.environ, "PYTHONPATH": str(archive)}) as process,
+        owned(probe_home) as guests,
+    ):
+        assert guests.alive() == 2
+        process.kill()
+        guests.ended_after_s(time.monotonic(), SETTLED_S)
+    await until_there_is(probe_home, "probe")

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.abc import InspectLoader
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from ramet.errors import UnavailableError
 from ramet.programs import python
 
 _BEGIN: Final = (
@@ -29,9 +30,14 @@ def alone(module: ModuleType) -> list[str]:
     path = module.__file__
     if path is not None and Path(path).is_file():
         return [python(), "-I", "-S", path]
-    loader = module.__loader__
-    source = loader.get_source(module.__name__) if isinstance(loader, InspectLoader) else None
-    return [python(), "-I", "-S", "-c", source or "raise SystemExit('the source is missing')"]
+    # In an archive: its loader has the source (PEP 302, `get_source`).
+    get_source: Callable[[str], str | None] | None = getattr(module.__loader__, "get_source", None)
+    source = get_source(module.__name__) if get_source is not None else None
+    if source is None:
+        raise UnavailableError(
+            f"the source of {module.__name__} can't be had: it runs in a process of its own"
+        )
+    return [python(), "-I", "-S", "-c", source]
 
 
 def with_ramet(module: str) -> list[str]:

@@ -11,6 +11,7 @@ A pipe's end wouldn't do: children that were forked hold it, too.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
@@ -193,7 +194,12 @@ async def keep_watched(home: Path) -> None:
 def _start(home: Path) -> tuple[ProcessRef, int]:
     """A watcher of this process, and a pidfd of it. Raises `OSError`, `UnavailableError`; none runs then."""
     place = home.stat()
-    ourselves = os.pidfd_open(os.getpid())
+    opened = os.pidfd_open(os.getpid())
+    try:
+        # Not in the place of a standard stream that this process has closed: the watcher gets others there.
+        ourselves = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(opened)
     # Blocked signals are inherited; a handler would come too late.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_OUT)
     try:
