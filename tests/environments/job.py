@@ -155,7 +155,7 @@ def before_fork(home: str, prefix: str) -> dict[str, float]:
 def around_fork(home: str, prefix: str) -> dict[str, float]:
     """With a child of fork(2) that does the job, too, while its parent has a Host open and a guest in it."""
     with ramet.sync.Host(home) as host:
-        guest = host.run("builtin", name=f"{prefix}parents", memory="96M")
+        guest = host.run("builtin", name="of-the-parent", memory="96M")
         if (child := os.fork()) == 0:
             try:
                 host.list()

@@ -24,11 +24,14 @@ Around = Callable[[], AbstractContextManager[Surroundings]]
 
 @dataclass(frozen=True)
 class Refused:
-    """The one clear error. `home_stays`: it is about instances, so an empty home may be made before it."""
+    """The one clear error. `home_stays`: it is about instances, so an empty home may be made before it.
+    `beside`: guests of another environment live in the home meanwhile.
+    """
 
     code: int
     words: tuple[str, ...]
     home_stays: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,11 @@ NAMESPACES = (
         around=lambda: unshare("--pid", "--fork", "--mount-proc"),
         usual=True,
     ),
-    Environment("another PID namespace, the old /proc", around=lambda: unshare("--pid", "--fork")),
+    Environment(
+        "another PID namespace, the old /proc, the same home",
+        around=lambda: unshare("--pid", "--fork"),
+        refused=Refused(5, ("/proc", "--mount-proc"), beside=True),
+    ),
     Environment("another mount namespace, the same home", around=lambda: unshare("--mount")),
     Environment("a user namespace", around=lambda: unshare("--user", "--map-root-user")),
 )

@@ -34,7 +34,8 @@ def try_row(row: Environment, directory: Path, exported: Path) -> None:
     """Do the job in one environment, with a home below `directory`, and tell the table of it."""
     with row.around() as surroundings, row.place(directory) as home:
         if row.refused is not None:
-            refuses(row, surroundings, home)
+            with witness(home, exported) if row.refused.beside else nullcontext():
+                refuses(row, surroundings, home)
             tell(f"environment | {row.name} | refused: exit {row.refused.code}, nothing made")
             return
         beside: AbstractContextManager[None] = nullcontext() if row.own_home else witness(home, exported)
@@ -64,11 +65,15 @@ def refuses(row: Environment, surroundings: Surroundings, home: Path) -> None:
     """One error says what is wrong, and nothing was made before it."""
     assert row.refused is not None
     before = sorted(home.rglob("*")) if home.exists() else None
+    instances = sorted(path.name for path in home.glob("instances/*"))
     done = Commands(surroundings, {"RAMET_HOME": os.fspath(home)}).attempt("run", "-d", "builtin")
     assert done.code == row.refused.code, done
     for words in row.refused.words:
         assert words in done.err, done
     assert "Traceback" not in done.err
+    if row.refused.beside:
+        assert sorted(path.name for path in (home / "instances").iterdir()) == instances
+        return
     if row.refused.home_stays:
         assert_nothing_left(home)
     else:

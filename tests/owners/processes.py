@@ -139,12 +139,19 @@ def why_unsettled(home: Path) -> str | None:
         "directories": {one.name for one in place.instances.iterdir()} ^ {one.id for one in found},
         "snapshots' directories": {one.name for one in place.snapshots.iterdir()}
         ^ {one.id for one in snapshots},
-        "temporary files": list(place.instances.glob("*/.tmp-*")),
+        "temporary files": [file for one in place.instances.iterdir() for file in _temporary(one)],
         "staging": list(place.staging.iterdir()),
         "pool": list(place.pool.iterdir()) if place.pool.exists() else [],
         "VMMs": running ^ {one.vmm.process.pid for one in found if one.vmm is not None},
     }
     return next((f"{what}: {which}" for what, which in there.items() if which), None)
+
+
+def _temporary(directory: Path) -> list[Path]:
+    try:
+        return list(directory.glob(".tmp-*"))
+    except FileNotFoundError:
+        return []  # it goes at this moment
 
 
 def _is_left(process: ProcessRef | None) -> bool:

@@ -189,12 +189,12 @@ async def remove_each(
     from ramet.model.shapes import Removed
 
     async def act(removal: Removal) -> str:
-        removed_id = await removal.act()
-        if not json:
-            output.say(removal.name)
-        return removed_id
+        return await removal.act()
 
-    outcomes, failures = await _attempt_each(host, wanted, find, act)
+    def told(removal: Removal) -> str:
+        return removal.name
+
+    outcomes, failures = await _attempt_each(host, wanted, find, act, None if json else told)
     removed = [outcome for outcome in outcomes if isinstance(outcome, str)]
     code = _code(failures, len(wanted))
     if json and failures:
@@ -215,11 +215,14 @@ def _each(wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], *,
             after = await act(vm)
             if after is not None and after.reason is not None:
                 output.warn(f"ramet: {vm.name}: {after.reason}")
-            if not json:
-                output.say(vm.name)
             return after or await vm.info()
 
-        outcomes, failures = await _attempt_each(host, wanted, references.instance, one)
+        def told(vm: VM) -> str:
+            return vm.name
+
+        outcomes, failures = await _attempt_each(
+            host, wanted, references.instance, one, None if json else told
+        )
         code = _code(failures, len(wanted))
         if json:
             output.emit(outcomes if len(wanted) > 1 else outcomes[0])
@@ -233,20 +236,34 @@ async def _attempt_each(
     wanted: list[str],
     find: Callable[[Host, str], Awaitable[F]],
     act: Callable[[F], Awaitable[T]],
+    told: Callable[[F], str] | None,
 ) -> tuple[list[T | Failure], list[Failure]]:
-    """What `act` gave for what `find` found, or what became of it instead, in order; and the failures."""
+    """What `act` gave for what `find` found, or what became of it instead, in order; and the failures.
+
+    A line of what was done, `told`, that can't be written stops none of the others, and is no failure of what
+    was done: unless there are failures, its `OSError` is raised when all is done.
+    """
     from ramet.cli.shapes import Failure
 
     outcomes: list[T | Failure] = []
     failures: list[Failure] = []
+    unwritten: OSError | None = None
     for reference in wanted:
         try:
-            outcomes.append(await act(await find(host, reference)))
+            found = await find(host, reference)
+            outcomes.append(await act(found))
+            if told is not None and unwritten is None:
+                try:
+                    output.say(told(found))
+                except OSError as error:
+                    unwritten = error  # raised below
         except (RametError, OSError) as error:
             if len(wanted) == 1:
                 raise
             failures.append(Failure(reference=reference, error=calling.error_shape(error)))
             outcomes.append(failures[-1])
+    if unwritten is not None and not failures:
+        raise unwritten
     return outcomes, failures
 
 

@@ -7,11 +7,12 @@ it says, and one with disks as much as it was given anyway.
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from ramet.host.rlimits import Needs
 from ramet.model.record import Machine
-from ramet.units import MIB
+from ramet.units import GIB, MIB
 
 LARGEST_LOG_BYTES: Final = 16 * MIB
 """Well above what `rings` keeps, so that it is met only when nobody looks."""
@@ -27,4 +28,13 @@ def largest_file_bytes(machine: Machine) -> int:
 
 def needs_of(machine: Machine) -> Needs:
     """What the VMM of that machine has to be able to do, whatever limits its caller has."""
-    return Needs(file_bytes=largest_file_bytes(machine), mapped_bytes=machine.memory_bytes)
+    mapped_bytes = machine.memory_bytes + (_translation_bytes() if machine.accelerator == "tcg" else 0)
+    return Needs(file_bytes=largest_file_bytes(machine), mapped_bytes=mapped_bytes)
+
+
+def _translation_bytes() -> int:
+    """The addresses that an emulating QEMU takes for translated code (7.2, tcg/region.c,
+    `size_code_gen_buffer`).
+    """
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(GIB, machine_bytes // 8)
