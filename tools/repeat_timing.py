@@ -1,8 +1,8 @@
 """Repeat the tests that wait, race or measure beside busy processes: `tools/repeat_timing.py --runs 30`.
 
-They are those with the marker `timing`. Each run is a pytest of its own, one test after another, beside
-`--busy` processes that only compute. Ends with 1 when a run failed; what failed is printed, with how often,
-and each run's output is in `build/timing/`. Further words are handed to pytest: a path, `-k`.
+They are those with the marker `timing` that aren't `deep`. Each run is a pytest of its own, one test after
+another, beside `--busy` processes that only compute. Ends with 1 when a run failed; what failed is printed,
+with how often, and each run's output is in `build/timing/`. Further words are handed to pytest: a path, `-k`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run_once(number: int, words: list[str]) -> tuple[int, str]:
         "-n",
         "0",
         "-m",
-        "timing",
+        "timing and not deep",
         *words,
     ]
     log = OUTPUT / f"run-{number:02}.log"

@@ -223,23 +223,25 @@ async def test_an_import_whose_disks_are_other_parts_is_refused(source: ramet.VM
 async def test_a_fork_that_is_removed_before_it_is_made_leaves_no_vmm(
     probes: ramet.Host, source: ramet.VM
 ) -> None:
-    """Its row goes while it waits for its turn: there is nothing to end yet. Then it is made all the same."""
+    """Its row goes while it waits for its turn, which is far off: there is nothing to end yet. Then it is
+    made all the same.
+    """
     await source.template()
     store = probes._context.store  # type: ignore[union-attr]
     outcome: list[ForkReport] = []
 
     async def fork() -> None:
-        outcome.append(await source.fork_report(12, name="f"))
+        outcome.append(await source.fork_report(60, name="f"))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fork)
-        while len(waiting := [one for one in store.all() if one.name in {"f-11", "f-12"}]) < 2:
+        while len(waiting := [one for one in store.all() if one.name in {"f-59", "f-60"}]) < 2:
             await anyio.sleep(0.001)
         for one in waiting:
             assert one.state is ramet.State.CREATED
             await (await probes.get(one.id)).remove(force=True)
     failed = [one for one in outcome[0].forks if isinstance(one, ForkFailure)]
-    assert [one.name for one in failed] == ["f-11", "f-12"]
+    assert [one.name for one in failed] == ["f-59", "f-60"]
     rows = {one.id for one in store.all()}
     instances = source.directory.parent
     assert {path.name for path in instances.iterdir()} == rows

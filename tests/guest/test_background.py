@@ -77,6 +77,7 @@ async def test_one_that_writes_without_end_holds_nobody_up(
     await until(lambda: pipes_of(agent_process.pid) == 0)
 
 
+@pytest.mark.timing
 async def test_hundreds_are_kept_beside_other_commands(
     tmp_path: Path, agent_process: subprocess.Popen[bytes]
 ) -> None:

@@ -154,6 +154,7 @@ connection = processes.connect(Path(sys.argv[1]), "control")
         listener.close()
 
 
+@pytest.mark.timing
 def test_a_child_and_its_parent_have_databases_of_their_own(tmp_path: Path) -> None:
     """SQLite believes in the child that it holds its parent's locks. The parent, leaving, would then remove
     the write-ahead log in which the child goes on writing.

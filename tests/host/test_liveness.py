@@ -181,6 +181,7 @@ def test_a_boot_was_this_machines_if_it_has_its_id_and_was_over_before() -> None
     assert past_boots([now]) == set()
 
 
+@pytest.mark.timing
 @pytest.mark.anyio
 async def test_nothing_is_done_to_what_cannot_be_seen() -> None:
     process = msgspec.structs.replace(processes.this_process(), boot_id=OTHER_BOOT)

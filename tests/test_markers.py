@@ -1,0 +1,40 @@
+"""Tests that wait or measure are marked `timing`, so that they are repeated beside busy processes.
+
+Held here for tests without a VM, which are cheap enough to repeat; those with one are marked where waiting or
+racing is what they are about.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from tests.copied_packages import ROOT
+
+WAITS = {
+    *("sleep", "wait_until", "wait_for", "move_on_after", "fail_after"),
+    *("monotonic", "perf_counter", "process_time", "thread_time"),
+}
+MARKS = ("timing", "deep", "alone")
+
+
+def names_in(node: ast.AST) -> Iterator[str]:
+    """Every name and attribute below `node`."""
+    for inner in ast.walk(node):
+        match inner:
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                yield name
+
+
+def test_what_waits_is_marked() -> None:
+    unmarked = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        source = path.read_text()
+        if "mark.vm" in source:
+            continue
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):
+                marked = any(mark in ast.unparse(one) for one in node.decorator_list for mark in MARKS)
+                if not marked and WAITS.intersection(names_in(node)):
+                    unmarked.append(f"{path.relative_to(ROOT)}::{node.name}")
+    assert unmarked == []
