@@ -47,6 +47,8 @@ _SOURCES: dict[type, ModuleType] = {
 }
 _WRAPPED = {"VM", "Snapshot", "Process"}
 """Classes whose objects are wrapped where they are returned."""
+_MAKES = {"run": "remove(force=True)"}
+"""Methods that make what goes with its Host, and how that is undone when nobody gets it."""
 _ATTRIBUTES = {
     "VM": {"id": "str", "name": "str"},
     "Snapshot": {"id": "str", "name": "str"},
@@ -127,7 +129,7 @@ class ForkError(ramet.engine.results.ForkError):
 
 def _forked(portal: _Portal, make: Callable[[], Awaitable[ramet.engine.forks.Forks]]) -> Forks:
     try:
-        return Forks(portal.call(make), portal)
+        return Forks(portal.call(make, lambda forks: forks.__aexit__(None, None, None)), portal)
     except ramet.engine.results.ForkError as error:
         plain = ForkError(error.forks, error.errors)
         plain.forks = [VM(one, portal) for one in error.forks]
@@ -265,6 +267,9 @@ def _method(function: FunctionType, module: ModuleType, imports: set[str]) -> st
         shown, body = "Forks", f"return _forked(self._portal, {call})"
     elif not inspect.iscoroutinefunction(function):
         raise SystemExit(f"{function.__qualname__} -> {returned}: don't know how to make that synchronous")
+    elif name in _MAKES:
+        undo = f"lambda made: made.{_MAKES[name]}"
+        shown, body = returned, f"return {returned}(self._portal.call({call}, {undo}), self._portal)"
     elif returned in _WRAPPED:
         shown, body = returned, f"return {returned}(self._portal.call({call}), self._portal)"
     else:

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 import anyio
 
 from ramet.calls import was_forked, was_left
-from ramet.errors import UsageError
+from ramet.errors import RametError, UsageError
 from ramet.host import threads
 
 _T = TypeVar("_T")
@@ -28,10 +28,16 @@ _JOIN_LIMIT_S: Final = 10.0
 class _Task(Generic[_T]):
     """A coroutine in a portal's loop. Its future is done when it has cleaned up."""
 
-    def __init__(self, portal: _Portal, function: Callable[[], Awaitable[_T]]) -> None:
+    def __init__(
+        self,
+        portal: _Portal,
+        function: Callable[[], Awaitable[_T]],
+        undo: Callable[[_T], Awaitable[None]] | None = None,
+    ) -> None:
         self.future: Future[_T] = Future()
         self._portal = portal
         self._function = function
+        self._undo = undo
         self._scope: anyio.CancelScope | None = None
         self._is_unwanted = False
 
@@ -57,11 +63,17 @@ class _Task(Generic[_T]):
             self._portal.forget(self)
 
     def result(self) -> _T:
-        """Its result. If the wait is interrupted (Ctrl-C) it is cancelled and its cleanup is waited for."""
+        """Its result. If the wait is interrupted (Ctrl-C) it is cancelled and its cleanup is waited for; what
+        it had made by then, which nobody gets, is undone.
+        """
         try:
             wait([self.future])
         except BaseException:
             self.cancel()
+            if self._undo is not None and self.future.exception() is None:
+                made, undo = self.future.result(), self._undo
+                with suppress(RametError):  # the Host has it still, and removes it when it is left
+                    self._portal.call(lambda: undo(made))
             raise
         return self.future.result()
 
@@ -136,16 +148,22 @@ class _Portal:
         if threading.get_ident() != self._thread.ident:
             self._thread.join(_JOIN_LIMIT_S)
 
-    def call(self, function: Callable[[], Awaitable[_T]]) -> _T:
-        """Await `function()` in the loop."""
-        return self.start(function).result()
+    def call(
+        self, function: Callable[[], Awaitable[_T]], undo: Callable[[_T], Awaitable[None]] | None = None
+    ) -> _T:
+        """Await `function()` in the loop. When its result comes too late for an interrupted caller, `undo`
+        gets it.
+        """
+        return self.start(function, undo).result()
 
-    def start(self, function: Callable[[], Awaitable[_T]]) -> _Task[_T]:
+    def start(
+        self, function: Callable[[], Awaitable[_T]], undo: Callable[[_T], Awaitable[None]] | None = None
+    ) -> _Task[_T]:
         """Begin to await `function()` in the loop."""
         self.require()
         if threading.get_ident() == self._thread.ident:
             raise UsageError("a call from ramet's own thread would wait for itself")
-        task = _Task(self, function)
+        task = _Task(self, function, undo)
         with self._lock:
             if self._closed:
                 raise was_left()

@@ -176,10 +176,16 @@ _JOIN_LIMIT_S: Final = 10.0
 class _Task(Generic[_T]):
     """A coroutine in a portal's loop. Its future is done when it has cleaned up."""
 
-    def __init__(self, portal: _Portal, function: Callable[[], Awaitable[_T]]) -> None:
+    def __init__(
+        self,
+        portal: _Portal,
+        function: Callable[[], Awaitable[_T]],
+        undo: Callable[[_T], Awaitable[None]] | None = None,
+    ) -> None:
         self.future: Future[_T] = Future()
         self._portal = portal
         self._function = function
+        self._undo = undo
         self._scope: anyio.CancelScope | None = None
         self._is_unwanted = False
 
@@ -205,11 +211,17 @@ class _Task(Generic[_T]):
             self._portal.forget(self)
 
     def result(self) -> _T:
-        """Its result. If the wait is interrupted (Ctrl-C) it is cancelled and its cleanup is waited for."""
+        """Its result. If the wait is interrupted (Ctrl-C) it is cancelled and its cleanup is waited for; what
+        it had made by then, which nobody gets, is undone.
+        """
         try:
             wait([self.future])
         except BaseException:
             self.cancel()
+            if self._undo is not None and self.future.exception() is None:
+                made, undo = self.future.result(), self._undo
+                with suppress(RametError):  # the Host has it still, and removes it when it is left
+                    self._portal.call(lambda: undo(made))
             raise
         return self.future.result()
 
@@ -284,16 +296,22 @@ class _Portal:
         if threading.get_ident() != self._thread.ident:
             self._thread.join(_JOIN_LIMIT_S)
 
-    def call(self, function: Callable[[], Awaitable[_T]]) -> _T:
-        """Await `function()` in the loop."""
-        return self.start(function).result()
+    def call(
+        self, function: Callable[[], Awaitable[_T]], undo: Callable[[_T], Awaitable[None]] | None = None
+    ) -> _T:
+        """Await `function()` in the loop. When its result comes too late for an interrupted caller, `undo`
+        gets it.
+        """
+        return self.start(function, undo).result()
 
-    def start(self, function: Callable[[], Awaitable[_T]]) -> _Task[_T]:
+    def start(
+        self, function: Callable[[], Awaitable[_T]], undo: Callable[[_T], Awaitable[None]] | None = None
+    ) -> _Task[_T]:
         """Begin to await `function()` in the loop."""
         self.require()
         if threading.get_ident() == self._thread.ident:
             raise UsageError("a call from ramet's own thread would wait for itself")
-        task = _Task(self, function)
+        task = _Task(self, function, undo)
         with self._lock:
             if self._closed:
                 raise was_left()
@@ -1052,7 +1070,8 @@ class Host(Handle):
                     disks=disks,
                     labels=labels,
                     auto_remove=auto_remove,
-                )
+                ),
+                lambda made: made.remove(force=True),
             ),
             self._portal,
         )
@@ -1151,7 +1170,7 @@ class ForkError(ramet.engine.results.ForkError):
 
 def _forked(portal: _Portal, make: Callable[[], Awaitable[ramet.engine.forks.Forks]]) -> Forks:
     try:
-        return Forks(portal.call(make), portal)
+        return Forks(portal.call(make, lambda forks: forks.__aexit__(None, None, None)), portal)
     except ramet.engine.results.ForkError as error:
         plain = ForkError(error.forks, error.errors)
         plain.forks = [VM(one, portal) for one in error.forks]

@@ -225,11 +225,22 @@ async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home:
                     "process.output": lambda: next(output),
                     "fork": lambda: host.get("warm").fork(30),
                 }
+                there = os.path.join(home, "instances")
+                before = len(os.listdir(there))
+
+                def interrupt(name):
+                    if name == "fork":  # in the middle of it, however fast it is
+                        while len(os.listdir(there)) == before:
+                            time.sleep(0.001)
+                    else:  # these end by nothing else
+                        time.sleep(0.3)
+                    os.kill(os.getpid(), signal.SIGINT)
+
                 for name, call in calls.items():
-                    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-                    timer.start()
+                    thread = threading.Thread(target=interrupt, args=(name,))
+                    thread.start()
                     print(name, outcome(call))
-                    timer.join()
+                    thread.join()
                 print(vm.exec("echo", "on").text.strip(), len(vm.inspect().processes))
             print([one.name for one in host.list(everything=True)])
             threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -244,6 +255,34 @@ async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home:
     )
     assert [line for line in said[:6] if not line.endswith("KeyboardInterrupt: ")] == []
     assert said[6:] == ["on 1", "['warm', 'box']"]
+
+
+@pytest.mark.parametrize("call", ["host.get('warm').fork(3)", "host.run()"])
+def test_what_was_made_for_an_interrupted_caller_is_removed(
+    warm_home: Path, warm: ramet.VM, call: str
+) -> None:
+    """Ctrl-C, when it is too late to cancel the call: nobody will ever have what it returns."""
+    said = run_program(
+        f"""
+        import signal
+        from ramet.engine.forks import ForkCall
+
+        def late(work):
+            async def finished_at_last(*arguments, **options):
+                made = await work(*arguments, **options)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.3)  # the loop gets no word of it before it is done
+                return made
+            return finished_at_last
+
+        ForkCall._run, ramet.Host.run = late(ForkCall._run), late(ramet.Host.run)
+        with ramet.sync.Host(home) as host:
+            print(outcome(lambda: {call}))
+            print([one.name for one in host.list(everything=True)])
+        """,
+        warm_home,
+    )
+    assert said == ["KeyboardInterrupt: ", "['warm']"]
 
 
 @pytest.mark.parametrize("by", ["asyncio.wait_for", "anyio.move_on_after", "Task.cancel"])
