@@ -28,10 +28,10 @@ async def test_a_pause_is_no_time_of_the_commands(warm: ramet.VM, monkeypatch: p
     monkeypatch.setattr(limits, "ASK_S", 0.5)
     async with warm.fork(1) as (vm,), anyio.create_task_group() as tasks:
         await vm.exec("true")
-        tasks.start_soon(paused_for, vm, 12)
+        tasks.start_soon(paused_for, vm, 8)
         done = await vm.exec("sh", "-c", "sleep 2; echo done", timeout=6)
         assert done.text == "done\n"
-        tasks.start_soon(paused_for, vm, 12)
+        tasks.start_soon(paused_for, vm, 5)
         with pytest.raises(ramet.ExecTimeoutError, match="was killed") as caught:
             await vm.exec("sleep", "60", timeout=3)
         assert type(caught.value) is ramet.ExecTimeoutError
