@@ -239,6 +239,7 @@ class Qemu:
 
     def __init__(self, program: str, template: Path, source: Path) -> None:
         self.source = source
+        self._release = (0, 0)
         source.mkdir()
         for name in ("mem", "vmstate"):
             (source / name).hardlink_to(template / name)
@@ -262,12 +263,22 @@ class Qemu:
                 greet(stream)
             fork.mark()
 
+    def _give(self, monitor: socket.socket, descriptor: int, number: int) -> str:
+        """Hand over an open file; how migration calls it then. From 9.1 on that is a set of descriptors, from
+        11.0 on nothing else is taken.
+        """
+        if self._release >= (9, 1):
+            self._execute(monitor, "add-fd", [descriptor], **{"fdset-id": number})
+            return f"file:/dev/fdset/{number}"
+        self._execute(monitor, "getfd", [descriptor], fdname=f"file{number}")
+        return f"fd:file{number}"
+
     def _incoming(self, monitor: socket.socket, state: Path) -> None:
         with state.open("rb") as vmstate:
-            self._execute(monitor, "getfd", [vmstate.fileno()], fdname="vmstate")
+            uri = self._give(monitor, vmstate.fileno(), 0)
         events = [{"capability": "events", "state": True}]
         self._execute(monitor, "migrate-set-capabilities", capabilities=events)
-        done = self._execute(monitor, "migrate-incoming", uri="fd:vmstate")
+        done = self._execute(monitor, "migrate-incoming", uri=uri)
         receive_until(monitor, lambda received: b'"completed"' in done + received)
 
     @contextmanager
@@ -299,7 +310,11 @@ class Qemu:
             for listener in listeners:
                 listener.close()
         with connect(fork.directory / "qmp.sock", fork.process) as monitor:
-            receive_until(monitor, lambda received: b'"QMP"' in received and received.endswith(b"\n"))
+            greeting = receive_until(
+                monitor, lambda received: b'"QMP"' in received and received.endswith(b"\n")
+            )
+            version = json.loads(greeting)["QMP"]["version"]["qemu"]
+            self._release = version["major"], version["minor"]
             yield monitor
 
     def _execute(

@@ -40,11 +40,11 @@ class WholeRam(floor.Qemu):
                 self._execute(monitor, "qmp_capabilities")
                 self._incoming(monitor, fork.directory / "vmstate")
                 with (directory / "stream").open("wb") as stream:
-                    self._execute(monitor, "getfd", [stream.fileno()], fdname="stream")
+                    uri = self._give(monitor, stream.fileno(), 1)
                     # By itself it holds back: 128 MiB a second.
                     unbounded: dict[str, Any] = {"max-bandwidth": 1 << 40}
                     self._execute(monitor, "migrate-set-parameters", **unbounded)
-                    done = self._execute(monitor, "migrate", uri="fd:stream")
+                    done = self._execute(monitor, "migrate", uri=uri)
                     floor.receive_until(monitor, lambda received: b'"completed"' in done + received)
         finally:
             fork.end()

@@ -198,6 +198,10 @@ class Driver(Protocol):
     def name(self) -> str: ...
 
     @property
+    def setting(self) -> str:
+        """The environment variable that names another program."""
+
+    @property
     def abilities(self) -> frozenset[Ability]: ...
 
     @property
@@ -209,9 +213,14 @@ class Driver(Protocol):
         """How many virtual CPUs a guest can have."""
 
     async def version(self) -> str:
-        """The VMM's version, asked of the program once.
+        """The VMM's version, asked of the program once, and again when it has been upgraded.
 
         Raises `UnavailableError` when it is missing or too old.
+        """
+
+    def as_of(self, version: str) -> Driver:
+        """This driver as it is for a VMM of that version, which runs and may have been started before the
+        program was upgraded: with that version's abilities, machines and arguments. Pure.
         """
 
     def standing(self) -> Standing:

@@ -9,6 +9,7 @@ Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-s
 
 from __future__ import annotations
 
+import copy
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from ramet.drivers.endings import announced_power_off, announced_reboot
 from ramet.drivers.firecracker_api import SOCKET
 from ramet.drivers.firecracker_vmm import FirecrackerVmm, last_words
 from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes, needs_of
-from ramet.drivers.versions import ask_version, release
+from ramet.drivers.versions import Facts, ask_version, facts_of, release
 from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
@@ -60,12 +61,14 @@ class Firecracker:
     """
 
     name = "firecracker"
+    setting = "RAMET_FIRECRACKER"
     memory_quantum_bytes = MIB  # src/firecracker/swagger/firecracker.yaml: `mem_size_mib`
     most_cpus = 32  # there, MachineConfiguration: `vcpu_count`
 
     def __init__(self, binary: str | None = None) -> None:
         self._program = _program(binary)
         self._version: str | None = None
+        self._told_by: Facts | None = None
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -83,17 +86,27 @@ class Firecracker:
         return frozenset(known)
 
     async def version(self) -> str:
-        """As `Driver.version`. The program is run once for each `Firecracker`."""
-        if self._version is None:
-            self._version = await ask_version(
+        """As `Driver.version`."""
+        program = self.program()
+        facts = facts_of(program)
+        version = self._version
+        if version is None or facts != self._told_by:
+            version = await ask_version(
                 "Firecracker",
-                self.program(),
+                program,
                 _VERSION,
                 oldest=firecracker_releases.OLDEST,
                 install=self._program.hint,
-                setting="RAMET_FIRECRACKER",
+                setting=self.setting,
             )
-        return self._version
+            self._version, self._told_by = version, facts
+        return version
+
+    def as_of(self, version: str) -> Firecracker:
+        """As `Driver.as_of`."""
+        made = copy.copy(self)
+        made._version = version  # noqa: SLF001 - of this very class
+        return made
 
     def standing(self) -> Standing:
         """As `Driver.standing`."""

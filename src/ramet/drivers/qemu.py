@@ -8,6 +8,7 @@ stream, and finds RAM in place already, mapped privately from the mem-file.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from contextlib import AsyncExitStack, ExitStack
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import msgspec
 
-from ramet.drivers import qemu_arguments, qmp
+from ramet.drivers import qemu_arguments, qemu_releases, qmp
 from ramet.drivers.api import Ability, Ending, Standing
 from ramet.drivers.endings import announced_reboot
 from ramet.drivers.limits import needs_of
 from ramet.drivers.qemu_vmm import STARTED, QemuVmm, last_words
-from ramet.drivers.versions import ask_version, release
+from ramet.drivers.versions import Facts, ask_version, facts_of, is_same_release, release
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors, keep_room
@@ -33,27 +35,26 @@ from ramet.units import KIB, PAGE_SIZE_BYTES, round_up
 AGENT_PORTS: Final = 9
 """Eight for clients with commands, and one that is kept back (`guest.ports.command_ports`)."""
 _PROGRAM: Final = "qemu-system-x86_64"
-_OLDEST: Final = (7, 2)
 _VERSION: Final = r"version (\d+\.\d+(?:\.\d+)?)"
 _INSTALL: Final = "install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU"
 _STATES_BYTES: Final = 16 * KIB
 """How much of its log the last run states are looked for in, and have room in."""
-_READ_ONLY_SINCE: Final = (8, 2)
-_RUN: Final = ((7, 2),)
-"""The releases that ramet's tests were run with."""
 
 
 class Qemu:
     """The QEMU driver. `binary` is a path or a name on PATH; else `RAMET_QEMU`, then `qemu-system-x86_64`."""
 
     name = "qemu"
+    setting = "RAMET_QEMU"
     # softmmu/vl.c, set_memory_options: -m is rounded up to 8 KiB, and then has to be the backend's size.
     memory_quantum_bytes = max(8 * KIB, PAGE_SIZE_BYTES)
     most_cpus = 64
 
     def __init__(self, binary: str | None = None) -> None:
-        self._program = Program("QEMU", _PROGRAM, setting="RAMET_QEMU", given=binary, hint=_INSTALL)
+        self._program = Program("QEMU", _PROGRAM, setting=self.setting, given=binary, hint=_INSTALL)
         self._version: str | None = None
+        self._told_by: Facts | None = None
+        """None: to be asked again. What was told holds until then, for whoever is in the middle of it."""
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -64,25 +65,36 @@ class Qemu:
             Ability.LOADS_DELTA_BEFORE_VMSTATE,
             Ability.EMULATES,
         }
-        if release(self._known_version()) >= _READ_ONLY_SINCE:
+        if self._release() >= qemu_releases.READ_ONLY_SINCE:
             known.add(Ability.OPENS_MEM_FILE_READ_ONLY)
         return frozenset(known)
 
     async def version(self) -> str:
-        """As `Driver.version`. The program is run once for each `Qemu`."""
-        if self._version is None:
-            self._version = await ask_version(
-                "QEMU", self._program.path(), _VERSION, oldest=_OLDEST, install=_INSTALL, setting="RAMET_QEMU"
+        """As `Driver.version`."""
+        program = self._program.path()
+        facts = facts_of(program)
+        version = self._version
+        if version is None or facts != self._told_by:
+            version = await ask_version(
+                "QEMU",
+                program,
+                _VERSION,
+                oldest=qemu_releases.OLDEST,
+                install=_INSTALL,
+                setting=self.setting,
             )
-        return self._version
+            self._version, self._told_by = version, facts
+        return version
+
+    def as_of(self, version: str) -> Qemu:
+        """As `Driver.as_of`."""
+        made = copy.copy(self)
+        made._version = version  # noqa: SLF001 - of this very class
+        return made
 
     def standing(self) -> Standing:
         """As `Driver.standing`."""
-        version = self._known_version()
-        if release(version) in _RUN:
-            return Standing(True, "run")
-        names = ", ".join(f"{major}.{minor}" for major, minor in _RUN)
-        return Standing(False, f"untried, documented to do what ramet asks of it; {names} was run")
+        return qemu_releases.standing(self._known_version())
 
     def machine(
         self,
@@ -93,14 +105,10 @@ class Qemu:
         guest: Guest = "linux",
         disk_bytes: tuple[int, ...] = (),
     ) -> Machine:
-        """As `Driver.machine`. Disks are qcow2, so that a frozen one can lie under a fork's own.
-
-        The machine type is versioned: a newer QEMU goes on making the same machine.
-        """
-        major, minor = release(self._known_version())
+        """As `Driver.machine`. Disks are qcow2, so that a frozen one can lie under a fork's own."""
         return Machine(
             accelerator=accelerator,
-            machine_type=f"pc-i440fx-{major}.{minor}",
+            machine_type=qemu_releases.machine_type(self._release()),
             cpu_model=qemu_arguments.cpu_model(accelerator),
             memory_bytes=round_up(memory_bytes, self.memory_quantum_bytes),
             cpus=cpus,
@@ -113,8 +121,10 @@ class Qemu:
         )
 
     def for_cold_start(self, machine: Machine) -> Machine:
-        """As `Driver.for_cold_start`: machine types are versioned, and a newer QEMU goes on making them."""
-        return machine
+        """As `Driver.for_cold_start`: the release's own machine. It can't make those of later ones, and not
+        for ever those of earlier ones.
+        """
+        return msgspec.structs.replace(machine, machine_type=qemu_releases.machine_type(self._release()))
 
     def arguments(self, machine: Machine) -> list[str]:
         """As `Driver.arguments`."""
@@ -122,7 +132,7 @@ class Qemu:
             machine,
             "MONITOR",
             [f"AGENT{number}" for number in range(machine.agent_ports)],
-            mem_file_read_only=Ability.OPENS_MEM_FILE_READ_ONLY in self.abilities,
+            numbers=self._release(),
         )
 
     def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
@@ -182,9 +192,8 @@ class Qemu:
         mark: Path | None,
         sessions: AsyncExitStack | None = None,
     ) -> QemuVmm:
-        await self.version()
+        asked = await self.version()
         _refuse_devices(machine)
-        read_only = Ability.OPENS_MEM_FILE_READ_ONLY in self.abilities
         log = directory / VMM_LOG
         with filesystem_errors("start QEMU in", directory), ExitStack() as closing:
             directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -196,9 +205,7 @@ class Qemu:
             monitor_fd, *agent_fds = listening
             argv = [
                 self._program.path(),
-                *qemu_arguments.common_arguments(
-                    machine, monitor_fd, agent_fds, mem_file_read_only=read_only
-                ),
+                *qemu_arguments.common_arguments(machine, monitor_fd, agent_fds, numbers=release(asked)),
                 *arguments,
                 *qemu_arguments.host_arguments(machine),
             ]
@@ -218,14 +225,14 @@ class Qemu:
             )
         vmm = QemuVmm(directory, process, machine)
         try:
-            # The monitor answers once every device has been made.
             if sessions is not None:
                 await sessions.enter_async_context(vmm.session())
-            else:
-                await vmm.status()
+            told = await vmm.come_up()
         except RametError as error:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()
+            self._told_by = None
+            self._require_still(asked, await self.version())
             raise VmmError(
                 f"QEMU didn't come up: {last_words(log)}",
                 hint="`ramet doctor` says what this machine lacks; RAMET_QEMU names another QEMU",
@@ -234,7 +241,27 @@ class Qemu:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()
             raise
+        try:
+            self._require_still(asked, told or asked)
+        except UnavailableError:
+            self._told_by = None
+            with anyio.CancelScope(shield=True):
+                await vmm.kill()
+            raise
         return vmm
+
+    def _require_still(self, asked: str, told: str) -> None:
+        """Raise `UnavailableError` unless the VMM is of the release for which its machine was made. A script
+        may start another program than it did, and its file is the same.
+        """
+        if not is_same_release(told, asked):
+            raise UnavailableError(
+                f"QEMU ({self._program.path()}) is {told}, and has just said that it is {asked}",
+                hint=f"if it has been upgraded, try again; else {self.setting} names another one",
+            )
+
+    def _release(self) -> tuple[int, int]:
+        return release(self._known_version())
 
     def _known_version(self) -> str:
         assert self._version is not None, "Qemu.version() has to be awaited first"

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from ramet.drivers import qemu_disks
+from ramet.drivers import qemu_disks, qemu_releases
 from ramet.model.record import Machine, RamRegion
 from ramet.paths import CONSOLE_LOG, INITRAMFS_FILE, KERNEL_FILE, MEM_FILE
 from ramet.units import GIB
@@ -51,16 +51,20 @@ def ram_regions(memory_bytes: int) -> tuple[RamRegion, ...]:
 
 
 def common_arguments(
-    machine: Machine, monitor_fd: object, agent_fds: Sequence[object], *, mem_file_read_only: bool
+    machine: Machine, monitor_fd: object, agent_fds: Sequence[object], *, numbers: tuple[int, int]
 ) -> list[str]:
     """What a booted and a restored QEMU have in common: the machine itself.
 
-    `monitor_fd` and `agent_fds` are listening sockets that QEMU inherits, or what stands for them. Devices
-    keep their order and addresses: a vmstate fits only the machine that it was saved from.
+    `monitor_fd` and `agent_fds` are listening sockets that QEMU inherits, or what stands for them; `numbers`
+    are its release. Devices keep their order and addresses: a vmstate fits only the machine that it was saved
+    from.
     """
     mem = f"memory-backend-file,id=mem,size={machine.memory_bytes},mem-path={MEM_FILE},share=off"
-    if mem_file_read_only:
+    if numbers >= qemu_releases.READ_ONLY_SINCE:
         mem += ",readonly=on,rom=off"
+    monitor = ("-mon", "chardev=qmp,mode=control")
+    if numbers >= qemu_releases.MONITOR_OBJECTS_SINCE:
+        monitor = ("-object", "monitor-qmp,id=monitor,chardev=qmp")
     arguments = [
         *("-no-user-config", "-nodefaults", "-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
@@ -70,7 +74,7 @@ def common_arguments(
         *("-m", f"{machine.memory_bytes}b"),
         *("-object", mem),
         *("-chardev", f"socket,id=qmp,fd={monitor_fd},server=on,wait=off"),
-        *("-mon", "chardev=qmp,mode=control"),
+        *monitor,
         *("-chardev", f"file,id=console,path={CONSOLE_LOG},append=on"),
         *("-serial", "chardev:console"),
         *("-device", f"virtio-serial-pci,id=ports,addr=0x4,max_ports={len(agent_fds) + 1}"),

@@ -77,6 +77,13 @@ class QemuVmm:
             answer = await monitor.execute("query-version")
         return ".".join(str(answer["qemu"][part]) for part in ("major", "minor", "micro"))
 
+    async def come_up(self) -> str:
+        """Wait until it can be talked to, which is once every device has been made, and give the version that
+        it greets with. Raises as `status`.
+        """
+        async with self._sessions.use() as monitor:
+            return monitor.version
+
     async def pause(self) -> None:
         """As `Vmm.pause`. Returns when the virtual CPUs stand and disks are flushed."""
         async with self._sessions.use() as monitor:

@@ -25,6 +25,8 @@ from qemu.qmp import (
     QMPError,
 )
 
+from ramet.drivers import qemu_releases
+from ramet.drivers.versions import release
 from ramet.errors import VmmError, VmmTimeoutError
 from ramet.host import processes
 from ramet.host.locks import file_lock
@@ -37,6 +39,8 @@ _CLOSE_LIMIT_S = 2.0
 _QUEUE_FULL_S = 0.05
 _FILE = "vmstate"
 """What QEMU calls the file that it gets."""
+_FD_SET = 0
+"""The number of the set of descriptors that the file is put into, where QEMU wants it so."""
 
 # The library reports a peer that went away on its own logger as well as by exception; the exception is
 # enough.
@@ -57,8 +61,8 @@ class _Client(QMPClient):
         self.connection = connection
 
     def send_fd_scm(self, fd: int) -> None:
-        """Give QEMU an open file, for the `getfd` that follows. The caller keeps the file. Raises
-        `OSError`.
+        """Give QEMU an open file, for the `getfd` or `add-fd` that follows. The caller keeps the file.
+        Raises `OSError`.
         """
         # A blank between two commands, to carry the file (SCM_RIGHTS, unix(7)).
         socket.send_fds(self.connection, [b" "], [fd])
@@ -76,6 +80,17 @@ class Monitor:
     def __init__(self, client: _Client, *, who: str) -> None:
         self._client = client
         self._who = who
+
+    @property
+    def version(self) -> str:
+        """The version of the QEMU that is talked to, `7.2.22`, as its greeting has it; empty when that has
+        none.
+        """
+        greeting = self._client.greeting
+        told = cast("dict[str, dict[str, int]]", greeting.QMP.version) if greeting else {}
+        numbers = told.get("qemu", {})
+        parts = [numbers.get(part) for part in ("major", "minor", "micro")]
+        return ".".join(map(str, parts)) if None not in parts else ""
 
     async def execute(self, command: str, **arguments: object) -> Any:
         """One QMP command and its return value.
@@ -102,6 +117,17 @@ class Monitor:
         All is said at once, to be carried out in turn: an answer to each would be waited for in vain. Raises
         `VmmError` when something of it fails.
         """
+        steps: list[tuple[str, dict[str, object]]] = [
+            ("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}),
+            *((command, {}) for command in before),
+        ]
+        if self.version and release(self.version) >= qemu_releases.FD_SETS_SINCE:
+            steps.insert(0, ("add-fd", {"fdset-id": _FD_SET}))
+            steps.append(("migrate-incoming", {"uri": f"file:/dev/fdset/{_FD_SET}"}))
+            steps.append(("remove-fd", {"fdset-id": _FD_SET}))  # it has opened the file by then
+        else:
+            steps.insert(0, ("getfd", {"fdname": _FILE}))
+            steps.append(("migrate-incoming", {"uri": f"fd:{_FILE}"}))
         listener = EventListener("MIGRATION")
         with self._client.listen(listener):
             try:
@@ -109,13 +135,7 @@ class Monitor:
             except OSError as error:
                 raise VmmError(f"{self._who}: QEMU's monitor takes no file descriptor") from error
             told = await asyncio.gather(
-                self.execute("getfd", fdname=_FILE),
-                self.execute(
-                    "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
-                ),
-                *(self.execute(command) for command in before),
-                self.execute("migrate-incoming", uri=f"fd:{_FILE}"),
-                return_exceptions=True,
+                *(self.execute(command, **arguments) for command, arguments in steps), return_exceptions=True
             )
             for one in told:
                 if isinstance(one, BaseException):

@@ -18,22 +18,23 @@ from ramet.text import visible
 
 LIMIT_S: Final = 20.0
 """How long a program may take to tell."""
+_FIRST_PRE_RELEASE: Final = 50
 _ELF: Final = b"\x7fELF"
 _VERSION: Final = re.compile(r"\d+\.\d+(\.\d+)?([-+][0-9A-Za-z.+-]{1,64})?")
 
 
-_Facts = tuple[int, int, int, int, int]
+Facts = tuple[int, int, int, int, int]
 """Device, inode, size and both times of change of a file: other content has others, whoever set its dates."""
 
 
 class _Program(NamedTuple):
     path: str
     """As `visible`: a key in JSON."""
-    facts: _Facts
+    facts: Facts
 
 
 class _Told(msgspec.Struct, frozen=True):
-    facts: _Facts
+    facts: Facts
     version: str
 
 
@@ -41,6 +42,36 @@ def release(version: str) -> tuple[int, int]:
     """Major and minor of `1.12.1`."""
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
+
+
+def is_pre_release(version: str) -> bool:
+    """Whether it leads to a release: `1.16.1-dev`, or `11.1.90`, as QEMU numbers what lies between two of its
+    releases (.50 is its tree, .90 and up are candidates).
+    """
+    numbers, dash, _ = version.partition("-")
+    micro = numbers.partition("+")[0].split(".")[2:]
+    return bool(dash) or bool(micro and int(micro[0]) >= _FIRST_PRE_RELEASE)
+
+
+def is_same_release(version: str, other: str) -> bool:
+    """Whether a VMM of one version takes the vmstate of the other: the same major and minor number and, where
+    one of them only leads to a release, the very same version.
+    """
+    if is_pre_release(version) or is_pre_release(other):
+        return version == other
+    return release(version) == release(other)
+
+
+def facts_of(binary: str) -> Facts | None:
+    """By which a program that was upgraded is another one than before; None for one that isn't there."""
+    try:
+        return _facts(os.stat(binary))  # noqa: PTH116 - on each fork's path
+    except OSError:
+        return None
+
+
+def _facts(status: os.stat_result) -> Facts:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 async def ask_version(
@@ -96,15 +127,12 @@ def _program(binary: str) -> _Program | None:
     try:
         path = Path(binary).resolve()
         with path.open("rb") as opened:
-            facts = os.fstat(opened.fileno())
+            facts = _facts(os.fstat(opened.fileno()))
             if opened.read(len(_ELF)) != _ELF:
                 return None
     except OSError:
         return None
-    return _Program(
-        visible(str(path)),
-        (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns),
-    )
+    return _Program(visible(str(path)), facts)
 
 
 def _file() -> Path:
