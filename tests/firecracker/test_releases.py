@@ -14,7 +14,6 @@ from ramet.drivers.firecracker import Firecracker
 from ramet.drivers.firecracker_api import Api
 from ramet.drivers.firecracker_releases import ram_regions, release_of, standing
 from ramet.drivers.vmstate_files import has_checksum
-from ramet.engine.manifest import read_manifest
 from ramet.model.record import RamRegion
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 from ramet.units import GIB, MIB
@@ -227,16 +226,26 @@ async def test_a_cold_start_makes_the_machine_of_the_release_that_is_there(probe
 async def test_a_capture_is_of_the_release_that_runs(
     probes: ramet.Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program was upgraded meanwhile: what it can't load isn't said to be of it."""
+    """The program was upgraded meanwhile. What it can't load isn't said to be of it, and no guest is ended
+    for it.
+    """
     vm = await probes.run("probe", driver="firecracker", memory="64M")
     context = probes._context
     assert context is not None
     driver = context.drivers["firecracker"]
     running = await driver.version()
     monkeypatch.setattr(driver, "_version", "9.8.7")
-    template = await vm.template()
-    assert read_manifest(template.directory).driver_version == running
-    with pytest.raises(ramet.UnavailableError, match=r"saved by firecracker .*; this machine has 9\.8\.7"):
-        await template.fork(1)
-    monkeypatch.setattr(driver, "_version", running)
-    await template.fork(1)
+    for capture in (vm.template, vm.standby, lambda: vm.fork(1)):
+        with pytest.raises(ramet.UnavailableError, match=r"runs in firecracker .*; this machine has 9\.8\.7"):
+            await capture()
+        assert (await vm.inspect()).state == "running"
+    snapshot = await vm.snapshot("kept")
+    try:
+        assert (await snapshot.inspect()).driver_version == running
+        with pytest.raises(ramet.UnavailableError, match=r"saved by firecracker .* has 9\.8\.7"):
+            await snapshot.fork(1)
+        monkeypatch.setattr(driver, "_version", running)
+        await snapshot.fork(1)
+        await vm.template()
+    finally:
+        await snapshot.remove()

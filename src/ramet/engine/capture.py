@@ -26,6 +26,7 @@ import msgspec
 from ramet.disk.chains import chain_of
 from ramet.disk.volumes import snapshot_raw, sync_disks, uppermost
 from ramet.drivers.api import FreezesDisks, SavesState, TellsVersion, Vmm
+from ramet.drivers.versions import is_same_release
 from ramet.engine.capture_files import Plan, UntilCancelled, drop_unopened, prepare, publish
 from ramet.engine.changes import let_go_on
 from ramet.engine.context import Context
@@ -89,11 +90,19 @@ async def capture(
     """
     started = time.perf_counter()
     driver = context.driver(record.driver)
-    version = await driver.version()
+    version = here = await driver.version()
     vmm = context.vmm(record)
     if isinstance(vmm, TellsVersion):
         # It may have been started before the program was upgraded.
-        version = await vmm.own_version() or version
+        version = await vmm.own_version() or here
+        driver = driver.as_of(version)
+    # A snapshot is for any machine; what ends the guest, or is forked at once, has to be of use here.
+    if not (goes_on and digests) and not is_same_release(version, here):
+        raise UnavailableError(
+            f"{record.name} runs in {driver.name} {version}; this machine has {here}, which can't restore it",
+            hint=f"set {driver.setting} to a {driver.name} {version}, or keep the guest for one with"
+            " `ramet snapshot create`",
+        )
     if record.vmm is None or not isinstance(vmm, SavesState):
         raise UnavailableError(f"{driver.name} {version} can't save a guest's state")
     async with AsyncExitStack() as closing:

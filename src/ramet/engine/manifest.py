@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from ramet.drivers.api import Driver
+from ramet.drivers.versions import is_same_release
 from ramet.errors import DamagedError, UnavailableError
 from ramet.host.archive import MAX_MANIFEST_BYTES
 from ramet.host.cpu import host_cpu
@@ -159,11 +160,10 @@ def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> Manifest:
 async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -> None:
     """Raise `UnavailableError` unless `driver` can make exactly the machine that was saved, here."""
     version = await driver.version()
-    # Major and minor.
-    if version.split(".")[:2] != manifest.driver_version.split(".")[:2]:
+    if not is_same_release(version, manifest.driver_version):
         raise UnavailableError(
             f"{name} was saved by {manifest.driver} {manifest.driver_version}; this machine has {version}",
-            hint="make the capture again, or give ramet that version",
+            hint=f"set {driver.setting} to that version, or make the capture again",
         )
     if manifest.arguments is not None:
         here = driver.arguments(manifest.machine)

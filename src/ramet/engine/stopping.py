@@ -65,10 +65,12 @@ async def _bring_back(context: Context, record: Record) -> None:
     try:
         await restore(context, record)
     except RametError as error:
+        # What would make the restore work comes first: the other way loses something.
+        cure = f"{error.hint}; " if error.hint else ""
         raise type(error)(
             f"{record.name} can't be restored to be powered off: {error.message}",
-            hint=f"it is in standby, as before; `ramet stop --timeout 0 {record.name}` gives its memory up, "
-            "with all that it hadn't written to its disks yet",
+            hint=f"{cure}it is in standby, as before, and `ramet stop --timeout 0 {record.name}` gives its"
+            " memory up, with all that it hadn't written to its disks yet",
         ) from error
 
 
