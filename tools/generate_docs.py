@@ -48,6 +48,7 @@ The text is UTF-8 in every locale. A byte of a path that is no text is escaped: 
 | `snapshot inspect` | a SnapshotInspection |
 | `snapshot verify` | a Verification; with a bad part `ok` is false and the exit code 1 |
 | `snapshot export` | an Exported |
+| `snapshot compress`, `snapshot decompress` | a Compression |
 | `image ls`, `kernel ls` | an array of ImageEntries, of KernelEntries |
 | `kernel add` | a KernelEntry |
 | `doctor` | a DoctorReport |

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from ramet.guest.process import Process
     from ramet.model.lifecycle import State
     from ramet.model.shapes import (
+        Compression,
         DiskReceipt,
         ErrorShape,
         Exported,
@@ -90,6 +91,7 @@ __all__ = [
     "VM",
     "CannotReflinkError",
     "Chunk",
+    "Compression",
     "DamagedError",
     "DiskReceipt",
     "ErrorShape",
@@ -173,7 +175,15 @@ _HOMES = {
     "State": "ramet.model.lifecycle",
     **dict.fromkeys(
         [
-            *("DiskReceipt", "ErrorShape", "Exported", "ForkFailure", "ForkReport", "GuestProcess"),
+            *(
+                "Compression",
+                "DiskReceipt",
+                "ErrorShape",
+                "Exported",
+                "ForkFailure",
+                "ForkReport",
+                "GuestProcess",
+            ),
             *("IdentityReceipt", "Inspection", "Instance", "LineageNode", "MemoryReceipt", "PartCheck"),
             *("PoolEntry", "PoolKeeper", "PoolReport", "Receipt", "SnapshotInfo", "SnapshotInspection"),
             *(

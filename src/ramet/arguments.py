@@ -274,6 +274,13 @@ def environment(value: Any, what: str) -> dict[str, str]:
     return found
 
 
+def function(value: Any, what: str) -> Any:
+    """Something that can be called."""
+    if not callable(value):
+        raise UsageError(f"{what}: {shown(value)}; it takes a function")
+    return value
+
+
 def few(check: Check, *, most: int) -> Check:
     """A sequence of at most `most` of what `check` takes; a text is none."""
 

@@ -77,6 +77,11 @@ class Home:
         return self.root / "pool"
 
     @property
+    def compressing(self) -> Path:
+        """One file a capture whose memory is being compressed or unpacked, held by whoever does it."""
+        return self.root / "compressing"
+
+    @property
     def worker_lock(self) -> Path:
         """Held by the home's worker."""
         return self.root / "worker.lock"
@@ -99,7 +104,15 @@ class Home:
     @property
     def places(self) -> tuple[Path, ...]:
         """All that state is kept in. Each may be a mount of its own."""
-        return (self.root, self.database, self.instances, self.snapshots, self.staging, self.pool)
+        return (
+            self.root,
+            self.database,
+            self.instances,
+            self.snapshots,
+            self.staging,
+            self.pool,
+            self.compressing,
+        )
 
     def make(self) -> None:
         """Make what is missing, readable by its owner alone (I9).

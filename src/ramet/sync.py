@@ -74,6 +74,7 @@ from ramet.handles import Handle
 from ramet.host import threads
 from ramet.model.lifecycle import State
 from ramet.model.shapes import (
+    Compression,
     DiskReceipt,
     ErrorShape,
     Exported,
@@ -103,6 +104,7 @@ __all__ = [
     "VM",
     "CannotReflinkError",
     "Chunk",
+    "Compression",
     "DamagedError",
     "DiskReceipt",
     "ErrorShape",
@@ -644,6 +646,24 @@ class Snapshot(Handle):
         """
         return self._portal.call(lambda: self._wrapped.verify())
 
+    def compress(
+        self, *, level: int = 3, progress: Callable[[int, int], object] | None = None
+    ) -> Compression:
+        """Compress its memory with zstd, level 1 (quick) to 19 (small), on all CPUs, and give the raw file
+        up. The first fork afterwards decompresses it once, for all; both files stay then until this is called
+        again, or `decompress`.
+
+        `progress` is told how many bytes of the guest's memory are done, and of how many, from a thread.
+        Raises `UsageError` for another level, `LockBusyError` while it is being forked, compressed or
+        decompressed, `WrongStateError` when an instance was rewound to it meanwhile, `DamagedError`,
+        `FilesystemError`; nothing is lost then.
+        """
+        return self._portal.call(lambda: self._wrapped.compress(level=level, progress=progress))
+
+    def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
+        """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+        return self._portal.call(lambda: self._wrapped.decompress(progress=progress))
+
     def export(self, file: str | os.PathLike[str]) -> Exported:
         """Write it to one file, sparse, from which `Host.import_snapshot` makes it again, here or elsewhere.
 
@@ -815,6 +835,19 @@ class VM(Handle):
                 return_exceptions=return_exceptions,
             ),
         )
+
+    def compress(
+        self, *, level: int = 3, progress: Callable[[int, int], object] | None = None
+    ) -> Compression:
+        """Compress the memory of a template, or of one in standby, as `Snapshot.compress`.
+
+        A restore of one in standby cancels it: `WrongStateError`, as for one that is neither.
+        """
+        return self._portal.call(lambda: self._wrapped.compress(level=level, progress=progress))
+
+    def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
+        """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+        return self._portal.call(lambda: self._wrapped.decompress(progress=progress))
 
     def fork_report(
         self,

@@ -195,6 +195,24 @@ async def rewind(host: ramet.Host) -> None:
     await (await host.get("x")).rewind("s")
 
 
+async def compress(host: ramet.Host) -> None:
+    await (await host.snapshot("x/s")).compress(level=1)
+
+
+async def decompress(host: ramet.Host) -> None:
+    await (await host.snapshot("x/s")).decompress()
+
+
+async def compressed_fork(host: ramet.Host) -> None:
+    """The first of a compressed snapshot."""
+    for vm in await (await host.snapshot("x/s")).fork(1, name="f"):
+        await vm.detach()
+
+
+async def compressed_restore(host: ramet.Host) -> None:
+    await (await host.get("x")).restore()
+
+
 async def come(host: ramet.Host) -> None:
     """An import."""
     await host.import_snapshot(host.home / "x.ramet", name="came")
@@ -209,6 +227,7 @@ OPERATIONS: dict[str, Callable[[ramet.Host], Awaitable[None]]] = {
     for operation in (
         *(run, template, fork, rm, stop, start, pause, reconcile),
         *(pool, pooled_fork, branch, snapshot, snapshot_rm, standby, restore, rewind, come),
+        *(compress, decompress, compressed_fork, compressed_restore),
     )
 }
 

@@ -36,7 +36,12 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 EVERY_POINT = os.environ.get("RAMET_TEST_EVERY_POINT") == "1"
 BOOTING = {"run", "start"}
 # Captures and what is brought up from them have about a hundred points each: other ones in each run.
-MANY_STEPS = {"pool", "pooled_fork", "branch", "snapshot", "come", "standby", "restore", "rewind"}
+MANY_STEPS = {"pool", "pooled_fork", "branch", "snapshot", "come", "standby", "restore", "rewind"} | {
+    "compress",
+    "decompress",
+    "compressed_fork",
+    "compressed_restore",
+}
 MOST_POINTS = 10
 # What others have left is removed by whoever opens the home, and then by the next one.
 NOBODYS = {"reconcile"}
@@ -52,6 +57,7 @@ TRIALS = [
         (FIRECRACKER, one)
         for one in ("branch", "snapshot", "snapshot_rm", "standby", "restore", "rewind", "come")
     ),
+    *((FIRECRACKER, one) for one in ("compress", "decompress", "compressed_fork", "compressed_restore")),
     *((QEMU, one) for one in ("branch", "standby", "rewind", "pooled_fork")),
     *((FIRECRACKER, one) for one in ("pool", "pooled_fork")),
 ]
@@ -105,13 +111,17 @@ async def prepare(home: Path, operation: str) -> None:
         await x.detach()
         if operation == "start":
             await x.stop()
-        if operation in {"snapshot_rm", "rewind", "come"}:
+        if operation in {"snapshot_rm", "rewind", "come", "compress", "decompress", "compressed_fork"}:
             made = await x.snapshot("s")
+            if operation in {"decompress", "compressed_fork"}:
+                await made.compress(level=1)
             if operation == "come":
                 (home / "x.ramet").unlink(missing_ok=True)
                 await made.export(home / "x.ramet")
-        if operation == "restore":
+        if operation in {"restore", "compressed_restore"}:
             await x.standby()
+        if operation == "compressed_restore":
+            await x.compress(level=1)
 
 
 async def verify(home: Path, operation: str) -> None:
@@ -125,6 +135,8 @@ async def verify(home: Path, operation: str) -> None:
             "a directory without a record, or none"
         )
         assert list((home / "instances").glob("*/.tmp-*")) == []
+        assert list((home / "snapshots").glob("*/.tmp-*")) == []
+        assert list((home / "compressing").glob("*")) == []
         assert list((home / "staging").iterdir()) == []
         assert not (home / "pool").exists()
         await verify_snapshots(host, operation)
@@ -136,7 +148,7 @@ async def verify(home: Path, operation: str) -> None:
             vm = await host.get(one.id)
             assert one.state in {"running", "template", "stopped", "paused", "standby"}, one
             if one.state == "standby":
-                assert operation in {"standby", "restore"}, "nobody asked for that"
+                assert operation in {"standby", "restore", "compressed_restore"}, "nobody asked for that"
                 await vm.restore()
                 assert (await vm.exec("hostname", timeout=30)).text == f"{one.name}\n"
             if one.state == "paused":
@@ -156,6 +168,7 @@ async def verify(home: Path, operation: str) -> None:
             "rm": {frozenset(), frozenset({"x"})},
             "reconcile": {frozenset({"x"})},
             "branch": {frozenset({"x"}), frozenset({"x", "f"})},
+            "compressed_fork": {frozenset({"x"}), frozenset({"x", "f"})},
         }
         assert frozenset(by_name) - {"base"} in expected.get(operation, {frozenset({"x"})})
         for one in instances:
@@ -176,11 +189,15 @@ async def verify_snapshots(host: ramet.Host, operation: str) -> None:
         "snapshot_rm": {frozenset(), frozenset({"s"})},
         "rewind": {frozenset({"s"})},
         "come": {frozenset({"s"}), frozenset({"s", "came"})},
+        **{one: {frozenset({"s"})} for one in ("compress", "decompress", "compressed_fork")},
     }
     assert frozenset(one.name for one in found) in expected.get(operation, {frozenset()})
     assert {path.name for path in (host.home / "snapshots").iterdir()} == {one.id for one in found}
     for one in found:
         snapshot = await host.snapshot(one.id)
+        assert {path.name for path in snapshot.directory.glob("*.zst")} <= {
+            part.name for part in (await snapshot.inspect()).parts
+        }
         assert (await snapshot.verify()).ok
         async with snapshot.fork(1) as (child,):
             assert (await child.exec("true")).ok

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import ramet
 from ramet.disk.volumes import files_of
-from ramet.engine.manifest import Manifest, read_manifest
+from ramet.engine.manifest import Manifest, check_part, files_there, read_manifest
 from ramet.host import processes
 from ramet.host.files import TEMPORARY_PREFIX
 from ramet.host.locks import file_lock
-from ramet.memory.integrity import check, digest, facts_of
+from ramet.memory.integrity import digest, facts_of
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
-from ramet.paths import CONSOLE_LOG, MANIFEST_FILE, MEM_FILE, ORIGIN_FILE, VMM_LOG, Home
+from ramet.paths import CONFIRMED_FILE, CONSOLE_LOG, MANIFEST_FILE, MEM_FILE, ORIGIN_FILE, VMM_LOG, Home
 from tests.hunt.guests import require
 from tests.hunt.model import Family
 
@@ -87,9 +87,10 @@ def _published(home: Home) -> Iterable[tuple[Path, str | None, str]]:
     for directory in (*home.snapshots.iterdir(), *home.instances.iterdir()):
         if (directory / MANIFEST_FILE).exists():
             manifest = read_manifest(directory)
-            for name, part in manifest.parts.items():
-                check(directory / name, part.facts)
-                yield directory / name, part.digest, f"{directory}/{MANIFEST_FILE}"
+            for name in files_there(manifest, directory):
+                if (part := manifest.parts.get(name)) is not None:
+                    check_part(manifest, directory, name)
+                    yield directory / name, part.digest, f"{directory}/{MANIFEST_FILE}"
         elif (directory / ORIGIN_FILE).exists():
             yield from _inherited(directory, read_manifest(directory, ORIGIN_FILE))
 
@@ -142,8 +143,9 @@ def check_home(host: ramet.Host, family: Family) -> None:
         _check_files(home.instance(record.id), record)
     for row in rows:
         directory = home.snapshot(row.id)
-        allowed = {MANIFEST_FILE, *read_manifest(directory).parts}
-        _same(f"files of snapshot {row.name}", (one.name for one in directory.iterdir()), allowed)
+        allowed = {MANIFEST_FILE, *files_there(read_manifest(directory), directory)}
+        found = {one.name for one in directory.iterdir()} - {CONFIRMED_FILE}
+        _same(f"files of snapshot {row.name}", found, allowed)
     living = {
         (directory.name, process.pid)
         for directory, found in processes.spawned_below(home.instances).items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ramet.engine import compaction, worker
 from ramet.engine.forks import ForkCall
 from ramet.engine.manifest import read_manifest
 from ramet.engine.results import ForkError
+from ramet.errors import LockBusyError
 from ramet.host.locks import file_lock
 from ramet.paths import Home
 
@@ -30,6 +31,7 @@ class Operation:
     name: str = ""
     """Of what is made; the snapshot that is gone back to."""
     count: int = 1
+    """How many forks; 2 for a snapshot that is compressed, which may be an instance, too."""
     file: str = ""
     share_memory: bool = True
 
@@ -72,6 +74,10 @@ async def perform(host: ramet.Host, operation: Operation) -> None:
             await (await host.get(target)).remove(force=True)
         case "remove_snapshot":
             await (await host.snapshot(target)).remove()
+        case "compress" | "decompress":
+            kept = host.snapshot(target) if operation.count == 2 else host.get(target)
+            with suppress(LockBusyError):  # it is being forked beside
+                await getattr(await kept, operation.verb)()
         case "export":
             await (await host.snapshot(target)).export(operation.file)
         case "import":

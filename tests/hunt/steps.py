@@ -92,6 +92,8 @@ class Steps:
         if living > limits.guests * 2 // 3 or guests >= limits.most_guests:
             options.append((2 if guests < limits.most_guests else 12, "remove"))
         options += [(4, "compact"), (1, "work"), (1, "nothing")]
+        if snapshots or family.in_state("template", "standby"):
+            options += [(4, "compress"), (2, "decompress")]
         if limits.kills:
             options.append((2, "kill"))
         for verb, states in LEGAL.items():
@@ -165,6 +167,14 @@ class Steps:
                 if not captures:
                     return Operation("nothing")
                 return Operation(verb, file=str(pick(captures)))
+            case "compress" | "decompress":
+                chosen = pick(
+                    [
+                        *((one, 2) for one in family.snapshots),
+                        *((one.id, 1) for one in family.in_state("template", "standby")),
+                    ]
+                )
+                return Operation(verb, chosen[0], count=chosen[1])
             case "work" | "nothing":
                 return Operation(verb)
             case "kill":
@@ -182,7 +192,16 @@ class Steps:
         family, pick = self.family, self.choices.pick
         if pick((False,) * 7 + (True,)) is False:
             return None
-        kind = pick(("branch+branch", "fork+compact", "fork+remove", "snapshot+branch", "rewind+branch"))
+        kind = pick(
+            (
+                "branch+branch",
+                "fork+compact",
+                "fork+remove",
+                "snapshot+branch",
+                "rewind+branch",
+                "fork+compress",
+            )
+        )
         room = len(family.guests) < self.limits.most_guests
         running = family.in_state("running")
         if not running or not room:
@@ -199,6 +218,8 @@ class Steps:
         fork = Operation("fork_snapshot", snapshot.id, self.name("f"), 2)
         if kind == "fork+compact":
             return fork, Operation("compact", file=str(self.home.snapshot(snapshot.id)))
+        if kind == "fork+compress":
+            return fork, Operation("compress", snapshot.id, count=2)
         if kind == "rewind+branch":
             others = [one for one in self.rewindable() if one.source != guest.id]
             return (branch, Operation("rewind", others[0].source, others[0].id)) if others else None

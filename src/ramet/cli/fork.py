@@ -110,7 +110,11 @@ def show_timings(receipts: Sequence[Receipt]) -> None:
 
     from ramet.model.shapes import Timings
 
-    steps = Timings.__struct_fields__
+    steps = [
+        step
+        for step in Timings.__struct_fields__
+        if step != "decompress" or any(one.timings_ms.decompress for one in receipts)
+    ]
     rows = [[one.name, *(getattr(one.timings_ms, step) for step in steps)] for one in receipts]
     if len(rows) > 1:
         columns = [*zip(*rows, strict=True)][1:]

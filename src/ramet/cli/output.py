@@ -13,7 +13,7 @@ import re
 import select
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
@@ -267,18 +267,20 @@ def age_since(created_at: str) -> str:
 
 
 @contextmanager
-def working(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """Show on a terminal that something takes its time. Standard output isn't touched."""
+def working(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal that something takes its time, and how much of it is done where what is yielded is
+    told that. Standard output isn't touched.
+    """
     if quiet or not sys.stderr.isatty():
-        yield
+        yield lambda done, total: None
         return
     from rich.console import Console
     from rich.text import Text
 
     # Text: a name with brackets in it is no markup.
     width, height = _size(2)
-    with Console(stderr=True, width=width, height=height).status(Text(clean(what))):
-        yield
+    with Console(stderr=True, width=width, height=height).status(Text(clean(what))) as status:
+        yield lambda done, total: status.update(Text(f"{clean(what)}: {100 * done // max(1, total)} %"))
 
 
 def _show(drawn: RenderableType, *, whole: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""snapshot: create, ls, inspect, rm, verify, export, import."""
+"""snapshot: create, ls, inspect, rm, verify, compress, decompress, export, import."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ramet.engine.host import Host
     from ramet.engine.snapshot import Snapshot
-    from ramet.model.shapes import SnapshotInfo, Verification
+    from ramet.model.shapes import Compression, SnapshotInfo, Verification
 
 snapshot = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Immutable, named captures of instances."
@@ -206,6 +206,64 @@ def _show_parts(verification: Verification) -> None:
         (one.name, format_bytes(one.size_bytes), "ok" if one.ok else "damaged") for one in verification.parts
     ]
     output.table(("PART", "SIZE", "STATE"), rows)
+
+
+Compressible = Annotated[
+    str,
+    typer.Argument(
+        metavar="S",
+        autocompletion=complete_snapshot,
+        help="A snapshot, or an instance that is a template or in standby.",
+        show_default=False,
+    ),
+]
+
+
+@snapshot.command()
+def compress(
+    reference: Compressible,
+    level: Annotated[
+        int, typer.Option(metavar="N", help="1 is quick, 19 small; zstd's own is 3.", min=1, max=19)
+    ] = 3,
+    json: Json = False,
+) -> None:
+    """Compress the memory of a snapshot, a template or an instance in standby.
+
+    The first fork afterwards decompresses it once, for all. Both files stay then, until it is compressed once
+    more, which gives the raw one up, or decompressed.
+    """
+
+    async def body(host: Host) -> None:
+        found = await references.source(host, reference)
+        with output.working(f"compressing {found.name}", quiet=json) as progress:
+            _show_compression(await found.compress(level=level, progress=progress), json=json)
+
+    calling.with_host(body, json=json)
+
+
+@snapshot.command()
+def decompress(reference: Compressible, json: Json = False) -> None:
+    """Make the memory of what was compressed raw again, for good."""
+
+    async def body(host: Host) -> None:
+        found = await references.source(host, reference)
+        with output.working(f"decompressing {found.name}", quiet=json) as progress:
+            _show_compression(await found.decompress(progress=progress), json=json)
+
+    calling.with_host(body, json=json)
+
+
+def _show_compression(done: Compression, *, json: bool) -> None:
+    from ramet.units import format_bytes
+
+    if json:
+        output.emit(done)
+    elif done.compressed_bytes is None:
+        output.say(f"{done.name}: raw, {format_bytes(done.raw_bytes)}")
+    else:
+        output.say(
+            f"{done.name}: {format_bytes(done.raw_bytes)} compressed to {format_bytes(done.compressed_bytes)}"
+        )
 
 
 @snapshot.command()

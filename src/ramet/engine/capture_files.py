@@ -12,7 +12,7 @@ import msgspec
 from ramet.disk.chains import chain_of
 from ramet.disk.volumes import files_of, make_overlay, next_overlay
 from ramet.drivers.api import Ability, Driver, FreezesDisks
-from ramet.engine.manifest import FORMAT, Manifest, Memory, Part, Source, read_manifest
+from ramet.engine.manifest import USUAL_FORMAT, Manifest, Memory, Part, Source, read_manifest
 from ramet.engine.running import with_ram
 from ramet.errors import DamagedError
 from ramet.host import processes, threads
@@ -204,7 +204,7 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
             parts[name] = _known_part(directory / name, plan.origin, name)
     described = {name: _described(directory / name, part, digests) for name, part in parts.items()}
     manifest = Manifest(
-        format=FORMAT,
+        format=USUAL_FORMAT,
         driver=record.driver,
         driver_version=plan.driver_version,
         machine=machine,

@@ -16,7 +16,7 @@ import msgspec
 from ramet.disk.chains import chain_of, flatten_chain
 from ramet.disk.volumes import files_of, next_overlay
 from ramet.drivers.api import Driver
-from ramet.engine.manifest import Manifest, Memory, Part, check_part, is_part_name, read_manifest
+from ramet.engine.manifest import Manifest, Memory, Part, check_part, files_there, is_part_name, read_manifest
 from ramet.host import threads
 from ramet.host.files import TEMPORARY_PREFIX, write_durably
 from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
@@ -32,8 +32,13 @@ def wants_compaction(manifest: Manifest) -> bool:
     """Whether forks of a capture would be cheaper with its delta in the mem-file, or with its disks in one
     file.
     """
-    too_large = manifest.memory.delta is not None and manifest.memory.delta_bytes > COMPACT_ABOVE_BYTES
-    return too_large or bool(long_chains(manifest.machine))
+    return _is_too_large(manifest) or bool(long_chains(manifest.machine))
+
+
+def _is_too_large(manifest: Manifest) -> bool:
+    """Of a compressed capture the delta stays what it is: merged, it would be raw again."""
+    memory = manifest.memory
+    return memory.delta is not None and memory.delta_bytes > COMPACT_ABOVE_BYTES and memory.compressed is None
 
 
 def long_chains(machine: Machine) -> list[Disk]:
@@ -58,8 +63,11 @@ def _compact(directory: Path, driver: Driver) -> bool:
         return False
     if manifest.arguments is not None and manifest.arguments != driver.arguments(manifest.machine):
         return False  # another ramet's machine: what would be written here is compared before a restore
-    for name in manifest.parts:
-        check_part(manifest, directory, name)  # what is made of a damaged part would be published as whole
+    for name in files_there(manifest, directory):
+        if name in manifest.parts:
+            check_part(
+                manifest, directory, name
+            )  # what is made of a damaged part would be published as whole
     made: list[str] = []
     try:
         compacted = _with_whole_memory(directory, manifest, made)
@@ -79,14 +87,14 @@ def _sweep(directory: Path, manifest: Manifest) -> None:
     killed on its way.
     """
     for found in directory.iterdir():
-        unnamed = is_part_name(found.name) and found.name not in manifest.parts
+        unnamed = is_part_name(found.name) and found.name not in manifest.files
         if unnamed or found.name.startswith(TEMPORARY_PREFIX):
             found.unlink(missing_ok=True)
 
 
 def _with_whole_memory(directory: Path, manifest: Manifest, made: list[str]) -> Manifest:
     base, delta = manifest.memory.base, manifest.memory.delta
-    if delta is None or manifest.memory.delta_bytes <= COMPACT_ABOVE_BYTES:
+    if delta is None or not _is_too_large(manifest):
         return manifest
     whole = f"{MEM_FILE}-{secrets.token_hex(4)}"
     made.append(whole)

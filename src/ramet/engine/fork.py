@@ -39,12 +39,14 @@ from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import attempt, discard_all
 from ramet.engine.starvation import Starvation
 from ramet.engine.tracing import trace
+from ramet.engine.unpacking import kept, unpacked
 from ramet.engine.worker import wake_for_machine
 from ramet.errors import FilesystemError, LimitReachedError, NameTakenError, UsageError, WrongStateError
 from ramet.host import owners, process_limit, threads
 from ramet.host.cgroups import usable_cpus
 from ramet.host.clock import now
 from ramet.host.files import remove_tree
+from ramet.host.share import Shared
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.names import fork_names, new_id
 from ramet.model.record import Record
@@ -112,22 +114,26 @@ async def _fork_from(
 ) -> ForkOutcome:
     driver = context.driver(origin.manifest.driver)
     owners.owner(context.home.root)  # before a link is made on trial
-    await require_parts(origin)
-    await require_restorable(origin.manifest, driver, name=origin.name)
-    with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
-        claims, is_heard = await hand_out.claim(context, origin, driver, options, count)
-        loaded = sum(one.warm.stage == "loaded" for one in claims)
-        try:
-            quick = loaded < count and is_quick(origin, driver, context.home.instances, options, count)
-            records = _reserve(context, origin, name, count, [one.id for one in claims])
-        except BaseException:
-            await hand_out.put_back(context, claims)
-            raise
-        # Nothing is awaited between the records and this: from here on each has all that is to be its own.
-        warm = hand_out.enter(context, claims)
-        limiter = anyio.CapacityLimiter(at_once())
-        call = _Call(context, driver, origin, options, called_at, captured, limiter, warm, {}, quick)
-        outcome = await _fork_all(call, records)
+    async with kept(origin):
+        origin, decompress_ms = await unpacked(context, origin)
+        await require_parts(origin)
+        await require_restorable(origin.manifest, driver, name=origin.name)
+        with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
+            claims, is_heard = await hand_out.claim(context, origin, driver, options, count)
+            loaded = sum(one.warm.stage == "loaded" for one in claims)
+            try:
+                quick = loaded < count and is_quick(origin, driver, context.home.instances, options, count)
+                records = _reserve(context, origin, name, count, [one.id for one in claims])
+            except BaseException:
+                await hand_out.put_back(context, claims)
+                raise
+            # Nothing is awaited between the records and this: from here on each has all that is its own.
+            warm = hand_out.enter(context, claims)
+            limiter = anyio.CapacityLimiter(at_once())
+            call = _Call(
+                context, driver, origin, options, called_at, decompress_ms, captured, limiter, warm, {}, quick
+            )
+            outcome = await _fork_all(call, records)
     if captured is None and options.share_memory:
         hand_out.tell(context, origin, count, is_heard=is_heard)
     return outcome
@@ -182,6 +188,7 @@ class _Call:
     origin: Origin
     options: ForkOptions
     called_at: float
+    decompress_ms: float
     captured: Captured | None
     limiter: anyio.CapacityLimiter
     warm: dict[str, hand_out.Claim]
@@ -248,17 +255,24 @@ async def _one(call: _Call, record: Record) -> Forked:
     # finds its VMM by the directory that it belongs to.
     proved = msgspec.structs.replace(living.record, vmm=living.running)
     stage = claimed.warm.stage if claimed is not None else None
-    timings = _timings(marks, call.captured)
+    timings = _timings(marks, call.captured, call.decompress_ms)
+    if call.decompress_ms:
+        parts = parts._replace(memory=_decompressed(parts.memory))
     return Forked(proved, parts, living.identity, timings, call.captured, stage)
 
 
-def _timings(marks: list[float], captured: Captured | None) -> Timings:
+def _decompressed(memory: Shared) -> Shared:
+    return msgspec.structs.replace(memory, reason=f"{memory.reason}; its source was decompressed first")
+
+
+def _timings(marks: list[float], captured: Captured | None, decompress_ms: float) -> Timings:
     queued, clone, spawn, load, resume, ready = (
         round((after - before) * 1000, 3) for before, after in pairwise(marks)
     )
     capture_ms = captured.capture_ms if captured is not None else 0.0
     return Timings(
-        queued=round(max(0.0, queued - capture_ms), 3),
+        queued=round(max(0.0, queued - capture_ms - decompress_ms), 3),
+        decompress=decompress_ms,
         capture=capture_ms,
         pause=captured.pause_ms if captured is not None else 0.0,
         clone=clone,

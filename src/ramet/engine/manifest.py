@@ -25,9 +25,14 @@ from ramet.model.record import HostCpu, Machine, RamRegion
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 from ramet.units import format_bytes
 
-FORMAT = 2
+FORMAT = 3
+"""The newest that this ramet knows: one whose memory is compressed."""
+USUAL_FORMAT = 2
+"""Of all others: a ramet that doesn't know compression can use those."""
 _AGAIN = "make the capture again"
-_PART_NAMES = re.compile(r"(mem|delta)(-[0-9a-f]+)?|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)")
+_PART_NAMES = re.compile(
+    r"(mem|delta)(-[0-9a-f]+)?|mem(-[0-9a-f]+)?\.zst|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)"
+)
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +45,14 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
 
 
+class Compressed(msgspec.Struct, frozen=True, kw_only=True):
+    """The part `base` in a compressed file (`memory.compressed`). Its digest is that of the part."""
+
+    file: str
+    facts: PartFacts
+    level: int
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Guest RAM as it was captured: the part `base`, with the pages in the part `delta` over it."""
 
@@ -47,6 +60,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     delta: str | None = None
     delta_bytes: int = 0
     """What a fork has to write into its own memory, zeros included."""
+    compressed: Compressed | None = None
+    """There when `base` has been compressed. That part then lies beside it, if it has been needed since."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +98,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[str, Part]
     """By file name: mem-file, delta, vmstate, kernel, and what else there is of initramfs and disks."""
 
+    @property
+    def files(self) -> list[str]:
+        """What it names, whether it is there or not: the parts, and the compressed memory."""
+        compressed = self.memory.compressed
+        return [*self.parts, *([compressed.file] if compressed is not None else ())]
+
+    def with_compressed(self, compressed: Compressed | None) -> Manifest:
+        """The same capture, its memory compressed so, or raw."""
+        return msgspec.structs.replace(
+            self,
+            format=USUAL_FORMAT if compressed is None else FORMAT,
+            memory=msgspec.structs.replace(self.memory, compressed=compressed),
+        )
+
     def encoded(self) -> bytes:
         """As JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
@@ -112,8 +141,19 @@ def require_whole(manifest: Manifest, *, where: str) -> None:
     named |= {name for disk in manifest.machine.disks for name in (*disk.backing, disk.file)}
     if missing := sorted(named - manifest.parts.keys()):
         raise DamagedError(f"{where} lists no part {missing[0]!r}, which it needs", hint=_AGAIN)
-    if foreign := [name for name in manifest.parts if not is_plain_name(name)]:
+    if foreign := [name for name in manifest.files if not is_plain_name(name)]:
         raise DamagedError(f"{where} names a part {foreign[0]!r}, which is no plain file name", hint=_AGAIN)
+
+
+def is_compressed(manifest: Manifest, directory: Path) -> bool:
+    """Whether its memory has to be unpacked before a guest can be brought up from it."""
+    return manifest.memory.compressed is not None and not (directory / manifest.memory.base).exists()
+
+
+def files_there(manifest: Manifest, directory: Path) -> list[str]:
+    """The files that a capture consists of at this moment, as far as the manifest decides it."""
+    base = manifest.memory.base
+    return [name for name in manifest.files if name != base or not is_compressed(manifest, directory)]
 
 
 def is_part_name(name: str) -> bool:

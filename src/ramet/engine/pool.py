@@ -77,8 +77,11 @@ class Wanted(NamedTuple):
 
 
 def key_of(directory: Path, manifest: Manifest, version: str) -> str:
-    """What stands for exactly that capture in a VMM of that version: no other one ever has it."""
-    return _digest(os.fsencode(directory), msgspec.json.encode(manifest), version.encode())
+    """What stands for exactly that capture in a VMM of that version, compressed or not: no other one ever has
+    it.
+    """
+    raw = manifest.with_compressed(None) if manifest.memory.compressed is not None else manifest
+    return _digest(os.fsencode(directory), msgspec.json.encode(raw), version.encode())
 
 
 def key_of_empty(driver: str, version: str) -> str:

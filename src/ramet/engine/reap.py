@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ramet.engine import pool, snapshots
+from ramet.engine import compressing, pool, snapshots
 from ramet.engine.changes import end_orphans, recover
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
@@ -40,6 +40,7 @@ async def reap(context: Context) -> None:
     known = {record.id for record in records} | {row.id for row in unreadable}
     await attempt(sweep([directory for directory in directories if directory.name not in known]))
     await snapshots.reap(context, of_snapshots)
+    await attempt(compressing.sweep(context.home))
     await wake_if_left(context.home)
 
 

@@ -295,3 +295,5 @@ def drop_capture(directory: Path) -> None:
     with filesystem_errors("remove the memory in", directory):
         for part in (MANIFEST_FILE, CONFIRMED_FILE, VMSTATE_FILE, DELTA_FILE, MEM_FILE):
             (directory / part).unlink(missing_ok=True)
+        for compressed in directory.glob(f"{MEM_FILE}*.zst"):
+            compressed.unlink(missing_ok=True)

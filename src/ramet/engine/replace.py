@@ -26,10 +26,12 @@ from ramet.engine.bring_up import (
     wake,
 )
 from ramet.engine.changes import changing
+from ramet.engine.compressing import cancel
 from ramet.engine.connections import connections
 from ramet.engine.context import Context
 from ramet.engine.finish import finish
 from ramet.engine.manifest import require_restorable
+from ramet.engine.unpacking import kept, unpacked
 from ramet.errors import NotFoundError, RametError
 from ramet.host import processes, threads
 from ramet.host.files import exchange, filesystem_errors, remove_tree
@@ -67,6 +69,15 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
 
 
 async def _replace(context: Context, record: Record, origin: Origin, move: Move) -> Record:
+    # Whatever compresses what is needed now, or what is about to go, gives up.
+    for directory in {origin.directory, context.directory(record)}:
+        cancel(context.home, directory)
+    async with kept(origin):
+        origin, _ = await unpacked(context, origin)
+        return await _replace_from(context, record, origin, move)
+
+
+async def _replace_from(context: Context, record: Record, origin: Origin, move: Move) -> Record:
     manifest = origin.manifest
     driver = context.driver(manifest.driver)
     await require_parts(origin)

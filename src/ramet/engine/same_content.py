@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, check_part, read_manifest
+from ramet.engine.manifest import Manifest, check_part, files_there, read_manifest
 from ramet.errors import RametError
 from ramet.host.files import temporary_beside
 from ramet.model.snapshot import SnapshotRecord
@@ -25,7 +25,8 @@ def key_of(manifest: Manifest) -> str | None:
     if manifest.source is None or None in digests.values():
         return None
     machine = (manifest.driver, manifest.driver_version, manifest.machine, manifest.arguments, manifest.ram)
-    capture = (manifest.source.id, manifest.generation, manifest.memory, sorted(digests.items()))
+    memory = manifest.with_compressed(None).memory  # the same, however it is kept
+    capture = (manifest.source.id, manifest.generation, memory, sorted(digests.items()))
     return blake2b(msgspec.json.encode((machine, capture)), digest_size=16).hexdigest()
 
 
@@ -41,8 +42,10 @@ def same_as(
             with suppress(RametError):  # removed meanwhile, or damaged: nothing is shared with that one
                 other = read_manifest(context.home.snapshot(row.id))
                 if key_of(other) == key:
-                    for part in other.parts:
-                        check_part(other, context.home.snapshot(row.id), part)
+                    there = context.home.snapshot(row.id)
+                    for part in files_there(other, there):
+                        if part in other.parts:
+                            check_part(other, there, part)
                     return row, other
     return None
 

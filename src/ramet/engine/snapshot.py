@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,18 @@ from ramet.engine import fork as forking
 from ramet.engine import snapshot_files, snapshots
 from ramet.engine.arguments import public
 from ramet.engine.bring_up import ForkOptions
+from ramet.engine.compressing import compression_of
+from ramet.engine.compression import compress, decompress, of_snapshot
 from ramet.engine.context import Context
 from ramet.engine.forks import ForkCall
-from ramet.engine.manifest import Manifest, read_manifest
+from ramet.engine.manifest import Manifest, files_there, read_manifest
 from ramet.engine.vm import adopt, fork_call
 from ramet.errors import DamagedError, NotFoundError
 from ramet.handles import Handle
 from ramet.host.files import STAT_BLOCK_BYTES
+from ramet.memory.compressed import USUAL_LEVEL
 from ramet.model.shapes import (
+    Compression,
     Exported,
     ForkReport,
     SnapshotInfo,
@@ -127,6 +132,28 @@ class Snapshot(Handle):
         return Verification(id=self.id, name=self.name, ok=all(one.ok for one in parts), parts=parts)
 
     @public
+    async def compress(
+        self, *, level: int = USUAL_LEVEL, progress: Callable[[int, int], object] | None = None
+    ) -> Compression:
+        """Compress its memory with zstd, level 1 (quick) to 19 (small), on all CPUs, and give the raw file
+        up. The first fork afterwards decompresses it once, for all; both files stay then until this is called
+        again, or `decompress`.
+
+        `progress` is told how many bytes of the guest's memory are done, and of how many, from a thread.
+        Raises `UsageError` for another level, `LockBusyError` while it is being forked, compressed or
+        decompressed, `WrongStateError` when an instance was rewound to it meanwhile, `DamagedError`,
+        `FilesystemError`; nothing is lost then.
+        """
+        context = self._context
+        return await compress(context, of_snapshot(context, self._record), level, progress)
+
+    @public
+    async def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
+        """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+        context = self._context
+        return await decompress(context, of_snapshot(context, self._record), progress)
+
+    @public
     async def export(self, file: str | os.PathLike[str]) -> Exported:
         """Write it to one file, sparse, from which `Host.import_snapshot` makes it again, here or elsewhere.
 
@@ -155,7 +182,7 @@ def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str,
     directory = context.home.snapshot(record.id)
     try:
         manifest = read_manifest(directory)
-        return manifest, {name: (directory / name).stat() for name in manifest.parts}
+        return manifest, {name: (directory / name).stat() for name in files_there(manifest, directory)}
     except (DamagedError, OSError) as error:
         context.store.snapshots.get(record.id)  # removed meanwhile: nothing is damaged
         if isinstance(error, OSError):
@@ -192,6 +219,21 @@ def _fields(
     }
 
 
+def _part(manifest: Manifest, name: str, found: stat_result) -> SnapshotPart:
+    compressed = manifest.memory.compressed
+    if compressed is not None and name == compressed.file:
+        facts, digest = compressed.facts, manifest.parts[manifest.memory.base].digest
+    else:
+        facts, digest = manifest.parts[name].facts, manifest.parts[name].digest
+    return SnapshotPart(
+        name=name,
+        size_bytes=facts.size_bytes,
+        allocated_bytes=facts.allocated_bytes,
+        links=found.st_nlink,
+        digest=digest,
+    )
+
+
 def inspect(context: Context, record: SnapshotRecord) -> SnapshotInspection:
     """What `snapshot inspect` shows."""
     manifest, facts = _read(context, record)
@@ -199,6 +241,7 @@ def inspect(context: Context, record: SnapshotRecord) -> SnapshotInspection:
     return msgspec.convert(
         {
             **fields,
+            "compression": compression_of(context, context.home.snapshot(record.id), manifest),
             "driver_version": manifest.driver_version,
             "kernel_version": manifest.kernel_version,
             "machine_type": manifest.machine.machine_type,
@@ -206,16 +249,7 @@ def inspect(context: Context, record: SnapshotRecord) -> SnapshotInspection:
             "arguments": manifest.arguments or [],
             "parent": manifest.source.parent if manifest.source else None,
             "source_state": manifest.source.state if manifest.source else None,
-            "parts": [
-                SnapshotPart(
-                    name=name,
-                    size_bytes=part.facts.size_bytes,
-                    allocated_bytes=part.facts.allocated_bytes,
-                    links=facts[name].st_nlink,
-                    digest=part.digest,
-                )
-                for name, part in manifest.parts.items()
-            ],
+            "parts": [_part(manifest, name, found) for name, found in facts.items()],
         },
         SnapshotInspection,
         from_attributes=True,

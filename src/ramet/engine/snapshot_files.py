@@ -15,7 +15,7 @@ from ramet.disk.chains import chain_of, image_facts
 from ramet.disk.volumes import files_of
 from ramet.engine import snapshots
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, require_whole
+from ramet.engine.manifest import Compressed, Manifest, files_there, require_whole
 from ramet.engine.same_content import same_as, share_parts
 from ramet.engine.transfer import Imported, export_capture, import_capture, with_new_facts
 from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
@@ -31,6 +31,7 @@ from ramet.host.files import (
     write_durably,
 )
 from ramet.host.locks import file_lock
+from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL
 from ramet.memory.delta import open_delta
 from ramet.model.names import check_name, invent_name
 from ramet.model.record import Disk
@@ -133,10 +134,11 @@ async def import_file(context: Context, file: Path | None, *, name: str | None) 
             same = same_as(context, snapshots.published(context), imported.manifest)
             if same is None:
                 return _publish(context, row, imported.manifest, name)
-            existing, _ = same
+            existing, its_manifest = same
             if name is not None:
                 shared_with = context.home.snapshot(existing.id)
-                manifest = await threads.run(_share, shared_with, directory, imported.manifest)
+                there = files_there(its_manifest, shared_with)
+                manifest = await threads.run(_share, shared_with, there, directory, imported.manifest)
                 return _publish(context, row, manifest, name)
         await snapshots.remove(context, row)
         return existing
@@ -146,9 +148,9 @@ async def import_file(context: Context, file: Path | None, *, name: str | None) 
         raise
 
 
-def _share(source: Path, directory: Path, manifest: Manifest) -> Manifest:
-    """Take the parts of a snapshot with the same content instead of the files that came."""
-    share_parts(source, directory, list(manifest.parts))
+def _share(source: Path, there: Sequence[str], directory: Path, manifest: Manifest) -> Manifest:
+    """Take those parts that a snapshot with the same content has instead of the files that came."""
+    share_parts(source, directory, [name for name in there if name in manifest.parts])
     fsync_directory(directory)
     shared = with_new_facts(manifest, directory)
     write_durably(directory / MANIFEST_FILE, shared.encoded())
@@ -205,12 +207,20 @@ def require_harmless(manifest: Manifest, what: str) -> None:
         "network": not machine.nics,
         "disks": _are_plain(machine.disks),
         "mem-file": manifest.parts[manifest.memory.base].facts.size_bytes == memory_bytes,
+        "compressed memory": _is_plain_file(manifest.memory.compressed),
         "source": source is not None and re.fullmatch(r"[0-9a-f]{4,64}", source.id) is not None,
     }
     if wrong := [name for name, is_plain in plain.items() if not is_plain]:
         raise DamagedError(f"{what} is no snapshot that ramet made: {', '.join(wrong)}")
     assert source is not None
     check_name(source.name)
+
+
+def _is_plain_file(compressed: Compressed | None) -> bool:
+    return compressed is None or (
+        re.fullmatch(r"mem(-[0-9a-f]{1,16})?\.zst", compressed.file) is not None
+        and LOWEST_LEVEL <= compressed.level <= HIGHEST_LEVEL
+    )
 
 
 def _are_plain(disks: Sequence[Disk]) -> bool:

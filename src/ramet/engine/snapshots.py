@@ -19,9 +19,10 @@ from ramet.engine.bring_up import Origin, origin_of
 from ramet.engine.capture import Captured, capture
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, Source, check_part, read_manifest
+from ramet.engine.manifest import Compressed, Manifest, Source, check_part, files_there, read_manifest
 from ramet.engine.removal import attempt
 from ramet.engine.transfer import with_new_facts
+from ramet.engine.unpacking import check_compressed, kept
 from ramet.engine.worker import wake_for_capture, wake_for_machine
 from ramet.errors import NameTakenError, NotFoundError, RametError, UsageError, WrongStateError
 from ramet.host import owners, processes, threads
@@ -59,7 +60,9 @@ async def create(
     async with _making(context, record, name, labels) as (row, directory):
         async with changing(context, record, "capture") as source:
             if source.state is State.STANDBY:
-                await threads.run(_link, origin_of(context, source), source, labels, directory)
+                origin = origin_of(context, source)
+                async with kept(origin):
+                    await threads.run(_link, origin, source, labels, directory)
             else:
                 _require_living(source)
                 await capture(context, source, directory, goes_on=True, labels=labels)
@@ -165,8 +168,9 @@ def publish(context: Context, row: SnapshotRecord) -> SnapshotRecord:
 def _link(origin: Origin, source: Record, labels: dict[str, str], directory: Path) -> None:
     """A capture that is there already, under names of its own."""
     manifest = origin.manifest
-    for part in manifest.parts:
-        check_part(manifest, origin.directory, part)
+    for part in files_there(manifest, origin.directory):
+        if part in manifest.parts:
+            check_part(manifest, origin.directory, part)
         if share_file(origin.directory / part, directory / part).mode != "shared":
             with filesystem_errors("sync", directory / part), open_regular(directory / part) as copy:
                 sync(copy)
@@ -299,7 +303,26 @@ async def verify(context: Context, row: SnapshotRecord) -> list[PartCheck]:
     Raises `DamagedError` when its manifest can't be read.
     """
     origin = origin_of_snapshot(context, row)
-    return [await threads.run(_check, origin, name, abandon_on_cancel=True) for name in origin.manifest.parts]
+    manifest, directory = origin.manifest, origin.directory
+    checks = [
+        await threads.run(_check, origin, name, abandon_on_cancel=True)
+        for name in files_there(manifest, directory)
+        if name in manifest.parts
+    ]
+    if manifest.memory.compressed is not None:
+        checks.append(await _check_compressed(origin, manifest.memory.compressed))
+    return checks
+
+
+async def _check_compressed(origin: Origin, packed: Compressed) -> PartCheck:
+    problem = None
+    try:
+        await check_compressed(origin.directory, origin.manifest)
+    except RametError as error:
+        problem = error.message
+    return PartCheck(
+        name=packed.file, ok=problem is None, size_bytes=packed.facts.size_bytes, problem=problem
+    )
 
 
 def _check(origin: Origin, name: str) -> PartCheck:

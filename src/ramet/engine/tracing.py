@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from ramet.engine.capture import Captured
     from ramet.model.shapes import ForkFailure, ForkReport
 
-STEPS = tuple(one for one in Timings.__struct_fields__ if one not in ("capture", "pause", "total"))
+STEPS = tuple(
+    one for one in Timings.__struct_fields__ if one not in ("decompress", "capture", "pause", "total")
+)
 """What a fork does, one after another. A capture is made once for all forks of a call; the pause is a part of
 it.
 """
@@ -110,6 +112,9 @@ class _Trace:
             begun_ns = step_end_ns - _ns(getattr(receipt.timings_ms, step))
             self._begin(f"ramet.fork.{step}", begun_ns, span, {}).end(step_end_ns)
             step_end_ns = begun_ns
+        if receipt.timings_ms.decompress:
+            begun_ns = step_end_ns - _ns(receipt.timings_ms.decompress)
+            self._begin("ramet.fork.decompress", begun_ns, span, {}).end(step_end_ns)
         span.end(end_ns)
 
     def _failure(self, whole: Span, failure: ForkFailure, end_ns: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from ramet.engine.manifest import Manifest, Part, check_part, decode_manifest, is_part_name
+from ramet.engine.manifest import Manifest, Part, check_part, decode_manifest, files_there, is_part_name
 from ramet.errors import DamagedError, FilesystemError
 from ramet.host.archive import (
     MAX_MANIFEST_BYTES,
@@ -33,7 +34,16 @@ from ramet.host.files import (
     open_regular,
     sync,
 )
-from ramet.memory.integrity import digest, facts_of
+from ramet.memory.compressed import read_table, unpack
+from ramet.memory.integrity import (
+    PartFacts,
+    SparseDigest,
+    changed,
+    current_facts,
+    differences,
+    digest,
+    facts_of,
+)
 from ramet.units import format_bytes
 
 _AGAIN: Final = "export it again"
@@ -71,22 +81,47 @@ def export_capture(
     facts = _checked_manifest(manifest, f"the manifest in {directory}")
     with ExitStack() as opened:
         parts = []
-        for name in facts.parts:
+        for name in archived_files(facts):
             path = directory / name
             with filesystem_errors("read", path):
                 try:
                     descriptor = opened.enter_context(open_regular(path))
                 except OSError:
                     # Missing, or a link: that has words of its own.
-                    check_part(facts, directory, name)
+                    _check(facts, directory, name)
                     raise
-                check_part(facts, directory, name)
+                _check(facts, directory, name)
                 # What was checked is what lies under the name; it must be what is open.
                 same = os.path.samestat(os.fstat(descriptor), path.lstat())
             if not same:
                 raise DamagedError(f"{path} was replaced at this moment", hint="try again")
             parts.append((name, descriptor))
         return write_archive(out, manifest, parts, to=to, checkpoint=checkpoint)
+
+
+def archived_files(manifest: Manifest) -> list[str]:
+    """The files of a capture that go into an archive, in order: compressed memory goes as it is, alone."""
+    compressed = manifest.memory.compressed
+    if compressed is None:
+        return list(manifest.parts)
+    return [compressed.file if name == manifest.memory.base else name for name in manifest.parts]
+
+
+def _check(manifest: Manifest, directory: Path, file: str) -> None:
+    compressed = manifest.memory.compressed
+    if compressed is None or file != compressed.file:
+        return check_part(manifest, directory, file)
+    found = current_facts(directory / file)
+    if found.size_bytes != compressed.facts.size_bytes:
+        raise changed(directory / file, differences(found, compressed.facts))
+    return None
+
+
+def _size_of(manifest: Manifest, file: str) -> int:
+    compressed = manifest.memory.compressed
+    if compressed is not None and file == compressed.file:
+        return compressed.facts.size_bytes
+    return manifest.parts[file].facts.size_bytes
 
 
 def import_capture(
@@ -111,7 +146,7 @@ def import_capture(
     """
     reader = ArchiveReader(stream, name=name, checkpoint=checkpoint)
     manifest = _checked_manifest(reader.manifest, f"the manifest in {name}")
-    logical_bytes = sum(part.facts.size_bytes for part in manifest.parts.values())
+    logical_bytes = sum(_size_of(manifest, file) for file in archived_files(manifest))
     if reader.data_bytes > logical_bytes:
         raise DamagedError(
             f"{name} is damaged: {reader.data_bytes} bytes of data for parts of {logical_bytes}", hint=_AGAIN
@@ -129,13 +164,45 @@ def import_capture(
         _receive(reader, manifest, directory, name, mode)
         for part, what in manifest.parts.items():
             checkpoint()
-            if digest(directory / part) != what.digest:
+            if _digest(manifest, directory, part, checkpoint) != what.digest:
                 raise DamagedError(f"{part} in {name} isn't what its manifest says: digest", hint=_AGAIN)
         fsync_directory(directory)
-        return Imported(with_new_facts(manifest, directory), reader.manifest)
+        ours = with_new_facts(_as_unpacked_here(manifest, mode), directory)
+        return Imported(ours, reader.manifest)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
+
+
+def _as_unpacked_here(manifest: Manifest, mode: Callable[[str], int]) -> Manifest:
+    """The facts that a mem-file will have when it is unpacked: not all of them are for others to say."""
+    base = manifest.memory.base
+    if manifest.memory.compressed is None:
+        return manifest
+    told = manifest.parts[base].facts
+    facts = PartFacts(
+        size_bytes=told.size_bytes,
+        allocated_bytes=min(max(0, told.allocated_bytes), told.size_bytes),
+        mode=mode(base),
+        mtime_ns=time.time_ns(),
+    )
+    part = msgspec.structs.replace(manifest.parts[base], facts=facts)
+    return msgspec.structs.replace(manifest, parts={**manifest.parts, base: part})
+
+
+def _digest(manifest: Manifest, directory: Path, part: str, checkpoint: Callable[[], None]) -> str:
+    """Of a part that has come, or of what its compressed file holds."""
+    compressed = manifest.memory.compressed
+    if compressed is None or part != manifest.memory.base:
+        return digest(directory / part)
+    path, size_bytes = directory / compressed.file, manifest.parts[part].facts.size_bytes
+    total = SparseDigest(size_bytes)
+    with filesystem_errors("read", path), open_regular(path) as descriptor:
+        for frame in read_table(descriptor, path, size_bytes):
+            checkpoint()
+            if (data := unpack(descriptor, path, frame)) is not None:
+                total.stretch(frame.start, data)
+    return total.text
 
 
 def with_new_facts(manifest: Manifest, directory: Path) -> Manifest:
@@ -144,10 +211,15 @@ def with_new_facts(manifest: Manifest, directory: Path) -> Manifest:
 
     For copies whose content is known to be the same. Raises `FilesystemError`, `DamagedError`.
     """
+    there = files_there(manifest, directory)
     parts = {
-        name: Part(facts=facts_of(directory / name), digest=part.digest)
+        name: Part(facts=facts_of(directory / name), digest=part.digest) if name in there else part
         for name, part in manifest.parts.items()
     }
+    compressed = manifest.memory.compressed
+    if compressed is not None:
+        facts = facts_of(directory / compressed.file)
+        manifest = manifest.with_compressed(msgspec.structs.replace(compressed, facts=facts))
     return msgspec.structs.replace(manifest, parts=parts)
 
 
@@ -158,9 +230,10 @@ def _checked_manifest(encoded: bytes, name: str) -> Manifest:
     manifest = decode_manifest(encoded, where=name)
     if len(manifest.parts) > MAX_PARTS:
         raise DamagedError(f"{name} names {len(manifest.parts)} parts, more than {MAX_PARTS}")
+    for file in manifest.files:
+        if not is_part_name(file):
+            raise DamagedError(f"{name} names {file!r}, which no part of a capture is called")
     for part, what in manifest.parts.items():
-        if not is_part_name(part):
-            raise DamagedError(f"{name} names {part!r}, which no part of a capture is called")
         if what.facts.size_bytes < 0:
             raise DamagedError(f"{name} gives {part} {what.facts.size_bytes} bytes")
     return manifest
@@ -170,8 +243,8 @@ def _receive(
     reader: ArchiveReader, manifest: Manifest, directory: Path, name: str, mode: Callable[[str], int]
 ) -> None:
     """All parts, in the manifest's order, and the end of the archive."""
-    for part, what in manifest.parts.items():
-        expected = (part, what.facts.size_bytes)
+    for part in archived_files(manifest):
+        expected = (part, _size_of(manifest, part))
         if (found := reader.next_part()) != expected:
             raise DamagedError(
                 f"{name} is damaged: {_shown(found)} comes where {_shown(expected)} should", hint=_AGAIN

@@ -11,6 +11,7 @@ import msgspec
 
 from ramet.calls import Calls, calls_into_host
 from ramet.engine import (
+    compression,
     disk_errors,
     execution,
     freeze,
@@ -27,9 +28,11 @@ from ramet.engine import fork as forking
 from ramet.engine.arguments import public
 from ramet.engine.boot import start
 from ramet.engine.bring_up import ForkOptions
+from ramet.engine.compressing import compression_of
 from ramet.engine.context import Context
 from ramet.engine.fork import ForkOutcome
 from ramet.engine.forks import ForkCall
+from ramet.engine.manifest import read_manifest
 from ramet.engine.observe import count_forks, instance_fields, observe, to_instance
 from ramet.engine.results import ExecResult
 from ramet.engine.watch import watch
@@ -40,9 +43,10 @@ from ramet.handles import Handle
 from ramet.host.files import filesystem_errors
 from ramet.host.follow import follow
 from ramet.host.rings import tail, trim
+from ramet.memory.compressed import USUAL_LEVEL
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
-from ramet.model.shapes import ForkReport, Inspection, Instance, Receipt, Usage
+from ramet.model.shapes import Compression, CompressionState, ForkReport, Inspection, Instance, Receipt, Usage
 from ramet.paths import CONSOLE_LOG, VMM_LOG
 from ramet.units import LONGEST_TIME_LIMIT_S, MIB
 
@@ -125,6 +129,10 @@ class VM(Handle):
                 fields["reason"] = why
             if record.state is State.RUNNING:
                 processes = await execution.processes_of(context, record)
+        compressed: CompressionState | None = None
+        if record.state in {State.TEMPLATE, State.STANDBY}:
+            with suppress(RametError):  # null is shown: its manifest can't be read, as its forks are told
+                compressed = compression_of(context, self.directory, read_manifest(self.directory))
         with suppress(RametError):  # null is shown: its program isn't there any more
             version = await context.driver(record.driver).version()
         with suppress(RametError):  # null is shown: it isn't a fork
@@ -134,6 +142,7 @@ class VM(Handle):
                 **fields,
                 "vmm_status": status,
                 "vmm_version": version,
+                "compression": compressed,
                 "receipt": receipt,
                 "processes": processes,
             },
@@ -252,6 +261,25 @@ class VM(Handle):
             lambda: forking.fork(self._context, self._record, count, name=name, options=options),
             return_exceptions=return_exceptions,
         )
+
+    @public
+    async def compress(
+        self, *, level: int = USUAL_LEVEL, progress: Callable[[int, int], object] | None = None
+    ) -> Compression:
+        """Compress the memory of a template, or of one in standby, as `Snapshot.compress`.
+
+        A restore of one in standby cancels it: `WrongStateError`, as for one that is neither.
+        """
+        context = self._context
+        return await compression.compress(
+            context, compression.of_instance(context, self._record), level, progress
+        )
+
+    @public
+    async def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
+        """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+        context = self._context
+        return await compression.decompress(context, compression.of_instance(context, self._record), progress)
 
     @public
     async def fork_report(

@@ -12,7 +12,8 @@ from ramet.engine import pool, snapshots
 from ramet.engine.bring_up import ForkOptions, Origin, load, origin_of, take_parts
 from ramet.engine.connections import connections
 from ramet.engine.context import Context
-from ramet.engine.manifest import require_restorable
+from ramet.engine.manifest import is_compressed, require_restorable
+from ramet.engine.unpacking import kept
 from ramet.errors import NotFoundError, RametError, UnavailableError
 from ramet.host import processes, threads
 from ramet.host.clock import now
@@ -56,6 +57,16 @@ async def make_loaded(context: Context, source: str) -> Made:
     driver = context.driver(origin.manifest.driver)
     await require_restorable(origin.manifest, driver, name=origin.name)
     version = await driver.version()
+    async with kept(origin):
+        return await _make_loaded(context, source, origin, driver, version)
+
+
+async def _make_loaded(context: Context, source: str, origin: Origin, driver: Driver, version: str) -> Made:
+    if is_compressed(origin.manifest, origin.directory):
+        raise UnavailableError(
+            f"the memory of {origin.name} is compressed, and isn't decompressed ahead",
+            hint=f"`ramet snapshot decompress {origin.name}`, or fork it once",
+        )
     if not can_link(origin.directory / origin.manifest.memory.base, context.home.pool, 1):
         raise UnavailableError(
             f"the memory of {origin.name} can't be linked, and isn't copied ahead",

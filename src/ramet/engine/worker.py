@@ -21,6 +21,7 @@ import msgspec
 
 from ramet.drivers.api import Driver, ShortensDisks
 from ramet.engine.compaction import compact_capture, long_chains, settled_disk, wants_compaction
+from ramet.engine.compressing import mark
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError, RametError
@@ -123,9 +124,11 @@ async def work(home: Home) -> int:
         try:
             for directory in list(_captures(home, store)):
                 try:
-                    done += await compact_capture(directory, drivers[read_manifest(directory).driver])
+                    driver = drivers[read_manifest(directory).driver]
+                    async with mark(home, directory, "unpack", name=directory.name, wait_s=0):
+                        done += await compact_capture(directory, driver)
                 except (RametError, OSError, KeyError):
-                    continue  # removed meanwhile, or no room: it is good as it is
+                    continue  # removed meanwhile, no room, being compressed: it is good as it is
             for record in store.all():
                 try:
                     done += await _shorten(home, store, drivers, record)

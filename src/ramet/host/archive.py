@@ -13,12 +13,13 @@ import os
 import select
 import stat
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from ramet.errors import DamagedError, UnavailableError
 from ramet.host.files import data_extents, filesystem_errors, write_all
-from ramet.units import KIB, MIB, PAGE_SIZE_BYTES
+from ramet.host.zeros import not_zeros
+from ramet.units import KIB, MIB
 
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 4 * MIB
@@ -40,7 +41,6 @@ _MAX_FILE_BYTES: Final = (1 << 63) - 1  # off_t
 _WINDOW_BYTES: Final = MIB
 _BUFFER_BYTES: Final = MAX_DATA_BYTES + 64 * KIB
 _POLL_MS: Final = 200
-_ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
 _AGAIN: Final = "copy it again, or export it again"
 
 
@@ -103,30 +103,12 @@ def _put_data(sink: _Sink, descriptor: int, size: int) -> int:
             got = os.preadv(descriptor, [buffer[: end - position]], position)
             if got == 0:
                 raise OSError(errno.EIO, "a file shrank while it was read")
-            for first, last in _not_zeros(buffer[:got], position):
+            for first, last in not_zeros(buffer[:got], position):
                 sink.put(_RECORD.pack(_DATA, _RESERVED, last - first, position + first))
                 sink.put(buffer[first:last])
                 data_bytes += last - first
             position += got
     return data_bytes
-
-
-def _not_zeros(data: memoryview, offset: int) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of stretches without pages of zeros in `data`, which lies at `offset` of its file."""
-    begun: int | None = None
-    position = 0
-    while position < len(data):
-        # Pages of the file, whatever the data begins with: only those can become holes.
-        following = min(len(data), position + PAGE_SIZE_BYTES - (offset + position) % PAGE_SIZE_BYTES)
-        if _ZERO_PAGE.startswith(data[position:following]):
-            if begun is not None:
-                yield begun, position
-                begun = None
-        elif begun is None:
-            begun = position
-        position = following
-    if begun is not None:
-        yield begun, position
 
 
 class _Sink:
@@ -270,7 +252,7 @@ class ArchiveReader:
             self._left -= length
             following = offset + length
             data = self._source.take(length)
-            for first, last in _not_zeros(data, offset):
+            for first, last in not_zeros(data, offset):
                 write_all(descriptor, data[first:last], offset + first)
 
     def _record(self) -> tuple[int, int, int]:

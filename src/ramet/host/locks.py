@@ -61,6 +61,36 @@ def file_lock_sync(path: Path, *, wait_s: float, busy: RametError | None = None)
         _release(held)
 
 
+@asynccontextmanager
+async def directory_lock(
+    path: Path, *, shared: bool, wait_s: float, busy: RametError | None = None
+) -> AsyncIterator[None]:
+    """Hold the lock on a directory itself inside: `shared` with others that hold it so, or alone.
+
+    Nothing is written for it. Errors as `file_lock`; `OSError` when the directory is gone.
+    """
+    pauses = _pauses_s(wait_s, busy or _busy(path))
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while (held := _try_directory(path, how)) is None:  # noqa: ASYNC110 - as above
+        await anyio.sleep(next(pauses))
+    try:
+        yield
+    finally:
+        _release(held)
+
+
+def _try_directory(path: Path, how: int) -> int | None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno == errno.EWOULDBLOCK:
+            return None
+        raise
+    return forked.keep_from_children(descriptor)
+
+
 def _pauses_s(wait_s: float, busy: RametError) -> Iterator[float]:
     """How long to sleep before each further try. Raises `busy` when the time is over."""
     deadline = time.monotonic() + wait_s

@@ -67,6 +67,14 @@ def require_intact(path: Path, name: str, facts: PartFacts, expected: str | None
     _keep(capture, name, _Confirmed(expected, _with_mode(path, found, facts.mode)))
 
 
+def confirm(path: Path, name: str, facts: PartFacts, known: str, capture: Path) -> None:
+    """A part at `path` has just been found to have the digest `known`: it isn't read again for that, however
+    its blocks lie. Nothing is written down where the facts tell it.
+    """
+    if differences(found := current_facts(path), facts):
+        _keep(capture, name, _Confirmed(known, found))
+
+
 def _with_mode(path: Path, found: PartFacts, mode: int) -> PartFacts:
     """What was found, with the permissions that a part was published with, where they can be had: it may
     have become writable.

@@ -126,12 +126,34 @@ def digest_of_blocks(size_bytes: int, blocks: Iterable[tuple[int, bytearray]]) -
     """The digest of a file of that size from its blocks, each with its index, ascending; all that aren't
     zeros have to be among them.
     """
-    total = hashlib.sha256(size_bytes.to_bytes(8, "little"))
+    total = SparseDigest(size_bytes)
     for index, block in blocks:
+        total.block(index, block)
+    return total.text
+
+
+class SparseDigest:
+    """As `digest`, of content that comes piece by piece."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._total = hashlib.sha256(size_bytes.to_bytes(8, "little"))
+
+    def block(self, index: int, block: bytes | bytearray) -> None:
+        """The block of that index, whole; ascending, and none that isn't zeros may be left out."""
         if block != _ZERO_BLOCK:
-            total.update(index.to_bytes(8, "little"))
-            total.update(block)
-    return f"{_DIGEST_NAME}:{total.hexdigest()}"
+            self._total.update(index.to_bytes(8, "little"))
+            self._total.update(block)
+
+    def stretch(self, start: int, data: bytes) -> None:
+        """Some blocks in a row, from the offset `start` on; only the file's last one may be shorter."""
+        for at in range(0, len(data), DIGEST_BLOCK_BYTES):
+            block = data[at : at + DIGEST_BLOCK_BYTES].ljust(DIGEST_BLOCK_BYTES, b"\0")
+            self.block((start + at) // DIGEST_BLOCK_BYTES, block)
+
+    @property
+    def text(self) -> str:
+        """Of everything so far."""
+        return f"{_DIGEST_NAME}:{self._total.hexdigest()}"
 
 
 def _blocks(descriptor: int, size_bytes: int) -> Iterator[tuple[int, bytearray]]:

@@ -101,11 +101,18 @@ class IdentityReceipt(msgspec.Struct, frozen=True, kw_only=True):
     addresses: list[str]
 
 
+CompressionState = Literal["raw", "compressing", "compressed"]
+"""Of a capture's memory. A compressed one that was forked has a raw file beside it until it is compressed or
+decompressed again."""
+
+
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds. `total` runs from the call to the guest's proof; the others are its parts. `resume` is
     next to nothing where the VMM was told in one request to load and to resume.
     """
 
+    decompress: float = 0.0
+    """Until the memory of a compressed source lay there again; 0 where it did."""
     queued: float
     capture: float
     pause: float
@@ -194,6 +201,8 @@ class Inspection(Instance, frozen=True, kw_only=True):
     vmm_status: str | None = None
     """The VMM's own word for its run state, or null when there is no VMM."""
     vmm_version: str | None = None
+    compression: CompressionState | None = None
+    """Of its memory, where it is a template or in standby."""
     receipt: Receipt | None = None
     processes: list[GuestProcess] | None = None
     """Null when the guest didn't answer in time."""
@@ -263,6 +272,8 @@ class SnapshotPart(msgspec.Struct, frozen=True, kw_only=True):
 class SnapshotInspection(SnapshotInfo, frozen=True, kw_only=True):
     """What `snapshot inspect` prints: all that is known of it."""
 
+    compression: CompressionState = "raw"
+
     driver_version: str
     kernel_version: str
     machine_type: str
@@ -301,6 +312,23 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     file: str
     bytes_written: int
+
+
+class Compression(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of `snapshot compress` and `snapshot decompress`."""
+
+    id: str
+    name: str
+    compression: CompressionState
+    level: int | None
+    """Of zstd; null where it is raw."""
+    memory_bytes: int
+    """The guest's RAM."""
+    raw_bytes: int
+    """What its raw file occupies, or did."""
+    compressed_bytes: int | None
+    """What its compressed file occupies."""
+    wall_ms: float
 
 
 class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):

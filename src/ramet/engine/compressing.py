@@ -1,0 +1,134 @@
+"""Who is at work on the memory of a capture: compressing or unpacking it, one process at a time.
+
+The mark is a file in the home, named by the capture's id and locked by whoever works. What a killed one left
+is found by it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, Literal
+
+from ramet.engine.context import Context
+from ramet.engine.manifest import Manifest, read_manifest
+from ramet.errors import LockBusyError, RametError, WrongStateError
+from ramet.host.files import TEMPORARY_PREFIX, filesystem_errors
+from ramet.host.locks import file_lock
+from ramet.model.shapes import CompressionState
+from ramet.paths import CONFIRMED_FILE, MANIFEST_FILE, MEM_FILE, Home
+
+Job = Literal["compress", "unpack"]
+
+TEMPORARY: Final = f"{TEMPORARY_PREFIX}pack-"
+"""How files begin that are being made, in the capture's directory."""
+_CANCELLED: Final = b"cancelled"
+
+
+class Mark:
+    """This process is at work."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor = descriptor
+        self._name = name
+
+    def require(self) -> None:
+        """Raise `WrongStateError` when the work isn't wanted any more."""
+        if os.pread(self._descriptor, len(_CANCELLED), 0) == _CANCELLED:
+            raise WrongStateError(
+                f"{self._name} is needed as it is: it was restored, or rewound to, while it was compressed",
+                hint="nothing of it has changed",
+            )
+
+
+@asynccontextmanager
+async def mark(home: Home, directory: Path, job: Job, *, name: str, wait_s: float) -> AsyncIterator[Mark]:
+    """Be the only one who works on the capture in `directory` inside. `name` is for messages.
+
+    Raises `LockBusyError` when another one still does after `wait_s`.
+    """
+    path = home.compressing / directory.name
+    busy = LockBusyError(
+        f"the memory of {name} is being compressed or unpacked by another call", hint="try again later"
+    )
+    async with AsyncExitStack() as leaving:
+        with filesystem_errors("make", path):
+            home.compressing.mkdir(mode=0o700, exist_ok=True)
+            held = await leaving.enter_async_context(file_lock(path, wait_s=wait_s, busy=busy))
+            leaving.callback(path.unlink, missing_ok=True)
+            os.ftruncate(held, 0)
+            os.pwrite(held, job.encode(), 0)
+            sweep_one(directory)  # of one that was killed
+        yield Mark(held, name)
+
+
+def is_compressing(home: Home, directory: Path) -> bool:
+    """Whether somebody compresses the memory of that capture now."""
+    try:
+        descriptor = os.open(home.compressing / directory.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False  # nobody, or not for us to see
+    try:
+        if os.pread(descriptor, 64, 0) != b"compress":
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True  # it is held
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def compression_of(context: Context, directory: Path, manifest: Manifest) -> CompressionState:
+    """What is to be said of a capture's memory."""
+    if is_compressing(context.home, directory):
+        return "compressing"
+    return "raw" if manifest.memory.compressed is None else "compressed"
+
+
+def cancel(home: Home, directory: Path) -> None:
+    """Whoever compresses the memory of that capture gives up before it is taken away. Nobody is waited
+    for.
+    """
+    if not is_compressing(home, directory):
+        return
+    with suppress(OSError):  # it has just come to its end: then there is nothing to cancel
+        descriptor = os.open(home.compressing / directory.name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(descriptor, _CANCELLED, 0)
+        finally:
+            os.close(descriptor)
+
+
+async def sweep(home: Home) -> None:
+    """Remove what killed processes left in the middle of their work: one listing where there was none."""
+    try:
+        names = os.listdir(home.compressing)  # noqa: PTH208 - when any home is opened
+    except OSError:
+        return  # nobody has ever compressed anything here
+    for name in names:
+        with suppress(LockBusyError):  # it lives
+            async with file_lock(home.compressing / name, wait_s=0):
+                for directory in (home.snapshot(name), home.instance(name)):
+                    sweep_one(directory)
+                (home.compressing / name).unlink(missing_ok=True)
+
+
+def sweep_one(directory: Path) -> None:
+    """Remove files of memory in a capture's directory that its manifest doesn't name, and half-made ones.
+
+    The caller holds the mark.
+    """
+    for half_made in (TEMPORARY, f"{TEMPORARY_PREFIX}{MANIFEST_FILE}", f"{TEMPORARY_PREFIX}{CONFIRMED_FILE}"):
+        for left in directory.glob(f"{half_made}*"):
+            left.unlink(missing_ok=True)
+    compressed = list(directory.glob(f"{MEM_FILE}*.zst"))
+    if compressed:
+        with suppress(RametError):  # it can't be told what belongs to it: it goes with the directory
+            known = read_manifest(directory).files
+            for file in compressed:
+                if file.name not in known:
+                    file.unlink(missing_ok=True)

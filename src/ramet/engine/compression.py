@@ -1,0 +1,291 @@
+"""Compress the memory of a capture, and undo that: a snapshot's, or that of an instance that is one itself.
+
+Compressing is compaction, packing into a new file, manifest, and then the raw file goes; each step is durable
+before the next. Unpacking for good is the same backwards. Forks, which have links of their own, don't notice.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from ramet.engine.bring_up import Origin, origin_of
+from ramet.engine.compaction import compact_capture, wants_compaction
+from ramet.engine.compressing import TEMPORARY, Mark, mark
+from ramet.engine.context import Context
+from ramet.engine.manifest import Compressed, Manifest, check_part, is_compressed
+from ramet.engine.rounds import in_rounds
+from ramet.engine.snapshots import origin_of_snapshot, require_published
+from ramet.engine.unpacking import Progress, unpack_memory
+from ramet.engine.worker import wake_for_capture
+from ramet.errors import (
+    DamagedError,
+    FilesystemError,
+    LockBusyError,
+    RametError,
+    UnavailableError,
+    UsageError,
+    WrongStateError,
+)
+from ramet.host import threads
+from ramet.host.files import (
+    allocated_bytes,
+    filesystem_errors,
+    fsync_directory,
+    new_file,
+    open_regular,
+    publish,
+    write_all,
+    write_durably,
+)
+from ramet.host.locks import directory_lock, file_lock
+from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL, pack, stretches, table
+from ramet.memory.integrity import MAKE_AGAIN, SparseDigest, current_facts, facts_of
+from ramet.model.lifecycle import State, article
+from ramet.model.record import Record
+from ramet.model.shapes import Compression
+from ramet.model.snapshot import SnapshotRecord
+from ramet.paths import MANIFEST_FILE
+
+_FORKS_S: Final = 10.0
+"""Forks that are being made keep the raw file; most are made within that time."""
+_COMPACTION_S: Final = 60.0
+_A_MOMENT_S: Final = 0.1
+
+
+class Target(NamedTuple):
+    """What is to be compressed."""
+
+    id: str
+    name: str
+    origin: Callable[[], Origin]
+    """The capture as it is now. Raises as `origin_of`."""
+    unchanging: Callable[[], AbstractAsyncContextManager[object]]
+    """Inside nobody changes what it belongs to."""
+
+
+def of_instance(context: Context, record: Record) -> Target:
+    """A template, or an instance in standby. `Target.origin` raises `WrongStateError` for any other."""
+
+    def origin() -> Origin:
+        now = context.store.get(record.id)
+        if now.state not in {State.TEMPLATE, State.STANDBY}:
+            raise WrongStateError(
+                f"{now.name} is {article(now.state)}: there is no capture of it to compress",
+                hint=f"`ramet snapshot create {now.name}` makes one",
+            )
+        return origin_of(context, now)
+
+    return Target(record.id, record.name, origin, lambda: context.lifecycle(record))
+
+
+def of_snapshot(context: Context, row: SnapshotRecord) -> Target:
+    """A snapshot. `Target.origin` raises `NotFoundError` once it is gone."""
+
+    def origin() -> Origin:
+        return origin_of_snapshot(context, require_published(context, row.id))
+
+    return Target(row.id, row.name or row.id, origin, nullcontext)
+
+
+async def compress(
+    context: Context, target: Target, level: int, progress: Progress | None = None
+) -> Compression:
+    """Compress its memory, and give the raw file up. Where it was compressed at that level already, only
+    that.
+
+    Raises `UsageError` for a level that zstd doesn't have, `WrongStateError` when it has no capture or was
+    restored meanwhile, `LockBusyError` when it is being forked, compressed or unpacked, `DamagedError`,
+    `FilesystemError`; it is as it was then.
+    """
+    if not LOWEST_LEVEL <= level <= HIGHEST_LEVEL:
+        raise UsageError(
+            f"there is no level {level}",
+            hint=f"levels are {LOWEST_LEVEL} (quick) to {HIGHEST_LEVEL} (small); 3 is zstd's own",
+        )
+    began = time.perf_counter()
+    origin = target.origin()
+    async with (
+        _there(target),
+        mark(context.home, origin.directory, "compress", name=target.name, wait_s=_A_MOMENT_S) as marked,
+    ):
+        await _compact(context, target, origin)
+        origin = target.origin()
+        manifest, directory = origin.manifest, origin.directory
+        done = manifest.memory.compressed
+        if done is None or done.level != level or not _is_there(directory, done):
+            if is_compressed(manifest, directory):
+                await unpack_memory(directory, manifest)
+            await _pack(target, origin, level, marked, progress)
+        await _put_away(target, marked)
+    return _result(target, began)
+
+
+async def decompress(context: Context, target: Target, progress: Progress | None = None) -> Compression:
+    """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+    began = time.perf_counter()
+    origin = target.origin()
+    async with (
+        _there(target),
+        mark(context.home, origin.directory, "unpack", name=target.name, wait_s=_A_MOMENT_S),
+    ):
+        manifest, directory = target.origin().manifest, origin.directory
+        if (packed := manifest.memory.compressed) is not None:
+            if is_compressed(manifest, directory):
+                await unpack_memory(directory, manifest, progress)
+            raw = _raw(manifest, directory)
+            async with target.unchanging():
+                origin.require_there()
+                await threads.run(write_durably, directory / MANIFEST_FILE, raw.encoded())
+            with filesystem_errors("remove", directory / packed.file):
+                (directory / packed.file).unlink(missing_ok=True)
+    wake_for_capture(context.home, origin.directory)
+    return _result(target, began)
+
+
+@asynccontextmanager
+async def _there(target: Target) -> AsyncIterator[None]:
+    """Where it was removed meanwhile nothing is damaged: that is said instead."""
+    try:
+        yield
+    except (DamagedError, FilesystemError):
+        target.origin()
+        raise
+
+
+def _raw(manifest: Manifest, directory: Path) -> Manifest:
+    """As one that never was compressed, with the mem-file that there is now."""
+    base = manifest.memory.base
+    now = msgspec.structs.replace(manifest.parts[base], facts=facts_of(directory / base))
+    return msgspec.structs.replace(manifest.with_compressed(None), parts={**manifest.parts, base: now})
+
+
+async def _compact(context: Context, target: Target, origin: Origin) -> None:
+    """Before: afterwards its delta stays beside what is compressed."""
+    if not wants_compaction(origin.manifest) or origin.manifest.memory.compressed is not None:
+        return
+    driver = context.driver(origin.manifest.driver)
+    with suppress(RametError):  # the delta is as good as before; what else is wrong is met below, too
+        async with file_lock(context.home.worker_lock, wait_s=_COMPACTION_S), target.unchanging():
+            await compact_capture(origin.directory, driver)
+
+
+def _is_there(directory: Path, compressed: Compressed) -> bool:
+    try:
+        return current_facts(directory / compressed.file).size_bytes == compressed.facts.size_bytes
+    except DamagedError:
+        return False
+
+
+async def _pack(target: Target, origin: Origin, level: int, marked: Mark, progress: Progress | None) -> None:
+    """Make the compressed file, and let the manifest name it."""
+    manifest, directory = origin.manifest, origin.directory
+    base = manifest.memory.base
+    part = manifest.parts[base]
+    if part.digest is None:
+        raise UnavailableError(
+            f"{target.name} was captured without digests, so it can't be told whether it comes back whole",
+            hint="make the capture again",
+        )
+    await threads.run(check_part, manifest, directory, base)
+    made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
+    final = directory / f"{base.partition('-')[0]}-{secrets.token_hex(4)}.zst"
+    try:
+        with filesystem_errors("compress", directory / base):
+            digest = await _write(directory / base, made, part.facts.size_bytes, level, marked, progress)
+        if digest != part.digest:
+            raise DamagedError(
+                f"{directory / base} is damaged: its content isn't what was published", hint=MAKE_AGAIN
+            )
+        async with target.unchanging():
+            marked.require()
+            origin.require_there()
+            await threads.run(publish, made, final)
+            packed = Compressed(file=final.name, facts=facts_of(final), level=level)
+            await threads.run(_name, directory, manifest.with_compressed(packed))
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+    if manifest.memory.compressed is not None:
+        (directory / manifest.memory.compressed.file).unlink(missing_ok=True)
+
+
+def _name(directory: Path, manifest: Manifest) -> None:
+    packed = manifest.memory.compressed
+    assert packed is not None
+    try:
+        write_durably(directory / MANIFEST_FILE, manifest.encoded())
+    except BaseException:
+        (directory / packed.file).unlink(missing_ok=True)
+        raise
+
+
+async def _write(
+    raw: Path, made: Path, size_bytes: int, level: int, marked: Mark, progress: Progress | None
+) -> str:
+    """The compressed file, and the digest of what is in it."""
+    total = SparseDigest(size_bytes)
+    sizes: list[int] = []
+    position = 0
+    with open_regular(raw) as source, new_file(made) as out:
+
+        def take(results: list[tuple[tuple[int, int], bytes, bytes | None]]) -> None:
+            nonlocal position
+            marked.require()
+            for (start, length), packed, data in results:
+                if data is not None:
+                    total.stretch(start, data)
+                write_all(out, packed, position)
+                sizes.append(len(packed))
+                position += len(packed)
+                if progress is not None:
+                    progress(start + length, size_bytes)
+
+        await in_rounds(
+            list(stretches(size_bytes)),
+            lambda one: (one, *pack(source, *one, level)),
+            take,
+        )
+        write_all(out, table(sizes, size_bytes), position)
+        os.fchmod(out, 0o444)
+    return total.text
+
+
+async def _put_away(target: Target, marked: Mark) -> None:
+    """The raw file goes, unless forks are being made of it: then all is as before, and compressed too."""
+    busy = LockBusyError(
+        f"{target.name} is being forked or restored: its raw memory stays beside what was compressed",
+        hint=f"`ramet snapshot compress {target.name}` once more, when that is done",
+    )
+    async with target.unchanging():
+        marked.require()
+        origin = target.origin()
+        async with directory_lock(origin.directory, shared=False, wait_s=_FORKS_S, busy=busy):
+            base = origin.directory / origin.manifest.memory.base
+            with filesystem_errors("remove", base):
+                base.unlink(missing_ok=True)
+            await threads.run(fsync_directory, origin.directory)
+
+
+def _result(target: Target, began: float) -> Compression:
+    origin = target.origin()
+    manifest, directory = origin.manifest, origin.directory
+    packed = manifest.memory.compressed
+    part = manifest.parts[manifest.memory.base]
+    return Compression(
+        id=target.id,
+        name=target.name,
+        compression="raw" if packed is None else "compressed",
+        level=packed.level if packed is not None else None,
+        memory_bytes=part.facts.size_bytes,
+        raw_bytes=part.facts.allocated_bytes,
+        compressed_bytes=allocated_bytes(directory / packed.file) if packed is not None else None,
+        wall_ms=round((time.perf_counter() - began) * 1000, 3),
+    )

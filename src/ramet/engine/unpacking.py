@@ -1,0 +1,148 @@
+"""The mem-file of a compressed capture, made anew for whoever needs it first, and then shared by all.
+
+What is unpacked is a new file with the size, mode and modification time of the one that was compressed, so
+the manifest stays as it is. It is published when its content has the digest of the part.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from ramet.engine.bring_up import Origin
+from ramet.engine.compressing import TEMPORARY, mark
+from ramet.engine.context import Context
+from ramet.engine.manifest import Manifest, is_compressed, read_manifest
+from ramet.engine.rounds import in_rounds
+from ramet.errors import DamagedError, FilesystemError, LockBusyError
+from ramet.host import threads
+from ramet.host.files import filesystem_errors, free_bytes, new_file, open_regular, publish
+from ramet.host.locks import directory_lock
+from ramet.memory.compressed import Frame, damaged, read_table, unpack, unpack_into
+from ramet.memory.confirmed import confirm
+from ramet.memory.integrity import MAKE_AGAIN, SparseDigest
+from ramet.units import format_bytes
+
+Progress = Callable[[int, int], object]
+"""Told how many bytes of the guest's memory have been worked on, and how many there are."""
+
+_OTHERS_S = 3600.0
+"""Another process unpacks it meanwhile: at 200 MB/s some 700 GB."""
+_PUBLISHING_S = 60.0
+
+
+@asynccontextmanager
+async def kept(origin: Origin) -> AsyncIterator[None]:
+    """The mem-file of a capture isn't taken away inside, if it is there.
+
+    Raises `NotFoundError` when the capture has been removed, `LockBusyError`.
+    """
+    busy = LockBusyError(f"the memory of {origin.name} is being put away", hint="try again later")
+    async with AsyncExitStack() as leaving:
+        try:
+            await leaving.enter_async_context(
+                directory_lock(origin.directory, shared=True, wait_s=_PUBLISHING_S, busy=busy)
+            )
+        except OSError as error:
+            origin.require_there()
+            raise DamagedError(f"{origin.directory}: {error.strerror}", hint=MAKE_AGAIN) from error
+        yield
+
+
+async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
+    """The capture with its mem-file in place, and how many milliseconds that took: 0 where it lay there.
+
+    Many at once unpack it once; the others wait. The caller has it `kept`. Raises `DamagedError`,
+    `FilesystemError` when there is no room; nothing of it is left then.
+    """
+    if (origin.directory / origin.manifest.memory.base).exists():
+        return origin, 0.0
+    began = time.perf_counter()
+    found = read_manifest(origin.directory)  # it may have been compressed since it was read
+    origin = origin._replace(manifest=found)
+    if not is_compressed(found, origin.directory):
+        return origin, 0.0  # what is missing is damage, for `require_parts` to say
+    async with mark(context.home, origin.directory, "unpack", name=origin.name, wait_s=_OTHERS_S):
+        if is_compressed(found, origin.directory):
+            await unpack_memory(origin.directory, found)
+    return origin, round((time.perf_counter() - began) * 1000, 3)
+
+
+async def unpack_memory(directory: Path, manifest: Manifest, progress: Progress | None = None) -> None:
+    """Make the mem-file of a compressed capture. The caller has marked it. Errors as `unpacked`."""
+    memory = manifest.memory
+    assert memory.compressed is not None
+    part, mem, packed = manifest.parts[memory.base], directory / memory.base, memory.compressed
+    _require_room(directory, part.facts.allocated_bytes)
+    made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
+    try:
+        with filesystem_errors("unpack", directory / packed.file), new_file(made) as out:
+            os.ftruncate(out, part.facts.size_bytes)
+            await _through(
+                directory / packed.file,
+                manifest,
+                lambda source, path, frame: unpack_into(source, path, frame, out),
+                progress,
+            )
+            os.fchmod(out, part.facts.mode)
+            os.utime(out, ns=(part.facts.mtime_ns, part.facts.mtime_ns))
+        await threads.run(publish, made, mem)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+    if part.digest is not None:
+        confirm(mem, memory.base, part.facts, part.digest, directory)
+
+
+async def check_compressed(directory: Path, manifest: Manifest, progress: Progress | None = None) -> None:
+    """Raise `DamagedError` unless the compressed memory of a capture unpacks to the part, by its digest."""
+    assert manifest.memory.compressed is not None
+    path = directory / manifest.memory.compressed.file
+    with filesystem_errors("read", path):
+        await _through(path, manifest, unpack, progress)
+
+
+async def _through(
+    path: Path,
+    manifest: Manifest,
+    take_out: Callable[[int, Path, Frame], bytes | None],
+    progress: Progress | None,
+) -> None:
+    part = manifest.parts[manifest.memory.base]
+    total = SparseDigest(part.facts.size_bytes)
+    done = 0
+
+    def digest(results: list[tuple[Frame, bytes | None]]) -> None:
+        nonlocal done
+        for frame, data in results:
+            if data is not None:
+                total.stretch(frame.start, data)
+            done = frame.start + frame.length
+        if progress is not None:
+            progress(done, part.facts.size_bytes)
+
+    try:
+        with open_regular(path) as source:
+            frames = read_table(source, path, part.facts.size_bytes)
+            work = partial(take_out, source, path)
+            await in_rounds(frames, lambda frame: (frame, work(frame)), digest)
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing", hint=MAKE_AGAIN) from None
+    if part.digest is not None and total.text != part.digest:
+        raise damaged(path, "its content isn't what was compressed")
+
+
+def _require_room(directory: Path, needed_bytes: int) -> None:
+    with filesystem_errors("look at", directory):
+        free = free_bytes(directory)
+    if free is not None and free < needed_bytes:
+        raise FilesystemError(
+            f"can't unpack the memory in {directory}: {format_bytes(needed_bytes)} are needed, "
+            f"{format_bytes(free)} are free",
+            hint="free some space on that filesystem; the compressed file is as it was",
+        )

@@ -1,0 +1,181 @@
+"""A mem-file compressed: zstd in independent frames, which are made and read side by side.
+
+There is a frame for each 4 MiB of the file, in order, and behind them, in a frame that readers skip, the size
+of each: zstd's seekable format. `zstd -d` unpacks it, too. A stretch of zeros takes some 150 bytes; what is
+unpacked has holes in the place of pages of zeros.
+
+Source: zstd's contrib/seekable_format/zstd_seekable_compression_format.md, version 0.1.0; RFC 8878.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import zstandard
+
+from ramet.errors import DamagedError
+from ramet.host.files import write_all
+from ramet.host.zeros import not_zeros
+from ramet.memory.integrity import MAKE_AGAIN
+from ramet.units import MIB
+
+FRAME_BYTES: Final = 4 * MIB
+"""Of the raw file. Larger ones gain less than 1 %, smaller ones cost up to 7 %."""
+LOWEST_LEVEL: Final = 1
+HIGHEST_LEVEL: Final = 19
+"""zstd has higher ones, which want hundreds of MiB for each frame that is made or read."""
+USUAL_LEVEL: Final = 3
+"""zstd's own."""
+
+_MOST_PACKED_BYTES: Final = FRAME_BYTES + FRAME_BYTES // 128 + 512  # ZSTD_compressBound is less
+_SKIPPABLE_HEAD: Final = struct.Struct("<II")
+_ENTRY: Final = struct.Struct("<II")
+_FOOTER: Final = struct.Struct("<IBI")
+_SKIPPABLE_MAGIC: Final = 0x184D2A5E
+_SEEKABLE_MAGIC: Final = 0x8F92EAB1
+_TABLE_WITHOUT_CHECKSUMS: Final = 0
+_own: Final = threading.local()
+"""zstd's contexts, which one thread at a time may use: they are kept for its next frame."""
+
+
+class Frame(NamedTuple):
+    """Where one frame lies, and which stretch of the raw file it holds."""
+
+    packed_offset: int
+    packed_bytes: int
+    start: int
+    length: int
+
+
+def stretches(size_bytes: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of what each frame of a raw file of that size holds."""
+    for start in range(0, size_bytes, FRAME_BYTES):
+        yield start, min(FRAME_BYTES, size_bytes - start)
+
+
+def pack(descriptor: int, start: int, length: int, level: int) -> tuple[bytes, bytes | None]:
+    """The frame of that stretch of a raw file, and what the stretch holds: None for zeros.
+
+    It is unpacked again before it is returned: the raw file may be gone when somebody needs it. Raises
+    `OSError`, `DamagedError` when the file is shorter or doesn't come back.
+    """
+    if _is_hole(descriptor, start, length):
+        return _zeros(length, level), None
+    data = os.pread(descriptor, length, start)
+    while len(data) < length and (more := os.pread(descriptor, length - len(data), start + len(data))):
+        data += more
+    if len(data) != length:
+        raise DamagedError(f"the file ends within {length} bytes at {start}", hint=MAKE_AGAIN)
+    if data == bytes(length):
+        return _zeros(length, level), None
+    packed = _compressor(level).compress(data)
+    if _unpacked(packed, length) != data:
+        raise DamagedError(
+            f"what zstd made of {length} bytes at {start} doesn't come back",
+            hint="the raw file is as it was; look at this machine's memory",
+        )
+    return packed, data
+
+
+def _is_hole(descriptor: int, start: int, length: int) -> bool:
+    try:
+        return os.lseek(descriptor, start, os.SEEK_DATA) >= start + length
+    except OSError as error:
+        return error.errno == errno.ENXIO  # no data up to the end; else it can't be told, and is read
+
+
+@lru_cache(maxsize=8)
+def _zeros(length: int, level: int) -> bytes:
+    return zstandard.ZstdCompressor(level=level, write_checksum=True).compress(bytes(length))
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    if getattr(_own, "level", None) != level:
+        _own.compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        _own.level = level
+    found: zstandard.ZstdCompressor = _own.compressor
+    return found
+
+
+def _unpacked(packed: bytes, length: int) -> bytes:
+    # The size in its head is what zstandard allocates: it is looked at first.
+    if zstandard.frame_content_size(packed) != length:
+        raise zstandard.ZstdError(f"a frame of {length} bytes says that it has others")
+    if (decompressor := getattr(_own, "decompressor", None)) is None:
+        decompressor = _own.decompressor = zstandard.ZstdDecompressor(max_window_size=2 * FRAME_BYTES)
+    data: bytes = decompressor.decompress(packed, max_output_size=length, allow_extra_data=False)
+    if len(data) != length:
+        raise zstandard.ZstdError(f"{len(data)} bytes came, where {length} were to")
+    return data
+
+
+def table(packed_sizes: Sequence[int], size_bytes: int) -> bytes:
+    """What stands behind the frames, whose sizes those are."""
+    entries = b"".join(
+        _ENTRY.pack(packed, length)
+        for packed, (_, length) in zip(packed_sizes, stretches(size_bytes), strict=True)
+    )
+    footer = _FOOTER.pack(len(packed_sizes), _TABLE_WITHOUT_CHECKSUMS, _SEEKABLE_MAGIC)
+    return _SKIPPABLE_HEAD.pack(_SKIPPABLE_MAGIC, len(entries) + len(footer)) + entries + footer
+
+
+def read_table(descriptor: int, path: Path, size_bytes: int) -> list[Frame]:
+    """The frames of the compressed file `path`, which is open, of a raw file of `size_bytes`.
+
+    Nothing in it is believed. Raises `DamagedError`, `OSError`.
+    """
+    expected = list(stretches(size_bytes))
+    length = _SKIPPABLE_HEAD.size + len(expected) * _ENTRY.size + _FOOTER.size
+    begin = os.fstat(descriptor).st_size - length
+    found = os.pread(descriptor, length, begin) if begin >= 0 else b""
+    if len(found) != length:
+        raise damaged(path, "it is too short for its frames")
+    if _SKIPPABLE_HEAD.unpack_from(found) != (_SKIPPABLE_MAGIC, length - _SKIPPABLE_HEAD.size) or (
+        _FOOTER.unpack_from(found, length - _FOOTER.size)
+        != (len(expected), _TABLE_WITHOUT_CHECKSUMS, _SEEKABLE_MAGIC)
+    ):
+        raise damaged(path, "its end isn't the table of its frames")
+    frames, offset = [], 0
+    entries = _ENTRY.iter_unpack(found[_SKIPPABLE_HEAD.size : -_FOOTER.size])
+    for (packed, unpacked), (start, stretch) in zip(entries, expected, strict=True):
+        if unpacked != stretch or not 0 < packed <= _MOST_PACKED_BYTES:
+            raise damaged(path, f"its table gives {packed} bytes for {unpacked} at {start}")
+        frames.append(Frame(offset, packed, start, stretch))
+        offset += packed
+    if offset != begin:
+        raise damaged(path, f"its frames have {begin} bytes, and {offset} by its table")
+    return frames
+
+
+def unpack(descriptor: int, path: Path, frame: Frame) -> bytes | None:
+    """What a frame holds; None for zeros. Raises `DamagedError`, `OSError`."""
+    packed = os.pread(descriptor, frame.packed_bytes, frame.packed_offset)
+    if packed == _zeros(frame.length, USUAL_LEVEL):
+        return None
+    try:
+        data = _unpacked(packed, frame.length)
+    except zstandard.ZstdError as error:
+        raise damaged(path, f"the frame at {frame.packed_offset}: {error}") from error
+    return None if data == bytes(frame.length) else data
+
+
+def unpack_into(descriptor: int, path: Path, frame: Frame, out: int) -> bytes | None:
+    """As `unpack`, and written into the raw file `out`, whose size is set: pages of zeros stay holes."""
+    data = unpack(descriptor, path, frame)
+    if data is not None:
+        view = memoryview(data)
+        for first, last in not_zeros(view, frame.start):
+            write_all(out, view[first:last], frame.start + first)
+    return data
+
+
+def damaged(path: Path, why: str) -> DamagedError:
+    """The error for a compressed file that isn't what was written."""
+    return DamagedError(f"{path} is damaged: {why}", hint=MAKE_AGAIN)

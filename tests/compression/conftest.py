@@ -1,0 +1,31 @@
+"""A snapshot of a guest that remembers something, of a size that takes a moment to compress."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+import ramet
+
+
+@pytest.fixture
+async def snapshot(warm_host: ramet.Host, warm: ramet.VM) -> AsyncIterator[ramet.Snapshot]:
+    """Of a fork of the template, which is gone: its mem-file has another link in the template's directory."""
+    async with warm.fork(1, name="source") as (vm,):
+        await vm.exec("sh", "-c", "echo remembered > /run/it", check=True)
+        made = await vm.snapshot("s")
+    yield made
+    for one in await warm_host.snapshots():
+        await (await warm_host.snapshot(one.id)).remove()
+
+
+async def remembers(vm: ramet.VM) -> bool:
+    """Whether a guest has what was in the snapshot's memory: of its own, and of the template."""
+    said = await vm.exec("sh", "-c", "cat /run/it; wc -c < /tmp/data", timeout=60)
+    return said.text == "remembered\n8388608\n"
+
+
+def names(snapshot: ramet.Snapshot | ramet.VM) -> set[str]:
+    """The files of its memory."""
+    return {one.name.partition("-")[0] for one in snapshot.directory.iterdir() if one.name.startswith("mem")}
