@@ -6,6 +6,7 @@ from typing import Final
 
 from benchmarks import (
     branches,
+    compressed,
     depth,
     fanout,
     footprint,
@@ -26,6 +27,7 @@ ALL: Final = tuple(
         fanout,
         ram_size,
         touched,
+        compressed,
         depth,
         branches,
         footprint,

@@ -75,6 +75,22 @@ async def touch(vm: ramet.VM, driver: str, size_bytes: int, name: str = "data") 
                 await vm.exec("fill", *words, check=True, timeout=LONG_S)
 
 
+async def work(vm: ramet.VM, driver: str, size_bytes: int) -> None:
+    """As `touch`, with what memory usually has in it: text, programs and, a third, what can't be
+    compressed. Nothing that is there twice lies within 4 MiB.
+    """
+    if driver != "qemu":
+        return await touch(vm, driver, size_bytes)
+    script = (
+        "mkdir -p /tmp/work && mount -t tmpfs -o size=100% work /tmp/work && cd /tmp/work"
+        " && { head -c 1398102 /dev/urandom; head -c 1398101 /proc/kallsyms; head -c 1398101 /bin/busybox; }"
+        f" > piece && i=0 && while [ $i -lt {-(-size_bytes // (4 * MIB))} ]; do cat piece; i=$((i + 1)); done"
+        " > all && rm piece"
+    )
+    await vm.exec("sh", "-c", script, check=True, timeout=LONG_S)
+    return None
+
+
 def concurrency() -> int:
     """How many forks of one call the engine has under way at once: the floor's of many has as many."""
     return engine_fork.at_once()
