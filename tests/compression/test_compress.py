@@ -288,6 +288,15 @@ async def test_it_travels_compressed(snapshot: ramet.Snapshot, warm_host: ramet.
     assert (await warm_host.import_snapshot(raw)).id == came.id
 
 
+async def test_one_in_standby_that_is_given_up_leaves_no_compressed_file(warm: ramet.VM) -> None:
+    async with warm.fork(1) as (vm,):
+        await vm.standby()
+        await vm.compress()
+        await vm.stop(timeout=0)
+        assert not compressed_files(vm)
+        assert not mem_of(vm).exists()
+
+
 async def test_a_large_delta_is_compacted_first(warm: ramet.VM) -> None:
     async with warm.fork(1, name="heavy") as (vm,):
         await vm.exec("sh", "-c", "echo remembered > /run/it", check=True)

@@ -21,11 +21,13 @@ from ramet.host.locks import file_lock
 from ramet.model.shapes import CompressionState
 from ramet.paths import CONFIRMED_FILE, MANIFEST_FILE, MEM_FILE, Home
 
-Job = Literal["compress", "unpack"]
+Job = Literal["compress", "unpack", "compact"]
 
 TEMPORARY: Final = f"{TEMPORARY_PREFIX}pack-"
 """How files begin that are being made, in the capture's directory."""
 _CANCELLED: Final = b"cancelled"
+_COMPACTION_S: Final = 60.0
+"""The home's worker, which nobody has asked for, is waited for so long."""
 
 
 class Mark:
@@ -48,7 +50,8 @@ class Mark:
 async def mark(home: Home, directory: Path, job: Job, *, name: str, wait_s: float) -> AsyncIterator[Mark]:
     """Be the only one who works on the capture in `directory` inside. `name` is for messages.
 
-    Raises `LockBusyError` when another one still does after `wait_s`.
+    Raises `LockBusyError` when another one still does after `wait_s`, or after a while if that only compacts
+    it; `FilesystemError`.
     """
     path = home.compressing / directory.name
     busy = LockBusyError(
@@ -57,12 +60,21 @@ async def mark(home: Home, directory: Path, job: Job, *, name: str, wait_s: floa
     async with AsyncExitStack() as leaving:
         with filesystem_errors("make", path):
             home.compressing.mkdir(mode=0o700, exist_ok=True)
+            if wait_s and _job_at(path) == b"compact":
+                wait_s = max(wait_s, _COMPACTION_S)
             held = await leaving.enter_async_context(file_lock(path, wait_s=wait_s, busy=busy))
             leaving.callback(path.unlink, missing_ok=True)
             os.ftruncate(held, 0)
             os.pwrite(held, job.encode(), 0)
             sweep_one(directory)  # of one that was killed
         yield Mark(held, name)
+
+
+def _job_at(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # nobody is there
 
 
 def is_compressing(home: Home, directory: Path) -> bool:
@@ -124,11 +136,13 @@ def sweep_one(directory: Path) -> None:
     """
     for half_made in (TEMPORARY, f"{TEMPORARY_PREFIX}{MANIFEST_FILE}", f"{TEMPORARY_PREFIX}{CONFIRMED_FILE}"):
         for left in directory.glob(f"{half_made}*"):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):  # a directory that a VMM has made, say: it goes with the capture
+                left.unlink()
     compressed = list(directory.glob(f"{MEM_FILE}*.zst"))
     if compressed:
         with suppress(RametError):  # it can't be told what belongs to it: it goes with the directory
             known = read_manifest(directory).files
             for file in compressed:
                 if file.name not in known:
-                    file.unlink(missing_ok=True)
+                    with suppress(OSError):  # as above
+                        file.unlink()

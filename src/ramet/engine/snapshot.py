@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from os import stat_result
 
 
+_TRIES = 3
+
+
 @calls_into_host()
 class Snapshot(Handle):
     """One snapshot: immutable, and independent of its source and of its forks.
@@ -181,8 +184,17 @@ def describe(context: Context, record: SnapshotRecord) -> SnapshotInfo:
 def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str, stat_result]]:
     directory = context.home.snapshot(record.id)
     try:
-        manifest = read_manifest(directory)
-        return manifest, {name: (directory / name).stat() for name in files_there(manifest, directory)}
+        for tries_left in reversed(range(_TRIES)):
+            manifest = read_manifest(directory)
+            try:
+                return manifest, {
+                    name: (directory / name).stat() for name in files_there(manifest, directory)
+                }
+            except FileNotFoundError:
+                if tries_left == 0:
+                    raise
+                # Perhaps compacted or compressed at this moment.
+        raise AssertionError
     except (DamagedError, OSError) as error:
         context.store.snapshots.get(record.id)  # removed meanwhile: nothing is damaged
         if isinstance(error, OSError):

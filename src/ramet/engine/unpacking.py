@@ -67,9 +67,13 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
     origin = origin._replace(manifest=found)
     if not is_compressed(found, origin.directory):
         return origin, 0.0  # what is missing is damage, for `require_parts` to say
-    async with mark(context.home, origin.directory, "unpack", name=origin.name, wait_s=_OTHERS_S):
-        if is_compressed(found, origin.directory):
-            await unpack_memory(origin.directory, found)
+    try:
+        async with mark(context.home, origin.directory, "unpack", name=origin.name, wait_s=_OTHERS_S):
+            if is_compressed(found, origin.directory):
+                await unpack_memory(origin.directory, found)
+    except (DamagedError, FilesystemError):
+        origin.require_there()
+        raise
     return origin, round((time.perf_counter() - began) * 1000, 3)
 
 

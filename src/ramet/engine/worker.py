@@ -125,7 +125,7 @@ async def work(home: Home) -> int:
             for directory in list(_captures(home, store)):
                 try:
                     driver = drivers[read_manifest(directory).driver]
-                    async with mark(home, directory, "unpack", name=directory.name, wait_s=0):
+                    async with mark(home, directory, "compact", name=directory.name, wait_s=0):
                         done += await compact_capture(directory, driver)
                 except (RametError, OSError, KeyError):
                     continue  # removed meanwhile, no room, being compressed: it is good as it is
