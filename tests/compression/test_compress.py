@@ -376,6 +376,25 @@ class TestWrongInput:
             assert await remembers(vm)
         assert nothing_half_made(snapshot)
 
+    async def test_a_raw_file_is_not_given_up_for_a_damaged_one(self, snapshot: ramet.Snapshot) -> None:
+        """Both are there after a fork: the compressed one is read before the raw one goes."""
+        await snapshot.compress()
+        async with snapshot.fork(1):
+            pass
+        (packed,) = compressed_files(snapshot)
+        facts = packed.stat()
+        packed.chmod(0o644)
+        with packed.open("r+b") as file:
+            file.seek(facts.st_size // 2)
+            file.write(bytes(100))
+        os.utime(packed, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        packed.chmod(0o444)
+        await snapshot.compress()
+        assert compressed_files(snapshot) != [packed]
+        assert not mem_of(snapshot).exists()
+        async with snapshot.fork(1) as (vm,):
+            assert await remembers(vm)
+
     async def test_a_raw_file_that_is_not_what_it_was(self, warm: ramet.VM, warm_host: ramet.Host) -> None:
         """It is read anyway: what it holds has to have the part's digest."""
         async with warm.fork(1, share_memory=False) as (vm,):

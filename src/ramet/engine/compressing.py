@@ -42,7 +42,7 @@ class Mark:
         if os.pread(self._descriptor, len(_CANCELLED), 0) == _CANCELLED:
             raise WrongStateError(
                 f"{self._name} is needed as it is: it was restored, or rewound to, while it was compressed",
-                hint="nothing of it has changed",
+                hint="its raw memory is as it was",
             )
 
 

@@ -23,7 +23,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Compressed, Manifest, check_part, is_compressed
 from ramet.engine.rounds import in_rounds
 from ramet.engine.snapshots import origin_of_snapshot, require_published
-from ramet.engine.unpacking import Progress, unpack_memory
+from ramet.engine.unpacking import Progress, check_compressed, unpack_memory
 from ramet.engine.worker import wake_for_capture
 from ramet.errors import (
     DamagedError,
@@ -47,7 +47,7 @@ from ramet.host.files import (
 )
 from ramet.host.locks import directory_lock, file_lock
 from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL, pack, stretches, table
-from ramet.memory.integrity import MAKE_AGAIN, SparseDigest, current_facts, facts_of
+from ramet.memory.integrity import MAKE_AGAIN, SparseDigest, facts_of
 from ramet.model.lifecycle import State, article
 from ramet.model.record import Record
 from ramet.model.shapes import Compression
@@ -119,8 +119,7 @@ async def compress(
         await _compact(context, target, origin)
         origin = target.origin()
         manifest, directory = origin.manifest, origin.directory
-        done = manifest.memory.compressed
-        if done is None or done.level != level or not _is_there(directory, done):
+        if not await _is_done(directory, manifest, level, progress):
             if is_compressed(manifest, directory):
                 await unpack_memory(directory, manifest)
             await _pack(target, origin, level, marked, progress)
@@ -177,11 +176,18 @@ async def _compact(context: Context, target: Target, origin: Origin) -> None:
             await compact_capture(origin.directory, driver)
 
 
-def _is_there(directory: Path, compressed: Compressed) -> bool:
-    try:
-        return current_facts(directory / compressed.file).size_bytes == compressed.facts.size_bytes
-    except DamagedError:
+async def _is_done(directory: Path, manifest: Manifest, level: int, progress: Progress | None) -> bool:
+    """Whether there is a compressed file of that level. One for which a raw file would be given up is read."""
+    compressed = manifest.memory.compressed
+    if compressed is None or compressed.level != level:
         return False
+    if is_compressed(manifest, directory):
+        return True
+    try:
+        await check_compressed(directory, manifest, progress)
+    except DamagedError:
+        return False  # another one is made of the raw file
+    return True
 
 
 async def _pack(target: Target, origin: Origin, level: int, marked: Mark, progress: Progress | None) -> None:
