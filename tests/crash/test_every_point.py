@@ -131,6 +131,10 @@ async def verify(home: Path, operation: str) -> None:
         by_name = {one.name: one for one in instances}
         assert by_name["base"].state == "template"
         recorded = {one.id for one in instances}
+        with anyio.move_on_after(30):
+            # The killed process's watcher may have removed the last record just before this Host looked.
+            while {path.name for path in (home / "instances").iterdir()} != recorded:
+                await anyio.sleep(0.01)
         assert {path.name for path in (home / "instances").iterdir()} == recorded, (
             "a directory without a record, or none"
         )
