@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from unittest.mock import patch
 
 import anyio
 import anyio.abc
@@ -138,7 +139,8 @@ def test_whatever_a_guest_says_there_is_an_answer_or_an_error(unasked: bytes, an
                     with suppress(RametError):
                         await question()
 
-    anyio.run(ask)
+    with patch.object(process, "_KILL_LIMIT_S", 0.02):
+        anyio.run(ask)
 
 
 def test_thousands_of_lies_in_sessions_as_the_engine_has_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,10 +119,10 @@ async def test_time_in_which_the_guest_stood_still_is_not_the_commands(
 ) -> None:
     """As in a VM whose clock jumps when it goes on: the agent can't run meanwhile, and its clock can."""
     async with session(tmp_path) as agent:
-        request = ExecRequest(("/bin/sh", "-c", "sleep 1; echo done"), timeout_s=4)
+        request = ExecRequest(("/bin/sh", "-c", "sleep 1; echo done"), timeout_s=3)
         async with agent.start(request) as process:
             agent_process.send_signal(signal.SIGSTOP)
-            await anyio.sleep(6)
+            await anyio.sleep(4)
             agent_process.send_signal(signal.SIGCONT)
             assert b"".join([chunk.data async for chunk in process.output()]) == b"done\n"
             assert not (await process.wait()).timed_out

@@ -177,7 +177,9 @@ async def _compact(context: Context, target: Target, origin: Origin) -> None:
 
 
 async def _is_done(directory: Path, manifest: Manifest, level: int, progress: Progress | None) -> bool:
-    """Whether there is a compressed file of that level. One for which a raw file would be given up is read."""
+    """Whether there is a compressed file of that level. Where a raw file would be given up for it, it is read
+    first.
+    """
     compressed = manifest.memory.compressed
     if compressed is None or compressed.level != level:
         return False
