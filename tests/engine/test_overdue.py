@@ -34,11 +34,10 @@ async def paused(vm: ramet.VM) -> None:
 
 async def ends_in_time(vm: ramet.VM) -> object:
     """A command of 2 s that has 6, while its guest stands still for 8."""
-    said = ""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(paused, vm)
-        said = (await vm.exec("sh", "-c", "sleep 2; echo done", timeout=6)).text
-    return said
+        result = await vm.exec("sh", "-c", "sleep 2; echo done", timeout=6)
+    return result.text
 
 
 async def ends_too_late(vm: ramet.VM) -> object:
