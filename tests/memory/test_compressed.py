@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from ramet.errors import DamagedError
 from ramet.host.files import allocated_bytes
 from ramet.memory import compressed
-from ramet.memory.compressed import FRAME_BYTES, Frame, pack, read_table, stretches, table, unpack_into
+from ramet.memory.compressed import (
+    FRAME_BYTES,
+    Frames,
+    length_at,
+    pack,
+    read_table,
+    starts,
+    table,
+    unpack_into,
+)
 from ramet.memory.integrity import SparseDigest, digest
 from ramet.units import KIB, MIB
 
@@ -35,8 +44,8 @@ def compress(raw: Path, packed: Path, level: int = 3) -> str:
     size_bytes = raw.stat().st_size
     total, frames = SparseDigest(size_bytes), []
     with raw.open("rb") as source:
-        for start, length in stretches(size_bytes):
-            frame, data = pack(source.fileno(), start, length, level)
+        for start in starts(size_bytes):
+            frame, data = pack(source.fileno(), start, length_at(start, size_bytes), level)
             frames.append(frame)
             if data is not None:
                 total.stretch(start, data)
@@ -102,7 +111,7 @@ def test_whatever_the_size_and_the_content(
     assert decompress(directory / "mem.zst", directory / "back", size_bytes).read_bytes() == raw.read_bytes()
 
 
-def opened(packed: Path, size_bytes: int = SIZE_BYTES) -> list[Frame]:
+def opened(packed: Path, size_bytes: int = SIZE_BYTES) -> Frames:
     with packed.open("rb") as source:
         return read_table(source.fileno(), packed, size_bytes)
 

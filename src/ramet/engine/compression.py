@@ -46,7 +46,7 @@ from ramet.host.files import (
     write_durably,
 )
 from ramet.host.locks import directory_lock, file_lock
-from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL, pack, stretches, table
+from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL, length_at, pack, starts, table
 from ramet.memory.integrity import MAKE_AGAIN, SparseDigest, facts_of
 from ramet.model.lifecycle import State, article
 from ramet.model.record import Record
@@ -244,21 +244,21 @@ async def _write(
     position = 0
     with open_regular(raw) as source, new_file(made) as out:
 
-        def take(results: list[tuple[tuple[int, int], bytes, bytes | None]]) -> None:
+        def take(results: list[tuple[int, bytes, bytes | None]]) -> None:
             nonlocal position
             marked.require()
-            for (start, length), packed, data in results:
+            for start, packed, data in results:
                 if data is not None:
                     total.stretch(start, data)
                 write_all(out, packed, position)
                 sizes.append(len(packed))
                 position += len(packed)
                 if progress is not None:
-                    progress(start + length, size_bytes)
+                    progress(start + length_at(start, size_bytes), size_bytes)
 
         await in_rounds(
-            list(stretches(size_bytes)),
-            lambda one: (one, *pack(source, *one, level)),
+            starts(size_bytes),
+            lambda start: (start, *pack(source, start, length_at(start, size_bytes), level)),
             take,
         )
         write_all(out, table(sizes, size_bytes), position)

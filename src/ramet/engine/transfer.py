@@ -233,6 +233,9 @@ def _checked_manifest(encoded: bytes, name: str) -> Manifest:
     for file in manifest.files:
         if not is_part_name(file):
             raise DamagedError(f"{name} names {file!r}, which no part of a capture is called")
+    compressed = manifest.memory.compressed
+    if compressed is not None and compressed.facts.size_bytes < 0:
+        raise DamagedError(f"{name} gives {compressed.file} {compressed.facts.size_bytes} bytes")
     for part, what in manifest.parts.items():
         if what.facts.size_bytes < 0:
             raise DamagedError(f"{name} gives {part} {what.facts.size_bytes} bytes")

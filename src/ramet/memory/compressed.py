@@ -13,10 +13,11 @@ import errno
 import os
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, overload
 
 import zstandard
 
@@ -54,10 +55,38 @@ class Frame(NamedTuple):
     length: int
 
 
-def stretches(size_bytes: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of what each frame of a raw file of that size holds."""
-    for start in range(0, size_bytes, FRAME_BYTES):
-        yield start, min(FRAME_BYTES, size_bytes - start)
+class Frames(Sequence[Frame]):
+    """Those of one file, in order; 8 bytes each, for a file from elsewhere may have millions."""
+
+    def __init__(self, ends: array[int], size_bytes: int) -> None:
+        self._ends = ends
+        self._size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, number: int) -> Frame: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Frame]: ...
+
+    def __getitem__(self, number: int | slice) -> Frame | list[Frame]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        begin = self._ends[number - 1] if number else 0
+        start = number * FRAME_BYTES
+        return Frame(begin, self._ends[number] - begin, start, length_at(start, self._size_bytes))
+
+
+def starts(size_bytes: int) -> range:
+    """Where in a raw file of that size the stretch of each frame begins."""
+    return range(0, size_bytes, FRAME_BYTES)
+
+
+def length_at(start: int, size_bytes: int) -> int:
+    """How long that stretch is."""
+    return min(FRAME_BYTES, size_bytes - start)
 
 
 def pack(descriptor: int, start: int, length: int, level: int) -> tuple[bytes, bytes | None]:
@@ -119,19 +148,19 @@ def _unpacked(packed: bytes, length: int) -> bytes:
 def table(packed_sizes: Sequence[int], size_bytes: int) -> bytes:
     """What stands behind the frames, whose sizes those are."""
     entries = b"".join(
-        _ENTRY.pack(packed, length)
-        for packed, (_, length) in zip(packed_sizes, stretches(size_bytes), strict=True)
+        _ENTRY.pack(packed, length_at(start, size_bytes))
+        for packed, start in zip(packed_sizes, starts(size_bytes), strict=True)
     )
     footer = _FOOTER.pack(len(packed_sizes), _TABLE_WITHOUT_CHECKSUMS, _SEEKABLE_MAGIC)
     return _SKIPPABLE_HEAD.pack(_SKIPPABLE_MAGIC, len(entries) + len(footer)) + entries + footer
 
 
-def read_table(descriptor: int, path: Path, size_bytes: int) -> list[Frame]:
+def read_table(descriptor: int, path: Path, size_bytes: int) -> Frames:
     """The frames of the compressed file `path`, which is open, of a raw file of `size_bytes`.
 
     Nothing in it is believed. Raises `DamagedError`, `OSError`.
     """
-    expected = list(stretches(size_bytes))
+    expected = starts(size_bytes)
     length = _SKIPPABLE_HEAD.size + len(expected) * _ENTRY.size + _FOOTER.size
     begin = os.fstat(descriptor).st_size - length
     found = os.pread(descriptor, length, begin) if begin >= 0 else b""
@@ -142,16 +171,16 @@ def read_table(descriptor: int, path: Path, size_bytes: int) -> list[Frame]:
         != (len(expected), _TABLE_WITHOUT_CHECKSUMS, _SEEKABLE_MAGIC)
     ):
         raise damaged(path, "its end isn't the table of its frames")
-    frames, offset = [], 0
-    entries = _ENTRY.iter_unpack(found[_SKIPPABLE_HEAD.size : -_FOOTER.size])
-    for (packed, unpacked), (start, stretch) in zip(entries, expected, strict=True):
-        if unpacked != stretch or not 0 < packed <= _MOST_PACKED_BYTES:
+    ends, offset = array("Q"), 0
+    entries = _ENTRY.iter_unpack(memoryview(found)[_SKIPPABLE_HEAD.size : -_FOOTER.size])
+    for (packed, unpacked), start in zip(entries, expected, strict=True):
+        if unpacked != length_at(start, size_bytes) or not 0 < packed <= _MOST_PACKED_BYTES:
             raise damaged(path, f"its table gives {packed} bytes for {unpacked} at {start}")
-        frames.append(Frame(offset, packed, start, stretch))
         offset += packed
+        ends.append(offset)
     if offset != begin:
         raise damaged(path, f"its frames have {begin} bytes, and {offset} by its table")
-    return frames
+    return Frames(ends, size_bytes)
 
 
 def unpack(descriptor: int, path: Path, frame: Frame) -> bytes | None:
