@@ -137,7 +137,10 @@ class Monitor:
             told = await asyncio.gather(
                 *(self.execute(command, **arguments) for command, arguments in steps), return_exceptions=True
             )
-            for one in told:
+            for (command, _), one in zip(steps, told, strict=True):
+                if command == "remove-fd" and type(one) is VmmError:
+                    # It was gone by then: from 9.1 on QEMU ends when it can't load something.
+                    raise VmmError(f"{self._who}: QEMU could not load the vmstate") from one
                 if isinstance(one, BaseException):
                     raise one
             async for event in listener:

@@ -70,6 +70,8 @@ class _Source(NamedTuple):
     seen: tuple[int, int]
     key: str
     driver: str
+    version: str
+    """The driver's."""
 
 
 class Keeper:
@@ -260,11 +262,15 @@ class Keeper:
         try:
             facts = (directory / MANIFEST_FILE).stat()
             seen = (facts.st_ino, facts.st_mtime_ns)
-            if source not in self._sources or self._sources[source].seen != seen:
+            known = self._sources.get(source)
+            # A VMM of before an upgrade is no use to a fork of after it.
+            version = await self._context.driver(known.driver).version() if known is not None else ""
+            if known is None or (known.seen, known.version) != (seen, version):
                 origin = warming.origin_at(self._context, source)
                 driver = self._context.driver(origin.manifest.driver)
-                key = pool.key_of(directory, origin.manifest, await driver.version())
-                self._sources[source] = _Source(seen, key, driver.name)
+                version = await driver.version()
+                key = pool.key_of(directory, origin.manifest, version)
+                self._sources[source] = _Source(seen, key, driver.name, version)
         except (OSError, NotFoundError):
             self._demand.forget(source)
             self._sources.pop(source, None)
