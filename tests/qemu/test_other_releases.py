@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import ramet
+from ramet.paths import MEM_FILE
 from tests.cli.conftest import wait_until
 from tests.conftest import assert_nothing_left
 from tests.not_root.conftest import Account, install
@@ -27,8 +28,8 @@ STATE = "hot"
 
 @pytest.fixture(scope="module")
 def made(release: Unpacked, homes: Path) -> Iterator[Ramet]:
-    """A home of that release: `living` with a data disk and a snapshot `base`, `warm` a template, `asleep` in
-    standby.
+    """A home of that release: `living` with a data disk and the snapshots `base` and `packed`, `warm` a
+    template, `asleep` in standby.
     """
     home = Path(tempfile.mkdtemp(dir=homes, prefix="qemu-"))
     own = Ramet(home, release)
@@ -38,6 +39,8 @@ def made(release: Unpacked, homes: Path) -> Iterator[Ramet]:
             "exec", "living", "--", "sh", "-c", f"echo {STATE} > /run/state; echo {STATE} > /data/state; sync"
         )
         own("snapshot", "create", "living", "--name", "base")
+        own("snapshot", "create", "living", "--name", "packed")
+        own("snapshot", "compress", "living/packed")
         for name in ("warm", "asleep"):
             own("fork", "--name", name, "living/base")
         own("template", "warm")
@@ -77,6 +80,7 @@ def test_what_another_release_saved_is_refused_and_whole(made: Ramet, other: str
         ("fork", "warm"),
         ("fork", "-n", "2", "asleep"),
         ("fork", "living/base"),
+        ("fork", "living/packed"),
         ("restore", "asleep"),
         ("rewind", "living", "base"),
         ("stop", "asleep"),
@@ -87,6 +91,10 @@ def test_what_another_release_saved_is_refused_and_whole(made: Ramet, other: str
     ):
         refused(here, *words, versions=both)
         assert standing(made) == before, words
+    # What is refused wasn't unpacked for it.
+    packed = made.json("snapshot", "inspect", "living/packed")
+    assert packed["compression"] == "compressed"
+    assert not (home / "snapshots" / packed["id"] / MEM_FILE).exists()
     # It lives on, whatever the program is by now, and can be kept for the release that it needs.
     assert here.state("living") == STATE
     here("pause", "living")
@@ -102,7 +110,7 @@ def test_what_another_release_saved_is_refused_and_whole(made: Ramet, other: str
 
 def test_with_its_own_release_all_of_it_goes_on(made: Ramet) -> None:
     """After it was refused by each of the others, as the file has it."""
-    for source in ("warm", "living/base", "asleep"):
+    for source in ("warm", "living/base", "living/packed", "asleep"):
         made("fork", "--name", "child", "--require-shared", source)
         assert made.state("child") == STATE
         assert made("exec", "child", "--", "cat", "/data/state").strip() == STATE

@@ -17,7 +17,7 @@ from pathlib import Path
 from ramet.engine.bring_up import Origin
 from ramet.engine.compressing import TEMPORARY, mark
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, is_compressed, read_manifest
+from ramet.engine.manifest import Manifest, is_compressed, read_manifest, require_restorable
 from ramet.engine.rounds import in_rounds
 from ramet.errors import DamagedError, FilesystemError, LockBusyError
 from ramet.host import threads
@@ -58,7 +58,8 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
     """The capture with its mem-file in place, and how many milliseconds that took: 0 where it lay there.
 
     Many at once unpack it once; the others wait. The caller has it `kept`. Raises `DamagedError`,
-    `FilesystemError` when there is no room; nothing of it is left then.
+    `FilesystemError` when there is no room, `UnavailableError` when it can't be restored here; nothing of it
+    is left then.
     """
     if (origin.directory / origin.manifest.memory.base).exists():
         return origin, 0.0
@@ -67,6 +68,8 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
     origin = origin._replace(manifest=found)
     if not is_compressed(found, origin.directory):
         return origin, 0.0  # what is missing is damage, for `require_parts` to say
+    # Gigabytes aren't unpacked for what is refused in the end.
+    await require_restorable(found, context.driver(found.driver), name=origin.name)
     try:
         async with mark(context.home, origin.directory, "unpack", name=origin.name, wait_s=_OTHERS_S):
             if is_compressed(found, origin.directory):
