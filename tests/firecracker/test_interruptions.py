@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 import ramet
+from ramet.drivers.api import Driver
 from ramet.engine import capture_files, freeze
 from ramet.engine.proof import agent_of
+from ramet.engine.running import booted_vmm
 from ramet.errors import FilesystemError
 from ramet.host import processes, rings
-from ramet.paths import MANIFEST_FILE, MEM_FILE, VMM_LOG, VMSTATE_FILE
+from ramet.model.record import RunningVmm
+from ramet.paths import CONSOLE_LOG, MANIFEST_FILE, MEM_FILE, VMM_LOG, VMSTATE_FILE
 from ramet.units import MIB
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -125,6 +130,24 @@ async def test_vmm_that_dies_after_a_second_start_has_failed(probes: ramet.Host)
     state, reason = await state_of(probes, vm)
     assert state == "failed"
     assert "died" in str(reason)
+
+
+async def test_what_a_quick_guest_says_at_once_is_its_own(
+    probes: ramet.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its console begins where it was before its VMM was there, however late that is written down."""
+
+    def late(driver: Driver, directory: Path, *told: Any, **more: Any) -> RunningVmm:
+        while not (directory / CONSOLE_LOG).stat().st_size:
+            time.sleep(0.01)
+        return booted_vmm(driver, directory, *told, **more)
+
+    monkeypatch.setattr("ramet.engine.boot.booted_vmm", late)
+    vm = await probes.run("probe", driver="firecracker", memory="64M")
+    running = vm._record.vmm
+    assert running is not None
+    assert running.console_start == 0
+    await vm.remove(force=True)
 
 
 async def test_power_off_is_told_from_death_when_the_log_is_full(probes: ramet.Host) -> None:

@@ -18,7 +18,7 @@ from ramet.engine.context import Context
 from ramet.engine.mounting import require_mountable, require_mounted, with_mounts
 from ramet.engine.proof import prove
 from ramet.engine.removal import discard
-from ramet.engine.running import booted_vmm
+from ramet.engine.running import booted_vmm, console_bytes
 from ramet.errors import GuestError, RametError, UsageError, VmmError
 from ramet.host import cgroups, owners, process_limit, threads
 from ramet.host.clock import now
@@ -200,10 +200,11 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move, li
             (directory / MEM_FILE).unlink(missing_ok=True)
     machine = driver.for_cold_start(record.machine)
     machine = await threads.run(_open_disks, directory, machine)
+    console_start = console_bytes(directory)
     with process_limit.named():
         vmm = await driver.boot(directory, machine)
     try:
-        running = booted_vmm(driver, directory, machine, vmm)
+        running = booted_vmm(driver, directory, machine, vmm, console_start=console_start)
         try:
             await prove(context, record, vmm.process, limit_s=limit_s)
         except VmmError:

@@ -32,7 +32,7 @@ from ramet.engine.manifest import (
     read_manifest,
 )
 from ramet.engine.proof import prove
-from ramet.engine.running import running_vmm
+from ramet.engine.running import console_bytes, running_vmm
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, VmmTimeoutError, WrongStateError
 from ramet.guest.messages import IdentityReply
 from ramet.host import process_limit, processes, threads
@@ -320,6 +320,7 @@ async def _load_into(
     resume: bool,
 ) -> Loaded:
     """As `load`, with a VMM that is there."""
+    console_start = console_bytes(directory)
     early = Ability.LOADS_DELTA_BEFORE_VMSTATE in driver.abilities
     is_complete = early or parts.delta_fd is None
     at_once = vmm if resume and is_complete and isinstance(vmm, ResumesOnLoad) else None
@@ -327,7 +328,7 @@ async def _load_into(
         try:
             marks.append(time.perf_counter())
             if early:
-                running = running_vmm(driver, directory, machine, vmm)
+                running = running_vmm(driver, directory, machine, vmm, console_start=console_start)
                 await _apply(parts, running)
             if at_once is not None:
                 await connections.reach_agent(directory, machine)
@@ -335,7 +336,7 @@ async def _load_into(
             else:
                 await vmm.load_vmstate(VMSTATE_FILE)
             if not early:
-                running = running_vmm(driver, directory, machine, vmm)
+                running = running_vmm(driver, directory, machine, vmm, console_start=console_start)
                 await _apply(parts, running)
         finally:
             parts.close()

@@ -146,7 +146,7 @@ int kept_write(struct kept *file, const char *text, size_t length) {
     file->device = found.st_dev;
     file->inode = found.st_ino;
     /* So that a fork needn't look, nor keep a time of access. */
-    kept_is_current(file);
-    fcntl(file->fd, F_SETFL, O_NOATIME);
+    if (kept_is_current(file))
+        fcntl(file->fd, F_SETFL, O_NOATIME);
     return 0;
 }
