@@ -24,8 +24,3 @@ async def remembers(vm: ramet.VM) -> bool:
     """Whether a guest has what was in the snapshot's memory: of its own, and of the template."""
     said = await vm.exec("sh", "-c", "cat /run/it; wc -c < /tmp/data", timeout=60)
     return said.text == "remembered\n8388608\n"
-
-
-def names(snapshot: ramet.Snapshot | ramet.VM) -> set[str]:
-    """The files of its memory."""
-    return {one.name.partition("-")[0] for one in snapshot.directory.iterdir() if one.name.startswith("mem")}

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 import pytest
 
 import ramet
-from ramet.engine import compressing, compression, unpacking
+from ramet.engine import compressing, compression, unpacking, warming
 from ramet.engine.manifest import read_manifest
 from ramet.memory.integrity import digest
 from ramet.model.shapes import ForkReport, Receipt
@@ -327,9 +328,36 @@ async def test_nothing_is_decompressed_ahead(snapshot: ramet.Snapshot, warm_home
         async with again.fork(1) as (vm,):  # the warm one has a link of its own, or it is decompressed
             assert await remembers(vm)
         await again.compress()
+        context = host._context
+        assert context is not None
+        with pytest.raises(ramet.UnavailableError, match="is compressed, and isn't decompressed ahead"):
+            await warming.make_loaded(context, f"snapshots/{again.id}")
         for _ in range(20):
             await anyio.sleep(0.05)
             assert not mem_of(snapshot).exists()
+
+
+@pytest.mark.parametrize("verb", ["compress", "decompress"])
+async def test_cancelled_between_its_last_steps(
+    snapshot: ramet.Snapshot, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is published and not named, or not named any more: no mark tells of it afterwards."""
+    if verb == "decompress":
+        await snapshot.compress()
+    step = "publish" if verb == "compress" else "write_durably"
+    real, scope = getattr(compression, step), anyio.CancelScope()
+
+    def cancelling(*told: object) -> None:
+        real(*told)
+        anyio.from_thread.run_sync(scope.cancel)
+
+    monkeypatch.setattr(compression, step, cancelling)
+    with scope:
+        await getattr(snapshot, verb)()
+    assert scope.cancel_called  # at the last step it comes too late, and the call is done
+    assert nothing_half_made(snapshot)
+    async with snapshot.fork(1) as (vm,):
+        assert await remembers(vm)
 
 
 class TestWrongInput:

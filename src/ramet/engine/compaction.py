@@ -16,7 +16,7 @@ import msgspec
 from ramet.disk.chains import chain_of, flatten_chain
 from ramet.disk.volumes import files_of, next_overlay
 from ramet.drivers.api import Driver
-from ramet.engine.manifest import Manifest, Memory, Part, check_part, files_there, is_part_name, read_manifest
+from ramet.engine.manifest import Manifest, Memory, Part, check_part, is_part_name, parts_there, read_manifest
 from ramet.host import threads
 from ramet.host.files import TEMPORARY_PREFIX, write_durably
 from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
@@ -63,11 +63,8 @@ def _compact(directory: Path, driver: Driver) -> bool:
         return False
     if manifest.arguments is not None and manifest.arguments != driver.arguments(manifest.machine):
         return False  # another ramet's machine: what would be written here is compared before a restore
-    for name in files_there(manifest, directory):
-        if name in manifest.parts:
-            check_part(
-                manifest, directory, name
-            )  # what is made of a damaged part would be published as whole
+    for name in parts_there(manifest, directory):
+        check_part(manifest, directory, name)  # what is made of a damaged part would be published as whole
     made: list[str] = []
     try:
         compacted = _with_whole_memory(directory, manifest, made)

@@ -67,6 +67,7 @@ async def mark(home: Home, directory: Path, job: Job, *, name: str, wait_s: floa
             os.ftruncate(held, 0)
             os.pwrite(held, job.encode(), 0)
             sweep_one(directory)  # of one that was killed
+            leaving.callback(sweep_one, directory)  # of this one, wherever it failed or was cancelled
         yield Mark(held, name)
 
 

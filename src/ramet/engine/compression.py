@@ -136,15 +136,14 @@ async def decompress(context: Context, target: Target, progress: Progress | None
         mark(context.home, origin.directory, "unpack", name=target.name, wait_s=_A_MOMENT_S),
     ):
         manifest, directory = target.origin().manifest, origin.directory
-        if (packed := manifest.memory.compressed) is not None:
+        if manifest.memory.compressed is not None:
             if is_compressed(manifest, directory):
                 await unpack_memory(directory, manifest, progress)
             raw = _raw(manifest, directory)
             async with target.unchanging():
                 origin.require_there()
                 await threads.run(write_durably, directory / MANIFEST_FILE, raw.encoded())
-            with filesystem_errors("remove", directory / packed.file):
-                (directory / packed.file).unlink(missing_ok=True)
+            # The compressed file, which isn't named any more, goes with the mark.
     wake_for_capture(context.home, origin.directory)
     return _result(target, began)
 
@@ -193,7 +192,7 @@ async def _is_done(directory: Path, manifest: Manifest, level: int, progress: Pr
 
 
 async def _pack(target: Target, origin: Origin, level: int, marked: Mark, progress: Progress | None) -> None:
-    """Make the compressed file, and let the manifest name it."""
+    """Make the compressed file, and let the manifest name it. What it doesn't name goes with the mark."""
     manifest, directory = origin.manifest, origin.directory
     base = manifest.memory.base
     part = manifest.parts[base]
@@ -205,34 +204,19 @@ async def _pack(target: Target, origin: Origin, level: int, marked: Mark, progre
     await threads.run(check_part, manifest, directory, base)
     made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
     final = directory / f"{base.partition('-')[0]}-{secrets.token_hex(4)}.zst"
-    try:
-        with filesystem_errors("compress", directory / base):
-            digest = await _write(directory / base, made, part.facts.size_bytes, level, marked, progress)
-        if digest != part.digest:
-            raise DamagedError(
-                f"{directory / base} is damaged: its content isn't what was published", hint=MAKE_AGAIN
-            )
-        async with target.unchanging():
-            marked.require()
-            origin.require_there()
-            await threads.run(publish, made, final)
-            packed = Compressed(file=final.name, facts=facts_of(final), level=level)
-            await threads.run(_name, directory, manifest.with_compressed(packed))
-    except BaseException:
-        made.unlink(missing_ok=True)
-        raise
-    if manifest.memory.compressed is not None:
-        (directory / manifest.memory.compressed.file).unlink(missing_ok=True)
-
-
-def _name(directory: Path, manifest: Manifest) -> None:
-    packed = manifest.memory.compressed
-    assert packed is not None
-    try:
-        write_durably(directory / MANIFEST_FILE, manifest.encoded())
-    except BaseException:
-        (directory / packed.file).unlink(missing_ok=True)
-        raise
+    with filesystem_errors("compress", directory / base):
+        digest = await _write(directory / base, made, part.facts.size_bytes, level, marked, progress)
+    if digest != part.digest:
+        raise DamagedError(
+            f"{directory / base} is damaged: its content isn't what was published", hint=MAKE_AGAIN
+        )
+    async with target.unchanging():
+        marked.require()
+        origin.require_there()
+        await threads.run(publish, made, final)
+        packed = Compressed(file=final.name, facts=facts_of(final), level=level)
+        named = manifest.with_compressed(packed)
+        await threads.run(write_durably, directory / MANIFEST_FILE, named.encoded())
 
 
 async def _write(

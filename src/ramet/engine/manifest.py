@@ -156,6 +156,11 @@ def files_there(manifest: Manifest, directory: Path) -> list[str]:
     return [name for name in manifest.files if name != base or not is_compressed(manifest, directory)]
 
 
+def parts_there(manifest: Manifest, directory: Path) -> list[str]:
+    """Those of its parts that lie there: all, but raw memory where it is compressed."""
+    return [name for name in files_there(manifest, directory) if name in manifest.parts]
+
+
 def is_part_name(name: str) -> bool:
     """Whether a capture's parts are called so. A part of any other name could be taken for something else of
     the instance that it is linked into: its log, its socket, its settings.

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, check_part, files_there, read_manifest
+from ramet.engine.manifest import Manifest, check_part, parts_there, read_manifest
 from ramet.errors import RametError
 from ramet.host.files import temporary_beside
 from ramet.model.snapshot import SnapshotRecord
@@ -43,9 +43,8 @@ def same_as(
                 other = read_manifest(context.home.snapshot(row.id))
                 if key_of(other) == key:
                     there = context.home.snapshot(row.id)
-                    for part in files_there(other, there):
-                        if part in other.parts:
-                            check_part(other, there, part)
+                    for part in parts_there(other, there):
+                        check_part(other, there, part)
                     return row, other
     return None
 

@@ -19,7 +19,15 @@ from ramet.engine.bring_up import Origin, origin_of
 from ramet.engine.capture import Captured, capture
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
-from ramet.engine.manifest import Compressed, Manifest, Source, check_part, files_there, read_manifest
+from ramet.engine.manifest import (
+    Compressed,
+    Manifest,
+    Source,
+    check_part,
+    files_there,
+    parts_there,
+    read_manifest,
+)
 from ramet.engine.removal import attempt
 from ramet.engine.transfer import with_new_facts
 from ramet.engine.unpacking import check_compressed, kept
@@ -319,8 +327,7 @@ async def _checks(origin: Origin) -> list[PartCheck]:
     manifest, directory = origin.manifest, origin.directory
     checks = [
         await threads.run(_check, origin, name, abandon_on_cancel=True)
-        for name in files_there(manifest, directory)
-        if name in manifest.parts
+        for name in parts_there(manifest, directory)
     ]
     if manifest.memory.compressed is not None:
         checks.append(await _check_compressed(origin, manifest.memory.compressed))

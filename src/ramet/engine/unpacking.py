@@ -81,27 +81,25 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
 
 
 async def unpack_memory(directory: Path, manifest: Manifest, progress: Progress | None = None) -> None:
-    """Make the mem-file of a compressed capture. The caller has marked it. Errors as `unpacked`."""
+    """Make the mem-file of a compressed capture. The caller has marked it, and what is
+    half made goes with the mark. Errors as `unpacked`.
+    """
     memory = manifest.memory
     assert memory.compressed is not None
     part, mem, packed = manifest.parts[memory.base], directory / memory.base, memory.compressed
     _require_room(directory, part.facts.allocated_bytes)
     made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
-    try:
-        with filesystem_errors("unpack", directory / packed.file), new_file(made) as out:
-            os.ftruncate(out, part.facts.size_bytes)
-            await _through(
-                directory / packed.file,
-                manifest,
-                lambda source, path, frame: unpack_into(source, path, frame, out),
-                progress,
-            )
-            os.fchmod(out, part.facts.mode)
-            os.utime(out, ns=(part.facts.mtime_ns, part.facts.mtime_ns))
-        await threads.run(publish, made, mem)
-    except BaseException:
-        made.unlink(missing_ok=True)
-        raise
+    with filesystem_errors("unpack", directory / packed.file), new_file(made) as out:
+        os.ftruncate(out, part.facts.size_bytes)
+        await _through(
+            directory / packed.file,
+            manifest,
+            lambda source, path, frame: unpack_into(source, path, frame, out),
+            progress,
+        )
+        os.fchmod(out, part.facts.mode)
+        os.utime(out, ns=(part.facts.mtime_ns, part.facts.mtime_ns))
+    await threads.run(publish, made, mem)
     if part.digest is not None:
         confirm(mem, memory.base, part.facts, part.digest, directory)
 
