@@ -33,8 +33,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def inner(emulated: EmulatedHost) -> Inner:
     """The inner run. What it prints is this test run's output, live with `-s`.
 
-    An emulated host has been seen to hang, once, kernel and all, for a reason that isn't known: it gets a
-    second chance, and what its processors were at is in the output.
+    A host that hangs all the same (`EmulatedHost` nudges one that has lost an interrupt) gets a second
+    chance, and what its processors were at is in the output.
     """
     try:
         return run_inside(emulated, *paths(), timeout_s=INNER_LIMIT_S)

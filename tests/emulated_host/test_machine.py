@@ -32,7 +32,7 @@ def test_a_command_ends_with_its_time_and_so_do_its_children(emulated: EmulatedH
 
 
 def test_a_host_that_goes_down_says_so_and_leaves_nothing() -> None:
-    """Once more when it hangs instead: an emulated host does that once in a while, for no known reason."""
+    """Once more when it hangs instead."""
     said = crashed_hosts_words()
     assert "sysrq" in said or "sysrq" in crashed_hosts_words(), said
 

@@ -99,8 +99,7 @@ async def test_versions_of_all_kinds_are_read(said: str, tmp_path: Path) -> None
 
 def test_changed_pages_are_tracked_by_the_name_that_the_release_has() -> None:
     machine = Firecracker.machine  # a machine needs a version
-    driver = Firecracker()
-    driver._version = "1.13.0"
+    driver = Firecracker().as_of("1.13.0")
     made = machine(driver, accelerator="kvm", memory_bytes=MIB, cpus=1)
     for named, other in ((True, False), (False, True)):
         request = firecracker_config.load_request(

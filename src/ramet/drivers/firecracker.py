@@ -24,7 +24,7 @@ from ramet.drivers.endings import announced_power_off, announced_reboot
 from ramet.drivers.firecracker_api import SOCKET
 from ramet.drivers.firecracker_vmm import FirecrackerVmm, last_words
 from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes, needs_of
-from ramet.drivers.versions import Facts, ask_version, facts_of, release
+from ramet.drivers.versions import ProgramVersion, release
 from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors
@@ -67,8 +67,9 @@ class Firecracker:
 
     def __init__(self, binary: str | None = None) -> None:
         self._program = _program(binary)
-        self._version: str | None = None
-        self._told_by: Facts | None = None
+        self._version = ProgramVersion(
+            "Firecracker", self._program, _VERSION, oldest=firecracker_releases.OLDEST, setting=self.setting
+        )
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -78,7 +79,7 @@ class Firecracker:
             Ability.OPENS_MEM_FILE_READ_ONLY,
             Ability.BOOTS_BARE_METAL,
         }
-        numbers = release(self._known_version())
+        numbers = release(self._version.known())
         if numbers >= firecracker_releases.NETWORK_OVERRIDES_SINCE:
             known.add(Ability.OVERRIDES_NETWORK)
         if numbers >= firecracker_releases.VSOCK_OVERRIDE_SINCE:
@@ -87,30 +88,17 @@ class Firecracker:
 
     async def version(self) -> str:
         """As `Driver.version`."""
-        program = self.program()
-        facts = facts_of(program)
-        version = self._version
-        if version is None or facts != self._told_by:
-            version = await ask_version(
-                "Firecracker",
-                program,
-                _VERSION,
-                oldest=firecracker_releases.OLDEST,
-                install=self._program.hint,
-                setting=self.setting,
-            )
-            self._version, self._told_by = version, facts
-        return version
+        return await self._version.ask()
 
     def as_of(self, version: str) -> Firecracker:
         """As `Driver.as_of`."""
         made = copy.copy(self)
-        made._version = version  # noqa: SLF001 - of this very class
+        made._version = self._version.taken_for(version)  # noqa: SLF001 - of this very class
         return made
 
     def standing(self) -> Standing:
         """As `Driver.standing`."""
-        return firecracker_releases.standing(self._known_version())
+        return firecracker_releases.standing(self._version.known())
 
     def machine(
         self,
@@ -124,7 +112,7 @@ class Firecracker:
         """As `Driver.machine`. RAM is rounded up to whole MiB. Disks are raw files."""
         return Machine(
             accelerator=accelerator,
-            machine_type=firecracker_releases.machine_type(release(self._known_version())),
+            machine_type=firecracker_releases.machine_type(release(self._version.known())),
             cpu_model="host",
             memory_bytes=round_up(memory_bytes, self.memory_quantum_bytes),
             cpus=cpus,
@@ -139,7 +127,7 @@ class Firecracker:
 
     def for_cold_start(self, machine: Machine) -> Machine:
         """As `Driver.for_cold_start`: each release makes its own machine."""
-        name = firecracker_releases.machine_type(release(self._known_version()))
+        name = firecracker_releases.machine_type(release(self._version.known()))
         return msgspec.structs.replace(machine, machine_type=name)
 
     def arguments(self, machine: Machine) -> list[str]:
@@ -149,7 +137,7 @@ class Firecracker:
 
     def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
         """As `Driver.ram_regions`: by the release that makes the machine, whichever is installed by now."""
-        numbers = firecracker_releases.release_of(machine.machine_type) or release(self._known_version())
+        numbers = firecracker_releases.release_of(machine.machine_type) or release(self._version.known())
         return firecracker_releases.ram_regions(machine.memory_bytes, numbers)
 
     async def boot(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> FirecrackerVmm:
@@ -289,10 +277,6 @@ class Firecracker:
     def program(self) -> str:
         """The program's path. Raises `UnavailableError` when there is none."""
         return self._program.path()
-
-    def _known_version(self) -> str:
-        assert self._version is not None, "Firecracker.version() has to be awaited first"
-        return self._version
 
 
 def _program(binary: str | None) -> Program:

@@ -23,7 +23,7 @@ from ramet.drivers.api import Ability, Ending, Standing
 from ramet.drivers.endings import announced_reboot
 from ramet.drivers.limits import needs_of
 from ramet.drivers.qemu_vmm import STARTED, QemuVmm, last_words
-from ramet.drivers.versions import Facts, ask_version, facts_of, is_same_release, release
+from ramet.drivers.versions import ProgramVersion, is_same_release, release
 from ramet.errors import RametError, UnavailableError, VmmError
 from ramet.host import processes, rings
 from ramet.host.files import filesystem_errors, keep_room
@@ -52,9 +52,9 @@ class Qemu:
 
     def __init__(self, binary: str | None = None) -> None:
         self._program = Program("QEMU", _PROGRAM, setting=self.setting, given=binary, hint=_INSTALL)
-        self._version: str | None = None
-        self._told_by: Facts | None = None
-        """None: to be asked again. What was told holds until then, for whoever is in the middle of it."""
+        self._version = ProgramVersion(
+            "QEMU", self._program, _VERSION, oldest=qemu_releases.OLDEST, setting=self.setting
+        )
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -71,30 +71,17 @@ class Qemu:
 
     async def version(self) -> str:
         """As `Driver.version`."""
-        program = self._program.path()
-        facts = facts_of(program)
-        version = self._version
-        if version is None or facts != self._told_by:
-            version = await ask_version(
-                "QEMU",
-                program,
-                _VERSION,
-                oldest=qemu_releases.OLDEST,
-                install=_INSTALL,
-                setting=self.setting,
-            )
-            self._version, self._told_by = version, facts
-        return version
+        return await self._version.ask()
 
     def as_of(self, version: str) -> Qemu:
         """As `Driver.as_of`."""
         made = copy.copy(self)
-        made._version = version  # noqa: SLF001 - of this very class
+        made._version = self._version.taken_for(version)  # noqa: SLF001 - of this very class
         return made
 
     def standing(self) -> Standing:
         """As `Driver.standing`."""
-        return qemu_releases.standing(self._known_version())
+        return qemu_releases.standing(self._version.known())
 
     def machine(
         self,
@@ -231,7 +218,7 @@ class Qemu:
         except RametError as error:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()
-            self._told_by = None
+            self._version.doubt()
             self._require_still(asked, await self.version())
             raise VmmError(
                 f"QEMU didn't come up: {last_words(log)}",
@@ -244,7 +231,7 @@ class Qemu:
         try:
             self._require_still(asked, told or asked)
         except UnavailableError:
-            self._told_by = None
+            self._version.doubt()
             with anyio.CancelScope(shield=True):
                 await vmm.kill()
             raise
@@ -261,11 +248,7 @@ class Qemu:
             )
 
     def _release(self) -> tuple[int, int]:
-        return release(self._known_version())
-
-    def _known_version(self) -> str:
-        assert self._version is not None, "Qemu.version() has to be awaited first"
-        return self._version
+        return release(self._version.known())
 
 
 def _refuse_devices(machine: Machine) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
@@ -14,6 +15,7 @@ from ramet import config
 from ramet.errors import FilesystemError, UnavailableError
 from ramet.host import outside
 from ramet.host.files import write_durably
+from ramet.programs import Program
 from ramet.text import visible
 
 LIMIT_S: Final = 20.0
@@ -27,7 +29,7 @@ Facts = tuple[int, int, int, int, int]
 """Device, inode, size and both times of change of a file: other content has others, whoever set its dates."""
 
 
-class _Program(NamedTuple):
+class _Binary(NamedTuple):
     path: str
     """As `visible`: a key in JSON."""
     facts: Facts
@@ -62,16 +64,61 @@ def is_same_release(version: str, other: str) -> bool:
     return release(version) == release(other)
 
 
-def facts_of(binary: str) -> Facts | None:
-    """By which a program that was upgraded is another one than before; None for one that isn't there."""
-    try:
-        return _facts(os.stat(binary))  # noqa: PTH116 - on each fork's path
-    except OSError:
-        return None
-
-
 def _facts(status: os.stat_result) -> Facts:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class ProgramVersion:
+    """The version of a driver's program, which is asked again once its file is another one: an upgrade.
+
+    What it told holds until then, for whoever is in the middle of something. `pattern`, `oldest` and
+    `setting` as in `ask_version`.
+    """
+
+    def __init__(
+        self, name: str, program: Program, pattern: str, *, oldest: tuple[int, int], setting: str
+    ) -> None:
+        self._name = name
+        self._program = program
+        self._pattern = pattern
+        self._oldest = oldest
+        self._setting = setting
+        self._told: str | None = None
+        self._told_by: Facts | None = None
+
+    async def ask(self) -> str:
+        """Costs a stat when nothing has changed. Raises as `ask_version`."""
+        path = self._program.path()
+        try:
+            facts = _facts(os.stat(path))  # noqa: PTH116 - on each fork's path
+        except OSError:
+            facts = None
+        if self._told is None or facts != self._told_by:
+            self._told = await ask_version(
+                self._name,
+                path,
+                self._pattern,
+                oldest=self._oldest,
+                install=self._program.hint,
+                setting=self._setting,
+            )
+            self._told_by = facts
+        return self._told
+
+    def known(self) -> str:
+        """What it told last. `ask` has to have been awaited before."""
+        assert self._told is not None, f"{self._name}'s version has to be asked first"
+        return self._told
+
+    def doubt(self) -> None:
+        """Ask the program at the next `ask`, also when its file is the same."""
+        self._told_by = None
+
+    def taken_for(self, version: str) -> Self:
+        """A copy that says `version`."""
+        made = copy.copy(self)
+        made._told = version  # noqa: SLF001 - of this very class
+        return made
 
 
 async def ask_version(
@@ -84,7 +131,7 @@ async def ask_version(
     Raises `UnavailableError` when it can't be run or doesn't end within `LIMIT_S` (`install` is the hint
     then), isn't the program `name`, or is older than `oldest` (`setting` names where a newer one is given).
     """
-    program = _program(binary)
+    program = _look(binary)
     told = _read()
     version: str | None = None
     if program is not None and (known := told.get(program.path)) is not None and known.facts == program.facts:
@@ -122,7 +169,7 @@ async def _ask(name: str, binary: str, pattern: str, *, install: str) -> str | N
     return match[1] if match else None
 
 
-def _program(binary: str) -> _Program | None:
+def _look(binary: str) -> _Binary | None:
     """None for what isn't itself a program: a script may start another one tomorrow."""
     try:
         path = Path(binary).resolve()
@@ -132,7 +179,7 @@ def _program(binary: str) -> _Program | None:
                 return None
     except OSError:
         return None
-    return _Program(visible(str(path)), facts)
+    return _Binary(visible(str(path)), facts)
 
 
 def _file() -> Path:

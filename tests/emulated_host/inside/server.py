@@ -4,6 +4,7 @@ Both sides write a JSON document a line on a virtio-serial port. The host asks `
 "timeout_s": …}`; the answers are `{"out": TEXT}` as the command writes, on either of its outputs, and at last
 `{"code": N}`: its exit code, 128 and the signal's number, 127 when it can't be started, 124 after its time.
 The first line is `{"ready": true}`, and `{"alive": UPTIME_S}` comes every few seconds, whatever else goes on.
+The host sends empty lines to interrupt this machine: nothing is made of them.
 Only the standard library is needed.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import queue
 import select
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PORT = "emulated-host"
-ALIVE_EVERY_S = 5
+ALIVE_EVERY_S = 2
 
 _sending = threading.Lock()
 
@@ -89,20 +91,27 @@ def show_life(port: BinaryIO) -> None:
         send(port, {"alive": time.clock_gettime(time.CLOCK_BOOTTIME)})
 
 
+def listen(port: BinaryIO, asked: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    """Take in lines as they come, also while a command runs: the port has room for few. None ends them."""
+    buffer = b""
+    while chunk := port.read(65536):
+        buffer += chunk
+        while b"\n" in buffer:
+            line, _, buffer = buffer.partition(b"\n")
+            if line:
+                asked.put(json.loads(line))
+    asked.put(None)
+
+
 def main() -> None:
     """Serve until the port is closed."""
+    asked: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     with open_port() as port:
         send(port, {"ready": True})
         threading.Thread(target=show_life, args=(port,), daemon=True).start()
-        buffer = b""
-        while chunk := port.read(65536):
-            buffer += chunk
-            while b"\n" in buffer:
-                line, _, buffer = buffer.partition(b"\n")
-                asked = json.loads(line)
-                if not asked["argv"]:
-                    return
-                send(port, {"code": run(port, **asked)})
+        threading.Thread(target=listen, args=(port, asked), daemon=True).start()
+        while (command := asked.get()) is not None and command["argv"]:
+            send(port, {"code": run(port, **command)})
 
 
 if __name__ == "__main__":
