@@ -200,7 +200,7 @@ class CannotReflinkError(UnavailableError):
 
 
 class LockBusyError(RametError):
-    """Somebody else held a lock for as long as one was ready to wait. Nothing was changed."""
+    """Somebody else held a lock for as long as the caller was ready to wait. Nothing is lost."""
 
     code: ClassVar[str] = "busy"
 

@@ -233,7 +233,7 @@ async def test_a_rewind_cancels(warm: ramet.VM, warm_host: ramet.Host) -> None:
             while (await snapshot.inspect()).compression != "compressing":
                 await anyio.sleep(0.01)
             await vm.rewind("then")
-        assert refused == ["then is needed as it is: it was restored, or rewound to, while it was compressed"]
+        assert refused == ["then wasn't compressed: it was restored, rewound to or stopped meanwhile"]
         assert await remembers(vm)
         assert (await snapshot.inspect()).compression == "raw"
         assert nothing_half_made(snapshot)
@@ -344,7 +344,7 @@ async def test_cancelled_between_its_last_steps(
     """A file that is published and not named, or not named any more: no mark tells of it afterwards."""
     if verb == "decompress":
         await snapshot.compress()
-    step = "publish" if verb == "compress" else "write_durably"
+    step = "publish" if verb == "compress" else "_publish_manifest"
     real, scope = getattr(compression, step), anyio.CancelScope()
 
     def cancelling(*told: object) -> None:
@@ -443,17 +443,18 @@ class TestWrongInput:
     async def test_while_it_is_forked(
         self, snapshot: ramet.Snapshot, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(compression, "_FORKS_S", 0.2)
+        monkeypatch.setattr(unpacking, "_FORKS_S", 0.2)
         context = snapshot._context
         origin = compression.of_snapshot(context, snapshot._record).origin()
         async with unpacking.kept(origin):
-            with pytest.raises(ramet.LockBusyError, match="is being forked") as caught:
-                await snapshot.compress()
-            assert "snapshot compress" in str(caught.value.hint)
+            with pytest.raises(ramet.LockBusyError, match="its raw file stays") as caught:
+                await snapshot.compress(level=4)
+            assert f"ramet snapshot compress --level 4 {snapshot.id}" in str(caught.value.hint)
+            assert (await snapshot.inspect()).compression == "compressed"
             assert mem_of(snapshot).exists()
             async with snapshot.fork(1) as (vm,):
                 assert await remembers(vm)
-        await snapshot.compress()
+        await snapshot.compress(level=4)
         assert not mem_of(snapshot).exists()
 
     async def test_twice_at_once(self, snapshot: ramet.Snapshot) -> None:

@@ -14,6 +14,7 @@ from ramet.errors import DamagedError
 from ramet.memory.compressed import FRAME_BYTES, table
 from ramet.memory.integrity import PartFacts, digest, facts_of
 from ramet.model.lifecycle import State
+from ramet.units import PAGE_SIZE_BYTES
 from tests.archive_bytes import ended, header, part
 from tests.engine.test_transfer import MACHINE, manifest_of
 from tests.memory.test_compressed import compress, raw_file
@@ -71,16 +72,20 @@ def capture(tmp_path: Path) -> Capture:
     return Capture(tmp_path / "capture")
 
 
-async def test_a_good_one_comes(host: ramet.Host, tmp_path: Path, capture: Capture) -> None:
+@pytest.mark.parametrize("allocated", [-1, 0, 1 << 60])
+async def test_a_good_one_comes(host: ramet.Host, tmp_path: Path, capture: Capture, allocated: int) -> None:
     """Of its mem-file no fact is believed that it could harm with."""
-    told = msgspec.structs.replace(capture.mem.facts, allocated_bytes=1 << 60, mtime_ns=1 << 80, mode=0o7777)
+    told = msgspec.structs.replace(
+        capture.mem.facts, allocated_bytes=allocated, mtime_ns=1 << 80, mode=0o7777
+    )
     manifest = capture.manifest(mem=msgspec.structs.replace(capture.mem, facts=told))
     file = tmp_path / "file"
     file.write_bytes(capture.archive(manifest))
     came = await host.import_snapshot(file, name="s")
     assert (await came.inspect()).compression == "compressed"
     assert (await came.verify()).ok
-    assert (await came.decompress()).compression == "raw"
+    done = await came.decompress()
+    assert (done.compression, done.raw_bytes) == ("raw", 3 * PAGE_SIZE_BYTES)
     mem = came.directory / "mem"
     assert digest(mem) == capture.raw_digest
     assert mem.stat().st_mode & 0o7777 in (0o444, 0o600)
@@ -111,6 +116,12 @@ def changed(capture: Capture, how: str) -> bytes:
         case "a larger guest":
             larger = replace(capture.mem, facts=replace(capture.mem.facts, size_bytes=SIZE_BYTES * 2))
             return capture.archive(capture.manifest(mem=larger))
+        case "an endless guest":
+            endless = replace(capture.mem, facts=replace(capture.mem.facts, size_bytes=1 << 64))
+            return capture.archive(capture.manifest(mem=endless))
+        case "no mem-file":
+            there = capture.manifest()
+            return capture.archive(replace(there, parts={"vmstate": capture.vmstate}))
         case "other content":
             return capture.archive(
                 capture.manifest(mem=replace(capture.mem, digest="sparse-sha256:" + "0" * 64))
@@ -132,6 +143,8 @@ REFUSALS = {
     "a level": "compressed memory",
     "a negative size": "-1 bytes",
     "a larger guest": "too short for its frames|its end isn't the table",
+    "an endless guest": "gives mem 18446744073709551616 bytes",
+    "no mem-file": "lists no part 'mem'",
     "other content": "isn't what its manifest says: digest",
     "a cut frame": "is damaged: its table gives|is damaged: the frame",
     "zeros": "its end isn't the table",

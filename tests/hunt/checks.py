@@ -162,7 +162,7 @@ def check_home(host: ramet.Host, family: Family) -> None:
 def _check_files(directory: Path, record: Record) -> None:
     allowed = _ALWAYS | _LOGS
     if record.state in {State.TEMPLATE, State.STANDBY}:
-        allowed |= {MANIFEST_FILE, ORIGIN_FILE, *read_manifest(directory).parts}
+        allowed |= {MANIFEST_FILE, ORIGIN_FILE, *files_there(read_manifest(directory), directory)}
     else:
         allowed |= {MEM_FILE, ORIGIN_FILE}
         allowed |= {name for disk in record.machine.disks for name in files_of(disk)}

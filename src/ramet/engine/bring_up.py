@@ -78,8 +78,15 @@ class Origin(NamedTuple):
     """The id of what was captured."""
     snapshot: str | None
     """The id of the snapshot that it is, if people can refer to it."""
+    title: str
+    """What it is called in messages."""
     require_there: Callable[[], object]
     """Raises `NotFoundError` once it has been removed: nothing is damaged then, and that is said instead."""
+
+    @property
+    def ref(self) -> str:
+        """What commands take for it: an id."""
+        return self.snapshot or self.parent
 
 
 def origin_of(context: Context, record: Record) -> Origin:
@@ -99,6 +106,7 @@ def origin_of(context: Context, record: Record) -> Origin:
         name=record.name,
         parent=record.id,
         snapshot=None,
+        title=record.name,
         require_there=partial(_require_capture, context, record),
     )
 
@@ -122,10 +130,17 @@ async def require_parts(origin: Origin) -> None:
         # A thread costs as much as the 64 KiB that a usual one has.
         is_large = origin.manifest.parts[VMSTATE_FILE].facts.size_bytes > MIB
         await threads.run(vmstate) if is_large else vmstate()
-    except DamagedError:
+    except DamagedError as error:
         origin.require_there()
-        if read_manifest(origin.directory) == origin.manifest:
+        if read_manifest(origin.directory) != origin.manifest:
+            return
+        if origin.manifest.memory.compressed is None:
             raise
+        raise DamagedError(
+            error.message,
+            hint=f"if it is the memory, `ramet snapshot decompress {origin.ref}` makes it anew from the"
+            " compressed file",
+        ) from error
 
 
 class Parts(NamedTuple):

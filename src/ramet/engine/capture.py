@@ -96,12 +96,14 @@ async def capture(
         # It may have been started before the program was upgraded.
         version = await vmm.own_version() or here
         driver = driver.as_of(version)
-    # A snapshot is for any machine; what ends the guest, or is forked at once, has to be of use here.
-    if not (goes_on and digests) and not is_same_release(version, here):
+    # Only `snapshot create` lets the guest go on and takes digests: that capture may be for another machine.
+    # One that ends the guest, or is forked at once, has to be of use here.
+    is_snapshot = goes_on and digests
+    if not is_snapshot and not is_same_release(version, here):
         raise UnavailableError(
             f"{record.name} runs in {driver.name} {version}; this machine has {here}, which can't restore it",
-            hint=f"set {driver.setting} to a {driver.name} {version}, or keep the guest for one with"
-            " `ramet snapshot create`",
+            hint=f"set {driver.setting} to the path of a {driver.name} {version}, or run"
+            f" `ramet snapshot create {record.name}`, which keeps the guest's state for that release",
         )
     if record.vmm is None or not isinstance(vmm, SavesState):
         raise UnavailableError(f"{driver.name} {version} can't save a guest's state")

@@ -19,7 +19,7 @@ from ramet.errors import LockBusyError, RametError, WrongStateError
 from ramet.host.files import TEMPORARY_PREFIX, filesystem_errors
 from ramet.host.locks import file_lock
 from ramet.model.shapes import CompressionState
-from ramet.paths import CONFIRMED_FILE, MANIFEST_FILE, MEM_FILE, Home
+from ramet.paths import CONFIRMED_FILE, MEM_FILE, Home
 
 Job = Literal["compress", "unpack", "compact"]
 
@@ -41,8 +41,8 @@ class Mark:
         """Raise `WrongStateError` when the work isn't wanted any more."""
         if os.pread(self._descriptor, len(_CANCELLED), 0) == _CANCELLED:
             raise WrongStateError(
-                f"{self._name} is needed as it is: it was restored, or rewound to, while it was compressed",
-                hint="its raw memory is as it was",
+                f"{self._name} wasn't compressed: it was restored, rewound to or stopped meanwhile",
+                hint="compress it again when that is done",
             )
 
 
@@ -103,9 +103,7 @@ def compression_of(context: Context, directory: Path, manifest: Manifest) -> Com
 
 
 def cancel(home: Home, directory: Path) -> None:
-    """Whoever compresses the memory of that capture gives up before it is taken away. Nobody is waited
-    for.
-    """
+    """Ask whoever compresses the memory of that capture to stop. Doesn't wait."""
     if not is_compressing(home, directory):
         return
     with suppress(OSError):  # it has just come to its end: then there is nothing to cancel
@@ -135,7 +133,8 @@ def sweep_one(directory: Path) -> None:
 
     The caller holds the mark.
     """
-    for half_made in (TEMPORARY, f"{TEMPORARY_PREFIX}{MANIFEST_FILE}", f"{TEMPORARY_PREFIX}{CONFIRMED_FILE}"):
+    # No other prefix: who captures anew into the directory meanwhile has temporary files there, too.
+    for half_made in (TEMPORARY, f"{TEMPORARY_PREFIX}{CONFIRMED_FILE}"):
         for left in directory.glob(f"{half_made}*"):
             with suppress(OSError):  # a directory that a VMM has made, say: it goes with the capture
                 left.unlink()

@@ -23,7 +23,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Compressed, Manifest, check_part, is_compressed
 from ramet.engine.rounds import in_rounds
 from ramet.engine.snapshots import origin_of_snapshot, require_published
-from ramet.engine.unpacking import Progress, check_compressed, unpack_memory
+from ramet.engine.unpacking import Progress, check_compressed, kept, unpack_memory, unused
 from ramet.engine.worker import wake_for_capture
 from ramet.errors import (
     DamagedError,
@@ -43,19 +43,16 @@ from ramet.host.files import (
     open_regular,
     publish,
     write_all,
-    write_durably,
 )
-from ramet.host.locks import directory_lock, file_lock
+from ramet.host.locks import file_lock
 from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL, length_at, pack, starts, table
-from ramet.memory.integrity import MAKE_AGAIN, SparseDigest, facts_of
+from ramet.memory.integrity import MAKE_AGAIN, SparseDigest, digest, facts_of
 from ramet.model.lifecycle import State, article
 from ramet.model.record import Record
 from ramet.model.shapes import Compression
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import MANIFEST_FILE
 
-_FORKS_S: Final = 10.0
-"""Forks that are being made keep the raw file; most are made within that time."""
 _COMPACTION_S: Final = 60.0
 _A_MOMENT_S: Final = 0.1
 
@@ -69,6 +66,17 @@ class Target(NamedTuple):
     """The capture as it is now. Raises as `origin_of`."""
     unchanging: Callable[[], AbstractAsyncContextManager[object]]
     """Inside nobody changes what it belongs to."""
+
+    def still(self, begun: Manifest) -> Origin:
+        """The capture, if it is the one that `begun` described. Raises `WrongStateError` for another, and as
+        `origin`.
+
+        An instance may have been stopped, started and captured anew, in the same directory.
+        """
+        now = self.origin()
+        if now.manifest != begun:
+            raise WrongStateError(f"{self.name} was captured anew meanwhile", hint="run the command again")
+        return now
 
 
 def of_instance(context: Context, record: Record) -> Target:
@@ -98,12 +106,13 @@ def of_snapshot(context: Context, row: SnapshotRecord) -> Target:
 async def compress(
     context: Context, target: Target, level: int, progress: Progress | None = None
 ) -> Compression:
-    """Compress its memory, and give the raw file up. Where it was compressed at that level already, only
-    that.
+    """Compress its memory, then remove the raw file. Where it is compressed at that level already, only that.
 
-    Raises `UsageError` for a level that zstd doesn't have, `WrongStateError` when it has no capture or was
-    restored meanwhile, `LockBusyError` when it is being forked, compressed or unpacked, `DamagedError`,
-    `FilesystemError`; it is as it was then.
+    Raises `UsageError` for a level that zstd doesn't have; `UnavailableError` when the capture has no
+    digests; `WrongStateError` when there is no capture, or it was restored, rewound to, stopped or captured
+    anew meanwhile; `LockBusyError` when another call works on the memory, or a fork needs the raw file;
+    `DamagedError`; `FilesystemError`. After an error it can be forked as before. It may have been compacted.
+    If only the raw file couldn't be removed, it is compressed and has both files.
     """
     if not LOWEST_LEVEL <= level <= HIGHEST_LEVEL:
         raise UsageError(
@@ -121,28 +130,32 @@ async def compress(
         manifest, directory = origin.manifest, origin.directory
         if not await _is_done(directory, manifest, level, progress):
             if is_compressed(manifest, directory):
-                await unpack_memory(directory, manifest)
-            await _pack(target, origin, level, marked, progress)
-        await _put_away(target, marked)
+                await _unpack(target, origin, progress)
+            manifest = await _pack(target, origin, level, marked, progress)
+        if (directory / manifest.memory.base).exists():
+            await _put_away(target, manifest, level)
     return _result(target, began)
 
 
 async def decompress(context: Context, target: Target, progress: Progress | None = None) -> Compression:
-    """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+    """Make its memory raw again, and remove the compressed file. Nothing happens where it is raw.
+
+    Errors as `compress`. A raw file that is there is read first: a damaged one is made anew.
+    """
     began = time.perf_counter()
     origin = target.origin()
     async with (
         _there(target),
         mark(context.home, origin.directory, "unpack", name=target.name, wait_s=_A_MOMENT_S),
     ):
-        manifest, directory = target.origin().manifest, origin.directory
+        origin = target.origin()
+        manifest, directory = origin.manifest, origin.directory
         if manifest.memory.compressed is not None:
-            if is_compressed(manifest, directory):
-                await unpack_memory(directory, manifest, progress)
-            raw = _raw(manifest, directory)
+            if not await threads.run(_is_whole, manifest, directory):
+                await _unpack(target, origin, progress)
             async with target.unchanging():
-                origin.require_there()
-                await threads.run(write_durably, directory / MANIFEST_FILE, raw.encoded())
+                target.still(manifest)
+                await threads.run(_publish_manifest, directory, _raw(manifest, directory))
             # The compressed file, which isn't named any more, goes with the mark.
     wake_for_capture(context.home, origin.directory)
     return _result(target, began)
@@ -150,12 +163,39 @@ async def decompress(context: Context, target: Target, progress: Progress | None
 
 @asynccontextmanager
 async def _there(target: Target) -> AsyncIterator[None]:
-    """Where it was removed meanwhile nothing is damaged: that is said instead."""
+    """Raise what `target.origin` raises instead of damage, if the capture was removed meanwhile."""
     try:
         yield
     except (DamagedError, FilesystemError):
         target.origin()
         raise
+
+
+async def _unpack(target: Target, origin: Origin, progress: Progress | None) -> None:
+    async with kept(origin):
+        target.still(origin.manifest)
+        await unpack_memory(origin.directory, origin.manifest, progress)
+
+
+def _is_whole(manifest: Manifest, directory: Path) -> bool:
+    """Whether the raw file can take the place of the compressed one: by its content, as nothing else is
+    left then.
+    """
+    base = manifest.memory.base
+    expected = manifest.parts[base].digest
+    try:
+        check_part(manifest, directory, base)
+        return expected is None or digest(directory / base) == expected
+    except DamagedError:
+        return False  # or it isn't there
+
+
+def _publish_manifest(directory: Path, manifest: Manifest) -> None:
+    """As `write_durably`, by a temporary file that goes with the mark."""
+    made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
+    with filesystem_errors("write", directory / MANIFEST_FILE), new_file(made) as out:
+        write_all(out, manifest.encoded(), 0)
+    publish(made, directory / MANIFEST_FILE)
 
 
 def _raw(manifest: Manifest, directory: Path) -> Manifest:
@@ -191,7 +231,9 @@ async def _is_done(directory: Path, manifest: Manifest, level: int, progress: Pr
     return True
 
 
-async def _pack(target: Target, origin: Origin, level: int, marked: Mark, progress: Progress | None) -> None:
+async def _pack(
+    target: Target, origin: Origin, level: int, marked: Mark, progress: Progress | None
+) -> Manifest:
     """Make the compressed file, and let the manifest name it. What it doesn't name goes with the mark."""
     manifest, directory = origin.manifest, origin.directory
     base = manifest.memory.base
@@ -212,11 +254,12 @@ async def _pack(target: Target, origin: Origin, level: int, marked: Mark, progre
         )
     async with target.unchanging():
         marked.require()
-        origin.require_there()
+        target.still(manifest)
         await threads.run(publish, made, final)
         packed = Compressed(file=final.name, facts=facts_of(final), level=level)
         named = manifest.with_compressed(packed)
-        await threads.run(write_durably, directory / MANIFEST_FILE, named.encoded())
+        await threads.run(_publish_manifest, directory, named)
+    return named
 
 
 async def _write(
@@ -250,17 +293,16 @@ async def _write(
     return total.text
 
 
-async def _put_away(target: Target, marked: Mark) -> None:
-    """The raw file goes, unless forks are being made of it: then all is as before, and compressed too."""
+async def _put_away(target: Target, manifest: Manifest, level: int) -> None:
+    """Remove the raw file. Raise `LockBusyError` while somebody needs it: both files stay then."""
     busy = LockBusyError(
-        f"{target.name} is being forked or restored: its raw memory stays beside what was compressed",
-        hint=f"`ramet snapshot compress {target.name}` once more, when that is done",
+        f"{target.name} is compressed, but its raw file stays: it is being forked, restored or verified",
+        hint=f"`ramet snapshot compress --level {level} {target.id}` removes it when that is done",
     )
     async with target.unchanging():
-        marked.require()
-        origin = target.origin()
-        async with directory_lock(origin.directory, shared=False, wait_s=_FORKS_S, busy=busy):
-            base = origin.directory / origin.manifest.memory.base
+        origin = target.still(manifest)
+        async with unused(origin, busy):
+            base = origin.directory / manifest.memory.base
             with filesystem_errors("remove", base):
                 base.unlink(missing_ok=True)
             await threads.run(fsync_directory, origin.directory)

@@ -104,6 +104,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         compressed = self.memory.compressed
         return [*self.parts, *([compressed.file] if compressed is not None else ())]
 
+    def facts_of(self, file: str) -> PartFacts:
+        """The published facts of one of `files`."""
+        compressed = self.memory.compressed
+        if compressed is not None and file == compressed.file:
+            return compressed.facts
+        return self.parts[file].facts
+
     def with_compressed(self, compressed: Compressed | None) -> Manifest:
         """The same capture, its memory compressed so, or raw."""
         return msgspec.structs.replace(
@@ -208,7 +215,8 @@ async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -
     if not is_same_release(version, manifest.driver_version):
         raise UnavailableError(
             f"{name} was saved by {manifest.driver} {manifest.driver_version}; this machine has {version}",
-            hint=f"set {driver.setting} to that version, or make the capture again",
+            hint=f"set {driver.setting} to the path of a {manifest.driver} {manifest.driver_version}; the"
+            " capture stays as it is",
         )
     if manifest.arguments is not None:
         here = driver.arguments(manifest.machine)

@@ -138,21 +138,30 @@ class Snapshot(Handle):
     async def compress(
         self, *, level: int = USUAL_LEVEL, progress: Callable[[int, int], object] | None = None
     ) -> Compression:
-        """Compress its memory with zstd, level 1 (quick) to 19 (small), on all CPUs, and give the raw file
-        up. The first fork afterwards decompresses it once, for all; both files stay then until this is called
-        again, or `decompress`.
+        """Compress the memory with zstd on all CPUs, then remove the raw file.
 
-        `progress` is told how many bytes of the guest's memory are done, and of how many, from a thread.
-        Raises `UsageError` for another level, `LockBusyError` while it is being forked, compressed or
-        decompressed, `WrongStateError` when an instance was rewound to it meanwhile, `DamagedError`,
-        `FilesystemError`; nothing is lost then.
+        `level` is 1 (fast) to 19 (small). The first fork afterwards decompresses the memory once, for all
+        forks; both files stay until `compress` or `decompress` is called again. `progress(done_bytes,
+        total_bytes)` is called from a worker thread, in bytes of the guest's memory.
+
+            result = await snapshot.compress(level=3)
+            print(result.raw_bytes, result.compressed_bytes)
+
+        Raises `UsageError` for another level; `UnavailableError` when the capture has no digests;
+        `WrongStateError` when an instance was rewound to it meanwhile; `LockBusyError` when another call
+        works on the memory, or a fork still needs the raw file; `DamagedError`; `FilesystemError`.
+        After an error it can be forked as before. It may have been compacted. If only the raw file couldn't
+        be removed, it is compressed and has both files.
         """
         context = self._context
         return await compress(context, of_snapshot(context, self._record), level, progress)
 
     @public
     async def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
-        """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+        """Make the memory raw again, and remove the compressed file. Nothing happens where it is raw.
+
+        Errors as `compress`.
+        """
         context = self._context
         return await decompress(context, of_snapshot(context, self._record), progress)
 
@@ -232,11 +241,8 @@ def _fields(
 
 
 def _part(manifest: Manifest, name: str, found: stat_result) -> SnapshotPart:
-    compressed = manifest.memory.compressed
-    if compressed is not None and name == compressed.file:
-        facts, digest = compressed.facts, manifest.parts[manifest.memory.base].digest
-    else:
-        facts, digest = manifest.parts[name].facts, manifest.parts[name].digest
+    facts = manifest.facts_of(name)
+    digest = manifest.parts[name if name in manifest.parts else manifest.memory.base].digest
     return SnapshotPart(
         name=name,
         size_bytes=facts.size_bytes,

@@ -17,7 +17,7 @@ from ramet.engine import snapshots
 from ramet.engine.context import Context
 from ramet.engine.manifest import Compressed, Manifest, files_there, require_whole
 from ramet.engine.same_content import same_as, share_parts
-from ramet.engine.transfer import Imported, export_capture, import_capture, with_new_facts
+from ramet.engine.transfer import MOST_MEMORY_BYTES, Imported, export_capture, import_capture, with_new_facts
 from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
 from ramet.host import threads
 from ramet.host.files import (
@@ -37,9 +37,8 @@ from ramet.model.names import check_name, invent_name
 from ramet.model.record import Disk
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import MANIFEST_FILE
-from ramet.units import PAGE_SIZE_BYTES, TIB
+from ramet.units import PAGE_SIZE_BYTES
 
-MOST_MEMORY_BYTES = 16 * TIB
 _MOST_CPUS = 256
 _MOST_PORTS = 30
 _DISK_NAME = re.compile(r"disk[0-9]{0,2}")

@@ -301,6 +301,7 @@ def origin_of_snapshot(context: Context, row: SnapshotRecord, manifest: Manifest
         name=row.source_name,
         parent=row.source,
         snapshot=row.id if named else None,
+        title=row.title if named else row.source_name,
         require_there=there,
     )
 

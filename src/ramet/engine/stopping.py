@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import anyio
 import msgspec
@@ -10,18 +11,22 @@ import msgspec
 from ramet.drivers.api import Ending
 from ramet.engine import disk_errors, limits
 from ramet.engine.changes import changing
+from ramet.engine.compressing import cancel
 from ramet.engine.console import last_words
 from ramet.engine.context import Context
 from ramet.engine.removal import discard, drop_capture
 from ramet.engine.replace import restore
 from ramet.engine.session import agent_of
-from ramet.errors import GuestError, RametError, VmmError, WrongStateError
+from ramet.errors import GuestError, LockBusyError, RametError, VmmError, WrongStateError
 from ramet.host import processes, threads
+from ramet.host.locks import directory_lock
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
 
 _KILLED = "killed: "
 _A_LOOK_S = 0.05
+_IN_USE_S = 10.0
+"""For the forks that are being made of one in standby."""
 _LEASE_SHARE = 0.8
 """Of the limit, for the guest's first answer: so that the error that says why there is none comes in time."""
 
@@ -40,11 +45,13 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
     if now.state is State.STANDBY and now.machine.disks and limit_s > 0 and now.pending is None:
         await _bring_back(context, now)
     thought_alive = now.state is not State.STOPPED
-    async with changing(context, record, "stop") as current:
+    async with changing(context, record, "stop") as current, AsyncExitStack() as leaving:
         if current.state is State.STOPPED and thought_alive:
             stopped = current  # it had powered off, and nobody had looked yet
         else:
             current.moved(Move.STOP)
+            if current.state is State.STANDBY:
+                await leaving.enter_async_context(_nobody_needs(context, current))
             reason = await _end(context, current, limit_s)
             stopped = context.store.change(record.id, lambda one: _stopped(one, reason))
             if current.state is State.STANDBY:
@@ -52,6 +59,18 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
     if stopped.auto_remove:
         await discard(context, stopped)
     return stopped
+
+
+@asynccontextmanager
+async def _nobody_needs(context: Context, record: Record) -> AsyncIterator[None]:
+    """Nobody forks, compresses or unpacks the capture inside: what is made of it would outlive it."""
+    directory = context.directory(record)
+    cancel(context.home, directory)
+    busy = LockBusyError(
+        f"{record.name} is being forked or decompressed", hint="stop it when that is done: it is in standby"
+    )
+    async with directory_lock(directory, shared=False, wait_s=_IN_USE_S, busy=busy):
+        yield
 
 
 def _stopped(record: Record, reason: str | None) -> Record:

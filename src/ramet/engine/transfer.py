@@ -34,6 +34,7 @@ from ramet.host.files import (
     open_regular,
     sync,
 )
+from ramet.host.zeros import not_zeros
 from ramet.memory.compressed import read_table, unpack
 from ramet.memory.integrity import (
     PartFacts,
@@ -44,8 +45,9 @@ from ramet.memory.integrity import (
     digest,
     facts_of,
 )
-from ramet.units import format_bytes
+from ramet.units import TIB, format_bytes
 
+MOST_MEMORY_BYTES: Final = 16 * TIB
 _AGAIN: Final = "export it again"
 
 
@@ -108,20 +110,12 @@ def archived_files(manifest: Manifest) -> list[str]:
 
 
 def _check(manifest: Manifest, directory: Path, file: str) -> None:
-    compressed = manifest.memory.compressed
-    if compressed is None or file != compressed.file:
-        return check_part(manifest, directory, file)
-    found = current_facts(directory / file)
-    if found.size_bytes != compressed.facts.size_bytes:
-        raise changed(directory / file, differences(found, compressed.facts))
-    return None
-
-
-def _size_of(manifest: Manifest, file: str) -> int:
-    compressed = manifest.memory.compressed
-    if compressed is not None and file == compressed.file:
-        return compressed.facts.size_bytes
-    return manifest.parts[file].facts.size_bytes
+    if file in manifest.parts:
+        check_part(manifest, directory, file)
+        return
+    found, published = current_facts(directory / file), manifest.facts_of(file)
+    if found.size_bytes != published.size_bytes:
+        raise changed(directory / file, differences(found, published))
 
 
 def import_capture(
@@ -146,7 +140,7 @@ def import_capture(
     """
     reader = ArchiveReader(stream, name=name, checkpoint=checkpoint)
     manifest = _checked_manifest(reader.manifest, f"the manifest in {name}")
-    logical_bytes = sum(_size_of(manifest, file) for file in archived_files(manifest))
+    logical_bytes = sum(manifest.facts_of(file).size_bytes for file in archived_files(manifest))
     if reader.data_bytes > logical_bytes:
         raise DamagedError(
             f"{name} is damaged: {reader.data_bytes} bytes of data for parts of {logical_bytes}", hint=_AGAIN
@@ -162,27 +156,31 @@ def import_capture(
         directory.mkdir(mode=0o700)
     try:
         _receive(reader, manifest, directory, name, mode)
+        unpacked_bytes = 0
         for part, what in manifest.parts.items():
             checkpoint()
-            if _digest(manifest, directory, part, checkpoint) != what.digest:
+            if manifest.memory.compressed is not None and part == manifest.memory.base:
+                found, unpacked_bytes = _unpacked(manifest, directory, checkpoint)
+            else:
+                found = digest(directory / part)
+            if found != what.digest:
                 raise DamagedError(f"{part} in {name} isn't what its manifest says: digest", hint=_AGAIN)
         fsync_directory(directory)
-        ours = with_new_facts(_as_unpacked_here(manifest, mode), directory)
+        ours = with_new_facts(_as_unpacked_here(manifest, unpacked_bytes, mode), directory)
         return Imported(ours, reader.manifest)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
 
 
-def _as_unpacked_here(manifest: Manifest, mode: Callable[[str], int]) -> Manifest:
-    """The facts that a mem-file will have when it is unpacked: not all of them are for others to say."""
+def _as_unpacked_here(manifest: Manifest, unpacked_bytes: int, mode: Callable[[str], int]) -> Manifest:
+    """With the facts that a mem-file will have when it is unpacked: they aren't for others to say."""
     base = manifest.memory.base
     if manifest.memory.compressed is None:
         return manifest
-    told = manifest.parts[base].facts
     facts = PartFacts(
-        size_bytes=told.size_bytes,
-        allocated_bytes=min(max(0, told.allocated_bytes), told.size_bytes),
+        size_bytes=manifest.parts[base].facts.size_bytes,
+        allocated_bytes=unpacked_bytes,
         mode=mode(base),
         mtime_ns=time.time_ns(),
     )
@@ -190,19 +188,19 @@ def _as_unpacked_here(manifest: Manifest, mode: Callable[[str], int]) -> Manifes
     return msgspec.structs.replace(manifest, parts={**manifest.parts, base: part})
 
 
-def _digest(manifest: Manifest, directory: Path, part: str, checkpoint: Callable[[], None]) -> str:
-    """Of a part that has come, or of what its compressed file holds."""
+def _unpacked(manifest: Manifest, directory: Path, checkpoint: Callable[[], None]) -> tuple[str, int]:
+    """The digest of compressed memory that has come, and how many bytes of it aren't holes."""
     compressed = manifest.memory.compressed
-    if compressed is None or part != manifest.memory.base:
-        return digest(directory / part)
-    path, size_bytes = directory / compressed.file, manifest.parts[part].facts.size_bytes
-    total = SparseDigest(size_bytes)
+    assert compressed is not None
+    path, size_bytes = directory / compressed.file, manifest.parts[manifest.memory.base].facts.size_bytes
+    total, stored_bytes = SparseDigest(size_bytes), 0
     with filesystem_errors("read", path), open_regular(path) as descriptor:
         for frame in read_table(descriptor, path, size_bytes):
             checkpoint()
             if (data := unpack(descriptor, path, frame)) is not None:
                 total.stretch(frame.start, data)
-    return total.text
+                stored_bytes += sum(last - first for first, last in not_zeros(memoryview(data), frame.start))
+    return total.text, stored_bytes
 
 
 def with_new_facts(manifest: Manifest, directory: Path) -> Manifest:
@@ -233,12 +231,15 @@ def _checked_manifest(encoded: bytes, name: str) -> Manifest:
     for file in manifest.files:
         if not is_part_name(file):
             raise DamagedError(f"{name} names {file!r}, which no part of a capture is called")
-    compressed = manifest.memory.compressed
-    if compressed is not None and compressed.facts.size_bytes < 0:
-        raise DamagedError(f"{name} gives {compressed.file} {compressed.facts.size_bytes} bytes")
-    for part, what in manifest.parts.items():
-        if what.facts.size_bytes < 0:
-            raise DamagedError(f"{name} gives {part} {what.facts.size_bytes} bytes")
+    base = manifest.memory.base if manifest.memory.compressed is not None else None
+    if base is not None and base not in manifest.parts:
+        raise DamagedError(f"{name} lists no part {base!r}, which is compressed", hint=_AGAIN)
+    for file in manifest.files:
+        size_bytes = manifest.facts_of(file).size_bytes
+        # What is compressed is worked through for as long as the manifest says, whatever came.
+        is_packed = file == base
+        if size_bytes < 0 or (is_packed and size_bytes > MOST_MEMORY_BYTES):
+            raise DamagedError(f"{name} gives {file} {size_bytes} bytes", hint=_AGAIN)
     return manifest
 
 
@@ -247,7 +248,7 @@ def _receive(
 ) -> None:
     """All parts, in the manifest's order, and the end of the archive."""
     for part in archived_files(manifest):
-        expected = (part, _size_of(manifest, part))
+        expected = (part, manifest.facts_of(part).size_bytes)
         if (found := reader.next_part()) != expected:
             raise DamagedError(
                 f"{name} is damaged: {_shown(found)} comes where {_shown(expected)} should", hint=_AGAIN

@@ -33,7 +33,11 @@ Progress = Callable[[int, int], object]
 
 _OTHERS_S = 3600.0
 """Another process unpacks it meanwhile: at 200 MB/s some 700 GB."""
+_LOOK_AGAIN_S = 0.2
+"""The mem-file may be there long before the mark is free."""
 _PUBLISHING_S = 60.0
+_FORKS_S = 10.0
+"""Forks that are being made keep the raw file; most are made within that time."""
 
 
 @asynccontextmanager
@@ -42,11 +46,26 @@ async def kept(origin: Origin) -> AsyncIterator[None]:
 
     Raises `NotFoundError` when the capture has been removed, `LockBusyError`.
     """
-    busy = LockBusyError(f"the memory of {origin.name} is being put away", hint="try again later")
+    busy = LockBusyError(f"the memory of {origin.title} is being put away", hint="try again later")
+    async with _locked(origin, shared=True, wait_s=_PUBLISHING_S, busy=busy):
+        yield
+
+
+@asynccontextmanager
+async def unused(origin: Origin, busy: LockBusyError) -> AsyncIterator[None]:
+    """Nobody has the capture `kept` inside. Raises `busy` when somebody still has it after 10 s, and
+    `NotFoundError` when it has been removed.
+    """
+    async with _locked(origin, shared=False, wait_s=_FORKS_S, busy=busy):
+        yield
+
+
+@asynccontextmanager
+async def _locked(origin: Origin, *, shared: bool, wait_s: float, busy: LockBusyError) -> AsyncIterator[None]:
     async with AsyncExitStack() as leaving:
         try:
             await leaving.enter_async_context(
-                directory_lock(origin.directory, shared=True, wait_s=_PUBLISHING_S, busy=busy)
+                directory_lock(origin.directory, shared=shared, wait_s=wait_s, busy=busy)
             )
         except OSError as error:
             origin.require_there()
@@ -64,25 +83,35 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
     if (origin.directory / origin.manifest.memory.base).exists():
         return origin, 0.0
     began = time.perf_counter()
-    found = read_manifest(origin.directory)  # it may have been compressed since it was read
-    origin = origin._replace(manifest=found)
-    if not is_compressed(found, origin.directory):
-        return origin, 0.0  # what is missing is damage, for `require_parts` to say
-    # Gigabytes aren't unpacked for what is refused in the end.
-    await require_restorable(found, context.driver(found.driver), name=origin.name)
-    try:
-        async with mark(context.home, origin.directory, "unpack", name=origin.name, wait_s=_OTHERS_S):
-            if is_compressed(found, origin.directory):
-                await unpack_memory(origin.directory, found)
-    except (DamagedError, FilesystemError):
-        origin.require_there()
-        raise
+    while True:
+        try:
+            # It may have been compressed, or decompressed, since it was read.
+            origin = origin._replace(manifest=read_manifest(origin.directory))
+            if not is_compressed(origin.manifest, origin.directory):
+                break  # what is missing is damage, for `require_parts` to say
+            # Gigabytes aren't unpacked for what is refused in the end.
+            driver = context.driver(origin.manifest.driver)
+            await require_restorable(origin.manifest, driver, name=origin.name)
+            async with mark(
+                context.home, origin.directory, "unpack", name=origin.title, wait_s=_LOOK_AGAIN_S
+            ):
+                now = read_manifest(origin.directory)
+                if is_compressed(now, origin.directory):
+                    await unpack_memory(origin.directory, now)
+        except LockBusyError:
+            if time.perf_counter() - began > _OTHERS_S:
+                raise
+        except (DamagedError, FilesystemError):
+            origin.require_there()
+            raise
     return origin, round((time.perf_counter() - began) * 1000, 3)
 
 
 async def unpack_memory(directory: Path, manifest: Manifest, progress: Progress | None = None) -> None:
-    """Make the mem-file of a compressed capture. The caller has marked it, and what is
-    half made goes with the mark. Errors as `unpacked`.
+    """Make the mem-file of a compressed capture, or make it anew over a damaged one, which keeps its links.
+
+    The caller has marked the capture, and has it `kept`. What is half made goes with the mark. Errors as
+    `unpacked`.
     """
     memory = manifest.memory
     assert memory.compressed is not None

@@ -266,9 +266,10 @@ class VM(Handle):
     async def compress(
         self, *, level: int = USUAL_LEVEL, progress: Callable[[int, int], object] | None = None
     ) -> Compression:
-        """Compress the memory of a template, or of one in standby, as `Snapshot.compress`.
+        """Compress the memory of a template, or of an instance in standby, as `Snapshot.compress`.
 
-        A restore of one in standby cancels it: `WrongStateError`, as for one that is neither.
+        Raises `WrongStateError` if it is neither, or if it is restored or stopped meanwhile; other errors as
+        there.
         """
         context = self._context
         return await compression.compress(
@@ -277,7 +278,10 @@ class VM(Handle):
 
     @public
     async def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
-        """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+        """Make the memory raw again, and remove the compressed file. Nothing happens where it is raw.
+
+        Errors as `compress`.
+        """
         context = self._context
         return await compression.decompress(context, compression.of_instance(context, self._record), progress)
 

@@ -64,12 +64,12 @@ async def make_loaded(context: Context, source: str) -> Made:
 async def _make_loaded(context: Context, source: str, origin: Origin, driver: Driver, version: str) -> Made:
     if is_compressed(origin.manifest, origin.directory):
         raise UnavailableError(
-            f"the memory of {origin.name} is compressed, and isn't decompressed ahead",
-            hint=f"`ramet snapshot decompress {origin.name}`, or fork it once",
+            f"the memory of {origin.title} is compressed, and isn't decompressed ahead",
+            hint=f"fork it once, or run `ramet snapshot decompress {origin.ref}`",
         )
     if not can_link(origin.directory / origin.manifest.memory.base, context.home.pool, 1):
         raise UnavailableError(
-            f"the memory of {origin.name} can't be linked, and isn't copied ahead",
+            f"the memory of {origin.title} can't be linked, and isn't copied ahead",
             hint="put all of RAMET_HOME on one filesystem; a file can have 65,000 links",
         )
     warm_id = new_id()

@@ -112,7 +112,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     decompress: float = 0.0
-    """Until the memory of a compressed source lay there again; 0 where it did."""
+    """Until the raw memory of a compressed source was there; 0 where it was there already."""
     queued: float
     capture: float
     pause: float

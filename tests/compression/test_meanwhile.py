@@ -1,0 +1,213 @@
+"""What others do with a capture while its memory is compressed or decompressed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+import ramet
+from ramet.engine import stopping
+from ramet.host.locks import directory_lock
+from ramet.memory.integrity import digest
+from tests.compression.conftest import remembers
+
+pytestmark = [pytest.mark.vm, pytest.mark.anyio]
+
+LIMIT_S = 60
+
+
+class Halting:
+    """A `progress` that halts the work at the end of a pass over the memory, until it may go on."""
+
+    def __init__(self, passes: int = 1) -> None:
+        self._passes_left = passes
+        self.halted = threading.Event()
+        self._may_go_on = threading.Event()
+
+    def __call__(self, done: int, total: int) -> None:
+        if done < total:
+            return
+        self._passes_left -= 1
+        if self._passes_left == 0:
+            self.halted.set()
+            assert self._may_go_on.wait(LIMIT_S)
+
+    async def reached(self) -> None:
+        with anyio.fail_after(LIMIT_S):
+            while not self.halted.is_set():
+                await anyio.sleep(0.01)
+
+    def go_on(self) -> None:
+        self._may_go_on.set()
+
+
+@contextmanager
+def letting_go(*halting: Halting) -> Iterator[None]:
+    """A thread that halts can't be cancelled: it goes on whatever happens here."""
+    try:
+        yield
+    finally:
+        for one in halting:
+            one.go_on()
+
+
+async def ended_with(call: Awaitable[object], errors: list[ramet.RametError]) -> None:
+    try:
+        await call
+    except ramet.RametError as error:
+        errors.append(error)
+
+
+def damage(mem: Path) -> None:
+    """Other content in the same file, which its facts don't tell."""
+    before = mem.stat()
+    mem.chmod(0o600)
+    with mem.open("r+b") as opened:
+        for block in range(0, before.st_size, 1 << 20):
+            opened.seek(block)
+            if any(data := opened.read(64)):
+                opened.seek(block)
+                opened.write(bytes(255 - one for one in data))
+    mem.chmod(before.st_mode & 0o7777)
+    os.utime(mem, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+@pytest.mark.parametrize("verb", ["compress", "decompress"])
+async def test_a_later_capture_is_never_taken_for_the_one_that_was_begun_with(
+    warm: ramet.VM, verb: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped, started and put into standby again, all in the same directory."""
+    halting = Halting()
+    async with warm.fork(1, name="again") as (vm,):
+        await vm.standby()
+        if verb == "decompress":
+            await vm.compress()
+        if not is_told:
+            monkeypatch.setattr(stopping, "cancel", lambda *_: None)
+        errors: list[ramet.RametError] = []
+        with letting_go(halting):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ended_with, getattr(vm, verb)(progress=halting), errors)
+                await halting.reached()
+                if verb == "decompress":
+                    # Its file would appear in what comes after.
+                    monkeypatch.setattr(stopping, "_IN_USE_S", 0.2)
+                    with pytest.raises(ramet.LockBusyError, match="again is being forked or decompressed"):
+                        await vm.stop(timeout=0)
+                    assert (await vm.info()).state == "standby"
+                else:
+                    await vm.stop(timeout=0)
+                    assert not list(vm.directory.glob("mem*"))
+                    await vm.start()
+                    await vm.exec("sh", "-c", "echo later > /run/it", check=True)
+                    await vm.standby()
+                halting.go_on()
+        if verb == "decompress":
+            assert errors == []
+            await vm.restore()
+            return
+        (error,) = errors
+        assert isinstance(error, ramet.WrongStateError)
+        assert ("stopped meanwhile" if is_told else "captured anew") in error.message
+        assert not list(vm.directory.glob("*.zst"))
+        assert not list(vm.directory.glob(".tmp-*"))
+        assert (await vm.inspect()).compression == "raw"
+        await vm.restore()
+        assert (await vm.exec("cat", "/run/it", check=True)).text == "later\n"
+
+
+async def test_a_damaged_raw_file_is_made_anew(snapshot: ramet.Snapshot) -> None:
+    """And never taken for the truth, with its compressed file thrown away."""
+    mem = snapshot.directory / "mem"
+    whole = digest(mem)
+    await snapshot.compress()
+    async with snapshot.fork(1) as (vm,):
+        damage(mem)
+        assert digest(mem) != whole
+        assert (await snapshot.decompress()).compression == "raw"
+        assert digest(mem) == whole
+        assert (await snapshot.verify()).ok
+    async with snapshot.fork(1) as (vm,):
+        assert await remembers(vm)
+
+
+async def test_an_error_over_a_damaged_raw_file_says_how_it_is_mended(snapshot: ramet.Snapshot) -> None:
+    mem = snapshot.directory / "mem"
+    await snapshot.compress()
+    async with snapshot.fork(1):
+        pass
+    damage(mem)
+    os.utime(mem)
+    with pytest.raises(ramet.DamagedError) as caught:
+        await snapshot.fork(1)
+    assert f"ramet snapshot decompress {snapshot.id}" in str(caught.value.hint)
+    await snapshot.decompress()
+    async with snapshot.fork(1) as (vm,):
+        assert await remembers(vm)
+
+
+async def test_a_restore_doesnt_wait_for_a_decompression_that_waits_for_it(warm: ramet.VM) -> None:
+    halting = Halting()
+    async with warm.fork(1, name="both") as (vm,):
+        await vm.exec("sh", "-c", "echo remembered > /run/it", check=True)
+        await vm.standby()
+        await vm.compress()
+        errors: list[ramet.RametError] = []
+        with letting_go(halting), anyio.fail_after(LIMIT_S / 2):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ended_with, vm.decompress(progress=halting), errors)
+                await halting.reached()
+                async with anyio.create_task_group() as restoring:
+                    restoring.start_soon(vm.restore)
+                    while vm._context.store.get(vm.id).pending is None:
+                        await anyio.sleep(0.01)
+                    halting.go_on()
+        assert all(isinstance(one, ramet.WrongStateError) for one in errors), errors
+        assert (await vm.info()).state == "running"
+        assert await remembers(vm)
+
+
+async def test_a_fork_doesnt_wait_for_the_packing_of_what_is_raw_again(snapshot: ramet.Snapshot) -> None:
+    await snapshot.compress(level=1)
+    halting = Halting(passes=2)  # of the unpacking, and of the packing
+    results: list[object] = []
+
+    async def compress() -> None:
+        results.append(await snapshot.compress(level=2, progress=halting))
+
+    with letting_go(halting):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(compress)
+            await halting.reached()
+            with anyio.fail_after(LIMIT_S / 2):
+                async with snapshot.fork(1) as (vm,):
+                    assert await remembers(vm)
+            halting.go_on()
+    (done,) = results
+    assert isinstance(done, ramet.Compression)
+    assert (done.compression, done.level) == ("compressed", 2)
+    assert not (snapshot.directory / "mem").exists()
+
+
+async def test_removed_while_its_raw_file_is_waited_for(snapshot: ramet.Snapshot) -> None:
+    errors: list[ramet.RametError] = []
+    busy = ramet.LockBusyError("busy")
+    await snapshot.compress()
+    async with snapshot.fork(1):
+        pass
+    async with (
+        directory_lock(snapshot.directory, shared=True, wait_s=1, busy=busy),
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(ended_with, snapshot.compress(), errors)
+        await anyio.sleep(0.3)
+        await snapshot.remove()
+    (error,) = errors
+    assert isinstance(error, ramet.NotFoundError)
