@@ -64,6 +64,7 @@ _REWORDED = {
         "a list, and with `with` it removes the forks at the end."
     ),
     "`async with`": "`with`",
+    "result = await ": "result = ",
     "is open already, or where no asyncio event loop runs": "is open already",
 }
 

@@ -647,21 +647,31 @@ class Snapshot(Handle):
         return self._portal.call(lambda: self._wrapped.verify())
 
     def compress(
-        self, *, level: int = 3, progress: Callable[[int, int], object] | None = None
+        self, *, level: int | None = None, progress: Callable[[int, int], object] | None = None
     ) -> Compression:
-        """Compress its memory with zstd, level 1 (quick) to 19 (small), on all CPUs, and give the raw file
-        up. The first fork afterwards decompresses it once, for all; both files stay then until this is called
-        again, or `decompress`.
+        """Compress the memory with zstd on all CPUs, then remove the raw file.
 
-        `progress` is told how many bytes of the guest's memory are done, and of how many, from a thread.
-        Raises `UsageError` for another level, `LockBusyError` while it is being forked, compressed or
-        decompressed, `WrongStateError` when an instance was rewound to it meanwhile, `DamagedError`,
-        `FilesystemError`; nothing is lost then.
+        `level` is 1 (fast) to 19 (small); the level that it has unless given, or else 3. The first fork
+        afterwards decompresses the memory once, for all forks; both files stay until `compress` or
+        `decompress` is called again. `progress(done_bytes, total_bytes)` is called from a worker thread, in
+        bytes of the guest's memory.
+
+            result = snapshot.compress(level=3)
+            print(result.raw_bytes, result.compressed_bytes)
+
+        Raises `UsageError` for another level; `UnavailableError` when the capture has no digests;
+        `WrongStateError` when an instance was rewound to it meanwhile; `LockBusyError` when another call
+        works on the memory, or a fork still needs the raw file; `DamagedError`; `FilesystemError`.
+        After an error it can be forked as before. It may have been compacted. If only the raw file couldn't
+        be removed, it is compressed and has both files.
         """
         return self._portal.call(lambda: self._wrapped.compress(level=level, progress=progress))
 
     def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
-        """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+        """Make the memory raw again, and remove the compressed file. Nothing happens where it is raw.
+
+        Errors as `compress`.
+        """
         return self._portal.call(lambda: self._wrapped.decompress(progress=progress))
 
     def export(self, file: str | os.PathLike[str]) -> Exported:
@@ -837,16 +847,20 @@ class VM(Handle):
         )
 
     def compress(
-        self, *, level: int = 3, progress: Callable[[int, int], object] | None = None
+        self, *, level: int | None = None, progress: Callable[[int, int], object] | None = None
     ) -> Compression:
-        """Compress the memory of a template, or of one in standby, as `Snapshot.compress`.
+        """Compress the memory of a template, or of an instance in standby, as `Snapshot.compress`.
 
-        A restore of one in standby cancels it: `WrongStateError`, as for one that is neither.
+        Raises `WrongStateError` if it is neither, or if it is restored or stopped meanwhile; other errors as
+        there.
         """
         return self._portal.call(lambda: self._wrapped.compress(level=level, progress=progress))
 
     def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
-        """Make its memory raw again, for good. Nothing happens where it is. Errors as `compress`."""
+        """Make the memory raw again, and remove the compressed file. Nothing happens where it is raw.
+
+        Errors as `compress`.
+        """
         return self._portal.call(lambda: self._wrapped.decompress(progress=progress))
 
     def fork_report(

@@ -277,6 +277,13 @@ async def test_it_travels_compressed(snapshot: ramet.Snapshot, warm_host: ramet.
     # The same content, however it is kept: no second one is made.
     for file in (packed, raw):
         assert (await warm_host.import_snapshot(file)).id == snapshot.id
+    second = await warm_host.import_snapshot(packed, name="second")
+    (mine,), (its,) = compressed_files(snapshot), compressed_files(second)
+    assert mine.stat().st_ino == its.stat().st_ino
+    assert (await second.verify()).ok
+    async with second.fork(1) as (vm,):
+        assert await remembers(vm)
+    await second.remove()
     twin = await warm_host.import_snapshot(raw, name="twin")
     assert (await twin.inspect()).compression == "raw"
     await snapshot.remove()
@@ -443,7 +450,7 @@ class TestWrongInput:
     async def test_while_it_is_forked(
         self, snapshot: ramet.Snapshot, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(unpacking, "_FORKS_S", 0.2)
+        monkeypatch.setattr(compression, "_FORKS_S", 0.2)
         context = snapshot._context
         origin = compression.of_snapshot(context, snapshot._record).origin()
         async with unpacking.kept(origin):

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -138,6 +139,41 @@ async def test_a_damaged_raw_file_is_made_anew(snapshot: ramet.Snapshot) -> None
         assert await remembers(vm)
 
 
+@pytest.mark.parametrize("level", [None, 5])
+async def test_compressing_again_never_takes_a_damaged_raw_file(
+    snapshot: ramet.Snapshot, level: int | None
+) -> None:
+    """At the same level, the one that it has, or at another one."""
+    mem = snapshot.directory / "mem"
+    await snapshot.compress(level=2)
+    async with snapshot.fork(1):
+        pass
+    damage(mem)
+    assert (await snapshot.compress(level=level)).level == (level or 2)
+    assert not mem.exists()
+    assert (await snapshot.verify()).ok
+    async with snapshot.fork(1) as (vm,):
+        assert await remembers(vm)
+
+
+async def test_compressing_at_another_level_that_fails_leaves_the_first(snapshot: ramet.Snapshot) -> None:
+    before = await snapshot.compress(level=2)
+
+    def fail(done: int, _total: int, passes: list[int] = []) -> None:  # noqa: B006 - of this one call
+        passes.append(done)
+        if any(later < earlier for earlier, later in pairwise(passes)):  # unpacked, and packing
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        await snapshot.compress(level=3, progress=fail)
+    assert not (snapshot.directory / "mem").exists()
+    assert not list(snapshot.directory.glob(".tmp-*"))
+    after = await snapshot.compress()
+    assert (after.level, after.compressed_bytes) == (2, before.compressed_bytes)
+    async with snapshot.fork(1) as (vm,):
+        assert await remembers(vm)
+
+
 async def test_an_error_over_a_damaged_raw_file_says_how_it_is_mended(snapshot: ramet.Snapshot) -> None:
     mem = snapshot.directory / "mem"
     await snapshot.compress()
@@ -211,3 +247,20 @@ async def test_removed_while_its_raw_file_is_waited_for(snapshot: ramet.Snapshot
         await snapshot.remove()
     (error,) = errors
     assert isinstance(error, ramet.NotFoundError)
+
+
+async def test_a_warm_vmm_of_memory_that_was_given_up_isnt_handed_out(
+    snapshot: ramet.Snapshot, warm_home: Path
+) -> None:
+    """It has the file of before: who forks shares the one that the others get."""
+    async with ramet.Host(warm_home, warm=1) as host:
+        again = await host.snapshot(snapshot.id)
+        async with again.fork(1):
+            pass
+        with anyio.fail_after(LIMIT_S):
+            while not any(one.state == "ready" for one in (await host.pool(wait=30)).entries):
+                await anyio.sleep(0.05)
+        await again.compress()
+        async with again.fork(2) as forks:
+            inode = (snapshot.directory / "mem").stat().st_ino
+            assert {(vm.directory / "mem").stat().st_ino for vm in forks} == {inode}

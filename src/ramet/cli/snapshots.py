@@ -193,10 +193,20 @@ def verify(reference: SnapshotReference, json: Json = False) -> None:
                 output.warn(f"ramet: {found.name}: {one.name}: {one.problem}")
         if verification.ok:
             return 0
-        output.warn("hint: forks that are there don't notice; take another one, or import an export of it")
+        output.warn(f"hint: {_next_step(found.id, verification)}")
         return DamagedError.exit_code
 
     calling.with_host(body, json=json)
+
+
+def _next_step(snapshot_id: str, verification: Verification) -> str:
+    """Where memory lies there raw and compressed, one of them is made anew of the other."""
+    memory = [one for one in verification.parts if one.name.startswith("mem")]
+    others_are_whole = all(one.ok for one in verification.parts if one not in memory)
+    if others_are_whole and any(one.ok for one in memory):
+        verb = "compress" if any(one.ok and not one.name.endswith(".zst") for one in memory) else "decompress"
+        return f"`ramet snapshot {verb} {snapshot_id}` makes the damaged file anew from the other one"
+    return "forks that are there don't notice; take another one, or import an export of it"
 
 
 def _show_parts(verification: Verification) -> None:
@@ -223,14 +233,17 @@ Compressible = Annotated[
 def compress(
     reference: Compressible,
     level: Annotated[
-        int, typer.Option(metavar="N", help="1 is quick, 19 small; zstd's own is 3.", min=1, max=19)
-    ] = 3,
+        int | None,
+        typer.Option(
+            metavar="N", help="1 (quick) to 19 (small). The one that it has, or 3.", show_default=False
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compress the memory of a snapshot, a template or an instance in standby.
 
-    The first fork afterwards decompresses it once, for all. Both files stay then, until it is compressed once
-    more, which gives the raw one up, or decompressed.
+    The first fork afterwards decompresses it once, for all. Both files stay then, until it is compressed
+    again, which removes the raw one, or decompressed.
     """
 
     async def body(host: Host) -> None:

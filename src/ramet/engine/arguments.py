@@ -49,7 +49,7 @@ CHECKS: Final[dict[str, Check]] = {
     "home": optional(arguments.path),
     "image": arguments.text,
     "labels": optional(arguments.labels),
-    "level": arguments.whole_number,
+    "level": optional(arguments.whole_number),
     "lost": flag,
     "max_output_bytes": arguments.count,
     "memory": _size,

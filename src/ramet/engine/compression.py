@@ -10,10 +10,17 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import anyio
 import msgspec
 
 from ramet.engine.bring_up import Origin, origin_of
@@ -45,7 +52,7 @@ from ramet.host.files import (
     write_all,
 )
 from ramet.host.locks import file_lock
-from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL, length_at, pack, starts, table
+from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL, USUAL_LEVEL, length_at, pack, starts, table
 from ramet.memory.integrity import MAKE_AGAIN, SparseDigest, digest, facts_of
 from ramet.model.lifecycle import State, article
 from ramet.model.record import Record
@@ -53,6 +60,8 @@ from ramet.model.shapes import Compression
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import MANIFEST_FILE
 
+_FORKS_S: Final = 10.0
+"""Forks that are being made keep the raw file; most are made within that time."""
 _COMPACTION_S: Final = 60.0
 _A_MOMENT_S: Final = 0.1
 
@@ -85,9 +94,11 @@ def of_instance(context: Context, record: Record) -> Target:
     def origin() -> Origin:
         now = context.store.get(record.id)
         if now.state not in {State.TEMPLATE, State.STANDBY}:
+            first = "" if now.state in {State.RUNNING, State.PAUSED} else f"`ramet start {now.name}` first; "
             raise WrongStateError(
                 f"{now.name} is {article(now.state)}: there is no capture of it to compress",
-                hint=f"`ramet snapshot create {now.name}` makes one",
+                hint=f"{first}`ramet snapshot create {now.name}` makes one, and so does"
+                f" `ramet standby {now.name}`",
             )
         return origin_of(context, now)
 
@@ -104,9 +115,10 @@ def of_snapshot(context: Context, row: SnapshotRecord) -> Target:
 
 
 async def compress(
-    context: Context, target: Target, level: int, progress: Progress | None = None
+    context: Context, target: Target, level: int | None, progress: Progress | None = None
 ) -> Compression:
     """Compress its memory, then remove the raw file. Where it is compressed at that level already, only that.
+    Without a level it is the one that it has, or zstd's own.
 
     Raises `UsageError` for a level that zstd doesn't have; `UnavailableError` when the capture has no
     digests; `WrongStateError` when there is no capture, or it was restored, rewound to, stopped or captured
@@ -114,7 +126,7 @@ async def compress(
     `DamagedError`; `FilesystemError`. After an error it can be forked as before. It may have been compacted.
     If only the raw file couldn't be removed, it is compressed and has both files.
     """
-    if not LOWEST_LEVEL <= level <= HIGHEST_LEVEL:
+    if level is not None and not LOWEST_LEVEL <= level <= HIGHEST_LEVEL:
         raise UsageError(
             f"there is no level {level}",
             hint=f"levels are {LOWEST_LEVEL} (quick) to {HIGHEST_LEVEL} (small); 3 is zstd's own",
@@ -128,10 +140,16 @@ async def compress(
         await _compact(context, target, origin)
         origin = target.origin()
         manifest, directory = origin.manifest, origin.directory
+        packed = manifest.memory.compressed
+        if level is None:
+            level = packed.level if packed is not None else USUAL_LEVEL
         if not await _is_done(directory, manifest, level, progress):
-            if is_compressed(manifest, directory):
-                await _unpack(target, origin, progress)
-            manifest = await _pack(target, origin, level, marked, progress)
+            async with AsyncExitStack() as failing:
+                if packed is not None and not await threads.run(_is_whole, manifest, directory):
+                    await _unpack(target, origin, progress)
+                    failing.push_async_callback(_put_away_again, target, manifest)
+                manifest = await _pack(target, origin, level, marked, progress)
+                failing.pop_all()
         if (directory / manifest.memory.base).exists():
             await _put_away(target, manifest, level)
     return _result(target, began)
@@ -293,7 +311,7 @@ async def _write(
     return total.text
 
 
-async def _put_away(target: Target, manifest: Manifest, level: int) -> None:
+async def _put_away(target: Target, manifest: Manifest, level: int, *, wait_s: float | None = None) -> None:
     """Remove the raw file. Raise `LockBusyError` while somebody needs it: both files stay then."""
     busy = LockBusyError(
         f"{target.name} is compressed, but its raw file stays: it is being forked, restored or verified",
@@ -301,11 +319,17 @@ async def _put_away(target: Target, manifest: Manifest, level: int) -> None:
     )
     async with target.unchanging():
         origin = target.still(manifest)
-        async with unused(origin, busy):
+        async with unused(origin, wait_s=_FORKS_S if wait_s is None else wait_s, busy=busy):
             base = origin.directory / manifest.memory.base
             with filesystem_errors("remove", base):
                 base.unlink(missing_ok=True)
             await threads.run(fsync_directory, origin.directory)
+
+
+async def _put_away_again(target: Target, manifest: Manifest) -> None:
+    """The raw file that was made to be packed anew, which has failed: if nobody needs it, it goes."""
+    with anyio.CancelScope(shield=True), suppress(RametError):
+        await _put_away(target, manifest, USUAL_LEVEL, wait_s=0)
 
 
 def _result(target: Target, began: float) -> Compression:

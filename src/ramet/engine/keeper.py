@@ -67,7 +67,8 @@ class _Trouble:
 class _Source(NamedTuple):
     """A capture as it was when it was last looked at."""
 
-    seen: tuple[int, int]
+    seen: tuple[int, int, int]
+    base: str
     key: str
     driver: str
     version: str
@@ -261,16 +262,19 @@ class Keeper:
                 self._sees_names = False
         try:
             facts = (directory / MANIFEST_FILE).stat()
-            seen = (facts.st_ino, facts.st_mtime_ns)
             known = self._sources.get(source)
+            memory = pool.mem_inode(directory, known.base) if known is not None else 0
+            seen = (facts.st_ino, facts.st_mtime_ns, memory)
             # A VMM of before an upgrade is no use to a fork of after it.
             version = await self._context.driver(known.driver).version() if known is not None else ""
             if known is None or (known.seen, known.version) != (seen, version):
                 origin = warming.origin_at(self._context, source)
                 driver = self._context.driver(origin.manifest.driver)
                 version = await driver.version()
+                base = origin.manifest.memory.base
+                seen = (facts.st_ino, facts.st_mtime_ns, pool.mem_inode(directory, base))
                 key = pool.key_of(directory, origin.manifest, version)
-                self._sources[source] = _Source(seen, key, driver.name, version)
+                self._sources[source] = _Source(seen, base, key, driver.name, version)
         except (OSError, NotFoundError):
             self._demand.forget(source)
             self._sources.pop(source, None)

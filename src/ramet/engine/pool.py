@@ -77,11 +77,20 @@ class Wanted(NamedTuple):
 
 
 def key_of(directory: Path, manifest: Manifest, version: str) -> str:
-    """What stands for exactly that capture in a VMM of that version, compressed or not: no other one ever has
-    it.
+    """What stands for exactly that capture, and the mem-file that it has now, in a VMM of that version: no
+    other one ever has it.
     """
     raw = manifest.with_compressed(None) if manifest.memory.compressed is not None else manifest
-    return _digest(os.fsencode(directory), msgspec.json.encode(raw), version.encode())
+    memory = mem_inode(directory, manifest.memory.base)
+    return _digest(os.fsencode(directory), msgspec.json.encode(raw), version.encode(), b"%d" % memory)
+
+
+def mem_inode(directory: Path, base: str) -> int:
+    """Of a capture's mem-file: another one after it was compressed and decompressed, 0 in between."""
+    try:
+        return os.stat(directory / base).st_ino  # noqa: PTH116 - on each fork's path
+    except OSError:
+        return 0
 
 
 def key_of_empty(driver: str, version: str) -> str:

@@ -13,6 +13,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, parts_there, read_manifest
 from ramet.errors import RametError
 from ramet.host.files import temporary_beside
+from ramet.memory.integrity import current_facts, differences
 from ramet.model.snapshot import SnapshotRecord
 
 
@@ -47,6 +48,27 @@ def same_as(
                         check_part(other, there, part)
                     return row, other
     return None
+
+
+def share_compressed(source: Path, its: Manifest, directory: Path, manifest: Manifest) -> Manifest:
+    """Let `directory` have the compressed memory of `source` by a link, instead of its own, and return the
+    manifest that names it. Where either has none, or it can't be linked, `manifest` as it is.
+    """
+    theirs, ours = its.memory.compressed, manifest.memory.compressed
+    if theirs is None or ours is None:
+        return manifest
+    linked = temporary_beside(directory / theirs.file)
+    try:
+        linked.hardlink_to(source / theirs.file)
+        if not differences(current_facts(linked), theirs.facts):
+            linked.replace(directory / theirs.file)
+            if theirs.file != ours.file:
+                (directory / ours.file).unlink()
+            return manifest.with_compressed(theirs)
+    except (OSError, RametError):
+        pass  # as in `share_parts`
+    linked.unlink(missing_ok=True)
+    return manifest
 
 
 def share_parts(source: Path, directory: Path, parts: Sequence[str]) -> None:

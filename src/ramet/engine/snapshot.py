@@ -24,7 +24,6 @@ from ramet.engine.vm import adopt, fork_call
 from ramet.errors import DamagedError, NotFoundError
 from ramet.handles import Handle
 from ramet.host.files import STAT_BLOCK_BYTES
-from ramet.memory.compressed import USUAL_LEVEL
 from ramet.model.shapes import (
     Compression,
     Exported,
@@ -136,13 +135,14 @@ class Snapshot(Handle):
 
     @public
     async def compress(
-        self, *, level: int = USUAL_LEVEL, progress: Callable[[int, int], object] | None = None
+        self, *, level: int | None = None, progress: Callable[[int, int], object] | None = None
     ) -> Compression:
         """Compress the memory with zstd on all CPUs, then remove the raw file.
 
-        `level` is 1 (fast) to 19 (small). The first fork afterwards decompresses the memory once, for all
-        forks; both files stay until `compress` or `decompress` is called again. `progress(done_bytes,
-        total_bytes)` is called from a worker thread, in bytes of the guest's memory.
+        `level` is 1 (fast) to 19 (small); the level that it has unless given, or else 3. The first fork
+        afterwards decompresses the memory once, for all forks; both files stay until `compress` or
+        `decompress` is called again. `progress(done_bytes, total_bytes)` is called from a worker thread, in
+        bytes of the guest's memory.
 
             result = await snapshot.compress(level=3)
             print(result.raw_bytes, result.compressed_bytes)

@@ -16,7 +16,7 @@ from ramet.disk.volumes import files_of
 from ramet.engine import snapshots
 from ramet.engine.context import Context
 from ramet.engine.manifest import Compressed, Manifest, files_there, require_whole
-from ramet.engine.same_content import same_as, share_parts
+from ramet.engine.same_content import same_as, share_compressed, share_parts
 from ramet.engine.transfer import MOST_MEMORY_BYTES, Imported, export_capture, import_capture, with_new_facts
 from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
 from ramet.host import threads
@@ -137,7 +137,9 @@ async def import_file(context: Context, file: Path | None, *, name: str | None) 
             if name is not None:
                 shared_with = context.home.snapshot(existing.id)
                 there = files_there(its_manifest, shared_with)
-                manifest = await threads.run(_share, shared_with, there, directory, imported.manifest)
+                manifest = await threads.run(
+                    _share, shared_with, its_manifest, there, directory, imported.manifest
+                )
                 return _publish(context, row, manifest, name)
         await snapshots.remove(context, row)
         return existing
@@ -147,9 +149,12 @@ async def import_file(context: Context, file: Path | None, *, name: str | None) 
         raise
 
 
-def _share(source: Path, there: Sequence[str], directory: Path, manifest: Manifest) -> Manifest:
+def _share(
+    source: Path, its: Manifest, there: Sequence[str], directory: Path, manifest: Manifest
+) -> Manifest:
     """Take those parts that a snapshot with the same content has instead of the files that came."""
     share_parts(source, directory, [name for name in there if name in manifest.parts])
+    manifest = share_compressed(source, its, directory, manifest)
     fsync_directory(directory)
     shared = with_new_facts(manifest, directory)
     write_durably(directory / MANIFEST_FILE, shared.encoded())

@@ -160,7 +160,7 @@ def import_capture(
         for part, what in manifest.parts.items():
             checkpoint()
             if manifest.memory.compressed is not None and part == manifest.memory.base:
-                found, unpacked_bytes = _unpacked(manifest, directory, checkpoint)
+                found, unpacked_bytes = _unpacked(manifest, directory, name, checkpoint)
             else:
                 found = digest(directory / part)
             if found != what.digest:
@@ -188,18 +188,25 @@ def _as_unpacked_here(manifest: Manifest, unpacked_bytes: int, mode: Callable[[s
     return msgspec.structs.replace(manifest, parts={**manifest.parts, base: part})
 
 
-def _unpacked(manifest: Manifest, directory: Path, checkpoint: Callable[[], None]) -> tuple[str, int]:
+def _unpacked(
+    manifest: Manifest, directory: Path, name: str, checkpoint: Callable[[], None]
+) -> tuple[str, int]:
     """The digest of compressed memory that has come, and how many bytes of it aren't holes."""
     compressed = manifest.memory.compressed
     assert compressed is not None
     path, size_bytes = directory / compressed.file, manifest.parts[manifest.memory.base].facts.size_bytes
     total, stored_bytes = SparseDigest(size_bytes), 0
-    with filesystem_errors("read", path), open_regular(path) as descriptor:
-        for frame in read_table(descriptor, path, size_bytes):
-            checkpoint()
-            if (data := unpack(descriptor, path, frame)) is not None:
-                total.stretch(frame.start, data)
-                stored_bytes += sum(last - first for first, last in not_zeros(memoryview(data), frame.start))
+    what = Path(f"{compressed.file} in {name}")  # in messages: the directory goes
+    try:
+        with filesystem_errors("read", path), open_regular(path) as descriptor:
+            for frame in read_table(descriptor, what, size_bytes):
+                checkpoint()
+                if (data := unpack(descriptor, what, frame)) is not None:
+                    total.stretch(frame.start, data)
+                    stretches = not_zeros(memoryview(data), frame.start)
+                    stored_bytes += sum(last - first for first, last in stretches)
+    except DamagedError as error:
+        raise DamagedError(error.message, hint=_AGAIN) from error
     return total.text, stored_bytes
 
 

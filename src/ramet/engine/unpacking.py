@@ -36,8 +36,6 @@ _OTHERS_S = 3600.0
 _LOOK_AGAIN_S = 0.2
 """The mem-file may be there long before the mark is free."""
 _PUBLISHING_S = 60.0
-_FORKS_S = 10.0
-"""Forks that are being made keep the raw file; most are made within that time."""
 
 
 @asynccontextmanager
@@ -52,11 +50,11 @@ async def kept(origin: Origin) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def unused(origin: Origin, busy: LockBusyError) -> AsyncIterator[None]:
-    """Nobody has the capture `kept` inside. Raises `busy` when somebody still has it after 10 s, and
+async def unused(origin: Origin, *, wait_s: float, busy: LockBusyError) -> AsyncIterator[None]:
+    """Nobody has the capture `kept` inside. Raises `busy` when somebody still has it after `wait_s`, and
     `NotFoundError` when it has been removed.
     """
-    async with _locked(origin, shared=False, wait_s=_FORKS_S, busy=busy):
+    async with _locked(origin, shared=False, wait_s=wait_s, busy=busy):
         yield
 
 

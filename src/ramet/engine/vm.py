@@ -43,7 +43,6 @@ from ramet.handles import Handle
 from ramet.host.files import filesystem_errors
 from ramet.host.follow import follow
 from ramet.host.rings import tail, trim
-from ramet.memory.compressed import USUAL_LEVEL
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
 from ramet.model.shapes import Compression, CompressionState, ForkReport, Inspection, Instance, Receipt, Usage
@@ -264,7 +263,7 @@ class VM(Handle):
 
     @public
     async def compress(
-        self, *, level: int = USUAL_LEVEL, progress: Callable[[int, int], object] | None = None
+        self, *, level: int | None = None, progress: Callable[[int, int], object] | None = None
     ) -> Compression:
         """Compress the memory of a template, or of an instance in standby, as `Snapshot.compress`.
 

@@ -267,6 +267,7 @@ class SnapshotPart(msgspec.Struct, frozen=True, kw_only=True):
     allocated_bytes: int
     links: int
     digest: str | None
+    """Of the content; of compressed memory, of what it decompresses to."""
 
 
 class SnapshotInspection(SnapshotInfo, frozen=True, kw_only=True):
@@ -319,7 +320,7 @@ class Compression(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     name: str
-    compression: CompressionState
+    compression: Literal["raw", "compressed"]
     level: int | None
     """Of zstd; null where it is raw."""
     memory_bytes: int
