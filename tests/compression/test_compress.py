@@ -233,7 +233,7 @@ async def test_a_rewind_cancels(warm: ramet.VM, warm_host: ramet.Host) -> None:
             while (await snapshot.inspect()).compression != "compressing":
                 await anyio.sleep(0.01)
             await vm.rewind("then")
-        assert refused == ["then wasn't compressed: it was restored, rewound to or stopped meanwhile"]
+        assert refused == ["then was restored, rewound to or stopped while its memory was being worked on"]
         assert await remembers(vm)
         assert (await snapshot.inspect()).compression == "raw"
         assert nothing_half_made(snapshot)
@@ -281,6 +281,18 @@ async def test_it_travels_compressed(snapshot: ramet.Snapshot, warm_host: ramet.
     (mine,), (its,) = compressed_files(snapshot), compressed_files(second)
     assert mine.stat().st_ino == its.stat().st_ino
     assert (await second.verify()).ok
+    await second.remove()
+    # But never a damaged one instead of the good one that came.
+    facts = mine.stat()
+    mine.chmod(0o644)
+    with mine.open("r+b") as file:
+        file.seek(facts.st_size // 2)
+        file.write(b"another byte")
+    mine.chmod(facts.st_mode & 0o777)
+    os.utime(mine, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    second = await warm_host.import_snapshot(packed, name="second")
+    assert (await second.verify()).ok
+    assert not (await snapshot.verify()).ok
     async with second.fork(1) as (vm,):
         assert await remembers(vm)
     await second.remove()

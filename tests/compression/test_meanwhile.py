@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 import ramet
-from ramet.engine import stopping
-from ramet.host.locks import directory_lock
+from ramet.engine import unpacking
+from ramet.host.locks import inode_lock
 from ramet.memory.integrity import digest
 from tests.compression.conftest import remembers
 
@@ -24,15 +24,18 @@ LIMIT_S = 60
 
 
 class Halting:
-    """A `progress` that halts the work at the end of a pass over the memory, until it may go on."""
+    """A `progress` that halts the work at the end of a pass over the memory, or `at_once`, until it may go
+    on.
+    """
 
-    def __init__(self, passes: int = 1) -> None:
+    def __init__(self, passes: int = 1, *, at_once: bool = False) -> None:
+        self._at_once = at_once
         self._passes_left = passes
         self.halted = threading.Event()
         self._may_go_on = threading.Event()
 
     def __call__(self, done: int, total: int) -> None:
-        if done < total:
+        if done < total and not self._at_once:
             return
         self._passes_left -= 1
         if self._passes_left == 0:
@@ -91,7 +94,7 @@ async def test_a_later_capture_is_never_taken_for_the_one_that_was_begun_with(
         if verb == "decompress":
             await vm.compress()
         if not is_told:
-            monkeypatch.setattr(stopping, "cancel", lambda *_: None)
+            monkeypatch.setattr(unpacking, "cancel", lambda *_, **__: None)
         errors: list[ramet.RametError] = []
         with letting_go(halting):
             async with anyio.create_task_group() as tasks:
@@ -99,8 +102,8 @@ async def test_a_later_capture_is_never_taken_for_the_one_that_was_begun_with(
                 await halting.reached()
                 if verb == "decompress":
                     # Its file would appear in what comes after.
-                    monkeypatch.setattr(stopping, "_IN_USE_S", 0.2)
-                    with pytest.raises(ramet.LockBusyError, match="again is being forked or decompressed"):
+                    monkeypatch.setattr(unpacking, "_STOPPING_S", 0.2)
+                    with pytest.raises(ramet.LockBusyError, match="memory of again is being decompressed"):
                         await vm.stop(timeout=0)
                     assert (await vm.info()).state == "standby"
                 else:
@@ -116,12 +119,46 @@ async def test_a_later_capture_is_never_taken_for_the_one_that_was_begun_with(
             return
         (error,) = errors
         assert isinstance(error, ramet.WrongStateError)
-        assert ("stopped meanwhile" if is_told else "captured anew") in error.message
+        assert ("stopped while" if is_told else "captured anew") in error.message
         assert not list(vm.directory.glob("*.zst"))
         assert not list(vm.directory.glob(".tmp-*"))
         assert (await vm.inspect()).compression == "raw"
         await vm.restore()
         assert (await vm.exec("cat", "/run/it", check=True)).text == "later\n"
+
+
+async def test_a_stop_ends_a_decompression(warm: ramet.VM) -> None:
+    halting = Halting(at_once=True)
+    errors: list[ramet.RametError] = []
+    async with warm.fork(1, name="given") as (vm,):
+        await vm.standby()
+        await vm.compress()
+        with letting_go(halting), anyio.fail_after(LIMIT_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ended_with, vm.decompress(progress=halting), errors)
+                await halting.reached()
+                tasks.start_soon(ended_with, vm.stop(timeout=0), [])
+                while vm._context.store.get(vm.id).pending is None:
+                    await anyio.sleep(0.01)
+                await anyio.sleep(0.1)
+                halting.go_on()
+        (error,) = errors
+        assert isinstance(error, ramet.WrongStateError)
+        assert (await vm.info()).state == "stopped"
+        assert not list(vm.directory.glob("*mem*"))
+        assert not list(vm.directory.glob(".tmp-*"))
+
+
+async def test_a_large_delta_that_was_compacted_goes_with_a_stop(warm: ramet.VM) -> None:
+    async with warm.fork(1, name="heavy") as (vm,):
+        await vm.exec("sh", "-c", "head -c 20000000 /dev/urandom > /tmp/more", check=True)
+        await vm.standby()
+        await vm.compress()
+        async with vm.fork(1):
+            pass
+        assert {one.suffix for one in vm.directory.glob("mem-*")} == {"", ".zst"}
+        await vm.stop(timeout=0)
+        assert not list(vm.directory.glob("mem*"))
 
 
 async def test_a_damaged_raw_file_is_made_anew(snapshot: ramet.Snapshot) -> None:
@@ -239,7 +276,7 @@ async def test_removed_while_its_raw_file_is_waited_for(snapshot: ramet.Snapshot
     async with snapshot.fork(1):
         pass
     async with (
-        directory_lock(snapshot.directory, shared=True, wait_s=1, busy=busy),
+        inode_lock(snapshot.directory, shared=True, wait_s=1, busy=busy),
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(ended_with, snapshot.compress(), errors)

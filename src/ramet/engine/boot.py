@@ -17,7 +17,7 @@ from ramet.engine.choice import Choice, choose
 from ramet.engine.context import Context
 from ramet.engine.mounting import require_mountable, require_mounted, with_mounts
 from ramet.engine.proof import prove
-from ramet.engine.removal import discard
+from ramet.engine.removal import discard, drop_capture
 from ramet.engine.running import booted_vmm, console_bytes
 from ramet.errors import GuestError, RametError, UsageError, VmmError
 from ramet.host import cgroups, owners, process_limit, threads
@@ -192,12 +192,10 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move, li
     directory = context.directory(record)
     with filesystem_errors("make the mem-file in", directory):
         # A vmstate fits the memory that it was saved with, which is about to go.
-        for part in (VMSTATE_FILE, DELTA_FILE, MANIFEST_FILE, CONFIRMED_FILE, ORIGIN_FILE):
-            (directory / part).unlink(missing_ok=True)
+        drop_capture(directory)
+        (directory / ORIGIN_FILE).unlink(missing_ok=True)
         if Ability.BOOTS_ON_MEM_FILE in driver.abilities:
             _new_mem_file(directory, record.machine.memory_bytes)
-        else:
-            (directory / MEM_FILE).unlink(missing_ok=True)
     machine = driver.for_cold_start(record.machine)
     machine = await threads.run(_open_disks, directory, machine)
     console_start = console_bytes(directory)

@@ -94,7 +94,7 @@ async def recover(context: Context, record: Record) -> None:
             await settle_replacement(context, record)
         fact = observe(context, record).record
         match record.pending.what:
-            case "stop":
+            case "stop" if fact.state is not State.STANDBY:  # what is in standby hadn't lost anything yet
                 # It was asked to go: it goes.
                 reason = None
                 if fact.vmm is not None:

@@ -46,20 +46,20 @@ def long_chains(machine: Machine) -> list[Disk]:
     return [disk for disk in machine.disks if len(disk.backing) > SHORTEN_ABOVE_FILES]
 
 
-async def compact_capture(directory: Path, driver: Driver) -> bool:
-    """Compact a capture, if it wants it; False when it doesn't.
+async def compact_capture(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
+    """Compact a capture, if it wants it, its memory alone without `disks`; False when it doesn't.
 
     Nobody else compacts it meanwhile. Raises `DamagedError`, `FilesystemError`, `UnavailableError`: it is
     what it was then.
     """
     await driver.version()
-    return await threads.run(_compact, directory, driver)
+    return await threads.run(_compact, directory, driver, disks)
 
 
-def _compact(directory: Path, driver: Driver) -> bool:
+def _compact(directory: Path, driver: Driver, disks: bool) -> bool:
     manifest = read_manifest(directory)
     _sweep(directory, manifest)
-    if not wants_compaction(manifest):
+    if not (wants_compaction(manifest) if disks else _is_too_large(manifest)):
         return False
     if manifest.arguments is not None and manifest.arguments != driver.arguments(manifest.machine):
         return False  # another ramet's machine: what would be written here is compared before a restore
@@ -68,7 +68,8 @@ def _compact(directory: Path, driver: Driver) -> bool:
     made: list[str] = []
     try:
         compacted = _with_whole_memory(directory, manifest, made)
-        compacted = _with_whole_disks(directory, compacted, made)
+        if disks:
+            compacted = _with_whole_disks(directory, compacted, made)
         compacted = msgspec.structs.replace(compacted, arguments=driver.arguments(compacted.machine))
         write_durably(directory / MANIFEST_FILE, compacted.encoded())
     except BaseException:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
@@ -41,8 +41,8 @@ class Mark:
         """Raise `WrongStateError` when the work isn't wanted any more."""
         if os.pread(self._descriptor, len(_CANCELLED), 0) == _CANCELLED:
             raise WrongStateError(
-                f"{self._name} wasn't compressed: it was restored, rewound to or stopped meanwhile",
-                hint="compress it again when that is done",
+                f"{self._name} was restored, rewound to or stopped while its memory was being worked on",
+                hint="run the command again when that is done",
             )
 
 
@@ -80,12 +80,16 @@ def _job_at(path: Path) -> bytes:
 
 def is_compressing(home: Home, directory: Path) -> bool:
     """Whether somebody compresses the memory of that capture now."""
+    return _is_under_way(home, directory, (b"compress",))
+
+
+def _is_under_way(home: Home, directory: Path, jobs: Sequence[bytes]) -> bool:
     try:
         descriptor = os.open(home.compressing / directory.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False  # nobody, or not for us to see
     try:
-        if os.pread(descriptor, 64, 0) != b"compress":
+        if os.pread(descriptor, 64, 0) not in jobs:
             return False
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -102,9 +106,10 @@ def compression_of(context: Context, directory: Path, manifest: Manifest) -> Com
     return "raw" if manifest.memory.compressed is None else "compressed"
 
 
-def cancel(home: Home, directory: Path) -> None:
+def cancel(home: Home, directory: Path, *, also_unpacking: bool = False) -> None:
     """Ask whoever compresses the memory of that capture to stop. Doesn't wait."""
-    if not is_compressing(home, directory):
+    jobs: tuple[bytes, ...] = (b"compress", b"unpack") if also_unpacking else (b"compress",)
+    if not _is_under_way(home, directory, jobs):
         return
     with suppress(OSError):  # it has just come to its end: then there is nothing to cancel
         descriptor = os.open(home.compressing / directory.name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

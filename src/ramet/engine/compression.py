@@ -30,7 +30,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Compressed, Manifest, check_part, is_compressed
 from ramet.engine.rounds import in_rounds
 from ramet.engine.snapshots import origin_of_snapshot, require_published
-from ramet.engine.unpacking import Progress, check_compressed, kept, unpack_memory, unused
+from ramet.engine.unpacking import Progress, check_compressed, unpack_memory, unused
 from ramet.engine.worker import wake_for_capture
 from ramet.errors import (
     DamagedError,
@@ -75,6 +75,8 @@ class Target(NamedTuple):
     """The capture as it is now. Raises as `origin_of`."""
     unchanging: Callable[[], AbstractAsyncContextManager[object]]
     """Inside nobody changes what it belongs to."""
+    may_compact_disks: bool
+    """Else their files have to be those that a record names."""
 
     def still(self, begun: Manifest) -> Origin:
         """The capture, if it is the one that `begun` described. Raises `WrongStateError` for another, and as
@@ -102,7 +104,7 @@ def of_instance(context: Context, record: Record) -> Target:
             )
         return origin_of(context, now)
 
-    return Target(record.id, record.name, origin, lambda: context.lifecycle(record))
+    return Target(record.id, record.name, origin, lambda: context.lifecycle(record), may_compact_disks=False)
 
 
 def of_snapshot(context: Context, row: SnapshotRecord) -> Target:
@@ -111,7 +113,7 @@ def of_snapshot(context: Context, row: SnapshotRecord) -> Target:
     def origin() -> Origin:
         return origin_of_snapshot(context, require_published(context, row.id))
 
-    return Target(row.id, row.name or row.id, origin, nullcontext)
+    return Target(row.id, row.name or row.id, origin, nullcontext, may_compact_disks=True)
 
 
 async def compress(
@@ -145,8 +147,8 @@ async def compress(
             level = packed.level if packed is not None else USUAL_LEVEL
         if not await _is_done(directory, manifest, level, progress):
             async with AsyncExitStack() as failing:
-                if packed is not None and not await threads.run(_is_whole, manifest, directory):
-                    await _unpack(target, origin, progress)
+                if packed is not None and not await threads.run(_is_whole, manifest, directory, abandon_on_cancel=True):
+                    await unpack_memory(origin, marked, progress, anew=True)
                     failing.push_async_callback(_put_away_again, target, manifest)
                 manifest = await _pack(target, origin, level, marked, progress)
                 failing.pop_all()
@@ -164,13 +166,13 @@ async def decompress(context: Context, target: Target, progress: Progress | None
     origin = target.origin()
     async with (
         _there(target),
-        mark(context.home, origin.directory, "unpack", name=target.name, wait_s=_A_MOMENT_S),
+        mark(context.home, origin.directory, "unpack", name=target.name, wait_s=_A_MOMENT_S) as marked,
     ):
         origin = target.origin()
         manifest, directory = origin.manifest, origin.directory
         if manifest.memory.compressed is not None:
-            if not await threads.run(_is_whole, manifest, directory):
-                await _unpack(target, origin, progress)
+            if not await threads.run(_is_whole, manifest, directory, abandon_on_cancel=True):
+                await unpack_memory(origin, marked, progress, anew=True)
             async with target.unchanging():
                 target.still(manifest)
                 await threads.run(_publish_manifest, directory, _raw(manifest, directory))
@@ -187,12 +189,6 @@ async def _there(target: Target) -> AsyncIterator[None]:
     except (DamagedError, FilesystemError):
         target.origin()
         raise
-
-
-async def _unpack(target: Target, origin: Origin, progress: Progress | None) -> None:
-    async with kept(origin):
-        target.still(origin.manifest)
-        await unpack_memory(origin.directory, origin.manifest, progress)
 
 
 def _is_whole(manifest: Manifest, directory: Path) -> bool:
@@ -230,7 +226,7 @@ async def _compact(context: Context, target: Target, origin: Origin) -> None:
     driver = context.driver(origin.manifest.driver)
     with suppress(RametError):  # the delta is as good as before; what else is wrong is met below, too
         async with file_lock(context.home.worker_lock, wait_s=_COMPACTION_S), target.unchanging():
-            await compact_capture(origin.directory, driver)
+            await compact_capture(origin.directory, driver, disks=target.may_compact_disks)
 
 
 async def _is_done(directory: Path, manifest: Manifest, level: int, progress: Progress | None) -> bool:
@@ -328,7 +324,7 @@ async def _put_away(target: Target, manifest: Manifest, level: int, *, wait_s: f
 
 async def _put_away_again(target: Target, manifest: Manifest) -> None:
     """The raw file that was made to be packed anew, which has failed: if nobody needs it, it goes."""
-    with anyio.CancelScope(shield=True), suppress(RametError):
+    with anyio.move_on_after(_A_MOMENT_S, shield=True), suppress(RametError):
         await _put_away(target, manifest, USUAL_LEVEL, wait_s=0)
 
 

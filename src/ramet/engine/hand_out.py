@@ -67,7 +67,10 @@ async def claim(context: Context, origin: Origin, driver: Driver, options: ForkO
     if not found:
         return Claims([], False)
     version = await driver.version()
-    keys = [pool.key_of(origin.directory, origin.manifest, version)] if options.share_memory else []
+    keys = []
+    if options.share_memory:
+        memory = pool.mem_inode(origin.directory, origin.manifest.memory.base)
+        keys.append(pool.key_of(origin.directory, origin.manifest, version, memory))
     if isinstance(driver, StartsEmpty):
         keys.append(pool.key_of_empty(driver.name, version))
     # One of another namespace is for the forks that are made there.

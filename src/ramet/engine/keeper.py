@@ -272,8 +272,9 @@ class Keeper:
                 driver = self._context.driver(origin.manifest.driver)
                 version = await driver.version()
                 base = origin.manifest.memory.base
-                seen = (facts.st_ino, facts.st_mtime_ns, pool.mem_inode(directory, base))
-                key = pool.key_of(directory, origin.manifest, version)
+                memory = pool.mem_inode(directory, base)
+                seen = (facts.st_ino, facts.st_mtime_ns, memory)
+                key = pool.key_of(directory, origin.manifest, version, memory)
                 self._sources[source] = _Source(seen, base, key, driver.name, version)
         except (OSError, NotFoundError):
             self._demand.forget(source)

@@ -76,12 +76,11 @@ class Wanted(NamedTuple):
     name: str
 
 
-def key_of(directory: Path, manifest: Manifest, version: str) -> str:
-    """What stands for exactly that capture, and the mem-file that it has now, in a VMM of that version: no
-    other one ever has it.
+def key_of(directory: Path, manifest: Manifest, version: str, memory: int) -> str:
+    """What stands for exactly that capture with exactly that mem-file, by its inode, in a VMM of that
+    version: no other one ever has it.
     """
     raw = manifest.with_compressed(None) if manifest.memory.compressed is not None else manifest
-    memory = mem_inode(directory, manifest.memory.base)
     return _digest(os.fsencode(directory), msgspec.json.encode(raw), version.encode(), b"%d" % memory)
 
 

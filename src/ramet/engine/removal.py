@@ -291,9 +291,9 @@ async def _collect(errors: list[Exception], step: Awaitable[None]) -> None:
 
 
 def drop_capture(directory: Path) -> None:
-    """Remove the memory of an instance that was in standby: it is stopped. Its disks stay."""
+    """Remove the memory that an instance was captured with: it is stopped. Its disks stay."""
     with filesystem_errors("remove the memory in", directory):
-        for part in (MANIFEST_FILE, CONFIRMED_FILE, VMSTATE_FILE, DELTA_FILE, MEM_FILE):
+        for part in (MANIFEST_FILE, CONFIRMED_FILE, VMSTATE_FILE, DELTA_FILE):
             (directory / part).unlink(missing_ok=True)
-        for compressed in directory.glob(f"{MEM_FILE}*.zst"):
-            compressed.unlink(missing_ok=True)
+        for memory in directory.glob(f"{MEM_FILE}*"):  # of a compaction, compressed
+            memory.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -13,7 +14,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, parts_there, read_manifest
 from ramet.errors import RametError
 from ramet.host.files import temporary_beside
-from ramet.memory.integrity import current_facts, differences
+from ramet.memory.integrity import changed, current_facts, differences
 from ramet.model.snapshot import SnapshotRecord
 
 
@@ -46,6 +47,10 @@ def same_as(
                     there = context.home.snapshot(row.id)
                     for part in parts_there(other, there):
                         check_part(other, there, part)
+                    if (packed := other.memory.compressed) is not None:
+                        path = there / packed.file
+                        if differing := differences(current_facts(path), packed.facts):
+                            raise changed(path, differing)
                     return row, other
     return None
 
@@ -60,7 +65,8 @@ def share_compressed(source: Path, its: Manifest, directory: Path, manifest: Man
     linked = temporary_beside(directory / theirs.file)
     try:
         linked.hardlink_to(source / theirs.file)
-        if not differences(current_facts(linked), theirs.facts):
+        # A capture keeps its own file, which was read when it came, unless the other one is the same.
+        if filecmp.cmp(linked, directory / ours.file, shallow=False):
             linked.replace(directory / theirs.file)
             if theirs.file != ours.file:
                 (directory / ours.file).unlink()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 
 import anyio
 import msgspec
@@ -11,22 +10,19 @@ import msgspec
 from ramet.drivers.api import Ending
 from ramet.engine import disk_errors, limits
 from ramet.engine.changes import changing
-from ramet.engine.compressing import cancel
 from ramet.engine.console import last_words
 from ramet.engine.context import Context
 from ramet.engine.removal import discard, drop_capture
 from ramet.engine.replace import restore
 from ramet.engine.session import agent_of
-from ramet.errors import GuestError, LockBusyError, RametError, VmmError, WrongStateError
+from ramet.engine.unpacking import giving_up
+from ramet.errors import GuestError, RametError, VmmError, WrongStateError
 from ramet.host import processes, threads
-from ramet.host.locks import directory_lock
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
 
 _KILLED = "killed: "
 _A_LOOK_S = 0.05
-_IN_USE_S = 10.0
-"""For the forks that are being made of one in standby."""
 _LEASE_SHARE = 0.8
 """Of the limit, for the guest's first answer: so that the error that says why there is none comes in time."""
 
@@ -39,7 +35,8 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
     nothing is asked or brought back. An instance made with `--rm` is removed then. Raises `WrongStateError`
     for a template, for what is stopped already, and for a guest that is paused because the host can't write
     its disk: it is paused then, and has lost nothing; what a restore may fail with: it is in standby then, as
-    before.
+    before. Who compresses or decompresses the memory of one in standby is made to stop, and so are the forks
+    that wait for that.
     """
     now = context.store.get(record.id)
     if now.state is State.STANDBY and now.machine.disks and limit_s > 0 and now.pending is None:
@@ -51,7 +48,8 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
         else:
             current.moved(Move.STOP)
             if current.state is State.STANDBY:
-                await leaving.enter_async_context(_nobody_needs(context, current))
+                directory = context.directory(current)
+                await leaving.enter_async_context(giving_up(context.home, directory, name=current.name))
             reason = await _end(context, current, limit_s)
             stopped = context.store.change(record.id, lambda one: _stopped(one, reason))
             if current.state is State.STANDBY:
@@ -59,18 +57,6 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
     if stopped.auto_remove:
         await discard(context, stopped)
     return stopped
-
-
-@asynccontextmanager
-async def _nobody_needs(context: Context, record: Record) -> AsyncIterator[None]:
-    """Nobody forks, compresses or unpacks the capture inside: what is made of it would outlive it."""
-    directory = context.directory(record)
-    cancel(context.home, directory)
-    busy = LockBusyError(
-        f"{record.name} is being forked or decompressed", hint="stop it when that is done: it is in standby"
-    )
-    async with directory_lock(directory, shared=False, wait_s=_IN_USE_S, busy=busy):
-        yield
 
 
 def _stopped(record: Record, reason: str | None) -> Record:

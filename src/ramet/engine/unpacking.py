@@ -15,17 +15,18 @@ from functools import partial
 from pathlib import Path
 
 from ramet.engine.bring_up import Origin
-from ramet.engine.compressing import TEMPORARY, mark
+from ramet.engine.compressing import TEMPORARY, Mark, cancel, mark
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, is_compressed, read_manifest, require_restorable
 from ramet.engine.rounds import in_rounds
-from ramet.errors import DamagedError, FilesystemError, LockBusyError
+from ramet.errors import DamagedError, FilesystemError, LockBusyError, WrongStateError
 from ramet.host import threads
 from ramet.host.files import filesystem_errors, free_bytes, new_file, open_regular, publish
-from ramet.host.locks import directory_lock
+from ramet.host.locks import inode_lock
 from ramet.memory.compressed import Frame, damaged, read_table, unpack, unpack_into
 from ramet.memory.confirmed import confirm
 from ramet.memory.integrity import MAKE_AGAIN, SparseDigest
+from ramet.paths import MANIFEST_FILE, Home
 from ramet.units import format_bytes
 
 Progress = Callable[[int, int], object]
@@ -36,6 +37,8 @@ _OTHERS_S = 3600.0
 _LOOK_AGAIN_S = 0.2
 """The mem-file may be there long before the mark is free."""
 _PUBLISHING_S = 60.0
+_STOPPING_S = 10.0
+"""For somebody who unpacks to notice that it isn't wanted any more."""
 
 
 @asynccontextmanager
@@ -45,7 +48,7 @@ async def kept(origin: Origin) -> AsyncIterator[None]:
     Raises `NotFoundError` when the capture has been removed, `LockBusyError`.
     """
     busy = LockBusyError(f"the memory of {origin.title} is being put away", hint="try again later")
-    async with _locked(origin, shared=True, wait_s=_PUBLISHING_S, busy=busy):
+    async with _locked(origin, origin.directory, shared=True, wait_s=_PUBLISHING_S, busy=busy):
         yield
 
 
@@ -54,20 +57,59 @@ async def unused(origin: Origin, *, wait_s: float, busy: LockBusyError) -> Async
     """Nobody has the capture `kept` inside. Raises `busy` when somebody still has it after `wait_s`, and
     `NotFoundError` when it has been removed.
     """
-    async with _locked(origin, shared=False, wait_s=wait_s, busy=busy):
+    async with _locked(origin, origin.directory, shared=False, wait_s=wait_s, busy=busy):
         yield
 
 
 @asynccontextmanager
-async def _locked(origin: Origin, *, shared: bool, wait_s: float, busy: LockBusyError) -> AsyncIterator[None]:
+async def giving_up(home: Home, directory: Path, *, name: str) -> AsyncIterator[None]:
+    """Nobody makes a mem-file in a capture's directory inside, so that all of it can be removed. Who does is
+    asked to stop, and raises `WrongStateError`.
+
+    Raises `LockBusyError` when somebody hasn't stopped after 10 s.
+    """
+    busy = LockBusyError(
+        f"the memory of {name} is being decompressed", hint=f"try again; {name} is as it was"
+    )
+    began = time.perf_counter()
+    async with AsyncExitStack() as leaving:
+        while True:
+            cancel(home, directory, also_unpacking=True)
+            try:
+                await leaving.enter_async_context(
+                    inode_lock(directory / MANIFEST_FILE, shared=False, wait_s=_LOOK_AGAIN_S, busy=busy)
+                )
+            except LockBusyError:
+                if time.perf_counter() - began < _STOPPING_S:
+                    continue
+                raise
+            except OSError:
+                pass  # without a manifest nothing is unpacked
+            break
+        yield
+
+
+@asynccontextmanager
+async def _not_given_up(origin: Origin) -> AsyncIterator[None]:
+    """Against `giving_up`: the capture is the one that was begun with, and stays inside."""
+    busy = LockBusyError(f"{origin.title} is being stopped", hint="try again later")
+    path = origin.directory / MANIFEST_FILE
+    async with _locked(origin, path, shared=True, wait_s=_PUBLISHING_S, busy=busy):
+        if read_manifest(origin.directory) != origin.manifest:
+            raise WrongStateError(f"{origin.title} was captured anew meanwhile", hint="try again")
+        yield
+
+
+@asynccontextmanager
+async def _locked(
+    origin: Origin, path: Path, *, shared: bool, wait_s: float, busy: LockBusyError
+) -> AsyncIterator[None]:
     async with AsyncExitStack() as leaving:
         try:
-            await leaving.enter_async_context(
-                directory_lock(origin.directory, shared=shared, wait_s=wait_s, busy=busy)
-            )
+            await leaving.enter_async_context(inode_lock(path, shared=shared, wait_s=wait_s, busy=busy))
         except OSError as error:
             origin.require_there()
-            raise DamagedError(f"{origin.directory}: {error.strerror}", hint=MAKE_AGAIN) from error
+            raise DamagedError(f"{path}: {error.strerror}", hint=MAKE_AGAIN) from error
         yield
 
 
@@ -75,8 +117,8 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
     """The capture with its mem-file in place, and how many milliseconds that took: 0 where it lay there.
 
     Many at once unpack it once; the others wait. The caller has it `kept`. Raises `DamagedError`,
-    `FilesystemError` when there is no room, `UnavailableError` when it can't be restored here; nothing of it
-    is left then.
+    `FilesystemError` when there is no room, `UnavailableError` when it can't be restored here,
+    `WrongStateError` when it was stopped meanwhile; nothing of it is left then.
     """
     if (origin.directory / origin.manifest.memory.base).exists():
         return origin, 0.0
@@ -92,10 +134,9 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
             await require_restorable(origin.manifest, driver, name=origin.name)
             async with mark(
                 context.home, origin.directory, "unpack", name=origin.title, wait_s=_LOOK_AGAIN_S
-            ):
-                now = read_manifest(origin.directory)
-                if is_compressed(now, origin.directory):
-                    await unpack_memory(origin.directory, now)
+            ) as marked:
+                origin = origin._replace(manifest=read_manifest(origin.directory))
+                await unpack_memory(origin, marked)
         except LockBusyError:
             if time.perf_counter() - began > _OTHERS_S:
                 raise
@@ -105,30 +146,42 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
     return origin, round((time.perf_counter() - began) * 1000, 3)
 
 
-async def unpack_memory(directory: Path, manifest: Manifest, progress: Progress | None = None) -> None:
-    """Make the mem-file of a compressed capture, or make it anew over a damaged one, which keeps its links.
+async def unpack_memory(
+    origin: Origin, marked: Mark, progress: Progress | None = None, *, anew: bool = False
+) -> None:
+    """Make the mem-file of a compressed capture; `anew` also where one lies there, which keeps its links.
 
-    The caller has marked the capture, and has it `kept`. What is half made goes with the mark. Errors as
-    `unpacked`.
+    The caller has marked the capture, which nobody gives up meanwhile (`giving_up`). What is half made goes
+    with the mark. Errors as `unpacked`.
     """
-    memory = manifest.memory
-    assert memory.compressed is not None
-    part, mem, packed = manifest.parts[memory.base], directory / memory.base, memory.compressed
-    _require_room(directory, part.facts.allocated_bytes)
-    made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
-    with filesystem_errors("unpack", directory / packed.file), new_file(made) as out:
-        os.ftruncate(out, part.facts.size_bytes)
-        await _through(
-            directory / packed.file,
-            manifest,
-            lambda source, path, frame: unpack_into(source, path, frame, out),
-            progress,
-        )
-        os.fchmod(out, part.facts.mode)
-        os.utime(out, ns=(part.facts.mtime_ns, part.facts.mtime_ns))
-    await threads.run(publish, made, mem)
-    if part.digest is not None:
-        confirm(mem, memory.base, part.facts, part.digest, directory)
+    directory, manifest = origin.directory, origin.manifest
+    async with _not_given_up(origin):
+        if not (anew or is_compressed(manifest, directory)):
+            return
+        memory = manifest.memory
+        assert memory.compressed is not None
+        part, mem, packed = manifest.parts[memory.base], directory / memory.base, memory.compressed
+        _require_room(directory, part.facts.allocated_bytes)
+        made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
+
+        def told(done: int, total: int) -> None:
+            marked.require()
+            if progress is not None:
+                progress(done, total)
+
+        with filesystem_errors("unpack", directory / packed.file), new_file(made) as out:
+            os.ftruncate(out, part.facts.size_bytes)
+            await _through(
+                directory / packed.file,
+                manifest,
+                lambda source, path, frame: unpack_into(source, path, frame, out),
+                told,
+            )
+            os.fchmod(out, part.facts.mode)
+            os.utime(out, ns=(part.facts.mtime_ns, part.facts.mtime_ns))
+        await threads.run(publish, made, mem)
+        if part.digest is not None:
+            confirm(mem, memory.base, part.facts, part.digest, directory)
 
 
 async def check_compressed(directory: Path, manifest: Manifest, progress: Progress | None = None) -> None:

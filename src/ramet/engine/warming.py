@@ -22,7 +22,7 @@ from ramet.host.share import can_link
 from ramet.model.lifecycle import State
 from ramet.model.names import new_id
 from ramet.model.record import ProcessRef
-from ramet.paths import WARM_FILE, Home
+from ramet.paths import MEM_FILE, WARM_FILE, Home
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -77,6 +77,7 @@ async def _make_loaded(context: Context, source: str, origin: Origin, driver: Dr
     running: ProcessRef | None = None
     try:
         parts = await threads.run(take_parts, origin, driver, directory, ForkOptions())
+        memory = pool.mem_inode(directory, MEM_FILE)  # its link: the capture may get another one meanwhile
         mark = context.home.instance(warm_id)
         async with connections() as opened:
             loaded = await load(driver, directory, parts, [], opened, resume=False, mark=mark)
@@ -93,7 +94,7 @@ async def _make_loaded(context: Context, source: str, origin: Origin, driver: Dr
             memory=parts.memory,
             disks=parts.disks,
         )
-        key = pool.key_of(origin.directory, parts.manifest, version)
+        key = pool.key_of(origin.directory, parts.manifest, version, memory)
         _publish(context.home, directory, warm_id, key, warm)
     except BaseException:
         await _give_up(directory, running)

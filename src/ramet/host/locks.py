@@ -62,16 +62,17 @@ def file_lock_sync(path: Path, *, wait_s: float, busy: RametError | None = None)
 
 
 @asynccontextmanager
-async def directory_lock(
+async def inode_lock(
     path: Path, *, shared: bool, wait_s: float, busy: RametError | None = None
 ) -> AsyncIterator[None]:
-    """Hold the lock on a directory itself inside: `shared` with others that hold it so, or alone.
+    """Hold the lock on a directory, or on a file that is there, inside: `shared` with others that hold it so,
+    or alone.
 
-    Nothing is written for it. Errors as `file_lock`; `OSError` when the directory is gone.
+    Nothing is written for it. Errors as `file_lock`; `OSError` when it is gone.
     """
     pauses = _pauses_s(wait_s, busy or _busy(path))
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    while (held := _try_directory(path, how)) is None:  # noqa: ASYNC110 - as above
+    while (held := _try_inode(path, how)) is None:  # noqa: ASYNC110 - as above
         await anyio.sleep(next(pauses))
     try:
         yield
@@ -79,8 +80,9 @@ async def directory_lock(
         _release(held)
 
 
-def _try_directory(path: Path, how: int) -> int | None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def _try_inode(path: Path, how: int) -> int | None:
+    # Where a VMM has worked, FIFOs may lie: they aren't waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except OSError as error:
