@@ -285,9 +285,9 @@ async def test_it_travels_compressed(snapshot: ramet.Snapshot, warm_host: ramet.
     # But never a damaged one instead of the good one that came.
     facts = mine.stat()
     mine.chmod(0o644)
-    with mine.open("r+b") as file:
-        file.seek(facts.st_size // 2)
-        file.write(b"another byte")
+    with mine.open("r+b") as opened:
+        opened.seek(facts.st_size // 2)
+        opened.write(b"another byte")
     mine.chmod(facts.st_mode & 0o777)
     os.utime(mine, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     second = await warm_host.import_snapshot(packed, name="second")

@@ -31,14 +31,10 @@ from ramet.model.lifecycle import Move, State
 from ramet.model.names import check_name, invent_name, new_id
 from ramet.model.record import Guest, Machine, Record
 from ramet.paths import (
-    CONFIRMED_FILE,
-    DELTA_FILE,
     INITRAMFS_FILE,
     KERNEL_FILE,
-    MANIFEST_FILE,
     MEM_FILE,
     ORIGIN_FILE,
-    VMSTATE_FILE,
 )
 from ramet.units import MIB, format_bytes
 

@@ -9,6 +9,7 @@ its VMM.
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -53,10 +54,10 @@ async def compact_capture(directory: Path, driver: Driver, *, disks: bool = True
     what it was then.
     """
     await driver.version()
-    return await threads.run(_compact, directory, driver, disks)
+    return await threads.run(partial(_compact, directory, driver, disks=disks))
 
 
-def _compact(directory: Path, driver: Driver, disks: bool) -> bool:
+def _compact(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
     manifest = read_manifest(directory)
     _sweep(directory, manifest)
     if not (wants_compaction(manifest) if disks else _is_too_large(manifest)):

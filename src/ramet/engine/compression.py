@@ -147,8 +147,8 @@ async def compress(
             level = packed.level if packed is not None else USUAL_LEVEL
         if not await _is_done(directory, manifest, level, progress):
             async with AsyncExitStack() as failing:
-                if packed is not None and not await threads.run(_is_whole, manifest, directory, abandon_on_cancel=True):
-                    await unpack_memory(origin, marked, progress, anew=True)
+                if packed is not None and not await _is_whole(manifest, directory):
+                    await unpack_memory(origin, marked, progress)
                     failing.push_async_callback(_put_away_again, target, manifest)
                 manifest = await _pack(target, origin, level, marked, progress)
                 failing.pop_all()
@@ -171,8 +171,8 @@ async def decompress(context: Context, target: Target, progress: Progress | None
         origin = target.origin()
         manifest, directory = origin.manifest, origin.directory
         if manifest.memory.compressed is not None:
-            if not await threads.run(_is_whole, manifest, directory, abandon_on_cancel=True):
-                await unpack_memory(origin, marked, progress, anew=True)
+            if not await _is_whole(manifest, directory):
+                await unpack_memory(origin, marked, progress)
             async with target.unchanging():
                 target.still(manifest)
                 await threads.run(_publish_manifest, directory, _raw(manifest, directory))
@@ -191,15 +191,19 @@ async def _there(target: Target) -> AsyncIterator[None]:
         raise
 
 
-def _is_whole(manifest: Manifest, directory: Path) -> bool:
+async def _is_whole(manifest: Manifest, directory: Path) -> bool:
     """Whether the raw file can take the place of the compressed one: by its content, as nothing else is
     left then.
     """
     base = manifest.memory.base
     expected = manifest.parts[base].digest
-    try:
+
+    def look() -> bool:
         check_part(manifest, directory, base)
         return expected is None or digest(directory / base) == expected
+
+    try:
+        return await threads.run(look, abandon_on_cancel=True)
     except DamagedError:
         return False  # or it isn't there
 

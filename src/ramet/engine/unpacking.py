@@ -136,7 +136,8 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
                 context.home, origin.directory, "unpack", name=origin.title, wait_s=_LOOK_AGAIN_S
             ) as marked:
                 origin = origin._replace(manifest=read_manifest(origin.directory))
-                await unpack_memory(origin, marked)
+                if is_compressed(origin.manifest, origin.directory):
+                    await unpack_memory(origin, marked)
         except LockBusyError:
             if time.perf_counter() - began > _OTHERS_S:
                 raise
@@ -146,18 +147,14 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
     return origin, round((time.perf_counter() - began) * 1000, 3)
 
 
-async def unpack_memory(
-    origin: Origin, marked: Mark, progress: Progress | None = None, *, anew: bool = False
-) -> None:
-    """Make the mem-file of a compressed capture; `anew` also where one lies there, which keeps its links.
+async def unpack_memory(origin: Origin, marked: Mark, progress: Progress | None = None) -> None:
+    """Make the mem-file of a compressed capture, anew where one lies there: its links stay what they are.
 
     The caller has marked the capture, which nobody gives up meanwhile (`giving_up`). What is half made goes
     with the mark. Errors as `unpacked`.
     """
     directory, manifest = origin.directory, origin.manifest
     async with _not_given_up(origin):
-        if not (anew or is_compressed(manifest, directory)):
-            return
         memory = manifest.memory
         assert memory.compressed is not None
         part, mem, packed = manifest.parts[memory.base], directory / memory.base, memory.compressed
