@@ -328,6 +328,7 @@ async def _put_away(target: Target, manifest: Manifest, level: int, *, wait_s: f
 
 async def _put_away_again(target: Target, manifest: Manifest) -> None:
     """The raw file that was made to be packed anew, which has failed: if nobody needs it, it goes."""
+    # Where it is needed, or changed, it stays: the next compression or decompression sees to it.
     with anyio.move_on_after(_A_MOMENT_S, shield=True), suppress(RametError):
         await _put_away(target, manifest, USUAL_LEVEL, wait_s=0)
 
