@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,6 +18,7 @@ import pytest
 import ramet
 from ramet.engine import unpacking
 from ramet.host.locks import inode_lock
+from ramet.memory.compressed import Frame, unpack_into
 from ramet.memory.integrity import digest
 from tests.compression.conftest import remembers
 
@@ -144,9 +148,54 @@ async def test_a_stop_ends_a_decompression(warm: ramet.VM) -> None:
                 halting.go_on()
         (error,) = errors
         assert isinstance(error, ramet.WrongStateError)
+        assert "stopped while its memory was being worked on" in error.message
         assert (await vm.info()).state == "stopped"
         assert not list(vm.directory.glob("*mem*"))
         assert not list(vm.directory.glob(".tmp-*"))
+
+
+async def test_a_stop_ends_a_fork_that_decompresses(warm: ramet.VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(descriptor: int, path: Path, frame: Frame, out: int) -> bytes | None:
+        time.sleep(0.1)
+        return unpack_into(descriptor, path, frame, out)
+
+    monkeypatch.setattr(unpacking, "unpack_into", slowly)
+    errors: list[ramet.RametError] = []
+    async with warm.fork(1, name="given") as (vm,):
+        await vm.standby()
+        await vm.compress()
+        with anyio.fail_after(LIMIT_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ended_with, vm.fork_report(2), errors)
+                while not list(vm.directory.glob(".tmp-pack-*")):
+                    await anyio.sleep(0.01)
+                await vm.stop(timeout=0)
+        (error,) = errors
+        assert isinstance(error, ramet.WrongStateError)
+        assert not list(vm.directory.glob("*mem*"))
+        assert not list(vm.directory.glob(".tmp-*"))
+
+
+async def test_a_stop_that_is_killed_before_it_gave_anything_up(warm: ramet.VM, warm_home: Path) -> None:
+    """It waits for who unpacks; what is in standby is in standby then."""
+    busy = ramet.LockBusyError("busy")
+    async with warm.fork(1, name="stays") as (vm,):
+        await vm.exec("sh", "-c", "echo remembered > /run/it", check=True)
+        await vm.standby()
+        words = [sys.executable, "-m", "ramet", "stop", "--timeout", "0", vm.id]
+        async with inode_lock(vm.directory / "manifest.json", shared=True, wait_s=1, busy=busy):
+            stopping = subprocess.Popen(words, env={**os.environ, "RAMET_HOME": str(warm_home)})
+            try:
+                with anyio.fail_after(LIMIT_S):
+                    while vm._context.store.get(vm.id).pending is None:
+                        await anyio.sleep(0.01)
+            finally:
+                stopping.kill()
+                stopping.wait()
+        async with ramet.Host(warm_home):
+            assert (await vm.info()).state == "standby"
+        await vm.restore()
+        assert await remembers(vm)
 
 
 async def test_a_large_delta_that_was_compacted_goes_with_a_stop(warm: ramet.VM) -> None:

@@ -15,12 +15,14 @@ import msgspec
 
 from ramet.disk.volumes import files_of
 from ramet.drivers.api import FreezesDisks, Vmm
+from ramet.engine.compressing import TEMPORARY
 from ramet.engine.context import Context
 from ramet.engine.observe import observe, require_seen, why_unseen
+from ramet.engine.removal import drop_capture
 from ramet.engine.session import correct_clock
 from ramet.engine.staged import settle_replacement
 from ramet.errors import NotFoundError, VmmError, WrongStateError
-from ramet.host import owners, processes
+from ramet.host import owners, processes, threads
 from ramet.host.files import TEMPORARY_PREFIX
 from ramet.memory.mappings import identity_of
 from ramet.model.lifecycle import Move, State
@@ -101,6 +103,7 @@ async def recover(context: Context, record: Record) -> None:
                     await processes.kill(fact.vmm.process)
                     reason = "killed: the ramet process that was stopping it had been killed"
                 fact = fact if fact.state is State.STOPPED else fact.moved(Move.STOP, reason=reason)
+                await threads.run(drop_capture, context.directory(record))
             case "pause" | "resume" | "template" | "standby" | "capture" if fact.vmm is not None:
                 fact = await _as_the_vmm_says(context, record)
             case _:
@@ -182,7 +185,8 @@ def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
     that it has mapped stays, with or without a name.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        leftover.unlink(missing_ok=True)
+        if not leftover.name.startswith(TEMPORARY):  # whoever compresses or unpacks may live
+            leftover.unlink(missing_ok=True)
     if vmm is not None:
         for part in (MANIFEST_FILE, DELTA_FILE, *(() if vmm.mem_inode else (MEM_FILE, VMSTATE_FILE))):
             (directory / part).unlink(missing_ok=True)

@@ -80,13 +80,15 @@ def share_compressed(source: Path, its: Manifest, directory: Path, manifest: Man
 def share_parts(source: Path, directory: Path, parts: Sequence[str]) -> None:
     """Let `directory` have the parts of `source` by links, instead of its own files of the same content.
 
-    What can't be linked stays as it is: it costs its space, and nothing else.
+    What can't be linked stays as it is, and so does what isn't the same byte by byte: it was read when it
+    came, and the other file may have been damaged since. It costs its space, and nothing else.
     """
     for part in parts:
         linked = temporary_beside(directory / part)
         try:
             linked.hardlink_to(source / part)
-            linked.replace(directory / part)
+            if filecmp.cmp(linked, directory / part, shallow=False):
+                linked.replace(directory / part)
         except OSError:
-            # The limit on links, or the other one has just been removed: this file has the same content.
-            linked.unlink(missing_ok=True)
+            pass  # the limit on links, or the other one has just been removed: this file is as good
+        linked.unlink(missing_ok=True)

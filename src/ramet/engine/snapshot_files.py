@@ -153,7 +153,9 @@ def _share(
     source: Path, its: Manifest, there: Sequence[str], directory: Path, manifest: Manifest
 ) -> Manifest:
     """Take those parts that a snapshot with the same content has instead of the files that came."""
-    share_parts(source, directory, [name for name in there if name in manifest.parts])
+    share_parts(
+        source, directory, [name for name in there if name in manifest.parts and (directory / name).exists()]
+    )
     manifest = share_compressed(source, its, directory, manifest)
     fsync_directory(directory)
     shared = with_new_facts(manifest, directory)

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -71,21 +71,21 @@ async def giving_up(home: Home, directory: Path, *, name: str) -> AsyncIterator[
     busy = LockBusyError(
         f"the memory of {name} is being decompressed", hint=f"try again; {name} is as it was"
     )
+    path = directory / MANIFEST_FILE
     began = time.perf_counter()
     async with AsyncExitStack() as leaving:
         while True:
             cancel(home, directory, also_unpacking=True)
             try:
-                await leaving.enter_async_context(
-                    inode_lock(directory / MANIFEST_FILE, shared=False, wait_s=_LOOK_AGAIN_S, busy=busy)
-                )
+                with filesystem_errors("lock", path), suppress(FileNotFoundError):
+                    # Without a manifest nothing is unpacked.
+                    await leaving.enter_async_context(
+                        inode_lock(path, shared=False, wait_s=_LOOK_AGAIN_S, busy=busy)
+                    )
+                break
             except LockBusyError:
-                if time.perf_counter() - began < _STOPPING_S:
-                    continue
-                raise
-            except OSError:
-                pass  # without a manifest nothing is unpacked
-            break
+                if time.perf_counter() - began > _STOPPING_S:
+                    raise
         yield
 
 
@@ -97,6 +97,7 @@ async def _not_given_up(origin: Origin) -> AsyncIterator[None]:
     async with _locked(origin, path, shared=True, wait_s=_PUBLISHING_S, busy=busy):
         if read_manifest(origin.directory) != origin.manifest:
             raise WrongStateError(f"{origin.title} was captured anew meanwhile", hint="try again")
+        origin.require_there()
         yield
 
 
