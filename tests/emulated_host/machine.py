@@ -161,7 +161,8 @@ class EmulatedHost:
         line = f"{_KERNEL_LINE} emulated-host={mode} "
         serial = ["-serial", "mon:stdio"] if self._shell else ["-serial", f"file:{self._console}"]
         words = [
-            *("setpriv", "--pdeathsig", "KILL", config.qemu_binary(), "-name", "emulated-host", *_MACHINE),
+            *("setpriv", "--pdeathsig", "KILL", *_on_one_cpu(), config.qemu_binary()),
+            *("-name", "emulated-host", *_MACHINE),
             *("-kernel", root.kernel, "-initrd", root.initramfs, "-append", line, *serial),
             # What the host writes on its root goes to a temporary file that QEMU has unlinked.
             *("-drive", f"file={root.image},format=raw,if=virtio,snapshot=on,cache=unsafe"),
@@ -229,10 +230,8 @@ class EmulatedHost:
     def _nudge(self) -> None:
         """Interrupt a host that may have lost an interrupt: an empty line, which the server skips.
 
-        QEMU 7.2 keeps what a processor has to look at in one word, `interrupt_request`. VMRUN and VM exit
-        (target/i386/tcg/sysemu/svm_helper.c) change bits of it while another thread may be setting the
-        timer's: that bit is lost now and then, and the processor halts with the timer's interrupt pending
-        (IRR 236, HLT=1), for ever unless a device interrupts it.
+        Seen: the processor halted with the timer's interrupt pending (IRR 236, HLT=1), for ever unless a
+        device interrupts it. `_on_one_cpu` has the reason.
         """
         assert self._port is not None
         self.nudges += 1
@@ -256,6 +255,17 @@ class EmulatedHost:
 
     def _died(self, why: str) -> HostDiedError:
         return HostDiedError(f"the emulated host: {why}; its console:\n{self.console()}")
+
+
+def _on_one_cpu() -> tuple[str, ...]:
+    """The words that keep QEMU on one of our CPUs.
+
+    QEMU 7.2 has what a processor must look at in one word, `interrupt_request`. VMRUN and VM exit
+    (target/i386/tcg/sysemu/svm_helper.c) change bits of it, not atomically, while another thread may be
+    setting the timer's: on two CPUs one of the changes is lost now and then. On one CPU it is one instruction
+    that nothing cuts in two. Two busy threads are rare, so that costs little.
+    """
+    return ("taskset", "--cpu-list", str(max(os.sched_getaffinity(0))))
 
 
 def _sweep(directory: Path) -> None:

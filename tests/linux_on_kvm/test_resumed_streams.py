@@ -19,6 +19,7 @@ from ramet.guest.vsock import connect_vsock
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(900)]
 
 SAVES = 3
+LIMIT_S = 240
 
 
 @pytest.fixture
@@ -45,6 +46,16 @@ async def save(vm: ramet.VM) -> None:
         await vmm.resume()
         for name in ("saved-vmstate", "saved-mem"):
             (context.directory(record) / name).unlink(missing_ok=True)
+
+
+async def state_of(vm: ramet.VM) -> str:
+    """Whether the guest answers: tells a guest that hangs from a session that does."""
+    try:
+        done = await vm.exec("cat", "/proc/uptime", "/proc/interrupts", timeout=30)
+    except ramet.RametError as error:
+        console = (vm.directory / "console.log").read_text(errors="replace")
+        return f"the guest doesn't answer ({error}); its console: {console[-500:]}"
+    return f"the guest answers: {done.text}"
 
 
 async def test_commands_go_on_over_saves_of_their_vm(source: ramet.VM) -> None:
@@ -75,18 +86,24 @@ async def test_commands_go_on_over_saves_of_their_vm(source: ramet.VM) -> None:
         told["silent"] = (done.exit_code, done.stdout)
 
     cut = 0
-    async with anyio.create_task_group() as tasks:
-        for one in (printer, fed, silent):
-            tasks.start_soon(one)
-        for _ in range(SAVES):
-            await anyio.sleep(1.5)
-            # What would become of them: a client that doesn't come again loses its session.
-            async with connect_vsock(source.directory, 20) as stream, AgentClient.connect(stream) as agent:
-                await agent.ping()
-                await save(source)
-                with pytest.raises(GuestLostError):
-                    await agent.ping(timeout_s=20)
-                cut += 1
+    with anyio.move_on_after(LIMIT_S) as waiting:
+        async with anyio.create_task_group() as tasks:
+            for one in (printer, fed, silent):
+                tasks.start_soon(one)
+            for _ in range(SAVES):
+                await anyio.sleep(1.5)
+                # What would become of them: a client that doesn't come again loses its session.
+                async with (
+                    connect_vsock(source.directory, 20) as stream,
+                    AgentClient.connect(stream) as agent,
+                ):
+                    await agent.ping()
+                    await save(source)
+                    with pytest.raises(GuestLostError):
+                        await agent.ping(timeout_s=20)
+                    cut += 1
+    if waiting.cancelled_caught:
+        pytest.fail(f"after {cut} saves and {LIMIT_S} s only {told.keys()} ended; {await state_of(source)}")
     assert cut == SAVES
     assert told["silent"] == (6, b"over\n")
     assert told["fed"] is True
