@@ -173,6 +173,19 @@ async def test_a_cut_that_only_the_guest_sees_is_found_out(tmp_path: Path) -> No
 
 
 @pytest.mark.timing
+async def test_a_question_that_was_lost_with_the_connection_is_asked_again(tmp_path: Path) -> None:
+    """A guest may have taken it, and reset its connections before it could answer."""
+    async with session(tmp_path) as (agent, cutter):
+        cutter.deaf, cutter.lost = True, 2
+        async with agent.start(sh("sleep 0.5; echo later; exec sleep 60")) as process:
+            await anyio.sleep(0.1)
+            cutter.cut()
+            with anyio.fail_after(30):
+                assert (await anext(process.output())).data == b"later\n"
+        assert cutter.made == 2
+
+
+@pytest.mark.timing
 async def test_output_goes_on_while_nobody_is_there_and_waits_when_it_is_much(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     gate = anyio.Event()

@@ -326,7 +326,11 @@ def _(lab: Lab) -> Iterator[Attempt]:
 
 
 @case(
-    "another QEMU than the template's", 5, "unavailable", "warm was saved by qemu", "make the capture again"
+    "another QEMU than the template's",
+    5,
+    "unavailable",
+    "warm was saved by qemu",
+    "set RAMET_QEMU",
 )
 def _(lab: Lab) -> Iterator[Attempt]:
     newer = lab.script("qemu-newer", "echo 'QEMU emulator version 99.1.0'")

@@ -31,6 +31,7 @@ from ramet.guest.messages import (
 )
 from ramet.guest.resumption import (
     ACK_BYTES,
+    LONGEST_QUIET_S,
     QUIET_S,
     RESUME_LIMIT_S,
     OpenStream,
@@ -281,16 +282,22 @@ class Connection:
             pass  # told to everybody already
 
     async def attend(self) -> None:
-        """Acknowledges what came, and asks a guest for a word that is silent while something is under way."""
+        """Acknowledges what came, and asks a guest for a word that is silent while something is under way.
+
+        Less and less often, but for as long as it says nothing: a guest may have taken the question, and then
+        lost the connection before it could answer, which is found out when something is sent.
+        """
+        quiet_s = QUIET_S
         with suppress(GuestError):  # the connection has failed, as everybody who waits is told
             while True:
-                with anyio.move_on_after(QUIET_S):
+                with anyio.move_on_after(quiet_s):
                     await self._due.wait()
                 due, heard = self._due.is_set(), self._heard
                 self._heard = False
                 if due:
                     self._due = anyio.Event()
-                silent = bool(self._receivers) and not heard and not self._asking
+                silent = bool(self._receivers) and not heard
+                quiet_s = min(quiet_s * 2, LONGEST_QUIET_S) if silent and self._asking else QUIET_S
                 if self._keeps and self._away is None and (due or silent):
                     self._asking = True
                     self._untold_bytes = self._unasked_bytes = 0

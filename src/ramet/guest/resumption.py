@@ -26,6 +26,9 @@ ACK_BYTES: Final = 16_384
 QUIET_S: Final = 0.5
 """So long without a word while something is under way, and the guest is asked for one. A VMM that saves its
 state may cut a connection in the guest alone: the host's end learns of it when it sends something."""
+LONGEST_QUIET_S: Final = 10.0
+"""Between two questions to a guest that doesn't answer: one that is paused gets few of them. Shorter than an
+agent waits for its client."""
 RESUME_LIMIT_S: Final = 20.0
 """For another connection and its handshake. The agent waits for longer."""
 _FIRST_PAUSE_S: Final = 0.005
