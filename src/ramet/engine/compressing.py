@@ -139,15 +139,16 @@ def sweep_one(directory: Path) -> None:
     The caller holds the mark.
     """
     # No other prefix: who captures anew into the directory meanwhile has temporary files there, too.
-    for half_made in (TEMPORARY, f"{TEMPORARY_PREFIX}{CONFIRMED_FILE}"):
+    merged = f"{TEMPORARY_PREFIX}{MEM_FILE}-{'?' * 8}-"  # by a compaction, which has the mark, too
+    for half_made in (TEMPORARY, f"{TEMPORARY_PREFIX}{CONFIRMED_FILE}", merged):
         for left in directory.glob(f"{half_made}*"):
             with suppress(OSError):  # a directory that a VMM has made, say: it goes with the capture
                 left.unlink()
-    compressed = list(directory.glob(f"{MEM_FILE}*.zst"))
-    if compressed:
+    memory = list(directory.glob(f"{MEM_FILE}-*"))
+    if memory:
         with suppress(RametError):  # it can't be told what belongs to it: it goes with the directory
             known = read_manifest(directory).files
-            for file in compressed:
+            for file in memory:
                 if file.name not in known:
                     with suppress(OSError):  # as above
                         file.unlink()
