@@ -297,21 +297,35 @@ async def test_a_restore_doesnt_wait_for_a_decompression_that_waits_for_it(warm:
 
 
 async def test_a_fork_doesnt_wait_for_the_packing_of_what_is_raw_again(snapshot: ramet.Snapshot) -> None:
+    """It begins to wait while the memory is unpacked."""
     await snapshot.compress(level=1)
-    halting = Halting(passes=2)  # of the unpacking, and of the packing
+    unpacking_begun, packed = Halting(at_once=True), Halting(passes=2)  # of the unpacking, and of the packing
     results: list[object] = []
+    remembered: list[bool] = []
+
+    def progress(done: int, total: int) -> None:
+        unpacking_begun(done, total)
+        packed(done, total)
 
     async def compress() -> None:
-        results.append(await snapshot.compress(level=2, progress=halting))
+        results.append(await snapshot.compress(level=2, progress=progress))
 
-    with letting_go(halting):
+    async def fork() -> None:
+        async with snapshot.fork(1) as (vm,):
+            remembered.append(await remembers(vm))
+
+    with letting_go(unpacking_begun, packed):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(compress)
-            await halting.reached()
+            await unpacking_begun.reached()
             with anyio.fail_after(LIMIT_S / 2):
-                async with snapshot.fork(1) as (vm,):
-                    assert await remembers(vm)
-            halting.go_on()
+                async with anyio.create_task_group() as forking:
+                    forking.start_soon(fork)
+                    await anyio.sleep(0.3)
+                    unpacking_begun.go_on()
+                assert not results  # it is packing still
+            packed.go_on()
+    assert remembered == [True]
     (done,) = results
     assert isinstance(done, ramet.Compression)
     assert (done.compression, done.level) == ("compressed", 2)
