@@ -22,7 +22,7 @@ from ramet.drivers import firecracker_config, firecracker_releases
 from ramet.drivers.api import Ability, Ending, Standing
 from ramet.drivers.endings import announced_power_off, announced_reboot
 from ramet.drivers.firecracker_api import SOCKET
-from ramet.drivers.firecracker_vmm import FirecrackerVmm, last_words
+from ramet.drivers.firecracker_vmm import FirecrackerVmm, last_words, lost_its_reason
 from ramet.drivers.limits import LARGEST_LOG_BYTES, largest_file_bytes, needs_of
 from ramet.drivers.versions import ProgramVersion, release
 from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
@@ -148,7 +148,13 @@ class Firecracker:
             (directory / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
         if not (directory / KERNEL_FILE).exists():
             raise VmmError(f"{directory / KERNEL_FILE} is missing")
-        return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE], mark)
+        for is_last in (False, False, True):
+            try:
+                return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE], mark)
+            except VmmError:
+                if is_last or not lost_its_reason(directory):
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     async def restore(
         self,

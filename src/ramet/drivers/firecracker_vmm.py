@@ -28,6 +28,7 @@ from ramet.paths import METRICS_FILE, VMM_LOG
 from ramet.units import KIB, MIB
 
 _START_LIMIT_S: Final = 20.0
+_API_PANICKED: Final = "VMM disconnected: RecvError"
 # A slow disk's pace, for how long saving all of RAM may take.
 _SLOWEST_MIB_PER_S: Final = 10
 _LONGEST_METRICS_BYTES: Final = 256 * KIB
@@ -305,3 +306,11 @@ def last_words(directory: Path) -> str:
     said = [re.sub(r"^\S+ \[[^\]]*\] ", "", line) for line in lines]
     wrong = [line for line in said if re.search(r"error|fail|panic|cannot|unable", line, re.IGNORECASE)]
     return " / ".join(wrong[-3:])[-1000:]
+
+
+def lost_its_reason(directory: Path) -> bool:
+    """Whether a Firecracker that ended hasn't said why: its API's thread may wait for the machine to be made,
+    and ends the process in a panic when that fails, perhaps before the reason is written (`VmmRequest` in its
+    `src/firecracker/src/api_server/mod.rs`; seen with 1.12). Started anew it may come to say it.
+    """
+    return last_words(directory).endswith(_API_PANICKED)
