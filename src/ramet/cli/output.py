@@ -174,7 +174,7 @@ def warn(line: str) -> None:
 
 def clean(text: str, *, keep_lines: bool = False) -> str:
     """`text` without anything that could drive a terminal."""
-    from ramet.host.rings import printable
+    from ramet.text import printable
 
     harmless = printable(visible(text).encode())
     return harmless if keep_lines else " ".join(harmless.split())

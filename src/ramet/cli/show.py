@@ -145,7 +145,7 @@ def logs(
 
 def _write_log(instance_id: str, data: bytes, *, json: bool) -> None:
     from ramet.cli.shapes import LogDocument
-    from ramet.host.rings import printable
+    from ramet.text import printable
 
     if json:
         output.emit(LogDocument(id=instance_id, text=data.decode(errors="replace")))

@@ -25,6 +25,7 @@ from ramet.host.deadman import Rescue
 from ramet.host.listening import connect_when_listening
 from ramet.model.record import Machine, ProcessRef
 from ramet.paths import METRICS_FILE, VMM_LOG
+from ramet.text import printable
 from ramet.units import KIB, MIB
 
 _START_LIMIT_S: Final = 20.0
@@ -302,7 +303,7 @@ class FirecrackerVmm:
 
 def last_words(directory: Path) -> str:
     """What the log says went wrong, without times and thread names; empty when nothing did."""
-    lines = rings.printable(rings.tail(directory / VMM_LOG, 4096)).splitlines()
+    lines = printable(rings.tail(directory / VMM_LOG, 4096)).splitlines()
     said = [re.sub(r"^\S+ \[[^\]]*\] ", "", line) for line in lines]
     wrong = [line for line in said if re.search(r"error|fail|panic|cannot|unable", line, re.IGNORECASE)]
     return " / ".join(wrong[-3:])[-1000:]

@@ -22,6 +22,7 @@ from ramet.host import processes, rings
 from ramet.host.deadman import Rescue
 from ramet.model.record import Disk, Machine, ProcessRef
 from ramet.paths import VMM_LOG
+from ramet.text import printable
 from ramet.units import MIB
 
 STARTED: Final = "ramet: started "
@@ -185,7 +186,7 @@ class QemuVmm:
 
 def last_words(log: Path) -> str:
     """What QEMU has said last since it was started, for an error message."""
-    lines = rings.printable(rings.tail(log, 4096)).rpartition(STARTED)[2].splitlines()[1:]
+    lines = printable(rings.tail(log, 4096)).rpartition(STARTED)[2].splitlines()[1:]
     said = [
         line
         for line in lines

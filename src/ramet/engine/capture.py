@@ -13,16 +13,17 @@ has none, because it was booted, gets a mem-file of what it has touched.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import anyio
 import anyio.lowlevel
 import msgspec
 
+from ramet.concurrency import alongside
 from ramet.disk.chains import chain_of
 from ramet.disk.volumes import snapshot_raw, sync_disks, uppermost
 from ramet.drivers.api import FreezesDisks, SavesState, TellsVersion, Vmm
@@ -126,7 +127,8 @@ async def capture(
         write = partial(publish, plan, UntilCancelled(pages), vmstate_fd, digests, labels or {})
         if goes_on and record.state is State.RUNNING:
             connections_may_be_cut(context, record)
-            manifest = await _beside(write, partial(require_clock, context, record))
+            async with alongside(partial(require_clock, context, record), finish=True):
+                manifest = await threads.run(write)
         else:
             manifest = await threads.run(write)
     # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
@@ -198,22 +200,6 @@ async def _resuming(context: Context, record: Record, vmm: Vmm) -> AsyncIterator
         raise
     with anyio.CancelScope(shield=True):
         await let_go_on(context, record, vmm)
-
-
-async def _beside(work: Callable[[], T], other: Callable[[], Coroutine[Any, Any, None]]) -> T:
-    """What `work` gives, in a thread, while `other` is done. An error of it is raised as it is."""
-    done: list[T] = []
-    failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(other)
-        try:
-            done.append(await threads.run(work))
-        except Exception as error:
-            failure = error
-            tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return done[0]
 
 
 async def _shielded(step: Callable[[], Awaitable[None]]) -> None:

@@ -9,6 +9,7 @@ from ramet.engine.context import Context
 from ramet.host import rings
 from ramet.model.record import Record
 from ramet.paths import CONSOLE_LOG
+from ramet.text import printable
 from ramet.units import KIB
 
 _LOOKED_AT_BYTES: Final = 64 * KIB  # an oops with its registers takes 5, a list of processes more
@@ -39,7 +40,7 @@ def last_words(context: Context, record: Record, *, only_reasons: bool = False) 
     start = record.vmm.console_start if record.vmm is not None else 0
     path = context.directory(record) / CONSOLE_LOG
     try:
-        text = rings.printable(rings.since(path, start, _LOOKED_AT_BYTES))
+        text = printable(rings.since(path, start, _LOOKED_AT_BYTES))
     except OSError:
         return ""  # the message is about something else, and is better without an end than not there
     lines = [_STAMP.sub("", line.strip()) for line in text.splitlines() if line.strip()]

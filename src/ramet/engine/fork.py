@@ -18,6 +18,7 @@ from uuid import uuid4
 import anyio
 import msgspec
 
+from ramet.concurrency import best_effort
 from ramet.drivers.api import Driver
 from ramet.engine import hand_out, snapshots
 from ramet.engine.bring_up import (
@@ -36,7 +37,7 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
-from ramet.engine.removal import attempt, discard_all
+from ramet.engine.removal import discard_all
 from ramet.engine.starvation import Starvation
 from ramet.engine.tracing import trace
 from ramet.engine.unpacking import kept, unpacked
@@ -153,14 +154,14 @@ async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
         proved = _proved(results)  # one may fail yet, and then has a VMM that no row names
         made = report(context, call.origin.manifest, records, results, call.called_at)
         failed = [proved.get(one.id, one) for one in records if isinstance(results[one.id], Exception)]
-        await attempt(discard_all(context, failed))
+        await best_effort(discard_all(context, failed))
         for result in results.values():
             if isinstance(result, Forked):
                 wake_for_machine(context.home, result.record.machine)
                 break
     except BaseException:
         proved = _proved(results) | proved
-        await attempt(discard_all(context, [proved.get(one.id, one) for one in records]))
+        await best_effort(discard_all(context, [proved.get(one.id, one) for one in records]))
         raise
     trace(call.origin, made, call.called_at, call.captured)
     errors = {one.name: error for one in records if isinstance(error := results[one.id], Exception)}

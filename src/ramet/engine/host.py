@@ -16,13 +16,13 @@ import anyio
 from ramet import config
 from ramet.arguments import checked
 from ramet.calls import Calls, calls_into_host, require_asyncio
+from ramet.concurrency import best_effort, to_completion
 from ramet.engine import boot, hand_out, measure, reap, removal, unreadable
 from ramet.engine.agents import Agents
 from ramet.engine.arguments import CHECKS, public
 from ramet.engine.background import Background
 from ramet.engine.context import Context
 from ramet.engine.drivers import installed_drivers
-from ramet.engine.finish import finish
 from ramet.engine.keeper import MOST_WARM, Keeper
 from ramet.engine.observe import count_forks, is_shown, observe, to_instance, unreadable_instance
 from ramet.engine.pool_report import pool_of
@@ -149,14 +149,14 @@ class Host(Handle):
             return
         if not context.calls.loop_has_ended:
             context.calls.require_loop()
-        await finish(self._leave(context, asyncio.current_task()))
+        await to_completion(self._leave(context, asyncio.current_task()))
 
     async def _leave(self, context: Context, leaving: asyncio.Task[Any] | None) -> None:
         try:
             await context.calls.leave(leaving)
             context.agents.close()
             if self._keeper is not None:
-                await removal.attempt(self._keeper.close())
+                await best_effort(self._keeper.close())
             unwanted = [record for record in context.store.all() if record.id in context.ours]
             await removal.discard_all(context, unwanted)
         except BaseException:

@@ -15,6 +15,7 @@ from ramet.images.image import Image
 from ramet.model.disks import NewDisk, mount_arguments, mounted
 from ramet.model.record import Machine, Record
 from ramet.paths import CONSOLE_LOG
+from ramet.text import printable
 
 _REFUSED: Final = re.compile(r"ramet: (?P<disk>disk\d*) can't be mounted at (?P<path>/\S+): (?P<why>.+)")
 """What the agent writes to the console before it powers off (`guest/agent/disks.c`)."""
@@ -48,7 +49,7 @@ def require_mounted(directory: Path, record: Record) -> None:
 
     That is for the guest to say, on its console; it matters to its user alone.
     """
-    text = rings.printable(rings.tail(directory / CONSOLE_LOG, 4096))
+    text = printable(rings.tail(directory / CONSOLE_LOG, 4096))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in reversed(lines[-_LAST_LINES:]):
         if said := _REFUSED.search(line):

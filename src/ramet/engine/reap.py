@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ramet.concurrency import best_effort
 from ramet.engine import compressing, pool, snapshots
 from ramet.engine.changes import end_orphans, recover
 from ramet.engine.context import Context
 from ramet.engine.observe import observe
-from ramet.engine.removal import attempt, discard, discard_all, sweep
+from ramet.engine.removal import discard, discard_all, sweep
 from ramet.engine.worker import wake_if_left
 from ramet.errors import UnavailableError
 from ramet.host import processes, rings
@@ -30,17 +31,17 @@ async def reap(context: Context) -> None:
     # First, and all at once: there may be a thousand. Asked again inside: one may have been detached since,
     # by the process that then ended.
     doomed = [one for one in records if one.owner in dead]
-    await attempt(discard_all(context, doomed, only_if=lambda row: row.owner in dead))
+    await best_effort(discard_all(context, doomed, only_if=lambda row: row.owner in dead))
     for record in records:
         if record.owner not in dead:
-            await attempt(_reap_one(context, record))
-    await attempt(pool.sweep(context.home))
-    await attempt(end_orphans(context))
+            await best_effort(_reap_one(context, record))
+    await best_effort(pool.sweep(context.home))
+    await best_effort(end_orphans(context))
     # What belongs to a row that can't be read isn't without a record: its guest may run.
     known = {record.id for record in records} | {row.id for row in unreadable}
-    await attempt(sweep([directory for directory in directories if directory.name not in known]))
+    await best_effort(sweep([directory for directory in directories if directory.name not in known]))
     await snapshots.reap(context, of_snapshots)
-    await attempt(compressing.sweep(context.home))
+    await best_effort(compressing.sweep(context.home))
     await wake_if_left(context.home)
 
 

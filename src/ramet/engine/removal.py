@@ -273,16 +273,6 @@ async def _sweep(directory: Path, running: Iterable[ProcessRef]) -> None:
         raise errors[0]
 
 
-async def attempt(work: Awaitable[object]) -> None:
-    """Await `work`, whose errors of ramet's and the system's are of no consequence: the next ramet process
-    tries again.
-    """
-    try:
-        await work
-    except (RametError, OSError):
-        pass  # what is left has a record, or a directory without one: both are found by the next
-
-
 async def _collect(errors: list[Exception], step: Awaitable[None]) -> None:
     try:
         await step

@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
+from ramet.concurrency import to_completion
 from ramet.engine import snapshots
 from ramet.engine.bring_up import (
     ForkOptions,
@@ -29,7 +30,6 @@ from ramet.engine.changes import changing
 from ramet.engine.compressing import cancel
 from ramet.engine.connections import connections
 from ramet.engine.context import Context
-from ramet.engine.finish import finish
 from ramet.engine.manifest import require_restorable
 from ramet.engine.unpacking import kept, unpacked
 from ramet.errors import NotFoundError, RametError
@@ -102,7 +102,7 @@ async def _replace_from(context: Context, record: Record, origin: Origin, move: 
                 await living.vmm.kill()
             await threads.run(remove_tree, staged)
         raise
-    await finish(_take_the_place(context, record, living, staged, entered))
+    await to_completion(_take_the_place(context, record, living, staged, entered))
     return changed
 
 

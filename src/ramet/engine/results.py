@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ramet.errors import ExecError, PartlyFailedError, RametError
-from ramet.host.rings import printable
+from ramet.text import printable
 
 if TYPE_CHECKING:
     from ramet.engine.vm import VM

@@ -11,6 +11,7 @@ import anyio
 import anyio.abc
 import msgspec
 
+from ramet.concurrency import alongside
 from ramet.engine import limits
 from ramet.engine.console import last_words
 from ramet.engine.context import Context
@@ -100,29 +101,30 @@ async def agent_of(
     reopen = None if ports > 0 else partial(_reconnect, place, process)
     died = False
     failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
+    scope: anyio.CancelScope | None = None
 
-        async def watch() -> None:
-            nonlocal died
-            with suppress(UnseenError):  # then the end of the connection tells
-                died = await processes.wait_ended(process)
-                tasks.cancel_scope.cancel()
+    async def watch() -> None:
+        nonlocal died
+        with suppress(UnseenError):  # then the end of the connection tells
+            died = await processes.wait_ended(process)
+            assert scope is not None
+            scope.cancel()
 
-        tasks.start_soon(watch)
-        try:
-            async with context.agents.lease(
+    try:
+        async with (
+            alongside(watch) as scope,
+            context.agents.lease(
                 which,
                 open_stream=partial(open_stream, place, ports) if own else way.open,
                 timeout_s=timeout_s,
                 reopen=reopen,
                 claim=nullcontext if own else way.claim,
                 own=own,
-            ) as agent:
-                yield agent
-        except Exception as error:
-            # Kept, whatever it is, and raised outside, where no task group wraps it.
-            failure = error
-        tasks.cancel_scope.cancel()
+            ) as agent,
+        ):
+            yield agent
+    except Exception as error:
+        failure = error
     if isinstance(failure, GuestLostError):
         # A VMM that dies closes its sockets a moment before its process has ended.
         with suppress(UnseenError):

@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
+from ramet.concurrency import best_effort
 from ramet.engine.bring_up import Origin, origin_of
 from ramet.engine.capture import Captured, capture
 from ramet.engine.changes import changing
@@ -28,7 +29,6 @@ from ramet.engine.manifest import (
     parts_there,
     read_manifest,
 )
-from ramet.engine.removal import attempt
 from ramet.engine.transfer import with_new_facts
 from ramet.engine.unpacking import check_compressed, kept
 from ramet.engine.worker import wake_for_capture, wake_for_machine
@@ -97,7 +97,7 @@ async def passing(context: Context, record: Record) -> AsyncIterator[tuple[Snaps
             yield row, captured
         finally:
             with anyio.CancelScope(shield=True):
-                await attempt(remove(context, row))  # the forks are there, and are handed over
+                await best_effort(remove(context, row))  # the forks are there, and are handed over
 
 
 def _wake_for_source(context: Context, record: Record) -> None:
@@ -129,7 +129,7 @@ async def _making(
         yield row, directory
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await attempt(remove(context, row))  # what it failed with is what matters
+            await best_effort(remove(context, row))  # what it failed with is what matters
         raise
 
 
@@ -210,11 +210,11 @@ async def reap(context: Context, directories: Sequence[Path]) -> None:
     rows, unreadable = context.store.snapshots.rows()
     for row in rows:
         if row.maker is not None and processes.is_dead(row.maker):
-            await attempt(remove(context, row))
+            await best_effort(remove(context, row))
     known = {row.id for row in rows} | {row.id for row in unreadable}
     for directory in directories:
         if directory.name not in known:
-            await attempt(threads.run(remove_tree, directory))
+            await best_effort(threads.run(remove_tree, directory))
 
 
 def published(context: Context) -> list[SnapshotRecord]:

@@ -13,8 +13,9 @@ import anyio
 import anyio.abc
 
 from ramet.calls import UNBOUND, Admission
+from ramet.concurrency import alongside
 from ramet.errors import ExecError, GuestError, GuestTimeoutError, ProtocolError, RametError
-from ramet.guest.connection import Connection, beside, open_connection
+from ramet.guest.connection import Connection, open_connection
 from ramet.guest.feeding import Source, pieces
 from ramet.guest.framing import Frame
 from ramet.guest.messages import (
@@ -279,7 +280,7 @@ async def run_to_end(process: Process, stdin: Source | None, max_output_bytes: i
         await collect()
     else:
         with collecting:
-            async with beside(feed):
+            async with alongside(feed):
                 await collect()
     if unread:
         raise unread[0]

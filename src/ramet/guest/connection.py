@@ -7,15 +7,16 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from ramet.concurrency import alongside
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, ProtocolError
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import (
@@ -249,7 +250,7 @@ class Connection:
         try:
             async with self._reopen() as stream:
                 self._stream = stream
-                async with beside(self._resume):
+                async with alongside(self._resume):
                     return await self._read()
         except GuestLostError as error:
             return error
@@ -486,33 +487,16 @@ async def open_connection(
     Raises `GuestTimeoutError` when no agent answers within `timeout_s`.
     """
     connection = Connection(stream, reopen)
-    async with beside(connection.read):
+    async with alongside(connection.read):
         with anyio.move_on_after(timeout_s):
             await connection.shake_hands(resend_s)
         if connection.welcome is None:
             await last_look(partial(connection.shake_hands, resend_s))
         if connection.welcome is None:
             raise GuestTimeoutError(f"no agent answered in the guest within {timeout_s:g} s")
-        async with beside(connection.attend):
+        async with alongside(connection.attend):
             try:
                 yield connection
             finally:
                 await connection.leave()
                 connection.end()
-
-
-@asynccontextmanager
-async def beside(work: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Runs `work` next to the block and cancels it at the block's end. Unlike from a bare task group, the
-    block's own error comes out as itself and not in an exception group.
-    """
-    failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(work)
-        try:
-            yield
-        except Exception as error:
-            failure = error
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure

@@ -5,7 +5,8 @@ is set when a VMM is spawned. And whichever ramet process comes by calls `trim`:
 large is cut to its end, which goes into `NAME.1`; the writer appends (O_APPEND) and goes on at the beginning
 of the emptied file. One that doesn't append (Firecracker, to its log) goes on behind a hole, up to its limit.
 
-What is in these files was chosen by a guest. It is bytes; `printable` makes them fit for a terminal.
+What is in these files was chosen by a guest. They are bytes; `ramet.text.printable` makes them fit for a
+terminal.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import stat
 from pathlib import Path
 
@@ -152,25 +152,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_ino, status.st_mtime_ns
-
-
-# ECMA-48: control sequences (5.4), control strings (5.6: DCS, SOS, OSC, PM, APC; xterm also ends them with
-# BEL), other escape sequences; each begins with ESC and a byte, or with one character of U+0080…U+009F. One
-# that isn't complete loses its beginning only: the rest is harmless text. No repetition runs over another
-# beginning, so that the time is linear.
-_SEQUENCES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]"
-    r"|(?:\x1b[PX\]^_]|[\x90\x98\x9d-\x9f])[^\x07\x18\x1a\x1b\x80-\x9f\n]*+(?:\x07|\x1b\\|\x9c)"
-    r"|\x1b[ -/]*+[0-~]"
-)
-_LINE_ENDS = re.compile(r"\r+\n?")
-# All other controls, and what turns the direction of writing or hides: Bidi_Control, U+2028, U+2029, U+FEFF.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-
-
-def printable(data: bytes) -> str:
-    """A guest's output as text that can't drive a terminal: no escape sequences, no control characters but
-    newline and tab. Carriage returns become newlines, invalid UTF-8 becomes U+FFFD. Takes linear time.
-    """
-    text = _SEQUENCES.sub("", data.decode(errors="replace"))
-    return _UNSEEN.sub("", _LINE_ENDS.sub("\n", text))

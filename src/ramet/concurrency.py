@@ -1,0 +1,68 @@
+"""Structured concurrency that anyio has no function for: work that outlives its caller's cancellation, work
+next to a block, and work that may fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+
+from ramet.errors import RametError
+
+T = TypeVar("T")
+
+
+async def to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end even when the caller is cancelled, and return its result.
+
+    A cancellation is raised after the end of `work`; an error of `work` is lost then. anyio's shield keeps
+    anyio's own cancellations away, but not asyncio's (`asyncio.wait_for`, `asyncio.TaskGroup`), so `work` has
+    a task that nobody cancels.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        task.exception()  # retrieved, so that asyncio doesn't complain
+        raise cancelled
+    return task.result()
+
+
+async def best_effort(work: Awaitable[object]) -> None:
+    """Await `work` and ignore `RametError` and `OSError`; the next ramet process tries again."""
+    try:
+        await work
+    except (RametError, OSError):
+        pass  # what is left has a record, or a directory without one: both are found by the next
+
+
+@asynccontextmanager
+async def alongside(
+    work: Callable[[], Coroutine[Any, Any, None]], *, finish: bool = False
+) -> AsyncIterator[anyio.CancelScope]:
+    """Run `work` next to the block. At the block's end `work` is cancelled; with `finish`, it is awaited, and
+    cancelled only when the block fails.
+
+    Unlike from a bare task group, the block's own error is raised as it is and not in an exception group. The
+    scope that is given contains both: `work` may cancel the block, which then ends without an error.
+    """
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        try:
+            yield tasks.cancel_scope
+        except Exception as error:
+            failure = error
+        if failure is not None or not finish:
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
