@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from ramet.api.doctor import doctor
+from ramet.errors import UsageError
 from ramet.host.doctor import home_findings, kvm_finding, limit_findings, ptrace_finding
 from ramet.host.kvm import KvmVerdict
 from tests.cli.conftest import COMMAND, Shell
@@ -162,3 +164,21 @@ def test_limits_are_all_there() -> None:
         "memory",
         "overcommit",
     ]
+
+
+@pytest.mark.anyio
+async def test_the_library_has_the_same_report(ramet: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMET_HOME", str(ramet.home / "another"))
+    report = examined(ramet)
+    same = msgspec.to_builtins(await doctor(ramet.home))
+    assert [one["name"] for one in same["checks"]] == [one["name"] for one in report["checks"]]
+    assert (same["ok"], same["drivers"]) == (report["ok"], report["drivers"])
+    [home] = [one for one in same["checks"] if one["name"] == "home"]
+    assert home in report["checks"]
+    assert not (ramet.home / "another").exists()
+
+
+@pytest.mark.anyio
+async def test_a_home_that_is_no_path_is_refused() -> None:
+    with pytest.raises(UsageError, match="home of doctor"):
+        await doctor(3)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from ramet import config
 from ramet.drivers.api import Driver
 from ramet.drivers.firecracker import Firecracker
 from ramet.drivers.qemu import Qemu
-from ramet.engine.choice import kvm_runs
+from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.host.kvm import kvm_verdict

@@ -9,8 +9,8 @@ import pytest
 
 import ramet
 from ramet.drivers.firecracker import Firecracker
-from ramet.engine import boot, choice
-from ramet.engine.choice import Fit, accelerator_of
+from ramet.engine import boot, drivers
+from ramet.engine.drivers import Fit, accelerator_of
 from ramet.host.kvm import KvmVerdict
 from ramet.host.kvm_kernels import Trial, trials
 from ramet.host.kvm_kind import kvm_kind
@@ -85,8 +85,8 @@ async def test_a_trial_that_cant_be_kept_is_not_repeated_in_the_same_call(
         calls.append(arguments)
         raise ramet.VmmError("name: its VMM ended")
 
-    monkeypatch.setattr(choice, "kvm_verdict", verdict)
-    monkeypatch.setattr(choice, "find_trial", lambda *_: None)
+    monkeypatch.setattr(drivers, "kvm_verdict", verdict)
+    monkeypatch.setattr(drivers, "find_trial", lambda *_: None)
     monkeypatch.setattr(host._context, "cache", tmp_path)
     monkeypatch.setattr(boot, "_boot", boots)
     monkeypatch.setenv("RAMET_KERNEL", str(find_kernel().vmlinuz))

@@ -13,7 +13,7 @@ import pytest
 from ramet import config
 from ramet.drivers.firecracker import Firecracker
 from ramet.drivers.firecracker_api import api
-from ramet.engine.choice import kvm_runs
+from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError, UnavailableError
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.host import processes

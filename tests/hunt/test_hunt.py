@@ -10,7 +10,7 @@ import pytest
 
 from ramet import config
 from ramet.drivers.firecracker import Firecracker
-from ramet.engine.choice import kvm_runs
+from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.host.kvm import kvm_verdict

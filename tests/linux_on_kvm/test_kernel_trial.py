@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ramet
-from ramet.engine import choice
+from ramet.engine import drivers
 from ramet.host.kvm import KvmVerdict
 from ramet.host.kvm_kernels import trials
 from ramet.images.kernel import find_kernel
@@ -22,7 +22,7 @@ async def test_a_kernel_that_runs_is_used_from_then_on(
         return KvmVerdict("bare_metal_only", "said so", 0, "kvm_pvm")
 
     kernel = find_kernel().vmlinuz
-    monkeypatch.setattr(choice, "kvm_verdict", verdict)
+    monkeypatch.setattr(drivers, "kvm_verdict", verdict)
     async with ramet.Host(home) as host:
         monkeypatch.setattr(host._context, "cache", tmp_path)
         monkeypatch.setenv("RAMET_KERNEL", str(kernel))

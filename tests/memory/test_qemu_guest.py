@@ -11,7 +11,7 @@ import pytest
 
 from ramet import config
 from ramet.drivers.qemu import Qemu
-from ramet.engine.choice import kvm_runs
+from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError, UnavailableError
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.guest.messages import ExecRequest

@@ -11,8 +11,8 @@ from ramet.cli import calling, output
 from ramet.cli.options import Json
 
 if TYPE_CHECKING:
-    from ramet.cli.shapes import ImageEntry, KernelEntry
     from ramet.images.kernel import Kernel
+    from ramet.model.images import ImageEntry, KernelEntry
 
 image = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What there is to boot.")
 kernel = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Linux kernels for guests.")
@@ -46,9 +46,9 @@ def list_images(json: Json = False) -> None:
 
 def _images() -> list[ImageEntry]:
     """The images in the cache, newest first; then those that can be made and never were."""
-    from ramet.cli.shapes import ImageEntry
     from ramet.images.image import images_directory, load_image
     from ramet.images.resolve import IMAGE_NAMES
+    from ramet.model.images import ImageEntry
 
     directory = images_directory()
     found = [load_image(entry) for entry in directory.iterdir()] if directory.is_dir() else []
@@ -131,7 +131,7 @@ def add_kernel(
 
 
 def _entry(found: Kernel) -> KernelEntry:
-    from ramet.cli.shapes import KernelEntry
+    from ramet.model.images import KernelEntry
 
     return KernelEntry(
         version=found.version,

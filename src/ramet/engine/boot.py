@@ -13,8 +13,8 @@ import msgspec
 from ramet.disk.volumes import make_disk, unshare_disk, uppermost
 from ramet.drivers.api import Ability, Driver
 from ramet.engine.changes import changing
-from ramet.engine.choice import Choice, choose
 from ramet.engine.context import Context
+from ramet.engine.drivers import Choice, choose
 from ramet.engine.mounting import require_mountable, require_mounted, with_mounts
 from ramet.engine.proof import prove
 from ramet.engine.removal import discard, drop_capture

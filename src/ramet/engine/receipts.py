@@ -9,10 +9,10 @@ from typing import NamedTuple
 import msgspec
 
 from ramet.disk.volumes import ForkedDisk, with_capture
-from ramet.drivers.api import Ability, Driver
 from ramet.engine.bring_up import Parts
 from ramet.engine.capture import Captured
 from ramet.engine.context import Context
+from ramet.engine.drivers import immutability
 from ramet.engine.manifest import Manifest
 from ramet.errors import GuestError, RametError, VmmError
 from ramet.guest.messages import IdentityReply
@@ -162,16 +162,6 @@ def _disk_receipt(forked: ForkedDisk, captured: Captured | None) -> DiskReceipt:
     return DiskReceipt(
         name=whole.disk.name, mode=whole.mode, reason=whole.reason, bytes_copied=whole.bytes_copied
     )
-
-
-def immutability(driver: Driver) -> str:
-    """Who keeps this driver's VMMs from writing the mem-file that forks share (I1), in a receipt's words.
-
-    The driver's version has to have been asked before.
-    """
-    if Ability.OPENS_MEM_FILE_READ_ONLY in driver.abilities:
-        return "enforced by the kernel"
-    return f"not enforced by the kernel: this {driver.name} opens the mem-file for writing"
 
 
 def error_shape(error: Exception) -> ErrorShape:

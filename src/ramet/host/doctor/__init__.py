@@ -1,8 +1,8 @@
 """What this machine allows, found out by trying.
 
 Each function gives findings: what was found and, where something is missing, what to do about it. Nothing
-that is tried is left behind, and nothing raises because the machine can't. What concerns VMMs, images and the
-memory plane is put beside it by who knows those rooms (`ramet.cli.doctor`).
+that is tried is left behind, and nothing raises because the machine can't. The findings of VMMs, images and
+the memory plane are added by who knows those rooms (`ramet.engine.doctor`).
 """
 
 from ramet.host.doctor.finding import Finding

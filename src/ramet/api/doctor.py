@@ -1,0 +1,24 @@
+"""What this machine can do, and why not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ramet import arguments, config
+from ramet.engine.doctor import examine
+from ramet.model.doctor import DoctorReport
+
+
+async def doctor(home: str | os.PathLike[str] | None = None) -> DoctorReport:
+    """Examine this machine: KVM, the drivers, the parts of guests, limits, and the filesystem of `home` (the
+    user's own unless given). The home need not exist, and none is made; nothing is changed but the cached
+    verdict on KVM.
+
+    `DoctorReport.ok` says whether a driver can run guests here; each `Check` that isn't ok comes with advice.
+    Raises `UnavailableError` when no path is known for the home or for the cache, `UsageError` for a `home`
+    that is no path.
+    """
+    given = arguments.optional(arguments.path)(home, "home of doctor")
+    root = config.home_directory() if given is None else Path(given)
+    return await examine(root, config.cache_directory())
