@@ -16,8 +16,9 @@ from pathlib import Path
 from types import FunctionType, ModuleType, UnionType
 
 import ramet
-from ramet.engine import forks, host, results, snapshot, vm
+from ramet.engine import host, snapshot, vm
 from ramet.guest import process
+from ramet.model import forks
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = "src/ramet/sync.py"
@@ -45,6 +46,7 @@ _SOURCES: dict[type, ModuleType] = {
     forks.Forks: forks,
     process.Process: process,
 }
+_VM = "ramet.engine.vm.VM"
 _WRAPPED = {"VM", "Snapshot", "Process"}
 """Classes whose objects are wrapped where they are returned."""
 _MAKES = {"run": "remove(force=True)"}
@@ -122,28 +124,25 @@ _FORKS = """
             self._portal.call(lambda: self._wrapped.__aexit__(kind, error, trace))
 """
 _TAIL = '''
-class ForkError(ramet.engine.results.ForkError):
+class ForkError(ramet.model.forks.ForkError[VM]):
     """{doc}"""
 
-    forks: list[VM]  # type: ignore[assignment]  # plain handles here
 
-
-def _forked(portal: _Portal, make: Callable[[], Awaitable[ramet.engine.forks.Forks]]) -> Forks:
+def _forked(
+    portal: _Portal, make: Callable[[], Awaitable[ramet.model.forks.Forks[{vm}]]]
+) -> Forks:
     try:
         return Forks(portal.call(make, lambda forks: forks.__aexit__(None, None, None)), portal)
-    except ramet.engine.results.ForkError as error:
-        plain = ForkError(error.forks, error.errors)
-        plain.forks = [VM(one, portal) for one in error.forks]
-        raise plain from error
+    except ramet.model.forks.ForkError as error:
+        raise ForkError([VM(fork, portal) for fork in error.forks], error.errors) from error
 '''
 
 
 def generate() -> str:
     """The text of `ramet/sync.py`."""
     imports = {
-        "import ramet.engine.forks",
+        "import ramet.model.forks",
         "import ramet.engine.host",
-        "import ramet.engine.results",
         "import ramet.engine.snapshot",
         "import ramet.engine.vm",
         "import ramet.guest.process",
@@ -156,7 +155,7 @@ def generate() -> str:
     classes = [
         _class(kind, imports) for kind in (process.Process, snapshot.Snapshot, vm.VM, forks.Forks, host.Host)
     ]
-    tail = _TAIL.format(doc=_doc(results.ForkError, 4))
+    tail = _TAIL.format(doc=_doc(forks.ForkError, 4), vm=_VM)
     portal_imports, portal = _portal()
     own = {*_ATTRIBUTES, "ForkError"}
     shared = sorted({*ramet.__all__} - own - {"__version__", "sync", "ForkCall"})
@@ -197,7 +196,7 @@ def _class(kind: type, imports: set[str]) -> str:
             enter=_doc(host.Host.__aenter__, 8), exit=_doc(host.Host.__aexit__, 8)
         )
     elif kind is forks.Forks:
-        text += _FORKS.format(original=original, vm="ramet.engine.vm.VM")
+        text += _FORKS.format(original=f"{original}[{_VM}]", vm=_VM)
     else:
         text += _WRAPPER_INIT.format(original=original)
     if "__repr__" in vars(kind):
@@ -264,7 +263,7 @@ def _method(function: FunctionType, module: ModuleType, imports: set[str]) -> st
     elif outer == "AsyncIterator":
         _import_names(inner, module, imports)
         shown, body = f"Iterator[{inner}]", f"return self._portal.iterate({call})"
-    elif returned == "ForkCall":
+    elif outer == "ForkCall":
         shown, body = "Forks", f"return _forked(self._portal, {call})"
     elif not inspect.iscoroutinefunction(function):
         raise SystemExit(f"{function.__qualname__} -> {returned}: don't know how to make that synchronous")

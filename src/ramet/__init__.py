@@ -21,9 +21,7 @@ from ramet.version import __version__
 
 if TYPE_CHECKING:
     from ramet import sync as sync
-    from ramet.engine.forks import ForkCall, Forks
     from ramet.engine.host import Host
-    from ramet.engine.results import ExecResult, ForkError, InstanceName
     from ramet.engine.snapshot import Snapshot
     from ramet.engine.vm import VM
     from ramet.errors import (
@@ -56,9 +54,11 @@ if TYPE_CHECKING:
         VmmTimeoutError,
         WrongStateError,
     )
-    from ramet.guest.feeding import Readable, Word
     from ramet.guest.messages import Chunk, ExitStatus
     from ramet.guest.process import Process
+    from ramet.model.command import Readable, Word
+    from ramet.model.exec_result import ExecResult
+    from ramet.model.forks import ForkCall, ForkError, Forks, InstanceName
     from ramet.model.lifecycle import State
     from ramet.model.shapes import (
         Compression,
@@ -159,14 +159,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ForkCall": "ramet.engine.forks",
-    "Forks": "ramet.engine.forks",
+    "ForkCall": "ramet.model.forks",
+    "Forks": "ramet.model.forks",
     "Host": "ramet.engine.host",
-    "ExecResult": "ramet.engine.results",
-    "ForkError": "ramet.engine.results",
-    "InstanceName": "ramet.engine.results",
-    "Readable": "ramet.guest.feeding",
-    "Word": "ramet.guest.feeding",
+    "ExecResult": "ramet.model.exec_result",
+    "ForkError": "ramet.model.forks",
+    "InstanceName": "ramet.model.forks",
+    "Readable": "ramet.model.command",
+    "Word": "ramet.model.command",
     "Chunk": "ramet.guest.messages",
     "ExitStatus": "ramet.guest.messages",
     "Snapshot": "ramet.engine.snapshot",

@@ -345,3 +345,14 @@ def signal_number(value: Any, what: str) -> int:
     if not 1 <= number <= 64:
         raise UsageError(f"{number} is not a signal", hint="there is 1 to 64")
     return number
+
+
+COMMAND_CHECKS: Final[dict[str, Check]] = {
+    "argv": word,
+    "cwd": optional(path),
+    "env": optional(environment),
+    "stdin": standard_input,
+    "timeout": time_limit,
+    "user": optional(user),
+}
+"""The checks of a command's parameters, by name."""

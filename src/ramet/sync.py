@@ -30,14 +30,12 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 import anyio
 
-import ramet.engine.forks
 import ramet.engine.host
-import ramet.engine.results
 import ramet.engine.snapshot
 import ramet.engine.vm
 import ramet.guest.process
+import ramet.model.forks
 from ramet.calls import was_forked, was_left
-from ramet.engine.results import ExecResult, InstanceName
 from ramet.errors import (
     CannotReflinkError,
     DamagedError,
@@ -68,10 +66,12 @@ from ramet.errors import (
     VmmTimeoutError,
     WrongStateError,
 )
-from ramet.guest.feeding import Readable, Word
 from ramet.guest.messages import Chunk, ExitStatus
 from ramet.handles import Handle
 from ramet.host import threads
+from ramet.model.command import Readable, Word
+from ramet.model.exec_result import ExecResult
+from ramet.model.forks import InstanceName
 from ramet.model.lifecycle import State
 from ramet.model.shapes import (
     Compression,
@@ -988,7 +988,7 @@ class Forks(Handle, list[VM]):
     As a context it removes at its end those that weren't kept or detached.
     """
 
-    def __init__(self, wrapped: ramet.engine.forks.Forks, portal: _Portal) -> None:
+    def __init__(self, wrapped: ramet.model.forks.Forks[ramet.engine.vm.VM], portal: _Portal) -> None:
         # Asked for with return_exceptions, the list holds exceptions where forks failed.
         super().__init__(
             cast("VM", one) if isinstance(one, Exception) else VM(cast("ramet.engine.vm.VM", one), portal)
@@ -1205,20 +1205,18 @@ class Host(Handle):
         return self._portal.call(lambda: self._wrapped.pool(wait=wait))
 
 
-class ForkError(ramet.engine.results.ForkError):
+class ForkError(ramet.model.forks.ForkError[VM]):
     """Some forks of one call failed.
 
     `forks` are those that live, `errors` what became of the others, by name. Pickled, `forks` become their
     ids and names, as `InstanceName`: handles stay with their Host. `Host.get` there gives others.
     """
 
-    forks: list[VM]  # type: ignore[assignment]  # plain handles here
 
-
-def _forked(portal: _Portal, make: Callable[[], Awaitable[ramet.engine.forks.Forks]]) -> Forks:
+def _forked(
+    portal: _Portal, make: Callable[[], Awaitable[ramet.model.forks.Forks[ramet.engine.vm.VM]]]
+) -> Forks:
     try:
         return Forks(portal.call(make, lambda forks: forks.__aexit__(None, None, None)), portal)
-    except ramet.engine.results.ForkError as error:
-        plain = ForkError(error.forks, error.errors)
-        plain.forks = [VM(one, portal) for one in error.forks]
-        raise plain from error
+    except ramet.model.forks.ForkError as error:
+        raise ForkError([VM(fork, portal) for fork in error.forks], error.errors) from error

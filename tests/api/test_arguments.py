@@ -20,6 +20,7 @@ import ramet.sync
 from ramet.engine.snapshot import Snapshot
 from ramet.engine.vm import VM
 from ramet.errors import RametError, UsageError
+from ramet.guest.feeding import read_all
 from ramet.model.lifecycle import State
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import Home
@@ -86,7 +87,7 @@ def _subject(host: ramet.Host, kind: str) -> Any:
         case "Snapshot":
             return Snapshot(context, _SNAPSHOT)
         case _:
-            return ramet.Forks([vm], _nothing, context.calls)
+            return ramet.Forks([vm], _nothing, context.calls, read_all)
 
 
 async def _nothing(vms: object) -> None: ...

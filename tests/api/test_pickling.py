@@ -8,15 +8,14 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 import ramet
 import ramet.sync
-from ramet.engine.results import ForkError, InstanceName
-from ramet.engine.vm import VM
 from ramet.errors import FilesystemError, RametError, UsageError
+from ramet.model.forks import ForkError, InstanceName
 
 
 def _kinds(kind: type[RametError] = RametError) -> Iterator[type[RametError]]:
@@ -40,13 +39,13 @@ class _Named:
         raise TypeError("a live handle was pickled")
 
 
-def _fork_error(kind: type[ForkError] = ForkError) -> ForkError:
+def _fork_error(kind: type[ForkError[Any]] = ForkError) -> ForkError[Any]:
     errors: dict[str, Exception] = {
         "a": FilesystemError("full", hint="make room", number=28),
         "b": _Stranger(1, 2),
         "c": OSError(2, "gone"),
     }
-    return kind(cast("list[VM]", [_Named(1), _Named(2)]), errors)
+    return kind([_Named(1), _Named(2)], errors)
 
 
 def _made(kind: type[RametError]) -> list[RametError]:

@@ -14,13 +14,14 @@ import pytest
 import typer
 
 from ramet import errors
-from ramet.cli import calling, output, references, streams
+from ramet.cli import calling, output, references
 from ramet.cli.completion import complete_reference, complete_snapshot, complete_source
 from ramet.cli.main import app
 from ramet.cli.options import environment, pairs, without_separator
 from ramet.engine.host import Host
 from ramet.guest.messages import ExitStatus
 from ramet.host import processes
+from ramet.model.exec_result import Collector
 from ramet.model.lifecycle import State
 from ramet.model.record import Machine, Record
 from ramet.model.snapshot import SnapshotRecord
@@ -432,10 +433,12 @@ def test_words_of_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_how_a_command_ended() -> None:
-    assert streams.shell_code(ExitStatus(3, None), command="x", timeout_s=None) == 3
-    assert streams.shell_code(ExitStatus(None, 9), command="x", timeout_s=None) == 137
+    assert Collector(["x"]).result(ExitStatus(3, None)).shell_code == 3
+    assert Collector(["x"]).result(ExitStatus(None, 9)).shell_code == 137
     with pytest.raises(errors.ExecTimeoutError, match=r"x didn't end within 1.5 s"):
-        streams.shell_code(ExitStatus(None, 9, timed_out=True), command="x", timeout_s=1.5)
+        Collector(["x"], timeout_s=1.5).result(ExitStatus(None, 9, timed_out=True))
+    with pytest.raises(errors.ExecTimeoutError, match=r"x didn't end within 0 s"):
+        Collector(["x"]).result(ExitStatus(None, 9, timed_out=True))  # a guest may say anything
 
 
 def test_imports_stay_lazy() -> None:

@@ -160,7 +160,7 @@ async def test_forks_write_the_same_pages_and_see_only_their_own(warm: ramet.VM)
     assert await sums(await warm.fork(1)) == [original]
 
 
-async def sums(forks: ramet.Forks) -> list[str]:
+async def sums(forks: ramet.Forks[ramet.VM]) -> list[str]:
     results = await forks.exec("md5sum", "/tmp/data")
     return [result.text.split()[0] for result in results if isinstance(result, ramet.ExecResult)]
 

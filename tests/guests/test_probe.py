@@ -14,7 +14,7 @@ import pytest
 
 from ramet.drivers.firecracker import Firecracker
 from ramet.errors import ExecNotFoundError, GuestError, GuestLostError
-from ramet.guest.client import AgentClient, ExecOutcome, run_exec
+from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import (
     OUTPUT_WINDOW_BYTES,
@@ -25,6 +25,7 @@ from ramet.guest.messages import (
     put,
     put_number,
 )
+from ramet.model.exec_result import ExecResult
 from tests.guests.firecracker import LIMIT_S, Vmm, booted, restored
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -45,7 +46,7 @@ async def agent(machine: Vmm) -> AsyncIterator[AgentClient]:
         yield agent
 
 
-async def run(agent: AgentClient, line: str) -> ExecOutcome:
+async def run(agent: AgentClient, line: str) -> ExecResult:
     with anyio.fail_after(LIMIT_S):
         return await run_exec(agent, ExecRequest(tuple(line.split())))
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import ramet
 from ramet.engine import compaction, worker
-from ramet.engine.forks import ForkCall
 from ramet.engine.manifest import read_manifest
-from ramet.engine.results import ForkError
 from ramet.errors import LockBusyError
 from ramet.host.locks import file_lock
+from ramet.model.forks import ForkCall, ForkError
 from ramet.paths import Home
 
 Verb = str
@@ -103,9 +102,9 @@ async def perform(host: ramet.Host, operation: Operation) -> None:
             await getattr(await host.get(target), operation.verb)()
 
 
-async def _keep(call: ForkCall) -> None:
+async def _keep(call: ForkCall[ramet.VM]) -> None:
     """The forks that live stay, also when others failed."""
-    failed: ForkError | None = None
+    failed: ForkError[ramet.VM] | None = None
     try:
         made = await call
     except ForkError as error:

@@ -265,7 +265,7 @@ def test_what_was_made_for_an_interrupted_caller_is_removed(
     said = run_program(
         f"""
         import signal
-        from ramet.engine.forks import ForkCall
+        from ramet.model.forks import ForkCall
 
         def late(work):
             async def finished_at_last(*arguments, **options):

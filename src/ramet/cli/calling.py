@@ -214,18 +214,10 @@ def tell(error: ErrorShape, *, about: str | None = None) -> None:
 
 
 def error_shape(error: Exception) -> ErrorShape:
-    """An error as JSON has it. What ramet didn't foresee is called an internal error."""
-    from ramet.model.shapes import ErrorShape
+    """The shape of an error, at the edge of this program: an error that ramet didn't foresee is internal."""
+    from ramet.model import failures
 
-    match error:
-        case RametError():
-            return ErrorShape(code=error.code, message=error.message, hint=error.hint)
-        case OSError(strerror=str(reason)):
-            where = f"{error.filename}: " if error.filename else ""
-            return ErrorShape(code=RametError.code, message=f"{where}{reason}")
-        case _:
-            said = f"internal error: {type(error).__name__}: {error}"
-            return ErrorShape(code="internal", message=said, hint="RAMET_DEBUG=1 shows where it came from")
+    return failures.error_shape(error, internal=True)
 
 
 def exit_code_of(code: str) -> int:

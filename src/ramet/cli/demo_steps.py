@@ -20,10 +20,10 @@ from ramet.paths import MEM_FILE
 from ramet.units import MIB, parse_size
 
 if TYPE_CHECKING:
-    from ramet.engine.forks import Forks
     from ramet.engine.host import Host
-    from ramet.engine.results import ExecResult
     from ramet.engine.vm import VM
+    from ramet.model.exec_result import ExecResult
+    from ramet.model.forks import Forks
 
 Step = Callable[[str], AbstractContextManager[None]]
 
@@ -101,7 +101,7 @@ async def _digest(vm: VM) -> str:
     return await threads.run(integrity.digest, vm.directory / MEM_FILE)
 
 
-async def _diverge(forks: Forks, living: Sequence[VM]) -> list[tuple[str, str]]:
+async def _diverge(forks: Forks[VM], living: Sequence[VM]) -> list[tuple[str, str]]:
     """(digest of what was inherited, digest after overwriting a part), for each fork that lives."""
     forks[:] = living
     results: list[Any] = await forks.exec("sh", "-c", _DIVERGE)

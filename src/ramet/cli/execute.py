@@ -15,9 +15,10 @@ from ramet.units import parse_time_limit
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from ramet.cli.shapes import CommandResult
     from ramet.engine.host import Host
     from ramet.engine.vm import VM
+    from ramet.guest.messages import Chunk
+    from ramet.model.exec_result import ExecResult
 
 # Everything after REF belongs to the command, options too.
 SETTINGS = {"allow_interspersed_args": False, "ignore_unknown_options": False}
@@ -65,7 +66,7 @@ def execute(
         if detach:
             await _detached(vm, words, env=variables, cwd=place, user=account, timeout=timeout, json=json)
             return 0
-        code, result = await run_command(
+        result = await run_command(
             vm,
             words,
             env=variables,
@@ -75,9 +76,11 @@ def execute(
             interactive=interactive,
             collect=json,
         )
-        if result is not None:
-            output.emit(result)
-        return code
+        if json:
+            from ramet.cli.shapes import command_result
+
+            output.emit(command_result(result))
+        return result.shell_code
 
     calling.with_host(body, json=json, in_guest=True)
 
@@ -114,27 +117,22 @@ async def run_command(
     interactive: bool = False,
     collect: bool = False,
     started: Callable[[], Awaitable[None]] | None = None,
-) -> tuple[int, CommandResult | None]:
-    """A command from its start to its end: the exit code for the shell, and what it wrote if that is to be
-    collected rather than passed on. `started` is awaited once it runs.
+) -> ExecResult:
+    """Run a command from its start to its end. With `collect` its output is in the result, else it is passed
+    on to this process's streams. `started` is awaited once the command runs.
     """
     from ramet.cli import streams
-    from ramet.cli.shapes import CommandResult
-    from ramet.engine.vm import DEFAULT_MAX_OUTPUT_BYTES
+    from ramet.model.exec_result import Collector
 
     forward = streams.stdin_is_worth_forwarding(interactive=interactive)
-    collected = streams.Collected(DEFAULT_MAX_OUTPUT_BYTES)
-    take = collected.take if collect else streams.to_own_streams
+    collector = Collector(words, timeout_s=timeout, hint="leave --json out to stream it")
+
+    async def keep(chunk: Chunk) -> None:
+        collector.take(chunk.stream, chunk.data)
+
+    take = keep if collect else streams.to_own_streams
     async with vm.process(*words, env=env, cwd=cwd, user=user, timeout=timeout, stdin=forward) as process:
         if started is not None:
             await started()
         status = await streams.stream(process, forward_stdin=forward, take=take)
-    code = streams.shell_code(status, command=words[0], timeout_s=timeout)
-    if not collect:
-        return code, None
-    return code, CommandResult(
-        exit_code=status.exit_code,
-        signal=status.signal,
-        stdout=collected.stdout.decode(errors="replace"),
-        stderr=collected.stderr.decode(errors="replace"),
-    )
+    return collector.result(status)

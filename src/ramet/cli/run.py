@@ -86,14 +86,14 @@ async def _with_command(vm: VM, words: list[str], *, remove: bool, interactive: 
     import msgspec
 
     from ramet.cli.execute import run_command
-    from ramet.cli.shapes import RunResult
+    from ramet.cli.shapes import RunResult, command_result
 
     async def started() -> None:
         if not remove:
             await vm.detach()
 
-    code, result = await run_command(vm, words, interactive=interactive, collect=json, started=started)
-    if result is not None:
+    result = await run_command(vm, words, interactive=interactive, collect=json, started=started)
+    if json:
         fields = msgspec.structs.asdict(await vm.info())
-        output.emit(RunResult(**fields, command=result))
-    return code
+        output.emit(RunResult(**fields, command=command_result(result)))
+    return result.shell_code

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from ramet.model.shapes import ErrorShape, Instance, Receipt
+
+if TYPE_CHECKING:
+    from ramet.model.exec_result import ExecResult
 
 
 class ErrorDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +26,16 @@ class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None
     stdout: str
     stderr: str
+
+
+def command_result(result: ExecResult) -> CommandResult:
+    """The document of a command that ended."""
+    return CommandResult(
+        exit_code=result.exit_code,
+        signal=result.signal,
+        stdout=result.stdout.decode(errors="replace"),
+        stderr=result.stderr.decode(errors="replace"),
+    )
 
 
 class Spawned(msgspec.Struct, frozen=True, kw_only=True):

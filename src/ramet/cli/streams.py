@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from ramet.errors import ExecTimeoutError, GuestError
 from ramet.units import KIB
 
 if TYPE_CHECKING:
@@ -117,27 +116,3 @@ async def fail_when_unread(descriptor: int) -> None:
 async def to_own_streams(chunk: Chunk) -> None:
     """Pass output on, unbuffered."""
     await write_all(1 if chunk.stream == "stdout" else 2, chunk.data)
-
-
-class Collected:
-    """Output kept for a JSON document, within `limit_bytes`."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.stdout = bytearray()
-        self.stderr = bytearray()
-        self._limit_bytes = limit_bytes
-
-    async def take(self, chunk: Chunk) -> None:
-        """Keep a piece. Raises `GuestError` when it is too much, which ends the command."""
-        (self.stdout if chunk.stream == "stdout" else self.stderr).extend(chunk.data)
-        if len(self.stdout) + len(self.stderr) > self._limit_bytes:
-            raise GuestError(
-                f"the command wrote more than {self._limit_bytes} bytes", hint="leave --json out to stream it"
-            )
-
-
-def shell_code(status: ExitStatus, *, command: str, timeout_s: float | None) -> int:
-    """The exit code that a shell would give. Raises `ExecTimeoutError` when its time ran out."""
-    if status.timed_out:
-        raise ExecTimeoutError(f"{command} didn't end within {timeout_s or 0:g} s and was killed")
-    return status.exit_code if status.exit_code is not None else 128 + (status.signal or 0)

@@ -32,17 +32,15 @@ def _disk(value: Any, what: str) -> str | int:
 
 
 CHECKS: Final[dict[str, Check]] = {
+    **arguments.COMMAND_CHECKS,
     "accel": arguments.text,
-    "argv": arguments.word,
     "auto_remove": flag,
     "check": flag,
     "console": flag,
     "count": arguments.whole_number,
     "cpus": arguments.whole_number,
-    "cwd": optional(arguments.path),
     "disks": few(_disk, most=_MOST_ITEMS),
     "driver": arguments.text,
-    "env": optional(arguments.environment),
     "everything": flag,
     "file": arguments.path,
     "force": flag,
@@ -61,9 +59,6 @@ CHECKS: Final[dict[str, Check]] = {
     "return_exceptions": flag,
     "share_memory": flag,
     "snapshot": optional(arguments.text),
-    "stdin": arguments.standard_input,
-    "timeout": arguments.time_limit,
-    "user": optional(arguments.user),
     "vmm": flag,
     "wait": arguments.time_limit,
     "warm": arguments.count,

@@ -12,13 +12,13 @@ from ramet.engine.boot import restart
 from ramet.engine.context import Context
 from ramet.engine.observe import observe, require_seen
 from ramet.engine.overdue import overdue, unless
-from ramet.engine.results import ExecResult
 from ramet.engine.session import agent_of
-from ramet.errors import ExecTimeoutError, RametError, WrongStateError
+from ramet.errors import RametError, WrongStateError
 from ramet.guest.client import AgentClient, Process, run_to_end
-from ramet.guest.feeding import Source, Word
 from ramet.guest.messages import ExecRequest
 from ramet.host import processes as host_processes
+from ramet.model.command import Source, Word
+from ramet.model.exec_result import Collector, ExecResult
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.record import Record
 from ramet.model.shapes import GuestProcess
@@ -101,17 +101,10 @@ async def execute(
     context: Context, record: Record, command: ExecRequest, *, stdin: Source | None, max_output_bytes: int
 ) -> ExecResult:
     """Run a command to its end and collect what it wrote. Raises `ExecTimeoutError` when its time ran out."""
+    collector = Collector(command.argv, timeout_s=command.timeout_s, max_output_bytes=max_output_bytes)
     async with process(context, record, command) as running:
-        outcome = await run_to_end(running, stdin, max_output_bytes)
-    if outcome.timed_out:
-        raise ExecTimeoutError(f"{command.argv[0]} didn't end within {command.timeout_s:g} s and was killed")
-    return ExecResult(
-        argv=tuple(command.argv),
-        exit_code=outcome.exit_code,
-        signal=outcome.signal,
-        stdout=outcome.stdout,
-        stderr=outcome.stderr,
-    )
+        end = await run_to_end(running, stdin, collector)
+    return collector.result(end)
 
 
 @asynccontextmanager

@@ -18,11 +18,11 @@ from ramet.errors import GuestError, RametError, VmmError
 from ramet.guest.messages import IdentityReply
 from ramet.memory.accounting import private_bytes, smaps_rollup
 from ramet.memory.mappings import FileIdentity
+from ramet.model.failures import error_shape
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
 from ramet.model.shapes import (
     DiskReceipt,
-    ErrorShape,
     ForkFailure,
     ForkReport,
     IdentityReceipt,
@@ -162,13 +162,3 @@ def _disk_receipt(forked: ForkedDisk, captured: Captured | None) -> DiskReceipt:
     return DiskReceipt(
         name=whole.disk.name, mode=whole.mode, reason=whole.reason, bytes_copied=whole.bytes_copied
     )
-
-
-def error_shape(error: Exception) -> ErrorShape:
-    """An error as the contract's JSON has it. What isn't ramet's own is shown with its type."""
-    if isinstance(error, RametError):
-        return ErrorShape(code=error.code, message=error.message, hint=error.hint)
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return ErrorShape(code=RametError.code, message=f"{where}{error.strerror}")
-    return ErrorShape(code=RametError.code, message=f"{type(error).__name__}: {error}")

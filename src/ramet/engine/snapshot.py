@@ -18,12 +18,12 @@ from ramet.engine.bring_up import ForkOptions
 from ramet.engine.compressing import compression_of
 from ramet.engine.compression import compress, decompress, of_snapshot
 from ramet.engine.context import Context
-from ramet.engine.forks import ForkCall
 from ramet.engine.manifest import Manifest, files_there, read_manifest
-from ramet.engine.vm import adopt, fork_call
+from ramet.engine.vm import VM, adopt, fork_call
 from ramet.errors import DamagedError, NotFoundError
 from ramet.handles import Handle
 from ramet.host.files import STAT_BLOCK_BYTES
+from ramet.model.forks import ForkCall
 from ramet.model.shapes import (
     Compression,
     Exported,
@@ -91,7 +91,7 @@ class Snapshot(Handle):
         require_shared: bool = False,
         share_memory: bool = True,
         return_exceptions: bool = False,
-    ) -> ForkCall:
+    ) -> ForkCall[VM]:
         """Fork it `count` times: `await` it for a list, or use it with `async with`, which removes
         the forks at the end.
 

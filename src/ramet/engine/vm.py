@@ -31,18 +31,19 @@ from ramet.engine.bring_up import ForkOptions
 from ramet.engine.compressing import compression_of
 from ramet.engine.context import Context
 from ramet.engine.fork import ForkOutcome
-from ramet.engine.forks import ForkCall
 from ramet.engine.manifest import read_manifest
 from ramet.engine.observe import count_forks, instance_fields, observe, to_instance
-from ramet.engine.results import ExecResult
 from ramet.engine.watch import watch
 from ramet.errors import RametError, VmmError, WrongStateError
 from ramet.guest.client import Process
-from ramet.guest.feeding import Readable, Word
+from ramet.guest.feeding import read_all
 from ramet.handles import Handle
 from ramet.host.files import filesystem_errors
 from ramet.host.follow import follow
 from ramet.host.rings import tail, trim
+from ramet.model.command import Readable, Word
+from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, ExecResult
+from ramet.model.forks import ForkCall
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
 from ramet.model.shapes import Compression, CompressionState, ForkReport, Inspection, Instance, Receipt, Usage
@@ -52,7 +53,6 @@ from ramet.units import LONGEST_TIME_LIMIT_S, MIB
 if TYPE_CHECKING:
     from ramet.engine.snapshot import Snapshot
 
-DEFAULT_MAX_OUTPUT_BYTES = 64 * MIB
 _LOG_BYTES = MIB
 
 
@@ -246,7 +246,7 @@ class VM(Handle):
         require_shared: bool = False,
         share_memory: bool = True,
         return_exceptions: bool = False,
-    ) -> ForkCall:
+    ) -> ForkCall[VM]:
         """Fork this instance `count` times: `await` it for a list, or use it with `async with`, which removes
         the forks at the end.
 
@@ -443,27 +443,26 @@ class VM(Handle):
 
 def fork_call(
     context: Context, make: Callable[[], Awaitable[ForkOutcome]], *, return_exceptions: bool
-) -> ForkCall:
+) -> ForkCall[VM]:
     """A fork that has been asked for, whose forks are to belong to this Host."""
 
-    async def made() -> ForkOutcome:
+    async def made() -> dict[str, VM | Exception]:
         with context.calls.call():
             outcome = await make()
             adopt(context, outcome)
-            return outcome
+        return {
+            fork.name: VM(context, outcome.records[fork.id], fork)
+            if isinstance(fork, Receipt)
+            else outcome.errors[fork.name]
+            for fork in outcome.report.forks
+        }
 
     async def remove(vms: Iterable[VM]) -> None:
         with context.calls.call():
-            ours = {vm.id for vm in vms if isinstance(vm, VM)} & context.ours
+            ours = {vm.id for vm in vms if not isinstance(vm, Exception)} & context.ours
             await removal.discard_all(context, [one for one in context.store.all() if one.id in ours])
 
-    return ForkCall(
-        made,
-        lambda outcome, receipt: VM(context, outcome.records[receipt.id], receipt),
-        remove,
-        context.calls,
-        return_exceptions=return_exceptions,
-    )
+    return ForkCall(made, remove, context.calls, read_all, return_exceptions=return_exceptions)
 
 
 def adopt(context: Context, outcome: ForkOutcome) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -16,11 +16,12 @@ from ramet.calls import UNBOUND, Admission
 from ramet.concurrency import alongside
 from ramet.errors import ExecError, GuestError, GuestTimeoutError, ProtocolError, RametError
 from ramet.guest.connection import Connection, open_connection
-from ramet.guest.feeding import Source, pieces
+from ramet.guest.feeding import pieces
 from ramet.guest.framing import Frame
 from ramet.guest.messages import (
     COMMANDS_MAX,
     ExecRequest,
+    ExitStatus,
     Fields,
     GuestProcess,
     IdentityReply,
@@ -34,12 +35,12 @@ from ramet.guest.messages import (
 from ramet.guest.process import Process, start_error
 from ramet.guest.resumption import OpenStream
 from ramet.guest.waiting import last_look
-from ramet.units import MIB
+from ramet.model.command import Source
+from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, Collector, ExecResult
 
-__all__ = ["AgentClient", "ExecOutcome", "Process", "run_exec", "run_to_end"]
+__all__ = ["AgentClient", "Process", "run_exec", "run_to_end"]
 
 DEFAULT_TIMEOUT_S: Final = 10.0
-DEFAULT_MAX_OUTPUT_BYTES: Final = 64 * MIB
 
 
 class AgentClient:
@@ -225,35 +226,24 @@ class _Spawn:
         self.done.set()
 
 
-@dataclass(frozen=True, slots=True)
-class ExecOutcome:
-    """A command's end and all that it wrote."""
-
-    exit_code: int | None
-    signal: int | None
-    timed_out: bool
-    stdout: bytes
-    stderr: bytes
-
-
 async def run_exec(
     agent: AgentClient,
     request: ExecRequest,
     stdin: Source | None = None,
     max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
-) -> ExecOutcome:
-    """Runs a command to its end. Raises as `AgentClient.start` and `run_to_end` do."""
+) -> ExecResult:
+    """Run a command to its end. Raises as `AgentClient.start`, `run_to_end` and `Collector.result` do."""
+    collector = Collector(request.argv, timeout_s=request.timeout_s, max_output_bytes=max_output_bytes)
     async with agent.start(replace(request, stdin_open=stdin is not None)) as process:
-        return await run_to_end(process, stdin, max_output_bytes)
+        end = await run_to_end(process, stdin, collector)
+    return collector.result(end)
 
 
-async def run_to_end(process: Process, stdin: Source | None, max_output_bytes: int) -> ExecOutcome:
-    """Feeds a command `stdin` (None: it was started without) and collects both streams, to its end.
+async def run_to_end(process: Process, stdin: Source | None, collector: Collector) -> ExitStatus:
+    """Feed a command `stdin` (None: it was started without) and collect both streams, to its end.
 
-    Raises `GuestError` when both streams together exceed `max_output_bytes`: whoever started the command
-    kills it by leaving its block.
+    Raises what `collector` raises: whoever started the command kills it by leaving its block.
     """
-    collected = {"stdout": bytearray(), "stderr": bytearray()}
     collecting, unread = anyio.CancelScope(), list[RametError]()
 
     async def feed() -> None:
@@ -269,12 +259,7 @@ async def run_to_end(process: Process, stdin: Source | None, max_output_bytes: i
 
     async def collect() -> None:
         async for chunk in process.output():
-            collected[chunk.stream].extend(chunk.data)
-            if sum(map(len, collected.values())) > max_output_bytes:
-                raise GuestError(
-                    f"{process.program!r} wrote more than {max_output_bytes} bytes, which ends it",
-                    hint="send its output to a file in the guest, or stream it",
-                )
+            collector.take(chunk.stream, chunk.data)
 
     if stdin is None:
         await collect()
@@ -284,6 +269,4 @@ async def run_to_end(process: Process, stdin: Source | None, max_output_bytes: i
                 await collect()
     if unread:
         raise unread[0]
-    status = await process.wait()
-    stdout, stderr = bytes(collected["stdout"]), bytes(collected["stderr"])
-    return ExecOutcome(status.exit_code, status.signal, status.timed_out, stdout, stderr)
+    return await process.wait()

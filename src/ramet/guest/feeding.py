@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ramet.errors import FilesystemError, RametError, UsageError
 from ramet.host import threads
 
-Word = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-"""A word of a command line."""
-
 _PIECE_BYTES: Final = 65_536
-
-
-class Readable(Protocol):
-    """An open file, or anything that is read like one: plain or async, binary or text."""
-
-    def read(self, size: int, /) -> Any: ...
-
-
-Source = bytes | str | Readable
-"""What a command is fed with."""
 
 
 async def pieces(source: Any) -> AsyncIterator[bytes]:
@@ -40,7 +26,7 @@ async def pieces(source: Any) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def read_all(source: Any, *, most_bytes: int) -> bytes:
+async def read_all(source: Any, most_bytes: int) -> bytes:
     """All of `source`, for several commands that are to read the same.
 
     Errors as `pieces`; `UsageError` when it has more than `most_bytes`.
