@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-deep check bench bench-quick wheel test-wheel emulated-host fuzz format lock clean
+.PHONY: help setup demo test test-deep test-soak durations check bench bench-quick wheel test-wheel emulated-host fuzz format lock clean
 
 BIN := .venv/bin
 SOURCES := src tests tools benchmarks
@@ -12,10 +12,10 @@ $(BIN)/mypy
 $(BIN)/lint-imports
 endef
 
-# A file of tests at a time for each CPU (`make test WORKERS=0`: one test after another). Most of a VM test is
-# waiting, but an emulated guest that computes has a CPU to itself.
+# A group of tests at a time for each CPU (`make test WORKERS=0`: one test after another), the longest first:
+# tests/README.md. Most of a VM test is waiting, but an emulated guest that computes has a CPU to itself.
 WORKERS := auto
-SIDE_BY_SIDE = -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE = -n $(WORKERS) --maxprocesses 8
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,14 +28,20 @@ demo: setup ## boot a VM and fork it into 8, in a temporary home
 
 check: | .venv ## lint, types, import rules, and the tests that need no VM
 	$(LINT)
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not vm and not deep"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not vm and not deep and not soak"
 
-test: setup ## lint, types, import rules, and every test that isn't long
+test: setup ## lint, types, import rules, and the tests that a merge needs (10 minutes on two cores)
 	$(LINT)
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not deep"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not deep and not soak"
 
-test-deep: setup ## the long tests: every environment, a thousand guests, other releases
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m deep
+test-deep: setup ## the long tests: crashes, emulated host, hunts, fuzz, releases, wheel (40 minutes)
+	$(BIN)/python -m tools.deep
+
+test-soak: setup ## what takes longer still, by hand: every point of a crash, long hunts, long fuzzing (hours)
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m soak
+
+durations: setup ## write tests/durations.json anew, from a run of what `make test` runs
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not deep and not soak" --record-durations
 
 bench: setup .venv/.done-bench ## measure everything anew (10 minutes): docs/benchmarks.md, its data and plots
 	$(BIN)/python -m benchmarks

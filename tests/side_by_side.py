@@ -1,21 +1,44 @@
-"""What the tests of one run share when they run side by side, in the workers of pytest-xdist: turns for those
-that can't stand company, and what they tell the reader of the run.
+"""What the tests of one run share when they run side by side, in the workers of pytest-xdist: an order, turns
+for those that can't stand company, and what they tell the reader of the run.
+
+A worker is given a group of tests at a time: a file, or a part of one that `_SPLIT` names. Which group comes
+next follows from the recorded durations: the longest first, so that none that is long begins last.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from _pytest.terminal import TerminalReporter
 
-_VARIABLE = "RAMET_TESTS_SHARED"
+from tests import durations
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
+_VARIABLE: Final = "RAMET_TESTS_SHARED"
+_FAILED_VARIABLE: Final = "RAMET_TESTS_FAILED"
+"""Names a file for the ids of tests that fail, written at once: whoever ends a run early finds them there."""
+
+_SPLIT: Final = {
+    "test_every_point.py": re.compile(r"[a-z]+"),
+    **dict.fromkeys(
+        ("test_captures.py", "test_errors.py", "test_life.py", "test_memory_and_disks.py"),
+        re.compile(r"(qemu|firecracker)-(builtin|probe)"),
+    ),
+}
+"""Files of which each parameter is a group of its own: the part of a test's parameters that tells groups
+apart. What a group needs, it makes for itself.
+"""
 
 
 def _shared() -> Path:
@@ -24,16 +47,28 @@ def _shared() -> Path:
 
 def tell(text: str) -> None:
     """Have the text printed at the end of the run, whichever worker found it out."""
-    descriptor = os.open(_shared() / "told", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    _append(_shared() / "told", text)
+
+
+def _append(file: Path, line: str) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, f"{text}\n".encode())
+        os.write(descriptor, f"{line}\n".encode())
     finally:
         os.close(descriptor)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-durations", action="store_true", help="write tests/durations.json anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # in a worker it is inherited
         os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="ramet-tests-")
+        if config.getoption("record_durations", default=False):
+            config.pluginmanager.register(durations.Recorder())
+        if file := os.environ.pop(_FAILED_VARIABLE, None):
+            config.pluginmanager.register(_Failures(Path(file)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -48,11 +83,57 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
         terminalreporter.write(told.read_text())
 
 
-@pytest.hookimpl(tryfirst=True)
+class _Failures:
+    """Writes the id of each test that fails into a file, as it does."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            _append(self._file, report.nodeid)
+
+
+def group_of(nodeid: str) -> str:
+    """The group that a test belongs to."""
+    path, _, name = nodeid.partition("::")
+    apart = _SPLIT.get(path.rpartition("/")[2])
+    found = apart.search(name.partition("[")[2]) if apart else None
+    return f"{path}[{found[0]}]" if found else path
+
+
+def in_order(nodeids: Sequence[str], known: dict[str, float]) -> list[int]:
+    """Positions in `nodeids`, the group that takes longest first; within a group as they were."""
+    totals: dict[str, float] = {}
+    for nodeid in nodeids:
+        group = group_of(nodeid)
+        totals[group] = totals.get(group, 0) + known.get(durations.key_of(nodeid), durations.UNKNOWN_S)
+
+    def place(position: int) -> tuple[float, str]:
+        group = group_of(nodeids[position])
+        return -totals[group], group
+
+    return sorted(range(len(nodeids)), key=place)
+
+
+# After pytest's own, which puts together what shares a parameter of a session's fixture.
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with VMs first, as they are: a long one that begins last would keep one worker busy alone."""
-    with_vms = {item.path for item in items if item.get_closest_marker("vm")}
-    items.sort(key=lambda item: item.path not in with_vms)
+    items[:] = [items[at] for at in in_order([item.nodeid for item in items], durations.load())]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        """A group at a time, in the order of collection."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 # Outside of pytest-timeout's: a turn is awaited for as long as the tests of the others take, and those have

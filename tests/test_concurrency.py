@@ -13,6 +13,7 @@ from ramet.errors import StoreError
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.timing
 async def test_work_is_completed_although_asyncio_cancels_its_caller() -> None:
     begun, go, ended = asyncio.Event(), asyncio.Event(), False
 
@@ -60,6 +61,7 @@ async def test_best_effort_hides_no_bug() -> None:
         await best_effort(fail())
 
 
+@pytest.mark.timing
 async def test_work_alongside_a_block_is_cancelled_with_it() -> None:
     state = "not begun"
 
@@ -77,6 +79,7 @@ async def test_work_alongside_a_block_is_cancelled_with_it() -> None:
     assert state == "cancelled"
 
 
+@pytest.mark.timing
 async def test_work_that_is_to_be_finished_is_awaited() -> None:
     go, ended = anyio.Event(), False
 
@@ -92,12 +95,14 @@ async def test_work_that_is_to_be_finished_is_awaited() -> None:
 
 
 @pytest.mark.parametrize("finish", [False, True])
+@pytest.mark.timing
 async def test_the_blocks_error_is_raised_as_it_is_and_ends_the_work(finish: bool) -> None:
     with anyio.fail_after(5), pytest.raises(StoreError, match="full"):
         async with alongside(anyio.sleep_forever, finish=finish):
             raise StoreError("full")
 
 
+@pytest.mark.timing
 async def test_work_may_end_the_block() -> None:
     reached = False
     with anyio.fail_after(5):

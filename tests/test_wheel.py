@@ -1,7 +1,7 @@
 """The wheel: what is in it, the same bytes from the same source, its agents, the demo from an empty venv.
 
 Building needs the cross-compiler, which `make wheel` fetches; without it these tests are skipped.
-`make test-wheel` does both. They are marked `vm` because they take as long.
+`make test-wheel` does both, and so does the deep tier.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ ELF_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine, as elf.h has it
 PT_DYNAMIC, PT_INTERP = 2, 3
 PROBE = "ramet/guest/bin/probe-x86_64"
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]  # a first build, without zig's cache, takes minutes
+# A first build, without zig's cache, takes minutes.
+pytestmark = [pytest.mark.vm, pytest.mark.deep, pytest.mark.timeout(900)]
 
 
 def build(source: Path, into: Path, *, umask: int = 0o022, **environment: str) -> Path:

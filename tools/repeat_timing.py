@@ -1,15 +1,15 @@
 """Repeat the tests that wait, race or measure beside busy processes: `tools/repeat_timing.py --runs 30`.
 
-They are those with the marker `timing` that aren't `deep`. Each run is a pytest of its own, one test after
+They are those with the marker `timing`, of whichever tier. Each run is a pytest of its own, one test after
 another, beside `--busy` processes that only compute. Ends with 1 when a run failed; what failed is printed,
 with how often, and each run's output is in `build/timing/`. Further words are handed to pytest: a path, `-k`.
+A run of all that is marked, without further words, is a line in docs/test-runs.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import re
 import subprocess
 import sys
 import time
@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import run_log
+
 ROOT = Path(__file__).parent.parent
 OUTPUT = ROOT / "build" / "timing"
 _RUN_LIMIT_S = 1800
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
-_SUMMARY = re.compile(r"^(?:=+ )?(\d+ (?:passed|failed|skipped|error).*)$", re.MULTILINE)
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def run_once(number: int, words: list[str]) -> tuple[int, str]:
-    """One run: pytest's exit code and what it printed."""
+def run_once(number: int, words: list[str]) -> tuple[str, int]:
+    """One run: what pytest printed, and its exit code."""
     command = [
         sys.executable,
         "-m",
@@ -49,7 +49,7 @@ def run_once(number: int, words: list[str]) -> tuple[int, str]:
         "-n",
         "0",
         "-m",
-        "timing and not deep",
+        "timing and not soak",
         *words,
     ]
     log = OUTPUT / f"run-{number:02}.log"
@@ -66,7 +66,7 @@ def run_once(number: int, words: list[str]) -> tuple[int, str]:
             ).returncode
         except subprocess.TimeoutExpired:
             code = 124
-    return code, log.read_text(errors="replace")
+    return log.read_text(errors="replace"), code
 
 
 def main() -> int:
@@ -80,14 +80,13 @@ def main() -> int:
     with busy(asked.busy):
         for number in range(1, asked.runs + 1):
             began = time.monotonic()
-            code, output = run_once(number, words)
-            summary = _SUMMARY.findall(output)
-            failed = _FAILED.findall(output) or ([] if code == 0 else [f"pytest, exit code {code}"])
-            failures.update(failed)
+            found = run_log.read(*run_once(number, words))
+            failures.update(found.failed_tests)
             took = time.monotonic() - began
-            print(
-                f"run {number}: {summary[-1] if summary else f'exit code {code}'} ({took:.0f} s)", flush=True
-            )
+            counts = f"{found.passed} passed, {found.failed} failed, {found.skipped} skipped"
+            print(f"run {number}: {counts} ({took:.0f} s)", flush=True)
+            if not words:
+                run_log.append(f"`timing` beside {asked.busy} busy processes", found, took)
     for name, count in failures.most_common():
         print(f"failed {count} of {asked.runs}: {name}")
     print(

@@ -15,7 +15,10 @@ from benchmarks import guard
 from ramet.errors import NotFoundError, UnavailableError
 from tests.side_by_side import tell
 
-pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.alone, pytest.mark.timeout(300)]
+pytestmark = [
+    *(pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)),
+    *(pytest.mark.deep, pytest.mark.alone),
+]
 
 _DELAY_S = {"firecracker": 0.03, "qemu": 0.1}
 """Of processor time, two floors' worth or more: a load makes that longer as it does forks."""

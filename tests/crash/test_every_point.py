@@ -7,12 +7,11 @@ means: no VMM, directory or temporary file without a record.
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -30,11 +29,11 @@ from tests.side_by_side import tell
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
-# With Linux `run` and `start` boot a guest for some seconds each: their points are sampled unless all are
-# asked for. Two forks pass the same points side by side, in an order that is another one each time: every
-# second is tried.
-EVERY_POINT = os.environ.get("RAMET_TEST_EVERY_POINT") == "1"
+# With Linux `run` and `start` boot a guest for some seconds each: the deep tier samples their points, and so
+# it does with two forks, which pass the same points side by side, in an order that is another one each time:
+# every second is tried. All of them are tried by hand (`make test-soak`), a few of each in every `make test`.
 BOOTING = {"run", "start"}
+FEW = 2
 # Captures and what is brought up from them have about a hundred points each: other ones in each run.
 MANY_STEPS = {"pool", "pooled_fork", "branch", "snapshot", "come", "standby", "restore", "rewind"} | {
     "compress",
@@ -211,40 +210,69 @@ async def verify_snapshots(host: ramet.Host, operation: str) -> None:
 TRIED: dict[str, int] = {}
 
 
+def trials(chosen: list[tuple[tuple[str, str, str], str]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("crash_home", "operation"),
+        chosen,
+        indirect=["crash_home"],
+        ids=[f"{home[0]}-{operation}" for home, operation in chosen],
+    )
+
+
+@pytest.mark.timeout(300)
+@trials([(home, operation) for home, operation in TRIALS if home == FIRECRACKER or operation not in BOOTING])
+async def test_kill_at_a_few_points(operation: str, crash_home: Path) -> None:
+    """Other ones in each run."""
+
+    def a_few(points: list[str]) -> list[int]:
+        return sorted(secrets.SystemRandom().sample(range(1, len(points) + 1), FEW))
+
+    await kill_at(crash_home, operation, a_few)
+
+
+@pytest.mark.deep
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("crash_home", "operation"),
-    TRIALS,
-    indirect=["crash_home"],
-    ids=[f"{home[0]}-{operation}" for home, operation in TRIALS],
-)
+@trials(TRIALS)
+async def test_kill_at_many_points(operation: str, crash_home: Path) -> None:
+    async with ramet.Host(crash_home) as host:
+        boots_linux = operation in BOOTING and (await host.list())[0].image == "builtin"
+
+    def many(points: list[str]) -> list[int]:
+        chosen = list(range(1, len(points) + 1))
+        if boots_linux:
+            return chosen[:: max(1, len(chosen) // 12)]
+        if operation in MANY_STEPS:
+            return chosen[secrets.randbelow(3) :: max(1, len(chosen) // MOST_POINTS)]
+        return chosen[::2] if operation == "fork" else chosen
+
+    await kill_at(crash_home, operation, many)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@trials(TRIALS)
 async def test_kill_at_every_point(operation: str, crash_home: Path) -> None:
-    await prepare(crash_home, operation)
-    whole = await anyio.to_thread.run_sync(inject, crash_home, operation, 0)
+    await kill_at(crash_home, operation, lambda points: list(range(1, len(points) + 1)))
+
+
+async def kill_at(home: Path, operation: str, choose: Callable[[list[str]], list[int]]) -> None:
+    """Once without a kill, which gives the points by name; then once for each chosen one, killed there."""
+    await prepare(home, operation)
+    whole = await anyio.to_thread.run_sync(inject, home, operation, 0)
     assert whole.returncode == 0, whole.stderr
     points = whole.stdout.splitlines()
     assert len(points) >= 8, points
-    await verify(crash_home, operation)
-    chosen = list(range(1, len(points) + 1))
-    async with ramet.Host(crash_home) as host:
-        boots_linux = operation in BOOTING and (await host.list())[0].image == "builtin"
-    if not EVERY_POINT:
-        if boots_linux:
-            chosen = chosen[:: max(1, len(chosen) // 12)]
-        elif operation in MANY_STEPS:
-            chosen = chosen[secrets.randbelow(3) :: max(1, len(chosen) // MOST_POINTS)]
-        elif operation == "fork":
-            chosen = chosen[::2]
-    for point in chosen:
-        await prepare(crash_home, operation)
-        killed = await anyio.to_thread.run_sync(inject, crash_home, operation, point)
+    await verify(home, operation)
+    for point in choose(points):
+        await prepare(home, operation)
+        killed = await anyio.to_thread.run_sync(inject, home, operation, point)
         # Concurrent forks don't pass their points in the same order each time, so a run may end before its
         # last one.
         assert killed.returncode in {-9, 0}, killed.stderr
         try:
             if operation not in NOBODYS:
-                await until_settled(crash_home)
-            await verify(crash_home, operation)
+                await until_settled(home)
+            await verify(home, operation)
         except BaseException as error:
             error.add_note(f"{operation} was killed at point {point} of {len(points)}: {points[point - 1]}")
             raise

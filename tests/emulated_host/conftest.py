@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ramet.errors import UnavailableError
 from tests.emulated_host.machine import EmulatedHost
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Naming the inner tests takes a pytest of its own for each file: not for runs without deep tests."""
+    return True if "not deep" in config.option.markexpr and collection_path.suffix == ".py" else None
 
 
 @pytest.fixture(scope="session")

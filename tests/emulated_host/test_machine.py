@@ -11,7 +11,7 @@ from ramet.errors import UnavailableError
 from tests.emulated_host.machine import EmulatedHost, HostDiedError
 
 CRASH_LIMIT_S = 60
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.vm, pytest.mark.deep, pytest.mark.timeout(2400)]
 
 
 def test_a_command_gives_back_its_exit_code_and_all_it_said(emulated: EmulatedHost) -> None:

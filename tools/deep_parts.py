@@ -1,0 +1,102 @@
+"""The deep tier's parts: what each runs, the paths whose change calls for it, and about how long it takes.
+
+In the order in which they are run where there isn't time for all: the riskiest first. A deep test belongs to
+exactly one part: `measured` has those that are marked `alone`, the others follow from their folder
+(`tests/test_deep_tier.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Part:
+    """`tests` are files and folders of which the deep tests are run; `paths` call for it, beside those. A
+    path that ends with `/` stands for all that is below. `alone`: one test after another, and only what is
+    marked so. `before` is a command that makes what the tests would be skipped without.
+    """
+
+    name: str
+    tests: tuple[str, ...]
+    paths: tuple[str, ...]
+    minutes: float
+    alone: bool = False
+    before: tuple[str, ...] = ()
+
+    def pytest_words(self) -> tuple[str, ...]:
+        """The arguments that have pytest run it."""
+        if self.alone:
+            return ("-n", "0", "-m", "deep and alone", *self.tests)
+        return (*SIDE_BY_SIDE, "-m", "deep and not alone", *self.tests)
+
+    def called_for_by(self, changed: Iterable[str]) -> bool:
+        """Whether one of the changed files, by their paths from the root, is of its paths."""
+        return any(covers(path, one) for one in changed for path in (*self.tests, *self.paths))
+
+
+def covers(path: str, file: str) -> bool:
+    """Whether `file` is `path`, or below it."""
+    return file == path or file.startswith(path.rstrip("/") + "/")
+
+
+SIDE_BY_SIDE: Final = ("-n", "auto", "--maxprocesses", "8")
+
+_ENGINE: Final = ("src/ramet/engine/", "src/ramet/host/", "src/ramet/store/")
+_BYTES: Final = ("src/ramet/memory/", "src/ramet/disk/")
+_GUEST: Final = ("src/ramet/guest/", "src/ramet/images/", "src/ramet/drivers/")
+
+SEED_CASE: Final = Part(
+    "seed-case",
+    ("tests/emulated_host/test_seed_case.py",),
+    (*_ENGINE, *_BYTES, *_GUEST, "tests/linux_on_kvm/"),
+    6,
+)
+"""Run by continuous integration whatever has changed."""
+
+PARTS: Final = (
+    SEED_CASE,
+    Part("crash", ("tests/crash",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 6),
+    Part(
+        "emulated-host",
+        ("tests/emulated_host/test_emulated_host.py", "tests/emulated_host/test_machine.py"),
+        (
+            *_BYTES,
+            *_GUEST,
+            "src/ramet/engine/",
+            "tests/contract/",
+            "tests/linux_on_kvm/",
+            "tests/emulated_host/",
+        ),
+        18,
+    ),
+    Part("hunt", ("tests/hunt",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 3),
+    Part("measured", ("tests",), (*_ENGINE, *_BYTES, *_GUEST, "benchmarks/"), 4, alone=True),
+    Part(
+        "behaviours",
+        (
+            "tests/engine",
+            "tests/firecracker",
+            "tests/owners",
+            "tests/pool",
+            "tests/library",
+            "tests/fallbacks",
+        ),
+        (*_ENGINE, *_BYTES, *_GUEST, "src/ramet/cli/"),
+        5,
+    ),
+    Part(
+        "users", ("tests/not_root", "tests/environments"), (*_ENGINE, "src/ramet/cli/", "tools/setup.sh"), 5
+    ),
+    Part("fuzz", ("tests/fuzz",), ("src/ramet/guest/",), 3),
+    Part("releases", ("tests/qemu",), ("src/ramet/drivers/", "src/ramet/memory/"), 8),
+    Part(
+        "wheel",
+        ("tests/test_wheel.py",),
+        ("pyproject.toml", "tools/build_wheel.py", "requirements-wheel.lock", "src/ramet/guest/agent/"),
+        3,
+        before=("make", "wheel"),
+    ),
+)
