@@ -21,8 +21,7 @@ from pathlib import Path
 import pytest
 
 import ramet
-from ramet.cli import output
-from ramet.host import descriptors
+from ramet.cli import descriptors, output
 from tests.cli.conftest import COMMAND, LIMIT_S, Shell, read_terminal
 from tests.conftest import living_in
 
@@ -92,11 +91,15 @@ class TestDescriptors:
 
 
 def test_the_command_line_writes_in_one_way() -> None:
-    """`output` writes, to whatever `take_over` has put under Python's streams; `streams` passes bytes on."""
+    """`output` writes, by `descriptors`, to whatever `take_over` has put under Python's streams; `streams`
+    passes bytes on.
+    """
     room = Path(output.__file__).parent
     forbidden = re.compile(r"\bprint\(|sys\.std(out|err)|sys\.__std|typer\.(echo|secho)|os\.write\(|click\b")
     found = {path.name for path in room.glob("*.py") if forbidden.search(path.read_text())}
-    assert found <= {"output.py", "streams.py", "main.py"}
+    assert found <= {"output.py", "descriptors.py", "streams.py", "main.py"}
+    users = {path.name for path in room.glob("*.py") if "cli.descriptors" in path.read_text()}
+    assert users == {"output.py"}
     uses = [line for line in (room / "main.py").read_text().splitlines() if forbidden.search(line)]
     assert [one.strip() for one in uses] == ["sys.stdout.flush()"]
 

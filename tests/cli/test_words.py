@@ -452,7 +452,7 @@ def test_imports_stay_lazy() -> None:
 def test_abandoned_demo_homes_are_told_by_their_owner(tmp_path: Path) -> None:
     import anyio
 
-    from ramet.cli.demo_home import remove_abandoned
+    from ramet.api.temporary_home import remove_abandoned
 
     me = processes.this_process()
     living, dead = tmp_path / f"demo-{me.pid}-{me.started}-abc", tmp_path / f"demo-{me.pid}-1-abc"

@@ -125,7 +125,7 @@ async def test_a_part_of_a_home_that_is_a_mount_of_its_own_is_looked_at(tmp_path
 
 @pytest.mark.anyio
 async def test_the_cache_may_be_on_fuse(fuse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ramet.cli.demo_home import temporary_home
+    from ramet.api.temporary_home import temporary_home
 
     monkeypatch.setenv("RAMET_CACHE", str(fuse))
     async with ramet.Host(tmp_path):

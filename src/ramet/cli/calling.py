@@ -179,9 +179,9 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
 def report(error: Exception, *, json: bool, in_guest: bool = False) -> int:
     """Tell people and programs about an error, and return the exit code that it means."""
     if isinstance(error, (OSError, RametError)):
-        from ramet.host.process_limit import reached_by
+        from ramet.api.program import explained
 
-        error = reached_by(error) or error
+        error = explained(error)
     shape = error_shape(error)
     tell(shape)
     if json:

@@ -1,53 +1,46 @@
-"""Completion of references in a shell: reads the home's database and nothing else."""
+"""Completion of references in a shell: reads the names in the home's database and nothing else."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ramet.model.record import Record
-    from ramet.model.snapshot import SnapshotRecord
+    from ramet.api.names import Names
 
 
 def complete_reference(incomplete: str) -> list[tuple[str, str]]:
     """Names of instances that begin so, each with its state; ids when no name does. Silent about every
     trouble.
     """
-    records, _ = _known()
-    names = [(one.name, str(one.state)) for one in records if one.name.startswith(incomplete)]
-    return names or [(one.id, one.name) for one in records if one.id.startswith(incomplete)]
+    return [] if (names := _known()) is None else _instances(names, incomplete)
 
 
 def complete_snapshot(incomplete: str) -> list[tuple[str, str]]:
     """Snapshots, SOURCE/NAME, that begin so; ids when none does."""
-    _, snapshots = _known()
-    titles = [(one.title, "snapshot") for one in snapshots if one.title.startswith(incomplete)]
-    return titles or [(one.id, one.title) for one in snapshots if one.id.startswith(incomplete)]
+    return [] if (names := _known()) is None else _snapshots(names, incomplete)
 
 
 def complete_source(incomplete: str) -> list[tuple[str, str]]:
-    """What can be forked: instances, then snapshots."""
-    return complete_reference(incomplete) + complete_snapshot(incomplete)
+    """Sources of forks: instances, then snapshots."""
+    if (names := _known()) is None:
+        return []
+    return _instances(names, incomplete) + _snapshots(names, incomplete)
 
 
-def _known() -> tuple[list[Record], list[SnapshotRecord]]:
+def _instances(names: Names, incomplete: str) -> list[tuple[str, str]]:
+    found = [(vm.name, vm.state) for vm in names.instances if vm.name.startswith(incomplete)]
+    return found or [(vm.id, vm.name) for vm in names.instances if vm.id.startswith(incomplete)]
+
+
+def _snapshots(names: Names, incomplete: str) -> list[tuple[str, str]]:
+    found = [(each.title, "snapshot") for each in names.snapshots if each.title.startswith(incomplete)]
+    return found or [(each.id, each.title) for each in names.snapshots if each.id.startswith(incomplete)]
+
+
+def _known() -> Names | None:
     try:
-        return _read()
+        from ramet.api.names import read_names
+
+        return read_names()
     except Exception:
-        return [], []  # nothing can be completed then, and a shell's prompt is no place to say why
-
-
-def _read() -> tuple[list[Record], list[SnapshotRecord]]:
-    from ramet import config
-    from ramet.paths import Home
-    from ramet.store.records import Store
-
-    database = Home(config.home_directory()).database
-    if not database.exists():
-        return [], []
-    store = Store(database)
-    try:
-        snapshots = [one for one in store.snapshots.all() if one.is_published and one.name is not None]
-        return store.all(), snapshots
-    finally:
-        store.close()
+        return None  # nothing can be completed then, and a shell's prompt is no place to say why

@@ -13,7 +13,7 @@ from ramet.cli import calling, output
 from ramet.cli.options import Json
 
 if TYPE_CHECKING:
-    from ramet.cli.shapes import DemoReport
+    from ramet.model.demo import DemoReport
 
 
 def demo(
@@ -29,8 +29,8 @@ def demo(
     """
 
     async def body() -> int:
-        from ramet.cli.demo_home import temporary_home
-        from ramet.cli.demo_steps import demonstrate, require_memory
+        from ramet.api.demo import demonstrate, require_memory
+        from ramet.api.temporary_home import temporary_home
         from ramet.engine.host import Host
 
         require_memory(memory)

@@ -11,8 +11,7 @@ from ramet.cli import calling, output
 from ramet.cli.options import Json
 
 if TYPE_CHECKING:
-    from ramet.images.kernel import Kernel
-    from ramet.model.images import ImageEntry, KernelEntry
+    from ramet.model.images import ImageEntry
 
 image = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What there is to boot.")
 kernel = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Linux kernels for guests.")
@@ -23,7 +22,9 @@ def list_images(json: Json = False) -> None:
     """List images. One that ramet makes itself is made when it is first used."""
 
     async def body() -> None:
-        entries = _images()
+        from ramet.api import images
+
+        entries = await images.list_images()
         if json:
             output.emit(entries)
             return
@@ -44,42 +45,6 @@ def list_images(json: Json = False) -> None:
     calling.call(body, json=json)
 
 
-def _images() -> list[ImageEntry]:
-    """The images in the cache, newest first; then those that can be made and never were."""
-    from ramet.images.image import images_directory, load_image
-    from ramet.images.resolve import IMAGE_NAMES
-    from ramet.model.images import ImageEntry
-
-    directory = images_directory()
-    found = [load_image(entry) for entry in directory.iterdir()] if directory.is_dir() else []
-    made = sorted(filter(None, found), key=lambda one: one.created_at, reverse=True)
-    entries = [
-        ImageEntry(
-            name=one.name,
-            key=one.key,
-            kernel_version=one.kernel_version,
-            kernel_bytes=one.kernel_bytes,
-            initramfs_bytes=one.initramfs_bytes,
-            created_at=one.created_at,
-            directory=str(one.directory),
-        )
-        for one in made
-    ]
-    return entries + [
-        ImageEntry(
-            name=name,
-            key=None,
-            kernel_version=None,
-            kernel_bytes=None,
-            initramfs_bytes=None,
-            created_at=None,
-            directory=None,
-        )
-        for name in IMAGE_NAMES
-        if name not in {one.name for one in made}
-    ]
-
-
 def _size(entry: ImageEntry) -> str:
     from ramet.units import format_bytes
 
@@ -93,9 +58,9 @@ def list_kernels(json: Json = False) -> None:
     """List kernels for guests; the first one is used."""
 
     async def body() -> None:
-        from ramet.images.kernel import list_kernels as found
+        from ramet.api import images
 
-        entries = [_entry(one) for one in found()]
+        entries = await images.list_kernels()
         if json:
             output.emit(entries)
         else:
@@ -119,23 +84,12 @@ def add_kernel(
     """Take a kernel and its modules out of Debian packages."""
 
     async def body() -> None:
-        from ramet.images.kernel import add_kernel_package
+        from ramet.api import images
 
-        added = _entry(add_kernel_package(*packages))
+        added = await images.add_kernel(*packages)
         if json:
             output.emit(added)
         else:
             output.say(added.version)
 
     calling.call(body, json=json)
-
-
-def _entry(found: Kernel) -> KernelEntry:
-    from ramet.model.images import KernelEntry
-
-    return KernelEntry(
-        version=found.version,
-        path=str(found.vmlinuz),
-        source=found.source,
-        modules=str(found.modules_dir) if found.modules_dir else None,
-    )

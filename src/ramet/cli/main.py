@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ramet.api import program
 from ramet.cli import (
     calling,
     demo,
@@ -26,7 +27,6 @@ from ramet.cli import (
     snapshots,
 )
 from ramet.errors import UsageError
-from ramet.host import launching
 from ramet.version import __version__
 
 app = typer.Typer(
@@ -85,7 +85,7 @@ app.add_typer(images.kernel, name="kernel")
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     _open_missing_streams()
-    launching.reset()
+    program.begin()
     output.take_over()
     try:
         code = app(prog_name="ramet", standalone_mode=False) or 0

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
-from ramet.host.descriptors import write_all
+from ramet.cli.descriptors import write_all
 from ramet.text import encode_json, visible
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
-from ramet.cli.shapes import DemoFork, DemoReport
 from ramet.errors import UsageError
 from ramet.host import threads
 from ramet.host.files import STAT_BLOCK_BYTES
 from ramet.memory import integrity
+from ramet.model.demo import DemoFork, DemoReport
 from ramet.paths import MEM_FILE
 from ramet.units import MIB, parse_size
 

@@ -1,7 +1,7 @@
-"""The demo's home: temporary, beside the image cache (so that images can be linked), gone at the end.
+"""The demo's home: temporary, next to the image cache (so that images can be linked), gone at the end.
 
-Its name holds the process that owns it. What a killed demo left behind, running VMMs included, is removed by
-the next one.
+Its name holds the process that owns it. The home of a killed demo, running VMMs included, is removed by the
+next demo.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ramet import config
+from ramet.engine.host import Host
 from ramet.errors import RametError, UnavailableError
 from ramet.host import processes
 from ramet.host.files import remove_tree
 from ramet.host.filesystems import shared_filesystem
 from ramet.model.record import ProcessRef
 from ramet.paths import Home
+from ramet.store.records import Store
 
 _NAME = re.compile(r"demo-(?P<owner>\d+-\d+-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-\d+)-\w+", re.ASCII)
 _OLD_NAME = re.compile(r"demo-(?P<pid>\d+)-(?P<started>\d+)-\w+", re.ASCII)
@@ -27,7 +29,7 @@ _OLD_NAME = re.compile(r"demo-(?P<pid>\d+)-(?P<started>\d+)-\w+", re.ASCII)
 
 @asynccontextmanager
 async def temporary_home() -> AsyncIterator[Path]:
-    """An empty directory for a home. Removed when the block ends, in whatever way.
+    """Make an empty directory for a home. It is removed when the block ends, in whatever way.
 
     Raises `UnavailableError` when the cache can't be written.
     """
@@ -49,16 +51,13 @@ async def temporary_home() -> AsyncIterator[Path]:
 
 
 def _parent() -> Path:
-    """Beside the image cache, unless that is where no instance can be kept."""
+    """Return the directory of the image cache, unless no instance can be kept there."""
     cache = config.cache_directory()
     return cache if shared_filesystem(cache) is None else Path(tempfile.gettempdir())
 
 
 async def remove_abandoned(parent: Path) -> None:
     """Remove the homes in `parent` whose demo doesn't live any more."""
-    from ramet.engine.host import Host
-    from ramet.store.records import Store
-
     for home in parent.glob("demo-*"):
         owner = _owner(home.name)
         if owner is None or processes.is_alive(owner):

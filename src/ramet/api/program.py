@@ -1,0 +1,22 @@
+"""The beginning and the last error of ramet's own programs, such as the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ramet.host import launching
+
+if TYPE_CHECKING:
+    from ramet.errors import RametError
+
+
+def begin() -> None:
+    """Let this process's children have exit statuses, and signals arrive, whatever it was started with."""
+    launching.reset()
+
+
+def explained(error: OSError | RametError) -> OSError | RametError:
+    """Return the `LimitReachedError` behind `error` where a limit of this machine has caused it."""
+    from ramet.host.process_limit import reached_by
+
+    return reached_by(error) or error
