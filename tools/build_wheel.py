@@ -22,7 +22,8 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 LOCK: Final = ROOT / "requirements-wheel.lock"
 TOOLCHAIN: Final = ROOT / ".venv-wheel"
-PROBE: Final = Path("tests", "guests", "probe")
+PROGRAMS: Final = ("agent", "probe")
+"""The guest programs, each a directory of `src/ramet/guest` with a Makefile."""
 BUILD_TIMEOUT_S: Final = 600
 """A first build compiles a C library for each architecture: two minutes on two cores."""
 DATE_S: Final = 315_532_800
@@ -93,8 +94,9 @@ def build_wheel(source: Path, into: Path, python: Path) -> Path:
         tree, made = Path(scratch) / "tree", Path(scratch) / "made"
         made.mkdir()
         _copy_source(source, tree)
-        for program in (tree / "src" / "ramet" / "guest" / "agent", tree / PROBE):
-            _build_guest(program, tree / "src" / "ramet" / "guest" / "bin", python, Path(scratch) / "zig")
+        guest = tree / "src" / "ramet" / "guest"
+        for program in PROGRAMS:
+            _build_guest(guest / program, guest / "bin", python, Path(scratch) / "zig")
         _run([python, "-c", BACKEND, made], cwd=tree, SOURCE_DATE_EPOCH=str(DATE_S))
         [wheel] = made.iterdir()
         return wheel.replace(into / wheel.name)
@@ -108,7 +110,6 @@ def _copy_source(source: Path, tree: Path) -> None:
         ignore=shutil.ignore_patterns("__pycache__", "bin"),
         copy_function=shutil.copyfile,
     )
-    shutil.copytree(source / PROBE, tree / PROBE, copy_function=shutil.copyfile)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copyfile(source / name, tree / name)
 

@@ -142,9 +142,9 @@ build_agent() {
 }
 
 build_probe() {
-    make -q -C tests/guests/probe OUT="$PWD/$probe" >/dev/null 2>&1 && return
+    make -q -C src/ramet/guest/probe OUT="$PWD/$probe" >/dev/null 2>&1 && return
     say "building the probe guest with gcc"
-    make -s -C tests/guests/probe OUT="$PWD/$probe"
+    make -s -C src/ramet/guest/probe OUT="$PWD/$probe"
 }
 
 # dependency PACKAGE PREFIX: the first package that PACKAGE depends on and whose name is PREFIX and a version.

@@ -18,10 +18,10 @@ from tests.unix_sockets import listening
 SOURCES = Path(ramet.guest.__file__).parent / "agent"
 
 
-# The agent's event loop is a test: it watches what the agent would, and as it would (main.c, `watch`).
+# The agent's event loop is a test: it watches what the agent would, and as it would (loop/events.c).
 _EVENTS = """
 #include <sys/epoll.h>
-#include "events.h"
+#include "loop/events.h"
 int set = -1, refuse;
 int events_watch(int fd, enum event_kind kind, unsigned index, unsigned mask) {
     struct epoll_event event = {.events = mask | EPOLLET, .data.u32 = kind};
@@ -34,7 +34,7 @@ int turn(int addresses) {
     struct epoll_event events[4];
     int count = set < 0 ? 0 : epoll_wait(set, events, 4, 0);
     for (int i = 0; i < count; i++)
-        if (events[i].data.u32 != (addresses ? E_ADDRESSES : E_KEPT))
+        if (events[i].data.u32 != (addresses ? E_ADDRESSES : E_IDENTITY_FILES))
             return -1;
     return count;
 }

@@ -52,7 +52,7 @@ print(json.dumps(said))
 
 
 class Writer(ctypes.Structure):
-    """`struct wire_writer` of wire.h."""
+    """`struct wire_writer` of link/wire.h."""
 
     _fields_ = (
         ("buffer", ctypes.c_void_p),
@@ -98,7 +98,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not shutil.which("ip") or subprocess.run(["unshare", "--net", "true"], check=False).returncode != 0:
         pytest.skip("no network namespace can be made here")
     directory = tmp_path_factory.mktemp("addresses")
-    return shared_library(directory, "addresses.c", "netlink.c", "wire.c", with_events(directory))
+    return shared_library(
+        directory, "identity/addresses.c", "loop/netlink.c", "link/wire.c", with_events(directory)
+    )
 
 
 def _there(library: Path, *scripts: str, ask: str = _ASK, changes: Sequence[str] = ()) -> list[Any]:

@@ -16,7 +16,7 @@ from .conftest import shared_library, with_events
 
 
 class File(ctypes.Structure):
-    """`struct kept` of kept.h."""
+    """`struct identity_file` of identity/identity_files.h."""
 
     _fields_ = (
         ("path", ctypes.c_char_p),
@@ -35,9 +35,9 @@ class Agent:
         self.path = path
         self.file = File(os.fsencode(path), 0o644, -1, 0, 0, 0)
         self._code = ctypes.CDLL(str(library))
-        self._code.kept_write.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
-        self._code.kept_read.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
-        self._code.kept_read.restype = ctypes.c_ssize_t
+        self._code.identity_file_write.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
+        self._code.identity_file_read.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
+        self._code.identity_file_read.restype = ctypes.c_ssize_t
 
     def refuse(self) -> None:
         """The kernel tells of nothing."""
@@ -48,18 +48,18 @@ class Agent:
         events = self._code.turn(False)
         assert events >= 0
         for _ in range(events):
-            self._code.kept_event()
+            self._code.identity_files_event()
         return bool(events)
 
     def write(self, text: bytes) -> None:
         self.turn()
-        assert self._code.kept_write(ctypes.byref(self.file), text, len(text)) == 0
+        assert self._code.identity_file_write(ctypes.byref(self.file), text, len(text)) == 0
         assert self.path.read_bytes() == text
 
     def read(self) -> bytes:
         self.turn()
         text = ctypes.create_string_buffer(100)
-        length = self._code.kept_read(ctypes.byref(self.file), text, len(text))
+        length = self._code.identity_file_read(ctypes.byref(self.file), text, len(text))
         return text.raw[:length]
 
 
@@ -73,7 +73,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     """Each test has the code's static variables to itself."""
-    return shared_library(tmp_path, "kept.c", with_events(tmp_path))
+    return shared_library(tmp_path, "identity/identity_files.c", with_events(tmp_path))
 
 
 @pytest.fixture(params=["told", "not told"])
@@ -144,7 +144,7 @@ def test_nothing_is_looked_at_while_nothing_is_told(library: Path, place: Path) 
     with agent.path.open("rb") as old:
         _replaced(agent.path)
         text = b"second\n"
-        assert agent._code.kept_write(ctypes.byref(agent.file), text, len(text)) == 0
+        assert agent._code.identity_file_write(ctypes.byref(agent.file), text, len(text)) == 0
         assert old.read() == b"second\n"
     assert agent.turn()
     assert not agent.turn()

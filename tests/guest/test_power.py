@@ -29,7 +29,7 @@ LINE = b"\r\nramet: power off\r\n"
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    library = shared_library(tmp_path_factory.mktemp("init"), "init.c", "disks.c")
+    library = shared_library(tmp_path_factory.mktemp("init"), "init/cmdline.c")
     loaded = ctypes.CDLL(str(library))
     loaded.init_has_argument.restype = ctypes.c_bool
     return loaded

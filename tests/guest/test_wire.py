@@ -44,7 +44,7 @@ class CReader(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def wire(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    library = shared_library(tmp_path_factory.mktemp("wire"), "wire.c", option="-ffreestanding")
+    library = shared_library(tmp_path_factory.mktemp("wire"), "link/wire.c", option="-ffreestanding")
     loaded = ctypes.CDLL(str(library))
     loaded.wire_decode.restype = ctypes.c_size_t
     loaded.wire_encode.restype = ctypes.c_size_t

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import ramet.guest
 from ramet import config
 from ramet.errors import UnavailableError
 from ramet.guest.agent_binary import probe_path
 from ramet.host.kvm import kvm_verdict
 from tests.guests.firecracker import find_firecracker
 
-SOURCES = Path(__file__).parent / "probe"
+SOURCES = Path(ramet.guest.__file__).parent / "probe"
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         pytest.skip("no musl-gcc on this machine")
     program = tmp_path_factory.mktemp("evil") / "evil"
     flags = ["-std=c11", "-D_GNU_SOURCE", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
-    sources = [Path(__file__).parent / "evil.c", AGENT_SOURCES / "wire.c"]
+    sources = [Path(__file__).parent / "evil.c", AGENT_SOURCES / "link" / "wire.c"]
     subprocess.run([compiler, *flags, f"-I{AGENT_SOURCES}", "-o", program, *sources], check=True, timeout=60)
     return program.read_bytes()
 

@@ -18,8 +18,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "message.h"
-#include "wire.h"
+#include "link/message.h"
+#include "link/wire.h"
 
 enum { SEIZE = 0x4206, INTERRUPT = 0x4207, FDS = 64, PORTS = 16 }; /* linux/ptrace.h */
 

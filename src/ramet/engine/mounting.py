@@ -18,7 +18,7 @@ from ramet.paths import CONSOLE_LOG
 from ramet.text import printable
 
 _REFUSED: Final = re.compile(r"ramet: (?P<disk>disk\d*) can't be mounted at (?P<path>/\S+): (?P<why>.+)")
-"""What the agent writes to the console before it powers off (`guest/agent/disks.c`)."""
+"""What the agent writes to the console before it powers off (`guest/agent/init/disks.c`)."""
 _LAST_LINES: Final = 6
 
 

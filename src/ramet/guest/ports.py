@@ -25,7 +25,7 @@ _LONGEST_PAUSE_S: Final = 0.05
 
 VSOCK_COMMANDS: Final = 14
 """How many clients may have commands in a guest at once over vsock. The agent takes 16 connections
-(`PORTS_OPEN_MAX` in port.h): two are kept for ramet's own needs.
+(`PORTS_OPEN_MAX` in link/port.h): two are kept for ramet's own needs.
 """
 
 

@@ -1,7 +1,7 @@
 """The probe's image: a bare-metal guest for Firecracker that boots in milliseconds and only answers.
 
 It runs on a KVM that can't run Linux, and shows what Firecracker does with memory, disk and vsock where a
-Linux guest would be too slow or too large. Its source is in `tests/guests/probe`.
+Linux guest would be too slow or too large. Its source is in `src/ramet/guest/probe`.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "message.h"
-#include "port.h"
-#include "wire.h"
+#include "link/message.h"
+#include "link/port.h"
+#include "link/wire.h"
 
 /* Windows, frames and buffers are this much smaller than the agent's own, all in proportion: what happens at
  * their edges is the same, and an execution moves kilobytes where it would move megabytes. SCALE=1: its own. */

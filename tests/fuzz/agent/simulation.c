@@ -1,7 +1,7 @@
 /* The simulated kernel: descriptors, pipes, ports and files. */
 #include "simulated.h"
 
-#include "kernel.h"
+#include "loop/kernel.h"
 #include "simulation.h"
 
 enum { FIRST_FD = 1000, FDS = 2048, PIPES = 1024, PORTS = 4, FILES = 8, FILE_MAX = 20000, IN_MAX = (1 << 18) / SCALE };

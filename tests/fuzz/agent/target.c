@@ -6,17 +6,18 @@
  */
 #include "simulated.h"
 
-#include "command.h"
-#include "command_table.h"
-#include "drain.h"
-#include "explain.h"
-#include "identity.h"
-#include "kernel.h"
-#include "message.h"
-#include "port.h"
+#include "exec/command.h"
+#include "exec/command_table.h"
+#include "exec/drain.h"
+#include "exec/explain.h"
+#include "exec/start.h"
+#include "identity/identity.h"
+#include "link/message.h"
+#include "link/port.h"
+#include "loop/kernel.h"
+#include "requests.h"
 #include "session.h"
 #include "simulation.h"
-#include "start.h"
 
 #undef calloc
 #undef malloc
@@ -24,10 +25,10 @@
 static void exact_frame(struct port *port, struct wire_frame *frame);
 
 #define main agent_main
-#define session_frame exact_frame
+#define requests_frame exact_frame
 #include "main.c"
 #undef main
-#undef session_frame
+#undef requests_frame
 
 /* The first are virtio's, which stay; the others are connections, which come and go. */
 enum { PORT_COUNT = 4, VIRTIO_COUNT = 2, CLIENT_COUNT = 3, STEPS_MAX = 600, ROUNDS_MAX = 20000 };
@@ -48,11 +49,10 @@ static uint8_t *port_buffers[PORTS_MAX];
 /* --- what isn't linked: PID 1's part --------------------------------------------------------------------- */
 
 void init_say(const char *format, ...) { (void)format; }
-void init_filesystems(void (*in_memory)(void)) { (void)in_memory; }
-void memory_filesystems(void) {}
+void init_filesystems(void) {}
 void init_modules(void (*loaded)(void)) { (void)loaded; }
 void init_rest(void) {}
-void disks_mount(void) {}
+bool disks_mount(void) { return true; }
 void init_shutdown(enum shutdown_wish wish) { (void)wish; }
 void init_ask_for_shutdown(enum shutdown_wish wish) { (void)wish; }
 
@@ -79,9 +79,9 @@ static void exact_frame(struct port *port, struct wire_frame *frame) {
     memcpy(copy, frame->payload, frame->length);
     frame->payload = copy;
     frames_handled++;
-    enum shutdown_wish wished = session_shutdown_wish();
-    session_frame(port, frame);
-    MUST(session_shutdown_wish() == wished || (frame->type == M_SHUTDOWN && has_field(frame, 1, 1)));
+    enum shutdown_wish wished = requests_shutdown_wish();
+    requests_frame(port, frame);
+    MUST(requests_shutdown_wish() == wished || (frame->type == M_SHUTDOWN && has_field(frame, 1, 1)));
     free(copy);
 }
 
@@ -407,7 +407,7 @@ static void begin(void) {
     sim_put_file("/proc/net/if_inet6", (const uint8_t *)interfaces, sizeof interfaces - 1);
     ports_init();
     drain_init();
-    commands_init();
+    commands_init(requests_unshare);
     identity_init();
     for (int i = 0; i < PORT_COUNT - 1; i++)
         open_port(i, &clients[0]);

@@ -4,49 +4,35 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "addresses.h"
-#include "command.h"
-#include "disks.h"
-#include "drain.h"
-#include "events.h"
-#include "identity.h"
-#include "init.h"
-#include "kept.h"
-#include "memory.h"
-#include "message.h"
-#include "start.h"
+#include "exec/command.h"
+#include "exec/command_table.h"
+#include "exec/drain.h"
+#include "exec/pump.h"
+#include "exec/start.h"
+#include "identity/addresses.h"
+#include "identity/identity.h"
+#include "identity/identity_files.h"
+#include "init/console.h"
+#include "init/disks.h"
+#include "init/init.h"
+#include "init/modules.h"
+#include "init/power.h"
+#include "link/message.h"
+#include "link/transports.h"
+#include "loop/events.h"
+#include "requests.h"
+#include "session.h"
 
 #define RESCAN_MS 100     /* only where no uevents can be had */
 #define RESCAN_TIMES 300
 #define BATCH 32
 
-static int epoll_set = -1;
 static int listener = -1;
-
-static int watch(int operation, int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask) {
-    struct epoll_event event = {.events = poll_mask | EPOLLET, .data.u64 = (uint64_t)kind << 32 | index};
-    return epoll_ctl(epoll_set, operation, fd, &event);
-}
-
-int events_watch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask) {
-    return watch(EPOLL_CTL_ADD, fd, kind, index, poll_mask);
-}
-
-int events_rewatch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_mask) {
-    return watch(EPOLL_CTL_MOD, fd, kind, index, poll_mask);
-}
-
-uint64_t events_now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 static enum shutdown_wish wish_of(uint32_t signal_number) {
     switch (signal_number) { /* as busybox's reboot, poweroff and halt tell an init */
@@ -104,7 +90,7 @@ static bool work(void) {
     bool progress = false;
     for (int i = 0; i < PORTS_MAX; i++)
         if (port_at(i)->fd >= 0)
-            progress |= port_receive(port_at(i), session_frame, session_hang_up);
+            progress |= port_receive(port_at(i), requests_frame, session_hang_up);
     progress |= commands_pump();
     for (int i = 0; i < PORTS_MAX; i++)
         if (port_at(i)->fd >= 0)
@@ -137,11 +123,11 @@ static _Noreturn void serve(int signals, int uevents, bool is_init) {
         int timeout_ms = sooner(commands_time_out(), sessions_time_out());
         if (rescans > 0 && (timeout_ms < 0 || timeout_ms > RESCAN_MS))
             timeout_ms = RESCAN_MS;
-        int count = epoll_wait(epoll_set, events, BATCH, busy ? 0 : timeout_ms);
+        int count = events_wait(events, BATCH, busy ? 0 : timeout_ms);
         enum shutdown_wish wish = STAY;
         for (int i = 0; i < count; i++) {
-            uint32_t index = (uint32_t)events[i].data.u64;
-            enum event_kind kind = (enum event_kind)(events[i].data.u64 >> 32);
+            uint32_t index = event_index(&events[i]);
+            enum event_kind kind = event_kind(&events[i]);
             if (kind == E_SIGNAL)
                 wish = take_signals(signals);
             else if (kind == E_UEVENT && ports_uevent(uevents))
@@ -150,8 +136,8 @@ static _Noreturn void serve(int signals, int uevents, bool is_init) {
                 ports_accept(listener, session_end);
             else if (kind == E_ADDRESSES)
                 addresses_event();
-            else if (kind == E_KEPT)
-                kept_event();
+            else if (kind == E_IDENTITY_FILES)
+                identity_files_event();
             else if (kind == E_PORT)
                 port_event(port_at((int)index), events[i].events);
             else if (kind == E_DRAIN)
@@ -163,7 +149,7 @@ static _Noreturn void serve(int signals, int uevents, bool is_init) {
             rescans = look_for_ports() > 0 || listener >= 0 ? 0 : rescans - 1;
         busy = work();
         if (wish == STAY)
-            wish = session_shutdown_wish();
+            wish = requests_shutdown_wish();
         if (wish != STAY && wish != done) {
             leave(wish, is_init);
             done = wish;
@@ -217,22 +203,21 @@ int main(int argc, char **argv) {
         return usage(argv[0]);
 
     if (is_init)
-        init_filesystems(memory_filesystems);
+        init_filesystems();
     else
         occupy_stdio();
-    epoll_set = epoll_create1(EPOLL_CLOEXEC);
-    int signals = watch_signals(is_init);
-    if (epoll_set < 0 || signals < 0)
+    int loop = events_init(), signals = watch_signals(is_init);
+    if (loop < 0 || signals < 0)
         init_say("ramet: epoll or signalfd: %s", strerror(errno));
     start_init(socket_path == NULL);
     ports_init();
     drain_init();
-    commands_init();
+    commands_init(requests_unshare);
     identity_init();
 
     int uevents = -1;
     if (socket_path != NULL) {
-        session_forbid_machine_changes();
+        requests_forbid_machine_changes();
         if ((listener = ports_listen(socket_path)) < 0) {
             init_say("ramet: listen on %s: %s", socket_path, strerror(errno));
             return 1;
@@ -243,7 +228,8 @@ int main(int argc, char **argv) {
     }
     if (is_init) {
         init_modules(listen_to_host);
-        disks_mount(); /* before anything is answered: a command finds them */
+        if (!disks_mount()) /* before anything is answered: a command finds them */
+            init_shutdown(POWER_OFF);
     }
     if (socket_path == NULL)
         look_for_ports();

@@ -1,0 +1,24 @@
+#include "init/cmdline.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+void init_command_line(char *line, size_t size) {
+    int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, line, size - 1);
+    if (fd >= 0)
+        close(fd);
+    line[length < 0 ? 0 : length] = '\0';
+}
+
+bool init_has_argument(const char *line, const char *word) {
+    static const char spaces[] = " \t\r\n";
+    size_t length = strlen(word), next;
+    for (; *line != '\0'; line += next + strspn(line + next, spaces)) {
+        next = strcspn(line, spaces);
+        if (next == length && memcmp(line, word, length) == 0)
+            return true;
+    }
+    return false;
+}

@@ -1,0 +1,16 @@
+/* The kernel's arguments. */
+#ifndef RAMET_CMDLINE_H
+#define RAMET_CMDLINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#define COMMAND_LINE_MAX 4096 /* twice what the kernel keeps: COMMAND_LINE_SIZE is 2048 on both architectures */
+
+/* The kernel's arguments, as /proc/cmdline has them; empty where they can't be read. */
+void init_command_line(char *line, size_t size);
+
+/* True when `word` is one of the arguments in `line`, as /proc/cmdline has them. */
+bool init_has_argument(const char *line, const char *word);
+
+#endif
