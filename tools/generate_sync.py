@@ -132,9 +132,18 @@ def _forked(
     portal: _Portal, make: Callable[[], Awaitable[ramet.model.forks.Forks[{vm}]]]
 ) -> Forks:
     try:
-        return Forks(portal.call(make, lambda forks: forks.__aexit__(None, None, None)), portal)
+        return Forks(portal.call(make, _unwanted), portal)
     except ramet.model.forks.ForkError as error:
         raise ForkError([VM(fork, portal) for fork in error.forks], error.errors) from error
+
+
+async def _unwanted(forks: ramet.model.forks.Forks[{vm}]) -> None:
+    """Remove forks that nobody gets, detached ones too."""
+    await forks.__aexit__(None, None, None)
+    for vm in cast("list[object]", forks):
+        if isinstance(vm, {vm}):
+            with suppress(NotFoundError):  # it has just gone
+                await vm.remove(force=True)
 '''
 
 
@@ -146,8 +155,8 @@ def generate() -> str:
         "import ramet.engine.snapshot",
         "import ramet.engine.vm",
         "import ramet.guest.process",
-        "from contextlib import ExitStack",
-        "from ramet.errors import UsageError",
+        "from contextlib import ExitStack, suppress",
+        "from ramet.errors import NotFoundError, UsageError",
         "from ramet.handles import Handle",
         "from types import TracebackType",
         "from typing import cast",

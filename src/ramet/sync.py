@@ -604,6 +604,7 @@ class Snapshot(Handle):
         require_shared: bool = False,
         share_memory: bool = True,
         return_exceptions: bool = False,
+        detach: bool = False,
     ) -> Forks:
         """Fork it `count` times: a list, and with `with` it removes the forks at the end.
 
@@ -617,6 +618,7 @@ class Snapshot(Handle):
                 require_shared=require_shared,
                 share_memory=share_memory,
                 return_exceptions=return_exceptions,
+                detach=detach,
             ),
         )
 
@@ -627,6 +629,7 @@ class Snapshot(Handle):
         name: str | None = None,
         require_shared: bool = False,
         share_memory: bool = True,
+        detach: bool = False,
     ) -> ForkReport:
         """As `fork`, but the contract's report: a receipt or a failure for each fork, in order.
 
@@ -634,7 +637,7 @@ class Snapshot(Handle):
         """
         return self._portal.call(
             lambda: self._wrapped.fork_report(
-                count, name=name, require_shared=require_shared, share_memory=share_memory
+                count, name=name, require_shared=require_shared, share_memory=share_memory, detach=detach
             )
         )
 
@@ -828,12 +831,15 @@ class VM(Handle):
         require_shared: bool = False,
         share_memory: bool = True,
         return_exceptions: bool = False,
+        detach: bool = False,
     ) -> Forks:
         """Fork this instance `count` times: a list, and with `with` it removes the forks at the end.
 
         A template, or one in standby, is forked as it is. One that runs is captured first: it stands still
         for some milliseconds and goes on. If some fail, `ForkError` has those that live and why the others
-        don't; with `return_exceptions` both come back in order.
+        don't; with `return_exceptions` both come back in order. With `detach` all of them live on when the
+        Host is left, as after `VM.detach`: they are detached in the one step that writes them down, and a
+        process that is killed before that leaves none of them.
         """
         return _forked(
             self._portal,
@@ -843,6 +849,7 @@ class VM(Handle):
                 require_shared=require_shared,
                 share_memory=share_memory,
                 return_exceptions=return_exceptions,
+                detach=detach,
             ),
         )
 
@@ -870,6 +877,7 @@ class VM(Handle):
         name: str | None = None,
         require_shared: bool = False,
         share_memory: bool = True,
+        detach: bool = False,
     ) -> ForkReport:
         """As `fork`, but the contract's report: a receipt or a failure for each fork, in order.
 
@@ -877,7 +885,7 @@ class VM(Handle):
         """
         return self._portal.call(
             lambda: self._wrapped.fork_report(
-                count, name=name, require_shared=require_shared, share_memory=share_memory
+                count, name=name, require_shared=require_shared, share_memory=share_memory, detach=detach
             )
         )
 
@@ -1217,6 +1225,15 @@ def _forked(
     portal: _Portal, make: Callable[[], Awaitable[ramet.model.forks.Forks[ramet.engine.vm.VM]]]
 ) -> Forks:
     try:
-        return Forks(portal.call(make, lambda forks: forks.__aexit__(None, None, None)), portal)
+        return Forks(portal.call(make, _unwanted), portal)
     except ramet.model.forks.ForkError as error:
         raise ForkError([VM(fork, portal) for fork in error.forks], error.errors) from error
+
+
+async def _unwanted(forks: ramet.model.forks.Forks[ramet.engine.vm.VM]) -> None:
+    """Remove forks that nobody gets, detached ones too."""
+    await forks.__aexit__(None, None, None)
+    for vm in cast("list[object]", forks):
+        if isinstance(vm, ramet.engine.vm.VM):
+            with suppress(NotFoundError):  # it has just gone
+                await vm.remove(force=True)

@@ -128,6 +128,11 @@ async def fork(host: ramet.Host) -> None:
         await vm.detach()
 
 
+async def detached_fork(host: ramet.Host) -> None:
+    """As `ramet fork` makes them."""
+    await (await host.get("base")).fork_report(2, name="f", detach=True)
+
+
 async def pool(host: ramet.Host) -> None:
     """Two warm VMMs are made, and ended."""
     async with ramet.Host(host.home, warm=2) as keeper:
@@ -225,7 +230,7 @@ async def reconcile(host: ramet.Host) -> None:
 OPERATIONS: dict[str, Callable[[ramet.Host], Awaitable[None]]] = {
     operation.__name__: operation
     for operation in (
-        *(run, template, fork, rm, stop, start, pause, reconcile),
+        *(run, template, fork, detached_fork, rm, stop, start, pause, reconcile),
         *(pool, pooled_fork, branch, snapshot, snapshot_rm, standby, restore, rewind, come),
         *(compress, decompress, compressed_fork, compressed_restore),
     )

@@ -51,7 +51,7 @@ FIRECRACKER = ("firecracker", "probe", "32M")
 TRIALS = [
     *((QEMU, one) for one in ("fork", "template", "rm", "stop", "pause", "reconcile", "run", "start")),
     # The others do nothing that depends on the driver.
-    *((FIRECRACKER, one) for one in ("fork", "template", "run", "start")),
+    *((FIRECRACKER, one) for one in ("fork", "detached_fork", "template", "run", "start")),
     *(
         (FIRECRACKER, one)
         for one in ("branch", "snapshot", "snapshot_rm", "standby", "restore", "rewind", "come")
@@ -91,7 +91,7 @@ def inject(home: Path, operation: str, point: int) -> subprocess.CompletedProces
 
 async def prepare(home: Path, operation: str) -> None:
     """What the operation finds: a fork `x`, in the state that it needs."""
-    if operation in {"run", "fork", "pool", "pooled_fork"}:
+    if operation in {"run", "fork", "detached_fork", "pool", "pooled_fork"}:
         return
     async with ramet.Host(home) as host:
         base = await host.get("base")
@@ -166,6 +166,8 @@ async def verify(home: Path, operation: str) -> None:
             # A call that was killed before it detached its forks takes them along.
             "run": {frozenset(), frozenset({"x"})},
             "fork": {frozenset(), frozenset({"f-1"}), frozenset({"f-1", "f-2"})},
+            # One transaction detaches all that are whole: none of them, or all.
+            "detached_fork": {frozenset(), frozenset({"f-1", "f-2"})},
             "pool": {frozenset()},
             "pooled_fork": {frozenset(), frozenset({"f-1"}), frozenset({"f-1", "f-2"})},
             "rm": {frozenset(), frozenset({"x"})},
@@ -243,7 +245,7 @@ async def test_kill_at_many_points(operation: str, crash_home: Path) -> None:
             return chosen[:: max(1, len(chosen) // 12)]
         if operation in MANY_STEPS:
             return chosen[secrets.randbelow(3) :: max(1, len(chosen) // MOST_POINTS)]
-        return chosen[::2] if operation == "fork" else chosen
+        return chosen[::2] if operation in {"fork", "detached_fork"} else chosen
 
     await kill_at(crash_home, operation, many)
 

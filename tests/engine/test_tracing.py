@@ -20,7 +20,7 @@ from opentelemetry.trace import StatusCode
 
 import ramet
 import ramet.sync
-from ramet.engine.tracing import STEPS
+from ramet.engine.timeline import STEPS
 from tests.engine.lost_vmm import lose_the_second_vmm
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]

@@ -47,11 +47,9 @@ def fork(
         source = await references.source(host, reference)
         with output.working(f"forking {source.name}", quiet=json):
             report = await source.fork_report(
-                count, name=name, require_shared=require_shared, share_memory=not no_share
+                count, name=name, require_shared=require_shared, share_memory=not no_share, detach=True
             )
         living = [fork for fork in report.forks if fork.ok]
-        for receipt in living:
-            await (await host.get(receipt.id)).detach()
         failures = [fork for fork in report.forks if not fork.ok]
         if json:
             output.emit(report)

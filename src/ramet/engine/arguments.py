@@ -39,6 +39,7 @@ CHECKS: Final[dict[str, Check]] = {
     "console": flag,
     "count": arguments.whole_number,
     "cpus": arguments.whole_number,
+    "detach": flag,
     "disks": few(_disk, most=_MOST_ITEMS),
     "driver": arguments.text,
     "everything": flag,

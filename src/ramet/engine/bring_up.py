@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from ramet.engine.manifest import (
 )
 from ramet.engine.proof import prove
 from ramet.engine.running import console_bytes, running_vmm
+from ramet.engine.timeline import Timeline
 from ramet.errors import DamagedError, FilesystemError, NotSharedError, VmmTimeoutError, WrongStateError
 from ramet.guest.messages import IdentityReply
 from ramet.host import process_limit, processes, threads
@@ -165,8 +165,8 @@ class Loaded(NamedTuple):
     """As the VMM has it: with disks of its own."""
     vmm: Vmm
     running: RunningVmm
-    goes_on: bool
-    """It does already; else it stands still."""
+    is_resumed: bool
+    """False: the guest is still paused."""
 
 
 class Living(NamedTuple):
@@ -194,6 +194,22 @@ def is_quick(origin: Origin, driver: Driver, directory: Path, options: ForkOptio
         )
     except FilesystemError:
         return False  # it is being compacted, say: `take_parts` finds out
+
+
+async def take(
+    origin: Origin,
+    driver: Driver,
+    directory: Path,
+    options: ForkOptions,
+    *,
+    is_quick: bool = False,
+    into: bool = False,
+) -> Parts:
+    """Take the parts of a capture as `take_parts` does, in a thread unless that `is_quick`: a thread waits
+    longer for its turn at the interpreter than some links take.
+    """
+    work = partial(take_parts, origin, driver, directory, options, into=into)
+    return work() if is_quick else await threads.run(work)
 
 
 def take_parts(
@@ -273,18 +289,18 @@ async def load(
     driver: Driver,
     directory: Path,
     parts: Parts,
-    marks: list[float],
     connections: Connections,
     *,
     resume: bool,
     mark: Path | None = None,
+    timeline: Timeline | None = None,
 ) -> Loaded:
-    """Start a VMM in `directory` on those parts, up to the point from which its guest can go on; with
-    `resume` it goes on already, if the VMM can be told so in one request with the load.
+    """Start a VMM in `directory` on `parts`, and load the captured guest into it, paused. With `resume` the
+    guest is resumed too, if the VMM takes both in one request.
 
-    `marks` gets the moments at which it was spawned and loaded. Until `connections.vmm` is closed it is
-    talked to in one session. `mark` is the directory that the VMM will belong to, where that is another one.
-    Raises `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
+    Until `connections.vmm` is closed the VMM is talked to in one session. `mark` is the directory that the
+    VMM will belong to, where that is another one. `timeline` gets the ends of `spawn` and `load`. Raises
+    `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
     """
     machine = machine_on(parts)
     try:
@@ -293,7 +309,9 @@ async def load(
     except BaseException:
         parts.close()
         raise
-    return await _load_into(driver, directory, machine, vmm, parts, marks, connections, resume=resume)
+    return await _load_into(
+        driver, directory, machine, vmm, parts, connections, resume=resume, timeline=timeline
+    )
 
 
 def machine_on(parts: Parts) -> Machine:
@@ -306,13 +324,13 @@ async def settle_in(
     directory: Path,
     process: ProcessRef,
     parts: Parts,
-    marks: list[float],
     connections: Connections,
+    *,
+    timeline: Timeline,
 ) -> Loaded:
-    """As `load`, to `resume`, of a VMM that was started empty; `marks` gets the moment of the call, too."""
+    """Load a guest into `process`, a VMM that was started empty, and resume it. Errors as `load`."""
     assert isinstance(driver, StartsEmpty)
     try:
-        marks.append(time.perf_counter())
         machine = machine_on(parts)
         vmm = await driver.settle_in(directory, process, machine, connections.vmm)
     except BaseException:
@@ -320,7 +338,9 @@ async def settle_in(
         with anyio.CancelScope(shield=True):
             await processes.kill(process)
         raise
-    return await _load_into(driver, directory, machine, vmm, parts, marks, connections, resume=True)
+    return await _load_into(
+        driver, directory, machine, vmm, parts, connections, resume=True, timeline=timeline
+    )
 
 
 async def _load_into(
@@ -329,19 +349,20 @@ async def _load_into(
     machine: Machine,
     vmm: Vmm,
     parts: Parts,
-    marks: list[float],
     connections: Connections,
     *,
     resume: bool,
+    timeline: Timeline | None,
 ) -> Loaded:
-    """As `load`, with a VMM that is there."""
+    """Load a guest into a VMM that is there, as `load` does."""
     console_start = console_bytes(directory)
     early = Ability.LOADS_DELTA_BEFORE_VMSTATE in driver.abilities
     is_complete = early or parts.delta_fd is None
     at_once = vmm if resume and is_complete and isinstance(vmm, ResumesOnLoad) else None
     try:
         try:
-            marks.append(time.perf_counter())
+            if timeline is not None:
+                timeline.mark("spawn")
             if early:
                 running = running_vmm(driver, directory, machine, vmm, console_start=console_start)
                 await _apply(parts, running)
@@ -355,41 +376,43 @@ async def _load_into(
                 await _apply(parts, running)
         finally:
             parts.close()
-        marks.append(time.perf_counter())
+        if timeline is not None:
+            timeline.mark("load")
     except BaseException:
         with anyio.CancelScope(shield=True):
             await vmm.kill()
         raise
-    return Loaded(machine, vmm, running, goes_on=at_once is not None)
+    return Loaded(machine, vmm, running, is_resumed=at_once is not None)
 
 
-async def wake(
+async def resume_and_verify(
     context: Context,
     record: Record,
     directory: Path,
     loaded: Loaded,
-    marks: list[float],
     connections: Connections,
     *,
     resume_limit_s: float | None = None,
+    timeline: Timeline | None = None,
 ) -> Living:
-    """Let a guest that has been loaded go on, unless it does already, and return when it has proved to be
+    """Resume a guest that has been loaded, unless it is resumed already, and return when it has proved to be
     `record`'s.
 
-    `connections.vmm` is closed in between: the VMM isn't talked to any more. `marks` gets the moments at
-    which it was resumed and ready. `resume_limit_s` is for a VMM that may hang. Raises `VmmError`,
-    `GuestError`; no VMM is left then.
+    `connections.vmm` is closed in between: the VMM isn't talked to any more. `resume_limit_s` is for a VMM
+    that may hang. `timeline` gets the ends of `resume` and `ready`. Raises `VmmError`, `GuestError`; no VMM
+    is left then.
     """
     record = msgspec.structs.replace(record, machine=loaded.machine)
     vmm = loaded.vmm
     try:
-        if not loaded.goes_on:
+        if not loaded.is_resumed:
             await connections.reach_agent(directory, record.machine)
             with anyio.move_on_after(resume_limit_s) as waiting:
                 await vmm.resume()
             if waiting.cancelled_caught:
                 raise VmmTimeoutError(f"{record.name}: its VMM didn't go on within {resume_limit_s:g} s")
-        marks.append(time.perf_counter())
+        if timeline is not None:
+            timeline.mark("resume")
         await connections.vmm.aclose()
         identity = await prove(
             context,
@@ -399,7 +422,8 @@ async def wake(
             directory=directory,
             stream=connections.stream,
         )
-        marks.append(time.perf_counter())
+        if timeline is not None:
+            timeline.mark("ready")
     except BaseException:
         with anyio.CancelScope(shield=True):
             await vmm.kill()

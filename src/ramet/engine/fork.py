@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -20,25 +18,29 @@ import msgspec
 
 from ramet.concurrency import best_effort
 from ramet.drivers.api import Driver
-from ramet.engine import hand_out, snapshots
+from ramet.engine import snapshots
 from ramet.engine.bring_up import (
     ForkOptions,
+    Living,
     Origin,
+    Parts,
     is_quick,
     load,
     origin_of,
     require_parts,
-    take_parts,
-    wake,
+    resume_and_verify,
+    take,
 )
 from ramet.engine.capture import Captured
 from ramet.engine.connections import connections
 from ramet.engine.context import Context
+from ramet.engine.hand_out import Claims, acquire
 from ramet.engine.manifest import require_restorable
 from ramet.engine.observe import observe
 from ramet.engine.receipts import Forked, report
 from ramet.engine.removal import discard_all
 from ramet.engine.starvation import Starvation
+from ramet.engine.timeline import Timeline
 from ramet.engine.tracing import trace
 from ramet.engine.unpacking import kept, unpacked
 from ramet.engine.worker import wake_for_machine
@@ -51,7 +53,7 @@ from ramet.host.share import Shared
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.names import fork_names, new_id
 from ramet.model.record import Record
-from ramet.model.shapes import ForkReport, Timings
+from ramet.model.shapes import ForkReport
 from ramet.model.snapshot import SnapshotRecord
 
 MOST_IN_A_CALL = 1000
@@ -69,10 +71,17 @@ class ForkOutcome(NamedTuple):
 
 
 async def fork(
-    context: Context, source: Record, count: int, *, name: str | None, options: ForkOptions
+    context: Context,
+    source: Record,
+    count: int,
+    *,
+    name: str | None,
+    options: ForkOptions,
+    detach: bool = False,
 ) -> ForkOutcome:
     """Fork an instance `count` times at once: a template, one in standby, or one that runs or is paused,
-    which is captured first and then goes on. The forks belong to this process until they are detached.
+    which is captured first and then goes on. The forks belong to this process until they are detached; with
+    `detach` only until all of them are written down.
 
     Raises `UsageError`, `WrongStateError`, `NameTakenError`, `DamagedError`, `UnavailableError`,
     `FilesystemError`, `VmmError`: nothing was made then. What befalls one fork alone is in its place in the
@@ -82,7 +91,9 @@ async def fork(
     _require_sense(count, options)
     source = observe(context, context.store.get(source.id)).record
     if source.state in {State.TEMPLATE, State.STANDBY}:
-        return await _fork_from(context, origin_of(context, source), count, name, options, called_at)
+        return await _fork_from(
+            context, origin_of(context, source), count, name, options, called_at, detach=detach
+        )
     if source.state not in {State.RUNNING, State.PAUSED}:
         raise WrongStateError(
             f"{source.name} is {article(source.state)}: it can't be forked",
@@ -90,18 +101,24 @@ async def fork(
         )
     async with snapshots.passing(context, source) as (taken, captured):
         origin = snapshots.origin_of_snapshot(context, taken, captured.manifest)
-        return await _fork_from(context, origin, count, name, options, called_at, captured)
+        return await _fork_from(context, origin, count, name, options, called_at, captured, detach=detach)
 
 
 async def fork_snapshot(
-    context: Context, snapshot: SnapshotRecord, count: int, *, name: str | None, options: ForkOptions
+    context: Context,
+    snapshot: SnapshotRecord,
+    count: int,
+    *,
+    name: str | None,
+    options: ForkOptions,
+    detach: bool = False,
 ) -> ForkOutcome:
     """Fork a snapshot `count` times at once, whatever has become of its source. As `fork`."""
     called_at = time.perf_counter()
     _require_sense(count, options)
     snapshot = snapshots.require_published(context, snapshot.id)
     origin = snapshots.origin_of_snapshot(context, snapshot)
-    return await _fork_from(context, origin, count, name, options, called_at)
+    return await _fork_from(context, origin, count, name, options, called_at, detach=detach)
 
 
 async def _fork_from(
@@ -112,6 +129,8 @@ async def _fork_from(
     options: ForkOptions,
     called_at: float,
     captured: Captured | None = None,
+    *,
+    detach: bool,
 ) -> ForkOutcome:
     driver = context.driver(origin.manifest.driver)
     owners.owner(context.home.root)  # before a link is made on trial
@@ -119,25 +138,27 @@ async def _fork_from(
         origin, decompress_ms = await unpacked(context, origin)
         await require_parts(origin)
         await require_restorable(origin.manifest, driver, name=origin.name)
-        with context.keeper.out_of_the_way() if context.keeper is not None else nullcontext():
-            claims, is_heard = await hand_out.claim(context, origin, driver, options, count)
-            loaded = sum(one.warm.stage == "loaded" for one in claims)
-            try:
-                quick = loaded < count and is_quick(origin, driver, context.home.instances, options, count)
-                records = _reserve(context, origin, name, count, [one.id for one in claims])
-            except BaseException:
-                await hand_out.put_back(context, claims)
-                raise
+        is_passing = captured is not None
+        async with acquire(context, origin, driver, options, count, is_passing=is_passing) as claims:
+            quick = claims.loaded < count and is_quick(origin, driver, context.home.instances, options, count)
+            records = _reserve(context, origin, name, count, claims.ids)
             # Nothing is awaited between the records and this: from here on each has all that is its own.
-            warm = hand_out.enter(context, claims)
+            claims.enter()
             limiter = anyio.CapacityLimiter(at_once())
             call = _Call(
-                context, driver, origin, options, called_at, decompress_ms, captured, limiter, warm, {}, quick
+                context=context,
+                driver=driver,
+                origin=origin,
+                options=options,
+                called_at=called_at,
+                decompress_ms=decompress_ms,
+                captured=captured,
+                detach=detach,
+                limiter=limiter,
+                claims=claims,
+                is_quick=quick,
             )
-            outcome = await _fork_all(call, records)
-    if captured is None and options.share_memory:
-        hand_out.tell(context, origin, count, is_heard=is_heard)
-    return outcome
+            return await _fork_all(call, records)
 
 
 async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
@@ -152,7 +173,7 @@ async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
             await _fill_up(call, records)
             watching.cancel_scope.cancel()
         proved = _proved(results)  # one may fail yet, and then has a VMM that no row names
-        made = report(context, call.origin.manifest, records, results, call.called_at)
+        made = report(context, call.origin.manifest, records, results, call.called_at, detach=call.detach)
         failed = [proved.get(one.id, one) for one in records if isinstance(results[one.id], Exception)]
         await best_effort(discard_all(context, failed))
         for result in results.values():
@@ -180,7 +201,7 @@ def at_once() -> int:
     return 3 * usable_cpus()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Call:
     """What all forks of one call have in common."""
 
@@ -191,11 +212,11 @@ class _Call:
     called_at: float
     decompress_ms: float
     captured: Captured | None
+    detach: bool
     limiter: anyio.CapacityLimiter
-    warm: dict[str, hand_out.Claim]
-    """What has been claimed for which of them, by id."""
-    results: dict[str, Forked | Exception]
-    quick: bool
+    claims: Claims
+    is_quick: bool
+    results: dict[str, Forked | Exception] = field(default_factory=dict)
     starvation: Starvation = field(default_factory=Starvation)
 
 
@@ -227,62 +248,47 @@ async def _fill_up(call: _Call, records: Sequence[Record]) -> None:
 
 async def _clear(call: _Call, record: Record) -> None:
     """Remove what a failed attempt has left in a fork's directory. Its VMM is gone."""
-    call.warm.pop(record.id, None)
     # What is left is swept with the fork's record, or by the next ramet process: the attempt's error is told.
     with suppress(FilesystemError):
         await threads.run(remove_tree, call.context.directory(record))
 
 
 async def _one(call: _Call, record: Record) -> Forked:
-    context = call.context
-    marks = [call.called_at, time.perf_counter()]
-    directory = context.directory(record)
-    claimed, given = call.warm.get(record.id), None
-    if claimed is not None:
-        given = await hand_out.hand_out(
-            context, call.origin, call.driver, call.options, record, claimed, marks, quick=call.quick
-        )
-    if given is None:
-        claimed = None
-        take = partial(take_parts, call.origin, call.driver, directory, call.options)
-        # A thread would wait for its turn at the interpreter longer than some links take.
-        parts = take() if call.quick else await threads.run(take)
-        marks.append(time.perf_counter())
-        async with connections() as opened:
-            loaded = await load(call.driver, directory, parts, marks, opened, resume=True)
-            given = parts, await wake(context, record, directory, loaded, marks, opened)
-    parts, living = given
+    timeline = Timeline(call.called_at)
+    timeline.mark("queued")
+    restored = await call.claims.restore(record, timeline, is_quick=call.is_quick)
+    if restored is not None:
+        parts, living, warm = restored
+    else:
+        parts, living = await _restore(call, record, timeline)
+        warm = None
     # Written down when all are there. Until then its row says that it is being made, and by whom: a sweep
     # finds its VMM by the directory that it belongs to.
     proved = msgspec.structs.replace(living.record, vmm=living.running)
-    stage = claimed.warm.stage if claimed is not None else None
-    timings = _timings(marks, call.captured, call.decompress_ms)
+    timings = timeline.timings(
+        capture_ms=call.captured.capture_ms if call.captured is not None else 0.0,
+        pause_ms=call.captured.pause_ms if call.captured is not None else 0.0,
+        decompress_ms=call.decompress_ms,
+    )
     if call.decompress_ms:
         parts = parts._replace(memory=_decompressed(parts.memory))
-    return Forked(proved, parts, living.identity, timings, call.captured, stage)
+    return Forked(proved, parts, living.identity, timings, call.captured, warm)
+
+
+async def _restore(call: _Call, record: Record, timeline: Timeline) -> tuple[Parts, Living]:
+    """Resume a fork's guest in a VMM that is spawned for it."""
+    directory = call.context.directory(record)
+    parts = await take(call.origin, call.driver, directory, call.options, is_quick=call.is_quick)
+    timeline.mark("clone")
+    async with connections() as opened:
+        loaded = await load(call.driver, directory, parts, opened, resume=True, timeline=timeline)
+        return parts, await resume_and_verify(
+            call.context, record, directory, loaded, opened, timeline=timeline
+        )
 
 
 def _decompressed(memory: Shared) -> Shared:
     return msgspec.structs.replace(memory, reason=f"{memory.reason}; its source was decompressed first")
-
-
-def _timings(marks: list[float], captured: Captured | None, decompress_ms: float) -> Timings:
-    queued, clone, spawn, load, resume, ready = (
-        round((after - before) * 1000, 3) for before, after in pairwise(marks)
-    )
-    capture_ms = captured.capture_ms if captured is not None else 0.0
-    return Timings(
-        queued=round(max(0.0, queued - capture_ms - decompress_ms), 3),
-        decompress=decompress_ms,
-        capture=capture_ms,
-        pause=captured.pause_ms if captured is not None else 0.0,
-        clone=clone,
-        spawn=spawn,
-        load=load,
-        resume=resume,
-        ready=ready,
-        total=round((marks[-1] - marks[0]) * 1000, 3),
-    )
 
 
 def _reserve(

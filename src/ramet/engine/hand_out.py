@@ -1,17 +1,15 @@
-"""Warm VMMs handed out to forks.
+"""Claims on warm VMMs: taken from the pool for one call of `fork`, and put back when that call fails.
 
-What is warm is an advantage and never a condition: a VMM that has died, hangs, or isn't what it should be is
-ended, and the fork is made in the ordinary way.
+A warm VMM is an advantage and never a condition: a VMM that has died, hangs, or isn't what it should be is
+ended, and its fork is made in the ordinary way.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,17 +23,19 @@ from ramet.engine.bring_up import (
     Loaded,
     Origin,
     Parts,
+    resume_and_verify,
     settle_in,
-    take_parts,
-    wake,
+    take,
 )
 from ramet.engine.connections import connections
 from ramet.engine.context import Context
 from ramet.engine.manifest import check_part
+from ramet.engine.timeline import Timeline
 from ramet.errors import DamagedError, GuestError, RametError
 from ramet.host import processes, threads
 from ramet.host.files import remove_tree
 from ramet.model.record import Record
+from ramet.model.shapes import WarmStage
 from ramet.paths import MEM_FILE, WARM_FILE
 
 RESUME_LIMIT_S = 5.0
@@ -51,38 +51,169 @@ class Claim(NamedTuple):
     before: pool.Entry
 
 
-class Claims(NamedTuple):
-    """What one call has taken, and whether there is another process to tell what it forked."""
+class Restored(NamedTuple):
+    """A fork's guest, living in the VMM that was claimed for it."""
 
-    claims: list[Claim]
-    is_heard: bool
+    parts: Parts
+    living: Living
+    warm: WarmStage
 
 
-async def claim(context: Context, origin: Origin, driver: Driver, options: ForkOptions, count: int) -> Claims:
-    """Take at most `count` warm VMMs that fit: loaded ones first. Whoever else wants one gets another one.
+@asynccontextmanager
+async def acquire(
+    context: Context,
+    origin: Origin,
+    driver: Driver,
+    options: ForkOptions,
+    count: int,
+    *,
+    is_passing: bool = False,
+) -> AsyncIterator[Claims]:
+    """Claim at most `count` warm VMMs that fit, for the forks that are made inside: loaded ones first.
+    Whoever else wants a warm VMM gets another one.
 
-    Where nobody keeps a pool that is one system call.
+    Inside, the pool's controller makes nothing. A block that fails puts back what it hasn't entered. One that
+    succeeds reports the demand, unless the capture `is_passing`: nobody forks that again. Where nobody keeps
+    a pool all this is one system call.
     """
-    found = pool.names(context.home)
-    if not found:
-        return Claims([], False)
-    version = await driver.version()
-    keys = []
-    if options.share_memory:
-        memory = pool.mem_inode(origin.directory, origin.manifest.memory.base)
-        keys.append(pool.key_of(origin.directory, origin.manifest, version, memory))
-    if isinstance(driver, StartsEmpty):
-        keys.append(pool.key_of_empty(driver.name, version))
-    # One of another namespace is for the forks that are made there.
-    there = [
-        entry for entry in pool.entries(found) if entry.state == "ready" and processes.is_here(entry.holder)
-    ]
-    claims: list[Claim] = []
-    for key in keys:
-        for entry in there:
-            if len(claims) < count and entry.key == key:
-                claims += await _claim(context, entry, options)
-    return Claims(claims, pool.is_heard(found))
+    controller = context.keeper
+    with controller.out_of_the_way() if controller is not None else nullcontext():
+        found = pool.names(context.home)
+        claims = Claims(context, origin, driver, options)
+        try:
+            if found:
+                await claims.take(found, count)
+            yield claims
+        except BaseException:
+            await claims.put_back()
+            raise
+    if options.share_memory and not is_passing:
+        _report_demand(context, origin, found, count)
+
+
+def _report_demand(context: Context, origin: Origin, found: Sequence[str], count: int) -> None:
+    source = os.fspath(origin.directory.relative_to(context.home.root))
+    if context.keeper is not None:
+        context.keeper.asked(source, count)
+    else:
+        pool.report_demand(context.home, found, source, count)
+
+
+def expect(context: Context, directory: Path) -> None:
+    """Ask for a warm VMM of a capture that this Host has just made: its first fork is to find one, too."""
+    if context.keeper is not None:
+        context.keeper.asked(os.fspath(directory.relative_to(context.home.root)), 1)
+
+
+class Claims:
+    """The warm VMMs that one call has claimed. Made by `acquire`."""
+
+    def __init__(self, context: Context, origin: Origin, driver: Driver, options: ForkOptions) -> None:
+        self._context = context
+        self._origin = origin
+        self._driver = driver
+        self._options = options
+        self._taken: list[Claim] = []
+        self._entered: dict[str, Claim] = {}
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids that the first forks are to have: each is its warm VMM's."""
+        return [claim.id for claim in self._taken]
+
+    @property
+    def loaded(self) -> int:
+        """How many have the guest's memory already."""
+        return sum(claim.warm.stage == "loaded" for claim in self._taken)
+
+    async def take(self, found: Sequence[str], count: int) -> None:
+        """Claim up to `count` of the warm VMMs among `found`, the names in the pool's directory."""
+        origin, driver = self._origin, self._driver
+        version = await driver.version()
+        keys = []
+        if self._options.share_memory:
+            memory = pool.mem_inode(origin.directory, origin.manifest.memory.base)
+            keys.append(pool.key_of(origin.directory, origin.manifest, version, memory))
+        if isinstance(driver, StartsEmpty):
+            keys.append(pool.key_of_empty(driver.name, version))
+        # A warm VMM of another namespace is for the forks that are made there.
+        there = [
+            entry
+            for entry in pool.entries(found)
+            if entry.state == "ready" and processes.is_here(entry.holder)
+        ]
+        for key in keys:
+            for entry in there:
+                if len(self._taken) < count and entry.key == key:
+                    self._taken += await _claim(self._context, entry, self._options)
+
+    async def put_back(self) -> None:
+        """Leave what isn't entered to others again: its forks aren't made."""
+        while self._taken:
+            claim = self._taken.pop()
+            await _put_back(self._context, claim.taken, claim.before, claim.warm)
+
+    def enter(self) -> None:
+        """Make each claimed directory its instance's, whose record exists by now.
+
+        Where that can't be done (`instances` is a mount of its own, say) the VMM is ended beside, and its
+        fork is made in the ordinary way.
+        """
+        context = self._context
+        while self._taken:
+            claim = self._taken.pop()
+            try:
+                (context.home.pool / claim.taken.name).rename(context.home.instance(claim.id))
+            except OSError as error:
+                _log.info("a warm VMM can't be claimed: %s", error)
+                context.tasks.start_soon(_end, context, claim)
+            else:
+                self._entered[claim.id] = claim
+
+    async def restore(self, record: Record, timeline: Timeline, *, is_quick: bool) -> Restored | None:
+        """Resume a fork's guest in the VMM that was claimed for it. None: there is none, or it was no good
+        and is gone with its directory; `timeline` is as after `restart` then.
+
+        Raises `GuestError` as `resume_and_verify`; no VMM is left then.
+        """
+        claim = self._entered.pop(record.id, None)
+        if claim is None:
+            return None
+        directory = self._context.directory(record)
+        try:
+            async with connections() as opened:
+                if claim.warm.stage == "empty":
+                    parts = await take(
+                        self._origin, self._driver, directory, self._options, is_quick=is_quick, into=True
+                    )
+                    timeline.mark("clone")
+                    loaded = await settle_in(
+                        self._driver, directory, claim.warm.process, parts, opened, timeline=timeline
+                    )
+                else:
+                    parts, loaded = _loaded(self._origin, self._driver, directory, claim)
+                    timeline.mark("clone")
+                    timeline.skip("spawn", "load")
+                living = await resume_and_verify(
+                    self._context,
+                    record,
+                    directory,
+                    loaded,
+                    opened,
+                    resume_limit_s=RESUME_LIMIT_S,
+                    timeline=timeline,
+                )
+            (directory / WARM_FILE).unlink(missing_ok=True)
+            return Restored(parts, living, claim.warm.stage)
+        except GuestError:
+            raise
+        except (RametError, OSError) as error:
+            _log.info("%s: its warm VMM was no good: %s", record.name, error)
+            with anyio.CancelScope(shield=True):
+                await processes.kill(claim.warm.process)
+                await threads.run(remove_tree, directory)
+            timeline.restart()
+            return None
 
 
 async def _claim(context: Context, entry: pool.Entry, options: ForkOptions) -> list[Claim]:
@@ -103,12 +234,6 @@ async def _claim(context: Context, entry: pool.Entry, options: ForkOptions) -> l
     return [Claim(entry.id, warm, taken, entry)]
 
 
-async def put_back(context: Context, claims: Sequence[Claim]) -> None:
-    """They are for others again: the forks that they were for aren't made."""
-    for one in claims:
-        await _put_back(context, one.taken, one.before, one.warm)
-
-
 async def _put_back(context: Context, taken: pool.Entry, before: pool.Entry, warm: pool.Warm) -> None:
     """Left where it was, unless its keeper isn't there any more, who would end it; he may be about to go."""
     if pool.is_keeper(context.home, before.holder):
@@ -124,77 +249,17 @@ async def _put_back(context: Context, taken: pool.Entry, before: pool.Entry, war
         await pool.end(context.home, taken, [warm.process])
 
 
-def enter(context: Context, claims: Sequence[Claim]) -> dict[str, Claim]:
-    """Each directory becomes its instance's, of which there is a record by now. By id.
-
-    One that can't (where `instances` is a mount of its own, say) is ended beside, and its fork made in the
-    ordinary way.
-    """
-    entered = {}
-    for one in claims:
-        try:
-            (context.home.pool / one.taken.name).rename(context.home.instance(one.id))
-        except OSError as error:
-            _log.info("a warm VMM can't be handed out: %s", error)
-            context.tasks.start_soon(_let_go, context, one)
-        else:
-            entered[one.id] = one
-    return entered
-
-
-async def _let_go(context: Context, claim: Claim) -> None:
+async def _end(context: Context, claim: Claim) -> None:
     # As above: nobody's guest is in it.
     with anyio.CancelScope(shield=True), suppress(RametError, OSError):
         await pool.end(context.home, claim.taken, [claim.warm.process])
 
 
-async def hand_out(
-    context: Context,
-    origin: Origin,
-    driver: Driver,
-    options: ForkOptions,
-    record: Record,
-    claim: Claim,
-    marks: list[float],
-    *,
-    quick: bool,
-) -> tuple[Parts, Living] | None:
-    """The guest of a fork, brought up in the VMM that was claimed for it. None: that one was no good.
+def _loaded(origin: Origin, driver: Driver, directory: Path, claim: Claim) -> tuple[Parts, Loaded]:
+    """The parts and the VMM of a warm VMM that is loaded.
 
-    It is gone then, with its directory. `marks` gets what it gets in the ordinary way. Raises `GuestError` as
-    `wake`; no VMM is left then.
-    """
-    directory = context.directory(record)
-    called_at = marks[0]
-    try:
-        async with connections() as opened:
-            if claim.warm.stage == "empty":
-                put = partial(take_parts, origin, driver, directory, options, into=True)
-                parts = put() if quick else await threads.run(put)
-                loaded = await settle_in(driver, directory, claim.warm.process, parts, marks, opened)
-            else:
-                parts, loaded = _loaded(origin, driver, directory, claim, marks)
-            living = await wake(
-                context, record, directory, loaded, marks, opened, resume_limit_s=RESUME_LIMIT_S
-            )
-        (directory / WARM_FILE).unlink(missing_ok=True)
-        return parts, living
-    except GuestError:
-        raise
-    except (RametError, OSError) as error:
-        _log.info("%s: its warm VMM was no good: %s", record.name, error)
-        with anyio.CancelScope(shield=True):
-            await processes.kill(claim.warm.process)
-            await threads.run(remove_tree, directory)
-        marks[:] = called_at, time.perf_counter()  # as if it had had to wait for its turn so long
-        return None
-
-
-def _loaded(
-    origin: Origin, driver: Driver, directory: Path, claim: Claim, marks: list[float]
-) -> tuple[Parts, Loaded]:
-    """Its parts were held against the manifest when they were linked. They are once more, where that tells
-    anything: what was copied is the VMM's own.
+    Its parts were checked against the manifest when they were linked. The memory is checked once more if it
+    is shared: what was copied is the VMM's own.
     """
     warm, manifest = claim.warm, origin.manifest
     if warm.machine is None or warm.running is None or warm.memory is None:
@@ -203,22 +268,4 @@ def _loaded(
         check_part(manifest, directory, manifest.memory.base, name=MEM_FILE, capture=origin.directory)
     parts = Parts(manifest, warm.memory, warm.disks, None)
     vmm = driver.attach(directory, warm.process, warm.machine, just_loaded=True)
-    marks += [time.perf_counter()] * 3
-    return parts, Loaded(warm.machine, vmm, warm.running, goes_on=False)
-
-
-def tell(context: Context, origin: Origin, count: int, *, is_heard: bool) -> None:
-    """Let whoever keeps the pool know that so many were forked of that capture, if it is one that stays."""
-    if context.keeper is None and not is_heard:
-        return
-    source = os.fspath(origin.directory.relative_to(context.home.root))
-    if context.keeper is not None:
-        context.keeper.asked(source, count)
-    else:
-        pool.tell(context.home, source, count)
-
-
-def expect(context: Context, directory: Path) -> None:
-    """A capture has been made in this Host: the first fork of it is to find a warm VMM, too."""
-    if context.keeper is not None:
-        context.keeper.asked(os.fspath(directory.relative_to(context.home.root)), 1)
+    return parts, Loaded(warm.machine, vmm, warm.running, is_resumed=False)

@@ -156,11 +156,6 @@ def is_keeper(home: Home, process: ProcessRef) -> bool:
     return process in keepers(names(home)).values()
 
 
-def is_heard(found: Sequence[str]) -> bool:
-    """Whether there is somebody to tell what is forked, who reads what he is told."""
-    return is_kept(found) and len(wanted(found)) < _MOST_UNREAD
-
-
 def keeper_name(home: Home) -> str:
     """A name for the file of one more keeper."""
     return f"{_KEEPER}.{processes.as_name(owners.owner(home.root))}.{secrets.token_hex(4)}"
@@ -176,11 +171,15 @@ def ready(warm_id: str, key: str) -> str:
     return f"ready.{warm_id}.{processes.as_name(processes.this_process())}.{key}"
 
 
-def tell(home: Home, source: str, count: int) -> None:
-    """Tell whoever keeps the pool that so many forks were made of what lies at `source`. Never fails."""
-    kind, _, source_id = source.partition("/")
-    name = f"{_WANTED}.{kind}.{source_id}.{count}.{secrets.token_hex(4)}"
-    with suppress(OSError):  # nobody keeps a pool
+def report_demand(home: Home, found: Sequence[str], source: str, count: int) -> None:
+    """Tell whoever keeps the pool that `count` forks were made of what lies at `source`, unless nobody among
+    `found`, the names in its directory, does, or reads what others tell. Never fails.
+    """
+    with suppress(OSError, RametError):  # a VMM fewer is warm the next time
+        if not is_kept(found) or len(wanted(found)) >= _MOST_UNREAD:
+            return
+        kind, _, source_id = source.partition("/")
+        name = f"{_WANTED}.{kind}.{source_id}.{count}.{secrets.token_hex(4)}"
         os.close(os.open(home.pool / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 

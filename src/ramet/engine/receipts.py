@@ -55,8 +55,12 @@ def report(
     records: Sequence[Record],
     results: dict[str, Forked | Exception],
     called_at: float,
+    *,
+    detach: bool = False,
 ) -> ForkReport:
-    """The call's report; forks that it has receipts for are written down, all in one transaction.
+    """The call's report; forks that it has receipts for are written down, all in one transaction. With
+    `detach` they belong to nobody from that transaction on: no fork is detached before it is whole, and none
+    of a call whose process is killed earlier stays.
 
     One that hasn't outlived the call, was removed meanwhile, or drew a sibling's random bytes, becomes a
     failure in `results` too. Raises `StoreError`: none is written down then.
@@ -70,7 +74,7 @@ def report(
                 receipts[record.id] = _receipt(context, result)
             except (RametError, OSError) as error:
                 results[record.id] = VmmError(f"{record.name} didn't outlive the call: {error}")
-    _settle(context, results, receipts)
+    _commit(context, results, receipts, detach=detach)
     forks: list[Receipt | ForkFailure] = []
     saved_bytes = 0
     for record in records:
@@ -85,12 +89,16 @@ def report(
     return ForkReport(forks=forks, wall_ms=wall_ms, saved_bytes=saved_bytes)
 
 
-def _settle(context: Context, results: dict[str, Forked | Exception], receipts: dict[str, Receipt]) -> None:
-    """The rows say that these run, and how they were made."""
+def _commit(
+    context: Context, results: dict[str, Forked | Exception], receipts: dict[str, Receipt], *, detach: bool
+) -> None:
+    """Write down that these run, how they were made, and who they belong to."""
 
     def runs(forked: Forked) -> Callable[[Record], Record]:
-        return lambda one: msgspec.structs.replace(
-            one.moved(Move.BOOT, vmm=forked.record.vmm), machine=forked.record.machine
+        return lambda row: msgspec.structs.replace(
+            row.moved(Move.BOOT, vmm=forked.record.vmm),
+            machine=forked.record.machine,
+            owner=None if detach else row.owner,
         )
 
     proved = {row_id: one for row_id in receipts if isinstance(one := results[row_id], Forked)}

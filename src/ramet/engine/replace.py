@@ -8,7 +8,6 @@ directories change names at once, and what there was goes: the old state only wh
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import anyio
@@ -23,8 +22,8 @@ from ramet.engine.bring_up import (
     load,
     origin_of,
     require_parts,
-    take_parts,
-    wake,
+    resume_and_verify,
+    take,
 )
 from ramet.engine.changes import changing
 from ramet.engine.compressing import cancel
@@ -49,7 +48,8 @@ found.
 async def restore(context: Context, record: Record) -> Record:
     """Bring an instance back from standby, with a new generation. What it was captured with goes then.
 
-    Raises `WrongStateError` unless it is in standby, and as `load` and `wake`; it is still in standby then.
+    Raises `WrongStateError` unless it is in standby, and as `load` and `resume_and_verify`; it is still in
+    standby then.
     """
     async with changing(context, record, "restore") as record:
         record.moved(Move.RESTORE)
@@ -60,7 +60,7 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
     """Take an instance back to a snapshot of itself, with a new generation; in any state but that of a
     template.
 
-    Raises `WrongStateError`, and as `load` and `wake`; it is as it was then, and runs if it ran.
+    Raises `WrongStateError`, and as `load` and `resume_and_verify`; it is as it was then, and runs if it ran.
     """
     async with changing(context, record, "rewind") as record:
         record.moved(Move.REWIND)
@@ -88,12 +88,11 @@ async def _replace_from(context: Context, record: Record, origin: Origin, move: 
     living: Living | None = None
     try:
         await threads.run(remove_tree, staged)
-        parts = await threads.run(take_parts, origin, driver, staged, ForkOptions())
+        parts = await take(origin, driver, staged, ForkOptions())
         _carry(own, staged)
-        marks = [time.perf_counter()]
         async with connections() as opened:
-            loaded = await load(driver, staged, parts, marks, opened, resume=True, mark=own)
-            living = await wake(context, wanted, staged, loaded, marks, opened)
+            loaded = await load(driver, staged, parts, opened, resume=True, mark=own)
+            living = await resume_and_verify(context, wanted, staged, loaded, opened)
         entered = staged.stat().st_ino
         changed = _enter(context, living, move, entered)
     except BaseException:

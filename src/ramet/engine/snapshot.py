@@ -91,6 +91,7 @@ class Snapshot(Handle):
         require_shared: bool = False,
         share_memory: bool = True,
         return_exceptions: bool = False,
+        detach: bool = False,
     ) -> ForkCall[VM]:
         """Fork it `count` times: `await` it for a list, or use it with `async with`, which removes
         the forks at the end.
@@ -100,8 +101,11 @@ class Snapshot(Handle):
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
         return fork_call(
             self._context,
-            lambda: forking.fork_snapshot(self._context, self._record, count, name=name, options=options),
+            lambda: forking.fork_snapshot(
+                self._context, self._record, count, name=name, options=options, detach=detach
+            ),
             return_exceptions=return_exceptions,
+            detach=detach,
         )
 
     @public
@@ -112,14 +116,17 @@ class Snapshot(Handle):
         name: str | None = None,
         require_shared: bool = False,
         share_memory: bool = True,
+        detach: bool = False,
     ) -> ForkReport:
         """As `fork`, but the contract's report: a receipt or a failure for each fork, in order.
 
         Nothing is raised for one that fails.
         """
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
-        outcome = await forking.fork_snapshot(self._context, self._record, count, name=name, options=options)
-        adopt(self._context, outcome)
+        outcome = await forking.fork_snapshot(
+            self._context, self._record, count, name=name, options=options, detach=detach
+        )
+        adopt(self._context, outcome, detach=detach)
         return outcome.report
 
     @public

@@ -14,7 +14,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ramet.model.shapes import Receipt, Timings
+from ramet.engine.timeline import STEPS
+from ramet.model.shapes import Receipt
 from ramet.version import __version__
 
 if TYPE_CHECKING:
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
     from ramet.engine.capture import Captured
     from ramet.model.shapes import ForkFailure, ForkReport
 
-STEPS = tuple(
-    one for one in Timings.__struct_fields__ if one not in ("decompress", "capture", "pause", "total")
-)
-"""What a fork does, one after another. A capture is made once for all forks of a call; the pause is a part of
-it.
-"""
 _API = "opentelemetry.trace"
 
 

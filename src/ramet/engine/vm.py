@@ -246,19 +246,25 @@ class VM(Handle):
         require_shared: bool = False,
         share_memory: bool = True,
         return_exceptions: bool = False,
+        detach: bool = False,
     ) -> ForkCall[VM]:
         """Fork this instance `count` times: `await` it for a list, or use it with `async with`, which removes
         the forks at the end.
 
         A template, or one in standby, is forked as it is. One that runs is captured first: it stands still
         for some milliseconds and goes on. If some fail, `ForkError` has those that live and why the others
-        don't; with `return_exceptions` both come back in order.
+        don't; with `return_exceptions` both come back in order. With `detach` all of them live on when the
+        Host is left, as after `VM.detach`: they are detached in the one step that writes them down, and a
+        process that is killed before that leaves none of them.
         """
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
         return fork_call(
             self._context,
-            lambda: forking.fork(self._context, self._record, count, name=name, options=options),
+            lambda: forking.fork(
+                self._context, self._record, count, name=name, options=options, detach=detach
+            ),
             return_exceptions=return_exceptions,
+            detach=detach,
         )
 
     @public
@@ -292,14 +298,17 @@ class VM(Handle):
         name: str | None = None,
         require_shared: bool = False,
         share_memory: bool = True,
+        detach: bool = False,
     ) -> ForkReport:
         """As `fork`, but the contract's report: a receipt or a failure for each fork, in order.
 
         Nothing is raised for one that fails.
         """
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
-        outcome = await forking.fork(self._context, self._record, count, name=name, options=options)
-        adopt(self._context, outcome)
+        outcome = await forking.fork(
+            self._context, self._record, count, name=name, options=options, detach=detach
+        )
+        adopt(self._context, outcome, detach=detach)
         return outcome.report
 
     @public
@@ -442,14 +451,14 @@ class VM(Handle):
 
 
 def fork_call(
-    context: Context, make: Callable[[], Awaitable[ForkOutcome]], *, return_exceptions: bool
+    context: Context, make: Callable[[], Awaitable[ForkOutcome]], *, return_exceptions: bool, detach: bool
 ) -> ForkCall[VM]:
-    """A fork that has been asked for, whose forks are to belong to this Host."""
+    """A fork that has been asked for, whose forks are to belong to this Host unless `make` detaches them."""
 
     async def made() -> dict[str, VM | Exception]:
         with context.calls.call():
             outcome = await make()
-            adopt(context, outcome)
+            adopt(context, outcome, detach=detach)
         return {
             fork.name: VM(context, outcome.records[fork.id], fork)
             if isinstance(fork, Receipt)
@@ -465,9 +474,10 @@ def fork_call(
     return ForkCall(made, remove, context.calls, read_all, return_exceptions=return_exceptions)
 
 
-def adopt(context: Context, outcome: ForkOutcome) -> None:
-    """The forks leave with this Host, and are watched by it."""
+def adopt(context: Context, outcome: ForkOutcome, *, detach: bool) -> None:
+    """Watch the forks while this Host is open. Unless they are detached, they leave with it."""
     for fork in outcome.report.forks:
         if isinstance(fork, Receipt):
-            context.ours.add(fork.id)
+            if not detach:
+                context.ours.add(fork.id)
             watch(context, outcome.records[fork.id])

@@ -9,7 +9,7 @@ import msgspec
 
 from ramet.drivers.api import Driver, StartsEmpty
 from ramet.engine import pool, snapshots
-from ramet.engine.bring_up import ForkOptions, Origin, load, origin_of, take_parts
+from ramet.engine.bring_up import ForkOptions, Origin, load, origin_of, take
 from ramet.engine.connections import connections
 from ramet.engine.context import Context
 from ramet.engine.manifest import is_compressed, require_restorable
@@ -76,11 +76,11 @@ async def _make_loaded(context: Context, source: str, origin: Origin, driver: Dr
     directory = context.home.pool / pool.making(context.home, warm_id)
     running: ProcessRef | None = None
     try:
-        parts = await threads.run(take_parts, origin, driver, directory, ForkOptions())
+        parts = await take(origin, driver, directory, ForkOptions())
         memory = pool.mem_inode(directory, MEM_FILE)  # its link: the capture may get another one meanwhile
         mark = context.home.instance(warm_id)
         async with connections() as opened:
-            loaded = await load(driver, directory, parts, [], opened, resume=False, mark=mark)
+            loaded = await load(driver, directory, parts, opened, resume=False, mark=mark)
         running = loaded.running.process
         warm = pool.Warm(
             driver=driver.name,

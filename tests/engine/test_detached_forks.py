@@ -1,0 +1,125 @@
+"""`fork(detach=True)`: forks that stay when their Host is left, and what detaching them costs the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ramet
+import ramet.sync
+from ramet.cli.main import app
+from ramet.model.record import Record
+from ramet.store.database import Database
+from ramet.store.records import Store, Table
+from tests.side_by_side import tell
+
+pytestmark = [pytest.mark.vm, pytest.mark.anyio]
+
+
+class Counts:
+    """Write transactions, and rows of instances that were decoded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.transactions = self.rows = 0
+        transaction, decoded = Database.transaction, Table._decoded
+
+        def counted(database: Database, **options: Any) -> Any:
+            self.transactions += 1
+            return transaction(database, **options)
+
+        def counted_row(table: Table[Any], row_id: str, body: str) -> Any:
+            self.rows += 1
+            return decoded(table, row_id, body)
+
+        monkeypatch.setattr(Database, "transaction", counted)
+        monkeypatch.setattr(Table, "_decoded", counted_row)
+
+
+def owners_of(home: Path, *, source: str) -> dict[str, Record]:
+    store = Store(home / "ramet.db")
+    try:
+        return {one.name: one for one in store.all() if one.parent == source}
+    finally:
+        store.close()
+
+
+async def test_detached_forks_stay_when_the_host_is_left(warm_home: Path, warm: ramet.VM) -> None:
+    async with ramet.Host(warm_home) as host:
+        base = await host.get("warm")
+        async with base.fork(2, name="stays", detach=True) as forks:
+            ids = {vm.id for vm in forks}
+        report = await base.fork_report(1, name="reported", detach=True)
+        (goes,) = await base.fork(1, name="goes")
+        assert len(report.forks) == 1
+    async with ramet.Host(warm_home) as host:
+        left = {one.name: one for one in await host.list() if one.parent == warm.id}
+        assert set(left) == {"stays-1", "stays-2", "reported"}
+        assert {left["stays-1"].id, left["stays-2"].id} == ids
+        assert goes.id not in {one.id for one in left.values()}
+        for name in left:
+            vm = await host.get(name)
+            assert (await vm.exec("hostname")).text == f"{name}\n"
+            await vm.remove(force=True)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+async def test_they_belong_to_their_maker_until_they_are_whole(
+    warm: ramet.VM, warm_home: Path, monkeypatch: pytest.MonkeyPatch, detach: bool
+) -> None:
+    """A process that is killed before all of them are written down leaves none (I7)."""
+    seen: list[dict[str, Record]] = []
+    settle = Store.settle
+
+    def looking(store: Store, *arguments: Any) -> Any:
+        seen.append(owners_of(warm_home, source=warm.id))
+        return settle(store, *arguments)
+
+    monkeypatch.setattr(Store, "settle", looking)
+    forks = await warm.fork(2, detach=detach)
+    (before,) = seen
+    assert [(one.state, one.owner is None) for one in before.values()] == [("created", False)] * 2
+    after = owners_of(warm_home, source=warm.id)
+    assert [(one.state, one.owner is None) for one in after.values()] == [("running", detach)] * 2
+    for vm in forks:
+        await vm.remove(force=True)
+
+
+async def test_a_call_that_fails_after_its_forks_are_written_down_leaves_none(
+    warm: ramet.VM, warm_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("ramet.engine.fork.wake_for_machine", fail)
+    with pytest.raises(KeyError):
+        await warm.fork(2, detach=True)
+    assert owners_of(warm_home, source=warm.id) == {}
+
+
+def test_the_command_line_pays_for_no_fork_again(
+    warm_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ramet fork -n N`: as many transactions as for one fork, and two rows read per fork: when it is written
+    down, and when the Host is left.
+    """
+    monkeypatch.setenv("RAMET_HOME", str(warm_home))
+    counts: dict[int, Counts] = {}
+    for number in (1, 4, 7):
+        with monkeypatch.context() as patch:
+            counts[number] = Counts(patch)
+            with pytest.raises(SystemExit) as ended:
+                app(["fork", "warm", "-n", str(number), "--name", f"n{number}", "--quiet"])
+            assert ended.value.code == 0
+        ids = capsys.readouterr().out.split()
+        assert len(ids) == number
+        with ramet.sync.Host(warm_home) as host:
+            for reference in ids:
+                assert host.get(reference).info().state == "running"
+                host.get(reference).remove(force=True)
+    for number, count in counts.items():
+        tell(f"ramet fork -n {number}: {count.transactions} transactions, {count.rows} rows decoded")
+    assert counts[1].transactions == counts[4].transactions == counts[7].transactions
+    assert counts[7].rows - counts[4].rows == counts[4].rows - counts[1].rows
+    assert counts[7].rows - counts[1].rows <= 2 * 6
