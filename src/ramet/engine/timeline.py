@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from ramet.model.shapes import Timings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Step = Literal["queued", "clone", "spawn", "load", "resume", "ready"]
 """The steps of a fork, each named as in `Timings`."""
@@ -48,7 +45,14 @@ class Timeline:
 
         Raises `ValueError` unless every step is marked, in order.
         """
-        took = dict(self._durations())
+        ends = self._ends
+        if tuple(ends) != STEPS:
+            raise ValueError(f"a fork took the steps {', '.join(ends)}, not {', '.join(STEPS)}")
+        begins = (self.called_at, *ends.values())
+        took = {
+            step: round((ended - begun) * 1000, 3)
+            for (step, ended), begun in zip(ends.items(), begins, strict=False)
+        }
         return Timings(
             decompress=decompress_ms,
             queued=round(max(0.0, took["queued"] - capture_ms - decompress_ms), 3),
@@ -59,17 +63,5 @@ class Timeline:
             load=took["load"],
             resume=took["resume"],
             ready=took["ready"],
-            total=_ms(self._ends["ready"] - self.called_at),
+            total=round((ends["ready"] - self.called_at) * 1000, 3),
         )
-
-    def _durations(self) -> Iterator[tuple[Step, float]]:
-        if tuple(self._ends) != STEPS:
-            raise ValueError(f"a fork took the steps {', '.join(self._ends)}, not {', '.join(STEPS)}")
-        begun = self.called_at
-        for step, ended in self._ends.items():
-            yield step, _ms(ended - begun)
-            begun = ended
-
-
-def _ms(duration_s: float) -> float:
-    return round(duration_s * 1000, 3)
