@@ -54,9 +54,8 @@ if TYPE_CHECKING:
         VmmTimeoutError,
         WrongStateError,
     )
-    from ramet.guest.messages import Chunk, ExitStatus
     from ramet.guest.process import Process
-    from ramet.model.command import Readable, Word
+    from ramet.model.command import Chunk, ExitStatus, Readable, Word
     from ramet.model.exec_result import ExecResult
     from ramet.model.forks import ForkCall, ForkError, Forks, InstanceName
     from ramet.model.lifecycle import State
@@ -167,8 +166,8 @@ _HOMES = {
     "InstanceName": "ramet.model.forks",
     "Readable": "ramet.model.command",
     "Word": "ramet.model.command",
-    "Chunk": "ramet.guest.messages",
-    "ExitStatus": "ramet.guest.messages",
+    "Chunk": "ramet.model.command",
+    "ExitStatus": "ramet.model.command",
     "Snapshot": "ramet.engine.snapshot",
     "VM": "ramet.engine.vm",
     "Process": "ramet.guest.process",

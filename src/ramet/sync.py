@@ -66,10 +66,9 @@ from ramet.errors import (
     VmmTimeoutError,
     WrongStateError,
 )
-from ramet.guest.messages import Chunk, ExitStatus
 from ramet.handles import Handle
 from ramet.host import threads
-from ramet.model.command import Readable, Word
+from ramet.model.command import Chunk, ExitStatus, Readable, Word
 from ramet.model.exec_result import ExecResult
 from ramet.model.forks import InstanceName
 from ramet.model.lifecycle import State

@@ -19,8 +19,8 @@ from ramet.cli.completion import complete_reference, complete_snapshot, complete
 from ramet.cli.main import app
 from ramet.cli.options import environment, pairs, without_separator
 from ramet.engine.host import Host
-from ramet.guest.messages import ExitStatus
 from ramet.host import processes
+from ramet.model.command import ExitStatus
 from ramet.model.exec_result import Collector
 from ramet.model.lifecycle import State
 from ramet.model.record import Machine, Record

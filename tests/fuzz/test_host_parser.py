@@ -25,12 +25,12 @@ from ramet.guest.connection import decode_error
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame, stuff
 from ramet.guest.messages import (
     ExecRequest,
-    ExitStatus,
     Fields,
     GuestProcess,
     IdentityReply,
     Message,
     Welcome,
+    exit_status,
     put,
     put_number,
     put_text,
@@ -109,7 +109,7 @@ async def guest_that(
 def test_a_payload_is_decoded_or_a_protocol_error(payload: bytes) -> None:
     decoders: list[Callable[[bytes], object]] = [
         Welcome.decode,
-        ExitStatus.decode,
+        exit_status,
         GuestProcess.decode,
         decode_error,
         started_pid,

@@ -7,17 +7,18 @@ from hypothesis import strategies as st
 from ramet.errors import ProtocolError, UsageError
 from ramet.guest.messages import (
     ExecRequest,
-    ExitStatus,
     Fields,
     GuestProcess,
     IdentityReply,
     IdentityRequest,
     Welcome,
+    exit_status,
     put,
     put_number,
     put_text,
     shown,
 )
+from ramet.model.command import ExitStatus
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=40)), max_size=10))
@@ -31,7 +32,7 @@ def test_fields_come_back_in_order(sent: list[tuple[int, bytes]]) -> None:
 def test_what_a_guest_may_send_raises_nothing_but_protocol_errors(payload: bytes) -> None:
     decoders = (
         Welcome.decode,
-        ExitStatus.decode,
+        exit_status,
         GuestProcess.decode,
         lambda data: IdentityReply.decode(data, 0),
     )
@@ -45,12 +46,12 @@ def test_what_a_guest_may_send_raises_nothing_but_protocol_errors(payload: bytes
 @pytest.mark.parametrize("payload", [b"", put_number(1, 4, 0) + put_number(2, 4, 9), put_number(1, 2, 0)])
 def test_an_exit_has_exactly_one_reason(payload: bytes) -> None:
     with pytest.raises(ProtocolError):
-        ExitStatus.decode(payload)
+        exit_status(payload)
 
 
 def test_exit_codes_and_signals() -> None:
-    assert ExitStatus.decode(put_number(1, 4, 3)) == ExitStatus(3, None)
-    assert ExitStatus.decode(put_number(2, 4, 9) + put_number(3, 1, 1)) == ExitStatus(None, 9, True)
+    assert exit_status(put_number(1, 4, 3)) == ExitStatus(3, None)
+    assert exit_status(put_number(2, 4, 9) + put_number(3, 1, 1)) == ExitStatus(None, 9, True)
 
 
 @pytest.mark.parametrize(

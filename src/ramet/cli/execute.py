@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ramet.engine.host import Host
     from ramet.engine.vm import VM
-    from ramet.guest.messages import Chunk
+    from ramet.model.command import Chunk
     from ramet.model.exec_result import ExecResult
 
 # Everything after REF belongs to the command, options too.

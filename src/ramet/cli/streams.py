@@ -22,8 +22,8 @@ from ramet.units import KIB
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ramet.guest.messages import Chunk, ExitStatus
     from ramet.guest.process import Process
+    from ramet.model.command import Chunk, ExitStatus
 
 _READ_BYTES = 64 * KIB
 

@@ -21,7 +21,6 @@ from ramet.guest.framing import Frame
 from ramet.guest.messages import (
     COMMANDS_MAX,
     ExecRequest,
-    ExitStatus,
     Fields,
     GuestProcess,
     IdentityReply,
@@ -35,7 +34,7 @@ from ramet.guest.messages import (
 from ramet.guest.process import Process, start_error
 from ramet.guest.resumption import OpenStream
 from ramet.guest.waiting import last_look
-from ramet.model.command import Source
+from ramet.model.command import ExitStatus, Source
 from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, Collector, ExecResult
 
 __all__ = ["AgentClient", "Process", "run_exec", "run_to_end"]

@@ -11,9 +11,10 @@ import ipaddress
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from ramet.errors import ProtocolError, UsageError
+from ramet.model.command import ExitStatus
 
 PROTOCOL_VERSION: Final = 1
 OUTPUT_WINDOW_BYTES: Final = 262_144
@@ -252,35 +253,18 @@ def started_pid(payload: bytes) -> int:
     return pid
 
 
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
-    """How a command ended: by itself with a code, or by a signal; `timed_out`: its limit ended it."""
-
-    exit_code: int | None
-    signal: int | None
-    timed_out: bool = False
-
-    @classmethod
-    def decode(cls, payload: bytes) -> ExitStatus:
-        """From EXIT's payload."""
-        fields = Fields(payload)
-        exit_code, signal = fields.number_or_none(1, 4), fields.number_or_none(2, 4)
-        if (exit_code is None) == (signal is None):
-            raise ProtocolError("the guest's EXIT has to give either a code or a signal")
-        # A shell takes 256 for 0, and 128 + n for a signal.
-        if exit_code is not None and exit_code > 255:
-            raise ProtocolError(f"the guest's EXIT gives a code of {exit_code}")
-        if signal is not None and not 1 <= signal <= 127:
-            raise ProtocolError(f"the guest's EXIT gives a signal of {signal}")
-        return cls(exit_code, signal, bool(fields.number_or_none(3, 1)))
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of a command's output."""
-
-    stream: Literal["stdout", "stderr"]
-    data: bytes
+def exit_status(payload: bytes) -> ExitStatus:
+    """Decode EXIT's payload."""
+    fields = Fields(payload)
+    exit_code, signal = fields.number_or_none(1, 4), fields.number_or_none(2, 4)
+    if (exit_code is None) == (signal is None):
+        raise ProtocolError("the guest's EXIT has to give either a code or a signal")
+    # A shell takes 256 for 0, and 128 + n for a signal.
+    if exit_code is not None and exit_code > 255:
+        raise ProtocolError(f"the guest's EXIT gives a code of {exit_code}")
+    if signal is not None and not 1 <= signal <= 127:
+        raise ProtocolError(f"the guest's EXIT gives a signal of {signal}")
+    return ExitStatus(exit_code, signal, bool(fields.number_or_none(3, 1)))
 
 
 @dataclass(frozen=True, slots=True)

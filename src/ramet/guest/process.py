@@ -29,18 +29,18 @@ from ramet.guest.framing import PAYLOAD_MAX_BYTES, Frame
 from ramet.guest.messages import (
     OUTPUT_WINDOW_BYTES,
     STDIN_WINDOW_BYTES,
-    Chunk,
     ExecRequest,
-    ExitStatus,
     Fields,
     Message,
     StartStep,
+    exit_status,
     put_number,
     shown,
     started_pid,
 )
 from ramet.guest.waiting import last_look
 from ramet.handles import Handle
+from ramet.model.command import Chunk, ExitStatus
 
 _GRANT_BYTES: Final = OUTPUT_WINDOW_BYTES // 4
 _JOIN_BYTES: Final = 65_536
@@ -178,7 +178,7 @@ class Process(Handle):
                 if self._stdin_credit > STDIN_WINDOW_BYTES:
                     raise ProtocolError("the guest granted more standard input than the window holds")
             case Message.EXIT:
-                self._status = ExitStatus.decode(frame.payload)
+                self._status = exit_status(frame.payload)
                 self._connection.close(self._number)
             case Message.ERROR:
                 if self.pid != 0:

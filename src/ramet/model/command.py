@@ -1,9 +1,10 @@
-"""A command in a guest as its caller gives it: the types of its words and of its standard input."""
+"""A command in a guest: its words, its standard input, the pieces of its output, and its end."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 Word = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """A word of a command line."""
@@ -17,3 +18,20 @@ class Readable(Protocol):
 
 Source = bytes | str | Readable
 """The source of a command's standard input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a command's output."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """The end of a command: by itself with a code, or by a signal; `timed_out`: its limit ended it."""
+
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool = False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import msgspec
 
 from ramet.errors import ExecError, ExecTimeoutError, GuestError
+from ramet.model.command import ExitStatus
 from ramet.text import printable
 from ramet.units import MIB
 
@@ -48,19 +49,6 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
         raise ExecError(f"{self.argv[0]}: {how}" + (f": {last_words}" if last_words else ""))
 
 
-class CommandEnd(Protocol):
-    """The end of a command as a guest reports it."""
-
-    @property
-    def exit_code(self) -> int | None: ...
-
-    @property
-    def signal(self) -> int | None: ...
-
-    @property
-    def timed_out(self) -> bool: ...
-
-
 class Collector:
     """Collects a command's output, at most `max_output_bytes` of both streams together, for its result."""
 
@@ -89,7 +77,7 @@ class Collector:
                 hint=self._hint,
             )
 
-    def result(self, end: CommandEnd) -> ExecResult:
+    def result(self, end: ExitStatus) -> ExecResult:
         """The result of the command, which ended like this. Raises `ExecTimeoutError` if its time ran out."""
         if end.timed_out:
             raise ExecTimeoutError(
