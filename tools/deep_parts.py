@@ -95,7 +95,13 @@ PARTS: Final = (
     Part(
         "wheel",
         ("tests/test_wheel.py",),
-        ("pyproject.toml", "tools/build_wheel.py", "requirements-wheel.lock", "src/ramet/guest/agent/"),
+        (
+            "pyproject.toml",
+            "tools/build_wheel.py",
+            "requirements-wheel.lock",
+            "src/ramet/guest/agent/",
+            "src/ramet/guest/probe/",
+        ),
         3,
         before=("make", "wheel"),
     ),
