@@ -10,6 +10,7 @@ import pytest
 import ramet
 import ramet.sync
 from ramet.cli.main import app
+from ramet.errors import NotFoundError
 from ramet.model.record import Record
 from ramet.store.database import Database
 from ramet.store.records import Store, Table
@@ -123,3 +124,12 @@ def test_the_command_line_pays_for_no_fork_again(
     assert counts[1].transactions == counts[4].transactions == counts[7].transactions
     assert counts[7].rows - counts[4].rows == counts[4].rows - counts[1].rows
     assert counts[7].rows - counts[1].rows <= 2 * 6
+
+
+async def test_detached_forks_that_an_interrupted_caller_never_gets_are_removed(warm: ramet.VM) -> None:
+    """`ramet.sync` undoes a call whose result comes too late for Ctrl-C."""
+    forks = await warm.fork(2, detach=True)
+    await ramet.sync._unwanted(forks)
+    for vm in forks:
+        with pytest.raises(NotFoundError):
+            await vm.info()
