@@ -18,6 +18,7 @@ import pytest
 import ramet
 import ramet.sync
 from ramet.errors import NotFoundError, UsageError
+from tests.api.surface import members
 from tests.conftest import assert_nothing_left, living_in
 
 
@@ -25,7 +26,7 @@ def test_it_has_what_the_async_classes_have() -> None:
     for name in ("Host", "VM", "Snapshot", "Forks", "Process"):
         asynchronous, plain = getattr(ramet, name), getattr(ramet.sync, name)
         inherited = {*dir(list), "begin", "end", "lost", "receive"}
-        public = {one for one in vars(asynchronous) if not one.startswith("_")} - inherited
+        public = {one for one in members(asynchronous) if not one.startswith("_")} - inherited
         assert public <= set(dir(plain)), name
         for method in public:
             mine, its = getattr(plain, method), getattr(asynchronous, method)

@@ -21,9 +21,8 @@ from ramet.version import __version__
 
 if TYPE_CHECKING:
     from ramet import sync as sync
-    from ramet.engine.host import Host
-    from ramet.engine.snapshot import Snapshot
-    from ramet.engine.vm import VM
+    from ramet.api.handles import VM, Snapshot
+    from ramet.api.host import Host
     from ramet.errors import (
         CannotReflinkError,
         DamagedError,
@@ -160,7 +159,7 @@ __all__ = [
 _HOMES = {
     "ForkCall": "ramet.model.forks",
     "Forks": "ramet.model.forks",
-    "Host": "ramet.engine.host",
+    "Host": "ramet.api.host",
     "ExecResult": "ramet.model.exec_result",
     "ForkError": "ramet.model.forks",
     "InstanceName": "ramet.model.forks",
@@ -168,8 +167,8 @@ _HOMES = {
     "Word": "ramet.model.command",
     "Chunk": "ramet.model.command",
     "ExitStatus": "ramet.model.command",
-    "Snapshot": "ramet.engine.snapshot",
-    "VM": "ramet.engine.vm",
+    "Snapshot": "ramet.api.handles",
+    "VM": "ramet.api.handles",
     "Process": "ramet.guest.process",
     "State": "ramet.model.lifecycle",
     **dict.fromkeys(

@@ -30,11 +30,20 @@ class Call(NamedTuple):
         return list(inspect.signature(self.function).parameters.values())[1:]
 
 
+def members(kind: type) -> dict[str, Any]:
+    """The members of a class, and those that it inherits from other classes of ramet's."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("ramet"):
+            found |= vars(base)
+    return found
+
+
 def calls(module: Any = ramet) -> list[Call]:
     """Every public method of every handle, and `Host` itself."""
     found = [Call("Host", "__init__", module.Host.__init__)]
     for kind in HANDLES:
-        for name, member in vars(getattr(module, kind)).items():
+        for name, member in members(getattr(module, kind)).items():
             if not name.startswith("_") and inspect.isfunction(member) and name not in INTERNAL.get(kind, ()):
                 found.append(Call(kind, name, member))
     return found

@@ -17,8 +17,7 @@ import pytest
 
 import ramet
 import ramet.sync
-from ramet.engine.snapshot import Snapshot
-from ramet.engine.vm import VM
+from ramet.api.handles import VM, Snapshot
 from ramet.errors import RametError, UsageError
 from ramet.guest.feeding import read_all
 from ramet.model.lifecycle import State

@@ -14,13 +14,13 @@ import pytest
 import ramet
 import ramet.sync
 from ramet import errors
-from tests.api.surface import HANDLES, INTERNAL
+from tests.api.surface import HANDLES, INTERNAL, members
 
 _NO_NAMES = {"RAMET_HOME", "SIGTERM"}
 
 
 def _members(kind: Any) -> Iterator[Any]:
-    for name, member in vars(kind).items():
+    for name, member in members(kind).items():
         if name.startswith("_") and (kind.__name__ != "Host" or name not in {"__init__", "__aenter__"}):
             continue
         function = member.fget if isinstance(member, property) else member

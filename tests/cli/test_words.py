@@ -14,11 +14,12 @@ import pytest
 import typer
 
 from ramet import errors
-from ramet.cli import calling, output, references
+from ramet.api.host import Host
+from ramet.api.references import resolve
+from ramet.cli import calling, output
 from ramet.cli.completion import complete_reference, complete_snapshot, complete_source
 from ramet.cli.main import app
 from ramet.cli.options import environment, pairs, without_separator
-from ramet.engine.host import Host
 from ramet.host import processes
 from ramet.model.command import ExitStatus
 from ramet.model.exec_result import Collector
@@ -317,7 +318,7 @@ def test_what_a_source_refers_to(home: Path, captured: Home, reference: str, mea
     async def found() -> str:
         async with Host(home) as host:
             try:
-                return repr(await references.source(host, reference))
+                return repr(await resolve(host, reference))
             except errors.RametError as error:
                 return f"{error.code}: {error}"
 

@@ -240,7 +240,7 @@ OPERATIONS: dict[str, Callable[[ramet.Host], Awaitable[None]]] = {
 async def main(home: str, operation: str, point: int) -> None:
     points = Points(point)
     # Imported now, so that the points are the operation's and not Python's.
-    import ramet.engine.host
+    import ramet.api.host
 
     points.install()
     async with ramet.Host(home) as host:

@@ -146,7 +146,7 @@ def _in_a_process(order: Order) -> Ended:
 
 def _serve() -> None:
     # Imported now, so that the points are the operation's and not Python's.
-    import ramet.engine.host
+    import ramet.api.host
     import ramet.engine.worker  # noqa: F401
 
     for line in sys.stdin.buffer:

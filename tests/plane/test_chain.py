@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 import ramet
-from ramet.engine.snapshot import Snapshot
+from ramet.api.handles import Snapshot
 from tests.plane.guest import Guest
 from tests.side_by_side import tell
 

@@ -20,8 +20,8 @@ from ramet.paths import MEM_FILE
 from ramet.units import MIB, parse_size
 
 if TYPE_CHECKING:
-    from ramet.engine.host import Host
-    from ramet.engine.vm import VM
+    from ramet.api.handles import VM
+    from ramet.api.host import Host
     from ramet.model.exec_result import ExecResult
     from ramet.model.forks import Forks
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ramet import config
-from ramet.engine.host import Host
+from ramet.api.host import Host
 from ramet.errors import RametError, UnavailableError
 from ramet.host import processes
 from ramet.host.files import remove_tree

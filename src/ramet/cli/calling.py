@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from ramet.engine.host import Host
+    from ramet.api.host import Host
     from ramet.model.shapes import ErrorShape
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -45,7 +45,7 @@ def with_host(
     """
 
     async def opened(scope: anyio.CancelScope) -> int | None:
-        from ramet.engine.host import Host
+        from ramet.api.host import Host
 
         # The Host is outside of what a signal cancels: a command in a guest is killed over its connection.
         async with Host(accel=accel, warm=warm) as host:

@@ -30,8 +30,8 @@ def demo(
 
     async def body() -> int:
         from ramet.api.demo import demonstrate, require_memory
+        from ramet.api.host import Host
         from ramet.api.temporary_home import temporary_home
-        from ramet.engine.host import Host
 
         require_memory(memory)
         async with temporary_home() as home, Host(home) as host:

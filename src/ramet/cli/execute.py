@@ -15,8 +15,8 @@ from ramet.units import parse_time_limit
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from ramet.engine.host import Host
-    from ramet.engine.vm import VM
+    from ramet.api.handles import VM
+    from ramet.api.host import Host
     from ramet.model.command import Chunk
     from ramet.model.exec_result import ExecResult
 

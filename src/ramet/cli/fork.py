@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ramet.cli import calling, output, references
+from ramet.api.references import resolve
+from ramet.cli import calling, output
 from ramet.cli.options import Json, Source
 from ramet.errors import PartlyFailedError, RametError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ramet.engine.host import Host
+    from ramet.api.host import Host
     from ramet.model.shapes import ForkFailure, ForkReport, Receipt
 
 
@@ -44,7 +45,7 @@ def fork(
             raise UsageError("--require-shared and --no-share contradict each other", hint="use one of them")
         if timings and quiet:
             raise UsageError("--quiet prints ids only, no --timings", hint="use one of them")
-        source = await references.source(host, reference)
+        source = await resolve(host, reference)
         with output.working(f"forking {source.name}", quiet=json):
             report = await source.fork_report(
                 count, name=name, require_shared=require_shared, share_memory=not no_share, detach=True

@@ -16,9 +16,9 @@ from ramet.cli.options import Json, Reference, References
 from ramet.errors import NotFoundError, PartlyFailedError, RametError, UnreadableError
 
 if TYPE_CHECKING:
+    from ramet.api.handles import VM
+    from ramet.api.host import Host
     from ramet.cli.shapes import Failure
-    from ramet.engine.host import Host
-    from ramet.engine.vm import VM
     from ramet.model.shapes import Instance
 
 F = TypeVar("F")

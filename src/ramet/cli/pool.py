@@ -10,7 +10,7 @@ from ramet.cli import calling, output
 from ramet.cli.options import Json
 
 if TYPE_CHECKING:
-    from ramet.engine.host import Host
+    from ramet.api.host import Host
     from ramet.model.shapes import PoolReport
 
 _DEFAULT_WARM = 8

@@ -10,8 +10,8 @@ from ramet.cli import calling, output
 from ramet.cli.options import Command, Json, pairs, without_separator
 
 if TYPE_CHECKING:
-    from ramet.engine.host import Host
-    from ramet.engine.vm import VM
+    from ramet.api.handles import VM
+    from ramet.api.host import Host
 
 
 def run(

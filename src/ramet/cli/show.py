@@ -13,7 +13,7 @@ from ramet.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ramet.engine.host import Host
+    from ramet.api.host import Host
     from ramet.model.shapes import Instance, Usage
 
 _FINAL = frozenset({"stopped", "failed"})

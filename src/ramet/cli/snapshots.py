@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ramet.api.references import resolve
 from ramet.cli import calling, lifecycle, output, references
 from ramet.cli.completion import complete_snapshot
 from ramet.cli.options import Json, Reference, pairs
@@ -17,8 +18,8 @@ from ramet.errors import DamagedError, FilesystemError, NotFoundError, Unreadabl
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ramet.engine.host import Host
-    from ramet.engine.snapshot import Snapshot
+    from ramet.api.handles import Snapshot
+    from ramet.api.host import Host
     from ramet.model.shapes import Compression, SnapshotInfo, Verification
 
 snapshot = typer.Typer(
@@ -247,7 +248,7 @@ def compress(
     """
 
     async def body(host: Host) -> None:
-        found = await references.source(host, reference)
+        found = await resolve(host, reference)
         with output.working(f"compressing {found.name}", quiet=json) as progress:
             _show_compression(await found.compress(level=level, progress=progress), json=json)
 
@@ -259,7 +260,7 @@ def decompress(reference: Compressible, json: Json = False) -> None:
     """Make the memory of what was compressed raw again, for good."""
 
     async def body(host: Host) -> None:
-        found = await references.source(host, reference)
+        found = await resolve(host, reference)
         with output.working(f"decompressing {found.name}", quiet=json) as progress:
             _show_compression(await found.decompress(progress=progress), json=json)
 

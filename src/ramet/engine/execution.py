@@ -1,4 +1,4 @@
-"""Commands in a guest, and what the guest says of itself."""
+"""Commands in a guest."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
-from ramet.drivers.api import Ending
 from ramet.engine import limits
-from ramet.engine.boot import restart
 from ramet.engine.context import Context
-from ramet.engine.observe import observe, require_seen
+from ramet.engine.observe import require_seen
 from ramet.engine.overdue import overdue, unless
 from ramet.engine.session import agent_of
-from ramet.errors import RametError, WrongStateError
+from ramet.engine.watch import refresh
+from ramet.errors import WrongStateError
 from ramet.guest.client import AgentClient, Process, run_to_end
 from ramet.guest.messages import ExecRequest
 from ramet.host import processes as host_processes
@@ -21,10 +20,8 @@ from ramet.model.command import Source, Word
 from ramet.model.exec_result import Collector, ExecResult
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.record import Record
-from ramet.model.shapes import GuestProcess
 
 ANSWER_LIMIT_S = limits.ANSWER_S
-INSPECT_LIMIT_S = limits.INSPECT_S
 BACKSTOP_S = limits.BACKSTOP_S
 
 
@@ -38,7 +35,7 @@ def request(
     stdin_open: bool = False,
     console: bool = False,
 ) -> ExecRequest:
-    """The agent's request for a command. Words are texts by now, whatever they were: `engine.arguments`."""
+    """The agent's request for a command. Words are texts by now, whatever they were: `api.arguments`."""
     return ExecRequest(
         argv=tuple(map(str, argv)),
         env={name: str(value) for name, value in (env or {}).items()},
@@ -50,30 +47,6 @@ def request(
     )
 
 
-async def settle(context: Context, record: Record) -> Record:
-    """The record as it is in fact, written down.
-
-    A restored guest that rebooted is started cold, as its user asked of it.
-    """
-    record = context.store.get(record.id)
-    while record.pending is not None:
-        if not host_processes.is_dead(record.pending.by):
-            if record.pending.what != "start":
-                return observe(context, record).record  # its state is another's to write
-            async with context.lifecycle(record):  # it is about to run
-                return observe(context, context.store.get(record.id)).record
-        # Who was at it may have finished, and ended, since the record was read.
-        before, record = record, context.store.get(record.id)
-        if record == before:
-            break
-    observed, ending = observe(context, record)
-    if ending is Ending.REBOOTED:
-        return await restart(context, record)
-    if ending is not None:
-        return context.store.change(record.id, lambda one: observed if one == record else one)
-    return observed
-
-
 @asynccontextmanager
 async def agent(
     context: Context, record: Record, *, command_s: float | None = None
@@ -82,7 +55,7 @@ async def agent(
 
     Raises `WrongStateError` in any other state, with what to do.
     """
-    record = await settle(context, record)
+    record = await refresh(context, record)
     if record.vmm is not None and not host_processes.is_this_boot(record.vmm.process):
         require_seen(record)  # a container's guest is reached over its sockets, another machine's isn't
     if record.state is not State.RUNNING or record.vmm is None:
@@ -131,19 +104,3 @@ async def spawn(context: Context, record: Record, command: ExecRequest) -> int:
     """Start a command that nobody waits for; its pid in the guest."""
     async with agent(context, record) as client:
         return await client.spawn(command)
-
-
-async def processes_of(context: Context, record: Record) -> list[GuestProcess] | None:
-    """The commands that run in a guest, or None when it doesn't say so within `INSPECT_LIMIT_S`."""
-    assert record.vmm is not None
-    try:
-        async with agent_of(
-            context, record, record.vmm.process, timeout_s=INSPECT_LIMIT_S, own=True
-        ) as client:
-            found = await client.processes(timeout_s=INSPECT_LIMIT_S)
-    except RametError:
-        return None  # null is what `inspect` shows then: it isn't known
-    return [
-        GuestProcess(pid=one.pid, argv=list(one.argv), inherited=one.orphaned, detached=one.detached)
-        for one in found
-    ]

@@ -6,9 +6,7 @@ Reads files and pidfds only, so it is fit for `ps`.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ramet.drivers.api import Ending
 from ramet.engine import disk_errors
@@ -17,8 +15,7 @@ from ramet.engine.context import Context
 from ramet.errors import RametError, UnseenError
 from ramet.host import processes
 from ramet.model.lifecycle import Move, State
-from ramet.model.record import ProcessRef, Record, Unreadable
-from ramet.model.shapes import Instance
+from ramet.model.record import ProcessRef, Record
 
 _ITS_VMM: Final = "its VMM"
 
@@ -100,60 +97,6 @@ def listens(context: Context, record: Record) -> bool | None:
     return True
 
 
-def to_instance(context: Context, record: Record, forks: int) -> Instance:
-    """The shape that people and programs are shown."""
-    return Instance(**instance_fields(context, record, forks))
-
-
-def unreadable_instance(context: Context, row: Unreadable) -> Instance:
-    """The shape that stands for a row that can't be read: its name, its directory, and why."""
-    return Instance(
-        id=row.id,
-        name=row.name,
-        state=State.UNREADABLE,
-        driver="",
-        image="",
-        pid=None,
-        directory=str(context.home.instance(row.id)),
-        memory_bytes=0,
-        cpus=0,
-        parent=None,
-        forks=0,
-        created_at="",
-        labels={},
-        accelerator="",
-        kernel_version="",
-        generation=0,
-        reason=f"its record can't be read: {row.problem}",
-    )
-
-
-def instance_fields(context: Context, record: Record, forks: int) -> dict[str, Any]:
-    """The fields of `Instance`, for it and for shapes that extend it."""
-    unseen = why_unseen(record)
-    return {
-        "id": record.id,
-        "name": record.name,
-        "state": record.state,
-        "driver": record.driver,
-        "image": record.image,
-        "pid": record.vmm.process.pid if record.vmm else None,
-        "directory": str(context.directory(record)),
-        "memory_bytes": record.machine.memory_bytes,
-        "cpus": record.machine.cpus,
-        "parent": record.parent,
-        "snapshot": record.snapshot,
-        "forks": forks,
-        "created_at": record.created_at,
-        "labels": record.labels,
-        "accelerator": record.machine.accelerator,
-        "kernel_version": record.kernel_version,
-        "generation": record.generation,
-        "reason": record.reason or unseen,
-        "seen": unseen is None,
-    }
-
-
 def why_unseen(record: Record) -> str | None:
     """Why it can't be told from here what the instance does, or None when it can be: its state is what its
     record says then.
@@ -199,13 +142,3 @@ def require_seen(record: Record, *, to_change: bool = True) -> None:
             ) from error
         if pidfd is not None:
             os.close(pidfd)
-
-
-def count_forks(records: Iterable[Record]) -> Counter[str]:
-    """How many of `records` were forked from each id (I6: counted when asked)."""
-    return Counter(record.parent for record in records if record.parent is not None)
-
-
-def is_shown(state: State, *, everything: bool) -> bool:
-    """Whether `ps` lists it: stopped and failed ones only with `-a`."""
-    return everything or state not in {State.STOPPED, State.FAILED}

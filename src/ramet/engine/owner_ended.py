@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -84,11 +84,13 @@ def clean(home: Path) -> str | None:
     """
     import anyio
 
-    from ramet.engine.host import Host
+    from ramet.engine.reap import open_home
+    from ramet.paths import Home
 
     async def opened() -> None:
-        async with Host(home):
-            pass
+        async with AsyncExitStack() as exits:
+            context = await open_home(Home(home.resolve()), "auto", exits)
+            context.agents.close()
 
     try:
         anyio.run(opened)

@@ -1,14 +1,11 @@
-"""Pause, resume, and waiting for the end."""
+"""Pause and resume."""
 
 from __future__ import annotations
 
 from ramet.engine import disk_errors
 from ramet.engine.changes import changing
 from ramet.engine.context import Context
-from ramet.engine.execution import settle
-from ramet.engine.observe import require_seen
 from ramet.engine.session import connections_may_be_cut, correct_clock
-from ramet.host import processes
 from ramet.model.lifecycle import Move
 from ramet.model.record import Record
 
@@ -36,16 +33,3 @@ async def resume(context: Context, record: Record) -> Record:
         connections_may_be_cut(context, record)
         late = await correct_clock(context, record)
         return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm, reason=late))
-
-
-async def wait(context: Context, record: Record) -> Record:
-    """Wait until an instance has no VMM any more, and return its record as it then is.
-
-    A reboot isn't an end. Raises `UnseenError` when its VMM can't be seen from here.
-    """
-    record = await settle(context, record)
-    while record.vmm is not None:
-        require_seen(record, to_change=False)
-        await processes.wait_ended(record.vmm.process)
-        record = await settle(context, record)
-    return record

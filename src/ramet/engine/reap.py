@@ -1,19 +1,61 @@
-"""What killed ramet processes left in a home: undone or finished when the next one opens it."""
+"""Open a home: what killed ramet processes left in it is undone or finished first."""
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
+from ramet import config
+from ramet.calls import Calls
 from ramet.concurrency import best_effort
 from ramet.engine import compressing, pool, snapshots
+from ramet.engine.agents import Agents
+from ramet.engine.background import Background
 from ramet.engine.changes import end_orphans, recover
 from ramet.engine.context import Context
+from ramet.engine.drivers import installed_drivers
 from ramet.engine.observe import observe
 from ramet.engine.removal import discard, discard_all, sweep
 from ramet.engine.worker import wake_if_left
 from ramet.errors import UnavailableError
-from ramet.host import processes, rings
+from ramet.host import owners, processes, rings
+from ramet.host.files import spread
+from ramet.host.filesystems import require_local, require_short
+from ramet.host.processes import raise_open_files_limit
 from ramet.model.lifecycle import State
 from ramet.model.record import ProcessRef, Record
-from ramet.paths import CONSOLE_LOG, VMM_LOG
+from ramet.paths import CONSOLE_LOG, VMM_LOG, Home
+from ramet.store.records import Store
+
+
+async def open_home(home: Home, accel: str, exits: AsyncExitStack) -> Context:
+    """Open a home, making it if need be, and undo what killed ramet processes left in it.
+
+    Whatever has to be closed again is pushed onto `exits`. This process's limit on open files is raised to
+    what it may be. Raises `UnavailableError` and `StoreError`, as opening a Host does.
+    """
+    raise_open_files_limit()
+    require_local(home.places)
+    require_short(home.root)
+    try:
+        home.make()
+    except OSError as error:
+        raise UnavailableError(
+            f"the home {home.root} can't be used: {error.strerror}",
+            hint="set RAMET_HOME to a directory of yours",
+        ) from error
+    for directory in (home.instances, home.staging):
+        spread(directory)
+    exits.enter_context(owners.attended(home.root))
+    store = Store(home.database)
+    exits.callback(store.close)
+    background = Background()
+    exits.push_async_callback(background.close)
+    tasks = await background.start()
+    drivers = {driver.name: driver for driver in installed_drivers()}
+    context = Context(home, config.cache_directory(), store, drivers, Agents(tasks), tasks, accel, Calls())
+    await reap(context)
+    tasks.start_soon(owners.keep_watched, home.root)
+    return context
 
 
 async def reap(context: Context) -> None:

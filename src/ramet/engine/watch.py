@@ -1,18 +1,57 @@
-"""While a Host is open it notices when a guest of its own reboots, and starts it cold at once.
+"""Notice that an instance's VMM has ended, and start a restored guest that rebooted cold.
 
-Costs one pidfd an instance.
+An open Host watches its own instances, at the cost of one pidfd each.
 """
 
 from __future__ import annotations
 
 import anyio
 
-from ramet.engine import execution
+from ramet.drivers.api import Ending
+from ramet.engine.boot import restart
 from ramet.engine.context import Context
+from ramet.engine.observe import observe, require_seen
 from ramet.errors import NotFoundError, RametError
 from ramet.host import processes
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
+
+
+async def refresh(context: Context, record: Record) -> Record:
+    """Check an instance's record against its VMM, write down what has changed, and return the record.
+
+    A restored guest that rebooted is started cold, as its user asked of it.
+    """
+    record = context.store.get(record.id)
+    while record.pending is not None:
+        if not processes.is_dead(record.pending.by):
+            if record.pending.what != "start":
+                return observe(context, record).record  # its state is another's to write
+            async with context.lifecycle(record):  # it is about to run
+                return observe(context, context.store.get(record.id)).record
+        # Who was at it may have finished, and ended, since the record was read.
+        before, record = record, context.store.get(record.id)
+        if record == before:
+            break
+    observed, ending = observe(context, record)
+    if ending is Ending.REBOOTED:
+        return await restart(context, record)
+    if ending is not None:
+        return context.store.change(record.id, lambda row: observed if row == record else row)
+    return observed
+
+
+async def wait(context: Context, record: Record) -> Record:
+    """Wait until an instance has no VMM any more, and return its record as it then is.
+
+    A reboot isn't an end. Raises `UnseenError` when its VMM can't be seen from here.
+    """
+    record = await refresh(context, record)
+    while record.vmm is not None:
+        require_seen(record, to_change=False)
+        await processes.wait_ended(record.vmm.process)
+        record = await refresh(context, record)
+    return record
 
 
 def watch(context: Context, record: Record) -> None:
@@ -25,7 +64,7 @@ async def _watch(context: Context, record: Record) -> None:
         while record.vmm is not None:
             await processes.wait_ended(record.vmm.process)
             with anyio.CancelScope(shield=True):
-                record = await execution.settle(context, record)
+                record = await refresh(context, record)
     except NotFoundError:
         pass  # removed
     except Exception as error:

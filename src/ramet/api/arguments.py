@@ -1,4 +1,4 @@
-"""The checks of the public classes: one table, by parameter, which means the same wherever it is found."""
+"""The argument boundary of the public classes: one table of checks, by parameter, with one meaning each."""
 
 from __future__ import annotations
 

@@ -14,27 +14,24 @@ from typing import Any
 import anyio
 
 from ramet import config
+from ramet.api.arguments import CHECKS, public
+from ramet.api.handles import VM, Snapshot
 from ramet.arguments import checked
 from ramet.calls import Calls, calls_into_host, require_asyncio
 from ramet.concurrency import best_effort, to_completion
 from ramet.engine import boot, hand_out, measure, reap, removal, unreadable
-from ramet.engine.agents import Agents
-from ramet.engine.arguments import CHECKS, public
-from ramet.engine.background import Background
 from ramet.engine.context import Context
-from ramet.engine.drivers import installed_drivers
 from ramet.engine.keeper import MOST_WARM, Keeper
-from ramet.engine.observe import count_forks, is_shown, observe, to_instance, unreadable_instance
+from ramet.engine.measure import count_forks, is_shown, to_instance, unreadable_instance
+from ramet.engine.observe import observe
 from ramet.engine.pool_report import pool_of
-from ramet.engine.snapshot import Snapshot, describe
+from ramet.engine.snapshot import describe
 from ramet.engine.snapshot_files import import_file, named_file
 from ramet.engine.snapshots import published, resolve_snapshot
-from ramet.engine.vm import VM
 from ramet.engine.watch import watch
 from ramet.errors import (
     DamagedError,
     NotFoundError,
-    UnavailableError,
     UnseenError,
     UsageError,
     VmmError,
@@ -43,15 +40,11 @@ from ramet.errors import (
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.handles import Handle
 from ramet.host import owners, threads
-from ramet.host.files import spread
-from ramet.host.filesystems import require_local, require_short
-from ramet.host.processes import raise_open_files_limit
 from ramet.images.resolve import resolve_image
 from ramet.model.disks import parse_disks
 from ramet.model.lineage import forest
 from ramet.model.shapes import Instance, LineageNode, PoolReport, SnapshotInfo, UnreadableRecord, Usage
 from ramet.paths import Home
-from ramet.store.records import Store
 from ramet.units import parse_size
 
 
@@ -97,38 +90,8 @@ class Host(Handle):
         require_asyncio()
         if self._context is not None:
             raise UsageError("this Host is open already", hint="make another one: `ramet.Host(...)`")
-        raise_open_files_limit()
-        require_local(self._home.places)
-        require_short(self._home.root)
-        try:
-            self._home.make()
-        except OSError as error:
-            raise UnavailableError(
-                f"the home {self._home.root} can't be used: {error.strerror}",
-                hint="set RAMET_HOME to a directory of yours",
-            ) from error
-        for directory in (self._home.instances, self._home.staging):
-            spread(directory)
         async with AsyncExitStack() as opening:
-            opening.enter_context(owners.attended(self._home.root))
-            store = Store(self._home.database)
-            opening.callback(store.close)
-            background = Background()
-            opening.push_async_callback(background.close)
-            tasks = await background.start()
-            drivers = {driver.name: driver for driver in installed_drivers()}
-            context = Context(
-                self._home,
-                config.cache_directory(),
-                store,
-                drivers,
-                Agents(tasks),
-                tasks,
-                self._accel,
-                Calls(),
-            )
-            await reap.reap(context)
-            tasks.start_soon(owners.keep_watched, self._home.root)
+            context = await reap.open_home(self._home, self._accel, opening)
             if self._warm:
                 self._keeper = Keeper(context, self._warm)
                 self._keeper.start()

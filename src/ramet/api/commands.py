@@ -1,0 +1,89 @@
+"""Commands in a guest: the part of an instance's handle that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+
+from ramet.api.arguments import public
+from ramet.calls import calls_into_host
+from ramet.engine import execution
+from ramet.engine.context import Context
+from ramet.guest.process import Process
+from ramet.model.command import Readable, Word
+from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, ExecResult
+from ramet.model.record import Record
+
+
+@calls_into_host()
+class Commands:
+    """Base of a handle whose guest runs commands. The handle has `_context` and `_record`."""
+
+    _context: Context
+
+    @property
+    def _record(self) -> Record:
+        raise NotImplementedError
+
+    @public
+    async def exec(
+        self,
+        *argv: Word,
+        stdin: bytes | str | Readable | None = None,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+    ) -> ExecResult:
+        """Run a program in the guest to its end.
+
+        Words are text, bytes or paths, as `subprocess` has them. `stdin` is what it reads: bytes, a text, or
+        an open file, which is read as it is taken; None: `/dev/null`. `env` is added to the guest's default
+        environment, `cwd` is the user's home directory unless given, `user` is `name`, `uid` or `uid:gid`,
+        `timeout` is in seconds. Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it
+        can't be started; `ExecTimeoutError` when its time runs out (it is killed with its process group
+        then); with `check`, `ExecError` when it fails; `GuestError` when it writes more than
+        `max_output_bytes` (killed too); `WrongStateError` when the instance doesn't run.
+        """
+        command = execution.request(
+            argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin is not None
+        )
+        result = await execution.execute(
+            self._context, self._record, command, stdin=stdin, max_output_bytes=max_output_bytes
+        )
+        return result.check() if check else result
+
+    @public
+    def process(
+        self,
+        *argv: Word,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
+        timeout: float | None = None,
+        stdin: bool = False,
+    ) -> AbstractAsyncContextManager[Process]:
+        """A program in the guest whose streams are read and written as it runs.
+
+        Leaving the block early kills it.
+        """
+        command = execution.request(argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin)
+        return execution.process(self._context, self._record, command)
+
+    @public
+    async def spawn(
+        self,
+        *argv: Word,
+        env: Mapping[str, Word] | None = None,
+        cwd: Word | None = None,
+        user: str | int | None = None,
+        console: bool = True,
+    ) -> int:
+        """Start a program in the guest that nobody waits for, and return its pid there.
+
+        Its output goes to the console, and so into `logs`.
+        """
+        command = execution.request(argv, env=env, cwd=cwd, user=user, console=console)
+        return await execution.spawn(self._context, self._record, command)

@@ -1,0 +1,109 @@
+"""Forks of an instance or a snapshot: the part that both handles share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Generic
+
+from ramet.api.arguments import public
+from ramet.calls import Calls, calls_into_host
+from ramet.engine import removal
+from ramet.engine.bring_up import ForkOptions
+from ramet.engine.context import Context
+from ramet.engine.fork import ForkOutcome
+from ramet.engine.watch import watch
+from ramet.guest.feeding import read_all
+from ramet.handles import Handle
+from ramet.model.forks import ForkCall, V
+from ramet.model.record import Record
+from ramet.model.shapes import ForkReport, Receipt
+
+
+@calls_into_host()
+class Forkable(Handle, Generic[V]):
+    """Base of the handles that can be forked. `V` is the handle of a fork; the subclass makes it."""
+
+    _context: Context
+
+    @property
+    def _calls(self) -> Calls:
+        return self._context.calls
+
+    async def _forked(
+        self, count: int, name: str | None, options: ForkOptions, *, detach: bool
+    ) -> ForkOutcome:
+        """Make the forks."""
+        raise NotImplementedError
+
+    def _handle(self, record: Record, receipt: Receipt) -> V:
+        """The handle of a fork that has been made."""
+        raise NotImplementedError
+
+    @public
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        require_shared: bool = False,
+        share_memory: bool = True,
+        return_exceptions: bool = False,
+        detach: bool = False,
+    ) -> ForkCall[V]:
+        """Fork it `count` times: `await` it for a list, or use it with `async with`, which removes
+        the forks at the end.
+
+        A snapshot (whose source may be gone), a template and an instance in standby are forked as they are.
+        An instance that runs is captured first, which pauses it for some milliseconds. If some forks fail,
+        `ForkError` has those that live and why the others don't; with `return_exceptions` both come back in
+        order. With `detach` all of them live on when the Host is left, as after `VM.detach`: they are
+        detached in the one step that writes them down, and a process that is killed before that leaves none
+        of them.
+        """
+        options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
+
+        async def make() -> dict[str, V | Exception]:
+            with self._calls.call():
+                outcome = await self._forked(count, name, options, detach=detach)
+                self._adopt(outcome, detach=detach)
+            return {
+                fork.name: self._handle(outcome.records[fork.id], fork)
+                if isinstance(fork, Receipt)
+                else outcome.errors[fork.name]
+                for fork in outcome.report.forks
+            }
+
+        return ForkCall(make, self._remove, self._calls, read_all, return_exceptions=return_exceptions)
+
+    @public
+    async def fork_report(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        require_shared: bool = False,
+        share_memory: bool = True,
+        detach: bool = False,
+    ) -> ForkReport:
+        """Fork as `fork` does, but return the contract's report: a receipt or a failure for each fork, in
+        order. Nothing is raised for a fork that fails.
+        """
+        options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
+        outcome = await self._forked(count, name, options, detach=detach)
+        self._adopt(outcome, detach=detach)
+        return outcome.report
+
+    def _adopt(self, outcome: ForkOutcome, *, detach: bool) -> None:
+        """Watch the forks while this Host is open. Unless they are detached, they leave with it."""
+        for fork in outcome.report.forks:
+            if isinstance(fork, Receipt):
+                if not detach:
+                    self._context.ours.add(fork.id)
+                watch(self._context, outcome.records[fork.id])
+
+    async def _remove(self, forks: Iterable[V]) -> None:
+        """Remove those of `forks` that still belong to this Host."""
+        context = self._context
+        with context.calls.call():
+            ours = {fork.id for fork in forks if not isinstance(fork, Exception)} & context.ours
+            await removal.discard_all(context, [row for row in context.store.all() if row.id in ours])
