@@ -17,7 +17,7 @@ from types import FunctionType, ModuleType, UnionType
 from typing import cast
 
 import ramet
-from ramet.api import handles, host
+from ramet.api import doctor, handles, host
 from ramet.guest import process
 from ramet.handles import Handle
 from ramet.model import forks
@@ -118,6 +118,17 @@ _FORKS = """
         if self._portal.may_leave(kind):
             self._portal.call(lambda: self._wrapped.__aexit__(kind, error, trace))
 """
+_FUNCTIONS = (doctor.doctor,)
+"""Public coroutine functions. Each call has an event loop for as long as it takes."""
+_FUNCTION = '''
+def {name}({parameters}) -> {returned}:
+    """{doc}"""
+    portal = _Portal()
+    try:
+        return portal.call(lambda: {original}({arguments}))
+    finally:
+        portal.close()
+'''
 _TAIL = '''
 class ForkError(ramet.model.forks.ForkError[VM]):
     """{doc}"""
@@ -161,7 +172,8 @@ def generate() -> str:
     ]
     tail = _TAIL.format(doc=_doc(forks.ForkError, 4), vm=_VM)
     portal_imports, portal = _portal()
-    own = {*_ATTRIBUTES, "ForkError"}
+    functions = [_function(function, imports) for function in _FUNCTIONS]
+    own = {*_ATTRIBUTES, "ForkError", *(function.__name__ for function in _FUNCTIONS)}
     shared = sorted({*ramet.__all__} - own - {"__version__", "sync", "ForkCall"})
     for name in shared:
         source = ramet._HOMES.get(name, "ramet.errors")  # noqa: SLF001 - where a lazy module has its names
@@ -175,6 +187,7 @@ def generate() -> str:
         portal,
         *classes,
         tail,
+        *functions,
     ]
     return _formatted("\n".join(parts))
 
@@ -301,10 +314,27 @@ def _method(function: FunctionType, imports: set[str]) -> str:
     )
 
 
+def _function(function: FunctionType, imports: set[str]) -> str:
+    signature, module = inspect.signature(function), _module_of(function)
+    parameters, arguments = _parameters(signature, module, imports)
+    _import_names(signature.return_annotation, module, imports)
+    imports.add(f"import {module.__name__}")
+    return _FUNCTION.format(
+        name=function.__name__,
+        parameters=parameters,
+        returned=signature.return_annotation,
+        doc=_doc(function, 4),
+        original=f"{module.__name__}.{function.__name__}",
+        arguments=arguments,
+    )
+
+
 def _parameters(signature: inspect.Signature, module: ModuleType, imports: set[str]) -> tuple[str, str]:
     """As they stand in a definition, and as they are passed on."""
     defined, passed, keywords = [], [], False
-    for one in list(signature.parameters.values())[1:]:
+    for one in signature.parameters.values():
+        if one.name == "self":
+            continue
         _import_names(one.annotation, module, imports)
         default = "" if one.default is one.empty else f" = {one.default!r}"
         if one.kind is one.VAR_POSITIONAL:

@@ -21,6 +21,7 @@ from ramet.version import __version__
 
 if TYPE_CHECKING:
     from ramet import sync as sync
+    from ramet.api.doctor import doctor
     from ramet.api.handles import VM, Snapshot
     from ramet.api.host import Host
     from ramet.errors import (
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     )
     from ramet.guest.process import Process
     from ramet.model.command import Chunk, ExitStatus, Readable, Word
+    from ramet.model.doctor import Check, DoctorReport, DriverReport
     from ramet.model.exec_result import ExecResult
     from ramet.model.forks import ForkCall, ForkError, Forks, InstanceName
     from ramet.model.lifecycle import State
@@ -88,10 +90,13 @@ if TYPE_CHECKING:
 __all__ = [
     "VM",
     "CannotReflinkError",
+    "Check",
     "Chunk",
     "Compression",
     "DamagedError",
     "DiskReceipt",
+    "DoctorReport",
+    "DriverReport",
     "ErrorShape",
     "ExecError",
     "ExecNotExecutableError",
@@ -153,10 +158,13 @@ __all__ = [
     "Word",
     "WrongStateError",
     "__version__",
+    "doctor",
     "sync",
 ]
 
 _HOMES = {
+    "doctor": "ramet.api.doctor",
+    **dict.fromkeys(["Check", "DoctorReport", "DriverReport"], "ramet.model.doctor"),
     "ForkCall": "ramet.model.forks",
     "Forks": "ramet.model.forks",
     "Host": "ramet.api.host",

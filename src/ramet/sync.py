@@ -30,6 +30,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 import anyio
 
+import ramet.api.doctor
 import ramet.api.handles
 import ramet.api.host
 import ramet.guest.process
@@ -68,6 +69,7 @@ from ramet.errors import (
 from ramet.handles import Handle
 from ramet.host import threads
 from ramet.model.command import Chunk, ExitStatus, Readable, Word
+from ramet.model.doctor import Check, DoctorReport, DriverReport
 from ramet.model.exec_result import ExecResult
 from ramet.model.forks import InstanceName
 from ramet.model.lifecycle import State
@@ -101,10 +103,13 @@ from ramet.model.shapes import (
 __all__ = [
     "VM",
     "CannotReflinkError",
+    "Check",
     "Chunk",
     "Compression",
     "DamagedError",
     "DiskReceipt",
+    "DoctorReport",
+    "DriverReport",
     "ErrorShape",
     "ExecError",
     "ExecNotExecutableError",
@@ -164,6 +169,7 @@ __all__ = [
     "VmmTimeoutError",
     "Word",
     "WrongStateError",
+    "doctor",
 ]
 
 _T = TypeVar("_T")
@@ -1254,3 +1260,19 @@ async def _unwanted(forks: ramet.model.forks.Forks[ramet.api.handles.VM]) -> Non
         if isinstance(vm, ramet.api.handles.VM):
             with suppress(NotFoundError):  # it has just gone
                 await vm.remove(force=True)
+
+
+def doctor(home: str | os.PathLike[str] | None = None) -> DoctorReport:
+    """Examine this machine: KVM, the drivers, the parts of guests, limits, and the filesystem of `home` (the
+    user's own unless given). The home need not exist, and none is made; nothing is changed but the cached
+    verdict on KVM.
+
+    `DoctorReport.ok` says whether a driver can run guests here; each `Check` that isn't ok comes with advice.
+    Raises `UnavailableError` when no path is known for the home or for the cache, `UsageError` for a `home`
+    that is no path.
+    """
+    portal = _Portal()
+    try:
+        return portal.call(lambda: ramet.api.doctor.doctor(home))
+    finally:
+        portal.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import ramet.sync
 from ramet.api.doctor import doctor
 from ramet.errors import UsageError
 from ramet.host.doctor import home_findings, kvm_finding, limit_findings, ptrace_finding
@@ -176,6 +178,14 @@ async def test_the_library_has_the_same_report(ramet: Shell, monkeypatch: pytest
     [home] = [one for one in same["checks"] if one["name"] == "home"]
     assert home in report["checks"]
     assert not (ramet.home / "another").exists()
+
+
+def test_plain_code_has_it_too_and_no_thread_stays(tmp_path: Path) -> None:
+    before = threading.active_count()
+    report = ramet.sync.doctor(tmp_path)
+    assert {check.name for check in report.checks} >= NAMES
+    assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() == before
 
 
 @pytest.mark.anyio

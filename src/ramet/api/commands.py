@@ -9,7 +9,7 @@ from ramet.api.arguments import public
 from ramet.calls import calls_into_host
 from ramet.engine import execution
 from ramet.engine.context import Context
-from ramet.guest.process import Process
+from ramet.guest.process import Process as Process
 from ramet.model.command import Readable, Word
 from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, ExecResult
 from ramet.model.record import Record

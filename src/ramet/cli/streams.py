@@ -22,7 +22,7 @@ from ramet.units import KIB
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ramet.guest.process import Process
+    from ramet.api.commands import Process
     from ramet.model.command import Chunk, ExitStatus
 
 _READ_BYTES = 64 * KIB
