@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from tests import preloaded
 from tests.conftest import assert_nothing_left
 
 COMMAND = [sys.executable, "-m", "ramet.cli.main"]
@@ -30,6 +31,22 @@ def hangs_up() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+def run_command(
+    words: Sequence[str], environment: Mapping[str, str], stdin: bytes | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """`ramet WORDS` to its end, as a process of its own; its imports have been done where they can be."""
+    if preloaded.can_run(environment):
+        return preloaded.run(COMMAND[-1], words, environment=environment, limit_s=LIMIT_S, stdin=stdin)
+    return subprocess.run(
+        [*COMMAND, *words],
+        env=environment,
+        input=stdin or b"",
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
 class Shell:
     """Runs `ramet` with one home."""
 
@@ -43,15 +60,7 @@ class Shell:
         self, *words: str, stdin: bytes | None = None, code: int = 0
     ) -> subprocess.CompletedProcess[bytes]:
         """Run to the end; `stdin` is `/dev/null` unless given. Fails the test on another exit code."""
-        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-        done = subprocess.run(
-            [*COMMAND, *words],
-            env=self.environment,
-            capture_output=True,
-            timeout=LIMIT_S,
-            check=False,
-            **given,
-        )
+        done = run_command(words, self.environment, stdin)
         assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
         assert b"Traceback" not in done.stderr
         return done

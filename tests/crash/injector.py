@@ -237,7 +237,7 @@ OPERATIONS: dict[str, Callable[[ramet.Host], Awaitable[None]]] = {
 }
 
 
-async def main(home: str, operation: str, point: int) -> None:
+async def carry_out(home: str, operation: str, point: int) -> None:
     points = Points(point)
     # Imported now, so that the points are the operation's and not Python's.
     import ramet.api.host
@@ -248,5 +248,11 @@ async def main(home: str, operation: str, point: int) -> None:
     print("\n".join(points.seen))
 
 
+def main() -> int:
+    """`python -m tests.crash.injector HOME OPERATION POINT`."""
+    anyio.run(carry_out, sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    return 0
+
+
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    sys.exit(main())

@@ -7,9 +7,9 @@ means: no VMM, directory or temporary file without a record.
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -23,6 +23,7 @@ import ramet
 from ramet.errors import UnavailableError
 from ramet.host import processes
 from ramet.paths import Home
+from tests import preloaded
 from tests.conftest import assert_nothing_left
 from tests.owners.processes import until_settled
 from tests.side_by_side import tell
@@ -80,13 +81,9 @@ async def crash_home(homes: Path, anyio_backend: str, request: pytest.FixtureReq
 
 
 def inject(home: Path, operation: str, point: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.crash.injector", str(home), operation, str(point)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = (str(home), operation, str(point))
+    done = preloaded.run("tests.crash.injector", words, environment=os.environ, limit_s=120)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 async def prepare(home: Path, operation: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE
-from tests.cli.conftest import COMMAND, LIMIT_S, Shell, wait_until
+from tests.cli.conftest import COMMAND, LIMIT_S, Shell, run_command, wait_until
 from tests.conftest import living_in
 
 # Made or grown by looking: locks, SQLite's own files, and the logs that are rings.
@@ -75,16 +75,18 @@ class Lab:
         began = time.monotonic()
         verb = 2 if attempt.words[0] == "snapshot" else 1
         words = [*attempt.command, *attempt.words[:verb], *more, *attempt.words[verb:]]
-        done = subprocess.run(
-            words,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-        return Answer(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+        if attempt.command == COMMAND:
+            done = run_command(words[len(COMMAND) :], environment)
+        else:
+            done = subprocess.run(
+                words,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=LIMIT_S,
+                check=False,
+            )
+        return Answer(done.returncode, done.stdout.decode(), done.stderr.decode(), time.monotonic() - began)
 
     def script(self, name: str, text: str) -> str:
         """An executable shell script; its path."""
