@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tools import deep
-from tools.deep_parts import PARTS, SEED_CASE, Part, covers
+from tools.deep_parts import PARTS, SEED_CASE, Part, covers, named
 
 from ramet import config
 from tests.copied_packages import ROOT
@@ -200,13 +200,17 @@ def test_a_run_that_is_not_asked_to_end(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_every_deep_test_is_in_one_part() -> None:
-    found = [file for file in (ROOT / "tests").rglob("test_*.py") if "mark.deep" in file.read_text()]
-    assert found
-    for path in sorted(found):
-        file = os.fspath(path.relative_to(ROOT))
-        of = [part.name for part in PARTS if not part.alone and any(covers(one, file) for one in part.tests)]
-        measured = "mark.alone" in path.read_text() and not of
-        assert len(of) == 1 or measured, f"{file} is in {of or 'no part'} (tools/deep_parts.py)"
+    """What is alone in one, what no other names in another, and no file in two."""
+    assert [part.tests for part in PARTS if part.alone] == [("tests",)]
+    [rest] = [part for part in PARTS if part.rest]
+    assert rest.tests == ("tests",)
+    paths = named(PARTS)
+    ignored = {word for word in rest.pytest_words() if word.startswith("--ignore")}
+    assert ignored == {f"--ignore={path}" for path in paths}
+    for one in paths:
+        assert [other for other in paths if covers(other, one)] == [one]
+    assert rest.called_for_by(["tests/somewhere/test_new.py"])
+    assert not rest.called_for_by([f"{paths[0]}"])
 
 
 def test_every_path_is_there() -> None:

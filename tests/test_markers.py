@@ -38,3 +38,20 @@ def test_what_waits_is_marked() -> None:
                 if not marked and WAITS.intersection(names_in(node)):
                     unmarked.append(f"{path.relative_to(ROOT)}::{node.name}")
     assert unmarked == []
+
+
+def test_what_is_measured_alone_is_deep() -> None:
+    """`make test` runs nothing alone: a worker would wait for the others, and they for it."""
+    shallow = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        source = path.read_text()
+        if "mark.alone" not in source:
+            continue
+        module = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+        of_all = "".join(ast.unparse(node) for node in module if "pytestmark" in ast.unparse(node))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                marks = of_all + "".join(ast.unparse(one) for one in node.decorator_list)
+                if node.name.startswith("test") and "mark.alone" in marks and "mark.deep" not in marks:
+                    shallow.append(f"{path.relative_to(ROOT)}::{node.name}")
+    assert shallow == []

@@ -1,8 +1,8 @@
 """The deep tier's parts: what each runs, the paths whose change calls for it, and about how long it takes.
 
-In the order in which they are run where there isn't time for all: the riskiest first. A deep test belongs to
-exactly one part: `measured` has those that are marked `alone`, the others follow from their folder
-(`tests/test_deep_tier.py`).
+In the order in which they are run where there isn't time for all: the riskiest first. Of the deep tests those
+that are marked `alone` are in `measured`, the others in the part that names their folder, else in
+`behaviours`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Final
 class Part:
     """`tests` are files and folders of which the deep tests are run; `paths` call for it, beside those. A
     path that ends with `/` stands for all that is below. `alone`: one test after another, and only what is
-    marked so. `before` is a command that makes what the tests would be skipped without.
+    marked so. `rest`: only what is in no other part. `before` is a command that makes what the tests would be
+    skipped without.
     """
 
     name: str
@@ -24,22 +25,32 @@ class Part:
     paths: tuple[str, ...]
     minutes: float
     alone: bool = False
+    rest: bool = False
     before: tuple[str, ...] = ()
 
     def pytest_words(self) -> tuple[str, ...]:
         """The arguments that have pytest run it."""
         if self.alone:
             return ("-n", "0", "-m", "deep and alone", *self.tests)
-        return (*SIDE_BY_SIDE, "-m", "deep and not alone", *self.tests)
+        ignored = [f"--ignore={path}" for path in named(PARTS)] if self.rest else []
+        return (*SIDE_BY_SIDE, "-m", "deep and not alone", *self.tests, *ignored)
 
     def called_for_by(self, changed: Iterable[str]) -> bool:
         """Whether one of the changed files, by their paths from the root, is of its paths."""
-        return any(covers(path, one) for one in changed for path in (*self.tests, *self.paths))
+        if self.rest:
+            changed = [one for one in changed if not any(covers(path, one) for path in named(PARTS))]
+        own = self.paths if self.alone else (*self.tests, *self.paths)
+        return any(covers(path, one) for one in changed for path in own)
 
 
 def covers(path: str, file: str) -> bool:
     """Whether `file` is `path`, or below it."""
     return file == path or file.startswith(path.rstrip("/") + "/")
+
+
+def named(parts: Iterable[Part]) -> list[str]:
+    """The tests that parts name, other than the two that take what the marks or the others leave them."""
+    return [path for part in parts if not (part.alone or part.rest) for path in part.tests]
 
 
 SIDE_BY_SIDE: Final = ("-n", "auto", "--maxprocesses", "8")
@@ -74,19 +85,7 @@ PARTS: Final = (
     ),
     Part("hunt", ("tests/hunt",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 3),
     Part("measured", ("tests",), (*_ENGINE, *_BYTES, *_GUEST, "benchmarks/"), 4, alone=True),
-    Part(
-        "behaviours",
-        (
-            "tests/engine",
-            "tests/firecracker",
-            "tests/owners",
-            "tests/pool",
-            "tests/library",
-            "tests/fallbacks",
-        ),
-        (*_ENGINE, *_BYTES, *_GUEST, "src/ramet/cli/"),
-        5,
-    ),
+    Part("behaviours", ("tests",), (*_ENGINE, *_BYTES, *_GUEST, "src/ramet/cli/"), 8, rest=True),
     Part(
         "users", ("tests/not_root", "tests/environments"), (*_ENGINE, "src/ramet/cli/", "tools/setup.sh"), 5
     ),

@@ -64,6 +64,7 @@ def test_people_get_every_finding_and_every_advice(ramet: Shell) -> None:
         assert one["advice"] is None or " ".join(one["advice"].split()) in said
 
 
+@pytest.mark.deep
 @pytest.mark.timing
 @pytest.mark.alone
 def test_it_is_quick_and_leaves_nothing(ramet: Shell) -> None:

@@ -77,6 +77,7 @@ def _descriptors() -> Iterator[str]:
             yield f"{what} {of[what]}"
 
 
+@pytest.mark.deep
 async def test_a_fork_cancelled_at_every_await(
     warm: ramet.VM, warm_host: ramet.Host, warm_home: Path
 ) -> None:
@@ -130,6 +131,7 @@ async def leaked(home: Path, before: Held) -> list[str]:
     return more
 
 
+@pytest.mark.deep
 async def test_a_rewind_cancelled_at_every_await(host: ramet.Host) -> None:
     """By asyncio itself, whose cancellation passes anyio's shields: one VMM is left, and it is the one that
     the row names.

@@ -30,6 +30,7 @@ async def warmed(host: ramet.Host, memory: str) -> ramet.VM:
     return await vm.template()
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 @pytest.mark.timeout(300)
 async def test_a_fork_of_2_gib_costs_what_one_of_256_mib_costs(host: ramet.Host) -> None:

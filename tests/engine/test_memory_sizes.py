@@ -30,7 +30,7 @@ async def test_memory_is_rounded_up_to_what_the_driver_takes(kind: type[Qemu] | 
 
 @pytest.mark.vm
 @pytest.mark.anyio
-@pytest.mark.parametrize("memory", [200_000_000, 128 * MIB + 4096])
+@pytest.mark.parametrize("memory", [200_000_000, pytest.param(128 * MIB + 4096, marks=pytest.mark.deep)])
 async def test_an_odd_size_boots_forks_and_is_shown_rounded(host: ramet.Host, memory: int) -> None:
     vm = await host.run(memory=memory, driver="qemu")
     shown = (await vm.info()).memory_bytes

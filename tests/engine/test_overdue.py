@@ -119,6 +119,7 @@ async def outcome(warm: ramet.VM, request: pytest.FixtureRequest, monkeypatch: p
     return _outcomes[request.param]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("outcome", ["ends_in_time"], indirect=True)
 async def test_a_pause_is_no_time_of_the_commands(outcome: object) -> None:
     assert outcome == "done\n"

@@ -25,7 +25,7 @@ from tests.guests.sqlite import (
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 
 
-@pytest.mark.parametrize("journal", ["wal", "delete"])
+@pytest.mark.parametrize("journal", ["wal", pytest.param("delete", marks=pytest.mark.deep)])
 async def test_forks_of_a_database_under_load_are_whole(
     host: ramet.Host, journal: Literal["wal", "delete"]
 ) -> None:

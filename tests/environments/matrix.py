@@ -39,7 +39,7 @@ class Environment:
     """A row of the matrix.
 
     `way` is how the job is done: by a program or by the commands. `codes` are the exit codes that commands
-    may have; `hears` says that what they print can be read. `usual` rows are in `make test`. `own_home` means
+    may have; `hears` says that what they print can be read. `own_home` means
     that no other environment can use the home, so that no guest of another one can live there.
     """
 
@@ -52,7 +52,6 @@ class Environment:
     codes: tuple[int, ...] = (0,)
     stdout: str = "pipe"
     hears: bool = True
-    usual: bool = False
     own_home: bool = False
 
 
@@ -87,20 +86,15 @@ HOMES = (
     Environment("home on ext4 with 1 KiB blocks", loop("ext4", "-q", "-b", "1024")),
     Environment("home on an overlay", places.on_overlay),
     Environment("home on tmpfs", places.on_tmpfs),
-    Environment(
-        "home on FUSE", places.on_fuse, refused=Refused(5, ("FUSE", "RAMET_HOME")), usual=True, own_home=True
-    ),
-    Environment(
-        "read-only home", places.read_only, refused=Refused(5, ("ead-only",)), usual=True, own_home=True
-    ),
+    Environment("home on FUSE", places.on_fuse, refused=Refused(5, ("FUSE", "RAMET_HOME")), own_home=True),
+    Environment("read-only home", places.read_only, refused=Refused(5, ("ead-only",)), own_home=True),
     Environment("home with spaces in its path", named(b"a home of 'mine', \"so\"")),
     Environment("home with a newline in its path", named(b"two\nlines"), way="commands"),
-    Environment("home with a path that isn't UTF-8", named(b"h\xff\xfe"), way="commands", usual=True),
+    Environment("home with a path that isn't UTF-8", named(b"h\xff\xfe"), way="commands"),
     Environment(
         "home with a path of 700 bytes",
         named(b"d" * 250 + b"/" + b"e" * 250 + b"/" + b"f" * 150),
         refused=Refused(5, ("bytes", "RAMET_HOME")),
-        usual=True,
     ),
 )
 
@@ -129,7 +123,6 @@ LIMITS = (
         "ulimit -f 102400, less than the guest's RAM",
         around=around(surroundings.limited("FSIZE", 100 * MIB)),
         refused=Refused(1, ("ulimit -f", "RLIMIT_FSIZE"), home_stays=True),
-        usual=True,
     ),
     Environment("memory cgroup of 700 MiB", around=lambda: cgroup("memory", limit_in_bytes=700 * MIB)),
     Environment("pids cgroup of 100", around=lambda: cgroup("pids", max=100)),
@@ -160,7 +153,6 @@ NAMESPACES = (
     Environment(
         "another PID namespace, the same home",
         around=lambda: unshare("--pid", "--fork", "--mount-proc"),
-        usual=True,
     ),
     Environment(
         "another PID namespace, the old /proc, the same home",
@@ -172,9 +164,7 @@ NAMESPACES = (
 )
 
 PROCESS = (
-    Environment(
-        "SIGCHLD ignored", around=around(surroundings.ignoring(signal.SIGCHLD)), way="commands", usual=True
-    ),
+    Environment("SIGCHLD ignored", around=around(surroundings.ignoring(signal.SIGCHLD)), way="commands"),
     Environment("SIGCHLD ignored, a program", around=around(surroundings.ignoring(signal.SIGCHLD))),
     Environment(
         "SIGPIPE and SIGHUP ignored", around=around(surroundings.ignoring(signal.SIGPIPE, signal.SIGHUP))
@@ -182,7 +172,7 @@ PROCESS = (
     Environment("all signals blocked", around=around(surroundings.blocking_all())),
     Environment("systemd-run", around=surroundings.systemd_run, way="commands"),
     Environment("stdout full", way="commands", stdout="full", codes=(0, 1, 125), hears=False),
-    Environment("stdout non-blocking", way="commands", stdout="non-blocking", usual=True),
+    Environment("stdout non-blocking", way="commands", stdout="non-blocking"),
     Environment("python -OO", around=around(Surroundings(options=("-OO",)))),
     Environment("python -X dev -W error", around=around(Surroundings(options=("-X", "dev", "-W", "error")))),
     Environment(
@@ -198,7 +188,7 @@ PROCESS = (
 )
 
 PROGRAMS = tuple(
-    Environment(name, options=("--by", way), usual=way == "uvloop")
+    Environment(name, options=("--by", way))
     for way, name in {
         "asyncio": "an asyncio program",
         "uvloop": "a uvloop program",

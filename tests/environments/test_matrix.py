@@ -19,13 +19,10 @@ from tests.environments.matrix import MATRIX, Environment
 from tests.environments.surroundings import Surroundings
 from tests.side_by_side import tell
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vm, pytest.mark.deep, pytest.mark.timeout(400)]
 
 
-ROWS = [pytest.param(row, id=row.name, marks=() if row.usual else pytest.mark.deep) for row in MATRIX]
-
-
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", MATRIX, ids=lambda row: row.name)
 def test_the_job(row: Environment, directory: Path, exported: Path) -> None:
     try_row(row, directory, exported)
 

@@ -20,7 +20,7 @@ from tests.environments.test_matrix import does
 from tests.not_root.conftest import Account, install
 from tests.side_by_side import tell
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vm, pytest.mark.deep, pytest.mark.timeout(400)]
 
 STRANGER = 54321
 """A user id without a passwd entry, as containers are started with."""
@@ -48,7 +48,6 @@ def stranger() -> Iterator[Account]:
         yield account
 
 
-@pytest.mark.deep
 def test_a_user_without_a_passwd_entry(stranger: Account) -> None:
     home = stranger.home / "state"
     done = stranger.run(stranger.python, stranger.home / "job.py", home, "job-", RAMET_HOME=str(home))
@@ -66,7 +65,6 @@ def test_without_home_and_passwd_entry_both_variables_are_named(stranger: Accoun
     tell("environment | no passwd entry, no HOME, no RAMET_HOME | refused: exit 5, both variables named")
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize("most", [40, 2])
 def test_a_limit_on_processes(stranger: Account, most: int) -> None:
     """RLIMIT_NPROC counts the user's threads, and holds for whoever isn't root (getrlimit(2))."""
@@ -85,7 +83,6 @@ def test_a_limit_on_processes(stranger: Account, most: int) -> None:
         assert_nothing_left(home)
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize("kilobytes", [8_000_000, 300_000])
 def test_a_limit_on_address_space(stranger: Account, kilobytes: int) -> None:
     home = stranger.home / f"state-{kilobytes}"
@@ -103,7 +100,6 @@ def test_a_limit_on_address_space(stranger: Account, kilobytes: int) -> None:
         assert_nothing_left(home)
 
 
-@pytest.mark.deep
 def test_a_home_that_was_moved(directory: Path, exported: Path) -> None:
     before, after = directory / "before", directory / "after"
     ramet = commands.plain(before)

@@ -30,6 +30,7 @@ _MOST_PSS_BYTES = 1_500_000
 _ROUNDS = 5
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 async def test_one_inode_for_a_hundred_forks_that_outlive_their_source(
     probes: ramet.Host, make_template: MakeTemplate, home: Path
@@ -107,6 +108,7 @@ async def test_a_hundred_forks_write_the_same_pages_and_sectors(make_template: M
     assert (await fresh.exec("bpeek", "3", check=True)).text.split()[0] == f"{0x1111:016x}"
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 async def test_4_gib_cost_what_256_mib_cost(
     probes: ramet.Host, make_template: MakeTemplate, home: Path

@@ -82,6 +82,7 @@ def test_flags_and_crumbs_cost_no_more_than_frames() -> None:
     assert seconds(b"a\x7e" * 65_536) < frames
 
 
+@pytest.mark.deep
 @pytest.mark.timing
 @pytest.mark.alone
 @pytest.mark.usefixtures("agent_process")

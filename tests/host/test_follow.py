@@ -84,6 +84,7 @@ async def test_what_is_there_then_what_is_appended_then_the_last_words(log: Path
     assert follower.reasons == []
 
 
+@pytest.mark.deep
 @pytest.mark.timing
 @pytest.mark.alone
 async def test_news_come_without_polling(log: Path) -> None:

@@ -1,4 +1,4 @@
-"""A short hunt on each driver, from another seed each time: `RAMET_HUNT_SEED` gives one again."""
+"""Hunts on each driver, from another seed each time: `RAMET_HUNT_SEED` gives one again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
 from ramet.memory.ram import changed_pages
 from tests.hunt.guests import Probe
-from tests.hunt.hunt import FoundError, kind_of, report, run_sequence
+from tests.hunt.hunt import FoundError, kind_of, report, run_hunt, run_sequence
 from tests.hunt.model import ZERO, Contents, Page
 from tests.hunt.steps import Choices, Limits
 from tests.hunt.world import Tally
@@ -28,6 +28,8 @@ LIMITS = {
     "probe": Limits(guests=12, most_guests=16, steps=24),
     "linux": Limits(guests=5, most_guests=8, captures=4, steps=8, checked=2),
 }
+
+LONG_S, VERY_LONG_S = 300, 3600
 
 
 def require_driver(driver: str, guest: str) -> None:
@@ -50,7 +52,10 @@ def require_driver(driver: str, guest: str) -> None:
 
 @pytest.mark.vm
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("driver", "guest"), [("firecracker", "probe"), ("qemu", "linux")])
+@pytest.mark.parametrize(
+    ("driver", "guest"),
+    [("firecracker", "probe"), pytest.param("qemu", "linux", marks=pytest.mark.deep)],
+)
 def test_a_short_hunt_finds_nothing(driver: str, guest: str) -> None:
     require_driver(driver, guest)
     seed = int(os.environ.get("RAMET_HUNT_SEED") or secrets.randbits(31))
@@ -62,6 +67,33 @@ def test_a_short_hunt_finds_nothing(driver: str, guest: str) -> None:
     tell(f"hunt on {driver}, seed {seed}: {report(tally).splitlines()[0]}")
     assert tally.steps == LIMITS[guest].steps
     assert tally.files_checked > tally.steps
+
+
+@pytest.mark.vm
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("driver", "guest"), [("firecracker", "probe"), ("qemu", "linux")])
+def test_a_long_hunt_finds_nothing(driver: str, guest: str) -> None:
+    hunt(driver, guest, LONG_S)
+
+
+@pytest.mark.vm
+@pytest.mark.soak
+@pytest.mark.timeout(2 * VERY_LONG_S)
+@pytest.mark.parametrize(("driver", "guest"), [("firecracker", "probe"), ("qemu", "linux")])
+def test_a_very_long_hunt_finds_nothing(driver: str, guest: str) -> None:
+    hunt(driver, guest, VERY_LONG_S)
+
+
+def hunt(driver: str, guest: str, seconds: float) -> None:
+    """Sequence after sequence; none is begun after that time."""
+    require_driver(driver, guest)
+    seed = int(os.environ.get("RAMET_HUNT_SEED") or secrets.randbits(31))
+    try:
+        tally = run_hunt(kind_of(driver, guest), LIMITS[guest], seed=seed, seconds=seconds)
+    except FoundError as error:
+        pytest.fail(f"RAMET_HUNT_SEED={seed} gives this again: {error}", pytrace=False)
+    tell(f"{seconds:.0f} s of hunts on {driver}, from seed {seed}: {report(tally).splitlines()[0]}")
 
 
 @pytest.mark.vm

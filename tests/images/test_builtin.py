@@ -124,6 +124,7 @@ def test_the_same_elsewhere_and_later(
     assert initramfs_of(second).read_bytes() == initramfs_of(first).read_bytes()
 
 
+@pytest.mark.deep
 @pytest.mark.timing
 @pytest.mark.alone
 def test_found_again_without_reading_the_ingredients(kernel: Kernel, agent: Path, busybox: Path) -> None:

@@ -8,8 +8,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 LOOPS = ["asyncio", "uvloop"]
-"""Event loops that each test of this folder runs on."""
+"""Event loops that programs run on."""
+LOOPS_IN_TURN = ["asyncio", pytest.param("uvloop", marks=pytest.mark.deep)]
+"""The same, where whole jobs on either (`test_event_loops.py`) are enough for a merge."""
 LIMIT_S = 120
 """No program here waits for anything that takes so long."""
 

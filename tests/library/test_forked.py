@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ramet
-from tests.library.programs import LOOPS, run_program
+from tests.library.programs import LOOPS_IN_TURN, run_program
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -16,7 +16,7 @@ QUIET = ["-W", "ignore:This process:DeprecationWarning"]
 FORKED = "UsageError: this Host was opened by the process that this one was forked from"
 
 
-@pytest.fixture(params=LOOPS)
+@pytest.fixture(params=LOOPS_IN_TURN)
 def loop(request: pytest.FixtureRequest) -> str:
     """The name of an event loop."""
     return str(request.param)

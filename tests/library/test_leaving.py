@@ -12,14 +12,14 @@ import pytest
 
 import ramet
 from tests.conftest import living_in
-from tests.library.programs import LOOPS, run_program
+from tests.library.programs import LOOPS_IN_TURN, run_program
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 LEFT = "UsageError: this Host was left"
 
 
-@pytest.fixture(params=LOOPS)
+@pytest.fixture(params=LOOPS_IN_TURN)
 def loop(request: pytest.FixtureRequest) -> str:
     """The name of an event loop."""
     return str(request.param)

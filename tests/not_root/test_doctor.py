@@ -10,6 +10,8 @@ import pytest
 
 from tests.not_root.conftest import Account
 
+pytestmark = [pytest.mark.vm, pytest.mark.deep]
+
 
 def checks_of(account: Account, *, code: int = 0, **environment: str) -> dict[str, Any]:
     report = account.json("doctor", code=code, **environment)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.not_root.conftest import Account
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.deep, pytest.mark.timeout(300)]
 
 _MOST = 22
 

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import living_in
 from tests.not_root.conftest import Account
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.deep, pytest.mark.timeout(300)]
 
 FEW_FILES, MANY_FORKS = 1024, 64
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.not_root.conftest import LIMIT_S, Account
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.deep, pytest.mark.timeout(300)]
 
 
 def as_root(account: Account, *words: str) -> Any:

@@ -54,6 +54,7 @@ async def with_disk(linux: Guest, host: ramet.Host) -> dict[int, ramet.VM]:
     return forks
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 async def test_what_is_on_the_disk_makes_no_fork_dearer(linux: Guest, with_disk: dict[int, ramet.VM]) -> None:
     written: dict[str, dict[int, int]] = {"branch": {}, "fork": {}}
@@ -78,6 +79,7 @@ async def test_what_is_on_the_disk_makes_no_fork_dearer(linux: Guest, with_disk:
         assert large <= small + MIB, what
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 async def test_a_branch_writes_what_has_changed(guest: Guest, source: ramet.VM, host: ramet.Host) -> None:
     """Changed pages, vmstate, and at most 256 KiB: on the disk, and through the kernel."""

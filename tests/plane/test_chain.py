@@ -52,6 +52,7 @@ async def ready_ms(source: Forkable) -> float:
     return statistics.median(took)
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 async def test_every_value_of_every_depth_is_there(guest: Guest, host: ramet.Host) -> None:
     kept: dict[int, Forkable] = {}

@@ -86,6 +86,7 @@ async def counted(vms: Sequence[ramet.VM], files: Sequence[str]) -> list[list[in
     return [[int(one) for one in words] for words in said]
 
 
+@pytest.mark.deep
 async def test_two_cpus_under_load_with_requests_in_flight(linux: Guest, host: ramet.Host) -> None:
     """A program on each CPU and one that writes and checks the disk: all go on, in the source and in every
     fork.

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(400)]
 _BRANCHES = 20
 
 
+@pytest.mark.deep
 async def test_twenty_branches_under_load_are_whole(linux: Guest, host: ramet.Host) -> None:
     sqlite_tree()
     try:

@@ -38,6 +38,7 @@ async def ratio_of(guest: Guest, sources: dict[str, ramet.VM], what: str) -> flo
     return large / small
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 async def test_it_does_not_grow_with_ram(guest: Guest, host: ramet.Host) -> None:
     sources = {}
@@ -49,6 +50,7 @@ async def test_it_does_not_grow_with_ram(guest: Guest, host: ramet.Host) -> None
     assert await ratio_of(guest, sources, "the pause of a branch of 4 GiB over one of 512 MiB") <= _MOST
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 async def test_of_a_booted_guest_it_does_not_grow_with_untouched_ram(probe: Guest, host: ramet.Host) -> None:
     """A guest that has just booted and has no mem-file: the probe touches the same of any RAM."""
