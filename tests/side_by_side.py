@@ -116,6 +116,14 @@ def in_order(nodeids: Sequence[str], known: dict[str, float]) -> list[int]:
     return sorted(range(len(nodeids)), key=place)
 
 
+@pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")
+def pytest_mark_core(items: list[pytest.Item]) -> None:
+    """Before marks are asked for: what needs no VM and isn't long is of the core, too."""
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("vm", "deep", "soak")):
+            item.add_marker("core")
+
+
 # After pytest's own, which puts together what shares a parameter of a session's fixture.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,6 +25,7 @@ def test_there_are_examples() -> None:
     assert all(SHELL.values())
 
 
+@pytest.mark.core
 @pytest.mark.vm
 @pytest.mark.parametrize("example", PYTHON, ids=["async", "sync"])
 def test_a_python_example(example: str, home: Path) -> None:
@@ -43,6 +44,7 @@ def test_a_python_example(example: str, home: Path) -> None:
         assert said[1::2] == ["shared"] * 3
 
 
+@pytest.mark.core
 @pytest.mark.vm
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ class TestFiles:
         assert directory.name == msgspec.json.decode(base("snapshot", "ls", "--json").stdout)[0]["id"]
 
 
+@pytest.mark.core
 def test_what_is_left_of_a_source_that_is_gone(base: Shell) -> None:
     """Last in this module: `box` goes, and all that was made of it."""
     base("rm", "-f", "box")

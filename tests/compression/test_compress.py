@@ -43,6 +43,7 @@ def receipts(report: ForkReport) -> list[Receipt]:
     return [one for one in report.forks if isinstance(one, Receipt)]
 
 
+@pytest.mark.core
 async def test_there_and_back(snapshot: ramet.Snapshot) -> None:
     before = digest(mem_of(snapshot))
     facts = mem_of(snapshot).stat()

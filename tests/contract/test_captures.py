@@ -20,7 +20,7 @@ from ramet.memory.pagemap import changed_runs
 from ramet.paths import MEM_FILE, VMSTATE_FILE
 from tests.contract.subject import Frozen, Subject, restored
 
-pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.core]
 
 
 async def test_a_session_holds_all_that_a_capture_says(subject: Subject, frozen: Frozen, place: Path) -> None:

@@ -14,7 +14,7 @@ from ramet.paths import KERNEL_FILE, MEM_FILE, VMSTATE_FILE
 from tests.conftest import living_in
 from tests.contract.subject import Frozen, Subject, restored
 
-pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.core]
 
 
 async def test_a_missing_program(subject: Subject, place: Path) -> None:

@@ -21,7 +21,7 @@ from ramet.paths import MEM_FILE, VMSTATE_FILE
 from tests.conftest import living_in
 from tests.contract.subject import Frozen, Running, Subject, booted, introduce, restored
 
-pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.core]
 
 
 async def test_a_booted_vm_runs_in_its_directory_and_answers(subject: Subject, place: Path) -> None:

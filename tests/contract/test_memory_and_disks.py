@@ -17,7 +17,7 @@ from ramet.paths import KERNEL_FILE, MEM_FILE, VMSTATE_FILE
 from ramet.units import MIB
 from tests.contract.subject import Frozen, Subject, booted, introduce, restored
 
-pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.core]
 
 
 async def test_the_mem_file_is_mapped_privately_and_whole(

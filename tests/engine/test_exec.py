@@ -38,6 +38,7 @@ async def test_what_a_linux_user_expects_is_there(warm: ramet.VM) -> None:
         assert lines[-2] == "1"
 
 
+@pytest.mark.core
 async def test_streams_codes_signals_and_environment(warm: ramet.VM) -> None:
     async with warm.fork(1) as (vm,):
         both = await vm.exec("sh", "-c", "echo out; echo err >&2; exit 7")

@@ -34,6 +34,7 @@ def mapped(pid: int, inode: int) -> list[str]:
     return [line.split()[1] for line in lines if line.split()[4] == str(inode)]
 
 
+@pytest.mark.core
 async def test_every_fork_is_its_own_and_shares_one_inode(warm: ramet.VM) -> None:
     template = warm.directory / "mem"
     async with warm.fork(6, require_shared=True) as forks:
@@ -165,6 +166,7 @@ async def sums(forks: ramet.Forks[ramet.VM]) -> list[str]:
     return [result.text.split()[0] for result in results if isinstance(result, ramet.ExecResult)]
 
 
+@pytest.mark.core
 async def test_forks_outlive_template_and_source(host: ramet.Host) -> None:
     """I3: template deleted, then its fork's template deleted; what is left neither stops nor misses
     anything.

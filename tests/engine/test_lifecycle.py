@@ -20,6 +20,7 @@ async def state_of(vm: ramet.VM) -> str:
     return (await vm.info()).state
 
 
+@pytest.mark.core
 async def test_stop_start_and_remove(host: ramet.Host) -> None:
     vm = await host.run(name="one", memory="128M", labels={"team": "x"})
     before = await vm.info()

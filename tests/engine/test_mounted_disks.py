@@ -53,6 +53,7 @@ async def test_each_is_where_it_was_asked_for(host: ramet.Host) -> None:
     ]
 
 
+@pytest.mark.core
 async def test_forks_have_what_was_there_and_then_their_own(host: ramet.Host) -> None:
     vm = await host.run("builtin", memory="128M", disks=["256M:/data"])
     await said(vm, "head -c 8000000 /dev/urandom > /data/old; echo source > /data/who")  # nothing is synced

@@ -66,6 +66,7 @@ async def probe_home(homes: Path, anyio_backend: str) -> AsyncIterator[Path]:
             await (await host.get(one.id)).remove(force=True)
 
 
+@pytest.mark.core
 @pytest.mark.timing
 async def test_the_guests_of_a_killed_owner_go_and_detached_ones_stay(warm_home: Path) -> None:
     with owner(warm_home, "warm", 3, detached=1) as process, owned(warm_home) as guests:

@@ -28,6 +28,7 @@ def left_of_captures(host: ramet.Host) -> list[str]:
     return [one.name for place in (home.snapshots, home.staging) for one in place.iterdir()]
 
 
+@pytest.mark.core
 async def test_branches_of_one_source_at_once(guest: Guest, source: ramet.VM, host: ramet.Host) -> None:
     """They wait for each other, and each has what was there when its turn came."""
     await guest.write(source, 0, 5)
