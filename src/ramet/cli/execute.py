@@ -77,7 +77,7 @@ def execute(
             collect=json,
         )
         if json:
-            from ramet.cli.shapes import command_result
+            from ramet.model.documents import command_result
 
             output.emit(command_result(result))
         return result.shell_code
@@ -95,7 +95,7 @@ async def _detached(
     timeout: float | None,
     json: bool,
 ) -> None:
-    from ramet.cli.shapes import Spawned
+    from ramet.model.documents import Spawned
 
     if timeout is not None:
         raise UsageError("a detached command has no timeout", hint="leave --timeout or --detach out")

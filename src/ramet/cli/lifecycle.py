@@ -18,7 +18,7 @@ from ramet.errors import NotFoundError, PartlyFailedError, RametError, Unreadabl
 if TYPE_CHECKING:
     from ramet.api.handles import VM
     from ramet.api.host import Host
-    from ramet.cli.shapes import Failure
+    from ramet.model.documents import Failure
     from ramet.model.shapes import Instance
 
 F = TypeVar("F")
@@ -185,7 +185,7 @@ async def remove_each(
     json: bool,
 ) -> int:
     """Remove each thing that `find` gives for a reference. The exit code."""
-    from ramet.cli.shapes import PartlyRemoved
+    from ramet.model.documents import PartlyRemoved
     from ramet.model.shapes import Removed
 
     async def act(removal: Removal) -> str:
@@ -243,7 +243,7 @@ async def _attempt_each(
     A line of what was done, `told`, that can't be written stops none of the others, and is no failure of what
     was done: unless there are failures, its `OSError` is raised when all is done.
     """
-    from ramet.cli.shapes import Failure
+    from ramet.model.documents import Failure
 
     outcomes: list[T | Failure] = []
     failures: list[Failure] = []

@@ -86,7 +86,7 @@ async def _with_command(vm: VM, words: list[str], *, remove: bool, interactive: 
     import msgspec
 
     from ramet.cli.execute import run_command
-    from ramet.cli.shapes import RunResult, command_result
+    from ramet.model.documents import RunResult, command_result
 
     async def started() -> None:
         if not remove:

@@ -144,7 +144,7 @@ def logs(
 
 
 def _write_log(instance_id: str, data: bytes, *, json: bool) -> None:
-    from ramet.cli.shapes import LogDocument
+    from ramet.model.documents import LogDocument
     from ramet.text import printable
 
     if json:

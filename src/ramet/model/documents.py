@@ -1,4 +1,6 @@
-"""What `--json` prints beside the model's shapes: results of verbs that only the command line has."""
+"""The JSON documents of verbs whose Python method returns no shape: the command line's, and any other front
+end's.
+"""
 
 from __future__ import annotations
 
