@@ -278,7 +278,6 @@ async def test_it_cleans_with_not_a_process_to_spare(probe_home: Path) -> None:
 
 
 @pytest.mark.deep
-@pytest.mark.timing
 @pytest.mark.timeout(900)
 async def test_a_thousand_go_at_once(probe_home: Path) -> None:
     with owner(probe_home, "probe", 1000, detached=1) as process, owned(probe_home) as guests:
