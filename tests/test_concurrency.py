@@ -1,13 +1,14 @@
-"""Work that outlives a cancellation, runs next to a block, or may fail."""
+"""Work that outlives a cancellation, runs next to a block, may fail, or is tried again."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 import anyio
 import pytest
 
-from ramet.concurrency import alongside, best_effort, to_completion
+from ramet.concurrency import alongside, best_effort, pauses_s, to_completion
 from ramet.errors import StoreError
 
 pytestmark = pytest.mark.anyio
@@ -114,3 +115,18 @@ async def test_work_may_end_the_block() -> None:
             await anyio.sleep_forever()
             reached = True
     assert not reached
+
+
+def test_pauses_grow_and_end_with_the_time() -> None:
+    began = time.monotonic()
+    pauses = pauses_s(0.002, 0.01, within_s=0.1, late=lambda: StoreError("late"))
+    assert [next(pauses) for _ in range(4)] == [0.002, 0.004, 0.008, 0.01]
+    with pytest.raises(StoreError, match="late"):
+        for pause_s in pauses:
+            time.sleep(pause_s)
+    assert 0.1 <= time.monotonic() - began < 5
+
+
+def test_without_time_there_is_one_try() -> None:
+    with pytest.raises(StoreError, match="late"):
+        next(pauses_s(0.002, 0.01, within_s=0, late=lambda: StoreError("late")))

@@ -1,11 +1,12 @@
 """Structured concurrency that anyio has no function for: work that outlives its caller's cancellation, work
-next to a block, and work that may fail.
+next to a block, work that may fail, and tries that are repeated where nothing sets an event.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -66,3 +67,19 @@ async def alongside(
             tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+def pauses_s(
+    first_s: float, longest_s: float, *, within_s: float, late: Callable[[], Exception], growth: float = 2.0
+) -> Iterator[float]:
+    """Give the pause before each further try, in seconds: growing from `first_s` to `longest_s`, and none
+    longer than what is left of `within_s`. Then raise `late()`.
+
+    The first try comes before the first pause; a last one comes when the time is over.
+    """
+    deadline = time.monotonic() + within_s
+    pause_s = first_s
+    while (left_s := deadline - time.monotonic()) > 0:
+        yield min(pause_s, left_s)
+        pause_s = min(pause_s * growth, longest_s)
+    raise late()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Final
 import anyio
 import anyio.abc
 
+from ramet.concurrency import pauses_s
 from ramet.errors import GuestError, PortsBusyError
 from ramet.host.streams import connect_stream
 from ramet.paths import agent_socket
@@ -90,20 +90,20 @@ async def _lock_any(directory: Path, directory_fd: int, count: int, wait_s: floa
     """Tries again and again: a flock(2) that waits can't be cancelled, and it can't wait for any of several
     files.
     """
-    deadline_s = time.monotonic() + wait_s
-    pause_s = _FIRST_PAUSE_S
+    pauses = pauses_s(
+        _FIRST_PAUSE_S,
+        _LONGEST_PAUSE_S,
+        within_s=wait_s,
+        late=lambda: PortsBusyError(
+            f"all {count} agent ports of {directory.name} stayed in use for {wait_s:g} s",
+            hint="end a running exec, or wait longer",
+        ),
+    )
     while True:
         for number in range(count):
             if (lock_fd := _try_lock(directory_fd, f"agent{number}.lock")) is not None:
                 return number, lock_fd
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise PortsBusyError(
-                f"all {count} agent ports of {directory.name} stayed in use for {wait_s:g} s",
-                hint="end a running exec, or wait longer",
-            )
-        await anyio.sleep(min(pause_s, left_s))
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        await anyio.sleep(next(pauses))
 
 
 def _try_lock(directory_fd: int, name: str) -> int | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import anyio
 
+from ramet.concurrency import pauses_s
 from ramet.errors import LockBusyError, RametError
 from ramet.host import forked
 from ramet.host.ownership import not_ours, user_name
@@ -40,7 +41,7 @@ async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None
     when it is another user's; `OSError` when the file can't be made (its directory is gone). Cancelled while
     it waits it holds nothing; cancelled or failed inside it lets go.
     """
-    pauses = _pauses_s(wait_s, busy or _busy(path))
+    pauses = _pauses_s(path, wait_s, busy)
     while (held := _try(path)) is None:  # noqa: ASYNC110 - other processes set no event
         await anyio.sleep(next(pauses))
     try:
@@ -52,7 +53,7 @@ async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None
 @contextmanager
 def file_lock_sync(path: Path, *, wait_s: float, busy: RametError | None = None) -> Iterator[None]:
     """As `file_lock`, for plain code. Blocks the thread; never use it on an event loop's."""
-    pauses = _pauses_s(wait_s, busy or _busy(path))
+    pauses = _pauses_s(path, wait_s, busy)
     while (held := _try(path)) is None:
         time.sleep(next(pauses))
     try:
@@ -70,7 +71,7 @@ async def inode_lock(
 
     Nothing is written for it. Errors as `file_lock`; `OSError` when it is gone.
     """
-    pauses = _pauses_s(wait_s, busy or _busy(path))
+    pauses = _pauses_s(path, wait_s, busy)
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while (held := _try_inode(path, how)) is None:  # noqa: ASYNC110 - as above
         await anyio.sleep(next(pauses))
@@ -93,18 +94,14 @@ def _try_inode(path: Path, how: int) -> int | None:
     return forked.keep_from_children(descriptor)
 
 
-def _pauses_s(wait_s: float, busy: RametError) -> Iterator[float]:
-    """How long to sleep before each further try. Raises `busy` when the time is over."""
-    deadline = time.monotonic() + wait_s
-    pause_s = _FIRST_WAIT_S
-    while (left_s := deadline - time.monotonic()) > 0:
-        yield min(pause_s, left_s)
-        pause_s = min(pause_s * 1.5, _LONGEST_WAIT_S)
-    raise busy
+def _pauses_s(path: Path, wait_s: float, busy: RametError | None) -> Iterator[float]:
+    """Give the pause before each further try. Raises `busy` when the time is over."""
 
+    def late() -> RametError:
+        hint = "try again later"
+        return busy or LockBusyError(f"{path} is locked by another task or process", hint=hint)
 
-def _busy(path: Path) -> RametError:
-    return LockBusyError(f"{path} is locked by another task or process", hint="try again later")
+    return pauses_s(_FIRST_WAIT_S, _LONGEST_WAIT_S, within_s=wait_s, late=late, growth=1.5)
 
 
 def _try(path: Path) -> int | None:
