@@ -14,7 +14,7 @@ import ramet
 from benchmarks import guests
 from benchmarks.figures import Key
 from benchmarks.run import Benchmark, Plot, Run
-from ramet.host.files import allocated_bytes
+from ramet.system.files import allocated_bytes
 from ramet.units import GIB, MIB
 
 COMPRESS: Final = "compressing"

@@ -14,10 +14,10 @@ import msgspec
 
 from benchmarks.run import Outcome
 from ramet import config
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.qemu import Qemu
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.qemu.driver import Qemu
 from ramet.errors import RametError
-from ramet.host.kvm import kvm_verdict
+from ramet.system.kvm import kvm_verdict
 from ramet.version import __version__
 
 ROOT: Final = Path(__file__).resolve().parent.parent

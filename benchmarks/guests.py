@@ -19,8 +19,8 @@ import anyio
 import ramet
 from benchmarks import floor
 from ramet import config
-from ramet.drivers.firecracker import Firecracker
-from ramet.engine import fork as engine_fork
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.engine.fork import call as engine_fork
 from ramet.guest.agent_binary import probe_path
 from ramet.units import MIB
 

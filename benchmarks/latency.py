@@ -13,7 +13,7 @@ import ramet
 from benchmarks import guests
 from benchmarks.figures import Key
 from benchmarks.run import Benchmark, Plot, Run
-from ramet.engine.timeline import STEPS
+from ramet.engine.restore.timeline import STEPS
 
 READY: Final = "fork to ready"
 RETURNED: Final = "fork to the call's return"

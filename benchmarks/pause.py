@@ -42,12 +42,12 @@ from qemu.qmp import EventListener
 
 import ramet
 from ramet import config
-from ramet.drivers import qmp
+from ramet.drivers.qemu import monitor
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.messages import ExecRequest
 from ramet.guest.ports import claim_port
 from ramet.guest.vsock import connect_vsock
-from ramet.host import processes
+from ramet.system import sockets
 from ramet.units import format_bytes
 
 LIMIT_S: Final = 60.0
@@ -159,22 +159,22 @@ def stops_and_resumes() -> Iterator[list[float]]:
     clocks, in seconds since 1970.
     """
     moments: list[float] = []
-    begin = qmp.Monitor.__init__
+    begin = monitor.Monitor.__init__
 
     class Told(EventListener):
         async def put(self, event: Any) -> None:
             stamp = event["timestamp"]
             moments.append(stamp["seconds"] + stamp["microseconds"] / 1e6)
 
-    def listening(self: qmp.Monitor, client: Any, *, who: str) -> None:
+    def listening(self: monitor.Monitor, client: Any, *, who: str) -> None:
         begin(self, client, who=who)
         client.register_listener(Told(("STOP", "RESUME")))
 
-    qmp.Monitor.__init__ = listening  # type: ignore[method-assign]
+    monitor.Monitor.__init__ = listening  # type: ignore[method-assign]
     try:
         yield moments
     finally:
-        qmp.Monitor.__init__ = begin  # type: ignore[method-assign]
+        monitor.Monitor.__init__ = begin  # type: ignore[method-assign]
 
 
 def firecracker_pause(directory: Path, since: float) -> tuple[float, float]:
@@ -266,7 +266,7 @@ async def repeat(what: str, directory: Path, ports: int, stamps: list[float]) ->
 
 async def is_accepted(directory: Path) -> bool:
     """Whether the guest takes a connection at once."""
-    stream = processes.connect(directory, "vsock.sock")
+    stream = sockets.connect(directory, "vsock.sock")
     with stream, suppress(TimeoutError, OSError):
         with anyio.fail_after(ACCEPTED_S):
             loop = asyncio.get_running_loop()

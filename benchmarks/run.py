@@ -19,7 +19,7 @@ from benchmarks import guests
 from benchmarks.figures import Figure, Ledger, Ratio
 from ramet import config
 from ramet.errors import NotFoundError, UnavailableError
-from ramet.host import processes
+from ramet.system import processes, spawn
 from ramet.units import MIB
 
 Number = TypeVar("Number", int, float)
@@ -196,7 +196,7 @@ async def _end_all(scratch: Path) -> None:
     """Whatever VMM a failed benchmark may have left in one of the homes."""
     for home in list(scratch.iterdir()):
         for kind in ("instances", "staging", "pool"):
-            for running in processes.spawned_below(home / kind).values():
+            for running in spawn.spawned_below(home / kind).values():
                 for process in running:
                     with suppress(ramet.RametError):
                         await processes.kill(process)

@@ -8,7 +8,7 @@ from typing import Final
 from benchmarks import guests
 from benchmarks.figures import Key
 from benchmarks.run import Benchmark, Run
-from ramet.host import processes
+from ramet.system import spawn
 
 COUNT: Final = 1000
 ANSWERED: Final = "forks that answered"
@@ -40,7 +40,7 @@ async def measure(run: Run, driver: str) -> None:
     run.ledger.put(REAPED, who, clock.ms / 1000, "s", x=count)
     left: set[Path | int] = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
     left |= set(instances.iterdir()) - before
-    left |= {process.pid for found in processes.spawned_below(instances).values() for process in found}
+    left |= {process.pid for found in spawn.spawned_below(instances).values() for process in found}
     run.ledger.put(LEFT, who, len(left), "", x=count)
     done = run.floor(driver, base).round(count, guests.concurrency())
     floor = f"{driver}, floor"

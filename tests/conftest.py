@@ -19,7 +19,7 @@ import pytest
 import ramet
 from ramet import config
 from ramet.errors import UnavailableError
-from ramet.host import processes
+from ramet.system import spawn
 
 pytest_plugins = ["tests.side_by_side"]
 
@@ -79,7 +79,7 @@ def homes() -> Iterator[Path]:
         yield Path(directory)
         # A test that failed in the middle of something may have left VMMs: they go with their homes.
         for made in Path(directory).iterdir():
-            for running in processes.spawned_below(made / "instances").values():
+            for running in spawn.spawned_below(made / "instances").values():
                 for process in running:
                     os.kill(process.pid, signal.SIGKILL)
 

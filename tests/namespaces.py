@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from ramet.host import processes
 from ramet.model.record import ProcessRef
+from ramet.system import liveness
 
 PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 PID_NAMESPACE_ALONE = ("unshare", "--pid", "--fork", "--kill-child")
@@ -57,8 +57,8 @@ def json_in(words: Sequence[str], home: Path, *command: str) -> Any:
 def liveness_in(words: Sequence[str], process: ProcessRef) -> str:
     """The liveness of `process` as a program says that was started with `words` before it."""
     script = (
-        "import sys, msgspec; from ramet.host import processes; from ramet.model.record import ProcessRef;"
-        "print(processes.liveness(msgspec.json.decode(sys.argv[1], type=ProcessRef)).value)"
+        "import sys, msgspec; from ramet.system import liveness; from ramet.model.record import ProcessRef;"
+        "print(liveness.liveness(msgspec.json.decode(sys.argv[1], type=ProcessRef)).value)"
     )
     told = msgspec.json.encode(process).decode()
     done = subprocess.run(
@@ -76,8 +76,8 @@ def liveness_in(words: Sequence[str], process: ProcessRef) -> str:
 def sleeper(*words: str) -> Iterator[tuple[ProcessRef, subprocess.Popen[str]]]:
     """A process that sleeps, started with `words` before it, as it names itself."""
     script = (
-        "import time, msgspec; from ramet.host import processes;"
-        "print(msgspec.json.encode(processes.this_process()).decode(), flush=True); time.sleep(600)"
+        "import time, msgspec; from ramet.system import process_ref;"
+        "print(msgspec.json.encode(process_ref.this_process()).decode(), flush=True); time.sleep(600)"
     )
     with subprocess.Popen([*words, sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -89,9 +89,9 @@ def sleeper(*words: str) -> Iterator[tuple[ProcessRef, subprocess.Popen[str]]]:
 
 def end(process: ProcessRef) -> None:
     """SIGKILL it, wherever it is, and wait for its end."""
-    pidfd = processes.open_pidfd(process)
+    pidfd = liveness.open_pidfd(process)
     if pidfd is not None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
-    while processes.is_alive(process):
+    while liveness.is_alive(process):
         pass

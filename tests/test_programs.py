@@ -252,10 +252,15 @@ class TestPrograms:
 
 
 def test_only_these_files_start_processes_or_look_for_programs() -> None:
-    """`ramet.host.outside` runs outside programs; the others start ramet's own processes and VMMs."""
+    """`ramet.system.outside` runs outside programs; the others start ramet's own processes and VMMs."""
     may = {
-        *("host/outside.py", "host/processes.py", "host/launching.py"),
-        *("host/deadman.py", "host/owners.py", "host/owner_watcher.py", "engine/worker.py"),
+        *("system/outside.py", "system/spawn.py", "system/launching.py"),
+        *(
+            "system/pause_watchdog.py",
+            "system/owners.py",
+            "system/owner_watcher.py",
+            "engine/maintenance/requests.py",
+        ),
     }
     source = Path(programs.__file__).parent
     starts = re.compile(

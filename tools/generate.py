@@ -9,11 +9,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import generate_docs
+import generate_rooms
 import generate_sync
 
 TARGETS: dict[str, Callable[[], str]] = {
     generate_sync.TARGET: generate_sync.generate,
     **generate_docs.TARGETS,
+    **generate_rooms.TARGETS,
 }
 
 

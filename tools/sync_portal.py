@@ -16,7 +16,7 @@ import anyio
 
 from ramet.calls import was_forked, was_left
 from ramet.errors import RametError, UsageError
-from ramet.host import threads
+from ramet.system import threads
 
 _T = TypeVar("_T")
 _W = TypeVar("_W")

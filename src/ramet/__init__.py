@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from ramet.model.exec_result import ExecResult
     from ramet.model.forks import ForkCall, ForkError, Forks, InstanceName
     from ramet.model.lifecycle import State
-    from ramet.model.shapes import (
+    from ramet.model.schema import (
         Compression,
         DiskReceipt,
         ErrorShape,
@@ -200,7 +200,7 @@ _HOMES = {
                 "Verification",
             ),
         ],
-        "ramet.model.shapes",
+        "ramet.model.schema",
     ),
 }
 """Where each public name is defined; every other one is an error."""

@@ -67,13 +67,12 @@ from ramet.errors import (
     WrongStateError,
 )
 from ramet.handles import Handle
-from ramet.host import threads
 from ramet.model.command import Chunk, ExitStatus, Readable, Word
 from ramet.model.doctor import Check, DoctorReport, DriverReport
 from ramet.model.exec_result import ExecResult
 from ramet.model.forks import InstanceName
 from ramet.model.lifecycle import State
-from ramet.model.shapes import (
+from ramet.model.schema import (
     Compression,
     DiskReceipt,
     ErrorShape,
@@ -99,6 +98,7 @@ from ramet.model.shapes import (
     Usage,
     Verification,
 )
+from ramet.system import threads
 
 __all__ = [
     "VM",

@@ -15,8 +15,8 @@ import pytest
 import ramet.sync
 from ramet.api.doctor import doctor
 from ramet.errors import UsageError
-from ramet.host.doctor import home_findings, kvm_finding, limit_findings, ptrace_finding
-from ramet.host.kvm import KvmVerdict
+from ramet.system.doctor import home_findings, kvm_finding, limit_findings, ptrace_finding
+from ramet.system.kvm import KvmVerdict
 from tests.cli.conftest import COMMAND, Shell
 from tests.disk.loop_filesystems import full, xfs  # noqa: F401 (fixtures)
 
@@ -118,7 +118,7 @@ def test_what_yama_forbids_has_a_next_step(
     def refuse(pid: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("ramet.host.doctor.ptrace._read_a_word", refuse)
+    monkeypatch.setattr("ramet.system.doctor.ptrace._read_a_word", refuse)
     found = ptrace_finding(yama)
     assert found.ok is ok
     assert advice in str(found.advice)

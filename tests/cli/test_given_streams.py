@@ -113,7 +113,7 @@ def test_nobody_makes_a_shared_descriptor_non_blocking() -> None:
         for line in path.read_text().splitlines()
         if re.search(r"set_blocking\(|F_SETFL|FIONBIO", line)
     }
-    assert found == {"host/outside.py": "os.set_blocking(descriptor, False)  # our ends of our pipes"}
+    assert found == {"system/outside.py": "os.set_blocking(descriptor, False)  # our ends of our pipes"}
 
 
 BIG = "from ramet.cli import output; output.take_over(); "

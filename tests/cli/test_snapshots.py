@@ -11,13 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ramet.model.shapes import (
-    Exported,
-    Instance,
-    SnapshotInfo,
-    SnapshotInspection,
-    Verification,
-)
+from ramet.model.schema import Exported, Instance, SnapshotInfo, SnapshotInspection, Verification
 from tests.cli.conftest import LIMIT_S, Shell, interrupt, read_terminal
 from tests.cli.test_verbs import parsed
 

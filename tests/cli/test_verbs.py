@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from ramet.model.shapes import Inspection, Instance, LineageNode, Receipt, Timings, Usage
+from ramet.model.schema import Inspection, Instance, LineageNode, Receipt, Timings, Usage
 from tests.cli.conftest import Shell, interrupt, read_terminal, wait_until
 from tests.conftest import assert_nothing_left, living_in
 

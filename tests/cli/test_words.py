@@ -20,7 +20,6 @@ from ramet.cli import calling, output
 from ramet.cli.completion import complete_reference, complete_snapshot, complete_source
 from ramet.cli.main import app
 from ramet.cli.options import environment, pairs, without_separator
-from ramet.host import processes
 from ramet.model.command import ExitStatus
 from ramet.model.exec_result import Collector
 from ramet.model.lifecycle import State
@@ -28,6 +27,7 @@ from ramet.model.record import Machine, Record
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import Home
 from ramet.store.records import Store
+from ramet.system import process_ref
 from ramet.version import __version__
 from tests.cli.conftest import COMMAND, Shell, read_terminal
 
@@ -455,7 +455,7 @@ def test_abandoned_demo_homes_are_told_by_their_owner(tmp_path: Path) -> None:
 
     from ramet.api.temporary_home import remove_abandoned
 
-    me = processes.this_process()
+    me = process_ref.this_process()
     living, dead = tmp_path / f"demo-{me.pid}-{me.started}-abc", tmp_path / f"demo-{me.pid}-1-abc"
     other = tmp_path / "demo-of-mine"
     for one in (living, dead, other):

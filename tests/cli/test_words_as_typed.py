@@ -158,7 +158,7 @@ def test_programs_and_a_cache_whose_names_are_no_text(ramet: Shell, homes: Path)
         odd.mkdir()
         qemu = ramet.json("doctor", "--json")
         assert qemu["ok"]
-        from ramet.drivers.qemu import Qemu
+        from ramet.drivers.qemu.driver import Qemu
 
         (odd / "qemu").symlink_to(Qemu()._program.path())
         ramet.environment |= {"RAMET_QEMU": str(odd / "qemu"), "RAMET_CACHE": str(odd / "cache")}

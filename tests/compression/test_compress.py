@@ -15,10 +15,12 @@ import anyio.lowlevel
 import pytest
 
 import ramet
-from ramet.engine import compressing, compression, unpacking, warming
+from ramet.engine.maintenance import compression, decompression, memory_jobs
 from ramet.engine.manifest import read_manifest
+from ramet.engine.pool import prewarm
+from ramet.engine.snapshots import compression as snapshots_compression
 from ramet.memory.integrity import digest
-from ramet.model.shapes import ForkReport, Receipt
+from ramet.model.schema import ForkReport, Receipt
 from tests.compression.conftest import remembers
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -109,13 +111,13 @@ async def test_many_forks_at_once_decompress_once(
     """Of one process, and of others: all have the same file, and all but one have waited for it."""
     await snapshot.compress()
     calls: list[object] = []
-    real = unpacking.unpack_memory
+    real = decompression.unpack_memory
 
     async def counted(*arguments: object) -> None:
         calls.append(arguments)
         await real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(unpacking, "unpack_memory", counted)
+    monkeypatch.setattr(decompression, "unpack_memory", counted)
     others = [
         await anyio.open_process(
             [sys.executable, "-m", "ramet", "fork", snapshot.id, "--json"],
@@ -159,7 +161,7 @@ async def test_one_that_is_killed_in_the_middle(snapshot: ramet.Snapshot, warm_h
         stderr=subprocess.DEVNULL,
     )
     with anyio.fail_after(60):
-        while not list(snapshot.directory.glob(f"{compressing.TEMPORARY}*")):
+        while not list(snapshot.directory.glob(f"{memory_jobs.TEMPORARY}*")):
             assert killed.poll() is None
             await anyio.lowlevel.checkpoint()
     killed.send_signal(signal.SIGKILL)
@@ -351,7 +353,7 @@ async def test_nothing_is_decompressed_ahead(snapshot: ramet.Snapshot, warm_home
         context = host._context
         assert context is not None
         with pytest.raises(ramet.UnavailableError, match="is compressed, and isn't decompressed ahead"):
-            await warming.make_loaded(context, f"snapshots/{again.id}")
+            await prewarm.make_loaded(context, f"snapshots/{again.id}")
         for _ in range(20):
             await anyio.sleep(0.05)
             assert not mem_of(snapshot).exists()
@@ -465,8 +467,8 @@ class TestWrongInput:
     ) -> None:
         monkeypatch.setattr(compression, "_FORKS_S", 0.2)
         context = snapshot._context
-        origin = compression.of_snapshot(context, snapshot._record).origin()
-        async with unpacking.kept(origin):
+        origin = snapshots_compression.of_snapshot(context, snapshot._record).origin()
+        async with decompression.kept(origin):
             with pytest.raises(ramet.LockBusyError, match="its raw file stays") as caught:
                 await snapshot.compress(level=4)
             assert f"ramet snapshot compress --level 4 {snapshot.id}" in str(caught.value.hint)
@@ -522,7 +524,7 @@ class TestWrongInput:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call)
-            while not list(snapshot.directory.glob(f"{compressing.TEMPORARY}*")):
+            while not list(snapshot.directory.glob(f"{memory_jobs.TEMPORARY}*")):
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
         assert (await snapshot.inspect()).compression == ("raw" if verb == "compress" else "compressed")

@@ -16,10 +16,10 @@ import anyio
 import pytest
 
 import ramet
-from ramet.engine import unpacking
-from ramet.host.locks import inode_lock
+from ramet.engine.maintenance import decompression
 from ramet.memory.compressed import Frame, unpack_into
 from ramet.memory.integrity import digest
+from ramet.system.locks import inode_lock
 from tests.compression.conftest import remembers
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -98,7 +98,7 @@ async def test_a_later_capture_is_never_taken_for_the_one_that_was_begun_with(
         if verb == "decompress":
             await vm.compress()
         if not is_told:
-            monkeypatch.setattr(unpacking, "cancel", lambda *_, **__: None)
+            monkeypatch.setattr(decompression, "cancel", lambda *_, **__: None)
         errors: list[ramet.RametError] = []
         with letting_go(halting):
             async with anyio.create_task_group() as tasks:
@@ -106,7 +106,7 @@ async def test_a_later_capture_is_never_taken_for_the_one_that_was_begun_with(
                 await halting.reached()
                 if verb == "decompress":
                     # Its file would appear in what comes after.
-                    monkeypatch.setattr(unpacking, "_STOPPING_S", 0.2)
+                    monkeypatch.setattr(decompression, "_STOPPING_S", 0.2)
                     with pytest.raises(ramet.LockBusyError, match="memory of again is being decompressed"):
                         await vm.stop(timeout=0)
                     assert (await vm.info()).state == "standby"
@@ -159,7 +159,7 @@ async def test_a_stop_ends_a_fork_that_decompresses(warm: ramet.VM, monkeypatch:
         time.sleep(0.1)
         return unpack_into(descriptor, path, frame, out)
 
-    monkeypatch.setattr(unpacking, "unpack_into", slowly)
+    monkeypatch.setattr(decompression, "unpack_into", slowly)
     errors: list[ramet.RametError] = []
     async with warm.fork(1, name="given") as (vm,):
         await vm.standby()

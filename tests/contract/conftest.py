@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from ramet import config
-from ramet.drivers.api import Driver
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.qemu import Qemu
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.interface import Driver
+from ramet.drivers.qemu.driver import Qemu
 from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError
 from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
+from ramet.system.kvm import kvm_verdict
 from tests.contract.subject import Frozen, Subject, booted, introduce
 
 DRIVERS: dict[str, type[Qemu] | type[Firecracker]] = {"qemu": Qemu, "firecracker": Firecracker}

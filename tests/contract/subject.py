@@ -18,22 +18,22 @@ import anyio.abc
 import msgspec
 
 from ramet.disk.volumes import fork_disk, make_disk
-from ramet.drivers.api import Ability, Driver, SavesSnapshot, SavesState, Vmm
+from ramet.drivers.interface import Ability, Driver, SavesSnapshot, SavesState, Vmm
 from ramet.errors import GuestError, GuestLostError
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.messages import ExecRequest, IdentityReply, IdentityRequest
 from ramet.guest.ports import claim_port
 from ramet.guest.vsock import connect_vsock
-from ramet.host.files import new_file
-from ramet.host.share import share_file
 from ramet.images.image import Image
 from ramet.memory.delta import compact, write_delta
-from ramet.memory.holes import dig_holes
+from ramet.memory.holes import punch_holes
 from ramet.memory.mappings import find_mapping, identity_of
 from ramet.memory.pagemap import changed_runs
 from ramet.memory.pages import LivePages
 from ramet.model.record import Machine
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.system.files import new_file
+from ramet.system.share import link_or_copy
 from ramet.units import MIB
 
 BOOT_LIMIT_S = 120.0
@@ -71,9 +71,9 @@ class Subject:
         """Put into `directory` what a boot wants to find there."""
         machine = self.machine()
         directory.mkdir(mode=0o700)
-        share_file(self.image.kernel, directory / KERNEL_FILE)
+        link_or_copy(self.image.kernel, directory / KERNEL_FILE)
         if self.image.initramfs is not None:
-            share_file(self.image.initramfs, directory / INITRAMFS_FILE)
+            link_or_copy(self.image.initramfs, directory / INITRAMFS_FILE)
         if Ability.BOOTS_ON_MEM_FILE in self.driver.abilities:
             (directory / MEM_FILE).touch(mode=0o600)
             os.truncate(directory / MEM_FILE, machine.memory_bytes)
@@ -121,7 +121,7 @@ class Subject:
         else:
             assert isinstance(vmm, SavesSnapshot)
             await vmm.save_snapshot("saved-vmstate", "saved-mem")
-            dig_holes(directory / "saved-mem")
+            punch_holes(directory / "saved-mem")
             (directory / "saved-mem").replace(directory / MEM_FILE)
         (directory / "saved-vmstate").replace(directory / VMSTATE_FILE)
         await vmm.kill()

@@ -11,13 +11,13 @@ import anyio
 import msgspec
 import pytest
 
-from ramet.drivers.api import SavesState
+from ramet.drivers.interface import SavesState
 from ramet.errors import VmmError
-from ramet.host import processes
-from ramet.host.deadman import armed
 from ramet.memory.mappings import find_mapping, identity_of
 from ramet.memory.pagemap import changed_runs
 from ramet.paths import MEM_FILE, VMSTATE_FILE
+from ramet.system import process_ref, processes, spawn
+from ramet.system.pause_watchdog import resume_on_death
 from tests.contract.subject import Frozen, Subject, restored
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.core]
@@ -115,7 +115,7 @@ _DIES_IN_A_PAUSE = """
 import asyncio, sys
 import msgspec
 from pathlib import Path
-from ramet.host.deadman import armed
+from ramet.system.pause_watchdog import resume_on_death
 from ramet.model.record import Machine, ProcessRef
 from tests.contract.conftest import DRIVERS
 
@@ -126,7 +126,7 @@ async def main():
     driver = DRIVERS[name]()
     await driver.version()
     vmm = driver.attach(Path(directory), process, machine)
-    async with armed(vmm.directory, vmm.rescue()) as rescuer:
+    async with resume_on_death(vmm.directory, vmm.rescue()) as rescuer:
         async with vmm.session():
             await vmm.pause()
             assert await vmm.status() == "paused"
@@ -148,7 +148,7 @@ async def test_a_guest_goes_on_when_who_paused_it_is_killed(
             text=True,
         ) as dying:
             assert dying.stdout is not None
-            rescuer = processes.reference(int(dying.stdout.readline()))
+            rescuer = process_ref.reference(int(dying.stdout.readline()))
             dying.kill()
         # Nobody else asks the VMM meanwhile.
         assert await processes.wait_ended(rescuer, timeout_s=60)
@@ -161,7 +161,7 @@ async def test_a_guest_that_is_meant_to_stand_still_does(
     subject: Subject, frozen: Frozen, place: Path
 ) -> None:
     async with restored(subject, frozen, place / "vm") as vm:
-        async with armed(vm.directory, vm.vmm.rescue()):
+        async with resume_on_death(vm.directory, vm.vmm.rescue()):
             await vm.vmm.pause()
         assert await vm.vmm.status() == "paused"
         await vm.vmm.resume()
@@ -175,15 +175,15 @@ async def test_a_vmm_belongs_to_the_directory_that_it_works_in_whatever_it_is_ca
     machine = subject.link(frozen, directory)
     vmm = await subject.driver.restore(directory, machine, mark=mark)
     try:
-        assert processes.spawned_in(mark) == []
-        assert processes.spawned_in(directory) == [vmm.process]
+        assert spawn.spawned_in(mark) == []
+        assert spawn.spawned_in(directory) == [vmm.process]
         mark.parent.mkdir()
         directory.rename(mark)
-        assert processes.spawned_in(mark) == [vmm.process]
-        assert processes.spawned_in(directory) == []
+        assert spawn.spawned_in(mark) == [vmm.process]
+        assert spawn.spawned_in(directory) == []
         place.rename(place.with_name("moved"))
         moved = place.with_name("moved") / "instances" / "vm"
-        assert processes.spawned_in(moved) == [vmm.process]
+        assert spawn.spawned_in(moved) == [vmm.process]
         moved.parent.parent.rename(place)
     finally:
         await vmm.kill()

@@ -12,12 +12,12 @@ import anyio
 import msgspec
 import pytest
 
-from ramet.drivers.api import Ability, Ending, ResumesOnLoad, SavesState, TellsVersion
+from ramet.drivers.interface import Ability, Ending, ResumesOnLoad, SavesState, TellsVersion
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, VmmError, VmmTimeoutError
-from ramet.host import processes
 from ramet.memory.mappings import areas, identity_of
 from ramet.model.record import ProcessRef
 from ramet.paths import MEM_FILE, VMSTATE_FILE
+from ramet.system import liveness, process_ref, processes
 from tests.conftest import living_in
 from tests.contract.subject import Frozen, Running, Subject, booted, introduce, restored
 
@@ -152,7 +152,7 @@ async def test_another_process_adopts_it(subject: Subject, frozen: Frozen, place
             check=False,
         )
         assert done.stdout.decode().split() == ["running", "paused", "running"], done.stdout.decode()
-        assert not processes.is_alive(vm.vmm.process)
+        assert not liveness.is_alive(vm.vmm.process)
 
 
 async def test_a_vmm_that_was_killed_has_died(subject: Subject, frozen: Frozen, place: Path) -> None:
@@ -200,12 +200,12 @@ async def test_a_vmm_killed_between_load_and_resume(subject: Subject, frozen: Fr
 
 async def test_a_pid_that_is_somebody_elses_now_is_left_alone(subject: Subject, place: Path) -> None:
     """A pid with another start time isn't the VMM."""
-    ours = processes.reference(os.getpid())
+    ours = process_ref.reference(os.getpid())
     stranger = ProcessRef(ours.pid, ours.started - 1, ours.boot_id)
     (place / "vm").mkdir()
     vmm = subject.driver.attach(place / "vm", stranger, subject.machine())
     await vmm.kill()
-    assert processes.is_alive(ours)
+    assert liveness.is_alive(ours)
     with pytest.raises(VmmError):
         await vmm.status()
     assert not (place / "vm" / VMSTATE_FILE).exists()

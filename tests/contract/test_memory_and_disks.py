@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ramet.drivers.api import Ability, SavesSnapshot, SavesState
+from ramet.drivers.interface import Ability, SavesSnapshot, SavesState
 from ramet.errors import VmmError
-from ramet.host.files import allocated_bytes
 from ramet.memory.integrity import digest
 from ramet.memory.mappings import areas, find_mapping, identity_of
 from ramet.paths import KERNEL_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.system.files import allocated_bytes
 from ramet.units import MIB
 from tests.contract.subject import Frozen, Subject, booted, introduce, restored
 

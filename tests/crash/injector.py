@@ -77,7 +77,7 @@ class Points:
         connect = sqlite3.connect
         sqlite3.connect = lambda *a, **k: connect(*a, **{**k, "factory": Connection})
         subprocess.Popen = self._popen(subprocess.Popen)  # type: ignore[misc, assignment]
-        from ramet.drivers.qmp import Monitor
+        from ramet.drivers.qemu.monitor import Monitor
 
         execute = Monitor.execute
 
@@ -88,7 +88,7 @@ class Points:
             return result
 
         Monitor.execute = counted  # type: ignore[method-assign, assignment]
-        from ramet.drivers.firecracker_api import Api
+        from ramet.drivers.firecracker.api import Api
 
         call = Api.call
 

@@ -21,8 +21,8 @@ import pytest
 
 import ramet
 from ramet.errors import UnavailableError
-from ramet.host import processes
 from ramet.paths import Home
+from ramet.system import processes, spawn
 from tests import preloaded
 from tests.conftest import assert_nothing_left
 from tests.owners.processes import until_settled
@@ -96,7 +96,7 @@ async def prepare(home: Path, operation: str) -> None:
             (x,) = await base.fork(1, name="x")
             (y,) = await base.fork(1, name="y")
             await x.detach()
-            gone = processes.spawn(["true"], directory=home, log=home / "gone.log")
+            gone = spawn.spawn(["true"], directory=home, log=home / "gone.log")
             await processes.wait_ended(gone, timeout_s=10)
             context = y._context
             context.ours.discard(y.id)
@@ -141,7 +141,7 @@ async def verify(home: Path, operation: str) -> None:
         assert not (home / "pool").exists()
         await verify_snapshots(host, operation)
         living = {
-            process.pid for found in processes.spawned_below(home / "instances").values() for process in found
+            process.pid for found in spawn.spawned_below(home / "instances").values() for process in found
         }
         assert living == {one.pid for one in instances if one.pid is not None}, "a VMM without a record"
         for one in instances:
@@ -178,7 +178,7 @@ async def verify(home: Path, operation: str) -> None:
                 await (await host.get(one.id)).remove(force=True)
     assert Home(home).instances.exists()
     assert {path.name for path in (home / "instances").iterdir()} == {by_name["base"].id}
-    assert processes.spawned_below(home / "instances") == {}
+    assert spawn.spawned_below(home / "instances") == {}
     # Every link that forks had to the template's memory has been given back.
     assert (home / "instances" / by_name["base"].id / "mem").stat().st_nlink == 1
 

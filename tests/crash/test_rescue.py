@@ -14,9 +14,9 @@ import pytest
 
 import ramet
 from ramet.engine.drivers import installed_drivers
-from ramet.host import processes
 from ramet.paths import Home
 from ramet.store.records import Store
+from ramet.system import liveness
 from tests.crash.test_every_point import FIRECRACKER, QEMU, crash_home, inject, prepare
 
 __all__ = ["crash_home"]
@@ -37,7 +37,7 @@ async def status(home: Path) -> str:
     finally:
         store.close()
     assert record.vmm is not None
-    assert processes.is_alive(record.vmm.process)
+    assert liveness.is_alive(record.vmm.process)
     [driver] = [one for one in installed_drivers() if one.name == record.driver]
     vmm = driver.attach(opened.instance(record.id), record.vmm.process, record.machine)
     return await vmm.status()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ramet.disk.clone import clone_directory
 from ramet.errors import FilesystemError, UsageError
-from ramet.host.files import allocated_bytes, open_regular
+from ramet.system.files import allocated_bytes, open_regular
 from ramet.units import KIB, MIB
 
 BLOCK = 4 * KIB

@@ -16,9 +16,9 @@ from ramet.disk import filesystem
 from ramet.disk.qcow2 import CLUSTER_BYTES, fill_qcow2
 from ramet.disk.volumes import make_disk
 from ramet.errors import FilesystemError, RametError, UnavailableError
-from ramet.host.files import allocated_bytes
 from ramet.model.disks import SMALLEST_FILESYSTEM_BYTES
 from ramet.model.record import Disk
+from ramet.system.files import allocated_bytes
 from ramet.units import GIB, KIB, MIB, TIB
 from tests.disk.qemu_tools import content, needs_qemu_img, qemu_img, require_whole
 from tests.side_by_side import tell

@@ -22,8 +22,8 @@ from ramet.disk.volumes import (
     uppermost,
 )
 from ramet.errors import DamagedError, FilesystemError
-from ramet.host.files import allocated_bytes
 from ramet.model.record import Disk
+from ramet.system.files import allocated_bytes
 from ramet.units import GIB, KIB, MIB, TIB
 from tests.disk.qemu_tools import content, needs_qemu_img, qemu_img, require_whole, write
 

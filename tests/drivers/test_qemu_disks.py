@@ -13,13 +13,13 @@ import pytest
 
 from ramet.disk.qcow2 import make_qcow2
 from ramet.disk.volumes import files_of, sync_disks
-from ramet.drivers.qemu import Qemu
-from ramet.drivers.qemu_vmm import QemuVmm
+from ramet.drivers.qemu.driver import Qemu
+from ramet.drivers.qemu.vmm import QemuVmm
 from ramet.errors import RametError, VmmError
 from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.host.share import share_file
 from ramet.images.resolve import resolve_image
 from ramet.model.record import Disk, Machine
+from ramet.system.share import link_or_copy
 from ramet.units import MIB
 from tests.contract.subject import Running, Subject, booted
 
@@ -210,7 +210,7 @@ async def test_a_chain_is_shortened_under_a_running_guest(subject: TwoDisks, vm:
     elsewhere = home / "elsewhere"
     elsewhere.mkdir()
     for name in files_of(short):
-        share_file(vm.directory / name, elsewhere / name)
+        link_or_copy(vm.directory / name, elsewhere / name)
     convert = ["qemu-img", "convert", "-U", "-O", "raw", short.file, "raw"]
     await anyio.run_process(convert, cwd=elsewhere)
     raw = (elsewhere / "raw").read_bytes()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ramet.drivers.api import Ability
-from ramet.drivers.qemu import Qemu
-from ramet.drivers.qemu_releases import RUN, standing
+from ramet.drivers.interface import Ability
+from ramet.drivers.qemu.driver import Qemu
+from ramet.drivers.qemu.releases import RUN, standing
 from ramet.drivers.versions import is_pre_release, is_same_release
 from ramet.units import MIB
 

@@ -12,7 +12,7 @@ import pytest
 from ramet.drivers import versions
 from ramet.drivers.versions import ask_version
 from ramet.errors import UnavailableError
-from ramet.host import outside
+from ramet.system import outside
 
 pytestmark = pytest.mark.anyio
 

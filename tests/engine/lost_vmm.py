@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ramet.drivers.firecracker_vmm import FirecrackerVmm
-from ramet.drivers.qemu_vmm import QemuVmm
-from ramet.host import processes
+from ramet.drivers.firecracker.vmm import FirecrackerVmm
+from ramet.drivers.qemu.vmm import QemuVmm
+from ramet.system import processes
 
 
 def lose_the_second_vmm(

@@ -12,8 +12,8 @@ import anyio
 import anyio.abc
 import pytest
 
-from ramet.engine.agents import Agents
 from ramet.errors import GuestLostError
+from ramet.guest.agents import Agents
 from ramet.guest.vsock import connect_vsock
 from ramet.paths import VSOCK_SOCKET
 

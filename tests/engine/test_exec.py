@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 import ramet
-from ramet.drivers import limits
+from ramet.drivers import log_limits
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -140,8 +140,8 @@ async def test_the_console_is_a_bounded_ring(warm: ramet.VM, monkeypatch: pytest
     """A guest that floods its console fills so much of the host's disk and no more, and goes on; whoever
     looks cuts it to a ring. The limit is 16 MiB, and smaller here: an emulated serial line is slow.
     """
-    assert limits.LARGEST_LOG_BYTES == 16 << 20
-    monkeypatch.setattr(limits, "LARGEST_LOG_BYTES", 2 << 20)
+    assert log_limits.LARGEST_LOG_BYTES == 16 << 20
+    monkeypatch.setattr(log_limits, "LARGEST_LOG_BYTES", 2 << 20)
     async with warm.fork(1) as (vm,):
         console = vm.directory / "console.log"
         piece = "head -c 1000000 /dev/zero | tr '\\0' 'x'"

@@ -11,12 +11,12 @@ import pytest
 
 import ramet
 from ramet.disk.volumes import files_of, make_overlay, next_overlay
-from ramet.drivers.qemu_vmm import QemuVmm
-from ramet.engine.changes import recover
+from ramet.drivers.qemu.vmm import QemuVmm
+from ramet.engine.recovery import recover
 from ramet.errors import FilesystemError, RametError, VmmError, VmmTimeoutError
-from ramet.host import processes
 from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Pending
+from ramet.system import process_ref, processes
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -90,7 +90,7 @@ async def test_what_is_known_of_the_disks_is_kept_when_an_overlay_cannot_be_drop
     left = next_overlay(over, vm.directory)
     make_overlay(vm.directory, left)
     with subprocess.Popen(["true"]) as gone:
-        pending = Pending(what="capture", by=processes.reference(gone.pid))
+        pending = Pending(what="capture", by=process_ref.reference(gone.pid))
     context.store.change(record.id, lambda one: msgspec.structs.replace(one, pending=pending))
     with monkeypatch.context() as patched:
         patched.setattr(QemuVmm, "drop_overlays", refuses)
@@ -116,10 +116,10 @@ def _no_session(*_: object, **__: object) -> object:
 @pytest.mark.parametrize(
     ("what", "instead", "said"),
     [
-        ("ramet.engine.capture_files.make_overlay", _no_room, "no room"),
-        ("ramet.drivers.qemu_vmm.QemuVmm.session", _no_session, "no session"),
-        ("ramet.drivers.qemu_disks._layer", _no_session, "no session"),
-        ("ramet.drivers.qemu_disks.switch_overlays", refuses, "no vmstate"),
+        ("ramet.engine.capture.publish.make_overlay", _no_room, "no room"),
+        ("ramet.drivers.qemu.vmm.QemuVmm.session", _no_session, "no session"),
+        ("ramet.drivers.qemu.disks._layer", _no_session, "no session"),
+        ("ramet.drivers.qemu.disks.switch_overlays", refuses, "no vmstate"),
     ],
     ids=["making the second", "the session", "opening", "switching"],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import ramet
-from ramet.engine import capture_files
+from ramet.engine.capture import publish
 from ramet.errors import FilesystemError
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -21,7 +21,7 @@ async def test_a_booted_guest_is_captured_after_a_standby_that_failed(
         raise FilesystemError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(capture_files, "write_out", full)  # the mem-file has been published by then
+        patched.setattr(publish, "write_out", full)  # the mem-file has been published by then
         with pytest.raises(FilesystemError, match="no room"):
             await vm.standby()
     assert (await vm.info()).state == "running"

@@ -12,7 +12,7 @@ import pytest
 from anyio.abc import ByteStream
 
 import ramet
-from ramet.engine.proof import prove
+from ramet.engine.agent.identity import verify_identity
 from ramet.memory.integrity import digest
 from ramet.units import MIB
 from tests.conftest import living_in
@@ -123,10 +123,10 @@ async def test_a_fork_is_asked_over_a_port_that_was_opened_before_it_went_on(
 
     async def noting(*arguments: Any, stream: ByteStream | None, **options: Any) -> Any:
         streams.append(stream)
-        return await prove(*arguments, stream=stream, **options)
+        return await verify_identity(*arguments, stream=stream, **options)
 
     source = await host.run(name="source", memory="128M")
-    monkeypatch.setattr("ramet.engine.bring_up.prove", noting)
+    monkeypatch.setattr("ramet.engine.restore.load.prove", noting)
     made = await source.snapshot("before")
     async with anyio.create_task_group() as tasks:
         for _ in range(2):

@@ -8,9 +8,9 @@ import anyio
 import pytest
 
 import ramet
-from ramet.drivers import qmp
 from ramet.drivers.endings import announced_power_off, announced_reboot
-from ramet.engine.console import reasons
+from ramet.drivers.qemu import monitor as qemu_monitor
+from ramet.engine.vmm.console import reasons
 from tests.conftest import SHORTLY
 from tests.plane.guest import pid_of
 
@@ -28,7 +28,7 @@ async def ended(vm: ramet.VM) -> tuple[str, str]:
 
 async def reset(vm: ramet.VM) -> None:
     """As a triple fault does: without a word of the guest's."""
-    async with qmp.monitor(vm.directory, who=vm.name) as monitor:
+    async with qemu_monitor.monitor(vm.directory, who=vm.name) as monitor:
         await monitor.execute("system_reset")
 
 

@@ -14,19 +14,19 @@ import msgspec
 import pytest
 
 import ramet
-from ramet.engine.removal import discard_all, sweep
+from ramet.engine.lifecycle.removal import discard_all, sweep
 from ramet.errors import RametError
 from ramet.guest.ports import claim_port
-from ramet.host import processes
 from ramet.paths import MEM_FILE
 from ramet.store.records import Store
+from ramet.system import liveness, process_ref, processes, sockets, spawn
 from tests.conftest import SHORTLY, living_in
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_no_descriptors_left_does_not_look_like_death() -> None:
-    alive = processes.this_process()
+    alive = process_ref.this_process()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
     held = []
@@ -37,12 +37,12 @@ async def test_no_descriptors_left_does_not_look_like_death() -> None:
         except OSError:
             pass
         with pytest.raises(ramet.UnavailableError, match="open files"):
-            processes.is_alive(alive)
+            liveness.is_alive(alive)
     finally:
         for descriptor in held:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert processes.is_alive(alive)
+    assert liveness.is_alive(alive)
 
 
 @pytest.mark.timing
@@ -50,15 +50,15 @@ async def test_a_strangers_shell_in_an_instance_directory_is_left_alone(tmp_path
     directory = tmp_path / "instances" / "0123456789ab"
     directory.mkdir(parents=True)
     stranger = subprocess.Popen(["sleep", "60"], cwd=directory)
-    ours = processes.spawn(["sleep", "60"], directory=directory, log=directory / "vmm.log")
+    ours = spawn.spawn(["sleep", "60"], directory=directory, log=directory / "vmm.log")
     try:
         with anyio.fail_after(10):
             # execve(2) closes the pipe that Popen waits for a moment before the new environment can be read.
-            while not processes.spawned_in(directory):
+            while not spawn.spawned_in(directory):
                 await anyio.sleep(0.001)
         await sweep([directory])
         assert stranger.poll() is None
-        assert not processes.is_alive(ours)
+        assert not liveness.is_alive(ours)
         assert not directory.exists()
     finally:
         stranger.kill()
@@ -66,7 +66,7 @@ async def test_a_strangers_shell_in_an_instance_directory_is_left_alone(tmp_path
 
 
 async def test_a_child_that_ended_before_anyone_looked_is_no_zombie(tmp_path: Path) -> None:
-    child = processes.spawn(["true"], directory=tmp_path, log=tmp_path / "log")
+    child = spawn.spawn(["true"], directory=tmp_path, log=tmp_path / "log")
     await processes.wait_ended(child, timeout_s=10)
     await processes.kill(child)
     assert not Path(f"/proc/{child.pid}").exists()
@@ -74,12 +74,12 @@ async def test_a_child_that_ended_before_anyone_looked_is_no_zombie(tmp_path: Pa
 
 async def test_a_full_listening_queue_does_not_stop_the_loop(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_PATH)
-    listener = processes.listen(descriptor, "x.sock")
+    listener = sockets.listen(descriptor, "x.sock")
     os.close(descriptor)
     connections = []
     with pytest.raises(BlockingIOError):
         for _ in range(50):
-            connections.append(processes.connect(tmp_path, "x.sock"))
+            connections.append(sockets.connect(tmp_path, "x.sock"))
     for connection in [*connections, listener]:
         connection.close()
 
@@ -119,15 +119,15 @@ async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_
     """The reaper reads that an instance's owner is dead; by the time it acts, the instance has been
     detached.
     """
-    from ramet.engine import reap
+    from ramet.engine import recovery
 
     (vm,) = await warm.fork(1)
     context = vm._context
-    gone = processes.spawn(["true"], directory=warm_home, log=warm_home / "log")
+    gone = spawn.spawn(["true"], directory=warm_home, log=warm_home / "log")
     await processes.wait_ended(gone, timeout_s=10)
     read = context.store.change(vm.id, lambda one: msgspec.structs.replace(one, owner=gone))
     await vm.detach()
-    await reap._reap_one(context, read)
+    await recovery._reap_one(context, read)
     assert (await vm.exec("true")).ok
     await vm.remove(force=True)
     (warm_home / "log").unlink()
@@ -164,9 +164,9 @@ async def test_a_log_that_cannot_be_cut_does_not_close_the_home(warm: ramet.VM, 
 async def test_a_guest_that_stalls_cannot_hold_an_exec(
     warm: ramet.VM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ramet.engine import execution
+    from ramet.engine.exec import commands
 
-    monkeypatch.setattr(execution, "BACKSTOP_S", 1.0)
+    monkeypatch.setattr(commands, "BACKSTOP_S", 1.0)
     async with warm.fork(1) as (vm,):
 
         async def freeze() -> None:
@@ -258,15 +258,15 @@ async def test_the_launcher_for_yama_keeps_pid_mark_directory_and_descriptors(
     """
     scope = tmp_path / "ptrace_scope"
     scope.write_text("1\n")
-    monkeypatch.setattr(processes, "_YAMA_SCOPE", scope)
+    monkeypatch.setattr(spawn, "_YAMA_SCOPE", scope)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert processes._launcher()
+    assert spawn._launcher()
     reader, writer = os.pipe()
     script = f"echo $$ $RAMET_VMM $PWD > /dev/fd/{writer}; exec sleep 60"
-    child = processes.spawn(["sh", "-c", script], directory=tmp_path, log=tmp_path / "log", fds=[writer])
+    child = spawn.spawn(["sh", "-c", script], directory=tmp_path, log=tmp_path / "log", fds=[writer])
     os.close(writer)
     with os.fdopen(reader) as said:
         pid, mark, directory = said.readline().split()
     assert (int(pid), mark, directory) == (child.pid, str(tmp_path), str(tmp_path))
     await processes.kill(child)
-    assert not processes.is_alive(child)
+    assert not liveness.is_alive(child)

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 import ramet
-from ramet.drivers.firecracker import Firecracker
-from ramet.engine import boot, drivers
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.engine import drivers
 from ramet.engine.drivers import Fit, accelerator_of
-from ramet.host.kvm import KvmVerdict
-from ramet.host.kvm_kernels import Trial, trials
-from ramet.host.kvm_kind import kvm_kind
+from ramet.engine.lifecycle import boot
 from ramet.images.kernel import find_kernel
+from ramet.system.kvm import KvmVerdict
+from ramet.system.kvm_kernels import Trial, trials
+from ramet.system.kvm_kind import kvm_kind
 from tests.conftest import living_in
 
 pytestmark = pytest.mark.anyio

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 import ramet
-from ramet.engine.compaction import compact_capture
-from ramet.engine.worker import wake_if_left, work
-from ramet.host.locks import file_lock
+from ramet.engine.maintenance.compaction import compact_capture
+from ramet.engine.maintenance.requests import request_if_left
+from ramet.engine.maintenance.worker import work
 from ramet.paths import Home
+from ramet.system.locks import file_lock
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -31,7 +32,7 @@ async def test_work_is_to_be_done_until_it_is_done(warm_host: ramet.Host) -> Non
     home = Home(warm_host.home)
     home.work_to_do.touch()
     async with file_lock(home.worker_lock, wait_s=1):
-        await wake_if_left(home)  # somebody is at it: no other is started
+        await request_if_left(home)  # somebody is at it: no other is started
     assert home.work_to_do.exists()
     assert await work(home) == 0
     assert not home.work_to_do.exists()

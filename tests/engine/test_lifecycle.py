@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 import ramet
-from ramet.host import processes
+from ramet.system import process_ref, processes
 from tests.conftest import SHORTLY, living_in
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -92,7 +92,7 @@ async def test_a_fork_that_reboots_is_started_cold(warm: ramet.VM) -> None:
         await vm.spawn(*SHORTLY, "reboot")
         assert pid is not None
         with anyio.fail_after(90):
-            await processes.wait_ended(processes.reference(pid))
+            await processes.wait_ended(process_ref.reference(pid))
         said = await vm.exec(
             "sh", "-c", "cat /etc/machine-id; hostname; test -e /tmp/data || echo cold", check=True
         )
@@ -108,7 +108,7 @@ async def test_a_booted_instance_that_reboots_comes_up_as_itself(host: ramet.Hos
     await vm.exec("touch", "/tmp/mark", check=True)
     await vm.spawn(*SHORTLY, "reboot")
     with anyio.fail_after(90):
-        await processes.wait_ended(processes.reference(pid))
+        await processes.wait_ended(process_ref.reference(pid))
         after = await vm.exec("cat", "/etc/machine-id", "/etc/hostname", check=True)
     assert after.text == before.text
     assert not (await vm.exec("test", "-e", "/tmp/mark")).ok
@@ -126,7 +126,7 @@ async def test_a_killed_vmm_is_failed_and_can_be_started_again(warm: ramet.VM) -
     async with warm.fork(2) as (vm, sibling):
         pid = (await vm.info()).pid
         assert pid is not None
-        await processes.kill(processes.reference(pid))
+        await processes.kill(process_ref.reference(pid))
         info = await vm.info()
         assert (info.state, info.pid) == ("failed", None)
         assert "died" in (info.reason or "")
@@ -146,7 +146,7 @@ async def test_a_vmm_that_dies_under_an_exec_is_an_error_at_once(warm: ramet.VM)
 
         async def shoot() -> None:
             await anyio.sleep(0.5)
-            await processes.kill(processes.reference(pid))
+            await processes.kill(process_ref.reference(pid))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(shoot)

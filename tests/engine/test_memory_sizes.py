@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 import ramet
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.qemu import Qemu
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.qemu.driver import Qemu
 from ramet.errors import UnavailableError, UsageError
 from ramet.units import MIB
 

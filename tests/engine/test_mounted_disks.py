@@ -12,7 +12,7 @@ import pytest
 import ramet
 from ramet.disk.filesystem import find_mke2fs
 from ramet.errors import UnavailableError
-from ramet.host import processes
+from ramet.system import process_ref, processes
 from tests.conftest import SHORTLY, living_in
 from tests.disk.qemu_tools import needs_qemu_img, qemu_img, write
 from tests.disk.test_filesystem import require_clean
@@ -98,7 +98,7 @@ async def test_a_stop_and_a_reboot_leave_it_clean(host: ramet.Host, tmp_path: Pa
     assert pid is not None
     await vm.spawn(*SHORTLY, "reboot")
     with anyio.fail_after(90):
-        await processes.wait_ended(processes.reference(pid))
+        await processes.wait_ended(process_ref.reference(pid))
     assert await said(vm, "cat /data/file") == "two"
     assert "recovery" not in await said(vm, "dmesg | grep EXT4-fs")
 

@@ -17,7 +17,8 @@ import anyio
 import pytest
 
 import ramet
-from ramet.engine import execution, limits
+from ramet.engine import limits
+from ramet.engine.exec import commands
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.timing]
 
@@ -102,7 +103,7 @@ _outcomes: dict[str, object] = {}
 async def outcome(warm: ramet.VM, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> object:
     """What came of the scene that a test is about: its value, or its error."""
     if not _outcomes:
-        monkeypatch.setattr(execution, "BACKSTOP_S", 0.5)
+        monkeypatch.setattr(commands, "BACKSTOP_S", 0.5)
         monkeypatch.setattr(limits, "ASK_S", 1.0)
         monkeypatch.setattr(limits, "PORT_S", 1.0)
 

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import ramet
-from ramet.model.shapes import Instance
+from ramet.model.schema import Instance
 from tests.conftest import SHORTLY
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(500)]

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ramet.engine.timeline import STEPS, Step, Timeline
-from ramet.model.shapes import Timings
+from ramet.engine.restore.timeline import STEPS, Step, Timeline
+from ramet.model.schema import Timings
 
 _OF_THE_CALL = {"decompress", "capture", "pause", "total"}
 """Once for all forks of a call, or of all steps."""
@@ -17,7 +17,9 @@ _OF_THE_CALL = {"decompress", "capture", "pause", "total"}
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The moments that are read next."""
     moments: list[float] = []
-    monkeypatch.setattr("ramet.engine.timeline.time", SimpleNamespace(perf_counter=lambda: moments.pop(0)))
+    monkeypatch.setattr(
+        "ramet.engine.restore.timeline.time", SimpleNamespace(perf_counter=lambda: moments.pop(0))
+    )
     return moments
 
 

@@ -20,7 +20,7 @@ from opentelemetry.trace import StatusCode
 
 import ramet
 import ramet.sync
-from ramet.engine.timeline import STEPS
+from ramet.engine.restore.timeline import STEPS
 from tests.engine.lost_vmm import lose_the_second_vmm
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -166,7 +166,7 @@ async def test_a_trace_that_fails_costs_no_fork(
     def broken(*_: object) -> None:
         raise RuntimeError("no clock")
 
-    monkeypatch.setattr("ramet.engine.tracing._Trace._wall_ns", broken)
+    monkeypatch.setattr("ramet.engine.fork.tracing._Trace._wall_ns", broken)
     assert len(await warm.fork(1)) == 1
     assert spans.of("ramet.fork") == []
 

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.engine import transfer
+from ramet.engine.capture import archive as capture_archive
+from ramet.engine.capture.archive import Imported, export_capture, import_capture, with_new_facts
 from ramet.engine.manifest import FORMAT, Manifest, Part, check_part
-from ramet.engine.transfer import Imported, export_capture, import_capture, with_new_facts
 from ramet.errors import DamagedError, FilesystemError, RametError, UnavailableError
-from ramet.host.archive import ArchiveFacts
-from ramet.host.files import allocated_bytes
 from ramet.memory.integrity import PartFacts, check, digest, facts_of
 from ramet.model.record import Machine
+from ramet.system.archive import ArchiveFacts
+from ramet.system.files import allocated_bytes
 from ramet.units import GIB, KIB, MIB, PAGE_SIZE_BYTES
 from tests.archive_bytes import ended, header, part, stream_of
 
@@ -390,7 +390,7 @@ def test_a_part_that_is_replaced_in_between_isnt_exported(
         if name == "mem":
             (tmp_path / "copy").replace(mem)
 
-    monkeypatch.setattr(transfer, "check_part", replaced)
+    monkeypatch.setattr(capture_archive, "check_part", replaced)
     with pytest.raises(DamagedError, match="mem was replaced"):
         export_capture(tmp_path / "old", manifest.encoded(), untouched)
 

@@ -22,10 +22,10 @@ import msgspec
 import pytest
 
 import ramet
-from ramet.engine import pool
-from ramet.host import processes
+from ramet.engine.pool import directory
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import Home
+from ramet.system import liveness, process_ref, processes, spawn
 from tests.namespaces import (
     LIMIT_S,
     PID_NAMESPACE,
@@ -179,11 +179,11 @@ async def test_a_home_that_was_moved_keeps_its_guests(warm_home: Path, homes: Pa
         assert (await in_thread(HERE, moved, "fork", "--name", "child", "mover")).returncode == 0
         # One that no record names is found by where it works, whatever it was told at its start.
         (pid,) = [one["pid"] for one in json_in(HERE, moved, "ps") if one["name"] == "child"]
-        stray = processes.reference(pid)
+        stray = process_ref.reference(pid)
         with closing(sqlite3.connect(moved / "ramet.db")) as connection, connection:
             connection.execute("DELETE FROM instance WHERE json_extract(body, '$.name') = 'child'")
         assert (await in_thread(HERE, moved, "ps")).returncode == 0
-        assert processes.is_dead(stray)
+        assert liveness.is_dead(stray)
         assert (await in_thread(HERE, moved, "rm", "-f", "mover")).returncode == 0
     finally:
         moved.rename(warm_home)
@@ -205,7 +205,7 @@ def another_machines(home: Path) -> Iterator[str]:
     """The home's records and the names of its pool as another machine's ramet would have written them, with
     the boot id that it then has. Put right in the end, for those that are still there.
     """
-    other, ours = str(uuid.uuid4()), processes.boot_id()
+    other, ours = str(uuid.uuid4()), process_ref.boot_id()
     rename_boot(home, ours, other)
     try:
         yield other
@@ -215,11 +215,11 @@ def another_machines(home: Path) -> Iterator[str]:
 
 async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_home: Path) -> None:
     """As its records say: owned ones, one that is being changed, a snapshot that is being made, a pool."""
-    home, me = warm_home, processes.this_process()
+    home, me = warm_home, process_ref.this_process()
     owned, detached, changed = await warm.fork(3)
     await detached.detach()
     named = {vm.id: vm.name for vm in (owned, detached, changed)}
-    running = [one for found in processes.spawned_below(home / "instances").values() for one in found]
+    running = [one for found in spawn.spawned_below(home / "instances").values() for one in found]
     with closing(sqlite3.connect(home / "ramet.db")) as connection, connection:
         pending = json.dumps({"what": "stop", "by": msgspec.to_builtins(me)})
         connection.execute(
@@ -234,10 +234,10 @@ async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_ho
         )
     (home / "snapshots" / making.id).mkdir()
     (home / "pool").mkdir(mode=0o700)
-    taken = f"taken.{'3' * 12}.{processes.as_name(me)}"
+    taken = f"taken.{'3' * 12}.{process_ref.as_name(me)}"
     names = [
-        *(pool.making(Home(home), "1" * 12), pool.ready("2" * 12, "key"), taken),
-        pool.keeper_name(Home(home)),
+        *(directory.making(Home(home), "1" * 12), directory.ready("2" * 12, "key"), taken),
+        directory.keeper_name(Home(home)),
     ]
     for name in names:
         (home / "pool" / name).mkdir()
@@ -271,7 +271,7 @@ async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_ho
             # Its user says that it is gone for good, and so it is.
             assert len(running) == 3
             for process in running:
-                assert processes.is_alive(process), "the guest of another machine was ended"
+                assert liveness.is_alive(process), "the guest of another machine was ended"
                 await processes.kill(process)
             done = await in_thread(HERE, home, "rm", "--lost", *named.values())
             assert done.returncode == 0, done.stderr
@@ -291,9 +291,9 @@ async def test_after_a_restart_of_this_machine_what_ran_is_dead(warm_home: Path)
     made = await in_thread(HERE, warm_home, "fork", "--name", "before", "warm")
     assert made.returncode == 0, made.stderr
     (pid,) = [one["pid"] for one in json_in(HERE, warm_home, "ps") if one["name"] == "before"]
-    process = processes.reference(pid)
+    process = process_ref.reference(pid)
     other = str(uuid.uuid4())
-    rename_boot(warm_home, processes.boot_id(), other)
+    rename_boot(warm_home, process_ref.boot_id(), other)
     assert one_of(HERE, warm_home, "before")["seen"] is False
     with closing(sqlite3.connect(warm_home / "ramet.db")) as connection, connection:
         connection.execute(

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 import ramet
-from ramet.engine import limits, session
+from ramet.engine import limits
+from ramet.engine.agent import session
 from ramet.guest.ports import VSOCK_COMMANDS, claim_number, command_ports
 from ramet.model.record import Record
 

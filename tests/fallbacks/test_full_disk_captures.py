@@ -92,5 +92,5 @@ async def test_with_room_for_the_delta_it_succeeds(on_ext4: SmallHome, content: 
 
 def work(home: SmallHome) -> None:
     """The home's worker, after whichever is at work already."""
-    words = [sys.executable, "-m", "ramet.engine.worker", str(home.root)]
+    words = [sys.executable, "-m", "ramet.engine.maintenance.worker", str(home.root)]
     subprocess.run(words, check=True, timeout=120, cwd="/", env=dict(os.environ))

@@ -12,15 +12,15 @@ import msgspec
 import pytest
 
 from ramet import config
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.firecracker_vmm import FirecrackerVmm
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.firecracker.vmm import FirecrackerVmm
 from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError
 from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
 from ramet.model.record import Machine, Nic
 from ramet.paths import VMM_LOG
+from ramet.system.kvm import kvm_verdict
 from ramet.units import MIB
 from tests.contract.subject import Frozen, Subject, booted, restored
 

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.guests import Floor
 
 import ramet
-from ramet.engine.fork import at_once
+from ramet.engine.fork.call import at_once
 from ramet.memory.accounting import smaps_rollup
 from ramet.memory.integrity import digest
 from ramet.units import MIB

@@ -13,14 +13,14 @@ import anyio
 import pytest
 
 import ramet
-from ramet.drivers.api import Driver
-from ramet.engine import capture_files, freeze
-from ramet.engine.proof import agent_of
-from ramet.engine.running import booted_vmm
+from ramet.drivers.interface import Driver
+from ramet.engine.agent.session import agent_of
+from ramet.engine.capture import publish, suspend
+from ramet.engine.vmm.record import booted_vmm
 from ramet.errors import FilesystemError
-from ramet.host import processes, rings
 from ramet.model.record import RunningVmm
 from ramet.paths import CONSOLE_LOG, MANIFEST_FILE, MEM_FILE, VMM_LOG, VMSTATE_FILE
+from ramet.system import bounded_log, liveness, process_ref, processes, spawn
 from ramet.units import MIB
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -83,7 +83,7 @@ async def test_template_that_fails_late_gives_its_space_back(
         raise FilesystemError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(capture_files, "_described", no_room)
+        patch.setattr(publish, "_described", no_room)
         with pytest.raises(FilesystemError, match="no room"):
             await vm.template()
     await assert_as_before(vm, pid)
@@ -109,11 +109,11 @@ async def test_interrupt_that_comes_after_the_row_undoes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(store, "change", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            await freeze.promote(vm._context, store.get(vm.id))
+            await suspend.promote(vm._context, store.get(vm.id))
     assert await state_of(probes, vm) == ("template", None)
     assert await vmm.status() == "paused", "it has the template's disks open"
     async with ramet.Host(probes.home) as next_ramet:
-        assert not processes.is_alive(vmm.process)
+        assert not liveness.is_alive(vmm.process)
         again = await next_ramet.get(vm.id)
         async with again.fork(1) as (child,):
             assert (await child.exec("true")).ok
@@ -142,7 +142,7 @@ async def test_what_a_quick_guest_says_at_once_is_its_own(
             time.sleep(0.01)
         return booted_vmm(driver, directory, *told, **more)
 
-    monkeypatch.setattr("ramet.engine.boot.booted_vmm", late)
+    monkeypatch.setattr("ramet.engine.lifecycle.boot.booted_vmm", late)
     vm = await probes.run("probe", driver="firecracker", memory="64M")
     running = vm._record.vmm
     assert running is not None
@@ -152,13 +152,13 @@ async def test_what_a_quick_guest_says_at_once_is_its_own(
 
 async def test_power_off_is_told_from_death_when_the_log_is_full(probes: ramet.Host) -> None:
     vm = await probes.run("probe", driver="firecracker", memory="64M")
-    process = processes.reference(await pid_of(vm))
-    processes.limit_files(process, (vm.directory / VMM_LOG).stat().st_size)
+    process = process_ref.reference(await pid_of(vm))
+    spawn.limit_files(process, (vm.directory / VMM_LOG).stat().st_size)
     os.truncate(vm.directory / VMM_LOG, _LIMIT_BYTES)
     (vm.directory / "console.log").write_text("")  # the limit is its, too
     await power_off(vm)
     await wait_until_gone(process.pid)
-    assert b"exiting" not in rings.last_bytes(vm.directory / VMM_LOG, _LIMIT_BYTES)
+    assert b"exiting" not in bounded_log.last_bytes(vm.directory / VMM_LOG, _LIMIT_BYTES)
     assert await state_of(probes, vm) == ("stopped", "the guest powered off")
 
 
@@ -177,7 +177,7 @@ async def power_off(vm: ramet.VM) -> None:
 
 async def wait_until_gone(pid: int) -> None:
     try:
-        process = processes.reference(pid)
+        process = process_ref.reference(pid)
     except ProcessLookupError:
         return
     assert await processes.wait_ended(process, timeout_s=30)
@@ -189,10 +189,10 @@ async def test_log_that_is_not_appended_to_is_trimmed_once(probes: ramet.Host) -
     noise = b"noise\n" * (2 * MIB // 6)
     with log.open("r+b") as file:
         file.write(noise)
-    assert rings.trim(log)
+    assert bounded_log.trim(log)
     with log.open("r+b") as file:  # as Firecracker goes on: where it was
         file.seek(len(noise))
         file.write(b"the end\n")
-    assert not rings.trim(log)
-    assert rings.tail(log, 8) == b"the end\n"
-    assert rings.last_bytes(rings.previous(log), 6) == b"noise\n"
+    assert not bounded_log.trim(log)
+    assert bounded_log.tail(log, 8) == b"the end\n"
+    assert bounded_log.last_bytes(bounded_log.previous(log), 6) == b"noise\n"

@@ -12,8 +12,8 @@ import anyio.to_thread
 import pytest
 
 import ramet
-from ramet.host import processes
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.system import spawn
 from ramet.units import MIB
 from tests.crash.test_every_point import inject
 
@@ -32,7 +32,7 @@ async def verify(home: Path) -> None:
         vm = await host.get("x")
         left = {path.name for path in vm.directory.iterdir()}
         assert not [name for name in left if name.startswith(".tmp-")]
-        running = [one for found in processes.spawned_below(home / "instances").values() for one in found]
+        running = [one for found in spawn.spawned_below(home / "instances").values() for one in found]
         assert [one.pid for one in running] == ([x.pid] if x.pid else [])
         assert x.state in {"running", "template"}
         if x.state == "template":

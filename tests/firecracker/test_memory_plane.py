@@ -11,23 +11,23 @@ import msgspec
 import pytest
 
 from ramet import config
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.firecracker_api import api
+from ramet.drivers.firecracker.api import api
+from ramet.drivers.firecracker.driver import Firecracker
 from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError, UnavailableError
 from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.host import processes
-from ramet.host.files import data_extents
-from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
 from ramet.memory.delta import apply_delta, compact, write_delta, write_mem_file
 from ramet.memory.integrity import digest
 from ramet.memory.mappings import Mapping, areas, identity_of
 from ramet.memory.pagemap import Run, changed_runs_by_pagemap, changed_runs_by_scan
-from ramet.memory.pages import LivePages, stage
+from ramet.memory.pages import LivePages, buffer_pages
 from ramet.memory.ram import changed_pages, locate_ram, ram_bytes
 from ramet.model.record import Machine, RamRange
 from ramet.paths import MEM_FILE
+from ramet.system import spawn
+from ramet.system.copying import data_extents
+from ramet.system.kvm import kvm_verdict
 from ramet.units import GIB, MIB, FileOffset, HostVirtual
 from tests.contract.subject import Frozen, Running, Subject, booted, restored
 
@@ -90,11 +90,11 @@ async def save(vm: Running, name: str, *, diff: bool) -> Path:
         "snapshot_path": f"{name}-state",
         "mem_file_path": name,
     }
-    limits = processes.limit_of_files(vm.vmm.process)
-    processes.limit_files(vm.vmm.process, None)
+    limits = spawn.limit_of_files(vm.vmm.process)
+    spawn.limit_files(vm.vmm.process, None)
     async with api(vm.directory, who="the test's", limit_s=60) as firecracker:
         await firecracker.call("PUT", "/snapshot/create", body)
-    processes.limit_files(vm.vmm.process, limits)
+    spawn.limit_files(vm.vmm.process, limits)
     return vm.directory / name
 
 
@@ -124,7 +124,7 @@ async def test_a_booted_guest_is_captured_from_anonymous_memory(
         assert len(pages_of(touched)) < 4096, "nothing that the guest never touched"
         saved = await save(vm, "saved", diff=memory_bytes > GIB)
         runs = changed_pages(pid, ram, None)
-        with stage(pid, runs) as staged:
+        with buffer_pages(pid, runs) as staged:
             write_mem_file(place / "staged", staged, memory_bytes=memory_bytes)
         write_mem_file(place / "live", LivePages(pid, runs), memory_bytes=memory_bytes)
     assert ram_bytes(ram) == memory_bytes
@@ -192,7 +192,7 @@ async def test_the_list_has_what_was_inherited_and_all_that_firecracker_logged(
         assert inherited - logged, "Firecracker's own log lacks what was written from outside"
         await vmm.pause()
         whole = await save(child, "whole", diff=False)
-        with stage(pid, changed_pages(pid, ram, mem)) as staged:
+        with buffer_pages(pid, changed_pages(pid, ram, mem)) as staged:
             write_delta(place / "again", staged, memory_bytes=tracked.memory_bytes, base=base)
     finally:
         await vmm.kill()
@@ -248,7 +248,7 @@ async def test_a_balloon_in_a_restored_guest_does_not_break_a_capture(tracked: T
         runs = changed_pages(pid, ram, mem)
         first, last = (ADDRESS + 8 * PAGE) // PAGE, end // PAGE - 24
         assert {*range(first, first + 0x30), *range(last, last + 0x18)} <= pages_of(runs)
-        with stage(pid, runs) as staged:
+        with buffer_pages(pid, runs) as staged:
             write_delta(place / "delta", staged, memory_bytes=end, base=base)
     # What wasn't given back, and what is used again; the rest is zeros.
     assert [int(one, 16) for one in said[-2:]] == [(16 * 1 + 4 * 5) * 512, (8 * 2 + 6) * 512]

@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 import ramet
-from ramet.drivers import firecracker_config, firecracker_releases
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.firecracker_api import Api
-from ramet.drivers.firecracker_releases import ram_regions, release_of, standing
+from ramet.drivers.firecracker import config, releases
+from ramet.drivers.firecracker.api import Api
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.firecracker.releases import ram_regions, release_of, standing
 from ramet.drivers.vmstate_files import has_checksum
 from ramet.model.record import RamRegion
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
@@ -48,7 +48,7 @@ def test_ram_lies_where_the_release_has_it(numbers: tuple[int, int], memory_mib:
 @pytest.mark.parametrize(
     ("version", "is_run", "words"),
     [
-        *((version, True, "run") for version in firecracker_releases.RUN),
+        *((version, True, "run") for version in releases.RUN),
         ("1.12.0", False, "untried, layout as in its sources"),
         ("1.14.4", False, "untried, layout as in its sources"),
         ("1.16.0", False, "untried, layout as in its sources"),
@@ -60,7 +60,7 @@ def test_ram_lies_where_the_release_has_it(numbers: tuple[int, int], memory_mib:
 def test_what_was_run_and_what_was_not_is_told(version: str, is_run: bool, words: str) -> None:
     found = standing(version)
     assert (found.is_run, found.words.startswith(words)) == (is_run, True)
-    assert is_run or all(name in found.words for name in firecracker_releases.RUN)
+    assert is_run or all(name in found.words for name in releases.RUN)
     assert ("deafens" in (found.advice or "")) is version.startswith("1.16")
 
 
@@ -102,7 +102,7 @@ def test_changed_pages_are_tracked_by_the_name_that_the_release_has() -> None:
     driver = Firecracker().as_of("1.13.0")
     made = machine(driver, accelerator="kvm", memory_bytes=MIB, cpus=1)
     for named, other in ((True, False), (False, True)):
-        request = firecracker_config.load_request(
+        request = config.load_request(
             made, VMSTATE_FILE, resume=True, network=False, vsock=False, track_dirty_pages=named
         )
         assert request.get("track_dirty_pages", False) is named
@@ -128,7 +128,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_where_a_bare_resume_deafens_the_state_is_saved_before(
     probes: ramet.Host, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(firecracker_releases, "deafens", lambda numbers: True)
+    monkeypatch.setattr(releases, "deafens", lambda numbers: True)
     vm = await probes.run("probe", driver="firecracker", memory="64M")
     await vm.exec("fill", hex(0x1000000), "1", "0x7", check=True)
     asked.clear()
@@ -157,7 +157,7 @@ async def test_a_guest_whose_ram_is_not_proved_runs_and_is_not_captured(
     """As with a release that lays RAM out as none before it did."""
     wrong = 2 * GIB + 512 * MIB
     monkeypatch.setattr(
-        firecracker_releases,
+        releases,
         "ram_regions",
         lambda memory_bytes, numbers: (
             RamRegion(0, wrong, 0),
@@ -180,7 +180,7 @@ async def test_a_guest_whose_ram_is_not_proved_runs_and_is_not_captured(
 async def test_a_state_is_whole_by_its_checksum_whatever_the_refusal_says(
     probes: ramet.Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ramet.drivers.firecracker_vmm._RAM_REFUSED", "words of another release")
+    monkeypatch.setattr("ramet.drivers.firecracker.vmm._RAM_REFUSED", "words of another release")
     vm = await probes.run("probe", driver="firecracker", memory="64M")
     template = await vm.template()
     await template.fork(1)

@@ -15,15 +15,17 @@ import msgspec
 import pytest
 
 import ramet
-from ramet.engine import compaction, replace, snapshots
 from ramet.engine.drivers import installed_drivers
+from ramet.engine.maintenance import compaction
 from ramet.engine.manifest import read_manifest, require_restorable
-from ramet.engine.snapshot_files import require_harmless
+from ramet.engine.restore import in_place
+from ramet.engine.snapshots import catalog
+from ramet.engine.snapshots.validation import require_harmless
 from ramet.errors import DamagedError, FilesystemError, UnavailableError
-from ramet.host import processes, share
-from ramet.host.files import write_durably
-from ramet.model.shapes import ForkFailure, ForkReport
+from ramet.model.schema import ForkFailure, ForkReport
 from ramet.paths import MANIFEST_FILE
+from ramet.system import share, spawn
+from ramet.system.publishing import write_durably
 from ramet.units import TIB
 from tests.firecracker.conftest import DATA_ADDRESS
 
@@ -33,19 +35,19 @@ REWIND_AND_DIE = """
 import os, signal, sys
 import anyio
 import ramet
-from ramet.engine import replace
+from ramet.engine.restore import in_place
 
 async def main():
     async with ramet.Host(sys.argv[1]) as host:
         vm = await host.get("source")
-        enter = replace._enter
+        enter = in_place._enter
 
         def entered(*arguments):
             living = enter(*arguments).vmm
             os.kill(living.process.pid, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        replace._enter = entered
+        in_place._enter = entered
         await vm.rewind("then")
 
 anyio.run(main)
@@ -90,7 +92,7 @@ async def test_one_whose_ram_was_never_noted_is_captured_all_the_same(
 @pytest.fixture
 async def large(source: ramet.VM, monkeypatch: pytest.MonkeyPatch) -> ramet.Snapshot:
     """A snapshot with a delta that is to be compacted, which nobody does."""
-    monkeypatch.setattr(snapshots, "wake_for_capture", lambda *_: None)
+    monkeypatch.setattr(catalog, "wake_for_capture", lambda *_: None)
     await source.standby()
     await source.restore()
     await fill(source, 2, pages=2304)
@@ -169,11 +171,11 @@ async def test_a_filesystem_that_cannot_exchange_leaves_the_instance_as_it_was(
         raise FilesystemError("can't exchange", number=errno.EINVAL)
 
     with monkeypatch.context() as patched:
-        patched.setattr(replace, "exchange", refuses)
+        patched.setattr(in_place, "exchange", refuses)
         with pytest.raises(FilesystemError, match="can't exchange"):
             await source.rewind("then")
     assert await value_in(source) == 2
-    assert len(processes.spawned_in(source.directory)) == 1
+    assert len(spawn.spawned_in(source.directory)) == 1
     assert list((probes.home / "staging").iterdir()) == []
     await source.rewind("then")
     assert await value_in(source) == 1
@@ -245,4 +247,4 @@ async def test_a_fork_that_is_removed_before_it_is_made_leaves_no_vmm(
     rows = {one.id for one in store.all()}
     instances = source.directory.parent
     assert {path.name for path in instances.iterdir()} == rows
-    assert {path.name for path in processes.spawned_below(instances)} == rows - {source.id}
+    assert {path.name for path in spawn.spawned_below(instances)} == rows - {source.id}

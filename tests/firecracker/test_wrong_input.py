@@ -16,14 +16,14 @@ import pytest
 
 import ramet
 from ramet.drivers import versions
-from ramet.drivers.api import Ability
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.firecracker_vmm import FirecrackerVmm
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.firecracker.vmm import FirecrackerVmm
+from ramet.drivers.interface import Ability
 from ramet.engine.manifest import Manifest
-from ramet.host.files import copy_sparse
-from ramet.host.kvm_kind import kvm_kind
 from ramet.model.record import HostCpu
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.system.copying import copy_sparse
+from ramet.system.kvm_kind import kvm_kind
 from tests.conftest import living_in
 from tests.engine.lost_vmm import lose_the_second_vmm
 from tests.firecracker.conftest import DATA_ADDRESS, MakeTemplate
@@ -197,7 +197,7 @@ async def test_an_api_that_does_not_answer(
     wrapper.write_text(_STOPPING.format(real=Firecracker().program(), counter=counter))
     wrapper.chmod(0o755)
     monkeypatch.setenv("RAMET_FIRECRACKER", str(wrapper))
-    monkeypatch.setattr("ramet.drivers.firecracker_vmm._START_LIMIT_S", 3.0)
+    monkeypatch.setattr("ramet.drivers.firecracker.vmm._START_LIMIT_S", 3.0)
     async with ramet.Host(home) as host:
         base = await host.get(template.id)
         results: list[object] = [*await base.fork(4, return_exceptions=True)]
@@ -209,7 +209,7 @@ async def test_an_api_that_does_not_answer(
         assert len(living_in(home)) == 3
         # A VMM that stops later, while it is asked.
         os.kill(living[0].receipt.pid, 19)
-        monkeypatch.setattr("ramet.drivers.firecracker_api.ANSWER_LIMIT_S", 2.0)
+        monkeypatch.setattr("ramet.drivers.firecracker.api.ANSWER_LIMIT_S", 2.0)
         with pytest.raises(ramet.VmmTimeoutError, match="didn't answer within 2 s"):
             await living[0].pause()
         await base.remove()

@@ -10,8 +10,9 @@ import signal
 from pathlib import Path
 from typing import Final
 
+from ramet.guest.fields import put, put_number, put_text
 from ramet.guest.framing import encode_frame
-from ramet.guest.messages import ExecFlag, Message, put, put_number, put_text
+from ramet.guest.messages import ExecFlag, Message
 
 DIRECTORY: Final = Path(__file__).parent / "corpus"
 

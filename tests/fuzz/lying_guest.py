@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from ramet.guest.fields import Fields, put, put_number, put_text
 from ramet.guest.framing import PAYLOAD_MAX_BYTES, Frame, encode_frame, stuff
-from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecFlag, Fields, Message, put, put_number, put_text
+from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecFlag, Message
 from ramet.guest.resumption import is_counted
 
 _HEADER: Final = struct.Struct("<BBHII")

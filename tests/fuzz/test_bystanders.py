@@ -16,9 +16,10 @@ import pytest
 
 from ramet.errors import GuestLostError, ProtocolError
 from ramet.guest.client import AgentClient, run_exec
+from ramet.guest.fields import put
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
-from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecRequest, Message, put
-from ramet.host.streams import connect_stream
+from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecRequest, Message
+from ramet.system.streams import connect_stream
 from ramet.units import MIB
 
 from .lying_guest import LyingGuest

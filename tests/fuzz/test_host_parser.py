@@ -21,21 +21,18 @@ from hypothesis import strategies as st
 from ramet.errors import ExecError, GuestTimeoutError, ProtocolError, RametError
 from ramet.guest import process
 from ramet.guest.client import AgentClient, run_exec
-from ramet.guest.connection import decode_error
+from ramet.guest.fields import Fields, put, put_number, put_text
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame, stuff
 from ramet.guest.messages import (
     ExecRequest,
-    Fields,
     GuestProcess,
     IdentityReply,
     Message,
     Welcome,
     exit_status,
-    put,
-    put_number,
-    put_text,
     started_pid,
 )
+from ramet.guest.requests import decode_error
 
 from . import host_run
 from .lying_guest import HonestGuest

@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 
 from ramet.errors import GuestLostError
-from ramet.host.streams import SocketStream, connect_stream
+from ramet.system.streams import SocketStream, connect_stream
 
 _ANY_NUMBER = 1 << 62
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
-from ramet.host.streams import connect_stream
 from ramet.paths import VSOCK_SOCKET
+from ramet.system.streams import connect_stream
 
 CONNECT = b"CONNECT 1024\n"
 

@@ -26,18 +26,11 @@ from ramet.errors import (
     UsageError,
 )
 from ramet.guest.client import AgentClient, run_exec
+from ramet.guest.fields import put, put_number, put_text
 from ramet.guest.framing import FrameDecoder, encode_frame
-from ramet.guest.messages import (
-    STDIN_WINDOW_BYTES,
-    ExecRequest,
-    IdentityRequest,
-    Message,
-    put,
-    put_number,
-    put_text,
-)
+from ramet.guest.messages import STDIN_WINDOW_BYTES, ExecRequest, IdentityRequest, Message
 from ramet.guest.ports import claim_port
-from ramet.host.streams import connect_stream
+from ramet.system.streams import connect_stream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("agent_process")]
 

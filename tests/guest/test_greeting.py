@@ -13,10 +13,11 @@ import anyio
 import pytest
 
 from ramet.errors import GuestError, GuestLostError, ProtocolError
+from ramet.guest.fields import Fields, put, put_number, put_text
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.greeting import Reply, ask
-from ramet.guest.messages import Fields, IdentityRequest, Message, put, put_number, put_text
-from ramet.host.streams import SocketStream, connect_stream
+from ramet.guest.messages import IdentityRequest, Message
+from ramet.system.streams import SocketStream, connect_stream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 

@@ -5,18 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramet.errors import ProtocolError, UsageError
+from ramet.guest.fields import Fields, put, put_number, put_text, shown
 from ramet.guest.messages import (
     ExecRequest,
-    Fields,
     GuestProcess,
     IdentityReply,
     IdentityRequest,
     Welcome,
     exit_status,
-    put,
-    put_number,
-    put_text,
-    shown,
 )
 from ramet.model.command import ExitStatus
 

@@ -16,10 +16,10 @@ from ramet import config
 from ramet.errors import UnavailableError
 from ramet.guest.client import AgentClient
 from ramet.guest.ports import claim_port
-from ramet.host import processes
 from ramet.images.builtin import build_builtin, find_busybox
 from ramet.images.image import Image
 from ramet.images.kernel import find_kernel
+from ramet.system import sockets
 
 from .conftest import shared_library
 
@@ -70,7 +70,7 @@ async def test_without_a_power_switch_it_says_so_and_resets(
 ) -> None:
     assert image.initramfs is not None
     directory_fd = os.open(tmp_path, os.O_PATH)
-    with (tmp_path / "log").open("wb") as log, processes.listen(directory_fd, "agent0.sock") as listener:
+    with (tmp_path / "log").open("wb") as log, sockets.listen(directory_fd, "agent0.sock") as listener:
         os.close(directory_fd)
         qemu = subprocess.Popen(
             [

@@ -11,8 +11,8 @@ from ramet.errors import GuestError, GuestTimeoutError, ProtocolError
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.messages import ExecRequest
 from ramet.guest.vsock import connect_vsock
-from ramet.host import processes
 from ramet.paths import VSOCK_SOCKET
+from ramet.system import sockets
 
 from .muxer import CONNECT, drops, listen, muxer, says, serves
 from .test_ports import open_descriptors
@@ -93,7 +93,7 @@ async def test_before_the_device_is_active_it_waits_in_the_queue(directory: Path
 
 @pytest.mark.timing
 async def test_a_full_queue_is_waited_for(directory: Path) -> None:
-    with listen(directory, queue=0) as listener, processes.connect(directory, VSOCK_SOCKET):
+    with listen(directory, queue=0) as listener, sockets.connect(directory, VSOCK_SOCKET):
         with pytest.raises(GuestTimeoutError):
             async with connect_vsock(directory, 0.1):
                 pass

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramet.errors import ProtocolError
+from ramet.guest.fields import Fields, put
 from ramet.guest.framing import FRAME_MAX_BYTES, Frame, FrameDecoder, encode_frame
-from ramet.guest.messages import Fields, put
 
 from .conftest import shared_library
 from .test_framing import frames, octets

@@ -12,7 +12,7 @@ import ramet.guest
 from ramet import config
 from ramet.errors import UnavailableError
 from ramet.guest.agent_binary import probe_path
-from ramet.host.kvm import kvm_verdict
+from ramet.system.kvm import kvm_verdict
 from tests.guests.firecracker import find_firecracker
 
 SOURCES = Path(ramet.guest.__file__).parent / "probe"

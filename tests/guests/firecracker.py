@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from ramet.drivers.firecracker import Firecracker
+from ramet.drivers.firecracker.driver import Firecracker
 from ramet.errors import UnavailableError
 from ramet.guest.client import AgentClient
 

@@ -12,19 +12,12 @@ import anyio
 import anyio.abc
 import pytest
 
-from ramet.drivers.firecracker import Firecracker
+from ramet.drivers.firecracker.driver import Firecracker
 from ramet.errors import ExecNotFoundError, GuestError, GuestLostError
 from ramet.guest.client import AgentClient, run_exec
+from ramet.guest.fields import Fields, put, put_number
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
-from ramet.guest.messages import (
-    OUTPUT_WINDOW_BYTES,
-    ExecRequest,
-    Fields,
-    IdentityRequest,
-    Message,
-    put,
-    put_number,
-)
+from ramet.guest.messages import OUTPUT_WINDOW_BYTES, ExecRequest, IdentityRequest, Message
 from ramet.model.exec_result import ExecResult
 from tests.guests.firecracker import LIMIT_S, Vmm, booted, restored
 

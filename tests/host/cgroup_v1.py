@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host import cgroups
+from ramet.system import cgroups
 
 _GONE_WITHIN_S = 20
 

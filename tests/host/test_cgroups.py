@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ramet.host import cgroups
+from ramet.system import cgroups
 from ramet.units import GIB, KIB, MIB
 from tests.host.cgroup_v1 import inside, v1_cgroup
 
@@ -150,7 +150,7 @@ def test_odd_files_are_no_limit(machine: Machine, content: str) -> None:
 
 def ask(place: Path, code: str) -> Any:
     """What Python says that runs `code` in that cgroup."""
-    script = f"import json; from ramet.host import cgroups; print(json.dumps({code}))"
+    script = f"import json; from ramet.system import cgroups; print(json.dumps({code}))"
     done = subprocess.run(
         inside(place, sys.executable, "-c", script), capture_output=True, text=True, timeout=60, check=False
     )
@@ -184,7 +184,8 @@ def test_a_real_cpu_quota_and_set() -> None:
     with v1_cgroup("cpu", cfs_period_us=100_000, cfs_quota_us=40_000) as place:
         assert ask(place, code) == [0.4, 1]
     script = (
-        "import os; os.sched_setaffinity(0, {0}); from ramet.engine.fork import at_once; print(at_once())"
+        "import os; os.sched_setaffinity(0, {0});"
+        " from ramet.engine.fork.call import at_once; print(at_once())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
     assert int(done.stdout) == 3

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host import processes
-from ramet.host.deadman import Rescue, armed
 from ramet.model.record import ProcessRef
+from ramet.system import liveness, process_ref, processes, spawn
+from ramet.system.pause_watchdog import Rescue, resume_on_death
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -23,11 +23,11 @@ RESCUE = Rescue("control.sock", (("", "hello"), ("go on\n", "done|refused")))
 _DIES = """
 import asyncio, os, sys
 from pathlib import Path
-from ramet.host.deadman import Rescue, armed
+from ramet.system.pause_watchdog import Rescue, resume_on_death
 
 async def main():
     rescue = Rescue("control.sock", (("", "hello"), ("go on\\n", "done")))
-    async with armed(Path(sys.argv[1]), rescue) as process:
+    async with resume_on_death(Path(sys.argv[1]), rescue) as process:
         print(process.pid, flush=True)
         await asyncio.sleep(50)
 
@@ -57,11 +57,11 @@ def answer(control: socket.socket) -> bytes:
 
 
 async def test_nothing_is_said_when_the_block_is_left(tmp_path: Path, control: socket.socket) -> None:
-    async with armed(tmp_path, RESCUE) as process:
-        assert processes.is_alive(process)
+    async with resume_on_death(tmp_path, RESCUE) as process:
+        assert liveness.is_alive(process)
         assert os.getsid(process.pid) == process.pid, "a Ctrl-C would end it with its ramet"
-        assert processes.spawned_in(tmp_path) == [], "it would be taken for a VMM"
-    assert not processes.is_alive(process)
+        assert spawn.spawned_in(tmp_path) == [], "it would be taken for a VMM"
+    assert not liveness.is_alive(process)
     control.settimeout(0.2)
     with pytest.raises(TimeoutError):
         control.accept()
@@ -71,9 +71,9 @@ async def test_nothing_is_said_after_an_error_that_its_ramet_lives_to_handle(
     tmp_path: Path, control: socket.socket
 ) -> None:
     with pytest.raises(ValueError, match="mine"):
-        async with armed(tmp_path, RESCUE) as process:
+        async with resume_on_death(tmp_path, RESCUE) as process:
             raise ValueError("mine")
-    assert not processes.is_alive(process)
+    assert not liveness.is_alive(process)
     control.settimeout(0.2)
     with pytest.raises(TimeoutError):
         control.accept()
@@ -85,7 +85,7 @@ def killed(directory: Path) -> ProcessRef:
         [sys.executable, "-c", _DIES, str(directory)], stdout=subprocess.PIPE, text=True
     ) as dying:
         assert dying.stdout is not None
-        process = processes.reference(int(dying.stdout.readline()))
+        process = process_ref.reference(int(dying.stdout.readline()))
         dying.send_signal(signal.SIGKILL)
     return process
 

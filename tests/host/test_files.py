@@ -18,21 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import CannotReflinkError, FilesystemError
-from ramet.host.files import (
-    allocated_bytes,
-    copy_extents,
-    copy_sparse,
-    data_extents,
-    fsync_directory,
-    new_file,
-    open_regular,
-    publish,
-    punch_hole,
-    reflink,
-    remove_tree,
-    temporary_beside,
-    write_durably,
-)
+from ramet.system.copying import copy_extents, copy_sparse, data_extents, reflink
+from ramet.system.files import allocated_bytes, new_file, open_regular, punch_hole, remove_tree
+from ramet.system.publishing import fsync_directory, publish, temporary_beside, write_durably
 from ramet.units import KIB, MIB
 
 BLOCK = 4 * KIB

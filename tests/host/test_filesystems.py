@@ -14,9 +14,9 @@ import pytest
 
 import ramet
 from ramet.errors import UnavailableError
-from ramet.host import filesystems
-from ramet.host.doctor import home_findings
 from ramet.store.records import Store
+from ramet.system import filesystems
+from ramet.system.doctor import home_findings
 from tests.disk.loop_filesystems import mounted
 
 LOCAL = {"ext4": 0xEF53, "XFS": 0x58465342, "btrfs": 0x9123683E, "tmpfs": 0x01021994, "overlay": 0x794C7630}

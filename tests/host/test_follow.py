@@ -13,8 +13,8 @@ import anyio.lowlevel
 import pytest
 
 from ramet.errors import VmmError
-from ramet.host import rings
-from ramet.host.follow import CHUNK_BYTES, POLL_S, follow
+from ramet.system import bounded_log
+from ramet.system.follow import CHUNK_BYTES, POLL_S, follow
 from ramet.units import MIB
 
 pytestmark = pytest.mark.anyio
@@ -111,7 +111,7 @@ async def test_a_trim_in_between_neither_stops_it_nor_repeats_anything(log: Path
     async with anyio.create_task_group() as group:
         group.start_soon(follower.run, log)
         await follower.wait_for(b"199999\n")
-        assert rings.trim(log)
+        assert bounded_log.trim(log)
         append(log, b"after the trim\n")
         await follower.wait_for(b"after the trim\n")
         follower.stop.set()
@@ -121,7 +121,7 @@ async def test_a_trim_in_between_neither_stops_it_nor_repeats_anything(log: Path
 
 async def test_history_reaches_into_the_part_that_was_cut_off(log: Path) -> None:
     append(log, b"line\n" * 300_000)
-    rings.trim(log)
+    bounded_log.trim(log)
     append(log, b"since\n")
     stopped = anyio.Event()
     stopped.set()

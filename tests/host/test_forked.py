@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host import processes
-from ramet.host.locks import file_lock_sync
 from ramet.store.database import Database
+from ramet.system import process_ref
+from ramet.system.locks import file_lock_sync
 
 LIMIT_S = 60
 
@@ -40,10 +40,12 @@ def in_child(function: Callable[[], object]) -> str:
 
 
 def test_a_child_is_another_process() -> None:
-    ours = processes.this_process()
-    theirs = in_child(lambda: (processes.this_process().pid == os.getpid(), processes.this_process() == ours))
+    ours = process_ref.this_process()
+    theirs = in_child(
+        lambda: (process_ref.this_process().pid == os.getpid(), process_ref.this_process() == ours)
+    )
     assert theirs == "(True, False)"
-    assert processes.this_process() == ours
+    assert process_ref.this_process() == ours
 
 
 def run(script: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -72,7 +74,7 @@ def test_a_lock_goes_with_its_holder_though_a_child_of_that_lives(tmp_path: Path
     script = f"""
 import os, signal, sys, time
 from pathlib import Path
-from ramet.host.locks import file_lock_sync
+from ramet.system.locks import file_lock_sync
 parent = os.getpid()
 with file_lock_sync(Path(sys.argv[1]), wait_s=0):
     {_FORK_AND_DIE.strip().replace(chr(10), chr(10) + "    ")}
@@ -109,10 +111,10 @@ def test_a_guest_is_rescued_though_a_child_of_the_dead_one_lives(tmp_path: Path)
     script = f"""
 import os, signal, sys, time, anyio
 from pathlib import Path
-from ramet.host.deadman import Rescue, armed
+from ramet.system.pause_watchdog import Rescue, resume_on_death
 parent = os.getpid()
 async def main():
-    async with armed(Path(sys.argv[1]), Rescue("control", (("go on", "yes"),))):
+    async with resume_on_death(Path(sys.argv[1]), Rescue("control", (("go on", "yes"),))):
         {_FORK_AND_DIE.strip().replace(chr(10), chr(10) + "        ")}
 anyio.run(main)
 """
@@ -137,9 +139,9 @@ def test_a_connection_ends_with_its_process_though_a_child_of_that_lives(tmp_pat
     script = f"""
 import os, signal, sys, time
 from pathlib import Path
-from ramet.host import processes
+from ramet.system import sockets
 parent = os.getpid()
-connection = processes.connect(Path(sys.argv[1]), "control")
+connection = sockets.connect(Path(sys.argv[1]), "control")
 {_FORK_AND_DIE}
 """
     done = run(script, tmp_path)

@@ -15,9 +15,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ramet.host import kvm_probe
-from ramet.host.kvm import kvm_verdict
-from ramet.host.kvm_probe import Assembly
+from ramet.system import kvm_probe
+from ramet.system.kvm import kvm_verdict
+from ramet.system.kvm_probe import Assembly
 
 PROBE = Path(kvm_probe.__file__)
 SETTLED = ("runs_linux", "bare_metal_only")
@@ -120,7 +120,7 @@ _AS_NOBODY = """
 import sys
 sys.path[:0] = {path!r}
 import anyio, os, pathlib
-from ramet.host import kvm, kvm_probe
+from ramet.system import kvm, kvm_probe
 anyio.run(anyio.sleep, 0)  # its backend is imported as long as the files can be read
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 kvm_probe.main()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host import kvm_kernels
-from ramet.host.kvm import cache_key
-from ramet.host.kvm_kernels import find_trial, note_trial, trials
+from ramet.system import kvm_kernels
+from ramet.system.kvm import cache_key
+from ramet.system.kvm_kernels import find_trial, note_trial, trials
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host.kvm_kind import UNKNOWN, kvm_kind, why_not_here
+from ramet.system.kvm_kind import UNKNOWN, kvm_kind, why_not_here
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import anyio
 import pytest
 
 from ramet.errors import VmmError, VmmTimeoutError
-from ramet.host import listening, processes
-from ramet.host.listening import connect_when_listening
 from ramet.model.record import ProcessRef
+from ramet.system import listening, process_ref
+from ramet.system.listening import connect_when_listening
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ def listener(directory: Path, *delays_s: float) -> Iterator[ProcessRef]:
     words = [sys.executable, "-I", "-S", "-c", _LISTENER, *map(str, delays_s)]
     with subprocess.Popen(words, cwd=directory) as process:
         try:
-            yield processes.reference(process.pid)
+            yield process_ref.reference(process.pid)
         finally:
             process.kill()
 

@@ -16,10 +16,10 @@ import msgspec
 import pytest
 
 from ramet.errors import UnavailableError, UnseenError
-from ramet.host import liveness, processes
-from ramet.host.machine import Boot, past_boots, this_boot
-from ramet.host.processes import Liveness
 from ramet.model.record import ProcessRef
+from ramet.system import liveness, process_ref, process_search, processes
+from ramet.system.liveness import Liveness
+from ramet.system.machine import Boot, past_boots, this_boot
 from tests.namespaces import (
     PID_NAMESPACE,
     PID_NAMESPACE_ALONE,
@@ -58,22 +58,22 @@ def test_the_namespace_above_sees_a_process_by_its_own_name(words: tuple[str, ..
     require(*words)
     with sleeper(*words) as (process, _):
         assert process.pid == 1
-        assert process.pid_namespace != processes.this_process().pid_namespace
-        assert processes.liveness(process) is Liveness.ALIVE
-        assert processes.local_pid(process) != 1
+        assert process.pid_namespace != process_ref.this_process().pid_namespace
+        assert liveness.liveness(process) is Liveness.ALIVE
+        assert liveness.local_pid(process) != 1
         assert liveness_in(PID_NAMESPACE, process) == "unknown", "a sibling doesn't see it"
         end(process)
         # In a container of its own this test's process can't see that all of them are gone.
-        assert processes.liveness(process) in {Liveness.DEAD, Liveness.UNKNOWN}
+        assert liveness.liveness(process) in {Liveness.DEAD, Liveness.UNKNOWN}
 
 
 def test_a_pid_is_another_process_in_another_namespace() -> None:
     require(*PID_NAMESPACE)
-    ours = processes.reference(os.getpid())
+    ours = process_ref.reference(os.getpid())
     with sleeper(*PID_NAMESPACE) as (process, _):
-        assert not processes.is_same(ours, msgspec.structs.replace(process, started=ours.started))
+        assert not process_ref.is_same(ours, msgspec.structs.replace(process, started=ours.started))
         stranger = msgspec.structs.replace(process, pid=os.getpid(), started=ours.started)
-        assert processes.liveness(stranger) is not Liveness.ALIVE
+        assert liveness.liveness(stranger) is not Liveness.ALIVE
 
 
 def test_a_process_is_the_same_in_every_time_namespace() -> None:
@@ -90,10 +90,10 @@ def test_a_tick_of_a_time_namespace_makes_no_other_process() -> None:
     """An offset that is no multiple of a tick: a start is rounded differently inside (time_namespaces(7))."""
     require("unshare", "--time", "--boottime", "100", "--fork")
     script = (
-        "import ctypes, os, time, msgspec; from pathlib import Path; from ramet.host import processes;"
+        "import ctypes, os, time, msgspec; from pathlib import Path; from ramet.system import process_ref;"
         "assert ctypes.CDLL(None).unshare(0x80) == 0;"  # CLONE_NEWTIME, linux/sched.h
         "Path('/proc/self/timens_offsets').write_text('boottime 100 5000000');"
-        "told = lambda: os.write(1, msgspec.json.encode(processes.this_process()) + b'\\n');"
+        "told = lambda: os.write(1, msgspec.json.encode(process_ref.this_process()) + b'\\n');"
         "[time.sleep(0.003) or os.fork() or (told(), time.sleep(600), os._exit(0)) for _ in range(16)];"
         "time.sleep(600)"
     )
@@ -104,7 +104,7 @@ def test_a_tick_of_a_time_namespace_makes_no_other_process() -> None:
         assert child.stdout is not None
         for _ in range(16):
             inside = msgspec.json.decode(child.stdout.readline(), type=ProcessRef)
-            assert processes.is_same(inside, processes.reference(inside.pid)), inside
+            assert process_ref.is_same(inside, process_ref.reference(inside.pid)), inside
     finally:
         os.killpg(child.pid, signal.SIGKILL)
         child.communicate(timeout=60)
@@ -113,7 +113,7 @@ def test_a_tick_of_a_time_namespace_makes_no_other_process() -> None:
 def test_what_could_not_be_looked_at_is_not_dead_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other threads have every descriptor in the middle of a look at all processes."""
     require(*PID_NAMESPACE)
-    names = liveness.proc_names
+    names = process_search.proc_names
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def names_and_no_descriptor_more() -> Iterator[str]:
@@ -122,15 +122,15 @@ def test_what_could_not_be_looked_at_is_not_dead_afterwards(monkeypatch: pytest.
         return iter(found)
 
     with sleeper(*PID_NAMESPACE) as (process, _):
-        monkeypatch.setattr(liveness, "_index", None)
-        monkeypatch.setattr(liveness, "proc_names", names_and_no_descriptor_more)
+        monkeypatch.setattr(process_search, "_index", None)
+        monkeypatch.setattr(process_search, "proc_names", names_and_no_descriptor_more)
         try:
             with pytest.raises(UnavailableError, match="can't be looked at"):
-                processes.liveness(process)
+                liveness.liveness(process)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        monkeypatch.setattr(liveness, "proc_names", names)
-        assert processes.liveness(process) is Liveness.ALIVE
+        monkeypatch.setattr(process_search, "proc_names", names)
+        assert liveness.liveness(process) is Liveness.ALIVE
 
 
 def test_what_proc_hides_from_this_user_is_not_dead(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_what_proc_hides_from_this_user_is_not_dead(tmp_path: Path) -> None:
     script = (
         "import os, sys, subprocess;"
         "subprocess.run(['mount', '-t', 'proc', '-o', 'hidepid=2', 'proc', '/proc'], check=True);"
-        "import msgspec; from ramet.host import processes;"
+        "import msgspec; from ramet.system import liveness;"
         "from ramet.model.record import ProcessRef; os.setgid(65534); os.setgroups([]); os.setuid(65534);"
-        "print(processes.liveness(msgspec.json.decode(sys.argv[1], type=ProcessRef)).value)"
+        "print(liveness.liveness(msgspec.json.decode(sys.argv[1], type=ProcessRef)).value)"
     )
     with sleeper() as (process, _):
         told = msgspec.json.encode(process).decode()
@@ -161,13 +161,13 @@ def test_what_proc_hides_from_this_user_is_not_dead(tmp_path: Path) -> None:
 def test_another_boot_is_another_machines_unless_it_is_known_for_this_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(liveness, "_past_boots", set())
-    process = msgspec.structs.replace(processes.this_process(), boot_id=OTHER_BOOT)
-    assert processes.liveness(process) is Liveness.UNKNOWN
-    assert "another machine" in (processes.why_unseen(process) or "")
-    processes.know_past_boots([OTHER_BOOT, processes.boot_id()])
-    assert processes.liveness(process) is Liveness.DEAD
-    assert processes.liveness(processes.this_process()) is Liveness.ALIVE
+    monkeypatch.setattr(process_ref, "_past_boots", set())
+    process = msgspec.structs.replace(process_ref.this_process(), boot_id=OTHER_BOOT)
+    assert liveness.liveness(process) is Liveness.UNKNOWN
+    assert "another machine" in (liveness.why_unseen(process) or "")
+    process_ref.know_past_boots([OTHER_BOOT, process_ref.boot_id()])
+    assert liveness.liveness(process) is Liveness.DEAD
+    assert liveness.liveness(process_ref.this_process()) is Liveness.ALIVE
 
 
 def test_a_boot_was_this_machines_if_it_has_its_id_and_was_over_before() -> None:
@@ -184,24 +184,24 @@ def test_a_boot_was_this_machines_if_it_has_its_id_and_was_over_before() -> None
 @pytest.mark.timing
 @pytest.mark.anyio
 async def test_nothing_is_done_to_what_cannot_be_seen() -> None:
-    process = msgspec.structs.replace(processes.this_process(), boot_id=OTHER_BOOT)
+    process = msgspec.structs.replace(process_ref.this_process(), boot_id=OTHER_BOOT)
     with anyio.fail_after(10):
         for act in (processes.kill, processes.wait_ended):
             with pytest.raises(UnseenError, match="can't be seen from here"):
                 await act(process)
     with pytest.raises(UnseenError):
-        processes.local_pid(process)
+        liveness.local_pid(process)
     with pytest.raises(UnseenError):
         processes.cpu_seconds(process)
 
 
 def test_names_of_files_hold_a_process_whole() -> None:
-    process = processes.this_process()
-    assert processes.from_name(processes.as_name(process)) == process
+    process = process_ref.this_process()
+    assert process_ref.from_name(process_ref.as_name(process)) == process
     old = f"{process.pid}-{process.started}-{process.boot_id}"
-    assert processes.from_name(old) == ProcessRef(process.pid, process.started, process.boot_id)
+    assert process_ref.from_name(old) == ProcessRef(process.pid, process.started, process.boot_id)
     for text in ("", "1-2", "1-2-3", f"{old}-", f"x{old}"):
-        assert processes.from_name(text) is None
+        assert process_ref.from_name(text) is None
 
 
 def test_no_source_takes_not_alive_for_dead() -> None:

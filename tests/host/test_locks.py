@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from ramet.errors import LockBusyError, VmmTimeoutError
-from ramet.host.locks import file_lock, file_lock_sync
+from ramet.system.locks import file_lock, file_lock_sync
 
 _HOLDER = """
 import fcntl, sys

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from ramet.errors import UnavailableError
-from ramet.host import launching, outside, processes
+from ramet.system import launching, outside, processes, spawn
 from tests.cli.conftest import wait_until
 from tests.conftest import living_in
 
@@ -63,7 +63,7 @@ def test_a_program_has_statuses_of_its_own_children(sigchld_ignored: None) -> No
 def test_a_program_hears_signals(tmp_path: Path) -> None:
     words = ["grep", "SigBlk", "/proc/self/status"]  # a shell would unblock them itself
     assert outside.run(words, limit_s=30).stdout.split()[1] == b"0" * 16
-    vmm = processes.spawn(words, directory=tmp_path, log=tmp_path / "log")
+    vmm = spawn.spawn(words, directory=tmp_path, log=tmp_path / "log")
     assert anyio.run(processes.wait_ended, vmm)
     blocked = int((tmp_path / "log").read_text().split()[1], 16)
     assert blocked == 1 << (signal.SIGXFSZ - 1)
@@ -74,7 +74,7 @@ def test_a_vmm_that_ends_at_once_where_sigchld_is_ignored(sigchld_ignored: None,
     """Either it is seen, or it is said that it has ended: nothing else."""
     for _ in range(20):
         with suppress(UnavailableError):
-            process = processes.spawn(["true"], directory=tmp_path, log=tmp_path / "log")
+            process = spawn.spawn(["true"], directory=tmp_path, log=tmp_path / "log")
             assert anyio.run(processes.wait_ended, process)
 
 
@@ -105,8 +105,8 @@ def test_output_is_bounded() -> None:
 def test_it_reads_nothing_and_speaks_english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     monkeypatch.setenv("LANGUAGE", "de")
-    monkeypatch.setenv(processes.MARK, "/somewhere")
-    assert sh(f'cat; echo "$LC_ALL:$LANGUAGE:${processes.MARK}"').stdout == b"C::\n"
+    monkeypatch.setenv(spawn.OWNER_TAG, "/somewhere")
+    assert sh(f'cat; echo "$LC_ALL:$LANGUAGE:${spawn.OWNER_TAG}"').stdout == b"C::\n"
 
 
 def test_what_cannot_be_executed_is_named(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_status_that_somebody_else_took_is_no_status() -> None:
         "        try: os.waitpid(-1, 0)\n"
         "        except ChildProcessError: time.sleep(0.001)\n"
         "threading.Thread(target=reap, daemon=True).start()\n"
-        "from ramet.host import outside\n"
+        "from ramet.system import outside\n"
         "done = outside.run(['/bin/sh', '-c', 'echo out; sleep 0.3; exit 7'], limit_s=30)\n"
         "print(done.stdout, done.status in (7, None))\n"
     )
@@ -155,7 +155,7 @@ async def test_errors_come_as_they_are() -> None:
 def test_what_ramet_sets_right_for_its_own_programs() -> None:
     def check(prepare: Callable[[], object]) -> bytes:
         code = (
-            "import signal\nfrom ramet.host import launching\nlaunching.reset()\n"
+            "import signal\nfrom ramet.system import launching\nlaunching.reset()\n"
             "print(signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL,"
             " signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
         )

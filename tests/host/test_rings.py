@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host import rings
+from ramet.system import bounded_log
 from ramet.units import KIB, MIB
 
 _LINE = b"%07d: what the guest says\n"
@@ -27,45 +27,45 @@ def lines(first: int, size_bytes: int) -> bytes:
 
 
 def test_a_small_log_is_left_alone(log: Path) -> None:
-    assert not rings.trim(log)
+    assert not bounded_log.trim(log)
     log.write_bytes(lines(0, MIB))
-    assert not rings.trim(log)
+    assert not bounded_log.trim(log)
     assert log.stat().st_size == MIB
-    assert not rings.previous(log).exists()
+    assert not bounded_log.previous(log).exists()
 
 
 def test_a_large_log_is_cut_to_its_end_at_a_line(log: Path) -> None:
     data = lines(0, 3 * MIB)
     log.write_bytes(data)
-    assert rings.trim(log)
-    kept = rings.previous(log).read_bytes()
+    assert bounded_log.trim(log)
+    kept = bounded_log.previous(log).read_bytes()
     assert log.stat().st_size == 0
     assert data.endswith(kept)
     assert data[: -len(kept)].endswith(b"\n")
-    assert rings.KEEP_BYTES - 100 < len(kept) <= rings.KEEP_BYTES
-    assert not rings.trim(log)
+    assert bounded_log.KEEP_BYTES - 100 < len(kept) <= bounded_log.KEEP_BYTES
+    assert not bounded_log.trim(log)
     assert [entry.name for entry in log.parent.iterdir() if ".tmp" in entry.name] == []
 
 
 def test_a_whole_line_at_the_cut_is_kept(log: Path) -> None:
     log.write_bytes(b"x" * 90 + b"\n" + b"y" * 9 + b"\n")
-    assert rings.trim(log, keep_bytes=10, above_bytes=50)
-    assert rings.previous(log).read_bytes() == b"y" * 9 + b"\n"
+    assert bounded_log.trim(log, keep_bytes=10, above_bytes=50)
+    assert bounded_log.previous(log).read_bytes() == b"y" * 9 + b"\n"
 
 
 def test_without_line_ends_the_end_is_kept_all_the_same(log: Path) -> None:
     log.write_bytes(b"x" * 1000)
-    assert rings.trim(log, keep_bytes=100, above_bytes=500)
-    assert len(rings.previous(log).read_bytes()) in (100, 101)
+    assert bounded_log.trim(log, keep_bytes=100, above_bytes=500)
+    assert len(bounded_log.previous(log).read_bytes()) in (100, 101)
 
 
 def test_who_trims_holds_the_log_and_others_leave_it(log: Path) -> None:
     log.write_bytes(lines(0, 2 * MIB))
     with log.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert not rings.trim(log)
+        assert not bounded_log.trim(log)
         assert log.stat().st_size == 2 * MIB
-    assert rings.trim(log)
+    assert bounded_log.trim(log)
 
 
 _APPENDER = """
@@ -78,11 +78,11 @@ for block in range(600):
 _TRIMMER = """
 import sys, time
 from pathlib import Path
-from ramet.host import rings
+from ramet.system import bounded_log
 cut = 0
 print("ready", flush=True)
 while not Path(sys.argv[2]).exists():
-    cut += rings.trim(Path(sys.argv[1]))
+    cut += bounded_log.trim(Path(sys.argv[1]))
     time.sleep(0.002)
 print(cut)
 """
@@ -102,34 +102,34 @@ def test_a_writer_and_two_trimmers_at_once(log: Path, tmp_path: Path) -> None:
     cuts = [int(trimmer.communicate(timeout=30)[0]) for trimmer in trimmers]
     assert 1 <= sum(cuts) <= 3  # 3.3 MiB, cut each time it exceeds 1 MiB
     assert log.stat().st_size <= 2 * MIB
-    found = rings.tail(log, MIB).splitlines()
+    found = bounded_log.tail(log, MIB).splitlines()
     assert found[-1] == (_LINE % 119_999).rstrip()
     numbers = [int(line[:7]) for line in found[1:]]
     assert numbers == sorted(set(numbers))  # nothing twice, nothing torn, nothing out of order
 
 
 def test_tail_joins_what_was_cut_off_with_what_came_since(log: Path) -> None:
-    assert rings.tail(log, 100) == b""
+    assert bounded_log.tail(log, 100) == b""
     log.write_bytes(lines(0, 2 * MIB))
-    rings.trim(log)
+    bounded_log.trim(log)
     with log.open("ab") as writer:
         writer.write(b"and then\n")
-    assert rings.tail(log, 9) == b"and then\n"
-    assert rings.tail(log, 4) == b"hen\n"
-    joined = rings.tail(log, 10 * KIB)
-    assert joined == rings.previous(log).read_bytes()[9 - 10 * KIB :] + b"and then\n"
-    assert len(rings.tail(log, 10 * MIB)) == rings.previous(log).stat().st_size + 9
+    assert bounded_log.tail(log, 9) == b"and then\n"
+    assert bounded_log.tail(log, 4) == b"hen\n"
+    joined = bounded_log.tail(log, 10 * KIB)
+    assert joined == bounded_log.previous(log).read_bytes()[9 - 10 * KIB :] + b"and then\n"
+    assert len(bounded_log.tail(log, 10 * MIB)) == bounded_log.previous(log).stat().st_size + 9
 
 
 def test_a_link_or_a_fifo_in_the_place_of_a_log_is_refused(log: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(lines(0, 2 * MIB))
     log.symlink_to(precious)
-    for touch in (rings.trim, lambda path: rings.tail(path, 100)):
+    for touch in (bounded_log.trim, lambda path: bounded_log.tail(path, 100)):
         with pytest.raises(OSError, match=r"console\.log"):
             touch(log)
     log.unlink()
     os.mkfifo(log)
     with pytest.raises(OSError, match="not a regular file"):
-        rings.tail(log, 100)
+        bounded_log.tail(log, 100)
     assert precious.stat().st_size == 2 * MIB

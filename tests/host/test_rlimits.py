@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from ramet.host import rlimits
+from ramet.system import rlimits
 from ramet.units import GIB, MIB
 
 _SCRIPT = r"""
 import json, os, resource, signal, sys, time
 from pathlib import Path
-from ramet.errors import RametError
-from ramet.host import processes, rlimits
+from ramet.errors import RametError; from ramet.system import spawn as spawning
+from ramet.system import rlimits
 if len(sys.argv) > 2:
     os.setgid(65534)
     os.setuid(65534)
 needs = rlimits.Needs(file_bytes=64 << 20, mapped_bytes=256 << 20)
 place = Path(sys.argv[1])
 try:
-    found = processes.spawn(["sleep", "60"], directory=place, log=place / "log", needs=needs)
+    found = spawning.spawn(["sleep", "60"], directory=place, log=place / "log", needs=needs)
 except RametError as error:
     print(json.dumps({"error": error.message, "hint": error.hint, "code": error.exit_code}))
 else:
@@ -148,7 +148,7 @@ def test_an_ordinary_process_has_its_files_limited_and_nothing_is_launched_in_be
 def test_the_hint_for_a_file_too_large_names_the_limit_that_is_why(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from ramet.errors import FilesystemError\n"
-        "from ramet.host.files import write_durably\n"
+        "from ramet.system.publishing import write_durably\n"
         "try: write_durably(Path(sys.argv[1]), bytes(2 << 20))\n"
         "except FilesystemError as error: print(error.message, '|', error.hint)\n"
     )

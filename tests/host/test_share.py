@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import FilesystemError
-from ramet.host.files import allocated_bytes
-from ramet.host.share import ASKED_FOR, Shared, share_file
 from ramet.memory.integrity import check, digest, facts_of
+from ramet.system.files import allocated_bytes
+from ramet.system.share import ASKED_FOR, Shared, link_or_copy
 from ramet.units import MIB
 
 
@@ -75,7 +75,7 @@ def immutable(path: Path) -> Iterator[None]:
 
 def test_a_link_is_the_same_inode_and_costs_nothing(source: Path, tmp_path: Path) -> None:
     facts = facts_of(source)
-    how = share_file(source, tmp_path / "fork")
+    how = link_or_copy(source, tmp_path / "fork")
     assert how.mode == "shared"
     assert source.stat().st_nlink == 2
     assert_same(source, tmp_path / "fork", how)
@@ -84,13 +84,13 @@ def test_a_link_is_the_same_inode_and_costs_nothing(source: Path, tmp_path: Path
 
 def test_a_fork_keeps_its_file_when_the_source_goes(source: Path, tmp_path: Path) -> None:
     before = digest(source)
-    share_file(source, tmp_path / "fork")
+    link_or_copy(source, tmp_path / "fork")
     source.unlink()
     assert digest(tmp_path / "fork") == before
 
 
 def test_another_filesystem_is_a_copy_that_says_so_and_keeps_the_holes(source: Path, elsewhere: Path) -> None:
-    how = share_file(source, elsewhere / "fork")
+    how = link_or_copy(source, elsewhere / "fork")
     assert how.mode == "copied"
     assert how.reason.startswith("no hard link: different filesystem; no reflink: ")
     assert how.bytes_copied < 8 * MIB
@@ -99,7 +99,7 @@ def test_another_filesystem_is_a_copy_that_says_so_and_keeps_the_holes(source: P
 
 
 def test_a_driver_that_may_not_link_gives_its_own_reason(source: Path, tmp_path: Path) -> None:
-    how = share_file(source, tmp_path / "fork", allow_link=False, why_no_link="x maps shared")
+    how = link_or_copy(source, tmp_path / "fork", allow_link=False, why_no_link="x maps shared")
     assert how.mode in ("reflinked", "copied")
     assert how.reason.startswith("no hard link: x maps shared")
     assert (how.mode == "copied") == ("no reflink: " in how.reason)
@@ -107,7 +107,7 @@ def test_a_driver_that_may_not_link_gives_its_own_reason(source: Path, tmp_path:
 
 
 def test_no_share_copies_because_it_was_asked_for(source: Path, tmp_path: Path) -> None:
-    how = share_file(source, tmp_path / "fork", share_memory=False)
+    how = link_or_copy(source, tmp_path / "fork", share_memory=False)
     assert (how.mode, how.reason) == ("copied", ASKED_FOR)
     assert_same(source, tmp_path / "fork", how)
 
@@ -115,11 +115,11 @@ def test_no_share_copies_because_it_was_asked_for(source: Path, tmp_path: Path) 
 def test_with_reflinks_the_second_best_is_one(xfs: Path) -> None:
     source = xfs / "mem"
     source.write_bytes(os.urandom(4 * MIB))
-    linked = share_file(source, xfs / "linked")
-    how = share_file(source, xfs / "fork", allow_link=False)
+    linked = link_or_copy(source, xfs / "linked")
+    how = link_or_copy(source, xfs / "fork", allow_link=False)
     assert (linked.mode, how.mode) == ("shared", "reflinked")
     assert_same(source, xfs / "fork", how)
-    asked = share_file(source, xfs / "copy", share_memory=False)
+    asked = link_or_copy(source, xfs / "copy", share_memory=False)
     assert (asked.mode, asked.bytes_copied) == ("copied", 4 * MIB)
     with (xfs / "fork").open("r+b") as file:
         file.write(b"changed")
@@ -128,7 +128,7 @@ def test_with_reflinks_the_second_best_is_one(xfs: Path) -> None:
 
 def test_an_immutable_file_is_not_linked(source: Path, tmp_path: Path) -> None:
     with immutable(source):
-        how = share_file(source, tmp_path / "fork")
+        how = link_or_copy(source, tmp_path / "fork")
     assert how.mode in ("reflinked", "copied")
     assert "refuses hard links" in how.reason
     assert_same(source, tmp_path / "fork", how)
@@ -145,7 +145,7 @@ def test_at_the_link_limit_the_next_fork_is_a_copy(source: Path, tmp_path: Path)
             os.link(source, links / str(number))
     except OSError as error:
         pytest.skip(f"the limit isn't the {limit} that the filesystem says: {error}")
-    how = share_file(source, tmp_path / "fork")
+    how = link_or_copy(source, tmp_path / "fork")
     assert how.mode in ("reflinked", "copied")
     assert how.reason.startswith("no hard link: link limit reached")
     assert_same(source, tmp_path / "fork", how)
@@ -156,7 +156,7 @@ def test_an_existing_destination_is_left_alone(source: Path, tmp_path: Path) -> 
     fork.write_bytes(b"own")
     for share in (True, False):
         with pytest.raises(FilesystemError) as caught:
-            share_file(source, fork, share_memory=share)
+            link_or_copy(source, fork, share_memory=share)
         assert caught.value.number == errno.EEXIST
     assert fork.read_bytes() == b"own"
 
@@ -174,7 +174,7 @@ def test_only_a_regular_file_is_shared(tmp_path: Path, kind: str, share: bool) -
         case "directory":
             source.mkdir()
     with pytest.raises(FilesystemError, match="odd"):
-        share_file(source, tmp_path / "fork", share_memory=share)
+        link_or_copy(source, tmp_path / "fork", share_memory=share)
     assert not os.path.lexists(tmp_path / "fork")
 
 
@@ -183,7 +183,7 @@ def test_a_failed_copy_leaves_nothing(source: Path, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, hard))
     try:
         with pytest.raises(FilesystemError, match="fork") as caught:
-            share_file(source, tmp_path / "fork", share_memory=False)
+            link_or_copy(source, tmp_path / "fork", share_memory=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.number == errno.EFBIG
@@ -192,6 +192,6 @@ def test_a_failed_copy_leaves_nothing(source: Path, tmp_path: Path) -> None:
 
 def test_a_full_filesystem_is_an_error_with_a_next_step(source: Path, full: Path) -> None:
     with pytest.raises(FilesystemError, match="free some space") as caught:
-        share_file(source, full / "fork")
+        link_or_copy(source, full / "fork")
     assert caught.value.number == errno.ENOSPC
     assert list(full.iterdir()) == []

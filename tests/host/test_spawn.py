@@ -11,30 +11,30 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host import processes, rlimits
+from ramet.system import liveness, process_ref, processes, rlimits, spawn
 
 
 def test_a_spawned_process_bears_its_mark_when_spawn_returns(tmp_path: Path) -> None:
     """Popen returns while the child is still within execve(2), where it has no environment for a moment."""
     for _ in range(100):
-        process = processes.spawn(["sleep", "60"], directory=tmp_path, log=tmp_path / "vmm.log")
+        process = spawn.spawn(["sleep", "60"], directory=tmp_path, log=tmp_path / "vmm.log")
         try:
-            assert processes.spawned_in(tmp_path) == [process]
+            assert spawn.spawned_in(tmp_path) == [process]
         finally:
             os.kill(process.pid, signal.SIGKILL)
-            while processes.is_alive(process):
+            while liveness.is_alive(process):
                 pass  # it takes microseconds to die
 
 
 def test_it_is_found_in_the_middle_of_execve(tmp_path: Path) -> None:
     """As when ramet is killed the moment that Popen has returned, and the next one sweeps."""
     for _ in range(100):
-        mark = {processes.MARK: str(tmp_path)}
+        mark = {spawn.OWNER_TAG: str(tmp_path)}
         child = subprocess.Popen(
             ["sleep", "60"], cwd=tmp_path, env={**os.environ, **mark}, stdin=subprocess.DEVNULL
         )
         try:
-            found = processes.spawned_in(tmp_path)
+            found = spawn.spawned_in(tmp_path)
             assert [one.pid for one in found] == [child.pid]
         finally:
             child.kill()
@@ -46,7 +46,7 @@ def test_a_process_that_has_ended_or_has_no_environment_holds_nobody_up(tmp_path
     bare = subprocess.Popen(["sleep", "60"], env={})
     try:
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-        assert processes.spawned_in(tmp_path) == []
+        assert spawn.spawned_in(tmp_path) == []
     finally:
         bare.kill()
         bare.wait()
@@ -57,9 +57,9 @@ def test_a_process_that_has_ended_or_has_no_environment_holds_nobody_up(tmp_path
 def test_the_exit_status_of_somebody_elses_child_stays_his(tmp_path: Path) -> None:
     """A program that has a Host and starts `ramet` as well wants to know how that ended."""
     with subprocess.Popen(["sh", "-c", "exit 7"]) as child:
-        process = processes.reference(child.pid)
+        process = process_ref.reference(child.pid)
         deadline_s = time.monotonic() + 10
-        while processes.is_alive(process):
+        while liveness.is_alive(process):
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
         assert child.wait() == 7
@@ -67,7 +67,7 @@ def test_the_exit_status_of_somebody_elses_child_stays_his(tmp_path: Path) -> No
 
 @pytest.mark.anyio
 async def test_a_child_of_ours_leaves_no_zombie(tmp_path: Path) -> None:
-    process = processes.spawn(["true"], directory=tmp_path, log=tmp_path / "log")
+    process = spawn.spawn(["true"], directory=tmp_path, log=tmp_path / "log")
     assert await processes.wait_ended(process, timeout_s=10)
     assert not Path(f"/proc/{process.pid}").exists()
 
@@ -82,5 +82,5 @@ def test_a_child_whose_limits_cannot_be_set_does_not_stay(
 
     monkeypatch.setattr(rlimits, "impose", refuse)
     with pytest.raises(PermissionError):
-        processes.spawn(["sleep", "60"], directory=tmp_path, log=tmp_path / "log")
-    assert processes.spawned_in(tmp_path) == []
+        spawn.spawn(["sleep", "60"], directory=tmp_path, log=tmp_path / "log")
+    assert spawn.spawned_in(tmp_path) == []

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from ramet.host.streams import SocketStream
+from ramet.system.streams import SocketStream
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ import pytest
 
 import ramet
 from ramet.errors import LimitReachedError
-from ramet.host import threads
+from ramet.system import threads
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -30,7 +30,7 @@ def test_there_is_one_way_to_a_thread() -> None:
     found = [
         f"{path.relative_to(SOURCES)}: {line.strip()}"
         for path in SOURCES.rglob("*.py")
-        if path.relative_to(SOURCES) != Path("host/threads.py")
+        if path.relative_to(SOURCES) != Path("system/threads.py")
         for line in path.read_text().splitlines()
         if _OTHER_WAYS.search(line) and "trio.to_thread" not in line
     ]
@@ -49,10 +49,10 @@ def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_writes_its_name_without_a_watcher() -> None:
     """`owners.owner` gives it, and starts one. Elsewhere it is compared, or a watcher is there already."""
     may = {
-        "host/owners.py",
-        "host/liveness.py",
-        "engine/pool.py",
-        "engine/keeper.py",
+        "system/owners.py",
+        "system/process_ref.py",
+        "engine/pool/directory.py",
+        "engine/pool/controller.py",
         "api/temporary_home.py",
     }
     found = {

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import ramet.guest
-from ramet.engine import bring_up, execution
+from ramet.engine.exec import commands
+from ramet.engine.restore import load
 
 AGENT_SOURCES = Path(ramet.guest.__file__).parent / "agent"
 
@@ -31,7 +32,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> float:
     """How long this test's host waits for a guest, in seconds."""
     limit_s = 8.0
-    monkeypatch.setattr(bring_up, "READY_LIMIT_S", limit_s)
-    monkeypatch.setattr(execution, "ANSWER_LIMIT_S", 2.0)
-    monkeypatch.setattr(execution, "BACKSTOP_S", 1.0)
+    monkeypatch.setattr(load, "READY_LIMIT_S", limit_s)
+    monkeypatch.setattr(commands, "ANSWER_LIMIT_S", 2.0)
+    monkeypatch.setattr(commands, "BACKSTOP_S", 1.0)
     return limit_s

@@ -14,11 +14,12 @@ import anyio
 import anyio.abc
 import pytest
 
-from ramet.engine.agents import Agents
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, ProtocolError, UsageError
+from ramet.guest.agents import Agents
 from ramet.guest.client import AgentClient, run_exec
+from ramet.guest.fields import put, put_number, put_text
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
-from ramet.guest.messages import ExecRequest, Message, put, put_number, put_text
+from ramet.guest.messages import ExecRequest, Message
 from ramet.guest.ports import claim_port
 
 from ..guest.conftest import agent_process, agent_program

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 import ramet
-from ramet.model.shapes import ForkFailure, ForkReport, Receipt
+from ramet.model.schema import ForkFailure, ForkReport, Receipt
 from ramet.units import MIB
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(170)]

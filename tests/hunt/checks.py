@@ -9,13 +9,13 @@ from pathlib import Path
 import ramet
 from ramet.disk.volumes import files_of
 from ramet.engine.manifest import Manifest, check_part, files_there, read_manifest
-from ramet.host import processes
-from ramet.host.files import TEMPORARY_PREFIX
-from ramet.host.locks import file_lock
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
 from ramet.paths import CONFIRMED_FILE, CONSOLE_LOG, MANIFEST_FILE, MEM_FILE, ORIGIN_FILE, VMM_LOG, Home
+from ramet.system import liveness, spawn
+from ramet.system.files import TEMPORARY_PREFIX
+from ramet.system.locks import file_lock
 from tests.hunt.guests import require
 from tests.hunt.model import Family
 
@@ -148,13 +148,13 @@ def check_home(host: ramet.Host, family: Family) -> None:
         _same(f"files of snapshot {row.name}", found, allowed)
     living = {
         (directory.name, process.pid)
-        for directory, found in processes.spawned_below(home.instances).items()
+        for directory, found in spawn.spawned_below(home.instances).items()
         for process in found
     }
     recorded = {
         (one.id, one.vmm.process.pid)
         for one in records.values()
-        if one.vmm is not None and processes.is_alive(one.vmm.process)
+        if one.vmm is not None and liveness.is_alive(one.vmm.process)
     }
     _same("VMMs", living, recorded)
 

@@ -147,7 +147,7 @@ def _in_a_process(order: Order) -> Ended:
 def _serve() -> None:
     # Imported now, so that the points are the operation's and not Python's.
     import ramet.api.host
-    import ramet.engine.worker  # noqa: F401
+    import ramet.engine.maintenance.worker  # noqa: F401
 
     for line in sys.stdin.buffer:
         ended = _in_a_process(msgspec.json.decode(line, type=Order))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ramet
-from ramet.engine import compaction, worker
+from ramet.engine.maintenance import compaction, worker
 from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError
-from ramet.host.locks import file_lock
 from ramet.model.forks import ForkCall, ForkError
 from ramet.paths import Home
+from ramet.system.locks import file_lock
 
 Verb = str
 LOCK_LIMIT_S = 60.0

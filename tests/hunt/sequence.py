@@ -12,9 +12,9 @@ import anyio
 
 import ramet
 from ramet.errors import GuestLostError, RametError
-from ramet.host import processes
 from ramet.model.record import RunningVmm
 from ramet.paths import Home
+from ramet.system import processes, spawn
 from tests.hunt import checks
 from tests.hunt.guests import Kind, require
 from tests.hunt.killed import Killer
@@ -286,7 +286,7 @@ async def end_everything(home: Path) -> None:
     """End what a sequence that failed has left, and remove its home."""
     await checks.worker_at_rest(Home(home))
     for below in (Home(home).instances, Home(home).staging):
-        for running in processes.spawned_below(below).values() if below.exists() else ():
+        for running in spawn.spawned_below(below).values() if below.exists() else ():
             for process in running:
                 await processes.kill(process)
     shutil.rmtree(home, ignore_errors=True)

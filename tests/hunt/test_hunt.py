@@ -9,13 +9,13 @@ import anyio
 import pytest
 
 from ramet import config
-from ramet.drivers.firecracker import Firecracker
+from ramet.drivers.firecracker.driver import Firecracker
 from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError
 from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
 from ramet.memory.ram import changed_pages
+from ramet.system.kvm import kvm_verdict
 from tests.hunt.guests import Probe
 from tests.hunt.hunt import FoundError, kind_of, report, run_hunt, run_sequence
 from tests.hunt.model import ZERO, Contents, Page
@@ -101,7 +101,7 @@ def hunt(driver: str, guest: str, seconds: float) -> None:
 def test_a_hunt_notices_a_page_that_the_engine_loses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this a hunt that looks at nothing would pass."""
     require_driver("firecracker", "probe")
-    monkeypatch.setattr("ramet.engine.capture.changed_pages", lambda *told: changed_pages(*told)[:-1])
+    monkeypatch.setattr("ramet.engine.capture.capture.changed_pages", lambda *told: changed_pages(*told)[:-1])
     with pytest.raises(FoundError, match="CorruptionError"):
         run_sequence(1, Probe(), Limits(guests=3, most_guests=6, steps=12, kills=False), Tally())
 

@@ -11,7 +11,7 @@ import anyio
 import anyio.abc
 
 import ramet
-from ramet.model.shapes import Instance
+from ramet.model.schema import Instance
 from ramet.paths import Home
 from tests.hunt import checks
 from tests.hunt.guests import Kind, require

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.drivers.firecracker import Firecracker
+from ramet.drivers.firecracker.driver import Firecracker
 from ramet.errors import UnavailableError
 from tests.library.programs import LOOPS, run_program
 

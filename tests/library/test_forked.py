@@ -130,7 +130,7 @@ def test_no_lock_of_a_module_is_inherited(home: Path) -> None:
         home,
     )
     held, inherited = said
-    assert "ramet.host.files._copying" in held
+    assert "ramet.system.copying._copying" in held
     assert inherited == "[]"
 
 

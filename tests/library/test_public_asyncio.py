@@ -10,7 +10,7 @@ import pytest
 import qemu.qmp
 
 import ramet
-from ramet.drivers.qmp import _Client
+from ramet.drivers.qemu.monitor import _Client
 
 SOURCE = Path(ramet.__file__).parent
 

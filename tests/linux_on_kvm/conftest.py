@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from ramet import config
-from ramet.host.kvm import kvm_verdict
+from ramet.system.kvm import kvm_verdict
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,9 +8,9 @@ import pytest
 
 import ramet
 from ramet.engine import drivers
-from ramet.host.kvm import KvmVerdict
-from ramet.host.kvm_kernels import trials
 from ramet.images.kernel import find_kernel
+from ramet.system.kvm import KvmVerdict
+from ramet.system.kvm_kernels import trials
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
 
@@ -26,7 +26,7 @@ async def test_a_kernel_that_runs_is_used_from_then_on(
     async with ramet.Host(home) as host:
         monkeypatch.setattr(host._context, "cache", tmp_path)
         monkeypatch.setenv("RAMET_KERNEL", str(kernel))
-        monkeypatch.setattr("ramet.engine.boot.TRIAL_LIMIT_S", 90.0)  # it is itself emulated
+        monkeypatch.setattr("ramet.engine.lifecycle.boot.TRIAL_LIMIT_S", 90.0)  # it is itself emulated
         vm = await host.run(driver="firecracker", memory="128M")
         assert [(one.driver, one.runs) for one in trials(tmp_path)] == [("firecracker", True)]
         await vm.remove(force=True)

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 import ramet
-from ramet.drivers.firecracker_vmm import FirecrackerVmm
+from ramet.drivers.firecracker.vmm import FirecrackerVmm
 from ramet.errors import GuestLostError, UnavailableError, UsageError
 from ramet.guest.client import AgentClient
 from ramet.guest.vsock import connect_vsock

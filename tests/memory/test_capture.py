@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import FilesystemError, RametError, UnavailableError, UsageError, VmmError, WrongStateError
-from ramet.host.files import allocated_bytes
 from ramet.memory import pagemap
+from ramet.memory.apply import MemFile
 from ramet.memory.delta import compact, write_delta, write_mem_file
 from ramet.memory.mappings import Mapping, find_mapping, identity_of
-from ramet.memory.overlay import MemFile
 from ramet.memory.pagemap import Run, changed_runs, changed_runs_by_pagemap, changed_runs_by_scan
 from ramet.memory.pages import LivePages
+from ramet.system.files import allocated_bytes
 from ramet.units import PAGE_SIZE_BYTES, FileOffset, HostVirtual
 from tests.memory.mapping_process import mapping_process, needs_linux
 

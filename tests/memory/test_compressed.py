@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import DamagedError
-from ramet.host.files import allocated_bytes
 from ramet.memory import compressed
 from ramet.memory.compressed import (
     FRAME_BYTES,
@@ -26,6 +25,7 @@ from ramet.memory.compressed import (
     unpack_into,
 )
 from ramet.memory.integrity import SparseDigest, digest
+from ramet.system.files import allocated_bytes
 from ramet.units import KIB, MIB
 
 SIZE_BYTES = 3 * FRAME_BYTES + 68 * KIB

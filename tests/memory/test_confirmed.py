@@ -10,10 +10,11 @@ import pytest
 
 from ramet.engine.manifest import read_manifest
 from ramet.errors import DamagedError
-from ramet.host.files import allocated_bytes, copy_sparse, punch_hole
 from ramet.memory import confirmed
 from ramet.memory.integrity import PartFacts, digest, facts_of
 from ramet.paths import CONFIRMED_FILE, MANIFEST_FILE
+from ramet.system.copying import copy_sparse
+from ramet.system.files import allocated_bytes, punch_hole
 from ramet.units import MIB
 
 DATA = bytes(range(1, 255)) * 4000

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import DamagedError, FilesystemError, VmmError, WrongStateError
-from ramet.host.files import allocated_bytes
 from ramet.memory.delta import apply_delta, compact, write_delta, write_mem_file
 from ramet.memory.delta_format import TRAILER_BYTES, DeltaRun, Index, open_delta
 from ramet.memory.mappings import identity_of
-from ramet.memory.pages import LivePages, Pages, Stretch, stage
+from ramet.memory.pages import LivePages, Pages, Stretch, buffer_pages
 from ramet.memory.ram import changed_pages, locate_ram
+from ramet.system.files import allocated_bytes
 from ramet.units import KIB, PAGE_SIZE_BYTES
 from tests.memory.mapping_process import mapping_process, needs_linux
 from tests.memory.test_capture import make_mem_file, ranges
@@ -114,7 +114,7 @@ def test_a_fork_with_the_delta_sees_what_its_source_saw_and_lists_it_again(
             for (page, count), value in changes:
                 source.write_page(page, value, count)
             runs = changed_pages(source.pid, ram, identity)
-            with stage(source.pid, runs) as staged:
+            with buffer_pages(source.pid, runs) as staged:
                 facts = write_delta(Path(place, "one"), staged, memory_bytes=SIZE, base=base)
             assert (
                 write_delta(Path(place, "live"), LivePages(source.pid, runs), memory_bytes=SIZE, base=base)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import FilesystemError
-from ramet.host.files import allocated_bytes
-from ramet.memory.holes import dig_holes
+from ramet.memory.holes import punch_holes
+from ramet.system.files import allocated_bytes
 from ramet.units import MIB, PAGE_SIZE_BYTES
 
 _PIECES = st.lists(
@@ -42,7 +42,7 @@ def test_the_content_stays_and_zeros_go(
         file.write(b"\0" * tail)
         expected += bytes(tail)
         file.truncate(len(expected))
-    occupied = dig_holes(path)
+    occupied = punch_holes(path)
     assert path.read_bytes() == expected
     assert occupied == allocated_bytes(path)
     # A filesystem may keep a block of its own for where they are.
@@ -52,10 +52,10 @@ def test_the_content_stays_and_zeros_go(
 def test_a_file_of_zeros_occupies_nothing(tmp_path: Path) -> None:
     path = tmp_path / "mem"
     path.write_bytes(bytes(5 * MIB + 3))
-    assert dig_holes(path) == 0
+    assert punch_holes(path) == 0
     assert path.stat().st_size == 5 * MIB + 3
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FilesystemError, match="mem"):
-        dig_holes(tmp_path / "mem")
+        punch_holes(tmp_path / "mem")

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import DamagedError, FilesystemError
-from ramet.host.files import allocated_bytes
 from ramet.memory.integrity import DIGEST_BLOCK_BYTES, check, digest, facts_of
+from ramet.system.files import allocated_bytes
 from ramet.units import GIB, MIB
 
 offsets = st.integers(0, 8).map(lambda block: block * DIGEST_BLOCK_BYTES) | st.integers(

@@ -15,7 +15,7 @@ from ramet.memory import pages as pages_module
 from ramet.memory.accounting import smaps_rollup
 from ramet.memory.mappings import identity_of
 from ramet.memory.pagemap import Run
-from ramet.memory.pages import BUFFER_BYTES, LivePages, Pages, stage
+from ramet.memory.pages import BUFFER_BYTES, LivePages, Pages, buffer_pages
 from ramet.memory.ram import changed_pages, locate_ram
 from ramet.units import MIB, PAGE_SIZE_BYTES, FileOffset, HostVirtual
 from tests.memory.mapping_process import MappingProcess, mapping_process, needs_linux
@@ -61,7 +61,7 @@ def test_both_kinds_give_what_the_process_has(mem: Path) -> None:
         runs = list(reversed(changes(process, mem)))
         assert sum(run.length_bytes for run in runs) > BUFFER_BYTES
         seen = process.view(0, SIZE)
-        with stage(process.pid, runs) as staged:
+        with buffer_pages(process.pid, runs) as staged:
             assert laid_over(before, LivePages(process.pid, runs)) == seen
             process.write_page(0, 99, pages=PAGES)
             assert laid_over(before, staged) == seen, "what it does later isn't staged"
@@ -73,7 +73,7 @@ def test_both_kinds_give_what_the_process_has(mem: Path) -> None:
 
 
 def test_nothing_changed_is_nothing_to_copy(mem: Path) -> None:
-    with mapping_process(mem) as process, stage(process.pid, changes(process, mem)) as staged:
+    with mapping_process(mem) as process, buffer_pages(process.pid, changes(process, mem)) as staged:
         assert list(staged.batches()) == []
         assert staged.staged_bytes == staged.changed_bytes == 0
 
@@ -89,7 +89,7 @@ def test_closing_gives_the_memory_back(mem: Path) -> None:
         runs = changes(process, mem)
         gc.collect()
         before = resident_bytes()
-        staged = stage(process.pid, runs)
+        staged = buffer_pages(process.pid, runs)
         held = resident_bytes()
         assert held - before >= SIZE // 2
         assert next(staged.batches())[0].length_bytes == SIZE
@@ -101,7 +101,7 @@ def test_closing_gives_the_memory_back(mem: Path) -> None:
 def test_it_works_in_a_worker_thread(mem: Path) -> None:
     with mapping_process(mem) as process, ThreadPoolExecutor(1) as pool:
         process.write_page(9, 5, pages=700)
-        with pool.submit(stage, process.pid, changes(process, mem)).result(timeout=30) as staged:
+        with pool.submit(buffer_pages, process.pid, changes(process, mem)).result(timeout=30) as staged:
             seen = process.view(0, SIZE)
             assert pool.submit(laid_over, mem.read_bytes(), staged).result(timeout=30) == seen
 
@@ -112,14 +112,14 @@ def test_what_can_not_be_read_is_said_and_nothing_is_kept(mem: Path) -> None:
         runs = changes(process, mem)
         process.tell("unmap", 50 * PAGE, PAGE)
         before = resident_bytes()
-        for attempt in (stage, lambda pid, runs: list(LivePages(pid, runs).batches())):
+        for attempt in (buffer_pages, lambda pid, runs: list(LivePages(pid, runs).batches())):
             with pytest.raises(WrongStateError, match=f"{process.address + 50 * PAGE:#x}"):
                 attempt(process.pid, runs)
         gc.collect()
         assert resident_bytes() - before < SIZE // 2
         process.end()
         with pytest.raises(VmmError, match="has ended"):
-            stage(process.pid, runs)
+            buffer_pages(process.pid, runs)
 
 
 def test_more_than_there_is_memory_for_is_refused_before_it_is_tried(
@@ -129,4 +129,4 @@ def test_more_than_there_is_memory_for_is_refused_before_it_is_tried(
     monkeypatch.setattr(pages_module, "available_bytes", lambda: 100 * MIB)
     run = Run(FileOffset(0), 101 * MIB, HostVirtual(0))
     with pytest.raises(UnavailableError, match="needs more memory"):
-        stage(os.getpid(), [run])
+        buffer_pages(os.getpid(), [run])

@@ -10,21 +10,21 @@ import msgspec
 import pytest
 
 from ramet import config
-from ramet.drivers.qemu import Qemu
+from ramet.drivers.qemu.driver import Qemu
 from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError, UnavailableError
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.guest.messages import ExecRequest
-from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
 from ramet.memory.delta import apply_delta, compact, write_delta
 from ramet.memory.integrity import DIGEST_BLOCK_BYTES, digest, digest_of_blocks
 from ramet.memory.mappings import Mapping, identity_of
 from ramet.memory.pagemap import Run, changed_runs_by_pagemap, changed_runs_by_scan
-from ramet.memory.pages import LivePages, stage
+from ramet.memory.pages import LivePages, buffer_pages
 from ramet.memory.ram import changed_pages, locate_ram
 from ramet.model.record import Machine, RamRange
 from ramet.paths import MEM_FILE
+from ramet.system.kvm import kvm_verdict
 from ramet.units import MIB, PAGE_SIZE_BYTES, FileOffset, HostVirtual
 from tests.contract.subject import Subject, booted, restored
 
@@ -127,7 +127,7 @@ async def test_no_page_that_differs_is_missed_under_load(linux: TwoProcessors, h
                 pass  # a kernel before 6.7
             runs = changed_pages(pid, ram, mem)
             assert pages_of(runs) == pages_of(by_pagemap)
-            with stage(pid, runs) as staged:
+            with buffer_pages(pid, runs) as staged:
                 assert staged.changed_bytes == len(pages_of(runs)) * PAGE
                 seen = digest_of_blocks(size, blocks_of(pid, ram))
                 differ = differing(pid, ram, base)

@@ -15,11 +15,11 @@ from typing import Any
 
 import anyio
 
-from ramet.host import processes
-from ramet.host.owner_watcher import DOING, TODO
 from ramet.model.record import ProcessRef, Record
 from ramet.paths import Home
 from ramet.store.records import Store
+from ramet.system import liveness, spawn
+from ramet.system.owner_watcher import DOING, TODO
 
 PROMISED_S = 5.0
 """What docs/owners.md promises for the guests of a killed owner."""
@@ -128,9 +128,7 @@ def why_unsettled(home: Path) -> str | None:
         found, snapshots = store.all(), store.snapshots.all()
     finally:
         store.close()
-    running = {
-        process.pid for of_one in processes.spawned_below(place.instances).values() for process in of_one
-    }
+    running = {process.pid for of_one in spawn.spawned_below(place.instances).values() for process in of_one}
     there = {
         "a wish to clean": [one.name for one in home.iterdir() if one.name in (TODO, DOING)],
         "owned": [one.name for one in found if _is_left(one.owner)],
@@ -155,7 +153,7 @@ def _temporary(directory: Path) -> list[Path]:
 
 
 def _is_left(process: ProcessRef | None) -> bool:
-    return process is not None and processes.is_dead(process)
+    return process is not None and liveness.is_dead(process)
 
 
 async def until_settled(home: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 import ramet
 from ramet.errors import UnavailableError
-from ramet.host.owner_watcher import LOG
+from ramet.system.owner_watcher import LOG
 from tests.limits.cgroups import inside, pids_cgroup
 from tests.owners.processes import (
     PROMISED_S,

@@ -10,13 +10,13 @@ import pytest
 
 import ramet
 from ramet import config
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.qemu import Qemu
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.qemu.driver import Qemu
 from ramet.engine.drivers import kvm_runs
 from ramet.errors import RametError
 from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.host.kvm import kvm_verdict
 from ramet.images.resolve import resolve_image
+from ramet.system.kvm import kvm_verdict
 from tests.plane.guest import Guest
 
 

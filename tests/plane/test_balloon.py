@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import ramet
-from ramet.drivers.firecracker import Firecracker
+from ramet.drivers.firecracker.driver import Firecracker
 from ramet.model.record import Machine
 from ramet.units import MIB
 from tests.plane.guest import Guest

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 import ramet
-from ramet.engine.execution import agent
+from ramet.engine.exec.commands import agent
 from ramet.guest.messages import Pong
 from ramet.model.lifecycle import State
 from tests.plane.guest import Guest

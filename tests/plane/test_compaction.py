@@ -8,9 +8,9 @@ import pytest
 import ramet
 from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError
-from ramet.host.locks import file_lock
 from ramet.memory.integrity import digest
 from ramet.paths import MEM_FILE, Home
+from ramet.system.locks import file_lock
 from tests.plane.guest import Guest
 from tests.side_by_side import tell
 

@@ -11,11 +11,11 @@ import anyio
 import pytest
 
 import ramet
-from ramet.engine import capture
+from ramet.engine.capture import capture, overlays
 from ramet.errors import VmmError
-from ramet.host import processes
 from ramet.model.lifecycle import State
 from ramet.paths import Home
+from ramet.system import liveness
 from tests.conftest import living_in
 from tests.plane.guest import Guest, pid_of
 
@@ -61,14 +61,14 @@ async def test_its_parent_is_removed_in_mid_capture(
     await guest.write(base, 0, 5)
     (parent,) = await (await base.template()).fork(1)
     (source,) = await parent.fork(1)
-    freeze = capture._freeze_disks
+    freeze = overlays.freeze_disks
 
     async def removed_meanwhile(*arguments: Any) -> Any:
         await base.remove()
         await parent.remove(force=True)
         return await freeze(*arguments)
 
-    monkeypatch.setattr(capture, "_freeze_disks", removed_meanwhile)
+    monkeypatch.setattr(overlays, "freeze_disks", removed_meanwhile)
     (branch,) = await source.fork(1)
     monkeypatch.undo()
     for one in (source, branch, (await branch.fork(1))[0]):
@@ -84,7 +84,7 @@ async def test_its_vmm_dies_while_it_is_paused(
 
     def died(plan: Any) -> Any:
         os.kill(pid, signal.SIGKILL)
-        while processes.is_alive(plan.running.process):
+        while liveness.is_alive(plan.running.process):
             os.sched_yield()
         return list_changed(plan)
 

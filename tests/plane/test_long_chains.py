@@ -9,9 +9,9 @@ import pytest
 import ramet
 from ramet.disk.chains import chain_of
 from ramet.disk.volumes import files_of
-from ramet.engine import compaction
+from ramet.engine.maintenance import compaction
+from ramet.engine.maintenance.worker import work
 from ramet.engine.manifest import read_manifest
-from ramet.engine.worker import work
 from ramet.model.record import Disk
 from ramet.paths import Home
 from tests.plane.guest import Guest

@@ -12,7 +12,7 @@ import pytest
 
 import ramet
 from ramet.errors import NotFoundError, UnavailableError
-from ramet.model.shapes import PoolEntry, PoolReport
+from ramet.model.schema import PoolEntry, PoolReport
 from tests.conftest import assert_nothing_left, living_in
 from tests.firecracker.conftest import DATA_ADDRESS
 

@@ -17,11 +17,13 @@ import msgspec
 import pytest
 
 import ramet
-from ramet.engine import hand_out, pool, snapshots
-from ramet.engine.compaction import compact_capture
 from ramet.engine.drivers import installed_drivers
-from ramet.host import processes
+from ramet.engine.maintenance.compaction import compact_capture
+from ramet.engine.pool import claims
+from ramet.engine.pool import directory as pool_directory
+from ramet.engine.snapshots import catalog
 from ramet.paths import MANIFEST_FILE, Home
+from ramet.system import liveness, process_ref, processes, spawn
 from tests.firecracker.conftest import DATA_ADDRESS
 from tests.owners.processes import kill_both
 from tests.pool.conftest import FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, settled
@@ -85,7 +87,7 @@ def lives(pid: int | None) -> bool:
     """A zombie doesn't: who has inherited it may not collect it at once."""
     assert pid is not None
     try:
-        return processes.is_alive(processes.reference(pid))
+        return liveness.is_alive(process_ref.reference(pid))
     except ProcessLookupError:
         return False
 
@@ -137,7 +139,7 @@ async def test_the_keeper_replaces_one_that_died(probe_home: Path) -> None:
 async def test_one_that_hangs_is_waited_for_a_while_and_then_ended(
     pool_home: Path, guests: Guests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hand_out, "RESUME_LIMIT_S", 0.5)
+    monkeypatch.setattr(claims, "RESUME_LIMIT_S", 0.5)
     async with ramet.Host(pool_home, warm=1) as host:
         await fork(host)
         (waiting,) = await filled(host, 1)
@@ -149,7 +151,7 @@ async def test_one_that_hangs_is_waited_for_a_while_and_then_ended(
         assert vm.receipt.timings_ms.total >= 500
         assert vm.receipt.timings_ms.spawn > 0.0
         assert await guests.read(vm) == MEMORY_VALUE
-        assert [one.pid for one in processes.spawned_in(vm.directory)] == [vm.receipt.pid]
+        assert [one.pid for one in spawn.spawned_in(vm.directory)] == [vm.receipt.pid]
 
 
 async def test_what_is_known_of_one_and_cannot_be_read_is_no_use(probe_home: Path) -> None:
@@ -230,13 +232,13 @@ async def test_sweeping_spares_what_living_processes_have(probe_home: Path) -> N
         async with ramet.Host(probe_home):
             pass
         assert [one.id for one in await filled(host, 2)] == [one.id for one in waiting]
-        mine = pool.entries(pool.names(Home(probe_home)))
-        taken = pool.take(Home(probe_home), mine[0])
+        mine = pool_directory.entries(pool_directory.names(Home(probe_home)))
+        taken = pool_directory.take(Home(probe_home), mine[0])
         assert taken is not None
         async with ramet.Host(probe_home):
             pass
         assert (probe_home / "pool" / taken.name).is_dir()
-        pool.put_back(Home(probe_home), taken, mine[0])
+        pool_directory.put_back(Home(probe_home), taken, mine[0])
 
 
 @pytest.mark.timing
@@ -275,7 +277,7 @@ async def test_a_source_is_compacted_while_it_is_forked(
     probe_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every fork has its memory, whichever files it came from; the warm ones are replaced."""
-    monkeypatch.setattr(snapshots, "wake_for_capture", lambda *_: None)
+    monkeypatch.setattr(catalog, "wake_for_capture", lambda *_: None)
     async with ramet.Host(probe_home, warm=3) as host:
         (vm,) = await fork(host)
         await vm.exec("fill", hex(DATA_ADDRESS), hex(2304), "0x77", check=True)
@@ -308,9 +310,9 @@ async def test_a_source_is_compacted_while_it_is_forked(
 async def test_what_nobody_reads_is_no_more_than_a_few_files_and_is_swept(
     probe_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_MOST_UNREAD", 2)
+    monkeypatch.setattr(pool_directory, "_MOST_UNREAD", 2)
     (probe_home / "pool").mkdir(mode=0o700)
-    gone = processes.spawn(["true"], directory=probe_home, log=probe_home / "gone.log")
+    gone = spawn.spawn(["true"], directory=probe_home, log=probe_home / "gone.log")
     await processes.wait_ended(gone, timeout_s=10)
     (probe_home / "gone.log").unlink()
     written = f"{gone.pid}-{gone.started}-{gone.boot_id}"
@@ -322,7 +324,7 @@ async def test_what_nobody_reads_is_no_more_than_a_few_files_and_is_swept(
         await fork(host)
         assert list((probe_home / "pool").glob("wanted.*")) == [], "nobody is there to read it"
         # One that lives, and doesn't get to it.
-        (probe_home / "pool" / pool.keeper_name(Home(probe_home))).touch()
+        (probe_home / "pool" / pool_directory.keeper_name(Home(probe_home))).touch()
         for expected in (1, 2, 2):
             await fork(host)
             assert len(list((probe_home / "pool").glob("wanted.*"))) == expected
@@ -335,7 +337,7 @@ async def test_what_nobody_reads_is_no_more_than_a_few_files_and_is_swept(
 @pytest.mark.timing
 async def test_a_fork_is_not_slower_to_give_up_than_it_says(probe_home: Path) -> None:
     """The limit for one that hangs is far below that of a guest that doesn't answer."""
-    assert hand_out.RESUME_LIMIT_S <= 5.0
+    assert claims.RESUME_LIMIT_S <= 5.0
     begun = time.monotonic()
     async with ramet.Host(probe_home, warm=1) as host:
         await fork(host)

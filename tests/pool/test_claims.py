@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 import ramet
-from ramet.engine import hand_out
-from ramet.engine.bring_up import ForkOptions, origin_of
-from ramet.engine.hand_out import acquire
+from ramet.engine.origin import origin_of
+from ramet.engine.pool import claims as pool_claims
+from ramet.engine.pool.claims import acquire
+from ramet.engine.restore.parts import ForkOptions
 from tests.pool.conftest import filled, fork
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -43,7 +44,7 @@ async def test_a_claim_that_fails_halfway_puts_the_first_one_back(
         await fork(host, count=2)
         ready = {one.id for one in await filled(host, 2)}
         base = await host.get("base")
-        claim = hand_out._claim
+        claim = pool_claims._claim
 
         async def second_fails(*arguments: Any) -> Any:
             if len(waiting(probe_home)) == 1:
@@ -51,7 +52,7 @@ async def test_a_claim_that_fails_halfway_puts_the_first_one_back(
             return await claim(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(hand_out, "_claim", second_fails)
+            patch.setattr(pool_claims, "_claim", second_fails)
             with pytest.raises(OSError, match="no second one"):
                 await base.fork(2)
         assert waiting(probe_home) == ready

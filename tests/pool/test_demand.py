@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramet.engine.demand import Demand
+from ramet.engine.pool.demand import Demand
 
 HALF_LIFE_S = 100.0
 

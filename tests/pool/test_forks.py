@@ -13,9 +13,9 @@ import ramet
 import ramet.sync
 from ramet.engine.manifest import read_manifest
 from ramet.errors import NotSharedError
-from ramet.host import processes
 from ramet.memory.integrity import check
 from ramet.paths import WARM_FILE
+from ramet.system import spawn
 from tests.pool.conftest import DISK_VALUE, FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, settled
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -37,7 +37,7 @@ async def test_a_loaded_one_is_handed_out_and_has_proved_itself(pool_home: Path,
             assert (receipt.identity.hostname, receipt.identity.generation) == (vm.name, 2)
             assert receipt.timings_ms.spawn == receipt.timings_ms.load == 0.0
             assert (await vm.info()).state == "running"
-            assert processes.spawned_in(vm.directory)[0].pid == receipt.pid
+            assert spawn.spawned_in(vm.directory)[0].pid == receipt.pid
             assert not (vm.directory / WARM_FILE).exists()
             assert vm.directory.stat().st_mode & 0o777 == 0o700
         drawn = {vm.receipt.identity.boot_random for vm in forks}
@@ -119,8 +119,8 @@ async def test_an_empty_one_takes_any_guest(probe_home: Path) -> None:
         assert vm.receipt.pid in waiting
         assert await guests.read(vm) == MEMORY_VALUE
         assert await guests.read_disk(vm) == DISK_VALUE
-        process = processes.spawned_in(vm.directory)[0]
-        assert (processes.limit_of_files(process) or 0) > 0
+        process = spawn.spawned_in(vm.directory)[0]
+        assert (spawn.limit_of_files(process) or 0) > 0
         await guests.write(vm, 0x61)
         (branch,) = await vm.fork(1)
         assert branch.receipt.warm in {"empty", None}

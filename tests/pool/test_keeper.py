@@ -11,9 +11,9 @@ import anyio
 import pytest
 
 import ramet
-from ramet.engine import keeper as keeping
-from ramet.engine import warming
-from ramet.engine.keeper import Keeper
+from ramet.engine.pool import controller as keeping
+from ramet.engine.pool import prewarm
+from ramet.engine.pool.controller import Controller
 from ramet.errors import FilesystemError, UsageError
 from tests.conftest import living_in
 from tests.pool.conftest import filled, fork, settled
@@ -22,10 +22,10 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
 @asynccontextmanager
-async def keeper_of(host: ramet.Host, budget: int, **settings: Any) -> AsyncIterator[Keeper]:
+async def keeper_of(host: ramet.Host, budget: int, **settings: Any) -> AsyncIterator[Controller]:
     """One with settings of its own, of a Host that has none."""
     assert host._context is not None
-    keeper = Keeper(host._context, budget, **settings)
+    keeper = Controller(host._context, budget, **settings)
     keeper.start()
     try:
         yield keeper
@@ -138,7 +138,7 @@ async def test_what_cannot_be_made_is_tried_less_and_less_and_said(
         tried += 1
         raise FilesystemError("no room")
 
-    monkeypatch.setattr(warming, "make_loaded", fail)
+    monkeypatch.setattr(prewarm, "make_loaded", fail)
     monkeypatch.setattr(keeping, "_BACK_OFF_S", (0.2, 60.0))
     async with ramet.Host(probe_home, warm=2) as host:
         (vm,) = await fork(host)
@@ -156,10 +156,10 @@ async def test_what_cannot_be_made_is_tried_less_and_less_and_said(
 async def test_an_error_that_nobody_foresaw_ends_the_keeper_and_not_its_host(
     probe_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Keeper) -> None:
+    def fail(self: Controller) -> None:
         raise ZeroDivisionError("a mistake")
 
-    monkeypatch.setattr(Keeper, "_shares", fail)
+    monkeypatch.setattr(Controller, "_shares", fail)
     async with ramet.Host(probe_home, warm=2) as host:
         await settled(host)
         (kept,) = (await host.pool()).keepers

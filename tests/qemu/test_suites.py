@@ -10,7 +10,7 @@ import pytest
 from benchmarks.figures import Figure, compare
 
 import ramet
-from ramet.drivers.qemu_releases import READ_ONLY_SINCE
+from ramet.drivers.qemu.releases import READ_ONLY_SINCE
 from ramet.drivers.versions import release as numbers_of
 from tests.qemu.conftest import Get
 from tests.qemu.inner import Inner, Ramet, counts, run_tests

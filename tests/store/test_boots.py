@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from ramet.host import liveness
-from ramet.host.machine import machine_id, this_boot
-from ramet.host.processes import boot_id
 from ramet.store import boots
 from ramet.store.migrations import MIGRATIONS
 from ramet.store.records import Store
+from ramet.system import process_ref
+from ramet.system.machine import machine_id, this_boot
+from ramet.system.process_ref import boot_id
 
 OLD_BOOT = "11111111-2222-3333-4444-555555555555"
 
 
 @pytest.fixture(autouse=True)
 def no_past(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "_past_boots", set())
+    monkeypatch.setattr(process_ref, "_past_boots", set())
 
 
 def rows(path: Path) -> list[tuple[str, str]]:
@@ -42,7 +42,7 @@ def test_after_a_reboot_the_boot_before_is_known(tmp_path: Path, monkeypatch: py
         earlier.setattr(boots, "this_boot", lambda: before)
         Store(tmp_path / "ramet.db").close()
     Store(tmp_path / "ramet.db").close()
-    assert liveness._past_boots == {OLD_BOOT}
+    assert process_ref._past_boots == {OLD_BOOT}
 
 
 def test_another_machines_boot_is_none_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_another_machines_boot_is_none_of_ours(tmp_path: Path, monkeypatch: pyte
         there.setattr(boots, "this_boot", lambda: theirs)
         Store(tmp_path / "ramet.db").close()
     Store(tmp_path / "ramet.db").close()
-    assert liveness._past_boots == set()
+    assert process_ref._past_boots == set()
 
 
 def test_boots_in_records_from_before_are_this_machines(tmp_path: Path) -> None:
@@ -74,4 +74,4 @@ def test_boots_in_records_from_before_are_this_machines(tmp_path: Path) -> None:
     assert sorted(rows(tmp_path / "ramet.db")) == sorted(
         [(OLD_BOOT, machine_id()), (boot_id(), machine_id())]
     )
-    assert liveness._past_boots == {OLD_BOOT}
+    assert process_ref._past_boots == {OLD_BOOT}

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import StoreError
-from ramet.host.files import free_bytes
 from ramet.store.database import Database
+from ramet.system.files import free_bytes
 from ramet.units import KIB, MIB
 from tests.disk.loop_filesystems import SYSTEM_PATH, mounted
 

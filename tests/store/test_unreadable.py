@@ -17,8 +17,8 @@ import pytest
 from ramet.drivers import versions
 from ramet.engine.context import Context
 from ramet.engine.manifest import read_manifest
-from ramet.engine.pool import keeper_name, read_warm
-from ramet.engine.pool_report import pool_of
+from ramet.engine.pool.directory import keeper_name, read_warm
+from ramet.engine.pool.report import pool_of
 from ramet.errors import DamagedError, NameTakenError, StoreError, UnreadableError, UsageError
 from ramet.images.image import load_image
 from ramet.model.record import Record

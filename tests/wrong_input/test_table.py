@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from ramet import config
-from ramet.engine.fork import MOST_IN_A_CALL
+from ramet.engine.fork.records import MOST_IN_A_CALL
 from ramet.images.kernel import find_kernel
 from ramet.paths import Home
 from ramet.units import MIB
@@ -389,7 +389,7 @@ def _(lab: Lab) -> Iterator[Attempt]:
     init = lab.scratch / "sleeper"
     init.write_text("#!/bin/busybox sh\necho what the guest said last\nexec /bin/busybox sleep 1000\n")
     shortened = (
-        f"import sys, ramet.engine.boot as b; b.READY_LIMIT_S = {READY_LIMIT_S}.0; "
+        f"import sys, ramet.engine.lifecycle.boot as b; b.READY_LIMIT_S = {READY_LIMIT_S}.0; "
         "from ramet.cli.main import main; sys.exit(main())"
     )
     environment = {"RAMET_AGENT": str(init), "RAMET_CACHE": str(lab.scratch / "cache")}

@@ -7,8 +7,8 @@ from contextlib import AbstractAsyncContextManager
 
 from ramet.api.arguments import public
 from ramet.calls import calls_into_host
-from ramet.engine import execution
 from ramet.engine.context import Context
+from ramet.engine.exec import commands
 from ramet.guest.process import Process as Process
 from ramet.model.command import Readable, Word
 from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, ExecResult
@@ -47,10 +47,10 @@ class Commands:
         then); with `check`, `ExecError` when it fails; `GuestError` when it writes more than
         `max_output_bytes` (killed too); `WrongStateError` when the instance doesn't run.
         """
-        command = execution.request(
+        command = commands.request(
             argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin is not None
         )
-        result = await execution.execute(
+        result = await commands.execute(
             self._context, self._record, command, stdin=stdin, max_output_bytes=max_output_bytes
         )
         return result.check() if check else result
@@ -69,8 +69,8 @@ class Commands:
 
         Leaving the block early kills it.
         """
-        command = execution.request(argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin)
-        return execution.process(self._context, self._record, command)
+        command = commands.request(argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin)
+        return commands.process(self._context, self._record, command)
 
     @public
     async def spawn(
@@ -85,5 +85,5 @@ class Commands:
 
         Its output goes to the console, and so into `logs`.
         """
-        command = execution.request(argv, env=env, cwd=cwd, user=user, console=console)
-        return await execution.spawn(self._context, self._record, command)
+        command = commands.request(argv, env=env, cwd=cwd, user=user, console=console)
+        return await commands.spawn(self._context, self._record, command)

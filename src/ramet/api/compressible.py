@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from ramet.api.arguments import public
 from ramet.calls import calls_into_host
-from ramet.engine import compression
 from ramet.engine.context import Context
-from ramet.model.shapes import Compression
+from ramet.engine.maintenance import compression
+from ramet.model.schema import Compression
 
 
 @calls_into_host()

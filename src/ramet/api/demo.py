@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
 from ramet.errors import UsageError
-from ramet.host import threads
-from ramet.host.files import STAT_BLOCK_BYTES
 from ramet.memory import integrity
 from ramet.model.demo import DemoFork, DemoReport
 from ramet.paths import MEM_FILE
+from ramet.system import threads
+from ramet.system.files import STAT_BLOCK_BYTES
 from ramet.units import MIB, parse_size
 
 if TYPE_CHECKING:

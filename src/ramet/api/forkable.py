@@ -7,16 +7,16 @@ from typing import Generic
 
 from ramet.api.arguments import public
 from ramet.calls import Calls, calls_into_host
-from ramet.engine import removal
-from ramet.engine.bring_up import ForkOptions
 from ramet.engine.context import Context
-from ramet.engine.fork import ForkOutcome
-from ramet.engine.watch import watch
+from ramet.engine.fork.call import ForkOutcome
+from ramet.engine.lifecycle import removal
+from ramet.engine.lifecycle.watch import watch
+from ramet.engine.restore.parts import ForkOptions
 from ramet.guest.feeding import read_all
 from ramet.handles import Handle
 from ramet.model.forks import ForkCall, V
 from ramet.model.record import Record
-from ramet.model.shapes import ForkReport, Receipt
+from ramet.model.schema import ForkReport, Receipt
 
 
 @calls_into_host()

@@ -15,32 +15,28 @@ from ramet.api.compressible import Compressible
 from ramet.api.forkable import Forkable
 from ramet.api.logs import Logs
 from ramet.calls import calls_into_host
-from ramet.engine import (
-    compression,
-    freeze,
-    hand_out,
-    limits,
-    measure,
-    power,
-    removal,
-    replace,
-    snapshot,
-    snapshot_files,
-    snapshots,
-    stopping,
-)
-from ramet.engine import fork as forking
-from ramet.engine.boot import start
-from ramet.engine.bring_up import ForkOptions
-from ramet.engine.compression import Target
+from ramet.engine import limits, stopping
+from ramet.engine.capture import suspend
 from ramet.engine.context import Context
-from ramet.engine.fork import ForkOutcome
-from ramet.engine.measure import count_forks, to_instance
-from ramet.engine.observe import observe
-from ramet.engine.watch import wait, watch
+from ramet.engine.fork import call as forking
+from ramet.engine.fork.call import ForkOutcome
+from ramet.engine.lifecycle import describe, power, removal
+from ramet.engine.lifecycle.boot import start
+from ramet.engine.lifecycle.describe import count_forks, to_instance
+from ramet.engine.lifecycle.state import observe
+from ramet.engine.lifecycle.watch import wait, watch
+from ramet.engine.maintenance import compression
+from ramet.engine.maintenance.compression import Target
+from ramet.engine.pool import claims
+from ramet.engine.restore import in_place
+from ramet.engine.restore.parts import ForkOptions
+from ramet.engine.snapshots import catalog, create, transfer
+from ramet.engine.snapshots import compression as snapshots_compression
+from ramet.engine.snapshots import describe as snapshots_describe
+from ramet.engine.snapshots import verify as snapshots_verify
 from ramet.errors import NotFoundError, RametError, WrongStateError
 from ramet.model.record import Record
-from ramet.model.shapes import (
+from ramet.model.schema import (
     Exported,
     Inspection,
     Instance,
@@ -125,7 +121,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         receipt = None
         with suppress(RametError):  # null is shown: it isn't a fork
             receipt = self.receipt
-        return await measure.inspect(self._context, self._record, receipt)
+        return await describe.inspect(self._context, self._record, receipt)
 
     @public
     async def template(self) -> VM:
@@ -134,8 +130,8 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
         On a failure it is as it was, and runs if it ran.
         """
-        await freeze.promote(self._context, self._record)
-        hand_out.expect(self._context, self.directory)
+        await suspend.promote(self._context, self._record)
+        claims.expect(self._context, self.directory)
         return self
 
     @public
@@ -146,8 +142,8 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         `WrongStateError`, `NameTakenError` when it has another of that name, `UnavailableError`,
         `FilesystemError`; nothing of it is left then, and the instance is as it was.
         """
-        made = await snapshots.create(self._context, self._record, name=name, labels=dict(labels or {}))
-        hand_out.expect(self._context, self._context.home.snapshot(made.id))
+        made = await create.create(self._context, self._record, name=name, labels=dict(labels or {}))
+        claims.expect(self._context, self._context.home.snapshot(made.id))
         return Snapshot(self._context, made)
 
     @public
@@ -173,7 +169,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         Raises `WrongStateError`, `UnavailableError`, `FilesystemError`; it is as it was then, and runs if it
         ran.
         """
-        await freeze.standby(self._context, self._record)
+        await suspend.standby(self._context, self._record)
 
     @public
     async def restore(self) -> None:
@@ -182,7 +178,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         Raises `WrongStateError` unless it is in standby, and what a fork may fail with; it is still in
         standby then.
         """
-        watch(self._context, await replace.restore(self._context, self._record))
+        watch(self._context, await in_place.restore(self._context, self._record))
 
     @public
     async def rewind(self, snapshot: str | None = None) -> None:
@@ -194,11 +190,11 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         """
         record = self._record
         chosen = (
-            snapshots.latest_of(self._context, record)
+            catalog.latest_of(self._context, record)
             if snapshot is None
-            else snapshots.resolve_snapshot(self._context, snapshot, of=record)
+            else catalog.resolve_snapshot(self._context, snapshot, of=record)
         )
-        watch(self._context, await replace.rewind(self._context, record, chosen))
+        watch(self._context, await in_place.rewind(self._context, record, chosen))
 
     @public
     async def stop(self, *, timeout: float | None = limits.STOP_S) -> Instance:
@@ -266,7 +262,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
     @public
     async def stats(self) -> Usage:
         """What it uses of the host now. Raises `WrongStateError` when it has no VMM."""
-        return measure.usage(self._context, observe(self._context, self._record).record)
+        return describe.usage(self._context, observe(self._context, self._record).record)
 
 
 @calls_into_host()
@@ -286,7 +282,7 @@ class Snapshot(Forkable["VM"], Compressible):
 
     @property
     def _record(self) -> SnapshotRecord:
-        return snapshots.require_published(self._context, self.id)
+        return catalog.require_published(self._context, self.id)
 
     async def _forked(
         self, count: int, name: str | None, options: ForkOptions, *, detach: bool
@@ -299,7 +295,7 @@ class Snapshot(Forkable["VM"], Compressible):
         return VM(self._context, record, receipt)
 
     def _target(self) -> Target:
-        return compression.of_snapshot(self._context, self._record)
+        return snapshots_compression.of_snapshot(self._context, self._record)
 
     @property
     def directory(self) -> Path:
@@ -309,14 +305,14 @@ class Snapshot(Forkable["VM"], Compressible):
     @public
     async def info(self) -> SnapshotInfo:
         """What `snapshot ls` shows of it. Raises `DamagedError` when its manifest can't be read."""
-        return snapshot.describe(self._context, self._record)
+        return snapshots_describe.describe(self._context, self._record)
 
     @public
     async def inspect(self) -> SnapshotInspection:
         """All that is known of it: the machine that fits it, its parts and their digests. Errors as
         `info`.
         """
-        return snapshot.inspect(self._context, self._record)
+        return snapshots_describe.inspect(self._context, self._record)
 
     @public
     async def verify(self) -> Verification:
@@ -326,7 +322,7 @@ class Snapshot(Forkable["VM"], Compressible):
         Raises `DamagedError` when the manifest can't be read.
         """
         record = self._record
-        parts = await snapshots.verify(self._context, record)
+        parts = await snapshots_verify.verify(self._context, record)
         return Verification(id=self.id, name=self.name, ok=all(one.ok for one in parts), parts=parts)
 
     @public
@@ -337,13 +333,13 @@ class Snapshot(Forkable["VM"], Compressible):
         `FilesystemError`; no file is left then.
         """
         record = self._record
-        written = await snapshot_files.export_snapshot(self._context, record, snapshot_files.named_file(file))
+        written = await transfer.export_snapshot(self._context, record, transfer.named_file(file))
         return Exported(id=self.id, name=self.name, file=str(file), bytes_written=written)
 
     @public
     async def remove(self) -> None:
         """Remove it. Its forks don't notice, and neither do other snapshots."""
-        if not await snapshots.remove(self._context, self._record):
+        if not await catalog.remove(self._context, self._record):
             raise NotFoundError(
                 f"snapshot {self.name} is gone", hint="`ramet snapshot ls` lists what there is"
             )

@@ -19,16 +19,19 @@ from ramet.api.handles import VM, Snapshot
 from ramet.arguments import checked
 from ramet.calls import Calls, calls_into_host, require_asyncio
 from ramet.concurrency import best_effort, to_completion
-from ramet.engine import boot, hand_out, measure, reap, removal, unreadable
+from ramet.engine import recovery
 from ramet.engine.context import Context
-from ramet.engine.keeper import MOST_WARM, Keeper
-from ramet.engine.measure import count_forks, is_shown, to_instance, unreadable_instance
-from ramet.engine.observe import observe
-from ramet.engine.pool_report import pool_of
-from ramet.engine.snapshot import describe
-from ramet.engine.snapshot_files import import_file, named_file
-from ramet.engine.snapshots import published, resolve_snapshot
-from ramet.engine.watch import watch
+from ramet.engine.lifecycle import boot, removal, unreadable
+from ramet.engine.lifecycle import describe as lifecycle_describe
+from ramet.engine.lifecycle.describe import count_forks, is_shown, to_instance, unreadable_instance
+from ramet.engine.lifecycle.state import observe
+from ramet.engine.lifecycle.watch import watch
+from ramet.engine.pool import claims
+from ramet.engine.pool.controller import MOST_WARM, Controller
+from ramet.engine.pool.report import pool_of
+from ramet.engine.snapshots.catalog import published, resolve_snapshot
+from ramet.engine.snapshots.describe import describe
+from ramet.engine.snapshots.transfer import import_file, named_file
 from ramet.errors import (
     DamagedError,
     NotFoundError,
@@ -39,12 +42,12 @@ from ramet.errors import (
 )
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.handles import Handle
-from ramet.host import owners, threads
 from ramet.images.resolve import resolve_image
 from ramet.model.disks import parse_disks
 from ramet.model.lineage import forest
-from ramet.model.shapes import Instance, LineageNode, PoolReport, SnapshotInfo, UnreadableRecord, Usage
+from ramet.model.schema import Instance, LineageNode, PoolReport, SnapshotInfo, UnreadableRecord, Usage
 from ramet.paths import Home
+from ramet.system import owners, threads
 from ramet.units import parse_size
 
 
@@ -70,7 +73,7 @@ class Host(Handle):
         self._home = Home((Path(home) if home is not None else config.home_directory()).resolve())
         self._accel = accel
         self._warm = warm
-        self._keeper: Keeper | None = None
+        self._keeper: Controller | None = None
         self._context: Context | None = None
         self._exits = AsyncExitStack()
 
@@ -91,9 +94,9 @@ class Host(Handle):
         if self._context is not None:
             raise UsageError("this Host is open already", hint="make another one: `ramet.Host(...)`")
         async with AsyncExitStack() as opening:
-            context = await reap.open_home(self._home, self._accel, opening)
+            context = await recovery.open_home(self._home, self._accel, opening)
             if self._warm:
-                self._keeper = Keeper(context, self._warm)
+                self._keeper = Controller(context, self._warm)
                 self._keeper.start()
             self._exits = opening.pop_all()
             self._context = context
@@ -223,7 +226,7 @@ class Host(Handle):
         than this ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
         """
         made = await import_file(self._opened, named_file(file), name=name)
-        hand_out.expect(self._opened, self._opened.home.snapshot(made.id))
+        claims.expect(self._opened, self._opened.home.snapshot(made.id))
         return Snapshot(self._opened, made)
 
     @public
@@ -281,7 +284,7 @@ class Host(Handle):
         used = []
         for record in context.store.all():
             try:
-                used.append(measure.usage(context, observe(context, record).record))
+                used.append(lifecycle_describe.usage(context, observe(context, record).record))
             except (WrongStateError, VmmError, UnseenError, UsageError):
                 continue  # it has no VMM that can be seen, or one that this ramet has no driver of
         return used

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ramet.host import threads
 from ramet.images.image import images_directory, load_image
 from ramet.images.kernel import Kernel, add_kernel_package
 from ramet.images.kernel import list_kernels as known_kernels
 from ramet.images.resolve import IMAGE_NAMES
 from ramet.model.images import ImageEntry, KernelEntry
+from ramet.system import threads
 
 
 async def list_images() -> list[ImageEntry]:

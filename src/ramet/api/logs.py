@@ -10,12 +10,12 @@ from typing import Final
 from ramet.api.arguments import public
 from ramet.calls import calls_into_host
 from ramet.engine.context import Context
-from ramet.engine.watch import wait
-from ramet.host.files import filesystem_errors
-from ramet.host.follow import follow
-from ramet.host.rings import tail, trim
+from ramet.engine.lifecycle.watch import wait
 from ramet.model.record import Record
 from ramet.paths import CONSOLE_LOG, VMM_LOG
+from ramet.system.bounded_log import tail, trim
+from ramet.system.files import filesystem_errors
+from ramet.system.follow import follow
 from ramet.units import MIB
 
 _LOG_BYTES: Final = MIB

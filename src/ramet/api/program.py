@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ramet.host import launching
+from ramet.system import launching
 
 if TYPE_CHECKING:
     from ramet.errors import RametError
@@ -17,6 +17,6 @@ def begin() -> None:
 
 def explained(error: OSError | RametError) -> OSError | RametError:
     """Return the `LimitReachedError` behind `error` where a limit of this machine has caused it."""
-    from ramet.host.process_limit import reached_by
+    from ramet.system.process_limit import reached_by
 
     return reached_by(error) or error

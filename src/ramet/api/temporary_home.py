@@ -15,12 +15,12 @@ from pathlib import Path
 from ramet import config
 from ramet.api.host import Host
 from ramet.errors import RametError, UnavailableError
-from ramet.host import processes
-from ramet.host.files import remove_tree
-from ramet.host.filesystems import shared_filesystem
 from ramet.model.record import ProcessRef
 from ramet.paths import Home
 from ramet.store.records import Store
+from ramet.system import liveness, process_ref
+from ramet.system.files import remove_tree
+from ramet.system.filesystems import shared_filesystem
 
 _NAME = re.compile(r"demo-(?P<owner>\d+-\d+-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-\d+)-\w+", re.ASCII)
 _OLD_NAME = re.compile(r"demo-(?P<pid>\d+)-(?P<started>\d+)-\w+", re.ASCII)
@@ -34,7 +34,7 @@ async def temporary_home() -> AsyncIterator[Path]:
     Raises `UnavailableError` when the cache can't be written.
     """
     parent = _parent()
-    me = processes.as_name(processes.this_process())
+    me = process_ref.as_name(process_ref.this_process())
     try:
         parent.mkdir(parents=True, exist_ok=True)
         await remove_abandoned(parent)
@@ -60,15 +60,15 @@ async def remove_abandoned(parent: Path) -> None:
     """Remove the homes in `parent` whose demo doesn't live any more."""
     for home in parent.glob("demo-*"):
         owner = _owner(home.name)
-        if owner is None or processes.is_alive(owner):
+        if owner is None or liveness.is_alive(owner):
             continue
         try:
-            if not processes.is_dead(owner):
+            if not liveness.is_dead(owner):
                 # It may have been made before the machine was restarted: its database knows.
                 database = Home(home).database
                 if database.exists():
                     Store(database).close()
-                if not processes.is_dead(owner):
+                if not liveness.is_dead(owner):
                     continue
             async with Host(home):
                 pass  # opening a home removes the instances whose owner is dead
@@ -79,7 +79,7 @@ async def remove_abandoned(parent: Path) -> None:
 
 def _owner(name: str) -> ProcessRef | None:
     if (match := _NAME.fullmatch(name)) is not None:
-        return processes.from_name(match["owner"])
+        return process_ref.from_name(match["owner"])
     if (match := _OLD_NAME.fullmatch(name)) is not None:
-        return ProcessRef(int(match["pid"]), int(match["started"]), processes.boot_id())
+        return ProcessRef(int(match["pid"]), int(match["started"]), process_ref.boot_id())
     return None

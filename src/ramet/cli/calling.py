@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import anyio
 
     from ramet.api.host import Host
-    from ramet.model.shapes import ErrorShape
+    from ramet.model.schema import ErrorShape
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OWN_TROUBLE = 125
@@ -231,7 +231,7 @@ def exit_code_of(code: str) -> int:
 
 
 def _emit_interruption(number: int) -> None:
-    from ramet.model.shapes import ErrorShape
+    from ramet.model.schema import ErrorShape
 
     name = signal.Signals(number).name
     _emit_error(ErrorShape(code="interrupted", message=f"interrupted by {name}"))

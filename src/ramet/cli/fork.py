@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ramet.api.host import Host
-    from ramet.model.shapes import ForkFailure, ForkReport, Receipt
+    from ramet.model.schema import ForkFailure, ForkReport, Receipt
 
 
 def fork(
@@ -107,7 +107,7 @@ def show_timings(receipts: Sequence[Receipt]) -> None:
     """The receipts' `timings_ms`, a fork a row; for several also the median and the largest of each step."""
     import statistics
 
-    from ramet.model.shapes import Timings
+    from ramet.model.schema import Timings
 
     steps = [
         step

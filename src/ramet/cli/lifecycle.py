@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ramet.api.handles import VM
     from ramet.api.host import Host
     from ramet.model.documents import Failure
-    from ramet.model.shapes import Instance
+    from ramet.model.schema import Instance
 
 F = TypeVar("F")
 T = TypeVar("T")
@@ -186,7 +186,7 @@ async def remove_each(
 ) -> int:
     """Remove each thing that `find` gives for a reference. The exit code."""
     from ramet.model.documents import PartlyRemoved
-    from ramet.model.shapes import Removed
+    from ramet.model.schema import Removed
 
     async def act(removal: Removal) -> str:
         return await removal.act()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
     from rich.console import Console, ConsoleOptions, RenderableType
 
-    from ramet.model.shapes import Instance, LineageNode, SnapshotInfo
+    from ramet.model.schema import Instance, LineageNode, SnapshotInfo
 
 _STATE_STYLES = {
     "running": "green",

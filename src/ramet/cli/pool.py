@@ -11,7 +11,7 @@ from ramet.cli.options import Json
 
 if TYPE_CHECKING:
     from ramet.api.host import Host
-    from ramet.model.shapes import PoolReport
+    from ramet.model.schema import PoolReport
 
 _DEFAULT_WARM = 8
 _SETTLE_S = 60.0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ramet.api.host import Host
-    from ramet.model.shapes import Instance, Usage
+    from ramet.model.schema import Instance, Usage
 
 _FINAL = frozenset({"stopped", "failed"})
 

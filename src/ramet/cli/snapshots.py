@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ramet.api.handles import Snapshot
     from ramet.api.host import Host
-    from ramet.model.shapes import Compression, SnapshotInfo, Verification
+    from ramet.model.schema import Compression, SnapshotInfo, Verification
 
 snapshot = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Immutable, named captures of instances."

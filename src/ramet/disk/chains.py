@@ -17,9 +17,10 @@ from typing import Final, NamedTuple
 
 from ramet.disk.qcow2 import BACKING_FORMAT, EXTENSION, HEADER, MAGIC
 from ramet.errors import DamagedError, FilesystemError
-from ramet.host import outside
-from ramet.host.files import allocated_bytes, filesystem_errors, open_regular, publish, temporary_beside
 from ramet.programs import Program
+from ramet.system import outside
+from ramet.system.files import allocated_bytes, filesystem_errors, open_regular
+from ramet.system.publishing import publish, temporary_beside
 from ramet.units import MIB, TIB
 
 LONGEST_CHAIN: Final = 256

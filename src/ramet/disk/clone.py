@@ -24,7 +24,8 @@ from typing import Final, Literal
 import msgspec
 
 from ramet.errors import UsageError
-from ramet.host.files import TEMPORARY_PREFIX, duplicate_into, filesystem_errors
+from ramet.system.copying import duplicate_into
+from ramet.system.files import TEMPORARY_PREFIX, filesystem_errors
 
 LEFT_OUT: Final = ("*.sock", "*.log", "*.log.1", "*.lock", "*.tmp", "*.pid", f"{TEMPORARY_PREFIX}*")
 """Names, of files and of directories, that are never cloned."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from ramet.errors import FilesystemError
-from ramet.host import outside
-from ramet.host.files import filesystem_errors, new_file
 from ramet.programs import Program
+from ramet.system import outside
+from ramet.system.files import filesystem_errors, new_file
 from ramet.units import MIB
 
 _PROGRAM: Final = "mke2fs"

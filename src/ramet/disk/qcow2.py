@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ramet.host.files import data_extents, filesystem_errors, new_file, write_all
+from ramet.system.copying import data_extents
+from ramet.system.files import filesystem_errors, new_file, write_all
 
 CLUSTER_BITS: Final = 16
 CLUSTER_BYTES: Final = 1 << CLUSTER_BITS

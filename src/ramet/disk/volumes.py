@@ -20,17 +20,11 @@ import msgspec
 from ramet.disk.chains import backing_of
 from ramet.disk.filesystem import make_ext4
 from ramet.disk.qcow2 import fill_qcow2, make_qcow2
-from ramet.host.files import (
-    TEMPORARY_PREFIX,
-    duplicate_into,
-    filesystem_errors,
-    new_file,
-    open_regular,
-    rename_new,
-    temporary_beside,
-)
-from ramet.host.share import ASKED_FOR, Shared, share_file
 from ramet.model.record import Disk
+from ramet.system.copying import duplicate_into
+from ramet.system.files import TEMPORARY_PREFIX, filesystem_errors, new_file, open_regular
+from ramet.system.publishing import rename_new, temporary_beside
+from ramet.system.share import ASKED_FOR, Shared, link_or_copy
 
 _SYNC_ROUNDS: Final = 3
 _SHORT_SYNC_S: Final = 0.010
@@ -151,7 +145,7 @@ def link_frozen(source: Path, destination: Path, disk: Disk, *, share: bool = Tr
     By hard links; what can't be linked is reflinked or copied, and the result is the worst of them. Raises
     `FilesystemError`; what is there of the disk then is of no use.
     """
-    given = [share_file(source / name, destination / name, share_memory=share) for name in files_of(disk)]
+    given = [link_or_copy(source / name, destination / name, share_memory=share) for name in files_of(disk)]
     worst = max(given, key=lambda one: _MODES.index(one.mode))
     return Shared(worst.mode, worst.reason, sum(one.bytes_copied for one in given))
 

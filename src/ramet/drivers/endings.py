@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from ramet.host import rings
 from ramet.paths import CONSOLE_LOG
+from ramet.system import bounded_log
 from ramet.units import KIB
 
 _POWER_OFF: Final = b"ramet: power off"
@@ -47,5 +47,5 @@ def announced_reboot(directory: Path, console_start: int) -> bool:
 
 def _last_lines(directory: Path, console_start: int) -> list[bytes]:
     """Of what was written since the VMM was started: an earlier one's last word is in the same file."""
-    console = rings.since(directory / CONSOLE_LOG, console_start, _LOOKED_AT_BYTES)
+    console = bounded_log.since(directory / CONSOLE_LOG, console_start, _LOOKED_AT_BYTES)
     return [line.strip() for line in console.splitlines() if line.strip()][-_LAST_LINES:]

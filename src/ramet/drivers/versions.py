@@ -13,9 +13,9 @@ import msgspec
 
 from ramet import config
 from ramet.errors import FilesystemError, UnavailableError
-from ramet.host import outside
-from ramet.host.files import write_durably
 from ramet.programs import Program
+from ramet.system import outside
+from ramet.system.publishing import write_durably
 from ramet.text import visible
 
 LIMIT_S: Final = 20.0
@@ -150,7 +150,7 @@ async def ask_version(
 
 
 async def _ask(name: str, binary: str, pattern: str, *, install: str) -> str | None:
-    """Run it. Its text is what counts: its exit status may be nobody's to know (`ramet.host.outside`)."""
+    """Run it. Its text is what counts: its exit status may be nobody's to know (`ramet.system.outside`)."""
     try:
         done = await outside.run_async([binary, "--version"], limit_s=LIMIT_S)
     except TimeoutError as error:

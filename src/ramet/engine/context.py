@@ -13,14 +13,14 @@ from typing import Protocol
 import anyio.abc
 
 from ramet.calls import Calls
-from ramet.drivers.api import Driver, Vmm
-from ramet.engine.agents import Agents
+from ramet.drivers.interface import Driver, Vmm
 from ramet.errors import NotFoundError, UsageError, VmmError, WrongStateError
-from ramet.host.locks import file_lock
-from ramet.host.ownership import require_removable
+from ramet.guest.agents import Agents
 from ramet.model.record import Record
 from ramet.paths import LIFECYCLE_LOCK, Home
 from ramet.store.records import Store
+from ramet.system.locks import file_lock
+from ramet.system.ownership import require_removable
 
 _LIFECYCLE_WAIT_S = 60.0
 

@@ -1,6 +1,6 @@
 """doctor: what this machine can do, and why not.
 
-`ramet.host.doctor` tries the machine. The findings of drivers, images, the memory plane and the home's own
+`ramet.system.doctor` tries the machine. The findings of drivers, images, the memory plane and the home's own
 records are added here. Nothing is changed but the cached verdict on KVM.
 """
 
@@ -17,17 +17,12 @@ from typing import Final, Literal
 import msgspec
 
 from ramet.disk.filesystem import find_mke2fs
-from ramet.drivers.api import Driver
-from ramet.engine import pool
+from ramet.drivers.interface import Driver
 from ramet.engine.drivers import Fit, accelerator_of, immutability, installed_drivers
-from ramet.engine.observe import unseen_process
+from ramet.engine.lifecycle.state import unseen_process
+from ramet.engine.pool import directory
 from ramet.errors import RametError, UnavailableError
 from ramet.guest.agent_binary import agent_path
-from ramet.host import doctor as host
-from ramet.host import processes, threads
-from ramet.host.doctor import Finding
-from ramet.host.kvm import KvmVerdict, kvm_verdict
-from ramet.host.kvm_kernels import Trial, trials
 from ramet.images.builtin import find_busybox
 from ramet.images.kernel import find_kernel
 from ramet.memory.mappings import find_mapping, identity_of
@@ -36,6 +31,11 @@ from ramet.model.doctor import Check, DoctorReport, DriverReport
 from ramet.model.record import Guest, ProcessRef
 from ramet.paths import Home
 from ramet.store.records import Store
+from ramet.system import doctor as host
+from ramet.system import liveness, threads
+from ramet.system.doctor import Finding
+from ramet.system.kvm import KvmVerdict, kvm_verdict
+from ramet.system.kvm_kernels import Trial, trials
 
 _WORDS: Final[dict[bool | None, Literal["ok", "warning", "missing"]]] = {
     True: "ok",
@@ -157,10 +157,10 @@ def left_alone(home: Home) -> list[str]:
         involved += [("snapshot being made", row.maker) for row in store.snapshots.all()]
     finally:
         store.close()
-    involved += [("warm VMM", entry.holder) for entry in pool.entries(pool.names(home))]
+    involved += [("warm VMM", entry.holder) for entry in directory.entries(directory.names(home))]
     counted: Counter[tuple[str, str]] = Counter()
     for what, process in involved:
-        if process is not None and (why := processes.why_unseen(process)) is not None:
+        if process is not None and (why := liveness.why_unseen(process)) is not None:
             counted[why, what] += 1
     return [_line(count, what, why) for (why, what), count in sorted(counted.items())]
 

@@ -11,18 +11,18 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from ramet import config
-from ramet.drivers.api import Ability, Driver
-from ramet.drivers.firecracker import Firecracker
-from ramet.drivers.qemu import Qemu
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.interface import Ability, Driver
+from ramet.drivers.qemu.driver import Qemu
 from ramet.engine.context import Context
 from ramet.errors import UnavailableError, UsageError
-from ramet.host import threads
-from ramet.host.kvm import KvmVerdict, kvm_verdict
-from ramet.host.kvm_kernels import Trial, find_trial
-from ramet.host.kvm_kind import PVM
 from ramet.images.image import Image
 from ramet.images.kernel_config import is_for_pvm
 from ramet.model.record import Guest
+from ramet.system import threads
+from ramet.system.kvm import KvmVerdict, kvm_verdict
+from ramet.system.kvm_kernels import Trial, find_trial
+from ramet.system.kvm_kind import PVM
 
 _WHAT = {"linux": "Linux guests", "bare-metal": "bare-metal guests"}
 ACCELERATORS = ("auto", "kvm", "tcg")

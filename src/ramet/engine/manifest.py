@@ -12,17 +12,17 @@ from pathlib import Path
 
 import msgspec
 
-from ramet.drivers.api import Driver
+from ramet.drivers.interface import Driver
 from ramet.drivers.versions import is_same_release
 from ramet.errors import DamagedError, UnavailableError
-from ramet.host.archive import MAX_MANIFEST_BYTES
-from ramet.host.cpu import host_cpu
-from ramet.host.files import open_regular
-from ramet.host.kvm_kind import kvm_kind, why_not_here
 from ramet.memory.confirmed import is_intact_by_facts, require_intact
 from ramet.memory.integrity import MAKE_AGAIN, PartFacts, digest
 from ramet.model.record import HostCpu, Machine, RamRegion
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
+from ramet.system.archive import MAX_MANIFEST_BYTES
+from ramet.system.cpu import host_cpu
+from ramet.system.files import open_regular
+from ramet.system.kvm_kind import kvm_kind, why_not_here
 from ramet.units import format_bytes
 
 FORMAT = 3

@@ -1,7 +1,7 @@
 """Clean up in a home after a ramet process that was killed: what the next one to open it would do, at once.
 
-Run in the place of `ramet.host.owner_watcher`, when the process that it has waited for has ended. Guests end
-first; all that takes longer, to import even, comes after that.
+Run in the place of `ramet.system.owner_watcher`, when the process that it has waited for has ended. Guests
+end first; all that takes longer, to import even, comes after that.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from ramet.errors import RametError
-from ramet.host import launching, owners
-from ramet.host.liveness import is_dead, open_pidfd
-from ramet.host.owner_watcher import DOING, note
 from ramet.model.record import ProcessRef, Record
 from ramet.paths import Home
 from ramet.store.records import Store
+from ramet.system import launching, owners
+from ramet.system.liveness import is_dead, open_pidfd
+from ramet.system.owner_watcher import DOING, note
 
 _PAUSES_S: Final = (0.0, 0.2, 1.0, 5.0, 30.0)
 """Before each try: another process may hold a lock, or the disk be full."""
@@ -84,7 +84,7 @@ def clean(home: Path) -> str | None:
     """
     import anyio
 
-    from ramet.engine.reap import open_home
+    from ramet.engine.recovery import open_home
     from ramet.paths import Home
 
     async def opened() -> None:

@@ -7,19 +7,20 @@ from contextlib import AsyncExitStack, suppress
 import anyio
 import msgspec
 
-from ramet.drivers.api import Ending
-from ramet.engine import disk_errors, limits
-from ramet.engine.changes import changing
-from ramet.engine.console import last_words
+from ramet.drivers.interface import Ending
+from ramet.engine import limits
+from ramet.engine.agent.session import agent_of
 from ramet.engine.context import Context
-from ramet.engine.removal import discard, drop_capture
-from ramet.engine.replace import restore
-from ramet.engine.session import agent_of
-from ramet.engine.unpacking import giving_up
+from ramet.engine.lifecycle.jobs import changing
+from ramet.engine.lifecycle.removal import discard, drop_capture
+from ramet.engine.maintenance.decompression import giving_up
+from ramet.engine.restore.in_place import restore
+from ramet.engine.vmm import disk_errors
+from ramet.engine.vmm.console import last_words
 from ramet.errors import GuestError, RametError, VmmError, WrongStateError
-from ramet.host import processes, threads
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
+from ramet.system import processes, threads
 
 _KILLED = "killed: "
 _A_LOOK_S = 0.05

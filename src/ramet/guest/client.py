@@ -17,18 +17,17 @@ from ramet.concurrency import alongside
 from ramet.errors import ExecError, GuestError, GuestTimeoutError, ProtocolError, RametError
 from ramet.guest.connection import Connection, open_connection
 from ramet.guest.feeding import pieces
+from ramet.guest.fields import Fields, put_number
 from ramet.guest.framing import Frame
 from ramet.guest.messages import (
     COMMANDS_MAX,
     ExecRequest,
-    Fields,
     GuestProcess,
     IdentityReply,
     IdentityRequest,
     Message,
     Pong,
     Welcome,
-    put_number,
     started_pid,
 )
 from ramet.guest.process import Process, start_error

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 import anyio.abc
@@ -18,18 +18,10 @@ import anyio.lowlevel
 
 from ramet.concurrency import alongside
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, ProtocolError
+from ramet.guest.fields import Fields, put, put_number
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
-from ramet.guest.messages import (
-    NONCE_BYTES,
-    PROTOCOL_VERSION,
-    TOKEN_BYTES,
-    Fields,
-    Message,
-    Welcome,
-    hello,
-    put,
-    put_number,
-)
+from ramet.guest.messages import NONCE_BYTES, PROTOCOL_VERSION, TOKEN_BYTES, Message, Welcome, hello
+from ramet.guest.requests import Answer, Receiver, is_repeatable
 from ramet.guest.resumption import (
     ACK_BYTES,
     LONGEST_QUIET_S,
@@ -47,16 +39,6 @@ _RESEND_MOST_S: Final = 2.0
 _FRAMES_A_TURN: Final = 256
 _GOODBYE_S: Final = 0.5
 _LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
-
-
-class Receiver(Protocol):
-    """Whoever a stream number belongs to. Both are called by the reader, and may not wait."""
-
-    def receive(self, frame: Frame) -> None:
-        """Takes a frame of the stream. `ProtocolError` ends the whole connection."""
-
-    def lost(self, error: GuestError) -> None:
-        """The connection has ended: nothing more will come."""
 
 
 class Connection:
@@ -239,7 +221,7 @@ class Connection:
             self._reopen is not None
             and self.welcome is not None
             and self._failure is None
-            and (self._keeps or any(_is_repeatable(one) for one in self._receivers.values()))
+            and (self._keeps or any(is_repeatable(one) for one in self._receivers.values()))
         )
 
     async def _return(self) -> GuestError | None:
@@ -391,7 +373,7 @@ class Connection:
     def _abandon(self, error: GuestError) -> None:
         """Tells everybody but those who can ask again."""
         for number, receiver in list(self._receivers.items()):
-            if not _is_repeatable(receiver):
+            if not is_repeatable(receiver):
                 del self._receivers[number]
                 receiver.lost(type(error)(error.message, hint=error.hint))
 
@@ -415,45 +397,6 @@ class Connection:
             raise self._fresh_failure()
 
 
-class Answer:
-    """The receiver of a single answer. `done` is set when `payload` or `error` is there."""
-
-    def __init__(self, expects: Message, what: str) -> None:
-        self.payload = b""
-        self.error: GuestError | None = None
-        self.done = anyio.Event()
-        self.repeat: tuple[Message, Callable[[], bytes]] | None = None
-        self.sent_at_s = self.arrived_at_s = 0.0
-        self.arrived_realtime_ns = 0
-        self._expects = expects
-        self._what = what
-
-    def receive(self, frame: Frame) -> None:
-        """Takes the answer, or the guest's refusal."""
-        self.arrived_at_s, self.arrived_realtime_ns = time.monotonic(), time.time_ns()
-        if frame.type == Message.ERROR:
-            _errno, text = decode_error(frame.payload)
-            self.error = GuestError(f"the guest refused {self._what}: {text}")
-        elif frame.type == self._expects:
-            self.payload = frame.payload
-        else:
-            raise ProtocolError(f"the guest answered {self._what} with a frame of type {frame.type:#04x}")
-        self.done.set()
-
-    def lost(self, error: GuestError) -> None:
-        """Nothing will come. What has come holds, also when nobody has looked at it yet: a guest that powers
-        off says so with its last word.
-        """
-        if self.done.is_set():
-            return
-        self.error = type(error)(f"{error.message} during {self._what}", hint=error.hint)
-        self.done.set()
-
-
-def _is_repeatable(receiver: Receiver) -> bool:
-    return isinstance(receiver, Answer) and receiver.repeat is not None
-
-
 def resend_pauses_s(first_s: float = 0.25) -> Iterator[float]:
     """How long to wait for a WELCOME before HELLO is said again, each time longer, up to 2 s."""
     pause_s = first_s
@@ -469,12 +412,6 @@ def require_version(welcome: Welcome) -> None:
             f"the guest's agent speaks protocol {welcome.version}, this ramet {PROTOCOL_VERSION}",
             hint="boot the guest again from an image of this ramet",
         )
-
-
-def decode_error(payload: bytes) -> tuple[int, str]:
-    """errno and text of an ERROR."""
-    fields = Fields(payload)
-    return fields.number(1, 4), fields.text(2)
 
 
 @asynccontextmanager

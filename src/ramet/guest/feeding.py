@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from ramet.errors import FilesystemError, RametError, UsageError
-from ramet.host import threads
+from ramet.system import threads
 
 _PIECE_BYTES: Final = 65_536
 

@@ -16,9 +16,10 @@ import anyio
 import anyio.abc
 
 from ramet.errors import GuestError, GuestLostError, ProtocolError
-from ramet.guest.connection import decode_error, require_version, resend_pauses_s
+from ramet.guest.connection import require_version, resend_pauses_s
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import NONCE_BYTES, Message, Welcome, hello
+from ramet.guest.requests import decode_error
 
 _RECEIVE_BYTES: Final = 65_536
 _LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)

@@ -16,8 +16,8 @@ import anyio.abc
 
 from ramet.concurrency import pauses_s
 from ramet.errors import GuestError, PortsBusyError
-from ramet.host.streams import connect_stream
 from ramet.paths import agent_socket
+from ramet.system.streams import connect_stream
 
 _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.05

@@ -24,20 +24,19 @@ from ramet.errors import (
     RametError,
     UsageError,
 )
-from ramet.guest.connection import Connection, decode_error
+from ramet.guest.connection import Connection
+from ramet.guest.fields import Fields, put_number, shown
 from ramet.guest.framing import PAYLOAD_MAX_BYTES, Frame
 from ramet.guest.messages import (
     OUTPUT_WINDOW_BYTES,
     STDIN_WINDOW_BYTES,
     ExecRequest,
-    Fields,
     Message,
     StartStep,
     exit_status,
-    put_number,
-    shown,
     started_pid,
 )
+from ramet.guest.requests import decode_error
 from ramet.guest.waiting import last_look
 from ramet.handles import Handle
 from ramet.model.command import Chunk, ExitStatus

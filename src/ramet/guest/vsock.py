@@ -19,8 +19,8 @@ import anyio
 import anyio.abc
 
 from ramet.errors import GuestError, GuestTimeoutError, ProtocolError
-from ramet.host.streams import SocketStream, connect_stream
 from ramet.paths import VSOCK_SOCKET
+from ramet.system.streams import SocketStream, connect_stream
 
 AGENT_PORT: Final = 1024
 """Where the agent listens in the guest."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ramet.errors import DamagedError, UnavailableError
-from ramet.host import outside
 from ramet.images import elf, modules
 from ramet.images.bzimage import has_pvh_entry, unpack_vmlinux
 from ramet.images.cpio import FileTree
@@ -23,6 +22,7 @@ from ramet.images.kernel import Kernel
 from ramet.images.publish import replace_file
 from ramet.images.skeleton import add_skeleton
 from ramet.programs import why_not
+from ramet.system import outside
 
 NAME: Final = "builtin"
 _APPLET: Final = re.compile(r"(?:usr/)?s?bin/[A-Za-z0-9_.\[-]{1,64}", re.ASCII)

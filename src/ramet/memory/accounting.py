@@ -12,11 +12,11 @@ from typing import Final
 import msgspec
 
 from ramet.errors import UnavailableError
-from ramet.host import cgroups
 from ramet.memory.mappings import FileIdentity, Mapping
 from ramet.memory.pagemap import changed_runs_by_scan
 from ramet.memory.procfs import read_proc
 from ramet.model.record import RamRange
+from ramet.system import cgroups
 from ramet.units import KIB, FileOffset, HostVirtual
 
 _FIELDS: Final = {

@@ -17,7 +17,7 @@ from typing import Final
 from ramet.errors import WrongStateError
 from ramet.memory.mappings import FileIdentity, Mapping
 from ramet.memory.pagemap import changed_runs
-from ramet.memory.transfer import read_memory
+from ramet.memory.process_memory import read_memory
 from ramet.units import KIB, MIB, PAGE_SIZE_BYTES, FileOffset, HostVirtual
 
 ANONYMOUS: Final = FileIdentity(0, 0)

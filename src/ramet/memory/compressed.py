@@ -22,9 +22,9 @@ from typing import Final, NamedTuple, overload
 import zstandard
 
 from ramet.errors import DamagedError
-from ramet.host.files import write_all
-from ramet.host.zeros import not_zeros
 from ramet.memory.integrity import MAKE_AGAIN
+from ramet.system.files import write_all
+from ramet.system.zeros import not_zeros
 from ramet.units import MIB
 
 FRAME_BYTES: Final = 4 * MIB

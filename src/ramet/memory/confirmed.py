@@ -16,9 +16,10 @@ from typing import Final
 import msgspec
 
 from ramet.errors import FilesystemError
-from ramet.host.files import open_regular, write_durably
 from ramet.memory.integrity import PartFacts, changed, current_facts, differences, digest
 from ramet.paths import CONFIRMED_FILE
+from ramet.system.files import open_regular
+from ramet.system.publishing import write_durably
 
 _MOST_REMEMBERED: Final = 4096
 _LARGEST_FILE_BYTES: Final = 1 << 20

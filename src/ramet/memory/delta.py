@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Final
 
 from ramet.errors import DamagedError, WrongStateError
-from ramet.host.files import data_extents, duplicate_into, filesystem_errors, open_regular
+from ramet.memory.apply import GatheringWriter, MemFile, publish_over, published, zeros_over
 from ramet.memory.delta_format import TRAILER_BYTES, Delta, DeltaFacts, Index, open_delta
-from ramet.memory.overlay import GatheringWriter, MemFile, publish_over, published, zeros_over
 from ramet.memory.pages import BUFFER_BYTES, Pages, Stretch
+from ramet.memory.process_memory import address_of, write_memory
 from ramet.memory.ram import ram_bytes
-from ramet.memory.transfer import address_of, write_memory
 from ramet.model.record import RamRange
+from ramet.system.copying import data_extents, duplicate_into
+from ramet.system.files import filesystem_errors, open_regular
 from ramet.units import MIB
 
 __all__ = [

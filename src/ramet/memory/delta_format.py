@@ -34,7 +34,7 @@ from typing import Final, NamedTuple, NoReturn
 import msgspec
 
 from ramet.errors import DamagedError
-from ramet.host.files import filesystem_errors, open_regular
+from ramet.system.files import filesystem_errors, open_regular
 from ramet.units import PAGE_SIZE_BYTES
 
 MAGIC: Final = b"RAMETDLT"

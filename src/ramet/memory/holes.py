@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ramet.host.files import allocated_bytes, data_extents, filesystem_errors, punch_hole
+from ramet.system.copying import data_extents
+from ramet.system.files import allocated_bytes, filesystem_errors, punch_hole
 from ramet.units import MIB, PAGE_SIZE_BYTES, round_up_to_page
 
 _WINDOW_BYTES: Final = 2 * MIB
@@ -18,7 +19,7 @@ _ZERO_WINDOW: Final = bytes(_WINDOW_BYTES)
 _ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
 
 
-def dig_holes(path: Path) -> int:
+def punch_holes(path: Path) -> int:
     """Give back the blocks of all pages of zeros in a file that nobody else uses yet, and return how many
     bytes it occupies then. Its content stays the same.
 

@@ -22,7 +22,8 @@ from typing import Final
 import msgspec
 
 from ramet.errors import DamagedError
-from ramet.host.files import STAT_BLOCK_BYTES, data_extents, filesystem_errors, open_regular
+from ramet.system.copying import data_extents
+from ramet.system.files import STAT_BLOCK_BYTES, filesystem_errors, open_regular
 from ramet.units import KIB
 
 DIGEST_BLOCK_BYTES: Final = 64 * KIB

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import msgspec
 
 from ramet.errors import UnavailableError, WrongStateError
-from ramet.host.files import filesystem_errors, has_data, open_regular
 from ramet.memory.procfs import PTRACE_HINT, read_proc
+from ramet.system.copying import has_data
+from ramet.system.files import filesystem_errors, open_regular
 from ramet.units import FileOffset, HostVirtual
 
 

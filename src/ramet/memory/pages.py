@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol, Self
 from ramet.errors import UnavailableError
 from ramet.memory.accounting import available_bytes
 from ramet.memory.pagemap import Run
-from ramet.memory.transfer import address_of, read_memory
+from ramet.memory.process_memory import address_of, read_memory
 from ramet.units import KIB, MIB, PAGE_SIZE_BYTES, format_bytes
 
 BUFFER_BYTES: Final = 4 * MIB
@@ -49,7 +49,7 @@ class Pages(Protocol):
         """The pages, ascending. The bytes in a batch are there until the next one is asked for."""
 
 
-class StagedPages:
+class BufferedPages:
     """Pages in anonymous memory of ramet's, which the kernel takes back when ramet dies. Made by `stage`.
 
     A context manager: leaving, or `close`, gives the memory back.
@@ -105,7 +105,7 @@ class StagedPages:
         self.close()
 
 
-def stage(pid: int, runs: Sequence[Run]) -> StagedPages:
+def buffer_pages(pid: int, runs: Sequence[Run]) -> BufferedPages:
     """Copy what a paused process has at `runs` into memory of our own: as much as they are long, and no more.
 
     This is the work between a pause and a resume, so it does nothing else. Raises `UnavailableError` when
@@ -121,14 +121,14 @@ def stage(pid: int, runs: Sequence[Run]) -> StagedPages:
     if len(read) < len(runs):
         pieces += [(run.file_offset, run.length_bytes, None) for run in runs if run.host_start is None]
     if not read:
-        return StagedPages(pieces, None)
+        return BufferedPages(pieces, None)
     memory = _memory(positions[-1])
     try:
         read_memory(pid, [run.host_start or 0 for run in read], lengths, address_of(memory))
     except BaseException:
         memory.close()
         raise
-    return StagedPages(pieces, memory)
+    return BufferedPages(pieces, memory)
 
 
 class LivePages:

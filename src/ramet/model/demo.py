@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ramet.model.shapes import Receipt
+from ramet.model.schema import Receipt
 
 
 class DemoFork(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from ramet.model.shapes import ErrorShape, Instance
+from ramet.model.schema import ErrorShape, Instance
 
 if TYPE_CHECKING:
     from ramet.model.exec_result import ExecResult

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ramet.errors import RametError
-from ramet.model.shapes import ErrorShape
+from ramet.model.schema import ErrorShape
 
 
 def error_shape(error: Exception, *, internal: bool = False) -> ErrorShape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ramet.model.shapes import Instance, LineageNode
+from ramet.model.schema import Instance, LineageNode
 
 
 def forest(instances: Iterable[Instance]) -> list[LineageNode]:

@@ -8,8 +8,8 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from ramet.host.machine import Boot, machine_id, past_boots, this_boot
-from ramet.host.processes import know_past_boots
+from ramet.system.machine import Boot, machine_id, past_boots, this_boot
+from ramet.system.process_ref import know_past_boots
 
 
 def offer_machine_id(connection: sqlite3.Connection) -> None:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from ramet.errors import StoreError, UsageError
-from ramet.host.files import hint_of
-from ramet.host.filesystems import require_local
 from ramet.paths import Home
 from ramet.store.boots import note_boot, offer_machine_id
 from ramet.store.inherited import close_in_children
 from ramet.store.migrations import MIGRATIONS
 from ramet.store.wal_index import WalIndex
+from ramet.system.files import hint_of
+from ramet.system.filesystems import require_local
 from ramet.units import KIB
 
 _BUSY_S: Final = 20.0

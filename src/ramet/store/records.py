@@ -13,7 +13,7 @@ import msgspec
 from ramet.errors import NameTakenError, NotFoundError, RametError, StoreError, UnreadableError, UsageError
 from ramet.model.names import check_name
 from ramet.model.record import ProcessRef, Record, Unreadable
-from ramet.model.shapes import Receipt
+from ramet.model.schema import Receipt
 from ramet.model.snapshot import SnapshotRecord
 from ramet.store.database import Database
 from ramet.text import encode_json

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ramet.host.files import allocate, turn_off_copy_on_write
+from ramet.system.files import allocate, turn_off_copy_on_write
 from ramet.units import KIB
 
 _SEGMENT_BYTES: Final = 32 * KIB  # WALINDEX_PGSZ, wal.c

@@ -1,0 +1,301 @@
+"""Firecracker, stock and unpatched, 1.8 or newer: Linux and bare-metal guests over KVM.
+
+A restored Firecracker maps the mem-file privately and read-only by itself, so a fork is a hard link away. It
+works in its instance's directory, and every path that it is given is relative.
+
+Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-support.md`, `docs/vsock.md`;
+`docs/architecture.md` for what was measured.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+
+from ramet import config
+from ramet.drivers.endings import announced_power_off, announced_reboot
+from ramet.drivers.firecracker import config as firecracker_config
+from ramet.drivers.firecracker import releases
+from ramet.drivers.firecracker.api import SOCKET
+from ramet.drivers.firecracker.vmm import FirecrackerVmm, last_words, lost_its_reason
+from ramet.drivers.interface import Ability, Ending, Standing
+from ramet.drivers.log_limits import LARGEST_LOG_BYTES, largest_file_bytes, needs_of
+from ramet.drivers.versions import ProgramVersion, release
+from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
+from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
+from ramet.paths import (
+    CONFIG_FILE,
+    CONSOLE_LOG,
+    INITRAMFS_FILE,
+    KERNEL_FILE,
+    MEM_FILE,
+    METRICS_FILE,
+    VMM_LOG,
+    VSOCK_SOCKET,
+)
+from ramet.programs import Program
+from ramet.system import bounded_log, processes, spawn
+from ramet.system.files import filesystem_errors
+from ramet.system.rlimits import Needs
+from ramet.units import MIB, round_up
+
+PROGRAM: Final = "firecracker"
+# Each new thread of a glibc Firecracker would have a heap of its own, perhaps next to guest RAM, and shown by
+# the kernel as one area with it. With musl it has no effect.
+_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}
+_LAST_WORDS_S: Final = 1.0
+# Its log's first line and its last, unless it died.
+_STARTED: Final = b"Running Firecracker v"
+_EXITED: Final = b"Firecracker exiting successfully"
+_VERSION: Final = r"Firecracker v(\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]{1,64})?)"
+_INSTALL: Final = "put it on PATH or into {tools}, or set RAMET_FIRECRACKER"
+
+
+class Firecracker:
+    """The Firecracker driver. `binary` is a path or a name on PATH; else `RAMET_FIRECRACKER`, then
+    `firecracker` on PATH, then in ramet's own tool directory (`<cache>/tools`).
+    """
+
+    name = "firecracker"
+    setting = "RAMET_FIRECRACKER"
+    memory_quantum_bytes = MIB  # src/firecracker/swagger/firecracker.yaml: `mem_size_mib`
+    most_cpus = 32  # there, MachineConfiguration: `vcpu_count`
+
+    def __init__(self, binary: str | None = None) -> None:
+        self._program = _program(binary)
+        self._version = ProgramVersion(
+            "Firecracker", self._program, _VERSION, oldest=releases.OLDEST, setting=self.setting
+        )
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What this Firecracker can do. `version` has to have been asked before."""
+        known = {
+            Ability.MAPS_PRIVATELY,
+            Ability.OPENS_MEM_FILE_READ_ONLY,
+            Ability.BOOTS_BARE_METAL,
+        }
+        numbers = release(self._version.known())
+        if numbers >= releases.NETWORK_OVERRIDES_SINCE:
+            known.add(Ability.OVERRIDES_NETWORK)
+        if numbers >= releases.VSOCK_OVERRIDE_SINCE:
+            known.add(Ability.OVERRIDES_VSOCK)
+        return frozenset(known)
+
+    async def version(self) -> str:
+        """As `Driver.version`."""
+        return await self._version.ask()
+
+    def as_of(self, version: str) -> Firecracker:
+        """As `Driver.as_of`."""
+        made = copy.copy(self)
+        made._version = self._version.taken_for(version)  # noqa: SLF001 - of this very class
+        return made
+
+    def standing(self) -> Standing:
+        """As `Driver.standing`."""
+        return releases.standing(self._version.known())
+
+    def machine(
+        self,
+        *,
+        accelerator: str,
+        memory_bytes: int,
+        cpus: int,
+        guest: Guest = "linux",
+        disk_bytes: tuple[int, ...] = (),
+    ) -> Machine:
+        """As `Driver.machine`. RAM is rounded up to whole MiB. Disks are raw files."""
+        return Machine(
+            accelerator=accelerator,
+            machine_type=releases.machine_type(release(self._version.known())),
+            cpu_model="host",
+            memory_bytes=round_up(memory_bytes, self.memory_quantum_bytes),
+            cpus=cpus,
+            kernel_arguments=firecracker_config.KERNEL_ARGUMENTS if guest == "linux" else "",
+            agent_ports=0,
+            disks=tuple(
+                Disk(name=f"disk{n or ''}", file=f"disk{n or ''}.raw", format="raw", size_bytes=size)
+                for n, size in enumerate(disk_bytes)
+            ),
+            entropy_device=guest == "linux",
+        )
+
+    def for_cold_start(self, machine: Machine) -> Machine:
+        """As `Driver.for_cold_start`: each release makes its own machine."""
+        name = releases.machine_type(release(self._version.known()))
+        return msgspec.structs.replace(machine, machine_type=name)
+
+    def arguments(self, machine: Machine) -> list[str]:
+        """As `Driver.arguments`: the document that it boots from, as one text."""
+        document = firecracker_config.boot_config(machine, initramfs=bool(machine.kernel_arguments))
+        return [msgspec.json.encode(document, order="sorted").decode()]
+
+    def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
+        """As `Driver.ram_regions`: by the release that makes the machine, whichever is installed by now."""
+        numbers = releases.release_of(machine.machine_type) or release(self._version.known())
+        return releases.ram_regions(machine.memory_bytes, numbers)
+
+    async def boot(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> FirecrackerVmm:
+        """As `Driver.boot`. The whole machine is in one file, `config.json`."""
+        initramfs = (directory / INITRAMFS_FILE).exists()
+        document = firecracker_config.boot_config(machine, initramfs=initramfs)
+        with filesystem_errors("write", directory / CONFIG_FILE):
+            (directory / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+        if not (directory / KERNEL_FILE).exists():
+            raise VmmError(f"{directory / KERNEL_FILE} is missing")
+        for is_last in (False, False, True):
+            try:
+                return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE], mark)
+            except VmmError:
+                if is_last or not lost_its_reason(directory):
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def restore(
+        self,
+        directory: Path,
+        machine: Machine,
+        *,
+        mark: Path | None = None,
+        sessions: AsyncExitStack | None = None,
+    ) -> FirecrackerVmm:
+        """As `Driver.restore`."""
+        if not (directory / MEM_FILE).is_file():
+            raise VmmError(f"{directory / MEM_FILE} is missing")
+        return await self._spawn(directory, machine, [], mark, sessions)
+
+    async def start_empty(self, directory: Path, *, mark: Path | None = None) -> ProcessRef:
+        """As `StartsEmpty.start_empty`. A Firecracker can learn everything over its API."""
+        await self.version()
+        process = self._begin(directory, [], mark, Needs(file_bytes=LARGEST_LOG_BYTES))
+        nominal = self.machine(accelerator="kvm", memory_bytes=MIB, cpus=1)
+        await self._come_up(FirecrackerVmm(directory, process, nominal), boots=False)
+        return process
+
+    async def settle_in(
+        self, directory: Path, process: ProcessRef, machine: Machine, sessions: AsyncExitStack
+    ) -> FirecrackerVmm:
+        """As `StartsEmpty.settle_in`."""
+        if machine.metrics:
+            raise UnavailableError("a Firecracker is told at its start where its metrics go")
+        if (largest_bytes := largest_file_bytes(machine)) != LARGEST_LOG_BYTES:
+            spawn.limit_files(process, largest_bytes)
+        vmm = FirecrackerVmm(directory, process, machine, self.abilities)
+        await self._come_up(vmm, boots=False, sessions=sessions)
+        return vmm
+
+    def attach(
+        self, directory: Path, process: ProcessRef, machine: Machine, *, just_loaded: bool = False
+    ) -> FirecrackerVmm:
+        """As `Driver.attach`."""
+        return FirecrackerVmm(directory, process, machine, just_loaded=just_loaded)
+
+    def ending(self, directory: Path, *, console_start: int = 0) -> Ending:
+        """As `Driver.ending`.
+
+        Firecracker ends when its guest resets, and has no power switch: a guest's agent that powers off says
+        so on the console and then resets. Which is which is for the guest to say, and matters to it alone.
+        """
+        log = directory / VMM_LOG
+        # The end of what an earlier start wrote may stand before it.
+        exited = _EXITED in bounded_log.tail(log, 4096).rpartition(_STARTED)[2]
+        size_bytes = log.stat().st_size if log.exists() else 0
+        # A log that is at its limit, which `rings.trim` may have emptied since, took no last line.
+        is_full = size_bytes == 0 or size_bytes >= LARGEST_LOG_BYTES
+        if not exited and not is_full:
+            return Ending.DIED
+        if announced_power_off(directory, console_start):
+            return Ending.POWERED_OFF
+        if not exited:
+            return Ending.DIED
+        return Ending.REBOOTED if announced_reboot(directory, console_start) else Ending.CRASHED
+
+    async def _spawn(
+        self,
+        directory: Path,
+        machine: Machine,
+        arguments: list[str],
+        mark: Path | None,
+        sessions: AsyncExitStack | None = None,
+    ) -> FirecrackerVmm:
+        await self.version()
+        if machine.metrics:
+            with filesystem_errors("start Firecracker in", directory):
+                (directory / METRICS_FILE).unlink(missing_ok=True)
+                (directory / METRICS_FILE).touch(mode=0o600)
+            arguments = [*arguments, "--metrics-path", METRICS_FILE]
+        process = self._begin(directory, arguments, mark, needs_of(machine))
+        vmm = FirecrackerVmm(directory, process, machine, self.abilities)
+        await self._come_up(vmm, boots="--config-file" in arguments, sessions=sessions)
+        return vmm
+
+    def _begin(self, directory: Path, arguments: list[str], mark: Path | None, needs: Needs) -> ProcessRef:
+        log = directory / VMM_LOG
+        with filesystem_errors("start Firecracker in", directory):
+            for left in (SOCKET, VSOCK_SOCKET):
+                (directory / left).unlink(missing_ok=True)  # it wouldn't bind over sockets
+            # It writes from the beginning of the file that it finds, so each start has a file of its own.
+            if log.exists():
+                log.replace(bounded_log.previous(log))
+            log.touch(mode=0o600)
+            return spawn.spawn(
+                [
+                    self.program(),
+                    *("--id", (mark or directory).name, "--api-sock", SOCKET),
+                    *("--log-path", VMM_LOG, "--level", "Info"),
+                    *arguments,
+                ],
+                directory=directory,
+                log=directory / CONSOLE_LOG,
+                needs=needs,
+                mark=mark,
+                environment=_ENVIRONMENT,
+            )
+
+    async def _come_up(
+        self, vmm: FirecrackerVmm, *, boots: bool, sessions: AsyncExitStack | None = None
+    ) -> None:
+        """Wait until it is there, if need be in a session that `sessions` keeps. It is killed if it isn't."""
+        try:
+            if sessions is not None:
+                await sessions.enter_async_context(vmm.session())
+            await vmm.come_up(boots=boots)
+        except RametError as error:
+            with anyio.CancelScope(shield=True):
+                if not isinstance(error, VmmTimeoutError):
+                    # Its API goes first, then it says why.
+                    await processes.wait_ended(vmm.process, timeout_s=_LAST_WORDS_S)
+                await vmm.kill()
+            raise VmmError(
+                f"Firecracker didn't come up: {last_words(vmm.directory) or error.message}",
+                hint="`ramet doctor` says what this machine lacks; RAMET_FIRECRACKER names another one",
+            ) from error
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await vmm.kill()
+            raise
+
+    def program(self) -> str:
+        """The program's path. Raises `UnavailableError` when there is none."""
+        return self._program.path()
+
+
+def _program(binary: str | None) -> Program:
+    try:
+        tools = [config.tools_directory()]
+    except UnavailableError:
+        tools = []  # nobody has a cache here: whoever needs that says so
+    return Program(
+        "Firecracker",
+        PROGRAM,
+        setting="RAMET_FIRECRACKER",
+        given=binary,
+        beside=tools,
+        hint=_INSTALL.format(tools=tools[0] if tools else "<cache>/tools"),
+    )

@@ -1,0 +1,40 @@
+"""How large a VMM's files may become, by the kernel's own limit.
+
+One limit holds for all files of a process (RLIMIT_FSIZE, getrlimit(2)): for the guest's console and the VMM's
+log, which nobody may be there to cut, and for its disks. So a guest without disks can fill 16 MiB with what
+it says, and one with disks as much as it was given anyway.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from ramet.model.record import Machine
+from ramet.system.rlimits import Needs
+from ramet.units import GIB, MIB
+
+LARGEST_LOG_BYTES: Final = 16 * MIB
+"""Well above what `rings` keeps, so that it is met only when nobody looks."""
+# qcow2 needs 8 bytes of mapping and 2 of refcount for each 64 KiB cluster, and a few clusters besides.
+_METADATA_DIVISOR: Final = 1024
+
+
+def largest_file_bytes(machine: Machine) -> int:
+    """The limit for the VMM of that machine."""
+    largest = max((disk.size_bytes for disk in machine.disks), default=0)
+    return max(LARGEST_LOG_BYTES, largest + largest // _METADATA_DIVISOR + MIB if largest else 0)
+
+
+def needs_of(machine: Machine) -> Needs:
+    """What the VMM of that machine has to be able to do, whatever limits its caller has."""
+    mapped_bytes = machine.memory_bytes + (_translation_bytes() if machine.accelerator == "tcg" else 0)
+    return Needs(file_bytes=largest_file_bytes(machine), mapped_bytes=mapped_bytes)
+
+
+def _translation_bytes() -> int:
+    """The addresses that an emulating QEMU takes for translated code (7.2, tcg/region.c,
+    `size_code_gen_buffer`).
+    """
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(GIB, machine_bytes // 8)

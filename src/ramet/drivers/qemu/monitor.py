@@ -1,0 +1,224 @@
+"""Short leases of a QEMU monitor.
+
+A QEMU monitor socket serves one client at a time, and any number of ramet processes may work on one instance:
+each takes the lock beside the socket, connects, says what it has to say and leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+from qemu.qmp import (
+    ConnectError,
+    EventListener,
+    ExecInterruptedError,
+    ExecuteError,
+    Message,
+    QMPClient,
+    QMPError,
+)
+
+from ramet.drivers.qemu import releases
+from ramet.drivers.versions import release
+from ramet.errors import VmmError, VmmTimeoutError
+from ramet.system import sockets
+from ramet.system.locks import file_lock
+
+SOCKET = "qmp.sock"
+LOCK = "qmp.lock"
+ANSWER_LIMIT_S = 20.0
+"""How long the lock, the connection and each command may take."""
+_CLOSE_LIMIT_S = 2.0
+_QUEUE_FULL_S = 0.05
+_FILE = "vmstate"
+"""What QEMU calls the file that it gets."""
+_FD_SET = 0
+"""The number of the set of descriptors that the file is put into, where QEMU wants it so."""
+
+# The library reports a peer that went away on its own logger as well as by exception; the exception is
+# enough.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+logging.getLogger("qemu.qmp").propagate = False
+
+
+class _Client(QMPClient):
+    """Without the library's log of what is said: it makes a text of each message, whether or not anybody
+    reads that, and they were a tenth of what a fork costs us.
+
+    File descriptors go over ramet's own socket. The library takes the socket out of the transport, by a
+    private attribute that only asyncio's transports have, and uvloop's don't.
+    """
+
+    def __init__(self, name: str, connection: socket.socket) -> None:
+        super().__init__(name)
+        self.connection = connection
+
+    def send_fd_scm(self, fd: int) -> None:
+        """Give QEMU an open file, for the `getfd` or `add-fd` that follows. The caller keeps the file.
+        Raises `OSError`.
+        """
+        # A blank between two commands, to carry the file (SCM_RIGHTS, unix(7)).
+        socket.send_fds(self.connection, [b" "], [fd])
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+
+class Monitor:
+    """A leased monitor. Its errors are ramet's."""
+
+    def __init__(self, client: _Client, *, who: str) -> None:
+        self._client = client
+        self._who = who
+
+    @property
+    def version(self) -> str:
+        """The version of the QEMU that is talked to, `7.2.22`, as its greeting has it; empty when that has
+        none.
+        """
+        greeting = self._client.greeting
+        told = cast("dict[str, dict[str, int]]", greeting.QMP.version) if greeting else {}
+        numbers = told.get("qemu", {})
+        parts = [numbers.get(part) for part in ("major", "minor", "micro")]
+        return ".".join(map(str, parts)) if None not in parts else ""
+
+    async def execute(self, command: str, **arguments: object) -> Any:
+        """One QMP command and its return value.
+
+        Raises `VmmError` when it is refused or the VMM goes away, `VmmTimeoutError` when no answer comes;
+        what comes of the command is unknown then, and the lease goes on.
+        """
+        try:
+            with anyio.fail_after(ANSWER_LIMIT_S):
+                return await self._client.execute(command, arguments or None)
+        except TimeoutError as error:
+            raise VmmTimeoutError(
+                f"{self._who}: QEMU didn't answer {command} within {ANSWER_LIMIT_S:g} s"
+            ) from error
+        except ExecuteError as error:
+            raise VmmError(f"{self._who}: QEMU refused {command}: {error}") from error
+        except (ExecInterruptedError, QMPError, OSError) as error:
+            raise VmmError(f"{self._who}: QEMU went away during {command}") from error
+
+    async def migrated_from(self, fd: int, *before: str) -> None:
+        """Let the machine be what was saved in the file that is open at `fd`, and wait until it is. The
+        caller keeps the file. `before` are commands that QEMU is to have carried out by then.
+
+        All is said at once, to be carried out in turn: an answer to each would be waited for in vain. Raises
+        `VmmError` when something of it fails.
+        """
+        steps: list[tuple[str, dict[str, object]]] = [
+            ("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}),
+            *((command, {}) for command in before),
+        ]
+        if self.version and release(self.version) >= releases.FD_SETS_SINCE:
+            steps.insert(0, ("add-fd", {"fdset-id": _FD_SET}))
+            steps.append(("migrate-incoming", {"uri": f"file:/dev/fdset/{_FD_SET}"}))
+            steps.append(("remove-fd", {"fdset-id": _FD_SET}))  # it has opened the file by then
+        else:
+            steps.insert(0, ("getfd", {"fdname": _FILE}))
+            steps.append(("migrate-incoming", {"uri": f"fd:{_FILE}"}))
+        listener = EventListener("MIGRATION")
+        with self._client.listen(listener):
+            try:
+                self._client.send_fd_scm(fd)
+            except OSError as error:
+                raise VmmError(f"{self._who}: QEMU's monitor takes no file descriptor") from error
+            told = await asyncio.gather(
+                *(self.execute(command, **arguments) for command, arguments in steps), return_exceptions=True
+            )
+            for (command, _), one in zip(steps, told, strict=True):
+                if command == "remove-fd" and type(one) is VmmError:
+                    # It was gone by then: from 9.1 on QEMU ends when it can't load something.
+                    raise VmmError(f"{self._who}: QEMU could not load the vmstate") from one
+                if isinstance(one, BaseException):
+                    raise one
+            async for event in listener:
+                match cast("dict[str, str]", event["data"])["status"]:
+                    case "completed":
+                        return
+                    case "failed":
+                        raise VmmError(f"{self._who}: QEMU could not load the vmstate")
+                    case _:
+                        continue
+
+
+@asynccontextmanager
+async def monitor(
+    directory: Path, *, who: str, limit_s: float = 2 * ANSWER_LIMIT_S
+) -> AsyncIterator[Monitor]:
+    """Lease the monitor of the QEMU that works in `directory`, for `limit_s` at most, waiting for it
+    included.
+
+    Raises `VmmTimeoutError` when the lock or the answers don't come in time, `VmmError` when nobody listens.
+    The lease ends in any case.
+    """
+    late = VmmTimeoutError(f"{who}: QEMU's monitor wasn't done within {limit_s:g} s")
+    mute = VmmTimeoutError(f"{who}: QEMU's monitor didn't answer within {ANSWER_LIMIT_S:g} s")
+    with anyio.move_on_after(limit_s) as limit:
+        async with file_lock(directory / LOCK, wait_s=min(limit_s, ANSWER_LIMIT_S), busy=mute):
+            try:
+                with anyio.fail_after(ANSWER_LIMIT_S):
+                    client = _Client(who, await _dial(directory))
+                    await _connect(client)
+            except TimeoutError as error:
+                raise mute from error
+            except (ConnectError, OSError) as error:
+                raise VmmError(f"{who}: QEMU's monitor doesn't answer: {error}") from error
+            try:
+                yield Monitor(client, who=who)
+            finally:
+                await _disconnect(client)
+    if limit.cancelled_caught:
+        raise late
+
+
+async def _dial(directory: Path) -> socket.socket:
+    """A connection to the monitor.
+
+    While its queue is full there is no event to wait for, so it is tried again.
+    """
+    while True:
+        try:
+            return sockets.connect(directory, SOCKET)
+        except BlockingIOError:
+            await anyio.sleep(_QUEUE_FULL_S)
+
+
+async def _connect(client: _Client) -> None:
+    """Let the library take over the client's connection. A cancellation waits until it has, and leaves again.
+
+    Cancelled in mid-connect, the library would tidy up with awaits of its own, which anyio cancels again; cut
+    off in mid-connect, it forgets a task. A QEMU that doesn't answer is cut off all the same, after
+    `_CLOSE_LIMIT_S`.
+    """
+    connecting = asyncio.ensure_future(client.connect(client.connection))
+    try:
+        await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({connecting}, timeout=_CLOSE_LIMIT_S)
+            if not connecting.done():
+                client.connection.shutdown(socket.SHUT_RDWR)
+                await asyncio.wait({connecting}, timeout=_CLOSE_LIMIT_S)
+        if connecting.done() and connecting.exception() is None:
+            await _disconnect(client)
+        raise
+
+
+async def _disconnect(client: _Client) -> None:
+    with anyio.move_on_after(_CLOSE_LIMIT_S, shield=True):
+        try:
+            await client.disconnect()
+        except (QMPError, OSError, EOFError):
+            pass  # it is gone, which is what a disconnect is for

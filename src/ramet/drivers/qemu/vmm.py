@@ -1,0 +1,196 @@
+"""One QEMU process: what it is asked, over its monitor.
+
+Sources: QEMU's QMP reference for `stop`, `cont`, `xen-save-devices-state`, `migrate-incoming`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+
+from ramet.drivers.qemu import disks
+from ramet.drivers.qemu import monitor as qemu_monitor
+from ramet.drivers.sessions import Sessions, session_limit_s
+from ramet.drivers.vmstate_files import path_of, require_empty
+from ramet.errors import VmmError, VmmTimeoutError
+from ramet.model.record import Disk, Machine, ProcessRef
+from ramet.paths import VMM_LOG
+from ramet.system import bounded_log, processes
+from ramet.system.pause_watchdog import Rescue
+from ramet.text import printable
+from ramet.units import MIB
+
+STARTED: Final = "ramet: started "
+"""What ramet writes to its log before each start."""
+_RESCUE: Final = Rescue(
+    qemu_monitor.SOCKET,
+    (
+        ("", r'"QMP"'),
+        ('{"execute":"qmp_capabilities"}\n', r'"return"'),
+        ('{"execute":"cont"}\n', r'"(return|error)"'),
+    ),
+)
+_SHORTENING_BYTES_PER_S: Final = 256 * MIB
+_SLOWEST_BYTES_PER_S: Final = 10 * MIB
+_POLL_S: Final = (0.02, 0.5)
+
+
+class QemuVmm:
+    """One QEMU process and the directory that it works in."""
+
+    def __init__(self, directory: Path, process: ProcessRef, machine: Machine) -> None:
+        self.directory = directory
+        self.process = process
+        self._machine = machine
+        self._sessions = Sessions(self._lease)
+
+    @property
+    def _who(self) -> str:
+        return self.directory.name
+
+    def _lease(self, limit_s: float | None) -> AbstractAsyncContextManager[qemu_monitor.Monitor]:
+        if limit_s is None:
+            return qemu_monitor.monitor(self.directory, who=self._who)
+        return qemu_monitor.monitor(self.directory, who=self._who, limit_s=limit_s)
+
+    def session(self) -> AbstractAsyncContextManager[None]:
+        """As `Vmm.session`."""
+        return self._sessions.open(session_limit_s(self._machine))
+
+    def rescue(self) -> Rescue:
+        """As `Vmm.rescue`."""
+        return _RESCUE
+
+    async def status(self) -> str:
+        """As `Vmm.status`: QEMU's RunState, such as `running`, `paused`, `inmigrate`."""
+        async with self._sessions.use() as monitor:
+            answer = await monitor.execute("query-status")
+        return str(answer["status"])
+
+    async def own_version(self) -> str:
+        """As `TellsVersion.own_version`, by `query-version`."""
+        async with self._sessions.use() as monitor:
+            answer = await monitor.execute("query-version")
+        return ".".join(str(answer["qemu"][part]) for part in ("major", "minor", "micro"))
+
+    async def come_up(self) -> str:
+        """Wait until it can be talked to, which is once every device has been made, and give the version that
+        it greets with. Raises as `status`.
+        """
+        async with self._sessions.use() as monitor:
+            return monitor.version
+
+    async def pause(self) -> None:
+        """As `Vmm.pause`. Returns when the virtual CPUs stand and disks are flushed."""
+        async with self._sessions.use() as monitor:
+            await monitor.execute("stop")
+
+    async def resume(self) -> None:
+        """As `Vmm.resume`."""
+        async with self._sessions.use() as monitor:
+            await monitor.execute("cont")
+
+    async def save_vmstate(self, vmstate_fd: int) -> None:
+        """As `SavesState.save_vmstate`, by `xen-save-devices-state`; `live: false` keeps the image locks."""
+        require_empty(vmstate_fd)
+        async with self._sessions.use() as monitor:
+            await monitor.execute("xen-save-devices-state", filename=path_of(vmstate_fd), live=False)
+
+    async def load_vmstate(self, name: str) -> None:
+        """As `Vmm.load_vmstate`. The file is handed over open, so what is loaded is what was opened."""
+        await self._load(name, resume=False)
+
+    async def load_and_resume(self, name: str) -> None:
+        """As `ResumesOnLoad.load_and_resume`: a `cont` that comes before the load is carried out after it
+        (`qmp_cont` in QEMU's `monitor/qmp-cmds.c`: in the run state `inmigrate` it sets `autostart`).
+        """
+        await self._load(name, resume=True)
+
+    async def _load(self, name: str, *, resume: bool) -> None:
+        vmstate_fd = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            async with self._sessions.use() as monitor:
+                await monitor.migrated_from(vmstate_fd, *(["cont"] if resume else []))
+        except VmmError as error:
+            words = last_words(self.directory / VMM_LOG)
+            raise type(error)(f"{error.message}: {words}", hint=error.hint) from error
+        finally:
+            os.close(vmstate_fd)
+
+    async def prepare_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
+        """As `FreezesDisks.prepare_overlays`."""
+        async with self._sessions.use() as monitor:
+            await disks.prepare_overlays(monitor, pairs)
+
+    async def switch_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
+        """As `FreezesDisks.switch_overlays`, in one transaction."""
+        async with self._sessions.use() as monitor:
+            await disks.switch_overlays(monitor, pairs)
+
+    async def drop_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
+        """As `FreezesDisks.drop_overlays`."""
+        async with self._sessions.use() as monitor:
+            await disks.drop_overlays(monitor, pairs)
+
+    async def active_files(self) -> dict[str, str]:
+        """As `FreezesDisks.active_files`."""
+        async with self._sessions.use() as monitor:
+            return await disks.active_files(monitor)
+
+    async def disk_errors(self) -> dict[str, str]:
+        """As `NamesDiskErrors.disk_errors`."""
+        async with self._sessions.use() as monitor:
+            return await disks.disk_errors(monitor)
+
+    async def shorten(self, disk: Disk, *, bytes_per_s: int = _SHORTENING_BYTES_PER_S) -> Disk:
+        """As `ShortensDisks.shorten`, by `block-stream`."""
+        if len(disk.backing) < 2:
+            return disk
+        limit_s = 60.0 + disk.size_bytes / _SLOWEST_BYTES_PER_S
+        try:
+            with anyio.fail_after(limit_s):
+                async with self._sessions.use() as monitor:
+                    await disks.start_shortening(monitor, disk, speed_bytes_per_s=bytes_per_s)
+                pause_s, longest_s = _POLL_S
+                while True:
+                    await anyio.sleep(pause_s)
+                    async with self._sessions.use() as monitor:
+                        done = await disks.shortened(monitor, disk)
+                    if done is not None:
+                        break
+                    pause_s = min(2 * pause_s, longest_s)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self.stop_shortening(disk)
+            if isinstance(error, TimeoutError):
+                raise VmmTimeoutError(
+                    f"{self._who}: its disk `{disk.name}` wasn't shortened within {limit_s:.0f} s"
+                ) from error
+            raise
+        return msgspec.structs.replace(disk, backing=disk.backing[:1]) if done else disk
+
+    async def stop_shortening(self, disk: Disk) -> None:
+        """As `ShortensDisks.stop_shortening`."""
+        async with self._sessions.use() as monitor:
+            await disks.stop_shortening(monitor, disk)
+
+    async def kill(self) -> None:
+        """As `Vmm.kill`."""
+        await processes.kill(self.process)
+
+
+def last_words(log: Path) -> str:
+    """What QEMU has said last since it was started, for an error message."""
+    lines = printable(bounded_log.tail(log, 4096)).rpartition(STARTED)[2].splitlines()[1:]
+    said = [
+        line
+        for line in lines
+        if line and not line.startswith(("runstate_set", "qemu_system_shutdown_request"))
+    ]
+    return " / ".join(said[-5:]) or "it said nothing"

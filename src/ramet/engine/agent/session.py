@@ -1,0 +1,167 @@
+"""A session with the agent of a living instance, over whichever transport its machine has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+
+from ramet.concurrency import alongside
+from ramet.engine import limits
+from ramet.engine.context import Context
+from ramet.engine.vmm.console import last_words
+from ramet.errors import GuestLostError, GuestTimeoutError, RametError, UnseenError, VmmError
+from ramet.guest.client import AgentClient
+from ramet.guest.ports import claim_number, claim_port, command_ports, connect_port
+from ramet.guest.vsock import connect_vsock
+from ramet.model.record import ProcessRef, Record
+from ramet.system import process_ref, processes
+
+_CLOCK = "its clock wasn't put right after it stood still"
+
+
+class _Way:
+    """How to reach a guest's agent for commands: a port that others don't use, then streams through it."""
+
+    def __init__(self, directory: Path, agent_ports: int) -> None:
+        self._directory = directory
+        self._ports = agent_ports
+        self._number = 0
+
+    @asynccontextmanager
+    async def claim(self) -> AsyncIterator[None]:
+        """One of the ports that commands may have. Over vsock it is a place among as many clients as the
+        agent takes.
+        """
+        count = command_ports(self._ports)
+        async with claim_number(self._directory, count, limits.PORT_S) as self._number:
+            yield
+
+    def open(self) -> AbstractAsyncContextManager[anyio.abc.ByteStream]:
+        """A stream to the agent."""
+        if self._ports > 0:
+            return connect_port(self._directory, self._number)
+        return connect_vsock(self._directory, wait_s=limits.ACCEPT_S)
+
+
+def open_stream(directory: Path, agent_ports: int) -> AbstractAsyncContextManager[anyio.abc.ByteStream]:
+    """A stream to the agent for ramet's own needs: through any port, also the one that is kept back."""
+    if agent_ports > 0:
+        return claim_port(directory, agent_ports, wait_s=limits.PORT_S)
+    return connect_vsock(directory, wait_s=limits.ACCEPT_S)
+
+
+@asynccontextmanager
+async def _reconnect(directory: Path, process: ProcessRef) -> AsyncIterator[anyio.abc.ByteStream]:
+    """A vsock connection through that VMM and no other. A directory may get another VMM, whose guest has an
+    older state of the same memory: what is under way isn't resumed there.
+    """
+    # What SO_PEERCRED says of a process of another PID namespace: unix(7).
+    pid = process.pid if process_ref.is_here(process) else 0
+    async with connect_vsock(directory, wait_s=limits.RECONNECT_S, listener_pid=pid) as stream:
+        yield stream
+
+
+def _lease_of(record: Record, process: ProcessRef) -> str:
+    """By process, too: an instance that is rewound has two VMMs for a moment."""
+    return f"{record.id}:{process.pid}:{process.started}"
+
+
+def connections_may_be_cut(context: Context, record: Record) -> None:
+    """Its VMM has just saved the guest's state, and may have reset its connections: whoever has one looks."""
+    assert record.vmm is not None
+    context.agents.nudge(_lease_of(record, record.vmm.process))
+
+
+@asynccontextmanager
+async def agent_of(
+    context: Context,
+    record: Record,
+    process: ProcessRef,
+    *,
+    timeout_s: float,
+    directory: Path | None = None,
+    own: bool = False,
+) -> AsyncIterator[AgentClient]:
+    """The agent of a living instance, whose VMM works in `directory` if not in the instance's own.
+
+    `own` is for what ramet itself needs of a guest, and doesn't take long: there is a way for it however many
+    clients have commands in the guest. A VMM that ends while the agent is used is a `VmmError` at once, not a
+    time-out later. Else raises `PortsBusyError`, `GuestTimeoutError`, `GuestError`.
+    """
+    place = directory or context.directory(record)
+    ports = record.machine.agent_ports
+    way = _Way(place, ports)
+    which = _lease_of(record, process)
+    reopen = None if ports > 0 else partial(_reconnect, place, process)
+    died = False
+    failure: Exception | None = None
+    scope: anyio.CancelScope | None = None
+
+    async def watch() -> None:
+        nonlocal died
+        with suppress(UnseenError):  # then the end of the connection tells
+            died = await processes.wait_ended(process)
+            assert scope is not None
+            scope.cancel()
+
+    try:
+        async with (
+            alongside(watch) as scope,
+            context.agents.lease(
+                which,
+                open_stream=partial(open_stream, place, ports) if own else way.open,
+                timeout_s=timeout_s,
+                reopen=reopen,
+                claim=nullcontext if own else way.claim,
+                own=own,
+            ) as agent,
+        ):
+            yield agent
+    except Exception as error:
+        failure = error
+    if isinstance(failure, GuestLostError):
+        # A VMM that dies closes its sockets a moment before its process has ended.
+        with suppress(UnseenError):
+            died = died or await processes.wait_ended(process, timeout_s=processes.LAST_BREATH_S)
+    if died:
+        raise VmmError(f"{record.name}: the VMM ended{last_words(context, record)}") from failure
+    if type(failure) is GuestTimeoutError and (why := last_words(context, record, only_reasons=True)):
+        raise GuestTimeoutError(failure.message + why, hint=failure.hint) from failure
+    if failure is not None:
+        raise failure
+
+
+async def correct_clock(context: Context, record: Record) -> str | None:
+    """Put the wall clock of a guest right that stood still for a while. None, or why it wasn't done: for
+    whoever resumed the guest to tell. The guest keeps its own clock then.
+
+    Its monotonic clock stays: it never goes backwards, and the guest wasn't there meanwhile.
+    """
+    assert record.vmm is not None
+    try:
+        async with agent_of(context, record, record.vmm.process, timeout_s=limits.CLOCK_S, own=True) as agent:
+            await agent.set_clock(timeout_s=limits.CLOCK_S)
+    except RametError as error:
+        return f"{_CLOCK}: {error.message}"
+    return None
+
+
+async def require_clock(context: Context, record: Record) -> None:
+    """As `correct_clock`; why it wasn't done is written down as the instance's reason, where `inspect` shows
+    it. A reason of that kind from before goes when the clock has been put right.
+    """
+    why = await correct_clock(context, record)
+    if why is None and not (record.reason or "").startswith(_CLOCK):
+        return
+    try:
+        context.store.change(
+            record.id, lambda one: msgspec.structs.replace(one, reason=why) if one.vmm == record.vmm else one
+        )
+    except RametError:
+        pass  # removed meanwhile, or the disk is full: the guest runs all the same, as it did before

@@ -1,0 +1,220 @@
+"""Capture: what a guest is at one moment, written down while it hardly notices.
+
+The order is pause, disks, vmstate, *then* the list of changed pages (saving vmstate itself dirties guest
+pages) and their copies, resume. Everything that can be done before the pause or after the resume is: files
+are linked and overlays made before; what was copied lies in memory meanwhile and is written, synced and
+published after. A guest whose VMM is to end anyway stays paused, and its pages go straight to the disk.
+
+A guest that has a mem-file with something in it has that one as the base of the capture, by a link, and the
+pages in which it differs as a delta: all of them, an inherited delta's too, so deltas don't pile up. One that
+has none, because it was booted, gets a mem-file of what it has touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from ramet.concurrency import alongside
+from ramet.disk.volumes import sync_disks
+from ramet.drivers.interface import FreezesDisks, SavesState, TellsVersion, Vmm
+from ramet.drivers.versions import is_same_release
+from ramet.engine.agent.session import connections_may_be_cut, require_clock
+from ramet.engine.capture.overlays import commit_overlays, freeze_disks
+from ramet.engine.capture.plan import Plan, drop_unopened, prepare
+from ramet.engine.capture.publish import UntilCancelled, publish
+from ramet.engine.context import Context
+from ramet.engine.lifecycle.jobs import let_go_on
+from ramet.engine.manifest import Manifest
+from ramet.errors import RametError, UnavailableError
+from ramet.memory.pagemap import Run
+from ramet.memory.pages import BufferedPages, LivePages, Pages, buffer_pages
+from ramet.memory.ram import changed_pages
+from ramet.model.lifecycle import State
+from ramet.model.record import Record
+from ramet.system import liveness, threads
+from ramet.system.memfile import memory_file
+from ramet.system.pause_watchdog import resume_on_death
+from ramet.system.share import Shared
+
+T = TypeVar("T")
+
+
+class _Buffered(NamedTuple):
+    """What the short pause of a guest that goes on has given."""
+
+    pages: BufferedPages
+    begun: float
+    pause_ms: float
+    disks: dict[str, Shared]
+
+
+class Captured(msgspec.Struct, frozen=True, kw_only=True):
+    """A capture that is on the disk."""
+
+    manifest: Manifest
+    begun: float
+    """When, by `time.perf_counter`."""
+    capture_ms: float
+    pause_begun: float
+    pause_ms: float
+    """How long the guest stood still; 0 when it was paused already, or isn't to go on."""
+    disks: dict[str, Shared]
+    """How the disks that can't be put under an overlay were duplicated, by their names (I4)."""
+
+
+async def capture(
+    context: Context,
+    record: Record,
+    directory: Path,
+    *,
+    goes_on: bool,
+    digests: bool = True,
+    labels: dict[str, str] | None = None,
+) -> Captured:
+    """Capture a running or paused instance. The caller has marked the change in `record`.
+
+    With `goes_on` it is afterwards as it was before, and runs if it ran; `directory` is an empty one of the
+    same filesystem. Without, `directory` is its own: it is left paused there for its VMM to be ended, and its
+    disks' files are parts of the capture. Without `digests` it can't be verified or exported.
+
+    Raises `UnavailableError` when its memory may not be read, `FilesystemError` when it doesn't fit,
+    `VmmError`, `DamagedError`. It then runs if it ran, or, where its VMM can't be told that, is paused in its
+    record, too; what is in `directory` is for the caller to remove.
+    """
+    started = time.perf_counter()
+    driver = context.driver(record.driver)
+    version = here = await driver.version()
+    vmm = context.vmm(record)
+    if isinstance(vmm, TellsVersion):
+        # It may have been started before the program was upgraded.
+        version = await vmm.own_version() or here
+        driver = driver.as_of(version)
+    # Only `snapshot create` lets the guest go on and takes digests: that capture may be for another machine.
+    # One that ends the guest, or is forked at once, has to be of use here.
+    is_snapshot = goes_on and digests
+    if not is_snapshot and not is_same_release(version, here):
+        raise UnavailableError(
+            f"{record.name} runs in {driver.name} {version}; this machine has {here}, which can't restore it",
+            hint=f"set {driver.setting} to the path of a {driver.name} {version}, or run"
+            f" `ramet snapshot create {record.name}`, which keeps the guest's state for that release",
+        )
+    if record.vmm is None or not isinstance(vmm, SavesState):
+        raise UnavailableError(f"{driver.name} {version} can't save a guest's state")
+    async with AsyncExitStack() as closing:
+        vmstate_fd = closing.enter_context(memory_file("vmstate"))
+        plan = await threads.run(
+            prepare, record, record.vmm, driver, version, context.directory(record), directory, goes_on, vmm
+        )
+        pages: Pages
+        pause_begun, pause_ms = started, 0.0
+        disks: dict[str, Shared] = {}
+        if goes_on:
+            staged, pause_begun, pause_ms, disks = await _buffer(context, plan, vmm, vmstate_fd)
+            pages = closing.enter_context(staged)
+        else:
+            if record.state is State.RUNNING:
+                hold = [context.locks[record.id]]
+                await closing.enter_async_context(resume_on_death(plan.own, vmm.rescue(), hold=hold))
+            pages = await _freeze(plan, vmm, vmstate_fd)
+        write = partial(publish, plan, UntilCancelled(pages), vmstate_fd, digests, labels or {})
+        if goes_on and record.state is State.RUNNING:
+            connections_may_be_cut(context, record)
+            async with alongside(partial(require_clock, context, record), finish=True):
+                manifest = await threads.run(write)
+        else:
+            manifest = await threads.run(write)
+    # A thread's work isn't cut short by a cancellation, but it counts for nothing then.
+    await anyio.lowlevel.checkpoint_if_cancelled()
+    capture_ms = round((time.perf_counter() - started) * 1000, 3)
+    return Captured(
+        manifest=manifest,
+        begun=started,
+        capture_ms=capture_ms,
+        pause_begun=pause_begun,
+        pause_ms=pause_ms,
+        disks=disks,
+    )
+
+
+async def _buffer(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _Buffered:
+    """The short pause of a guest that goes on."""
+    assert isinstance(vmm, SavesState)
+    runs = plan.record.state is State.RUNNING
+    async with AsyncExitStack() as leaving:
+        try:
+            await leaving.enter_async_context(vmm.session())
+            if plan.overlays:
+                assert isinstance(vmm, FreezesDisks)
+                await vmm.prepare_overlays(plan.overlays)
+        except BaseException:
+            drop_unopened(plan.own, plan.overlays)
+            raise
+        if plan.overlays:
+            assert isinstance(vmm, FreezesDisks)
+            leaving.push_async_callback(_shielded, lambda: commit_overlays(context, plan, vmm))
+        if runs:
+            # With the instance's lock: nobody comes between this process's death and the rescue.
+            hold = [context.locks[plan.record.id]]
+            await leaving.enter_async_context(resume_on_death(plan.own, vmm.rescue(), hold=hold))
+            await threads.run(sync_disks, plan.own, plan.record.machine.disks)
+        begun = time.perf_counter()
+        async with _resuming(context, plan.record, vmm) if runs else AsyncExitStack():
+            if runs:
+                await vmm.pause()
+            disks = await freeze_disks(plan, vmm)
+            await vmm.save_vmstate(vmstate_fd)
+            pages = await _off_loop(_read_changed, plan)
+        pause_ms = round((time.perf_counter() - begun) * 1000, 3) if runs else 0.0
+    return _Buffered(pages, begun, pause_ms, disks)
+
+
+async def _freeze(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
+    """The pause of a guest whose VMM is to end: it lasts until that. An error ends it."""
+    assert isinstance(vmm, SavesState)
+    runs = plan.record.state is State.RUNNING
+    async with vmm.session():
+        if runs:
+            await vmm.pause()
+        await vmm.save_vmstate(vmstate_fd)
+        return LivePages(liveness.local_pid(plan.running.process), await _off_loop(_list_changed, plan))
+
+
+@asynccontextmanager
+async def _resuming(context: Context, record: Record, vmm: Vmm) -> AsyncIterator[None]:
+    """The guest goes on at the end, whatever happens inside. The error inside is the one that is raised."""
+    try:
+        yield
+    except BaseException:
+        # That it couldn't be resumed is in its record, which says that it is paused.
+        with anyio.CancelScope(shield=True), suppress(RametError):
+            await let_go_on(context, record, vmm)
+            await require_clock(context, record)
+        raise
+    with anyio.CancelScope(shield=True):
+        await let_go_on(context, record, vmm)
+
+
+async def _shielded(step: Callable[[], Awaitable[None]]) -> None:
+    with anyio.CancelScope(shield=True):
+        await step()
+
+
+async def _off_loop(function: Callable[[Plan], T], plan: Plan) -> T:
+    return await threads.run(function, plan)
+
+
+def _list_changed(plan: Plan) -> list[Run]:
+    return changed_pages(liveness.local_pid(plan.running.process), plan.running.ram, plan.mem)
+
+
+def _read_changed(plan: Plan) -> BufferedPages:
+    return buffer_pages(liveness.local_pid(plan.running.process), _list_changed(plan))

@@ -1,0 +1,94 @@
+"""Freezing: a living instance becomes a template, or goes into standby; its VMM ends.
+
+Its directory becomes a capture. Every part is published under a name of its own, then the manifest, then the
+row says what it is; only then the VMM ends. Until the row says so the instance is what it was.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import anyio
+
+from ramet.engine.agent.session import require_clock
+from ramet.engine.capture.capture import capture
+from ramet.engine.capture.publish import drop_unpublished
+from ramet.engine.context import Context
+from ramet.engine.lifecycle.jobs import changing, let_go_on
+from ramet.engine.maintenance.requests import request_for_capture
+from ramet.errors import NotFoundError, VmmError
+from ramet.model.lifecycle import Move, State
+from ramet.model.record import Record, RunningVmm
+from ramet.system import liveness, processes
+
+_RESULT: Final = {Move.TEMPLATE: State.TEMPLATE, Move.STANDBY: State.STANDBY}
+
+
+async def promote(context: Context, record: Record) -> Record:
+    """Make a template of a running or paused instance, or of one in standby. Its VMM is gone afterwards.
+
+    Raises `WrongStateError`; `UnavailableError` when its memory may not be read; `FilesystemError` when it
+    doesn't fit; `VmmError`. The instance is then as it was, and runs if it ran, or is paused where its VMM
+    can't be told to let it go on; only when ending its VMM is what fails is it a template already, and the
+    next ramet process ends the VMM.
+    """
+    return await _freeze(context, record, Move.TEMPLATE)
+
+
+async def standby(context: Context, record: Record) -> Record:
+    """Put a running or paused instance into standby: its VMM is gone afterwards, `restore` brings it back.
+
+    Errors as `promote`.
+    """
+    return await _freeze(context, record, Move.STANDBY)
+
+
+async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE, Move.STANDBY]) -> Record:
+    what: Literal["template", "standby"] = "template" if move is Move.TEMPLATE else "standby"
+    async with changing(context, record, what) as record:
+        record.moved(move)
+        if record.state is State.STANDBY:
+            frozen = _settle(context, record, move)
+            request_for_capture(context.home, context.directory(record))
+            return frozen
+        if record.vmm is None:
+            raise VmmError(f"{record.name} has no VMM")
+        running = record.vmm
+        directory = context.directory(record)
+        try:
+            await capture(context, record, directory, goes_on=False, labels=record.labels)
+            frozen = _settle(context, record, move)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await _undo(context, record, running, _RESULT[move])
+            raise
+        with anyio.CancelScope(shield=True):
+            await processes.kill(running.process)
+            request_for_capture(context.home, directory)
+        return frozen
+
+
+def _settle(context: Context, record: Record, move: Move) -> Record:
+    """The row says what it is; a template isn't the fork any more that had a receipt."""
+    if move is Move.TEMPLATE:
+        return context.store.change(record.id, lambda one: one.moved(move), durable=True, receipt=None)
+    return context.store.change(record.id, lambda one: one.moved(move), durable=True)
+
+
+async def _undo(context: Context, record: Record, running: RunningVmm, frozen: State) -> None:
+    """The source goes on first; then the space is given back.
+
+    Neither step's failure keeps the other from being tried. Nothing happens when the row is there already:
+    what interrupted came too late.
+    """
+    try:
+        if context.store.get(record.id).state is frozen:
+            return
+    except NotFoundError:
+        return
+    try:
+        if record.state is State.RUNNING and not liveness.is_dead(running.process):
+            await let_go_on(context, record, context.vmm(record))
+            await require_clock(context, record)
+    finally:
+        drop_unpublished(context.directory(record), running)

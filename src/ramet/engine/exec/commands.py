@@ -1,0 +1,106 @@
+"""Commands in a guest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+
+from ramet.engine import limits
+from ramet.engine.agent.session import agent_of
+from ramet.engine.context import Context
+from ramet.engine.exec.overdue import overdue, unless
+from ramet.engine.lifecycle.state import require_seen
+from ramet.engine.lifecycle.watch import refresh
+from ramet.errors import WrongStateError
+from ramet.guest.client import AgentClient, Process, run_to_end
+from ramet.guest.messages import ExecRequest
+from ramet.model.command import Source, Word
+from ramet.model.exec_result import Collector, ExecResult
+from ramet.model.lifecycle import State, article, next_step
+from ramet.model.record import Record
+from ramet.system import process_ref
+
+ANSWER_LIMIT_S = limits.ANSWER_S
+BACKSTOP_S = limits.BACKSTOP_S
+
+
+def request(
+    argv: tuple[Word, ...],
+    *,
+    env: Mapping[str, Word] | None = None,
+    cwd: Word | None = None,
+    user: str | int | None = None,
+    timeout_s: float | None = None,
+    stdin_open: bool = False,
+    console: bool = False,
+) -> ExecRequest:
+    """The agent's request for a command. Words are texts by now, whatever they were: `api.arguments`."""
+    return ExecRequest(
+        argv=tuple(map(str, argv)),
+        env={name: str(value) for name, value in (env or {}).items()},
+        cwd=None if cwd is None else str(cwd),
+        user=None if user is None else str(user),
+        timeout_s=timeout_s,
+        stdin_open=stdin_open,
+        console=console,
+    )
+
+
+@asynccontextmanager
+async def agent(
+    context: Context, record: Record, *, command_s: float | None = None
+) -> AsyncIterator[AgentClient]:
+    """The agent of a running instance, for a command that may take `command_s`.
+
+    Raises `WrongStateError` in any other state, with what to do.
+    """
+    record = await refresh(context, record)
+    if record.vmm is not None and not process_ref.is_this_boot(record.vmm.process):
+        require_seen(record)  # a container's guest is reached over its sockets, another machine's isn't
+    if record.state is not State.RUNNING or record.vmm is None:
+        reason = f" ({record.reason})" if record.reason else ""
+        raise WrongStateError(
+            f"{record.name} is {article(record.state)}{reason}", hint=next_step(record.state, record.name)
+        )
+    limit_s = ANSWER_LIMIT_S
+    if command_s is not None:  # who has little time for the command doesn't wait long for its guest
+        limit_s = min(limit_s, max(limits.PORT_S, command_s + BACKSTOP_S))
+    async with agent_of(context, record, record.vmm.process, timeout_s=limit_s) as client:
+        yield client
+
+
+async def execute(
+    context: Context, record: Record, command: ExecRequest, *, stdin: Source | None, max_output_bytes: int
+) -> ExecResult:
+    """Run a command to its end and collect what it wrote. Raises `ExecTimeoutError` when its time ran out."""
+    collector = Collector(command.argv, timeout_s=command.timeout_s, max_output_bytes=max_output_bytes)
+    async with process(context, record, command) as running:
+        end = await run_to_end(running, stdin, collector)
+    return collector.result(end)
+
+
+@asynccontextmanager
+async def process(context: Context, record: Record, command: ExecRequest) -> AsyncIterator[Process]:
+    """A command whose streams the caller works with. Leaving the block early kills it.
+
+    The guest keeps its time. Raises `ExecUnansweredError` when the guest doesn't, and doesn't say why.
+    """
+    with context.calls.call():
+        async with (
+            agent(context, record, command_s=command.timeout_s) as client,
+            client.start(command, calls=context.calls) as running,
+        ):
+            with context.calls.ends_with_the_host(running.end):
+                if command.timeout_s is None:
+                    yield running
+                    return
+                limit_s = command.timeout_s + BACKSTOP_S
+                async with unless(partial(overdue, context, record, client, running, limit_s)):
+                    yield running
+
+
+async def spawn(context: Context, record: Record, command: ExecRequest) -> int:
+    """Start a command that nobody waits for; its pid in the guest."""
+    async with agent(context, record) as client:
+        return await client.spawn(command)

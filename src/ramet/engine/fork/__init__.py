@@ -1,0 +1,1 @@
+"""Forks: one call, its forks' records, their receipts and spans."""

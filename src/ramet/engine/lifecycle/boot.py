@@ -1,0 +1,264 @@
+"""Cold starts: a new instance, a stopped one, a fork whose guest rebooted."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+import msgspec
+
+from ramet.disk.volumes import make_disk, unshare_disk, uppermost
+from ramet.drivers.interface import Ability, Driver
+from ramet.engine.agent.identity import verify_identity
+from ramet.engine.context import Context
+from ramet.engine.drivers import Choice, choose
+from ramet.engine.lifecycle.jobs import changing
+from ramet.engine.lifecycle.mounts import require_mountable, require_mounted, with_mounts
+from ramet.engine.lifecycle.removal import discard, drop_capture
+from ramet.engine.vmm.record import booted_vmm, console_bytes
+from ramet.errors import GuestError, RametError, UsageError, VmmError
+from ramet.images.image import Image
+from ramet.model.disks import NewDisk
+from ramet.model.lifecycle import Move, State
+from ramet.model.names import check_name, invent_name, new_id
+from ramet.model.record import Guest, Machine, Record
+from ramet.paths import (
+    INITRAMFS_FILE,
+    KERNEL_FILE,
+    MEM_FILE,
+    ORIGIN_FILE,
+)
+from ramet.system import cgroups, owners, process_limit, threads
+from ramet.system.clock import now
+from ramet.system.files import filesystem_errors
+from ramet.system.kvm_kernels import Trial, note_trial
+from ramet.system.share import link_or_copy
+from ramet.units import MIB, format_bytes
+
+READY_LIMIT_S = 90.0
+TRIAL_LIMIT_S = 20.0
+"""For a kernel of which nobody knows whether KVM runs it: one that it runs takes a second or two."""
+_SMALLEST_MIB: dict[Guest, int] = {"linux": 96, "bare-metal": 32}
+
+
+async def create(
+    context: Context,
+    image: Image,
+    *,
+    name: str | None,
+    memory_bytes: int,
+    cpus: int,
+    driver_name: str,
+    disks: tuple[NewDisk, ...],
+    labels: dict[str, str],
+    auto_remove: bool,
+) -> Record:
+    """Make an instance of `image` and boot it; it belongs to this process until it is detached.
+
+    Returned when its guest has answered and has its identity. On a failure nothing of it is left. Where it
+    isn't known whether KVM runs its kernel, the boot is the trial: should it fail, that is kept, and what was
+    asked for is chosen again with what is known by then.
+    """
+    _require_sizes(image.guest, memory_bytes, cpus)
+    require_mountable(image, disks)
+    make = partial(
+        _create,
+        context,
+        image,
+        name=name,
+        memory_bytes=memory_bytes,
+        cpus=cpus,
+        disks=disks,
+        labels=labels,
+        auto_remove=auto_remove,
+    )
+    failed: list[Trial] = []
+    while (choice := await choose(context, driver_name, image, failed=failed)).is_trial:
+        note = partial(
+            note_trial,
+            context.cache,
+            driver=choice.driver.name,
+            kernel_version=image.kernel_version,
+            kernel_digest=image.kernel_digest,
+        )
+        try:
+            record = await make(choice)
+        except (VmmError, GuestError) as error:
+            failed.append(note(runs=False, detail=f"when it was tried, {_without_name(error)[:200]}"))
+        else:
+            note(runs=True, detail="its guest answered")
+            return record
+    return await make(choice)
+
+
+async def _create(
+    context: Context,
+    image: Image,
+    choice: Choice,
+    *,
+    name: str | None,
+    memory_bytes: int,
+    cpus: int,
+    disks: tuple[NewDisk, ...],
+    labels: dict[str, str],
+    auto_remove: bool,
+) -> Record:
+    driver = choice.driver
+    if cpus > driver.most_cpus:
+        raise UsageError(
+            f"{cpus} virtual CPUs can't be: {driver.name} gives a guest {driver.most_cpus} at most",
+            hint="ask for fewer, or for another driver",
+        )
+    machine = driver.machine(
+        accelerator=choice.accelerator,
+        memory_bytes=memory_bytes,
+        cpus=cpus,
+        guest=image.guest,
+        disk_bytes=tuple(disk.size_bytes for disk in disks)
+        or ((image.disk_bytes,) if image.disk_bytes else ()),
+    )
+    machine = with_mounts(machine, disks)
+    record = Record(
+        id=new_id(),
+        name=check_name(name) if name is not None else invent_name(context.store.names()),
+        state=State.CREATED,
+        driver=driver.name,
+        image=image.name,
+        machine=machine,
+        kernel_version=image.kernel_version,
+        parent=None,
+        generation=1,
+        machine_id=uuid4().hex,
+        created_at=now(),
+        labels=labels,
+        auto_remove=auto_remove,
+        owner=owners.owner(context.home.root),
+    )
+    context.store.add([record])
+    try:
+        directory = context.directory(record)
+        with filesystem_errors("make", directory):
+            directory.mkdir(mode=0o700)
+        link_or_copy(image.kernel, directory / KERNEL_FILE)
+        if image.initramfs is not None:
+            link_or_copy(image.initramfs, directory / INITRAMFS_FILE)
+        for disk in machine.disks:
+            await threads.run(make_disk, directory, disk)
+        limit_s = TRIAL_LIMIT_S if choice.is_trial else READY_LIMIT_S
+        return await _boot(context, record, driver, Move.BOOT, limit_s)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await discard(context, record)
+        raise
+
+
+def _without_name(error: RametError) -> str:
+    """The instance is gone."""
+    return error.message.partition(": ")[2] or error.message
+
+
+async def start(context: Context, record: Record) -> Record:
+    """Start a stopped instance cold: disks and identity kept, memory new. Raises `WrongStateError` in any
+    other state.
+    """
+    async with changing(context, record, "start") as stopped:
+        return await _start(context, stopped)
+
+
+async def restart(context: Context, gone: Record) -> Record:
+    """Start cold an instance whose guest rebooted and took its VMM with it, unless another process has.
+
+    `gone` is its record with that VMM.
+    """
+    async with changing(context, gone, "start") as record:
+        return record if record.vmm is not None else await _start(context, record)
+
+
+async def _start(context: Context, record: Record) -> Record:
+    record.moved(Move.START)
+    driver = context.driver(record.driver)
+    await driver.version()
+    return await _boot(context, record, driver, Move.START, READY_LIMIT_S)
+
+
+async def _boot(context: Context, record: Record, driver: Driver, move: Move, limit_s: float) -> Record:
+    directory = context.directory(record)
+    with filesystem_errors("make the mem-file in", directory):
+        # A vmstate fits the memory that it was saved with, which is about to go.
+        drop_capture(directory)
+        (directory / ORIGIN_FILE).unlink(missing_ok=True)
+        if Ability.BOOTS_ON_MEM_FILE in driver.abilities:
+            _new_mem_file(directory, record.machine.memory_bytes)
+    machine = driver.for_cold_start(record.machine)
+    machine = await threads.run(_open_disks, directory, machine)
+    console_start = console_bytes(directory)
+    with process_limit.named():
+        vmm = await driver.boot(directory, machine)
+    try:
+        running = booted_vmm(driver, directory, machine, vmm, console_start=console_start)
+        try:
+            await verify_identity(context, record, vmm.process, limit_s=limit_s)
+        except VmmError:
+            require_mounted(directory, record)
+            raise
+        return context.store.change(
+            record.id, lambda one: msgspec.structs.replace(one.moved(move, vmm=running), machine=machine)
+        )
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await vmm.kill()
+        raise
+
+
+def _open_disks(directory: Path, machine: Machine) -> Machine:
+    """The machine with disks that may be written to. One whose file a snapshot has too goes on in another."""
+    disks = []
+    for disk in machine.disks:
+        disk = uppermost(directory, disk)
+        path = directory / disk.file
+        if path.stat().st_nlink > 1:
+            disk = unshare_disk(directory, disk)
+        (directory / disk.file).chmod(0o600)  # a capture that was begun and not finished had closed it
+        disks.append(disk)
+    return msgspec.structs.replace(machine, disks=tuple(disks))
+
+
+def _new_mem_file(directory: Path, size_bytes: int) -> None:
+    """An all-hole mem-file under a new inode: what lay under its name may be shared with other instances
+    (I1).
+    """
+    temporary = directory / f".tmp-{MEM_FILE}"
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.truncate(fd, size_bytes)
+    finally:
+        os.close(fd)
+    temporary.rename(directory / MEM_FILE)
+
+
+def _require_sizes(guest: Guest, memory_bytes: int, cpus: int) -> None:
+    smallest_mib = _SMALLEST_MIB[guest]
+    if memory_bytes < smallest_mib * MIB:
+        raise UsageError(
+            f"{format_bytes(memory_bytes)} is less than a guest needs",
+            hint=f"give it at least {smallest_mib}M",
+        )
+    host = cgroups.memory()
+    if memory_bytes > host.total_bytes:
+        most = format_bytes(host.total_bytes)
+        if host.limited_by is None:
+            raise UsageError(
+                f"{format_bytes(memory_bytes)} is more than this machine has ({most})", hint="ask for less"
+            )
+        # The kernel would end the VMM, or this process, as soon as the guest has used so much.
+        raise UsageError(
+            f"{format_bytes(memory_bytes)} is more than this machine has for this process: its memory cgroup"
+            f" {host.limited_by} allows {most}",
+            hint="ask for less, or raise that cgroup's limit (a container's `--memory`, a unit's MemoryMax=)",
+        )
+    if not 1 <= cpus <= 64:
+        raise UsageError(f"{cpus} virtual CPUs can't be", hint="give it 1 to 64")

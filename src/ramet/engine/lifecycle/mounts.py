@@ -1,0 +1,61 @@
+"""Data disks that the guest mounts by itself: whether it can, how it is told, and what it says when not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ramet.disk.filesystem import find_mke2fs
+from ramet.errors import GuestError, UsageError
+from ramet.images.image import Image
+from ramet.model.disks import NewDisk, mount_arguments, mounted
+from ramet.model.record import Machine, Record
+from ramet.paths import CONSOLE_LOG
+from ramet.system import bounded_log
+from ramet.text import printable
+
+_REFUSED: Final = re.compile(r"ramet: (?P<disk>disk\d*) can't be mounted at (?P<path>/\S+): (?P<why>.+)")
+"""What the agent writes to the console before it powers off (`guest/agent/init/disks.c`)."""
+_LAST_LINES: Final = 6
+
+
+def with_mounts(machine: Machine, wanted: tuple[NewDisk, ...]) -> Machine:
+    """The machine whose guest is told which of its disks to mount where."""
+    disks = mounted(machine.disks, wanted)
+    arguments = " ".join(filter(None, (machine.kernel_arguments, mount_arguments(disks))))
+    return msgspec.structs.replace(machine, disks=disks, kernel_arguments=arguments)
+
+
+def require_mountable(image: Image, disks: tuple[NewDisk, ...]) -> None:
+    """Raises `UsageError` when the image's guest mounts nothing, `UnavailableError` when no filesystem can be
+    made here.
+    """
+    path = next((disk.path for disk in disks if disk.path is not None), None)
+    if path is None:
+        return
+    if image.guest != "linux":
+        raise UsageError(
+            f"the guest of {image.name} mounts no disk at {path}: it knows no filesystems",
+            hint="leave the path out, as in --disk 1G",
+        )
+    find_mke2fs()
+
+
+def require_mounted(directory: Path, record: Record) -> None:
+    """Raises `GuestError` when a VMM that has just ended did so because its guest couldn't mount a disk.
+
+    That is for the guest to say, on its console; it matters to its user alone.
+    """
+    text = printable(bounded_log.tail(directory / CONSOLE_LOG, 4096))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in reversed(lines[-_LAST_LINES:]):
+        if said := _REFUSED.search(line):
+            file = next((one.file for one in record.machine.disks if one.name == said["disk"]), "")
+            raise GuestError(
+                f"{record.name}: its disk `{said['disk']}` can't be mounted at {said['path']}:"
+                f" {said['why'][:200]}",
+                hint=f"the disk is {directory / file}; if it was written before, its filesystem is damaged",
+            )

@@ -1,0 +1,147 @@
+"""Rows of the store that can't be read: told of, kept apart, and removed on demand.
+
+A damaged record says nothing sure about its guest, which may run. Its directory and its processes are left
+alone until somebody asks for its removal.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from ramet.engine.context import Context
+from ramet.engine.manifest import read_manifest
+from ramet.errors import DamagedError, NotFoundError, RametError, UnavailableError, UsageError
+from ramet.model.names import ID_DIGITS, resolve
+from ramet.model.record import Record, Unreadable
+from ramet.model.schema import UnreadableRecord
+from ramet.system import processes, sockets, spawn, threads
+from ramet.system.files import remove_tree
+
+_ID: Final = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
+
+
+def resolve_instance(context: Context, reference: str) -> Record:
+    """The instance that `reference` names.
+
+    Raises `NotFoundError`, `UsageError`, and `UnreadableError` when it is one whose record can't be read.
+    """
+    records, unreadable = context.store.rows()
+    candidates: list[Record | Unreadable] = [*records, *unreadable]
+    found = resolve(reference, candidates)
+    if isinstance(found, Unreadable):
+        raise context.store.cannot_read(found)
+    return found
+
+
+def listed(context: Context) -> list[UnreadableRecord]:
+    """What can't be read of a home: rows, and snapshots without a manifest that can be."""
+    found = [_shown(context, "instance", row) for row in context.store.unreadable()]
+    rows, unreadable = context.store.snapshots.rows()
+    found += [_shown(context, "snapshot", row) for row in unreadable]
+    for row in rows:
+        directory = context.home.snapshot(row.id)
+        try:
+            if row.is_published:
+                read_manifest(directory)
+        except DamagedError as error:
+            found.append(
+                UnreadableRecord(
+                    kind="snapshot",
+                    id=row.id,
+                    name=row.title,
+                    directory=str(directory),
+                    problem=error.message,
+                )
+            )
+    return found
+
+
+def _shown(context: Context, kind: str, row: Unreadable) -> UnreadableRecord:
+    is_instance = kind == "instance"
+    directory = context.home.instance(row.id) if is_instance else context.home.snapshot(row.id)
+    return UnreadableRecord(
+        kind="instance" if is_instance else "snapshot",
+        id=row.id,
+        name=row.name,
+        directory=str(directory),
+        problem=row.problem,
+    )
+
+
+async def remove(context: Context, reference: str) -> str:
+    """Remove an instance or a snapshot whose row can't be read, with its VMM and its files; its id.
+
+    Its VMM ends first. When one can't be ended, or whether it has ended can't be told, `UnavailableError` is
+    raised and everything is as it was. Raises `NotFoundError` when no unreadable row is called so.
+    """
+    instances = context.store.unreadable()
+    rows = [*instances, *context.store.snapshots.unreadable()]
+    try:
+        row = resolve(reference, rows)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"no unreadable record {reference!r}", hint="`ramet ps` and `ramet snapshot ls` name them"
+        ) from error
+    if not _ID.fullmatch(row.id):
+        raise UsageError(f"{row.id!r} is no id: nothing is removed by it")
+    if row in instances:
+        await _end_its_vmm(context, row)
+        context.store.forget(row.id)
+        places = [context.home.instance(row.id), context.home.staged(row.id)]
+    else:
+        context.store.snapshots.forget(row.id)
+        places = [context.home.snapshot(row.id)]
+    with anyio.CancelScope(shield=True):
+        for place in places:
+            if place.exists():
+                await threads.run(remove_tree, place)
+    return row.id
+
+
+async def _end_its_vmm(context: Context, row: Unreadable) -> None:
+    """End whatever runs for an unreadable row, found by the row and by its directory."""
+    places = (context.home.instance(row.id), context.home.staged(row.id))
+    running = [one for place in places for one in spawn.spawned_in(place)]
+    if row.vmm is not None and row.vmm not in running:
+        running.append(row.vmm)
+    try:
+        for process in running:
+            await processes.kill(process)
+    except (RametError, OSError) as error:
+        raise UnavailableError(
+            f"the VMM of {row.name} can't be ended: {error}",
+            hint="its record, its disks and its guest are as they were",
+        ) from error
+    if any(spawn.spawned_in(place) for place in places):
+        raise UnavailableError(
+            f"the VMM of {row.name} still runs", hint="its record and its disks are as they were"
+        )
+    if any(map(_is_listened_in, places)):
+        raise UnavailableError(
+            f"the VMM of {row.name} can't be seen from here, and answers",
+            hint="run ramet in the container where it was started, or on the host; "
+            "its record, its disks and its guest are as they were",
+        )
+
+
+def _is_listened_in(directory: Path) -> bool:
+    """Whether somebody listens on a socket in `directory`, or may: a VMM of another PID namespace isn't among
+    the processes that can be seen, and its row doesn't name it.
+    """
+    with suppress(FileNotFoundError):
+        for entry in directory.iterdir():
+            if not entry.is_socket():
+                continue
+            try:
+                sockets.connect(directory, entry.name).close()
+            except (ConnectionRefusedError, FileNotFoundError):
+                continue  # whoever had it has ended
+            except OSError:
+                return True  # its queue is full, or it is another user's
+            return True
+    return False

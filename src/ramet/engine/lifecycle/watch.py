@@ -1,0 +1,82 @@
+"""Notice that an instance's VMM has ended, and start a restored guest that rebooted cold.
+
+An open Host watches its own instances, at the cost of one pidfd each.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from ramet.drivers.interface import Ending
+from ramet.engine.context import Context
+from ramet.engine.lifecycle.boot import restart
+from ramet.engine.lifecycle.state import observe, require_seen
+from ramet.errors import NotFoundError, RametError
+from ramet.model.lifecycle import Move, State
+from ramet.model.record import Record
+from ramet.system import liveness, processes
+
+
+async def refresh(context: Context, record: Record) -> Record:
+    """Check an instance's record against its VMM, write down what has changed, and return the record.
+
+    A restored guest that rebooted is started cold, as its user asked of it.
+    """
+    record = context.store.get(record.id)
+    while record.pending is not None:
+        if not liveness.is_dead(record.pending.by):
+            if record.pending.what != "start":
+                return observe(context, record).record  # its state is another's to write
+            async with context.lifecycle(record):  # it is about to run
+                return observe(context, context.store.get(record.id)).record
+        # Who was at it may have finished, and ended, since the record was read.
+        before, record = record, context.store.get(record.id)
+        if record == before:
+            break
+    observed, ending = observe(context, record)
+    if ending is Ending.REBOOTED:
+        return await restart(context, record)
+    if ending is not None:
+        return context.store.change(record.id, lambda row: observed if row == record else row)
+    return observed
+
+
+async def wait(context: Context, record: Record) -> Record:
+    """Wait until an instance has no VMM any more, and return its record as it then is.
+
+    A reboot isn't an end. Raises `UnseenError` when its VMM can't be seen from here.
+    """
+    record = await refresh(context, record)
+    while record.vmm is not None:
+        require_seen(record, to_change=False)
+        await processes.wait_ended(record.vmm.process)
+        record = await refresh(context, record)
+    return record
+
+
+def watch(context: Context, record: Record) -> None:
+    """Watch an instance for as long as its Host is open, or until it stops."""
+    context.tasks.start_soon(_watch, context, record)
+
+
+async def _watch(context: Context, record: Record) -> None:
+    try:
+        while record.vmm is not None:
+            await processes.wait_ended(record.vmm.process)
+            with anyio.CancelScope(shield=True):
+                record = await refresh(context, record)
+    except NotFoundError:
+        pass  # removed
+    except Exception as error:
+        # It can't be started again. That is this instance's trouble and not its Host's.
+        reason = f"its guest rebooted, and it couldn't be started again: {error}"
+        _note_failure(context, record, reason)
+
+
+def _note_failure(context: Context, record: Record, reason: str) -> None:
+    try:
+        context.store.change(
+            record.id, lambda one: one.moved(Move.FAIL, reason=reason) if one.state is State.STOPPED else one
+        )
+    except RametError:
+        pass  # whoever asks for it next finds out again

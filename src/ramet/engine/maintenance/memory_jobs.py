@@ -1,0 +1,154 @@
+"""Who is at work on the memory of a capture: compressing or unpacking it, one process at a time.
+
+The mark is a file in the home, named by the capture's id and locked by whoever works. What a killed one left
+is found by it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, Literal
+
+from ramet.engine.context import Context
+from ramet.engine.manifest import Manifest, read_manifest
+from ramet.errors import LockBusyError, RametError, WrongStateError
+from ramet.model.schema import CompressionState
+from ramet.paths import CONFIRMED_FILE, MEM_FILE, Home
+from ramet.system.files import TEMPORARY_PREFIX, filesystem_errors
+from ramet.system.locks import file_lock
+
+Job = Literal["compress", "unpack", "compact"]
+
+TEMPORARY: Final = f"{TEMPORARY_PREFIX}pack-"
+"""How files begin that are being made, in the capture's directory."""
+_CANCELLED: Final = b"cancelled"
+_COMPACTION_S: Final = 60.0
+"""The home's worker, which nobody has asked for, is waited for so long."""
+
+
+class Mark:
+    """This process is at work."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor = descriptor
+        self._name = name
+
+    def require(self) -> None:
+        """Raise `WrongStateError` when the work isn't wanted any more."""
+        if os.pread(self._descriptor, len(_CANCELLED), 0) == _CANCELLED:
+            raise WrongStateError(
+                f"{self._name} was restored, rewound to or stopped while its memory was being worked on",
+                hint="run the command again when that is done",
+            )
+
+
+@asynccontextmanager
+async def mark(home: Home, directory: Path, job: Job, *, name: str, wait_s: float) -> AsyncIterator[Mark]:
+    """Be the only one who works on the capture in `directory` inside. `name` is for messages.
+
+    Raises `LockBusyError` when another one still does after `wait_s`, or after a while if that only compacts
+    it; `FilesystemError`.
+    """
+    path = home.compressing / directory.name
+    busy = LockBusyError(
+        f"the memory of {name} is being compressed or unpacked by another call", hint="try again later"
+    )
+    async with AsyncExitStack() as leaving:
+        with filesystem_errors("make", path):
+            home.compressing.mkdir(mode=0o700, exist_ok=True)
+            if wait_s and _job_at(path) == b"compact":
+                wait_s = max(wait_s, _COMPACTION_S)
+            held = await leaving.enter_async_context(file_lock(path, wait_s=wait_s, busy=busy))
+            leaving.callback(path.unlink, missing_ok=True)
+            os.ftruncate(held, 0)
+            os.pwrite(held, job.encode(), 0)
+            sweep_one(directory)  # of one that was killed
+            leaving.callback(sweep_one, directory)  # of this one, wherever it failed or was cancelled
+        yield Mark(held, name)
+
+
+def _job_at(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # nobody is there
+
+
+def is_compressing(home: Home, directory: Path) -> bool:
+    """Whether somebody compresses the memory of that capture now."""
+    return _is_under_way(home, directory, (b"compress",))
+
+
+def _is_under_way(home: Home, directory: Path, jobs: Sequence[bytes]) -> bool:
+    try:
+        descriptor = os.open(home.compressing / directory.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False  # nobody, or not for us to see
+    try:
+        if os.pread(descriptor, 64, 0) not in jobs:
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True  # it is held
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def compression_of(context: Context, directory: Path, manifest: Manifest) -> CompressionState:
+    """What is to be said of a capture's memory."""
+    if is_compressing(context.home, directory):
+        return "compressing"
+    return "raw" if manifest.memory.compressed is None else "compressed"
+
+
+def cancel(home: Home, directory: Path, *, also_unpacking: bool = False) -> None:
+    """Ask whoever compresses the memory of that capture to stop. Doesn't wait."""
+    jobs: tuple[bytes, ...] = (b"compress", b"unpack") if also_unpacking else (b"compress",)
+    if not _is_under_way(home, directory, jobs):
+        return
+    with suppress(OSError):  # it has just come to its end: then there is nothing to cancel
+        descriptor = os.open(home.compressing / directory.name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(descriptor, _CANCELLED, 0)
+        finally:
+            os.close(descriptor)
+
+
+async def sweep(home: Home) -> None:
+    """Remove what killed processes left in the middle of their work: one listing where there was none."""
+    try:
+        names = os.listdir(home.compressing)  # noqa: PTH208 - when any home is opened
+    except OSError:
+        return  # nobody has ever compressed anything here
+    for name in names:
+        with suppress(LockBusyError):  # it lives
+            async with file_lock(home.compressing / name, wait_s=0):
+                for directory in (home.snapshot(name), home.instance(name)):
+                    sweep_one(directory)
+                (home.compressing / name).unlink(missing_ok=True)
+
+
+def sweep_one(directory: Path) -> None:
+    """Remove files of memory in a capture's directory that its manifest doesn't name, and half-made ones.
+
+    The caller holds the mark.
+    """
+    # No other prefix: who captures anew into the directory meanwhile has temporary files there, too.
+    merged = f"{TEMPORARY_PREFIX}{MEM_FILE}-{'?' * 8}-"  # by a compaction, which has the mark, too
+    for half_made in (TEMPORARY, f"{TEMPORARY_PREFIX}{CONFIRMED_FILE}", merged):
+        for left in directory.glob(f"{half_made}*"):
+            with suppress(OSError):  # a directory that a VMM has made, say: it goes with the capture
+                left.unlink()
+    memory = list(directory.glob(f"{MEM_FILE}-*"))
+    if memory:
+        with suppress(RametError):  # it can't be told what belongs to it: it goes with the directory
+            known = read_manifest(directory).files
+            for file in memory:
+                if file.name not in known:
+                    with suppress(OSError):  # as above
+                        file.unlink()

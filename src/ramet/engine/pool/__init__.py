@@ -1,0 +1,1 @@
+"""The pool: VMMs made ahead, and forks that claim them."""

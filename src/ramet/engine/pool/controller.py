@@ -1,0 +1,388 @@
+"""The keeper of a pool: a task of a Host that has warm VMMs made, sized by demand, within a budget.
+
+It makes one at a time, and none while its Host forks. It never decides who gets one: whoever renames a warm
+VMM's directory has it, and the keeper sees that it is gone and makes another one. It is the parent of all
+that it has made, so it waits for them to end wherever they have gone to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import anyio
+
+from ramet.drivers.interface import Driver, StartsEmpty
+from ramet.engine.context import Context
+from ramet.engine.pool import directory as pool_directory
+from ramet.engine.pool import prewarm
+from ramet.engine.pool.demand import HALF_LIFE_S, Demand
+from ramet.engine.pool.inventory import EMPTY, Inventory
+from ramet.engine.pool.prewarm import Made
+from ramet.engine.pool.report import ControllerFile
+from ramet.errors import NotFoundError, RametError
+from ramet.memory.accounting import available_bytes, smaps_rollup, total_bytes
+from ramet.paths import MANIFEST_FILE
+from ramet.system import process_ref, processes
+from ramet.system.cgroups import processes_left
+from ramet.system.files import filesystem_errors
+from ramet.system.kvm import kvm_verdict
+from ramet.system.listening import names_watched
+from ramet.system.publishing import spread
+from ramet.text import encode_json
+from ramet.units import MIB, format_bytes
+
+MOST_WARM: Final = 1000
+_log: Final = logging.getLogger("ramet.pool")
+_QUIET_S: Final = 0.05
+"""After a hand-out the fork is left alone for so long: its guest's first steps want the CPU."""
+_LONGEST_QUIET_S: Final = 1.0
+"""However often others fork, what is missing isn't put off for longer."""
+_SPARE_DIVISOR: Final = 10
+"""A tenth of the machine's memory stays free."""
+_SPARE_PROCESSES: Final = 32
+"""A cgroup has to take so many processes and threads more: forks, commands and ramet itself need some."""
+_FIRST_GUESS_BYTES: Final = 64 * MIB
+_BACK_OFF_S: Final = (1.0, 60.0)
+_MEMORY_AGAIN_S: Final = 5.0
+_WITHOUT_INOTIFY_S: Final = 1.0
+_IDLE_HALF_LIVES: Final = 4
+_TRIES: Final = 5
+_LEFT_IDLE: Final = 1
+"""How many empty ones stay when nobody forks."""
+
+
+@dataclass
+class _Trouble:
+    """Of a source of which none can be made at present."""
+
+    why: str
+    pause_s: float
+    until_s: float
+
+
+class _Source(NamedTuple):
+    """A capture as it was when it was last looked at."""
+
+    seen: tuple[int, int, int]
+    base: str
+    key: str
+    driver: str
+    version: str
+    """The driver's."""
+
+
+class Controller:
+    """Keeps at most `budget` warm VMMs while it is open. `spare_bytes` of memory are left free (a tenth of
+    the machine's); demand halves every `half_life_s`.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        budget: int,
+        *,
+        half_life_s: float = HALF_LIFE_S,
+        spare_bytes: int | None = None,
+    ) -> None:
+        self._context = context
+        self._budget = budget
+        self._spare_bytes = total_bytes() // _SPARE_DIVISOR if spare_bytes is None else spare_bytes
+        self._demand = Demand(half_life_s)
+        self._news = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._file = context.home.pool / pool_directory.keeper_name(context.home)
+        self._said: ControllerFile | None = None
+        self._stock = Inventory()
+        self._sources: dict[str, _Source] = {}
+        self._watches: dict[str, ExitStack] = {}
+        self._costs: dict[str, int] = {}
+        self._troubles: dict[str, _Trouble] = {}
+        self._forking = 0
+        self._quiet_until_s = 0.0
+        self._missing_since_s: float | None = None
+        self._asked_at_s = time.monotonic()
+        self._empty: Driver | None = None
+        self._sees_names = True
+
+    def start(self) -> None:
+        """Begin, in the background. Raises `FilesystemError` when the pool's directory can't be made."""
+        place = self._context.home.pool
+        with filesystem_errors("keep warm VMMs in", place):
+            for tries_left in reversed(range(_TRIES)):
+                place.mkdir(mode=0o700, exist_ok=True)
+                spread(place)
+                try:
+                    self._file.touch(mode=0o600)
+                    break
+                except FileNotFoundError:  # who has just left has taken the empty directory along
+                    if tries_left == 0:
+                        raise
+        self._say(None)
+        self._context.keeper = self
+        self._context.tasks.start_soon(self._run)
+
+    async def close(self) -> None:
+        """End every warm VMM that nobody has taken. Nothing of it is left, but for what can't be ended."""
+        self._context.keeper = None
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await self._ended.wait()
+            with suppress(OSError):
+                self._file.unlink()  # first: from here on nobody puts one back
+            self._stock.count(pool_directory.names(self._context.home))
+            for made in self._stock.waiting():
+                # What stays is swept by the next ramet process, once this one is gone.
+                with suppress(RametError, OSError):
+                    await self._end(made)
+            found = pool_directory.names(self._context.home)
+            if not pool_directory.is_kept(found):
+                for told in pool_directory.wanted(found):
+                    with suppress(OSError):  # a wish too many is read by the next keeper, and fades
+                        (self._context.home.pool / told.name).unlink()
+            pool_directory.leave(self._context.home)
+
+    def asked(self, source: str, count: int) -> None:
+        """As `KeepsWarm.asked`."""
+        self._asked_at_s = time.monotonic()
+        self._demand.asked(source, count, self._asked_at_s)
+        self._tell()
+
+    @contextmanager
+    def out_of_the_way(self) -> Iterator[None]:
+        """As `KeepsWarm.out_of_the_way`."""
+        self._forking += 1
+        try:
+            yield
+        finally:
+            self._forking -= 1
+            self._handed_out()
+            self._tell()
+
+    async def settled(self) -> None:
+        """Wait until there is nothing to make, or nothing that can be made."""
+        await self._settled.wait()
+
+    def _tell(self) -> None:
+        self._settled.clear()
+        self._news.set()
+
+    def _handed_out(self) -> None:
+        self._quiet_until_s = time.monotonic() + _QUIET_S
+
+    async def _run(self) -> None:
+        try:
+            with self._scope, ExitStack() as watching:
+                self._sees_names = watching.enter_context(names_watched(self._context.home.pool, self._news))
+                await self._find_empty()
+                await self._keep()
+        except Exception as error:
+            # Forks do without; that isn't its Host's trouble.
+            self._say(f"the keeper has failed: {type(error).__name__}: {error}")
+            self._settled.set()
+        finally:
+            for watch in self._watches.values():
+                watch.close()
+            self._ended.set()
+
+    async def _find_empty(self) -> None:
+        """The driver whose VMMs can be started empty, if there is one that runs here."""
+        if self._context.accelerator == "tcg":
+            return
+        verdict = await kvm_verdict(self._context.cache)
+        if verdict.status not in ("runs_linux", "bare_metal_only"):
+            return
+        for driver in self._context.drivers.values():
+            if isinstance(driver, StartsEmpty):
+                with suppress(RametError):  # not installed: none of its VMMs is kept empty
+                    await driver.version()
+                    self._empty = driver
+
+    async def _keep(self) -> None:
+        while True:
+            self._news.clear()
+            await self._look()
+            shares = self._shares()
+            keys = {source: known.key for source, known in self._sources.items()}
+            for made in self._stock.surplus(shares, keys):
+                with suppress(RametError, OSError):  # it is surplus the next time, too
+                    await self._end(made)
+            missing, held_back = self._missing(shares)
+            self._say(held_back)
+            if missing is None:
+                self._missing_since_s = None
+                if not self._news.is_set():
+                    self._settled.set()
+                pause_s = self._nothing_for_s(memory=held_back is not None)
+            else:
+                pause_s = self._quiet_s()
+                if not self._forking and pause_s <= 0.0:
+                    await self._make(missing)
+                    continue
+            with anyio.move_on_after(None if self._forking else pause_s):
+                await self._news.wait()
+
+    def _quiet_s(self) -> float:
+        """How long the forks that were just made are still to be left alone."""
+        now_s = time.monotonic()
+        if self._missing_since_s is None:
+            self._missing_since_s = now_s
+        return min(self._quiet_until_s, self._missing_since_s + _LONGEST_QUIET_S) - now_s
+
+    async def _look(self) -> None:
+        """What others have taken and told, and what has become of the sources."""
+        found = pool_directory.names(self._context.home)
+        if self._stock.count(found):
+            self._handed_out()
+        for told in pool_directory.wanted(found):
+            try:
+                (self._context.home.pool / told.name).unlink()
+            except OSError:
+                continue  # another keeper has read it
+            self.asked(told.source, told.forks)
+        sources = self._demand.wishes(time.monotonic()).keys() | self._stock.have().keys() - {EMPTY}
+        for source in sources:
+            await self._look_at(source)
+        for idle in self._sources.keys() - sources:
+            del self._sources[idle]
+        for idle in self._watches.keys() - self._sources.keys():
+            self._watches.pop(idle).close()
+
+    async def _look_at(self, source: str) -> None:
+        """Find out whether a source is still the capture that it was."""
+        directory = self._context.home.root / source
+        if source not in self._watches:
+            watch = self._watches[source] = ExitStack()
+            if not watch.enter_context(names_watched(directory, self._news)) and directory.exists():
+                self._sees_names = False
+        try:
+            facts = (directory / MANIFEST_FILE).stat()
+            known = self._sources.get(source)
+            memory = pool_directory.mem_inode(directory, known.base) if known is not None else 0
+            seen = (facts.st_ino, facts.st_mtime_ns, memory)
+            # A VMM of before an upgrade is no use to a fork of after it.
+            version = await self._context.driver(known.driver).version() if known is not None else ""
+            if known is None or (known.seen, known.version) != (seen, version):
+                origin = prewarm.origin_at(self._context, source)
+                driver = self._context.driver(origin.manifest.driver)
+                version = await driver.version()
+                base = origin.manifest.memory.base
+                memory = pool_directory.mem_inode(directory, base)
+                seen = (facts.st_ino, facts.st_mtime_ns, memory)
+                key = pool_directory.key_of(directory, origin.manifest, version, memory)
+                self._sources[source] = _Source(seen, base, key, driver.name, version)
+        except (OSError, NotFoundError):
+            self._demand.forget(source)
+            self._sources.pop(source, None)
+        except RametError as error:
+            self._sources.pop(source, None)
+            self._put_off(source, error)
+
+    def _shares(self) -> dict[str, int]:
+        """How many of each source to have, and of empty ones."""
+        now_s = time.monotonic()
+        shares = self._demand.shares(self._budget, now_s)
+        left = self._budget - sum(shares.values())
+        if self._empty is not None and left:
+            of_use = not shares or any(
+                source in self._sources and self._sources[source].driver == self._empty.name
+                for source in shares
+            )
+            is_idle = now_s - self._asked_at_s >= _IDLE_HALF_LIVES * self._demand.half_life_s
+            shares[EMPTY] = min(left, _LEFT_IDLE if is_idle else left) if of_use else 0
+        return shares
+
+    def _missing(self, shares: dict[str, int]) -> tuple[str | None, str | None]:
+        """The source of which one is to be made next, and why others aren't."""
+        now_s = time.monotonic()
+        held_back: str | None = None
+        have = dict.fromkeys(shares, 0) | self._stock.have()
+        # Whoever has least of his share comes first, what is of use to a single source before what is empty.
+        for source in sorted(shares, key=lambda one: (one == EMPTY, have[one] / (shares[one] or 1))):
+            if have[source] >= shares[source]:
+                continue
+            trouble = self._troubles.get(source)
+            if trouble is not None and trouble.until_s > now_s:
+                held_back = trouble.why
+                continue
+            free_bytes = available_bytes()
+            if free_bytes - self._costs.get(source, _FIRST_GUESS_BYTES) < self._spare_bytes:
+                return None, (
+                    f"only {format_bytes(free_bytes)} of memory is available,"
+                    f" and {format_bytes(self._spare_bytes)} is to stay free"
+                )
+            room = processes_left()
+            if room is not None and room.left < _SPARE_PROCESSES:
+                return None, f"the cgroup {room.limited_by} takes only {room.left} more processes and threads"
+            return source, held_back
+        return None, held_back
+
+    def _nothing_for_s(self, *, memory: bool) -> float | None:
+        """How long nothing changes by itself; None: for ever."""
+        now_s = time.monotonic()
+        moments = [one.until_s - now_s for one in self._troubles.values() if one.until_s > now_s]
+        if (soonest_s := self._demand.changes_in_s(now_s)) is not None:
+            moments.append(soonest_s)
+        idle_s = self._asked_at_s + _IDLE_HALF_LIVES * self._demand.half_life_s - now_s
+        if idle_s > 0.0:
+            moments.append(idle_s)
+        if memory:
+            moments.append(_MEMORY_AGAIN_S)
+        if not self._sees_names:
+            moments.append(_WITHOUT_INOTIFY_S)
+        return min(moments) + 0.001 if moments else None
+
+    async def _make(self, source: str) -> None:
+        try:
+            if source == EMPTY:
+                assert self._empty is not None
+                made = await prewarm.make_empty(self._context, self._empty)
+            else:
+                made = await prewarm.make_loaded(self._context, source)
+        except (RametError, OSError) as error:
+            self._put_off(source, error)
+            return
+        self._stock.add(made)
+        self._troubles.pop(source, None)
+        self._context.tasks.start_soon(self._until_its_end, made)
+        if source not in self._costs:
+            with suppress(RametError):  # it has ended, or can't be looked into: a guess stands for its cost
+                self._costs[source] = smaps_rollup(made.process.pid).pss_bytes
+
+    def _put_off(self, source: str, error: Exception) -> None:
+        """None of these for a while, each time a longer one."""
+        first_s, longest_s = _BACK_OFF_S
+        before = self._troubles.get(source)
+        pause_s = first_s if before is None else min(2 * before.pause_s, longest_s)
+        self._troubles[source] = _Trouble(str(error), pause_s, time.monotonic() + pause_s)
+
+    async def _until_its_end(self, made: Made) -> None:
+        """It is our child: its end is for us to collect, whoever has it then."""
+        await processes.wait_ended(made.process)
+        if self._stock.has_ended(made):
+            self._news.set()
+
+    async def _end(self, made: Made) -> None:
+        self._stock.remove(made)
+        home = self._context.home
+        name = pool_directory.ready(made.id, made.key)
+        entry = pool_directory.Entry("ready", made.id, process_ref.this_process(), made.key, name)
+        if (taken := pool_directory.take(home, entry)) is not None:
+            with anyio.CancelScope(shield=True):
+                await pool_directory.end(home, taken, [made.process])
+
+    def _say(self, held_back: str | None) -> None:
+        said = ControllerFile(warm=self._budget, held_back=held_back)
+        if said != self._said:
+            if held_back is not None:
+                _log.info("fewer VMMs are warm than would be good: %s", held_back)
+            self._said = said
+            with suppress(OSError):  # what `pool` shows is older then
+                self._file.write_bytes(encode_json(said))

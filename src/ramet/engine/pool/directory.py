@@ -1,0 +1,272 @@
+"""The pool of a home: warm VMMs, as its directory shows them to every ramet process.
+
+A warm VMM works in a directory of its own below `<home>/pool`, and has from the beginning the id of the
+instance that it may become. What it is stands in that directory's name, so that it changes by rename(2), at
+once, for one of any number of processes:
+
+    making.<id>.<process>          being made by that process
+    ready.<id>.<process>.<key>     paused and waiting, for whoever forks what `key` stands for
+    taken.<id>.<process>           that process hands it out, or removes it
+
+Handed out, the directory becomes the instance's, its VMM in it, and there is nothing about it any more that
+isn't as with any other fork. Beside them
+lie `keeper.<process>.<n>`, a file of whoever keeps a pool here, and `wanted.<kind>.<id>.<count>.<n>`, what
+others tell it that they have forked. What belongs to a dead process is swept when a home is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from ramet.disk.volumes import ForkedDisk
+from ramet.engine.manifest import Manifest
+from ramet.errors import RametError
+from ramet.model.record import Machine, ProcessRef, RunningVmm
+from ramet.model.schema import WarmStage
+from ramet.paths import WARM_FILE, Home
+from ramet.system import liveness, owners, process_ref, processes, spawn, threads
+from ramet.system.files import TEMPORARY_PREFIX, remove_tree
+from ramet.system.share import Shared
+
+_KEEPER: Final = "keeper"
+_WANTED: Final = "wanted"
+_MOST_UNREAD: Final = 64
+
+
+class Warm(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a warm VMM, in its directory, by the time it is ready."""
+
+    driver: str
+    stage: WarmStage
+    process: ProcessRef
+    created_at: str
+    source: str | None = None
+    """Where in the home lies what it was loaded from; null: it is empty."""
+    source_name: str | None = None
+    machine: Machine | None = None
+    running: RunningVmm | None = None
+    memory: Shared | None = None
+    disks: tuple[ForkedDisk, ...] = ()
+
+
+class Entry(NamedTuple):
+    """A warm VMM's directory, as its name says."""
+
+    state: Literal["making", "ready", "taken"]
+    id: str
+    holder: ProcessRef
+    """Who keeps it or, once it is taken, who has it."""
+    key: str
+    name: str
+
+
+class Wanted(NamedTuple):
+    """So many forks were made of what lies at `source` in the home, by another process."""
+
+    source: str
+    forks: int
+    name: str
+
+
+def key_of(directory: Path, manifest: Manifest, version: str, memory: int) -> str:
+    """What stands for exactly that capture with exactly that mem-file, by its inode, in a VMM of that
+    version: no other one ever has it.
+    """
+    raw = manifest.with_compressed(None) if manifest.memory.compressed is not None else manifest
+    return _digest(os.fsencode(directory), msgspec.json.encode(raw), version.encode(), b"%d" % memory)
+
+
+def mem_inode(directory: Path, base: str) -> int:
+    """Of a capture's mem-file: another one after it was compressed and decompressed, 0 in between."""
+    try:
+        return os.stat(directory / base).st_ino  # noqa: PTH116 - on each fork's path
+    except OSError:
+        return 0
+
+
+def key_of_empty(driver: str, version: str) -> str:
+    """What stands for an empty VMM."""
+    return _digest(driver.encode(), version.encode())
+
+
+def _digest(*pieces: bytes) -> str:
+    return hashlib.blake2b(b"\0".join(pieces), digest_size=16).hexdigest()
+
+
+def names(home: Home) -> list[str]:
+    """What there is in the pool's directory; nothing when nobody keeps one."""
+    try:
+        return os.listdir(home.pool)  # noqa: PTH208 - on each fork's path
+    except OSError:
+        return []
+
+
+def entries(found: Iterable[str]) -> list[Entry]:
+    """The warm VMMs among those names."""
+    return [entry for name in found if (entry := _entry(name)) is not None]
+
+
+def _entry(name: str) -> Entry | None:
+    match name.split("."):
+        case ["making" | "taken" as state, warm_id, who]:
+            key = ""
+        case ["ready" as state, warm_id, who, key]:
+            pass
+        case _:
+            return None
+    holder = process_ref.from_name(who)
+    return Entry(state, warm_id, holder, key, name) if holder is not None else None
+
+
+def wanted(found: Iterable[str]) -> list[Wanted]:
+    """What others have forked, among those names."""
+    told = []
+    for name in found:
+        words = name.split(".")
+        if words[0] == _WANTED and len(words) == 5 and words[3].isdigit():
+            told.append(Wanted(f"{words[1]}/{words[2]}", int(words[3]), name))
+    return told
+
+
+def keepers(found: Iterable[str]) -> dict[str, ProcessRef]:
+    """The files of those who keep a pool, among those names."""
+    return {
+        name: reference
+        for name in found
+        if name.startswith(f"{_KEEPER}.")
+        and (reference := process_ref.from_name(name.split(".")[1])) is not None
+    }
+
+
+def is_kept(found: Iterable[str]) -> bool:
+    """Whether somebody keeps a pool here who isn't known to be dead."""
+    return any(not liveness.is_dead(keeper) for keeper in keepers(found).values())
+
+
+def is_keeper(home: Home, process: ProcessRef) -> bool:
+    """Whether that process keeps a pool here."""
+    return process in keepers(names(home)).values()
+
+
+def keeper_name(home: Home) -> str:
+    """A name for the file of one more keeper."""
+    return f"{_KEEPER}.{process_ref.as_name(owners.owner(home.root))}.{secrets.token_hex(4)}"
+
+
+def making(home: Home, warm_id: str) -> str:
+    """The name of a directory in which this process makes a warm VMM."""
+    return f"making.{warm_id}.{process_ref.as_name(owners.owner(home.root))}"
+
+
+def ready(warm_id: str, key: str) -> str:
+    """Its name once it can be handed out."""
+    return f"ready.{warm_id}.{process_ref.as_name(process_ref.this_process())}.{key}"
+
+
+def report_demand(home: Home, found: Sequence[str], source: str, count: int) -> None:
+    """Tell whoever keeps the pool that `count` forks were made of what lies at `source`, unless nobody among
+    `found`, the names in its directory, does, or reads what others tell. Never fails.
+    """
+    with suppress(OSError, RametError):  # a VMM fewer is warm the next time
+        if not is_kept(found) or len(wanted(found)) >= _MOST_UNREAD:
+            return
+        kind, _, source_id = source.partition("/")
+        name = f"{_WANTED}.{kind}.{source_id}.{count}.{secrets.token_hex(4)}"
+        os.close(os.open(home.pool / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
+def take(home: Home, entry: Entry) -> Entry | None:
+    """Take a warm VMM, so that no other process has it; None when another one was quicker."""
+    mine = owners.owner(home.root)
+    name = f"taken.{entry.id}.{process_ref.as_name(mine)}"
+    try:
+        os.rename(home.pool / entry.name, home.pool / name)  # noqa: PTH104 - on each fork's path
+    except OSError:
+        return None
+    return Entry("taken", entry.id, mine, entry.key, name)
+
+
+def put_back(home: Home, taken: Entry, before: Entry) -> None:
+    """Leave it to others as it was before. Never fails: what can't be put back is swept later."""
+    with suppress(OSError):  # it is swept, and another is made
+        (home.pool / taken.name).rename(home.pool / before.name)
+
+
+def read_warm(directory: Path) -> Warm | None:
+    """What is known of the warm VMM in a directory; None when it can't be read."""
+    try:
+        return msgspec.json.decode((directory / WARM_FILE).read_bytes(), type=Warm)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+async def end(home: Home, taken: Entry, running: Iterable[ProcessRef]) -> None:
+    """End what runs in a directory that this process has taken or made, and remove it.
+
+    Raises `UnavailableError`, `FilesystemError`; what is left is swept when this process is gone.
+    """
+    for process in running:
+        await processes.kill(process)
+    # Not under a VMM that couldn't be ended: it may live.
+    await threads.run(remove_tree, home.pool / taken.name)
+
+
+async def sweep(home: Home) -> None:
+    """Remove what dead processes have in the pool, VMMs and all; its directory, if nothing else is there.
+
+    What can't be removed now is left to the next one.
+    """
+    found = names(home)
+    if not found and not home.pool.exists():
+        return
+    asked: dict[ProcessRef, bool] = {}
+
+    def is_dead(process: ProcessRef) -> bool:
+        if process not in asked:
+            asked[process] = liveness.is_dead(process)
+        return asked[process]
+
+    for left in home.pool.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):
+            left.unlink()  # a trial link whose maker was killed
+    kept = keepers(found)
+    for name, keeper in kept.items():
+        if is_dead(keeper):
+            with suppress(OSError):  # another has just done it, or the next one will
+                (home.pool / name).unlink()
+    dead = [entry for entry in entries(found) if is_dead(entry.holder)]
+    # Taken first: somebody may be forking one at this moment, and then it isn't ours to end.
+    taken = [mine for entry in dead if (mine := take(home, entry)) is not None]
+    if taken:
+        running = spawn.spawned_below(home.pool)
+        for entry in taken:
+            # One that can't be ended keeps its entry, which the next ramet process finds.
+            with suppress(RametError, OSError):
+                await end(home, entry, _vmms_of(home, entry, running))
+    if all(map(is_dead, kept.values())):
+        for told in wanted(found):
+            with suppress(OSError):  # as above
+                (home.pool / told.name).unlink()
+    leave(home)
+
+
+def _vmms_of(home: Home, entry: Entry, running: Mapping[Path, Sequence[ProcessRef]]) -> Sequence[ProcessRef]:
+    """What runs for a warm VMM: the process that it names. One that names none has been made half, and then
+    it is what works in its directory.
+    """
+    warm = read_warm(home.pool / entry.name)
+    return [warm.process] if warm is not None else running.get(home.pool / entry.name, [])
+
+
+def leave(home: Home) -> None:
+    """Remove the pool's directory unless somebody has something in it."""
+    with suppress(OSError):  # ENOTEMPTY is that; else an empty directory stays
+        home.pool.rmdir()

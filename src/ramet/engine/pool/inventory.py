@@ -1,0 +1,77 @@
+"""The warm VMMs of one keeper: which of them wait, and which are one too many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from ramet.engine.pool import directory
+from ramet.engine.pool.prewarm import Made
+
+EMPTY: Final = ""
+"""The source of what is empty."""
+
+
+class Inventory:
+    """What a keeper has made and that hasn't ended, wherever it is by now."""
+
+    def __init__(self) -> None:
+        self._alive: dict[str, Made] = {}
+        self._waiting: dict[str, Made] = {}
+        self._dead: set[str] = set()
+
+    def add(self, made: Made) -> None:
+        """One more that waits."""
+        self._waiting[made.id] = self._alive[made.id] = made
+
+    def remove(self, made: Made) -> None:
+        """It is to be ended."""
+        del self._waiting[made.id]
+        self._dead.discard(made.id)
+
+    def has_ended(self, made: Made) -> bool:
+        """Its process has ended; whether that was while it waited."""
+        self._alive.pop(made.id, None)
+        if made.id in self._waiting:
+            self._dead.add(made.id)
+        return made.id in self._waiting
+
+    def count(self, found: Iterable[str]) -> bool:
+        """Hold them against the names in the pool's directory; whether some were taken since.
+
+        One may have been put back, too.
+        """
+        there = {entry.id for entry in directory.entries(found) if entry.state == "ready"}
+        taken = self._waiting.keys() - there
+        for gone in taken:
+            del self._waiting[gone]
+            self._dead.discard(gone)
+        for back in (self._alive.keys() & there) - self._waiting.keys():
+            self._waiting[back] = self._alive[back]
+        return bool(taken)
+
+    def waiting(self) -> list[Made]:
+        """All that can be handed out."""
+        return list(self._waiting.values())
+
+    def have(self) -> dict[str, int]:
+        """How many wait, by source."""
+        have: dict[str, int] = {}
+        for made in self._waiting.values():
+            have[made.source or EMPTY] = have.get(made.source or EMPTY, 0) + 1
+        return have
+
+    def surplus(self, shares: Mapping[str, int], keys: Mapping[str, str]) -> list[Made]:
+        """What has died, what isn't of its source as that is now (`keys`), and what is more than its
+        share.
+        """
+        kept = dict.fromkeys(shares, 0)
+        surplus = []
+        for made in self._waiting.values():
+            source = made.source or EMPTY
+            stale = source != EMPTY and keys.get(source) != made.key
+            if made.id in self._dead or stale or kept.get(source, 0) >= shares.get(source, 0):
+                surplus.append(made)
+            else:
+                kept[source] += 1
+        return surplus

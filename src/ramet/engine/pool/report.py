@@ -1,0 +1,65 @@
+"""What there is in the pool of a home, whoever keeps it, for people and programs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
+
+from ramet.engine.context import Context
+from ramet.engine.pool import directory
+from ramet.errors import RametError
+from ramet.memory.accounting import smaps_rollup
+from ramet.model.schema import PoolEntry, PoolKeeper, PoolReport
+from ramet.paths import Home
+from ramet.system import liveness
+
+
+class ControllerFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What a keeper says about itself, for `ramet pool`."""
+
+    warm: int
+    held_back: str | None
+
+
+def pool_of(context: Context) -> PoolReport:
+    """What there is in the pool of a home, whoever keeps it."""
+    home = context.home
+    found = directory.names(home)
+    kept = []
+    for name, process in directory.keepers(found).items():
+        # It has just left, or is about to write it: it isn't listed.
+        with suppress(OSError, msgspec.MsgspecError, RecursionError):
+            said = msgspec.json.decode((home.pool / name).read_bytes(), type=ControllerFile)
+            kept.append(
+                PoolKeeper(
+                    pid=process.pid,
+                    warm=said.warm,
+                    held_back=said.held_back,
+                    seen=liveness.why_unseen(process) is None,
+                )
+            )
+    listed = [_described(home, entry) for entry in directory.entries(found)]
+    listed.sort(key=lambda one: (one.created_at or "~", one.id))
+    return PoolReport(keepers=kept, entries=listed)
+
+
+def _described(home: Home, entry: directory.Entry) -> PoolEntry:
+    warm = directory.read_warm(home.pool / entry.name)
+    pss_bytes: int | None = None
+    if warm is not None:
+        with suppress(RametError):  # null is shown: it isn't known
+            pss_bytes = smaps_rollup(liveness.local_pid(warm.process)).pss_bytes
+    return PoolEntry(
+        id=entry.id,
+        driver=warm.driver if warm else None,
+        stage=warm.stage if warm else None,
+        source=warm.source.partition("/")[2] if warm and warm.source else None,
+        source_name=warm.source_name if warm else None,
+        state=entry.state,
+        pid=warm.process.pid if warm else None,
+        pss_bytes=pss_bytes,
+        created_at=warm.created_at if warm else None,
+        keeper=entry.holder.pid,
+        seen=liveness.why_unseen(entry.holder) is None,
+    )

@@ -1,0 +1,205 @@
+"""Open a home: what killed ramet processes left in it is undone or finished first."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from ramet import config
+from ramet.calls import Calls
+from ramet.concurrency import best_effort
+from ramet.engine.agent.session import correct_clock
+from ramet.engine.background import Background
+from ramet.engine.capture.overlays import drop_unused_overlays, with_disks_as_they_are
+from ramet.engine.capture.publish import drop_unpublished
+from ramet.engine.context import Context
+from ramet.engine.drivers import installed_drivers
+from ramet.engine.lifecycle.removal import discard, discard_all, drop_capture, sweep
+from ramet.engine.lifecycle.state import observe, why_unseen
+from ramet.engine.maintenance import memory_jobs
+from ramet.engine.maintenance.requests import request_if_left
+from ramet.engine.pool import directory as pool_directory
+from ramet.engine.restore.in_place import finish_replace
+from ramet.engine.snapshots import catalog
+from ramet.errors import UnavailableError, VmmError
+from ramet.guest.agents import Agents
+from ramet.model.lifecycle import Move, State
+from ramet.model.record import ProcessRef, Record
+from ramet.paths import CONSOLE_LOG, VMM_LOG, Home
+from ramet.store.records import Store
+from ramet.system import bounded_log, liveness, owners, process_ref, processes, spawn, threads
+from ramet.system.filesystems import require_local, require_short
+from ramet.system.publishing import spread
+from ramet.system.spawn import raise_open_files_limit
+
+
+async def open_home(home: Home, accel: str, exits: AsyncExitStack) -> Context:
+    """Open a home, making it if need be, and undo what killed ramet processes left in it.
+
+    Whatever has to be closed again is pushed onto `exits`. This process's limit on open files is raised to
+    what it may be. Raises `UnavailableError` and `StoreError`, as opening a Host does.
+    """
+    raise_open_files_limit()
+    require_local(home.places)
+    require_short(home.root)
+    try:
+        home.make()
+    except OSError as error:
+        raise UnavailableError(
+            f"the home {home.root} can't be used: {error.strerror}",
+            hint="set RAMET_HOME to a directory of yours",
+        ) from error
+    for directory in (home.instances, home.staging):
+        spread(directory)
+    exits.enter_context(owners.attended(home.root))
+    store = Store(home.database)
+    exits.callback(store.close)
+    background = Background()
+    exits.push_async_callback(background.close)
+    tasks = await background.start()
+    drivers = {driver.name: driver for driver in installed_drivers()}
+    context = Context(home, config.cache_directory(), store, drivers, Agents(tasks), tasks, accel, Calls())
+    await reap(context)
+    tasks.start_soon(owners.keep_watched, home.root)
+    return context
+
+
+async def reap(context: Context) -> None:
+    """Undo what killed ramet processes left: changes half done, VMMs that no record names, instances whose
+    owner is dead, `--rm` instances that have stopped, directories without a record.
+
+    Called when a home is opened, which is also when logs that have grown are cut to rings. One failure
+    doesn't stop the rest: what can't be removed now is tried again next time.
+    """
+    # Directories first: each that has an owner got its record before it was made.
+    directories = [*context.home.instances.iterdir(), *context.home.staging.iterdir()]
+    of_snapshots = list(context.home.snapshots.iterdir())
+    records, unreadable = context.store.rows()
+    dead = {owner for owner in {one.owner for one in records} if owner is not None and _is_dead(owner)}
+    # First, and all at once: there may be a thousand. Asked again inside: one may have been detached since,
+    # by the process that then ended.
+    doomed = [one for one in records if one.owner in dead]
+    await best_effort(discard_all(context, doomed, only_if=lambda row: row.owner in dead))
+    for record in records:
+        if record.owner not in dead:
+            await best_effort(_reap_one(context, record))
+    await best_effort(pool_directory.sweep(context.home))
+    await best_effort(end_orphans(context))
+    # What belongs to a row that can't be read isn't without a record: its guest may run.
+    known = {record.id for record in records} | {row.id for row in unreadable}
+    await best_effort(sweep([directory for directory in directories if directory.name not in known]))
+    await catalog.reap(context, of_snapshots)
+    await best_effort(memory_jobs.sweep(context.home))
+    await request_if_left(context.home)
+
+
+def _is_dead(process: ProcessRef) -> bool:
+    try:
+        return liveness.is_dead(process)
+    except UnavailableError:
+        return False  # it can't be looked at: the next ramet process does
+
+
+async def _reap_one(context: Context, record: Record) -> None:
+    if record.pending is not None and liveness.is_dead(record.pending.by):
+        await recover(context, record)
+    if record.auto_remove and observe(context, record).record.state in {State.STOPPED, State.FAILED}:
+        await discard(context, record, only_if=lambda one: one == record)
+    else:
+        for log in (CONSOLE_LOG, VMM_LOG):
+            bounded_log.trim(context.directory(record) / log)
+
+
+async def recover(context: Context, record: Record) -> None:
+    """Finish or undo the change that a killed process was in the middle of.
+
+    Nothing happens when another process has.
+    """
+    async with context.lifecycle(record):
+        record = context.store.get(record.id)
+        if record.pending is None or not liveness.is_dead(record.pending.by):
+            return
+        if record.pending.what in {"restore", "rewind"}:
+            # First: how its VMM ended is said in the directory that it works in.
+            await finish_replace(context, record)
+        fact = observe(context, record).record
+        match record.pending.what:
+            case "stop" if fact.state is not State.STANDBY:  # what is in standby hadn't lost anything yet
+                # It was asked to go: it goes.
+                reason = None
+                if fact.vmm is not None:
+                    await processes.kill(fact.vmm.process)
+                    reason = "killed: the ramet process that was stopping it had been killed"
+                fact = fact if fact.state is State.STOPPED else fact.moved(Move.STOP, reason=reason)
+                await threads.run(drop_capture, context.directory(record))
+            case "pause" | "resume" | "template" | "standby" | "capture" if fact.vmm is not None:
+                fact = await _as_the_vmm_says(context, record)
+            case _:
+                pass  # start, or the VMM is gone: what it left without a record is swept as an orphan
+        # Last: a VMM that was told to save makes its files when it gets to it.
+        drop_unpublished(context.directory(record), record.vmm)
+        context.store.change(
+            record.id,
+            lambda one: msgspec.structs.replace(
+                one, state=fact.state, vmm=fact.vmm, reason=fact.reason, machine=fact.machine, pending=None
+            ),
+        )
+
+
+async def _as_the_vmm_says(context: Context, record: Record) -> Record:
+    """An instance that ran before a capture was begun of it goes on, its disks in whichever files they are; a
+    pause or a resume that was begun has happened or not.
+    """
+    vmm = context.vmm(record)
+    if record.pending is not None and record.pending.what in {"template", "standby", "capture"}:
+        if record.state is State.RUNNING:
+            try:
+                await vmm.resume()
+            except VmmError:
+                return record.moved(Move.PAUSE, vmm=record.vmm)  # as `let_go_on`
+            record = msgspec.structs.replace(record, reason=await correct_clock(context, record))
+        try:
+            record = await with_disks_as_they_are(record, vmm)
+            await drop_unused_overlays(context.directory(record), record, vmm)
+        except VmmError:
+            pass  # what is known of the disks by now holds; an overlay too many is in nobody's way
+        return record
+    try:
+        runs = await vmm.status() == "running"
+    except VmmError:
+        return record  # what it says is as good as anything that is known
+    if runs == (record.state is State.RUNNING):
+        return record
+    if not runs:
+        return record.moved(Move.PAUSE, vmm=record.vmm)
+    return record.moved(Move.RESUME, vmm=record.vmm, reason=await correct_clock(context, record))
+
+
+async def end_orphans(context: Context) -> None:
+    """End VMMs that no record names: a killed ramet had started them and not yet written them down.
+
+    Processes are listed before records: whoever starts a VMM has marked its record before, and names the VMM
+    in it before the mark goes. A warm VMM works in the pool's directory, until there is a record for it.
+    """
+    found = spawn.spawned_below(context.home.instances)
+    if not found:
+        return
+    readable, unreadable = context.store.rows()
+    records = {context.directory(record): record for record in readable}
+    unknown = {row.id for row in unreadable}
+    for directory, running in found.items():
+        record = records.get(directory)
+        if record is not None and (_is_being_made(record) or why_unseen(record) is not None):
+            continue  # of what can't be seen it can't be told which VMM is its own, either
+        if record is None and directory.name in unknown:
+            continue  # its row can't be read, and may well name it
+        for process in running:
+            # Without a record: removed by force, while it was being brought up by a ramet that then died.
+            if record is None or record.vmm is None or not process_ref.is_same(record.vmm.process, process):
+                await processes.kill(process)
+
+
+def _is_being_made(record: Record) -> bool:
+    by = record.owner if record.state is State.CREATED else record.pending.by if record.pending else None
+    return by is not None and not liveness.is_dead(by)

@@ -1,0 +1,190 @@
+"""Restore and rewind: an instance's VMM is brought up anew from a capture, and takes the place of what there
+was.
+
+The new VMM works in a staged directory until its guest has proved itself. Then the row names it, the two
+directories change names at once, and what there was goes: the old state only when the new one is up.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from ramet.concurrency import to_completion
+from ramet.engine.context import Context
+from ramet.engine.lifecycle.jobs import changing
+from ramet.engine.maintenance.decompression import kept, unpacked
+from ramet.engine.maintenance.memory_jobs import cancel
+from ramet.engine.manifest import require_restorable
+from ramet.engine.origin import Origin, origin_of, require_parts
+from ramet.engine.restore.connections import connections
+from ramet.engine.restore.load import Living, load, resume_and_verify, take
+from ramet.engine.restore.parts import ForkOptions
+from ramet.engine.snapshots import catalog
+from ramet.errors import NotFoundError, RametError
+from ramet.model.lifecycle import Move
+from ramet.model.record import Record
+from ramet.model.snapshot import SnapshotRecord
+from ramet.paths import CONSOLE_LOG, LIFECYCLE_LOCK
+from ramet.system import process_ref, processes, spawn, threads
+from ramet.system.files import filesystem_errors, remove_tree
+from ramet.system.publishing import exchange
+
+_CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1")
+"""What stays with an instance whatever state it goes back to. The lock is held: the same file has to be
+found.
+"""
+
+
+async def restore(context: Context, record: Record) -> Record:
+    """Bring an instance back from standby, with a new generation. What it was captured with goes then.
+
+    Raises `WrongStateError` unless it is in standby, and as `load` and `resume_and_verify`; it is still in
+    standby then.
+    """
+    async with changing(context, record, "restore") as record:
+        record.moved(Move.RESTORE)
+        return await _replace(context, record, origin_of(context, record), Move.RESTORE)
+
+
+async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> Record:
+    """Take an instance back to a snapshot of itself, with a new generation; in any state but that of a
+    template.
+
+    Raises `WrongStateError`, and as `load` and `resume_and_verify`; it is as it was then, and runs if it ran.
+    """
+    async with changing(context, record, "rewind") as record:
+        record.moved(Move.REWIND)
+        origin = catalog.origin_of_snapshot(context, catalog.require_published(context, snapshot.id))
+        return await _replace(context, record, origin, Move.REWIND)
+
+
+async def _replace(context: Context, record: Record, origin: Origin, move: Move) -> Record:
+    # Whatever compresses what is needed now, or what is about to go, gives up.
+    for directory in {origin.directory, context.directory(record)}:
+        cancel(context.home, directory)
+    async with kept(origin):
+        origin, _ = await unpacked(context, origin)
+        return await _replace_from(context, record, origin, move)
+
+
+async def _replace_from(context: Context, record: Record, origin: Origin, move: Move) -> Record:
+    manifest = origin.manifest
+    driver = context.driver(manifest.driver)
+    await require_parts(origin)
+    await require_restorable(manifest, driver, name=origin.name)
+    own, staged = context.directory(record), context.home.staged(record.id)
+    generation = max(record.generation, manifest.generation) + 1
+    wanted = msgspec.structs.replace(record, machine=manifest.machine, generation=generation)
+    living: Living | None = None
+    try:
+        await threads.run(remove_tree, staged)
+        parts = await take(origin, driver, staged, ForkOptions())
+        _carry(own, staged)
+        async with connections() as opened:
+            loaded = await load(driver, staged, parts, opened, resume=True, mark=own)
+            living = await resume_and_verify(context, wanted, staged, loaded, opened)
+        entered = staged.stat().st_ino
+        changed = _enter(context, living, move, entered)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            if living is not None:
+                await living.vmm.kill()
+            await threads.run(remove_tree, staged)
+        raise
+    await to_completion(_take_the_place(context, record, living, staged, entered))
+    return changed
+
+
+async def _take_the_place(
+    context: Context, record: Record, living: Living, staged: Path, entered: int
+) -> None:
+    """The directories change names, and what there was goes."""
+    own = context.directory(record)
+    try:
+        await threads.run(exchange, staged, own)
+    except RametError:
+        # A filesystem that can't, say. Unless it has, and only couldn't be synced, all is as it was.
+        if not own.exists() or own.stat().st_ino != entered:
+            await _leave(context, record, living)
+            await threads.run(remove_tree, staged)
+            raise
+    if record.vmm is not None:
+        await processes.kill(record.vmm.process)
+    await threads.run(remove_tree, staged)
+
+
+def _enter(context: Context, living: Living, move: Move, inode: int) -> Record:
+    """The row names the new VMM, and the directory that is to be its own: from here on it is the instance."""
+    new = living.record
+
+    def entered(one: Record) -> Record:
+        pending = msgspec.structs.replace(one.pending, staged=inode) if one.pending is not None else None
+        return msgspec.structs.replace(
+            one.moved(move, vmm=living.running),
+            machine=new.machine,
+            generation=new.generation,
+            driver=new.driver,
+            pending=pending,
+        )
+
+    return context.store.change(new.id, entered, durable=True)
+
+
+async def _leave(context: Context, record: Record, living: Living) -> None:
+    """The row names what it named before, and the new VMM ends."""
+    try:
+        context.store.change(
+            record.id,
+            lambda one: msgspec.structs.replace(
+                one,
+                state=record.state,
+                vmm=record.vmm,
+                reason=record.reason,
+                machine=record.machine,
+                generation=record.generation,
+                driver=record.driver,
+                pending=record.pending,
+            ),
+            durable=True,
+        )
+    except NotFoundError:
+        pass  # removed by force meanwhile
+    await living.vmm.kill()
+
+
+def _carry(own: Path, staged: Path) -> None:
+    with filesystem_errors("prepare", staged):
+        for name in _CARRIED:
+            try:
+                os.link(own / name, staged / name)
+            except FileNotFoundError:
+                continue
+
+
+async def finish_replace(context: Context, record: Record) -> None:
+    """What a killed ramet left of a restore or a rewind: finished when the row names the new VMM, else
+    undone.
+
+    The caller holds the instance's lock.
+    """
+    own, staged = context.directory(record), context.home.staged(record.id)
+    entered = record.pending.staged if record.pending is not None else None
+    if entered is not None and _is(staged, entered):
+        await threads.run(exchange, staged, own)
+    running = spawn.spawned_below(own.parent, staged.parent)
+    for process in [*running.get(own, ()), *running.get(staged, ())]:
+        if record.vmm is None or not process_ref.is_same(record.vmm.process, process):
+            await processes.kill(process)
+    await threads.run(remove_tree, staged)
+
+
+def _is(directory: Path, inode: int) -> bool:
+    """Whether that is the directory, whatever it was called before. Its VMM may have died with its ramet."""
+    try:
+        return directory.stat().st_ino == inode
+    except FileNotFoundError:
+        return False

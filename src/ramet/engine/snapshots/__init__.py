@@ -1,0 +1,1 @@
+"""Snapshots: named captures, listed, created, verified, compressed, exported and imported."""

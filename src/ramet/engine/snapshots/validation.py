@@ -1,0 +1,95 @@
+"""Validate the manifest of a snapshot from another machine, before anything in it is believed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ramet.disk.chains import chain_of, image_facts
+from ramet.disk.volumes import files_of
+from ramet.engine.capture.archive import (
+    MOST_MEMORY_BYTES,
+)
+from ramet.engine.manifest import Compressed, Manifest
+from ramet.errors import DamagedError
+from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL
+from ramet.memory.delta import open_delta
+from ramet.model.names import check_name
+from ramet.model.record import Disk
+from ramet.units import PAGE_SIZE_BYTES
+
+_MOST_CPUS = 256
+
+
+_MOST_PORTS = 30
+
+
+_DISK_NAME = re.compile(r"disk[0-9]{0,2}")
+
+
+def require_harmless(manifest: Manifest, what: str) -> None:
+    """What a manifest says is told to a VMM: it may be nothing but a machine as ramet makes them.
+
+    Raises `DamagedError`.
+    """
+    machine, source = manifest.machine, manifest.source
+    memory_bytes = machine.memory_bytes
+    kernel_arguments = machine.kernel_arguments
+    plain = {
+        "accelerator": machine.accelerator in {"kvm", "tcg"},
+        "machine type": re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", machine.machine_type) is not None,
+        "CPU model": re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,254}", machine.cpu_model) is not None,
+        "kernel arguments": len(kernel_arguments) <= 2048 and kernel_arguments.isprintable(),
+        "memory": 0 < memory_bytes <= MOST_MEMORY_BYTES and memory_bytes % PAGE_SIZE_BYTES == 0,
+        "number of CPUs": 1 <= machine.cpus <= _MOST_CPUS,
+        "number of ports": 0 <= machine.agent_ports <= _MOST_PORTS,
+        # A TAP device is one of this host's: which one isn't for a file to say.
+        "network": not machine.nics,
+        "disks": _are_plain(machine.disks),
+        "mem-file": manifest.parts[manifest.memory.base].facts.size_bytes == memory_bytes,
+        "compressed memory": _is_plain_file(manifest.memory.compressed),
+        "source": source is not None and re.fullmatch(r"[0-9a-f]{4,64}", source.id) is not None,
+    }
+    if wrong := [name for name, is_plain in plain.items() if not is_plain]:
+        raise DamagedError(f"{what} is no snapshot that ramet made: {', '.join(wrong)}")
+    assert source is not None
+    check_name(source.name)
+
+
+def _is_plain_file(compressed: Compressed | None) -> bool:
+    return compressed is None or (
+        re.fullmatch(r"mem(-[0-9a-f]{1,16})?\.zst", compressed.file) is not None
+        and LOWEST_LEVEL <= compressed.level <= HIGHEST_LEVEL
+    )
+
+
+def _are_plain(disks: Sequence[Disk]) -> bool:
+    """Whether each has files of its own, called as a disk's are."""
+    files = [name for disk in disks for name in files_of(disk)]
+    return len(files) == len(set(files)) and all(
+        _DISK_NAME.fullmatch(disk.name)
+        and all(re.fullmatch(rf"{disk.name}(-[0-9]+)?\.{disk.format}", name) for name in files_of(disk))
+        and (disk.format == "qcow2" or not disk.backing)
+        for disk in disks
+    )
+
+
+def require_disks(manifest: Manifest, directory: Path, what: str) -> None:
+    """A qcow2 file can name any file of this host as the one that it lies over: it has to be its
+    neighbour.
+    """
+    for disk in manifest.machine.disks:
+        if disk.format != "qcow2":
+            continue
+        same_chain = chain_of(directory, disk.file) == files_of(disk)
+        if not same_chain or image_facts(directory / disk.file).size_bytes != disk.size_bytes:
+            raise DamagedError(f"the disk `{disk.name}` in {what} isn't what its manifest says")
+
+
+def require_delta(manifest: Manifest, directory: Path, what: str) -> None:
+    memory = manifest.memory
+    if memory.delta is not None:
+        with open_delta(directory / memory.delta, manifest.machine.memory_bytes) as delta:
+            if delta.facts.applied_bytes != memory.delta_bytes:
+                raise DamagedError(f"the delta in {what} isn't what its manifest says")

@@ -1,0 +1,76 @@
+"""What the record keeps of a VMM that was just started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ramet.drivers.interface import Driver, Vmm
+from ramet.errors import UnavailableError, WrongStateError
+from ramet.memory.mappings import FileIdentity, identity_of
+from ramet.memory.ram import locate_ram
+from ramet.model.record import Machine, ProcessRef, RamRange, RunningVmm
+from ramet.paths import CONSOLE_LOG, MEM_FILE
+
+
+def running_vmm(
+    driver: Driver, directory: Path, machine: Machine, vmm: Vmm, *, console_start: int
+) -> RunningVmm:
+    """What the record keeps of a VMM that was just started in `directory`, and has its guest's RAM.
+    `console_start` is what `console_bytes` said before its guest could say anything.
+
+    Raises `VmmError` when it has ended, `WrongStateError` when its RAM can't be found, `UnavailableError`
+    when the kernel doesn't let us look.
+    """
+    path = directory / MEM_FILE
+    mem = identity_of(path) if path.exists() else None
+    ram = _locate(driver, machine, vmm.process, mem)
+    device, inode = mem or (0, 0)
+    return RunningVmm(
+        process=vmm.process, mem_device=device, mem_inode=inode, ram=ram, console_start=console_start
+    )
+
+
+def booted_vmm(
+    driver: Driver, directory: Path, machine: Machine, vmm: Vmm, *, console_start: int
+) -> RunningVmm:
+    """As `running_vmm`, of one that boots: its guest runs well also where the kernel lets nobody look at its
+    RAM, or where nothing proves where that lies. It is a capture that can't do without; `with_ram` is where
+    that is said.
+    """
+    try:
+        return running_vmm(driver, directory, machine, vmm, console_start=console_start)
+    except (UnavailableError, WrongStateError) as error:
+        path = directory / MEM_FILE
+        if isinstance(error, WrongStateError) and path.exists():
+            raise  # its guest would write into a file that is to be shared, say
+        device, inode = identity_of(path) if path.exists() else (0, 0)
+        return RunningVmm(
+            process=vmm.process, mem_device=device, mem_inode=inode, console_start=console_start
+        )
+
+
+def with_ram(driver: Driver, machine: Machine, running: RunningVmm) -> RunningVmm:
+    """What is known of a VMM, with its RAM, if that couldn't be noted when it booted. Errors as
+    `running_vmm`.
+    """
+    if running.ram:
+        return running
+    mem = FileIdentity(running.mem_device, running.mem_inode) if running.mem_inode else None
+    return msgspec.structs.replace(running, ram=_locate(driver, machine, running.process, mem))
+
+
+def console_bytes(directory: Path) -> int:
+    """How much is on the console of what works in `directory`, of earlier starts too."""
+    try:
+        return (directory / CONSOLE_LOG).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _locate(
+    driver: Driver, machine: Machine, process: ProcessRef, mem: FileIdentity | None
+) -> tuple[RamRange, ...]:
+    regions = [one.length_bytes for one in driver.ram_regions(machine)]
+    return locate_ram(process.pid, mem=mem, regions=regions)

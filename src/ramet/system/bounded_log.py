@@ -1,0 +1,154 @@
+"""Bounded logs: what a guest or a VMM says, without bound, into a plain file that nobody watches.
+
+There is no daemon, so two things bound a log. The kernel stops the writer for good at its RLIMIT_FSIZE, which
+is set when a VMM is spawned. And whichever ramet process comes by calls `trim`: a log that has grown too
+large is cut to its end, which goes into `NAME.1`; the writer appends (O_APPEND) and goes on at the beginning
+of the emptied file. One that doesn't append (Firecracker, to its log) goes on behind a hole, up to its limit.
+
+What is in these files was chosen by a guest. They are bytes; `ramet.text.printable` makes them fit for a
+terminal.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from ramet.system.files import STAT_BLOCK_BYTES
+from ramet.units import KIB, MIB
+
+KEEP_BYTES = 256 * KIB
+ABOVE_BYTES = MIB
+_CHUNK_BYTES = 64 * KIB
+
+
+def previous(log: Path) -> Path:
+    """Where the end of the part that was cut off last lies: `console.log.1`."""
+    return log.with_name(log.name + ".1")
+
+
+def trim(log: Path, *, keep_bytes: int = KEEP_BYTES, above_bytes: int = ABOVE_BYTES) -> bool:
+    """Cut a log of more than `above_bytes` to its last `keep_bytes`, which begin with a whole line, and say
+    whether that was done.
+
+    Any number of processes may try at once: one does it, the others leave it to that one. What is written in
+    the instant between the last copy and the cut is lost; after a crash in between, some lines are in both
+    parts. A log that isn't there needs no trimming. Raises `OSError` (a full disk): the log is as it was.
+    """
+    try:
+        descriptor = open_regular(log, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        if _occupied_bytes(descriptor) <= above_bytes or not _lock(descriptor):
+            return False
+        if _occupied_bytes(descriptor) <= above_bytes:
+            return False  # somebody else has just done it
+        _save_end(descriptor, os.fstat(descriptor).st_size, keep_bytes, previous(log))
+        os.ftruncate(descriptor, 0)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def tail(log: Path, max_bytes: int) -> bytes:
+    """The last `max_bytes` of a log, the part that was cut off last included; nothing when there is no log.
+
+    A guest's own bytes: don't interpret them, don't print them raw. Raises `OSError`.
+    """
+    for _ in range(3):
+        before = _identity(previous(log))
+        current = last_bytes(log, max_bytes)
+        earlier = last_bytes(previous(log), max_bytes - len(current))
+        if before == _identity(previous(log)):
+            break  # else a trim came between: the two parts may overlap
+    return earlier + current
+
+
+def since(log: Path, start: int, max_bytes: int) -> bytes:
+    """The last `max_bytes` of what was written to a log behind its byte `start`.
+
+    A log that was cut since then may begin with what is older. Raises `OSError`.
+    """
+    try:
+        size_bytes = log.stat().st_size
+    except FileNotFoundError:
+        return b""
+    if size_bytes < start:
+        return tail(log, max_bytes)
+    return last_bytes(log, min(max_bytes, size_bytes - start))
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """A descriptor, for the caller to close, of a regular file and nothing else: a VMM can write to its log's
+    directory, so links and FIFOs may lie there. Raises `OSError`.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def _occupied_bytes(descriptor: int) -> int:
+    """What a log has on the disk. A writer that doesn't append (Firecracker) goes on where it was, behind a
+    hole.
+    """
+    facts = os.fstat(descriptor)
+    return min(facts.st_size, facts.st_blocks * STAT_BLOCK_BYTES)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _save_end(descriptor: int, size_bytes: int, keep_bytes: int, target: Path) -> None:
+    """Copy the last `keep_bytes`, and what is appended meanwhile (as much again, at most), to `target`."""
+    offset = max(0, size_bytes - keep_bytes - 1)  # one more: the line end before a whole line
+    limit, cut = offset + 2 * keep_bytes, offset > 0
+    temporary = target.with_name(target.name + ".tmp")  # one name will do, the lock is ours
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as saved:
+            while offset < limit and (
+                data := os.pread(descriptor, min(_CHUNK_BYTES, limit - offset), offset)
+            ):
+                offset += len(data)
+                if cut:
+                    data = data[data.find(b"\n") + 1 :]  # all of it, if there is no line end
+                    cut = False
+                saved.write(data)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def last_bytes(path: Path, max_bytes: int) -> bytes:
+    """The last `max_bytes` of one file; nothing when there is none. Raises `OSError`."""
+    if max_bytes <= 0:
+        return b""
+    try:
+        descriptor = open_regular(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return b""
+    try:
+        offset = max(0, os.fstat(descriptor).st_size - max_bytes)
+        return os.pread(descriptor, max_bytes, offset)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns

@@ -1,0 +1,226 @@
+"""What the filesystem does for us: reflinks, holes, and changes that are either wholly there or not at all.
+
+Knows files, not VMs. Runs on any POSIX system; what only Linux has (reflinks, punching holes, copying inside
+the kernel) steps down with a reason elsewhere. Functions on descriptors raise `OSError`, functions on paths
+raise `FilesystemError`, which names the path.
+
+Sources: ioctl_ficlone(2), lseek(2) (SEEK_DATA, SEEK_HOLE), copy_file_range(2), fallocate(2), fsync(2),
+rename(2), renameat2(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import sys
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from ramet.errors import FilesystemError
+from ramet.system import rlimits
+from ramet.system.libc import last_error, libc
+
+TEMPORARY_PREFIX: Final = ".tmp-"
+"""How the name of anything unpublished begins. Such names are swept after a crash and never cloned."""
+STAT_BLOCK_BYTES: Final = 512
+"""The unit of `st_blocks`, whatever the filesystem's own block is (stat(2))."""
+
+_FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
+_FS_IOC_SETFLAGS: Final = 0x40086602  # _IOW('f', 2, long)
+_FS_IMMUTABLE_FL: Final = 0x10
+_FS_TOPDIR_FL: Final = 0x20000
+_FS_NOCOW_FL: Final = 0x800000
+_AT_FDCWD: Final = -100  # fcntl.h
+_RENAME_NOREPLACE: Final = 1  # linux/fs.h
+_RENAME_EXCHANGE: Final = 2
+_NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS})  # this filesystem, this kernel
+_PUNCH_HOLE_KEEP_SIZE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
+_KEEP_SIZE: Final = 0x01  # FALLOC_FL_KEEP_SIZE
+_REMOVAL_TRIES: Final = 5
+
+_HINTS: Final = {
+    errno.ENOSPC: "free some space on that filesystem",
+    errno.EDQUOT: "free some of the quota on that filesystem",
+    errno.EFBIG: "ask for less: that filesystem has no files so large",  # unless a limit is why
+    errno.EROFS: "choose a directory on a writable filesystem",
+    errno.EACCES: "check who owns the file and the directories above it",
+    errno.EMFILE: "raise the limit on open files: ulimit -n",
+}
+
+
+def hint_of(error: OSError) -> str | None:
+    """The next step after an error of a filesystem, where there is one."""
+    hint = _HINTS.get(error.errno or 0)
+    return rlimits.file_hint() or hint if error.errno == errno.EFBIG else hint
+
+
+@contextmanager
+def filesystem_errors(action: str, path: Path | str) -> Iterator[None]:
+    """Turn an `OSError` inside into a `FilesystemError` that names the action, the path and the reason."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise FilesystemError(
+            f"can't {action} {path}: {why}", hint=hint_of(error), number=error.errno
+        ) from error
+
+
+@contextmanager
+def new_file(path: Path, mode: int = 0o600) -> Iterator[int]:
+    """A descriptor of a file that didn't exist before. Leaving with an exception removes the file again."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        yield descriptor
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[int]:
+    """A read-only descriptor of a regular file.
+
+    A link is refused; so is a FIFO, without waiting for its writer.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def allocated_bytes(path: Path) -> int:
+    """What the file occupies, in bytes; a hole occupies nothing, a reflinked block counts in every file.
+
+    Raises `OSError`.
+    """
+    return path.lstat().st_blocks * STAT_BLOCK_BYTES
+
+
+def free_bytes(where: int | Path) -> int | None:
+    """How much this process may still write to the filesystem of a file or a directory, in bytes; None where
+    the filesystem doesn't tell.
+
+    An estimate: others write too, and a filesystem that compresses may need less. Raises `OSError`.
+    """
+    facts = os.statvfs(where)
+    free = facts.f_bfree if os.geteuid() == 0 else facts.f_bavail
+    # Some filesystems in user space tell nothing: no blocks at all.
+    return free * facts.f_frsize if facts.f_blocks else None
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write every byte of `data` at `offset`, however many calls that takes. Raises `OSError`."""
+    done = os.pwrite(descriptor, data, offset)
+    while done < len(data):
+        done += os.pwrite(descriptor, memoryview(data)[done:], offset + done)
+
+
+def punch_hole(descriptor: int, offset: int, length_bytes: int) -> bool:
+    """Make a range read as zeros and, block by block, occupy nothing. Never call it on a published file.
+
+    False, with nothing changed, where the system or the filesystem can't (fallocate(2), Linux). Raises
+    `OSError`.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    position, length = ctypes.c_int64(offset), ctypes.c_int64(length_bytes)
+    if libc().fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, position, length) == 0:
+        return True
+    error = last_error()
+    if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+        return False
+    raise error
+
+
+def allocate(descriptor: int, length_bytes: int) -> None:
+    """Give a file all the blocks of that length, and the length itself if it is shorter; its content stays.
+
+    Nothing happens where the filesystem can't (fallocate(2)). Raises `OSError`, such as ENOSPC.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    if libc().fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(length_bytes)) != 0:
+        error = last_error()
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise error
+
+
+def keep_room(descriptor: int, length_bytes: int) -> None:
+    """Set blocks aside behind the end of a file, so that so much can be appended on a full disk, too. Its
+    length stays. Nothing happens where that can't be done.
+    """
+    if sys.platform.startswith("linux"):
+        end, length = ctypes.c_int64(os.fstat(descriptor).st_size), ctypes.c_int64(length_bytes)
+        libc().fallocate(descriptor, _KEEP_SIZE, end, length)
+
+
+def turn_off_copy_on_write(descriptor: int) -> None:
+    """Let an *empty* file be written in place, where the filesystem would put each write elsewhere (btrfs): a
+    block that is there can be written then though the disk is full (ioctl_iflags(2), FS_NOCOW_FL).
+    """
+    try:
+        flags = array("l", [0])
+        fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, flags)
+        flags[0] |= _FS_NOCOW_FL
+        fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, flags)
+    except OSError:
+        pass  # the others write in place anyway
+
+
+def is_immutable(path: Path) -> bool:
+    """Whether a file has the immutable attribute, by which nobody, root included, may write, link or remove
+    it (FS_IOC_GETFLAGS, ioctl_iflags(2)). False where that can't be asked.
+    """
+    try:
+        with open_regular(path) as descriptor:
+            flags = array("l", [0])
+            fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, flags)
+            return bool(flags[0] & _FS_IMMUTABLE_FL)
+    except OSError:
+        return False
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory and all that is in it, if it is there; others may be removing it, too, and the
+    home's worker may be making a file in it.
+
+    Raises `FilesystemError` for the first thing that can't be removed: everything else is gone then.
+    """
+    errors: list[tuple[Path, OSError]] = []
+
+    def note(_function: object, path: str, info: tuple[object, BaseException, object]) -> None:
+        error = info[1]
+        if not isinstance(error, OSError):
+            raise error
+        if not isinstance(error, FileNotFoundError):
+            errors.append((Path(path), error))
+
+    for _ in range(_REMOVAL_TRIES):
+        errors.clear()
+        shutil.rmtree(directory, onerror=note)
+        if not any(error.errno == errno.ENOTEMPTY for _, error in errors):
+            break
+    for left, error in errors:
+        if is_immutable(left):
+            raise FilesystemError(
+                f"{left} can't be removed: it has the immutable attribute",
+                hint=f"`chattr -i {left}` as root; whichever ramet command comes next removes what is left",
+                number=error.errno,
+            ) from error
+    if errors:
+        left, error = errors[0]
+        with filesystem_errors("remove", left):
+            raise error

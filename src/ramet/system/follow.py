@@ -1,0 +1,129 @@
+"""What is appended to a log, as it comes: `logs -f`.
+
+Driven by inotify(7), one instance a follower, bound here with ctypes in two calls: the events are never
+parsed, they only say "look again", so a library for them would be larger than what it replaces. Where inotify
+can't be had (its limits are per user and low; other systems lack it) the file is looked at every `POLL_S`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ramet.system import bounded_log
+from ramet.system.libc import last_error, libc
+from ramet.units import KIB, MIB
+
+CHUNK_BYTES = 64 * KIB
+POLL_S = 0.25
+
+# <sys/inotify.h>
+_IN_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
+_IN_MODIFY, _IN_ATTRIB = 0x002, 0x004  # a lost name is a change of the link count: IN_ATTRIB
+
+
+async def follow(
+    log: Path,
+    *,
+    until: Callable[[], Awaitable[object]],
+    history_bytes: int = MIB,
+    on_poll: Callable[[str], None] | None = None,
+) -> AsyncGenerator[bytes, None]:
+    """The last `history_bytes` of a log, then what is appended, in chunks of at most `CHUNK_BYTES`.
+
+    Ends, after a last look, when `until()` returns (the VMM has ended), or when the file has lost its name.
+    `until` is called again and again, and cancelled in between: `event.wait` will do. Who leaves the loop
+    early wraps this in `contextlib.aclosing`, which closes its descriptors then and there.
+
+    A log that isn't there yet is waited for. A log that gets shorter was trimmed and is read from its
+    beginning; a follower so slow that a trim overtakes it misses what was cut. `on_poll` hears why, if
+    inotify can't be had. Raises `OSError`, and what `until()` raises.
+    """
+    descriptor = await _open(log, until)
+    if descriptor is None:
+        return
+    notify = -1
+    try:
+        notify, why = _watch(descriptor)
+        if notify < 0 and on_poll is not None:
+            on_poll(why)
+        size = os.fstat(descriptor).st_size
+        offset = max(0, size - history_bytes)
+        earlier = bounded_log.last_bytes(bounded_log.previous(log), history_bytes - (size - offset))
+        for start in range(0, len(earlier), CHUNK_BYTES):
+            yield earlier[start : start + CHUNK_BYTES]
+        ended = False
+        while True:
+            status = os.fstat(descriptor)
+            if status.st_size < offset:
+                offset = 0
+            while chunk := os.pread(descriptor, CHUNK_BYTES, offset):
+                offset += len(chunk)
+                yield chunk
+                await checkpoint()  # a guest that never pauses must not keep the loop from everything else
+            if ended or status.st_nlink == 0:
+                return
+            ended = await _changed(notify, until)
+    finally:
+        if notify >= 0:
+            os.close(notify)
+        os.close(descriptor)
+
+
+async def _open(log: Path, until: Callable[[], Awaitable[object]]) -> int | None:
+    """A descriptor of the log, or None when it never came."""
+    ended = False
+    while True:
+        try:
+            return bounded_log.open_regular(log, os.O_RDONLY)
+        except FileNotFoundError:
+            if ended:
+                return None
+            ended = await _changed(-1, until)
+
+
+def _watch(descriptor: int) -> tuple[int, str]:
+    """An inotify descriptor that becomes readable when the open file changes, or -1 and why not."""
+    try:
+        init, add = libc().inotify_init1, libc().inotify_add_watch
+    except AttributeError:
+        return -1, "this system has no inotify"
+    notify: int = init(_IN_NONBLOCK_CLOEXEC)
+    # Through the descriptor: the name may belong to another file by now.
+    if notify >= 0 and add(notify, f"/proc/self/fd/{descriptor}".encode(), _IN_MODIFY | _IN_ATTRIB) >= 0:
+        return notify, ""
+    why = last_error().strerror
+    if notify >= 0:
+        os.close(notify)
+    return -1, f"inotify: {why}"
+
+
+async def _changed(notify: int, until: Callable[[], Awaitable[object]]) -> bool:
+    """Wait for a change of the file, or (without inotify) a while. True when `until` returned instead."""
+    ended = False
+    failure: Exception | None = None
+
+    async def wait_until() -> None:
+        nonlocal ended, failure
+        try:
+            await until()
+            ended = True
+        except Exception as error:
+            failure = error  # as it is, not in the group that a task group would make of it
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait_until)
+        if notify < 0:
+            await anyio.sleep(POLL_S)
+        else:
+            await anyio.wait_readable(notify)
+            os.read(notify, 4 * KIB)  # what is left of the events wakes us once more, which is harmless
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return ended

@@ -1,0 +1,95 @@
+"""Which kernels were tried on this machine's KVM, and what came of it.
+
+Where the check (`kvm`) says that a stock kernel doesn't run, one that was built for this KVM may. Nothing but
+booting it tells. What was found holds for that kernel's content, that driver and that KVM, until the machine
+boots again; a cache that can't be read or written costs another trial and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from ramet.errors import FilesystemError
+from ramet.system import kvm_probe
+from ramet.system.kvm import cache_key
+from ramet.system.kvm_probe import ProbeError
+from ramet.system.publishing import write_durably
+
+_MOST = 64
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One kernel, booted with one driver: whether its guest answered, and if not what happened instead."""
+
+    driver: str
+    kernel_version: str
+    kernel_digest: str
+    runs: bool
+    detail: str
+    key: str
+    """All that it depends on besides."""
+
+
+def trials(cache_dir: Path, *, device: str = kvm_probe.DEVICE) -> list[Trial]:
+    """What was tried on this KVM since the machine booted; empty where it can't be opened."""
+    try:
+        key = cache_key(device)
+    except ProbeError:
+        return []
+    return [one for one in _read(_file(cache_dir)) if one.key == key]
+
+
+def find_trial(cache_dir: Path, driver: str, kernel_digest: str) -> Trial | None:
+    """What came of that kernel with that driver, if it was tried."""
+    found = trials(cache_dir)
+    return next((one for one in found if (one.driver, one.kernel_digest) == (driver, kernel_digest)), None)
+
+
+def note_trial(
+    cache_dir: Path,
+    *,
+    driver: str,
+    kernel_version: str,
+    kernel_digest: str,
+    runs: bool,
+    detail: str,
+    device: str = kvm_probe.DEVICE,
+) -> Trial:
+    """Keep what came of a trial, in the place of what was known before, as far as it can be kept."""
+    try:
+        key = cache_key(device)
+    except ProbeError:
+        key = ""  # nobody's
+    kept = [
+        one
+        for one in trials(cache_dir, device=device)
+        if (one.driver, one.kernel_digest) != (driver, kernel_digest)
+    ]
+    made = Trial(
+        driver=driver,
+        kernel_version=kernel_version,
+        kernel_digest=kernel_digest,
+        runs=runs,
+        detail=detail,
+        key=key,
+    )
+    kept.append(made)
+    with suppress(OSError, FilesystemError):  # a cache: the kernel is tried again
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(_file(cache_dir), msgspec.json.encode(kept[-_MOST:]))
+    return made
+
+
+def _file(cache_dir: Path) -> Path:
+    return cache_dir / f"kvm-kernels-{os.geteuid()}.json"
+
+
+def _read(file: Path) -> list[Trial]:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=list[Trial])
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        return []

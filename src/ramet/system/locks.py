@@ -1,0 +1,148 @@
+"""Locks between processes, on files: flock(2), which the kernel lets go of when its holder dies.
+
+A blocked flock can't be cancelled or given a limit (a thread would sit in it), so this tries without
+blocking, at growing intervals. The first tries come 1 ms apart, because most of these locks are leases of
+some milliseconds; later ones at most 20 ms, so that who has waited long isn't outrun by who just came.
+
+Lock files are made when missing and never removed, except with their directory; a lock on a file that has
+lost its name isn't a lock, and is taken again. Each call opens the file anew: tasks of one process exclude
+each other as processes do. Not reentrant.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+
+from ramet.concurrency import pauses_s
+from ramet.errors import LockBusyError, RametError
+from ramet.system import forked
+from ramet.system.ownership import not_ours, user_name
+
+_FIRST_WAIT_S = 0.001
+_LONGEST_WAIT_S = 0.020
+
+
+@asynccontextmanager
+async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None) -> AsyncIterator[int]:
+    """Hold the exclusive lock on `path` inside; wait for it at most `wait_s` (0: one try).
+
+    What is yielded is the descriptor that holds it: a process that inherits it goes on holding it when this
+    one dies, until it ends, too.
+
+    Raises `busy`, by default a `LockBusyError` that names the path, when the wait is over; `UnavailableError`
+    when it is another user's; `OSError` when the file can't be made (its directory is gone). Cancelled while
+    it waits it holds nothing; cancelled or failed inside it lets go.
+    """
+    pauses = _pauses_s(path, wait_s, busy)
+    while (held := _try(path)) is None:  # noqa: ASYNC110 - other processes set no event
+        await anyio.sleep(next(pauses))
+    try:
+        yield held
+    finally:
+        _release(held)
+
+
+@contextmanager
+def file_lock_sync(path: Path, *, wait_s: float, busy: RametError | None = None) -> Iterator[None]:
+    """As `file_lock`, for plain code. Blocks the thread; never use it on an event loop's."""
+    pauses = _pauses_s(path, wait_s, busy)
+    while (held := _try(path)) is None:
+        time.sleep(next(pauses))
+    try:
+        yield
+    finally:
+        _release(held)
+
+
+@asynccontextmanager
+async def inode_lock(
+    path: Path, *, shared: bool, wait_s: float, busy: RametError | None = None
+) -> AsyncIterator[None]:
+    """Hold the lock on a directory, or on a file that is there, inside: `shared` with others that hold it so,
+    or alone.
+
+    Nothing is written for it. Errors as `file_lock`; `OSError` when it is gone.
+    """
+    pauses = _pauses_s(path, wait_s, busy)
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while (held := _try_inode(path, how)) is None:  # noqa: ASYNC110 - as above
+        await anyio.sleep(next(pauses))
+    try:
+        yield
+    finally:
+        _release(held)
+
+
+def _try_inode(path: Path, how: int) -> int | None:
+    # Where a VMM has worked, FIFOs may lie: they aren't waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno == errno.EWOULDBLOCK:
+            return None
+        raise
+    return forked.keep_from_children(descriptor)
+
+
+def _pauses_s(path: Path, wait_s: float, busy: RametError | None) -> Iterator[float]:
+    """Give the pause before each further try. Raises `busy` when the time is over."""
+
+    def late() -> RametError:
+        hint = "try again later"
+        return busy or LockBusyError(f"{path} is locked by another task or process", hint=hint)
+
+    return pauses_s(_FIRST_WAIT_S, _LONGEST_WAIT_S, within_s=wait_s, late=late, growth=1.5)
+
+
+def _try(path: Path) -> int | None:
+    """The descriptor that holds the lock, or None when somebody else does."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except PermissionError as error:
+            raise not_ours(str(path), _owner_of(path)) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(descriptor, path):
+                return forked.keep_from_children(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno == errno.EWOULDBLOCK:
+                return None
+            raise
+        os.close(descriptor)
+
+
+def _owner_of(path: Path) -> str:
+    for one in (path, path.parent):
+        try:
+            return user_name(one.lstat().st_uid)
+        except OSError:
+            continue  # its directory may tell
+    return "another user"
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether `path` names the file that we have open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _release(descriptor: int) -> None:
+    if not forked.is_ours(descriptor):
+        return  # in a child that was forked inside: the lock is its parent's
+    # Closing alone would leave the lock with a process that was forked meanwhile and hasn't executed yet.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    forked.close(descriptor)

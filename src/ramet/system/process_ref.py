@@ -1,0 +1,238 @@
+"""References to processes: pid, start time, boot and PID namespace, written down and compared.
+
+Sources: proc(5), pid_namespaces(7), time_namespaces(7)."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ramet.errors import UnavailableError
+from ramet.model.record import ProcessRef
+
+_STARTED_FIELD: Final = 22
+
+
+_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC  # <linux/proc_ns.h>: PROC_PID_INIT_INO
+
+
+_INITIAL_TIME_NAMESPACE: Final = 0xEFFFFFFA  # PROC_TIME_INIT_INO
+
+
+SECOND_NS: Final = 1_000_000_000
+
+
+_past_boots: set[str] = set()
+"""Boot ids of this machine before the present one, as far as the homes that were opened know them."""
+
+
+class ProcView(NamedTuple):
+    """The part of the system that this process sees. It stays what it is until the process forks."""
+
+    namespace: int
+    """This process's PID namespace; 0: the kernel has none."""
+    shows_own: bool
+    """`/proc` is this namespace's. Else, after unshare(2) say, it is one's above it."""
+    shows_all: bool
+    """`/proc` is the initial namespace's, above all others."""
+    offset_ticks: int
+    """By how much start times differ from those of the initial time namespace (time_namespaces(7))."""
+    slack_ticks: int
+
+
+@functools.cache
+def boot_id() -> str:
+    """This boot of this machine, from random(4)'s `/proc/sys/kernel/random/boot_id`."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError as error:
+        raise no_proc(error) from error
+
+
+def know_past_boots(boot_ids: Iterable[str]) -> None:
+    """Those were earlier boots of this very machine: what was started under one of them is dead."""
+    _past_boots.update(boot_ids)
+    _past_boots.discard(boot_id())
+
+
+def is_of_past_boot(process: ProcessRef) -> bool:
+    """Whether the process was one of this machine, before it was booted anew."""
+    return process.boot_id in _past_boots
+
+
+@functools.cache
+def proc_view() -> ProcView:
+    try:
+        namespace = namespace_inode("/proc/self/ns/pid")
+        status = Path("/proc/self/status").read_bytes()
+    except OSError as error:
+        raise no_proc(error) from error
+    # From /proc's namespace down to the process's own, the pid in each.
+    shows_own = len(status_line(status, b"NSpid:") or [b""]) == 1
+    try:
+        shows_all = (namespace if shows_own else namespace_inode("/proc/1/ns/pid")) in (
+            0,
+            _INITIAL_PID_NAMESPACE,
+        )
+    except OSError:
+        shows_all = False
+    tick_ns = SECOND_NS // os.sysconf("SC_CLK_TCK")
+    offset_ns = time_offset_ns()
+    # The kernel adds the offset before it divides.
+    return ProcView(namespace, shows_own, shows_all, offset_ns // tick_ns, int(offset_ns % tick_ns != 0))
+
+
+def no_proc(error: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"no process can be told from another: {error}", hint="mount /proc: `mount -t proc proc /proc`"
+    )
+
+
+def namespace_inode(path: str) -> int:
+    """The inode behind a link in /proc; 0 where the kernel lacks the file. Raises `OSError`."""
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116 - for each process of many
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat"):  # noqa: PTH110
+            return 0
+        raise
+
+
+def status_line(status: bytes, name: bytes) -> list[bytes] | None:
+    """The words behind `name` in proc(5)'s `/proc/PID/status`, or None."""
+    for line in status.splitlines():
+        if line.startswith(name):
+            return line.split()[1:]
+    return None
+
+
+def time_offset_ns() -> int:
+    """What this process's time namespace adds to the time since boot."""
+    if namespace_inode("/proc/self/ns/time") in (0, _INITIAL_TIME_NAMESPACE):
+        return 0
+    for line in Path("/proc/self/timens_offsets").read_text().splitlines():
+        clock, seconds, nanoseconds = line.split()
+        if clock in ("boottime", "7"):
+            return int(seconds) * SECOND_NS + int(nanoseconds)
+    return 0
+
+
+def stat_fields(name: str) -> list[bytes]:
+    """The fields of proc(5)'s `/proc/NAME/stat`, from the third on.
+
+    Raises `ProcessLookupError` when /proc shows no such process, `PermissionError` when it hides it.
+    """
+    try:
+        stat = Path(f"/proc/{name}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessLookupError(f"no process {name}") from error
+    # The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
+    return stat[stat.rindex(b")") + 2 :].split()
+
+
+def start_ticks(name: str) -> int:
+    return int(stat_fields(name)[_STARTED_FIELD - 3]) - proc_view().offset_ticks
+
+
+def is_start_of(started: int, process: ProcessRef) -> bool:
+    return abs(started - process.started) <= proc_view().slack_ticks
+
+
+@functools.cache
+def this_process() -> ProcessRef:
+    """The running ramet process, as owner of what it makes. Another one in a child that was forked."""
+    return ProcessRef(os.getpid(), start_ticks("self"), boot_id(), proc_view().namespace)
+
+
+def reference(pid: int) -> ProcessRef:
+    """The process that has `pid` now, in this process's PID namespace.
+
+    Raises `ProcessLookupError` when there is none.
+    """
+    if proc_view().shows_own:
+        return ProcessRef(pid, start_ticks(str(pid)), boot_id(), proc_view().namespace)
+    pidfd = os.pidfd_open(pid)
+    try:
+        return ProcessRef(pid, start_ticks(proc_name_of(pid, pidfd)), boot_id(), proc_view().namespace)
+    finally:
+        os.close(pidfd)
+
+
+def reference_in_proc(name: str) -> ProcessRef:
+    """The process that `/proc/NAME` shows, of whatever namespace: as it would name itself.
+
+    Raises `OSError`.
+    """
+    view = proc_view()
+    namespace = namespace_inode(f"/proc/{name}/ns/pid")
+    if view.shows_own and namespace == view.namespace:
+        return ProcessRef(int(name), start_ticks(name), boot_id(), namespace)
+    pids = status_line(Path(f"/proc/{name}/status").read_bytes(), b"NSpid:") or [name.encode()]
+    return ProcessRef(int(pids[-1]), start_ticks(name), boot_id(), namespace)
+
+
+def proc_name_of(pid: int, pidfd: int) -> str:
+    """How `/proc` calls the process behind a pidfd. Raises `ProcessLookupError` when it doesn't show it."""
+    if proc_view().shows_own:
+        return str(pid)
+    words = status_line(Path(f"/proc/self/fdinfo/{pidfd}").read_bytes(), b"Pid:")
+    if not words or int(words[0]) <= 0:
+        raise ProcessLookupError(f"/proc doesn't show process {pid}")
+    return words[0].decode()
+
+
+_NAME: Final = re.compile(
+    r"(?P<pid>\d+)-(?P<started>\d+)-(?P<boot_id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+    r"(?:-(?P<pid_namespace>\d+))?",
+    re.ASCII,
+)
+
+
+def as_name(process: ProcessRef) -> str:
+    """`process` as a part of a file's name, without a dot."""
+    return f"{process.pid}-{process.started}-{process.boot_id}-{process.pid_namespace}"
+
+
+def from_name(text: str) -> ProcessRef | None:
+    """The process that `as_name` has written, also an older ramet's; None when it has not."""
+    match = _NAME.fullmatch(text)
+    if match is None:
+        return None
+    return ProcessRef(
+        int(match["pid"]), int(match["started"]), match["boot_id"], int(match["pid_namespace"] or 0)
+    )
+
+
+def is_this_boot(process: ProcessRef) -> bool:
+    """It was started on this machine since it was booted. Its sockets can be reached then."""
+    return process.boot_id == boot_id()
+
+
+def is_here(process: ProcessRef) -> bool:
+    """It was started under this boot and in this PID namespace, and `/proc` shows this namespace: pids mean
+    what they say.
+    """
+    view = proc_view()
+    return process.boot_id == boot_id() and process.pid_namespace in (0, view.namespace) and view.shows_own
+
+
+def is_same(one: ProcessRef, other: ProcessRef) -> bool:
+    """Both name one process, though one of them may have been written before namespaces were noted, or in a
+    time namespace, where a start may be one tick later: no pid is used again within that.
+    """
+    return (
+        (one.pid, one.boot_id) == (other.pid, other.boot_id)
+        and abs(one.started - other.started) <= 1
+        and (one.pid_namespace == other.pid_namespace or 0 in (one.pid_namespace, other.pid_namespace))
+    )
+
+
+def cannot_look(process: ProcessRef, error: OSError) -> UnavailableError:
+    """The error for want of descriptors or of memory: it says nothing about `process`."""
+    return UnavailableError(
+        f"process {process.pid} can't be looked at: {error.strerror}", hint="raise the limit on open files"
+    )

@@ -1,0 +1,259 @@
+"""Start VMMs and find them again: by the tag in their environment, below a directory. Linux only."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from ramet.errors import UnavailableError, VmmError
+from ramet.model.record import ProcessRef
+from ramet.system import process_limit, rlimits
+from ramet.system.launching import launched
+from ramet.system.liveness import (
+    adopt,
+    local_pid,
+    open_pidfd,
+    require_own_proc,
+)
+from ramet.system.process_ref import (
+    reference,
+    reference_in_proc,
+    stat_fields,
+)
+from ramet.system.process_search import proc_names
+
+_START_CODE_FIELD = 26
+
+
+OWNER_TAG = "RAMET_VMM"
+"""The environment variable that says to which directory a process belongs."""
+
+
+_MARK_PREFIX = f"{OWNER_TAG}=".encode()
+
+
+_YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    directory: Path,
+    log: Path,
+    fds: Sequence[int] = (),
+    needs: rlimits.Needs = rlimits.Needs(),  # noqa: B008 - immutable
+    mark: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> ProcessRef:
+    """Start `argv` in `directory`, in a session of its own, its output appended to `log`, `fds` inherited.
+
+    Its environment is this process's, and `environment`, and says that it was started by ramet, and that its
+    directory is going to be called `mark`, by default as it is: see `spawned_below`.
+    The process outlives this one, and has limits of its own (`rlimits`), which let it have what it `needs`.
+    Raises `UnavailableError` when the program can't be executed, when a limit is too low for it, or when it
+    couldn't be told from others afterwards; nothing runs then.
+    """
+    require_own_proc()
+    limits = rlimits.settings(needs)
+    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    # A full log is to be an error to its writer and not its death. Python ignores SIGXFSZ, which
+    # restore_signals=False lets the child inherit; a VMM with a handler of its own (Firecracker's ends it)
+    # doesn't get to run it, because a mask is inherited, too.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXFSZ})
+    try:
+        child = subprocess.Popen(
+            launched(argv, blocked={signal.SIGXFSZ}, first=[*_launcher(), *rlimits.statements(limits)]),
+            cwd=directory,
+            env={
+                **os.environb,
+                **{name.encode(): value.encode() for name, value in (environment or {}).items()},
+                OWNER_TAG.encode(): os.fsencode(mark or directory),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            pass_fds=fds,
+            start_new_session=True,
+            restore_signals=False,
+            umask=rlimits.UMASK,
+        )
+    except OSError as error:
+        if (reached := process_limit.reached_by(error, starting=True)) is not None:
+            raise reached from error
+        raise UnavailableError(
+            f"{argv[0]} can't be executed: {error.strerror}",
+            hint="`ramet doctor` says what this machine lacks",
+        ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(log_fd)
+    # It is waited for by pidfd; Popen must not complain that it outlives its object.
+    child.returncode = 0
+    try:
+        process = reference(child.pid)
+        rlimits.impose(child.pid, limits)  # nobody has waited for it: the pid is its own
+    except ProcessLookupError as error:
+        # Where SIGCHLD is ignored, a process that has ended leaves no zombie.
+        raise UnavailableError(
+            f"{argv[0]} ended as soon as it was started", hint=f"{log} may say why"
+        ) from error
+    except BaseException:
+        # No descriptor is left to read /proc with, or it runs as another user (a set-uid wrapper), whose
+        # limits aren't ours to set. Nobody would know of it.
+        with suppress(OSError):  # not ours to end either
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+        raise
+    adopt(process)
+    return process
+
+
+def _environment(name: str) -> bytes:
+    """The environment of a process; empty when it has none.
+
+    In the middle of execve(2), which Popen doesn't wait for the end of, a process has none for a moment, and
+    no code either; that is waited for, at most 0.1 s. Raises `OSError` when it is gone, a kernel thread, or
+    somebody else's.
+    """
+    place = Path(f"/proc/{name}")
+    for _ in range(100):
+        complete = int(stat_fields(name)[_START_CODE_FIELD - 3]) != 0
+        if (environment := (place / "environ").read_bytes()) or complete:
+            break
+        (place / "exe").readlink()
+        time.sleep(0.001)
+    return environment
+
+
+def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
+    """Bound every file that `process` writes: beyond it a write fails with EFBIG (RLIMIT_FSIZE,
+    getrlimit(2)). None: no bound.
+
+    Only the soft limit, which can be raised again for a file that has to be larger. Nothing happens when the
+    process has ended: whoever talks to it will find out. Raises `UnavailableError` when it belongs to another
+    user, or when its hard limit is lower and may not be raised.
+    """
+    pidfd = open_pidfd(process)  # while it is held, the pid is nobody else's
+    if pidfd is None:
+        return
+    try:
+        rlimits.limit_files(local_pid(process), largest_file_bytes)
+    except (VmmError, ProcessLookupError):
+        pass  # it has ended meanwhile
+    except PermissionError as error:
+        raise UnavailableError(
+            f"process {process.pid} belongs to another user and can't be limited",
+            hint="run ramet as that user",
+        ) from error
+    finally:
+        os.close(pidfd)
+
+
+def limit_of_files(process: ProcessRef) -> int | None:
+    """The largest file that `process` may write, see `limit_files`; None when there is no bound, or no such
+    process.
+    """
+    try:
+        soft, _ = resource.prlimit(local_pid(process), resource.RLIMIT_FSIZE)
+    except (ProcessLookupError, VmmError):
+        return None
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _launcher() -> list[str]:
+    """What has to run before a VMM so that a later ramet process, which isn't its parent, may read its
+    memory: Python statements.
+
+    Where Yama restricts ptrace to descendants (`kernel.yama.ptrace_scope` 1) the VMM-to-be says of itself
+    that others of its user may (PR_SET_PTRACER, prctl(2)), which lasts across execve. Elsewhere nothing is
+    needed, and nothing is paid.
+    """
+    try:
+        restricted = _YAMA_SCOPE.read_text().strip() == "1"
+    except OSError:
+        return []
+    if not restricted or os.geteuid() == 0:
+        return []
+    return ["import ctypes", "ctypes.CDLL(None).prctl(0x59616d61, ctypes.c_ulong(-1), 0, 0, 0)"]
+
+
+class _Marked(NamedTuple):
+    """A living process that `spawn` started, for whatever home."""
+
+    process: ProcessRef
+    mark: Path
+    works_in: tuple[int, int]
+    """Device and inode of its working directory: the same in every mount namespace, and after a rename."""
+    is_deleted: bool
+
+
+def _marked() -> Iterator[_Marked]:
+    for name in proc_names():
+        try:
+            marks = [one for one in _environment(name).split(b"\0") if one.startswith(_MARK_PREFIX)]
+            if marks:
+                working = f"/proc/{name}/cwd"
+                status = os.stat(working)  # noqa: PTH116 - of many processes
+                yield _Marked(
+                    reference_in_proc(name),
+                    Path(os.fsdecode(marks[0][len(_MARK_PREFIX) :])),
+                    (status.st_dev, status.st_ino),
+                    os.readlink(working).endswith(" (deleted)"),  # noqa: PTH115 - text, no path
+                )
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # gone, or somebody else's
+
+
+def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
+    """The living processes that `spawn` started and that work in a directory in one of `directories`, by
+    where they work now: found by looking at every process there is, so for many it is to be asked once.
+
+    The mark in their environment (proc(5), `/proc/PID/environ`) tells them from a shell that somebody has
+    opened there. Where they work is told by device and inode: a path may mean another directory in another
+    mount namespace, or by now. For one whose directory has been removed the mark says where that was, on this
+    very filesystem.
+    """
+    marked = list(_marked())
+    if not marked:
+        return {}
+    # Names after processes: what a rename has moved meanwhile is found under its new name, or not at all.
+    places: dict[tuple[int, int], Path] = {}
+    devices: dict[Path, int] = {}
+    for parent in directories:
+        with suppress(FileNotFoundError), os.scandir(parent) as entries:
+            devices[parent] = parent.stat().st_dev
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    places[status.st_dev, status.st_ino] = Path(entry.path)
+    found: dict[Path, list[ProcessRef]] = {}
+    for one in marked:
+        place = places.get(one.works_in)
+        if place is None and one.is_deleted and devices.get(one.mark.parent) == one.works_in[0]:
+            place = one.mark
+        if place is not None:
+            found.setdefault(place, []).append(one.process)
+    return found
+
+
+def spawned_in(directory: Path) -> list[ProcessRef]:
+    """The living processes that `spawn` started and that work in `directory`, also another ramet's, also
+    unrecorded.
+    """
+    return spawned_below(directory.parent).get(directory, [])
+
+
+def raise_open_files_limit() -> None:
+    """Let this process open as many files as its hard limit allows: an instance takes a handful
+    (getrlimit(2)).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
