@@ -55,7 +55,7 @@ def named(parts: Iterable[Part]) -> list[str]:
 
 SIDE_BY_SIDE: Final = ("-n", "auto", "--maxprocesses", "8")
 
-_ENGINE: Final = ("src/ramet/engine/", "src/ramet/host/", "src/ramet/store/")
+_ENGINE: Final = ("src/ramet/engine/", "src/ramet/system/", "src/ramet/store/")
 _BYTES: Final = ("src/ramet/memory/", "src/ramet/disk/")
 _GUEST: Final = ("src/ramet/guest/", "src/ramet/images/", "src/ramet/drivers/")
 
