@@ -15,7 +15,7 @@ def _runs_linux() -> None:
         verdict = await kvm_verdict(config.cache_directory())
         if verdict.status != "runs_linux":
             pytest.skip(
-                f"KVM doesn't run Linux here ({verdict.status}): `make test` runs this in the emulated host,"
+                f"KVM doesn't run Linux here ({verdict.status}): `make test-deep` runs this in the emulated host,"
                 " and where KVM does it runs directly"
             )
 
