@@ -117,6 +117,7 @@ async def test_work_may_end_the_block() -> None:
     assert not reached
 
 
+@pytest.mark.timing
 def test_pauses_grow_and_end_with_the_time() -> None:
     began = time.monotonic()
     pauses = pauses_s(0.002, 0.01, within_s=0.1, late=lambda: StoreError("late"))

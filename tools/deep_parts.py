@@ -85,9 +85,12 @@ PARTS: Final = (
     ),
     Part("hunt", ("tests/hunt",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 3),
     Part("measured", ("tests",), (*_ENGINE, *_BYTES, *_GUEST, "benchmarks/"), 4, alone=True),
-    Part("behaviours", ("tests",), (*_ENGINE, *_BYTES, *_GUEST, "src/ramet/cli/"), 8, rest=True),
+    Part("behaviours", ("tests",), ("src/ramet/",), 8, rest=True),
     Part(
-        "users", ("tests/not_root", "tests/environments"), (*_ENGINE, "src/ramet/cli/", "tools/setup.sh"), 5
+        "users",
+        ("tests/not_root", "tests/environments"),
+        (*_ENGINE, "src/ramet/api/", "src/ramet/cli/", "tools/setup.sh"),
+        5,
     ),
     Part("fuzz", ("tests/fuzz",), ("src/ramet/guest/",), 3),
     Part("releases", ("tests/qemu",), ("src/ramet/drivers/", "src/ramet/memory/"), 8),

@@ -15,8 +15,8 @@ def _runs_linux() -> None:
         verdict = await kvm_verdict(config.cache_directory())
         if verdict.status != "runs_linux":
             pytest.skip(
-                f"KVM doesn't run Linux here ({verdict.status}): `make test-deep` runs this in the emulated host,"
-                " and where KVM does it runs directly"
+                f"KVM doesn't run Linux here ({verdict.status}): `make test-deep` runs this in the emulated"
+                " host, and where KVM does it runs directly"
             )
 
     anyio.run(ask)
