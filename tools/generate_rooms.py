@@ -15,20 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import agent_rooms
+
 ROOT: Final = Path(__file__).parent.parent
 SOURCES: Final = ROOT / "src"
-AGENT: Final = SOURCES / "ramet" / "guest" / "agent"
 GENERATED: Final = frozenset({"ramet.sync"})
-
-# The agent's floors, top to bottom. tests/guest holds its includes to them.
-AGENT_FLOORS: Final = (
-    ("main",),
-    ("requests",),
-    ("session",),
-    ("exec", "identity"),
-    ("link",),
-    ("init", "loop"),
-)
 
 Graph = Mapping[str, frozenset[str]]
 
@@ -69,15 +60,12 @@ def _imported(path: Path) -> Iterator[str]:
 
 @cache
 def includes() -> Graph:
-    """Which file of the agent includes from which, a header and its source as one: `exec/command`."""
-    units: dict[str, set[str]] = defaultdict(set)
-    for path in sorted(AGENT.rglob("*.[ch]")):
-        unit = str(path.relative_to(AGENT).with_suffix(""))
-        for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE):
-            there = AGENT / name if (AGENT / name).exists() else path.parent / name
-            units[unit].add(str(there.resolve().relative_to(AGENT.resolve()).with_suffix("")))
-        units[unit].discard(unit)
-    return {unit: frozenset(found) for unit, found in units.items()}
+    """Which part of the agent includes from which: a part is a header and its source, `exec/command`."""
+    files = agent_rooms.sources(agent_rooms.AGENT)
+    found: dict[str, set[str]] = {agent_rooms.part(name): set() for name in files}
+    for importer, imported in agent_rooms.arrows(files):
+        found[importer].add(imported)
+    return {name: frozenset(parts) for name, parts in found.items()}
 
 
 def _contract(containers: list[str]) -> tuple[tuple[str, ...], ...]:
@@ -107,7 +95,9 @@ def engine_picture() -> Picture:
 
 def agent_picture() -> Picture:
     """The folders of the guest's agent."""
-    return _picture("ramet/guest/agent", AGENT_FLOORS, includes(), lambda unit: [unit.partition("/")[0]])
+    return _picture(
+        "ramet/guest/agent", agent_rooms.FLOORS, includes(), lambda part: [agent_rooms.room(part)]
+    )
 
 
 def _picture(
@@ -295,6 +285,7 @@ def report() -> str:
             for one in (python, engine, agent)
         ),
         f"circles of the agent's files: {circles(includes())}",
+        *agent_rooms.report().splitlines(),
         "largest hand-written modules: " + ", ".join(f"{name} {size}" for size, name in reversed(largest)),
     ]
     return "\n".join(lines)

@@ -12,9 +12,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from tests.guest import agent_rooms
-from tests.guest.agent_rooms import AGENT, FLOORS, PROBE, SHARED, arrows, circles, part, room, sources, upward
+from tools import agent_rooms
+from tools.agent_rooms import AGENT, FLOORS, PROBE, SHARED, arrows, circles, part, room, sources, upward
 
 
 def test_the_agent_includes_downward_only() -> None:

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from tools.agent_rooms import AGENT
 
-from ramet.guest import messages
+from ramet.guest import fields, messages
 from ramet.guest.messages import ExecFlag, Message, StartStep
-from tests.guest.agent_rooms import AGENT
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 HEADER = (AGENT / "link" / "message.h").read_text()
@@ -73,4 +73,4 @@ def test_steps_of_a_start_agree() -> None:
 def test_limits_agree(ours: str, theirs: str) -> None:
     found = re.search(rf"^#define {theirs} (\d+)u?$", HEADER, re.MULTILINE)
     assert found is not None
-    assert int(found[1]) == getattr(messages, ours)
+    assert int(found[1]) == getattr(fields if hasattr(fields, ours) else messages, ours)

@@ -1,7 +1,7 @@
 """The rooms of the guest programs' C and the order that their `#include`s keep.
 
 A *part* is a source file and its header, named by their path without a suffix (`link/wire`). A part's room is
-its folder; a file on top is a room by itself. `python -m tests.guest.agent_rooms` prints the figures.
+its folder; a file on top is a room by itself. `python tools/agent_rooms.py` prints the figures.
 """
 
 from __future__ import annotations
