@@ -135,26 +135,26 @@ async def detached_fork(host: ramet.Host) -> None:
 
 async def pool(host: ramet.Host) -> None:
     """Two warm VMMs are made, and ended."""
-    async with ramet.Host(host.home, warm=2) as keeper:
-        await _filled(keeper)
+    async with ramet.Host(host.home, warm=2) as warm_host:
+        await _filled(warm_host)
 
 
 async def pooled_fork(host: ramet.Host) -> None:
     """By a Host that isn't the one that keeps them."""
-    async with ramet.Host(host.home, warm=2) as keeper:
-        await _filled(keeper)
+    async with ramet.Host(host.home, warm=2) as warm_host:
+        await _filled(warm_host)
         for vm in await (await host.get("base")).fork(2, name="f"):
             assert vm.receipt.warm == "loaded"
             await vm.detach()
 
 
-async def _filled(keeper: ramet.Host) -> None:
-    context = keeper._context
+async def _filled(warm_host: ramet.Host) -> None:
+    context = warm_host._context
     assert context is not None
-    assert context.keeper is not None
-    context.keeper.asked(f"instances/{(await keeper.get('base')).id}", 2)
+    assert context.controller is not None
+    context.controller.report_demand(f"instances/{(await warm_host.get('base')).id}", 2)
     with anyio.fail_after(60):
-        while sum(one.stage == "loaded" for one in (await keeper.pool(wait=60)).entries) < 2:
+        while sum(one.stage == "loaded" for one in (await warm_host.pool(wait=60)).entries) < 2:
             await anyio.sleep(0.01)
 
 

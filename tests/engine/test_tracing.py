@@ -228,11 +228,11 @@ def run(script: str, home: Path) -> str:
 
 
 async def test_a_fork_from_a_pool_says_so(warm_home: Path, warm: ramet.VM, spans: Spans) -> None:
-    async with ramet.Host(warm_home, warm=1) as keeper:
-        base = await keeper.get(warm.id)
+    async with ramet.Host(warm_home, warm=1) as warm_host:
+        base = await warm_host.get(warm.id)
         stages: list[object] = []
         while "loaded" not in stages:
-            await keeper.pool(wait=60)
+            await warm_host.pool(wait=60)
             async with base.fork(1) as (fork,):
                 span = spans.of("ramet.fork.one")[-1]
                 stages.append(dict(span.attributes or {}).get("ramet.warm"))

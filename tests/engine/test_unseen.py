@@ -237,7 +237,7 @@ async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_ho
     taken = f"taken.{'3' * 12}.{process_ref.as_name(me)}"
     names = [
         *(directory.making(Home(home), "1" * 12), directory.ready("2" * 12, "key"), taken),
-        directory.keeper_name(Home(home)),
+        directory.controller_name(Home(home)),
     ]
     for name in names:
         (home / "pool" / name).mkdir()

@@ -20,16 +20,16 @@ async def test_a_warm_guest_goes_on_after_a_while(source: ramet.VM, host: ramet.
     data = await said(source, "md5sum < /tmp/data")
     driver = (await source.info()).driver
     template = await source.template()
-    async with ramet.Host(host.home, warm=2) as keeper:
-        base = await keeper.get(template.id)
+    async with ramet.Host(host.home, warm=2) as warm_host:
+        base = await warm_host.get(template.id)
         if driver == "firecracker":
-            await filled(keeper, 1, source=None)
+            await filled(warm_host, 1, source=None)
             (first,) = await base.fork(1)
             assert first.receipt.warm == "empty"
             assert await said(first, "md5sum < /tmp/data") == data
             assert await said(first, "head -n 1 /dev/vda") == "source"
         (one, other) = await base.fork(2)
-        await filled(keeper, 2, source=template.name)
+        await filled(warm_host, 2, source=template.name)
         await anyio.sleep(WAITED_S)
         warm = await base.fork(2)
         for fork in warm:

@@ -120,7 +120,7 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 async def settled(host: ramet.Host) -> PoolReport:
-    """The pool, once its keeper has nothing more to do."""
+    """The pool, once its controller has nothing more to do."""
     return await host.pool(wait=SETTLE_S)
 
 

@@ -113,7 +113,7 @@ async def test_one_that_was_killed_is_never_handed_out(pool_home: Path, guests: 
         (waiting,) = await filled(host, 1)
         assert waiting.pid is not None
         os.kill(waiting.pid, signal.SIGKILL)
-        # The keeper hears of it no sooner than this call looks.
+        # The controller hears of it no sooner than this call looks.
         (vm,) = await base.fork(1)
         assert (vm.receipt.warm, await guests.read(vm)) == (None, MEMORY_VALUE)
         assert vm.receipt.pid != waiting.pid
@@ -123,7 +123,7 @@ async def test_one_that_was_killed_is_never_handed_out(pool_home: Path, guests: 
 
 
 @pytest.mark.timing
-async def test_the_keeper_replaces_one_that_died(probe_home: Path) -> None:
+async def test_the_controller_replaces_one_that_died(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=1) as host:
         await fork(host)
         (waiting,) = await filled(host, 1)
@@ -197,7 +197,7 @@ async def test_processes_that_fork_at_once_never_get_the_same_one(probe_home: Pa
             got = [fork for child in children for fork in json.loads(await line_of(child))]
             assert len({made[0] for made in got}) == len({made[1] for made in got}) == 9
             assert [made[2] for made in got].count("loaded") >= 6
-            # Those told the keeper of what they forked: it replaces what they took.
+            # Those told the controller of what they forked: it replaces what they took.
             await filled(host, 6)
             for child in children:
                 say(child)
@@ -207,14 +207,14 @@ async def test_processes_that_fork_at_once_never_get_the_same_one(probe_home: Pa
             assert not Path(f"/proc/{made[1]}").exists(), "its parent has collected each that has ended"
 
 
-async def test_a_keeper_that_was_killed_with_its_watcher_leaves_nothing_to_the_next_ramet(
+async def test_a_controller_that_was_killed_with_its_watcher_leaves_nothing_to_the_next_ramet(
     pool_home: Path, guests: Guests
 ) -> None:
-    with program(KEEP, pool_home, 2) as keeper:
-        assert await line_of(keeper) == "warm\n"
+    with program(KEEP, pool_home, 2) as controller:
+        assert await line_of(controller) == "warm\n"
         async with ramet.Host(pool_home) as host:
             waiting = await filled(host, 2)
-            kill_both(keeper)
+            kill_both(controller)
             # Nobody keeps it, but it is as warm as before.
             (vm,) = await fork(host)
             assert (vm.receipt.warm, await guests.read(vm)) == ("loaded", MEMORY_VALUE)
@@ -316,19 +316,21 @@ async def test_what_nobody_reads_is_no_more_than_a_few_files_and_is_swept(
     await processes.wait_ended(gone, timeout_s=10)
     (probe_home / "gone.log").unlink()
     written = f"{gone.pid}-{gone.started}-{gone.boot_id}"
+    (probe_home / "pool" / f"controller.{written}.00000000").write_bytes(msgspec.json.encode({}))
+    # Of a ramet before the word changed.
     (probe_home / "pool" / f"keeper.{written}.00000000").write_bytes(msgspec.json.encode({}))
     async with ramet.Host(probe_home) as host:
         assert not (probe_home / "pool").exists()
         (probe_home / "pool").mkdir(mode=0o700)
-        (probe_home / "pool" / f"keeper.{written}.00000000").touch()
+        (probe_home / "pool" / f"controller.{written}.00000000").touch()
         await fork(host)
         assert list((probe_home / "pool").glob("wanted.*")) == [], "nobody is there to read it"
         # One that lives, and doesn't get to it.
-        (probe_home / "pool" / pool_directory.keeper_name(Home(probe_home))).touch()
+        (probe_home / "pool" / pool_directory.controller_name(Home(probe_home))).touch()
         for expected in (1, 2, 2):
             await fork(host)
             assert len(list((probe_home / "pool").glob("wanted.*"))) == expected
-        for left in (probe_home / "pool").glob("keeper.*"):
+        for left in (probe_home / "pool").glob("controller.*"):
             left.unlink()
     async with ramet.Host(probe_home):
         assert not (probe_home / "pool").exists()

@@ -64,7 +64,7 @@ def test_a_guest_that_cant_have_its_memory_is_refused(cgroup: Path, tmp_path: Pa
     assert "MemoryMax=" in error["hint"]
 
 
-def keeper(cgroup: Path, home: Path) -> dict[str, str | None]:
+def controller(cgroup: Path, home: Path) -> dict[str, str | None]:
     (found,) = json.loads(ramet(cgroup, home, "pool", "--json").stdout)["keepers"]
     return dict(found)
 
@@ -91,7 +91,7 @@ def test_a_pool_stays_within_it(small: Path, home: Path) -> None:
         # From outside, so that it would like to have as many.
         shell("fork", "-n", "20", "--name", "some", "base")
         shell("rm", "-f", *(f"some-{number}" for number in range(1, 21)))
-        wait_until(lambda: "is to stay free" in (keeper(small, home)["held_back"] or ""), _LIMIT_S)
+        wait_until(lambda: "is to stay free" in (controller(small, home)["held_back"] or ""), _LIMIT_S)
         assert "oom_kill 0" in (small / "memory.oom_control").read_text()
         assert server.poll() is None
         server.send_signal(signal.SIGTERM)

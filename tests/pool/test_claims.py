@@ -66,8 +66,8 @@ async def test_who_fails_reports_no_demand_and_neither_does_a_branch(probe_home:
         base = await host.get("base")
         context = base._context
         asked: list[tuple[str, int]] = []
-        assert context.keeper is not None
-        context.keeper.asked = lambda *told: asked.append(told)  # type: ignore[method-assign]
+        assert context.controller is not None
+        context.controller.report_demand = lambda *told: asked.append(told)  # type: ignore[method-assign]
         (vm,) = await base.fork(1, share_memory=False)
         await vm.fork(2)
         with pytest.raises(ramet.NameTakenError):

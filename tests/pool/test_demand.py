@@ -16,7 +16,7 @@ HALF_LIFE_S = 100.0
 def demand(**asked: int) -> Demand:
     made = Demand(HALF_LIFE_S)
     for name, count in asked.items():
-        made.asked(name, count, 0.0)
+        made.add(name, count, 0.0)
     return made
 
 
@@ -25,7 +25,7 @@ def test_the_largest_number_of_lately_is_wanted_and_halves() -> None:
     assert made.wishes(0.0) == {"a": 8}
     assert made.wishes(HALF_LIFE_S) == {"a": 8}
     assert made.wishes(2 * HALF_LIFE_S) == {"a": 4}
-    made.asked("a", 1, 2 * HALF_LIFE_S)
+    made.add("a", 1, 2 * HALF_LIFE_S)
     assert made.wishes(3 * HALF_LIFE_S) == {"a": 4}, "one that is asked for later doesn't make it smaller"
     assert made.wishes(5 * HALF_LIFE_S) == {"a": 1}
     assert made.wishes(7 * HALF_LIFE_S) == {}
@@ -35,10 +35,10 @@ def test_the_largest_number_of_lately_is_wanted_and_halves() -> None:
 def test_forks_one_after_the_other_add_up_for_a_second() -> None:
     made = Demand(HALF_LIFE_S)
     for tenth in range(10):
-        made.asked("a", 1, tenth / 10)
+        made.add("a", 1, tenth / 10)
     assert made.wishes(1.0) == {"a": 10}
-    made.asked("b", 1, 0.0)
-    made.asked("b", 1, 5.0)
+    made.add("b", 1, 0.0)
+    made.add("b", 1, 5.0)
     assert made.wishes(5.0)["b"] == 1
 
 
@@ -46,7 +46,7 @@ def test_a_budget_is_shared_by_demand_and_the_latest_always_has_one() -> None:
     made = demand(large=8, small=4)
     assert made.shares(6, 0.0) == {"large": 4, "small": 2}
     assert made.shares(100, 0.0) == {"large": 8, "small": 4}
-    made.asked("new", 1, 1.0)
+    made.add("new", 1, 1.0)
     assert made.shares(1, 1.0) == {"large": 0, "small": 0, "new": 1}
     made.forget("large")
     assert made.shares(6, 1.0) == {"small": 4, "new": 1}

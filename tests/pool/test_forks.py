@@ -168,12 +168,12 @@ async def test_without_a_pool_there_is_none(probe_home: Path) -> None:
 
 async def test_several_hosts_fork_at_once_and_each_gets_another_one(probe_home: Path) -> None:
     async with (
-        ramet.Host(probe_home, warm=6) as keeper,
+        ramet.Host(probe_home, warm=6) as warm_host,
         ramet.Host(probe_home) as one,
         ramet.Host(probe_home) as other,
     ):
-        await fork(keeper, count=6)
-        await filled(keeper, 6)
+        await fork(warm_host, count=6)
+        await filled(warm_host, 6)
         got: list[ramet.VM] = []
 
         async def take(host: ramet.Host) -> None:
@@ -186,7 +186,7 @@ async def test_several_hosts_fork_at_once_and_each_gets_another_one(probe_home: 
         assert len(warm) == len(set(warm))
         assert len(warm) >= 6
         assert len({vm.receipt.pid for vm in got}) == 8
-        assert (await settled(keeper)).keepers[0].pid == os.getpid()
+        assert (await settled(warm_host)).keepers[0].pid == os.getpid()
 
 
 @pytest.mark.timing

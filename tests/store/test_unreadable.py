@@ -17,7 +17,7 @@ import pytest
 from ramet.drivers import versions
 from ramet.engine.context import Context
 from ramet.engine.manifest import read_manifest
-from ramet.engine.pool.directory import keeper_name, read_warm
+from ramet.engine.pool.directory import controller_name, read_warm
 from ramet.engine.pool.report import pool_of
 from ramet.errors import DamagedError, NameTakenError, StoreError, UnreadableError, UsageError
 from ramet.images.image import load_image
@@ -236,9 +236,9 @@ def test_small_files_that_cant_be_read_cost_time_and_nothing_else(tmp_path: Path
     assert read_warm(tmp_path) is None
     with pytest.raises(DamagedError, match=r"manifest\.json"):
         read_manifest(tmp_path)
-    keeper = Home(tmp_path).pool / keeper_name(Home(tmp_path))
-    keeper.parent.mkdir()
-    keeper.write_bytes(GARBAGE[garbage])
+    controller = Home(tmp_path).pool / controller_name(Home(tmp_path))
+    controller.parent.mkdir()
+    controller.write_bytes(GARBAGE[garbage])
     assert pool_of(cast(Context, SimpleNamespace(home=Home(tmp_path)))).keepers == []
 
 

@@ -73,7 +73,7 @@ class Host(Handle):
         self._home = Home((Path(home) if home is not None else config.home_directory()).resolve())
         self._accel = accel
         self._warm = warm
-        self._keeper: Controller | None = None
+        self._controller: Controller | None = None
         self._context: Context | None = None
         self._exits = AsyncExitStack()
 
@@ -96,8 +96,8 @@ class Host(Handle):
         async with AsyncExitStack() as opening:
             context = await recovery.open_home(self._home, self._accel, opening)
             if self._warm:
-                self._keeper = Controller(context, self._warm)
-                self._keeper.start()
+                self._controller = Controller(context, self._warm)
+                self._controller.start()
             self._exits = opening.pop_all()
             self._context = context
         return self
@@ -121,15 +121,15 @@ class Host(Handle):
         try:
             await context.calls.leave(leaving)
             context.agents.close()
-            if self._keeper is not None:
-                await best_effort(self._keeper.close())
+            if self._controller is not None:
+                await best_effort(self._controller.close())
             unwanted = [record for record in context.store.all() if record.id in context.ours]
             await removal.discard_all(context, unwanted)
         except BaseException:
             owners.leave_to_watcher(self._home.root)
             raise
         finally:
-            self._context = self._keeper = None
+            self._context = self._controller = None
             await self._exits.aclose()
 
     @property
@@ -296,7 +296,7 @@ class Host(Handle):
         With `wait` the answer comes when this Host, which has to keep some itself for that, has nothing more
         to make, or nothing that it can, after so many seconds at most.
         """
-        if self._keeper is not None and wait is not None:
+        if self._controller is not None and wait is not None:
             with anyio.move_on_after(wait):
-                await self._keeper.settled()
+                await self._controller.until_idle()
         return pool_of(self._opened)

@@ -37,7 +37,7 @@ def serve(
         if json:
             output.emit(report)
         else:
-            ready = sum(one.state == "ready" for one in report.entries)
+            ready = sum(entry.state == "ready" for entry in report.entries)
             output.say(f"ready: {ready} of at most {warm} VMMs are warm in {host.home}; Ctrl-C ends them")
         await anyio.sleep_forever()
 
@@ -45,7 +45,7 @@ def serve(
 
 
 def _tell_of_trouble() -> None:
-    """What the keeper logs goes to standard error."""
+    """Send the log of the pool controller to standard error."""
     import logging
 
     class Lines(logging.Handler):
@@ -76,23 +76,23 @@ def _show(report: PoolReport) -> None:
 
     rows = [
         (
-            one.id,
-            one.driver or "-",
-            one.stage or "-",
-            one.source_name or "-",
-            one.state if one.seen else f"{one.state} (unseen)",
-            one.pid or "-",
-            format_bytes(one.pss_bytes) if one.pss_bytes is not None else "-",
-            output.age_since(one.created_at) if one.created_at else "-",
-            one.keeper,
+            entry.id,
+            entry.driver or "-",
+            entry.stage or "-",
+            entry.source_name or "-",
+            entry.state if entry.seen else f"{entry.state} (unseen)",
+            entry.pid or "-",
+            format_bytes(entry.pss_bytes) if entry.pss_bytes is not None else "-",
+            output.age_since(entry.created_at) if entry.created_at else "-",
+            entry.keeper,
         )
-        for one in report.entries
+        for entry in report.entries
     ]
-    output.table(("ID", "DRIVER", "STAGE", "SOURCE", "STATE", "PID", "PSS", "AGE", "KEEPER"), rows)
-    for keeper in report.keepers:
-        line = f"process {keeper.pid} keeps at most {keeper.warm}"
-        if not keeper.seen:
+    output.table(("ID", "DRIVER", "STAGE", "SOURCE", "STATE", "PID", "PSS", "AGE", "CONTROLLER"), rows)
+    for controller in report.keepers:
+        line = f"process {controller.pid} keeps at most {controller.warm}"
+        if not controller.seen:
             line += " (it can't be seen from here)"
-        output.say(f"{line}; held back: {keeper.held_back}" if keeper.held_back else line)
+        output.say(f"{line}; held back: {controller.held_back}" if controller.held_back else line)
     if not report.keepers:
         output.say("nobody keeps any; `ramet serve` does")

@@ -25,13 +25,13 @@ from ramet.system.ownership import require_removable
 _LIFECYCLE_WAIT_S = 60.0
 
 
-class KeepsWarm(Protocol):
-    """Whoever keeps a pool of warm VMMs in this Host."""
+class ControlsPool(Protocol):
+    """The controller of a pool of warm VMMs, in this Host."""
 
-    def asked(self, source: str, count: int) -> None:
+    def report_demand(self, source: str, count: int) -> None:
         """So many forks were made of what lies at `source` in the home."""
 
-    def out_of_the_way(self) -> AbstractContextManager[None]:
+    def quiet(self) -> AbstractContextManager[None]:
         """Nothing is made ahead for as long as the block lasts, and a moment more."""
 
 
@@ -52,7 +52,7 @@ class Context:
     """Ids of the instances that leave with this Host."""
     locks: dict[str, int] = field(default_factory=dict)
     """The descriptor of the lock of each instance, by id, that this Host is changing."""
-    keeper: KeepsWarm | None = None
+    controller: ControlsPool | None = None
 
     def directory(self, record: Record) -> Path:
         """The instance's directory."""

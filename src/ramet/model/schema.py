@@ -336,7 +336,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A warm VMM."""
 
     id: str
-    """The id of the instance that it will become, if it is handed out."""
+    """The id of the instance that the VMM will become, if a fork claims it."""
     driver: str | None
     """Null while it is being made."""
     stage: WarmStage | None
@@ -353,7 +353,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     """False: that ramet belongs to another machine or another PID namespace."""
 
 
-class PoolKeeper(msgspec.Struct, frozen=True, kw_only=True):
+class PoolController(msgspec.Struct, frozen=True, kw_only=True):
     """A ramet process that keeps warm VMMs in this home."""
 
     pid: int
@@ -368,5 +368,5 @@ class PoolKeeper(msgspec.Struct, frozen=True, kw_only=True):
 class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
     """The warm VMMs of a home, and who keeps them."""
 
-    keepers: list[PoolKeeper]
+    keepers: list[PoolController]
     entries: list[PoolEntry]

@@ -63,7 +63,7 @@ class _Watched:
         self.why = ""
         self.has_warned = False
         self.is_needed = False
-        self.keepers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        self.waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def is_watched(self) -> bool:
         return self.pidfd != -1 and not has_ended(self.pidfd)
@@ -94,7 +94,7 @@ class _Watched:
             self.why = f"no process can be started that would end them: {reached or error}"
             return
         self.why = "who would end them is always ended itself" if self.failures >= _MANY else ""
-        for loop, started in self.keepers:
+        for loop, started in self.waiters:
             with suppress(RuntimeError):  # that loop has ended
                 loop.call_soon_threadsafe(started.set)
 
@@ -175,10 +175,10 @@ def _end(watched: _Watched) -> None:
 async def keep_watched(home: Path) -> None:
     """Start another watcher whenever one has been ended, until cancelled. For a task of a Host's."""
     started = asyncio.Event()
-    keeper = (asyncio.get_running_loop(), started)
+    waiter = (asyncio.get_running_loop(), started)
     with _lock:
         watched = _homes.setdefault(home, _Watched(home))
-        watched.keepers.append(keeper)
+        watched.waiters.append(waiter)
         if watched.watcher is not None:
             started.set()
     try:
@@ -197,7 +197,7 @@ async def keep_watched(home: Path) -> None:
                     await anyio.sleep(watched.pause_s() or _SOON_S)
     finally:
         with _lock:
-            watched.keepers.remove(keeper)
+            watched.waiters.remove(waiter)
 
 
 def _start(home: Path) -> tuple[ProcessRef, int]:

@@ -69,8 +69,8 @@ async def acquire(
     succeeds reports the demand, unless the capture `is_passing`: nobody forks that again. Where nobody keeps
     a pool all this is one system call.
     """
-    controller = context.keeper
-    with controller.out_of_the_way() if controller is not None else nullcontext():
+    controller = context.controller
+    with controller.quiet() if controller is not None else nullcontext():
         found = pool_directory.names(context.home)
         claims = Claims(context, origin, driver, options)
         try:
@@ -86,16 +86,16 @@ async def acquire(
 
 def _report_demand(context: Context, origin: Origin, found: Sequence[str], count: int) -> None:
     source = os.fspath(origin.directory.relative_to(context.home.root))
-    if context.keeper is not None:
-        context.keeper.asked(source, count)
+    if context.controller is not None:
+        context.controller.report_demand(source, count)
     else:
         pool_directory.report_demand(context.home, found, source, count)
 
 
 def expect(context: Context, directory: Path) -> None:
     """Ask for a warm VMM of a capture that this Host has just made: its first fork is to find one, too."""
-    if context.keeper is not None:
-        context.keeper.asked(os.fspath(directory.relative_to(context.home.root)), 1)
+    if context.controller is not None:
+        context.controller.report_demand(os.fspath(directory.relative_to(context.home.root)), 1)
 
 
 class Claims:
@@ -220,7 +220,7 @@ async def _claim(context: Context, entry: pool_directory.Entry, options: ForkOpt
         with anyio.CancelScope(shield=True), suppress(RametError, OSError):
             await pool_directory.end(context.home, taken, known)
         return []
-    modes = [one.mode for one in warm.disks] + ([warm.memory.mode] if warm.memory is not None else [])
+    modes = [disk.mode for disk in warm.disks] + ([warm.memory.mode] if warm.memory is not None else [])
     if options.require_shared and any(mode != "shared" for mode in modes):
         await _put_back(context, taken, entry, warm)
         return []
@@ -230,10 +230,10 @@ async def _claim(context: Context, entry: pool_directory.Entry, options: ForkOpt
 async def _put_back(
     context: Context, taken: pool_directory.Entry, before: pool_directory.Entry, warm: pool_directory.Warm
 ) -> None:
-    """Left where it was, unless its keeper isn't there any more, who would end it; he may be about to go."""
-    if pool_directory.is_keeper(context.home, before.holder):
+    """Leave the VMM where it was. End it where its controller, which would end it, has gone meanwhile."""
+    if pool_directory.is_controller(context.home, before.holder):
         pool_directory.put_back(context.home, taken, before)
-        if pool_directory.is_keeper(context.home, before.holder):
+        if pool_directory.is_controller(context.home, before.holder):
             return
         again = pool_directory.take(context.home, before)
         if again is None:

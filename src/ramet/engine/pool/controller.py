@@ -1,7 +1,7 @@
-"""The keeper of a pool: a task of a Host that has warm VMMs made, sized by demand, within a budget.
+"""The controller of a pool: a task of a Host that has warm VMMs made, sized by demand, within a budget.
 
 It makes one at a time, and none while its Host forks. It never decides who gets one: whoever renames a warm
-VMM's directory has it, and the keeper sees that it is gone and makes another one. It is the parent of all
+VMM's directory has it, and the controller sees that it is gone and makes another one. It is the parent of all
 that it has made, so it waits for them to end wherever they have gone to.
 """
 
@@ -40,7 +40,7 @@ from ramet.units import MIB, format_bytes
 MOST_WARM: Final = 1000
 _log: Final = logging.getLogger("ramet.pool")
 _QUIET_S: Final = 0.05
-"""After a hand-out the fork is left alone for so long: its guest's first steps want the CPU."""
+"""After a claim the fork is left alone for so long: its guest's first steps want the CPU."""
 _LONGEST_QUIET_S: Final = 1.0
 """However often others fork, what is missing isn't put off for longer."""
 _SPARE_DIVISOR: Final = 10
@@ -95,12 +95,12 @@ class Controller:
         self._spare_bytes = total_bytes() // _SPARE_DIVISOR if spare_bytes is None else spare_bytes
         self._demand = Demand(half_life_s)
         self._news = asyncio.Event()
-        self._settled = asyncio.Event()
+        self._idle = asyncio.Event()
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
-        self._file = context.home.pool / pool_directory.keeper_name(context.home)
-        self._said: ControllerFile | None = None
-        self._stock = Inventory()
+        self._file = context.home.pool / pool_directory.controller_name(context.home)
+        self._written: ControllerFile | None = None
+        self._inventory = Inventory()
         self._sources: dict[str, _Source] = {}
         self._watches: dict[str, ExitStack] = {}
         self._costs: dict[str, int] = {}
@@ -125,56 +125,56 @@ class Controller:
                 except FileNotFoundError:  # who has just left has taken the empty directory along
                     if tries_left == 0:
                         raise
-        self._say(None)
-        self._context.keeper = self
+        self._report(None)
+        self._context.controller = self
         self._context.tasks.start_soon(self._run)
 
     async def close(self) -> None:
         """End every warm VMM that nobody has taken. Nothing of it is left, but for what can't be ended."""
-        self._context.keeper = None
+        self._context.controller = None
         self._scope.cancel()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
             with suppress(OSError):
                 self._file.unlink()  # first: from here on nobody puts one back
-            self._stock.count(pool_directory.names(self._context.home))
-            for made in self._stock.waiting():
+            self._inventory.count(pool_directory.names(self._context.home))
+            for made in self._inventory.waiting():
                 # What stays is swept by the next ramet process, once this one is gone.
                 with suppress(RametError, OSError):
                     await self._end(made)
             found = pool_directory.names(self._context.home)
             if not pool_directory.is_kept(found):
-                for told in pool_directory.wanted(found):
-                    with suppress(OSError):  # a wish too many is read by the next keeper, and fades
-                        (self._context.home.pool / told.name).unlink()
+                for wish in pool_directory.wanted(found):
+                    with suppress(OSError):  # a wish too many is read by the next controller, and fades
+                        (self._context.home.pool / wish.name).unlink()
             pool_directory.leave(self._context.home)
 
-    def asked(self, source: str, count: int) -> None:
-        """As `KeepsWarm.asked`."""
+    def report_demand(self, source: str, count: int) -> None:
+        """As `ControlsPool.report_demand`."""
         self._asked_at_s = time.monotonic()
-        self._demand.asked(source, count, self._asked_at_s)
-        self._tell()
+        self._demand.add(source, count, self._asked_at_s)
+        self._notify()
 
     @contextmanager
-    def out_of_the_way(self) -> Iterator[None]:
-        """As `KeepsWarm.out_of_the_way`."""
+    def quiet(self) -> Iterator[None]:
+        """As `ControlsPool.quiet`."""
         self._forking += 1
         try:
             yield
         finally:
             self._forking -= 1
-            self._handed_out()
-            self._tell()
+            self._stay_quiet()
+            self._notify()
 
-    async def settled(self) -> None:
+    async def until_idle(self) -> None:
         """Wait until there is nothing to make, or nothing that can be made."""
-        await self._settled.wait()
+        await self._idle.wait()
 
-    def _tell(self) -> None:
-        self._settled.clear()
+    def _notify(self) -> None:
+        self._idle.clear()
         self._news.set()
 
-    def _handed_out(self) -> None:
+    def _stay_quiet(self) -> None:
         self._quiet_until_s = time.monotonic() + _QUIET_S
 
     async def _run(self) -> None:
@@ -185,8 +185,8 @@ class Controller:
                 await self._keep()
         except Exception as error:
             # Forks do without; that isn't its Host's trouble.
-            self._say(f"the keeper has failed: {type(error).__name__}: {error}")
-            self._settled.set()
+            self._report(f"the pool controller has failed: {type(error).__name__}: {error}")
+            self._idle.set()
         finally:
             for watch in self._watches.values():
                 watch.close()
@@ -211,15 +211,15 @@ class Controller:
             await self._look()
             shares = self._shares()
             keys = {source: known.key for source, known in self._sources.items()}
-            for made in self._stock.surplus(shares, keys):
+            for made in self._inventory.surplus(shares, keys):
                 with suppress(RametError, OSError):  # it is surplus the next time, too
                     await self._end(made)
             missing, held_back = self._missing(shares)
-            self._say(held_back)
+            self._report(held_back)
             if missing is None:
                 self._missing_since_s = None
                 if not self._news.is_set():
-                    self._settled.set()
+                    self._idle.set()
                 pause_s = self._nothing_for_s(memory=held_back is not None)
             else:
                 pause_s = self._quiet_s()
@@ -237,17 +237,17 @@ class Controller:
         return min(self._quiet_until_s, self._missing_since_s + _LONGEST_QUIET_S) - now_s
 
     async def _look(self) -> None:
-        """What others have taken and told, and what has become of the sources."""
+        """Read what other processes have claimed and reported, and look at the sources."""
         found = pool_directory.names(self._context.home)
-        if self._stock.count(found):
-            self._handed_out()
-        for told in pool_directory.wanted(found):
+        if self._inventory.count(found):
+            self._stay_quiet()
+        for wish in pool_directory.wanted(found):
             try:
-                (self._context.home.pool / told.name).unlink()
+                (self._context.home.pool / wish.name).unlink()
             except OSError:
-                continue  # another keeper has read it
-            self.asked(told.source, told.forks)
-        sources = self._demand.wishes(time.monotonic()).keys() | self._stock.have().keys() - {EMPTY}
+                continue  # another controller has read it
+            self.report_demand(wish.source, wish.forks)
+        sources = self._demand.wishes(time.monotonic()).keys() | self._inventory.have().keys() - {EMPTY}
         for source in sources:
             await self._look_at(source)
         for idle in self._sources.keys() - sources:
@@ -303,9 +303,9 @@ class Controller:
         """The source of which one is to be made next, and why others aren't."""
         now_s = time.monotonic()
         held_back: str | None = None
-        have = dict.fromkeys(shares, 0) | self._stock.have()
+        have = dict.fromkeys(shares, 0) | self._inventory.have()
         # Whoever has least of his share comes first, what is of use to a single source before what is empty.
-        for source in sorted(shares, key=lambda one: (one == EMPTY, have[one] / (shares[one] or 1))):
+        for source in sorted(shares, key=lambda name: (name == EMPTY, have[name] / (shares[name] or 1))):
             if have[source] >= shares[source]:
                 continue
             trouble = self._troubles.get(source)
@@ -327,7 +327,7 @@ class Controller:
     def _nothing_for_s(self, *, memory: bool) -> float | None:
         """How long nothing changes by itself; None: for ever."""
         now_s = time.monotonic()
-        moments = [one.until_s - now_s for one in self._troubles.values() if one.until_s > now_s]
+        moments = [trouble.until_s - now_s for trouble in self._troubles.values() if trouble.until_s > now_s]
         if (soonest_s := self._demand.changes_in_s(now_s)) is not None:
             moments.append(soonest_s)
         idle_s = self._asked_at_s + _IDLE_HALF_LIVES * self._demand.half_life_s - now_s
@@ -349,7 +349,7 @@ class Controller:
         except (RametError, OSError) as error:
             self._put_off(source, error)
             return
-        self._stock.add(made)
+        self._inventory.add(made)
         self._troubles.pop(source, None)
         self._context.tasks.start_soon(self._until_its_end, made)
         if source not in self._costs:
@@ -366,11 +366,11 @@ class Controller:
     async def _until_its_end(self, made: Made) -> None:
         """It is our child: its end is for us to collect, whoever has it then."""
         await processes.wait_ended(made.process)
-        if self._stock.has_ended(made):
+        if self._inventory.has_ended(made):
             self._news.set()
 
     async def _end(self, made: Made) -> None:
-        self._stock.remove(made)
+        self._inventory.remove(made)
         home = self._context.home
         name = pool_directory.ready(made.id, made.key)
         entry = pool_directory.Entry("ready", made.id, process_ref.this_process(), made.key, name)
@@ -378,11 +378,11 @@ class Controller:
             with anyio.CancelScope(shield=True):
                 await pool_directory.end(home, taken, [made.process])
 
-    def _say(self, held_back: str | None) -> None:
-        said = ControllerFile(warm=self._budget, held_back=held_back)
-        if said != self._said:
+    def _report(self, held_back: str | None) -> None:
+        written = ControllerFile(warm=self._budget, held_back=held_back)
+        if written != self._written:
             if held_back is not None:
                 _log.info("fewer VMMs are warm than would be good: %s", held_back)
-            self._said = said
+            self._written = written
             with suppress(OSError):  # what `pool` shows is older then
-                self._file.write_bytes(encode_json(said))
+                self._file.write_bytes(encode_json(written))

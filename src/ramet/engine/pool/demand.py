@@ -34,7 +34,7 @@ class Demand:
         self.half_life_s = half_life_s
         self._sources: dict[str, _Source] = {}
 
-    def asked(self, source: str, count: int, now_s: float) -> None:
+    def add(self, source: str, count: int, now_s: float) -> None:
         """So many forks of `source` have been asked for."""
         known = self._sources.setdefault(source, _Source())
         known.recent.append((now_s, count))

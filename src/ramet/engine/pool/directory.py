@@ -6,12 +6,12 @@ once, for one of any number of processes:
 
     making.<id>.<process>          being made by that process
     ready.<id>.<process>.<key>     paused and waiting, for whoever forks what `key` stands for
-    taken.<id>.<process>           that process hands it out, or removes it
+    taken.<id>.<process>           that process makes a fork of it, or removes it
 
-Handed out, the directory becomes the instance's, its VMM in it, and there is nothing about it any more that
-isn't as with any other fork. Beside them
-lie `keeper.<process>.<n>`, a file of whoever keeps a pool here, and `wanted.<kind>.<id>.<count>.<n>`, what
-others tell it that they have forked. What belongs to a dead process is swept when a home is opened.
+Claimed, the directory becomes the instance's with its VMM, and is like any other fork's. Beside the warm VMMs
+lie `controller.<process>.<n>`, one file per process that keeps a pool here, and
+`wanted.<kind>.<id>.<count>.<n>`, forks that other processes report. What belongs to a dead process is deleted
+when a home is opened.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from ramet.system import liveness, owners, process_ref, processes, spawn, thread
 from ramet.system.files import TEMPORARY_PREFIX, remove_tree
 from ramet.system.share import Shared
 
-_KEEPER: Final = "keeper"
+_CONTROLLER: Final = "controller"
+_CONTROLLER_BEFORE: Final = "keeper"
+"""The same file, of a ramet before the word changed: it may still work here, or have been killed."""
 _WANTED: Final = "wanted"
 _MOST_UNREAD: Final = 64
 
@@ -128,37 +130,37 @@ def _entry(name: str) -> Entry | None:
 
 def wanted(found: Iterable[str]) -> list[Wanted]:
     """What others have forked, among those names."""
-    told = []
+    wishes = []
     for name in found:
         words = name.split(".")
         if words[0] == _WANTED and len(words) == 5 and words[3].isdigit():
-            told.append(Wanted(f"{words[1]}/{words[2]}", int(words[3]), name))
-    return told
+            wishes.append(Wanted(f"{words[1]}/{words[2]}", int(words[3]), name))
+    return wishes
 
 
-def keepers(found: Iterable[str]) -> dict[str, ProcessRef]:
+def controllers(found: Iterable[str]) -> dict[str, ProcessRef]:
     """The files of those who keep a pool, among those names."""
     return {
         name: reference
         for name in found
-        if name.startswith(f"{_KEEPER}.")
+        if name.startswith((f"{_CONTROLLER}.", f"{_CONTROLLER_BEFORE}."))
         and (reference := process_ref.from_name(name.split(".")[1])) is not None
     }
 
 
 def is_kept(found: Iterable[str]) -> bool:
     """Whether somebody keeps a pool here who isn't known to be dead."""
-    return any(not liveness.is_dead(keeper) for keeper in keepers(found).values())
+    return any(not liveness.is_dead(process) for process in controllers(found).values())
 
 
-def is_keeper(home: Home, process: ProcessRef) -> bool:
+def is_controller(home: Home, process: ProcessRef) -> bool:
     """Whether that process keeps a pool here."""
-    return process in keepers(names(home)).values()
+    return process in controllers(names(home)).values()
 
 
-def keeper_name(home: Home) -> str:
-    """A name for the file of one more keeper."""
-    return f"{_KEEPER}.{process_ref.as_name(owners.owner(home.root))}.{secrets.token_hex(4)}"
+def controller_name(home: Home) -> str:
+    """A name for the file of one more controller."""
+    return f"{_CONTROLLER}.{process_ref.as_name(owners.owner(home.root))}.{secrets.token_hex(4)}"
 
 
 def making(home: Home, warm_id: str) -> str:
@@ -167,7 +169,7 @@ def making(home: Home, warm_id: str) -> str:
 
 
 def ready(warm_id: str, key: str) -> str:
-    """Its name once it can be handed out."""
+    """Its name once it can be claimed."""
     return f"ready.{warm_id}.{process_ref.as_name(process_ref.this_process())}.{key}"
 
 
@@ -185,13 +187,13 @@ def report_demand(home: Home, found: Sequence[str], source: str, count: int) -> 
 
 def take(home: Home, entry: Entry) -> Entry | None:
     """Take a warm VMM, so that no other process has it; None when another one was quicker."""
-    mine = owners.owner(home.root)
-    name = f"taken.{entry.id}.{process_ref.as_name(mine)}"
+    holder = owners.owner(home.root)
+    name = f"taken.{entry.id}.{process_ref.as_name(holder)}"
     try:
         os.rename(home.pool / entry.name, home.pool / name)  # noqa: PTH104 - on each fork's path
     except OSError:
         return None
-    return Entry("taken", entry.id, mine, entry.key, name)
+    return Entry("taken", entry.id, holder, entry.key, name)
 
 
 def put_back(home: Home, taken: Entry, before: Entry) -> None:
@@ -237,14 +239,14 @@ async def sweep(home: Home) -> None:
     for left in home.pool.glob(f"{TEMPORARY_PREFIX}*"):
         with suppress(OSError):
             left.unlink()  # a trial link whose maker was killed
-    kept = keepers(found)
-    for name, keeper in kept.items():
-        if is_dead(keeper):
+    kept = controllers(found)
+    for name, process in kept.items():
+        if is_dead(process):
             with suppress(OSError):  # another has just done it, or the next one will
                 (home.pool / name).unlink()
     dead = [entry for entry in entries(found) if is_dead(entry.holder)]
     # Taken first: somebody may be forking one at this moment, and then it isn't ours to end.
-    taken = [mine for entry in dead if (mine := take(home, entry)) is not None]
+    taken = [ours for entry in dead if (ours := take(home, entry)) is not None]
     if taken:
         running = spawn.spawned_below(home.pool)
         for entry in taken:
@@ -252,9 +254,9 @@ async def sweep(home: Home) -> None:
             with suppress(RametError, OSError):
                 await end(home, entry, _vmms_of(home, entry, running))
     if all(map(is_dead, kept.values())):
-        for told in wanted(found):
+        for wish in wanted(found):
             with suppress(OSError):  # as above
-                (home.pool / told.name).unlink()
+                (home.pool / wish.name).unlink()
     leave(home)
 
 

@@ -1,4 +1,4 @@
-"""The warm VMMs of one keeper: which of them wait, and which are one too many."""
+"""The warm VMMs of one controller: which of them wait, and which are one too many."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EMPTY: Final = ""
 
 
 class Inventory:
-    """What a keeper has made and that hasn't ended, wherever it is by now."""
+    """What a controller has made and that hasn't ended, wherever it is by now."""
 
     def __init__(self) -> None:
         self._alive: dict[str, Made] = {}
@@ -51,7 +51,7 @@ class Inventory:
         return bool(taken)
 
     def waiting(self) -> list[Made]:
-        """All that can be handed out."""
+        """All that can be claimed."""
         return list(self._waiting.values())
 
     def have(self) -> dict[str, int]:

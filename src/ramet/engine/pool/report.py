@@ -10,13 +10,13 @@ from ramet.engine.context import Context
 from ramet.engine.pool import directory
 from ramet.errors import RametError
 from ramet.memory.accounting import smaps_rollup
-from ramet.model.schema import PoolEntry, PoolKeeper, PoolReport
+from ramet.model.schema import PoolController, PoolEntry, PoolReport
 from ramet.paths import Home
 from ramet.system import liveness
 
 
 class ControllerFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a keeper says about itself, for `ramet pool`."""
+    """A controller's file about itself, for `ramet pool`."""
 
     warm: int
     held_back: str | None
@@ -27,20 +27,20 @@ def pool_of(context: Context) -> PoolReport:
     home = context.home
     found = directory.names(home)
     kept = []
-    for name, process in directory.keepers(found).items():
+    for name, process in directory.controllers(found).items():
         # It has just left, or is about to write it: it isn't listed.
         with suppress(OSError, msgspec.MsgspecError, RecursionError):
-            said = msgspec.json.decode((home.pool / name).read_bytes(), type=ControllerFile)
+            file = msgspec.json.decode((home.pool / name).read_bytes(), type=ControllerFile)
             kept.append(
-                PoolKeeper(
+                PoolController(
                     pid=process.pid,
-                    warm=said.warm,
-                    held_back=said.held_back,
+                    warm=file.warm,
+                    held_back=file.held_back,
                     seen=liveness.why_unseen(process) is None,
                 )
             )
     listed = [_described(home, entry) for entry in directory.entries(found)]
-    listed.sort(key=lambda one: (one.created_at or "~", one.id))
+    listed.sort(key=lambda entry: (entry.created_at or "~", entry.id))
     return PoolReport(keepers=kept, entries=listed)
 
 

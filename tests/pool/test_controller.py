@@ -1,4 +1,4 @@
-"""The keeper: how many it keeps of what, and when it doesn't."""
+"""The controller: how many it keeps of what, and when it doesn't."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
 @asynccontextmanager
-async def keeper_of(host: ramet.Host, budget: int, **settings: Any) -> AsyncIterator[Controller]:
+async def controller_of(host: ramet.Host, budget: int, **settings: Any) -> AsyncIterator[Controller]:
     """One with settings of its own, of a Host that has none."""
     assert host._context is not None
-    keeper = Controller(host._context, budget, **settings)
-    keeper.start()
+    controller = Controller(host._context, budget, **settings)
+    controller.start()
     try:
-        yield keeper
+        yield controller
     finally:
-        await keeper.close()
+        await controller.close()
 
 
 @pytest.mark.timing
@@ -93,7 +93,7 @@ async def test_what_is_made_here_is_warm_before_it_is_forked(probe_home: Path) -
 
 @pytest.mark.timing
 async def test_without_demand_it_shrinks(probe_home: Path) -> None:
-    async with ramet.Host(probe_home) as host, keeper_of(host, 4, half_life_s=1.0):
+    async with ramet.Host(probe_home) as host, controller_of(host, 4, half_life_s=1.0):
         await fork(host, count=4)
         await filled(host, 1)
         with anyio.fail_after(60):
@@ -102,8 +102,8 @@ async def test_without_demand_it_shrinks(probe_home: Path) -> None:
 
 
 async def test_memory_that_is_to_stay_free_stays_free(probe_home: Path) -> None:
-    async with ramet.Host(probe_home) as host, keeper_of(host, 4, spare_bytes=1 << 60) as keeper:
-        await keeper.settled()
+    async with ramet.Host(probe_home) as host, controller_of(host, 4, spare_bytes=1 << 60) as controller:
+        await controller.until_idle()
         report = await host.pool()
         assert report.entries == []
         assert "is to stay free" in (report.keepers[0].held_back or "")
@@ -117,11 +117,11 @@ async def test_nothing_is_made_while_its_host_forks(probe_home: Path) -> None:
         await settled(host)
         context = host._context
         assert context is not None
-        keeper = context.keeper
-        assert keeper is not None
-        with keeper.out_of_the_way():
+        controller = context.controller
+        assert controller is not None
+        with controller.quiet():
             base = await host.get("base")
-            keeper.asked(f"instances/{base.id}", 2)
+            controller.report_demand(f"instances/{base.id}", 2)
             await anyio.sleep(0.5)
             assert all(one.stage == "empty" for one in (await host.pool()).entries)
         await filled(host, 2)
@@ -153,7 +153,7 @@ async def test_what_cannot_be_made_is_tried_less_and_less_and_said(
         assert tried - before <= 1
 
 
-async def test_an_error_that_nobody_foresaw_ends_the_keeper_and_not_its_host(
+async def test_an_error_that_nobody_foresaw_ends_the_controller_and_not_its_host(
     probe_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Controller) -> None:
@@ -163,13 +163,13 @@ async def test_an_error_that_nobody_foresaw_ends_the_keeper_and_not_its_host(
     async with ramet.Host(probe_home, warm=2) as host:
         await settled(host)
         (kept,) = (await host.pool()).keepers
-        assert kept.held_back == "the keeper has failed: ZeroDivisionError: a mistake"
+        assert kept.held_back == "the pool controller has failed: ZeroDivisionError: a mistake"
         (vm,) = await fork(host)
         assert vm.receipt.warm is None
 
 
 @pytest.mark.timing
-async def test_two_keepers_have_a_budget_each(probe_home: Path) -> None:
+async def test_two_controllers_have_a_budget_each(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=2) as one:
         async with ramet.Host(probe_home, warm=3) as other:
             await fork(one, count=2)
