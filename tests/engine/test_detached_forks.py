@@ -93,7 +93,7 @@ async def test_a_call_that_fails_after_its_forks_are_written_down_leaves_none(
     def fail(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("ramet.engine.fork.call.wake_for_machine", fail)
+    monkeypatch.setattr("ramet.engine.fork.call.request_for_machine", fail)
     with pytest.raises(KeyError):
         await warm.fork(2, detach=True)
     assert owners_of(warm_home, source=warm.id) == {}

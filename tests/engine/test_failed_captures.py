@@ -116,7 +116,7 @@ def _no_session(*_: object, **__: object) -> object:
 @pytest.mark.parametrize(
     ("what", "instead", "said"),
     [
-        ("ramet.engine.capture.publish.make_overlay", _no_room, "no room"),
+        ("ramet.engine.capture.plan.make_overlay", _no_room, "no room"),
         ("ramet.drivers.qemu.vmm.QemuVmm.session", _no_session, "no session"),
         ("ramet.drivers.qemu.disks._layer", _no_session, "no session"),
         ("ramet.drivers.qemu.disks.switch_overlays", refuses, "no vmstate"),

@@ -126,7 +126,7 @@ async def test_a_fork_is_asked_over_a_port_that_was_opened_before_it_went_on(
         return await verify_identity(*arguments, stream=stream, **options)
 
     source = await host.run(name="source", memory="128M")
-    monkeypatch.setattr("ramet.engine.restore.load.prove", noting)
+    monkeypatch.setattr("ramet.engine.restore.load.verify_identity", noting)
     made = await source.snapshot("before")
     async with anyio.create_task_group() as tasks:
         for _ in range(2):

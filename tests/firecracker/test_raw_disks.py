@@ -43,7 +43,7 @@ async def test_the_worse_way_counts(probes: ramet.Host, monkeypatch: pytest.Monk
     def outright(source: Path, destination: Path) -> Shared:
         return snapshot_raw(source, destination, share=False)
 
-    monkeypatch.setattr("ramet.engine.capture.capture.snapshot_raw", outright)
+    monkeypatch.setattr("ramet.engine.capture.overlays.snapshot_raw", outright)
     [branch] = await vm.fork(1)
     assert receipt(branch).mode == "copied"
     assert "in the capture" in receipt(branch).reason

@@ -19,7 +19,7 @@ from ramet.engine.drivers import installed_drivers
 from ramet.engine.maintenance import compaction
 from ramet.engine.manifest import read_manifest, require_restorable
 from ramet.engine.restore import in_place
-from ramet.engine.snapshots import catalog
+from ramet.engine.snapshots import create
 from ramet.engine.snapshots.validation import require_harmless
 from ramet.errors import DamagedError, FilesystemError, UnavailableError
 from ramet.model.schema import ForkFailure, ForkReport
@@ -92,7 +92,7 @@ async def test_one_whose_ram_was_never_noted_is_captured_all_the_same(
 @pytest.fixture
 async def large(source: ramet.VM, monkeypatch: pytest.MonkeyPatch) -> ramet.Snapshot:
     """A snapshot with a delta that is to be compacted, which nobody does."""
-    monkeypatch.setattr(catalog, "wake_for_capture", lambda *_: None)
+    monkeypatch.setattr(create, "request_for_capture", lambda *_: None)
     await source.standby()
     await source.restore()
     await fill(source, 2, pages=2304)

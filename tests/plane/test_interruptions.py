@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 import ramet
-from ramet.engine.capture import capture, overlays
+from ramet.engine.capture import capture
 from ramet.errors import VmmError
 from ramet.model.lifecycle import State
 from ramet.paths import Home
@@ -61,14 +61,14 @@ async def test_its_parent_is_removed_in_mid_capture(
     await guest.write(base, 0, 5)
     (parent,) = await (await base.template()).fork(1)
     (source,) = await parent.fork(1)
-    freeze = overlays.freeze_disks
+    freeze = capture.freeze_disks
 
     async def removed_meanwhile(*arguments: Any) -> Any:
         await base.remove()
         await parent.remove(force=True)
         return await freeze(*arguments)
 
-    monkeypatch.setattr(overlays, "freeze_disks", removed_meanwhile)
+    monkeypatch.setattr(capture, "freeze_disks", removed_meanwhile)
     (branch,) = await source.fork(1)
     monkeypatch.undo()
     for one in (source, branch, (await branch.fork(1))[0]):

@@ -21,7 +21,7 @@ from ramet.engine.drivers import installed_drivers
 from ramet.engine.maintenance.compaction import compact_capture
 from ramet.engine.pool import claims
 from ramet.engine.pool import directory as pool_directory
-from ramet.engine.snapshots import catalog
+from ramet.engine.snapshots import create
 from ramet.paths import MANIFEST_FILE, Home
 from ramet.system import liveness, process_ref, processes, spawn
 from tests.firecracker.conftest import DATA_ADDRESS
@@ -277,7 +277,7 @@ async def test_a_source_is_compacted_while_it_is_forked(
     probe_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every fork has its memory, whichever files it came from; the warm ones are replaced."""
-    monkeypatch.setattr(catalog, "wake_for_capture", lambda *_: None)
+    monkeypatch.setattr(create, "request_for_capture", lambda *_: None)
     async with ramet.Host(probe_home, warm=3) as host:
         (vm,) = await fork(host)
         await vm.exec("fill", hex(DATA_ADDRESS), hex(2304), "0x77", check=True)
