@@ -20,6 +20,7 @@ import ramet
 from ramet import config
 from ramet.errors import UnavailableError
 from ramet.system import spawn
+from ramet.testing.leftovers import living_in as living_in
 
 pytest_plugins = ["tests.side_by_side"]
 
@@ -47,19 +48,6 @@ def pytest_configure() -> None:
 def anyio_backend() -> str:
     """The only event loop that qemu.qmp runs on."""
     return "asyncio"
-
-
-def living_in(directory: Path) -> list[int]:
-    """Pids of the processes that work anywhere below `directory`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "cwd").readlink().is_relative_to(directory):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
 
 
 def assert_nothing_left(home: Path) -> None:

@@ -261,6 +261,7 @@ def test_only_these_files_start_processes_or_look_for_programs() -> None:
             "system/owner_watcher.py",
             "engine/maintenance/requests.py",
         ),
+        "testing/driver_contract/another_process.py",
     }
     source = Path(programs.__file__).parent
     starts = re.compile(

@@ -77,6 +77,7 @@ PARTS: Final = (
             *_BYTES,
             *_GUEST,
             "src/ramet/engine/",
+            "src/ramet/testing/",
             "tests/contract/",
             "tests/linux_on_kvm/",
             "tests/emulated_host/",

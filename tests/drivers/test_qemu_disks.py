@@ -20,8 +20,8 @@ from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.images.resolve import resolve_image
 from ramet.model.record import Disk, Machine
 from ramet.system.share import link_or_copy
+from ramet.testing.driver_contract.subject import Running, Subject, booted
 from ramet.units import MIB
-from tests.contract.subject import Running, Subject, booted
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 

@@ -21,8 +21,8 @@ from ramet.images.resolve import resolve_image
 from ramet.model.record import Machine, Nic
 from ramet.paths import VMM_LOG
 from ramet.system.kvm import kvm_verdict
+from ramet.testing.driver_contract.subject import Frozen, Subject, booted, restored
 from ramet.units import MIB
-from tests.contract.subject import Frozen, Subject, booted, restored
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 

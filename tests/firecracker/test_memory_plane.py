@@ -28,8 +28,8 @@ from ramet.paths import MEM_FILE
 from ramet.system import spawn
 from ramet.system.copying import data_extents
 from ramet.system.kvm import kvm_verdict
+from ramet.testing.driver_contract.subject import Frozen, Running, Subject, booted, restored
 from ramet.units import GIB, MIB, FileOffset, HostVirtual
-from tests.contract.subject import Frozen, Running, Subject, booted, restored
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 

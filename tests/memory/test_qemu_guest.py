@@ -25,8 +25,8 @@ from ramet.memory.ram import changed_pages, locate_ram
 from ramet.model.record import Machine, RamRange
 from ramet.paths import MEM_FILE
 from ramet.system.kvm import kvm_verdict
+from ramet.testing.driver_contract.subject import Subject, booted, restored
 from ramet.units import MIB, PAGE_SIZE_BYTES, FileOffset, HostVirtual
-from tests.contract.subject import Subject, booted, restored
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
 

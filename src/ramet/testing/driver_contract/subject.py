@@ -1,4 +1,4 @@
-"""What the contract suite runs on: a driver, a guest that it boots, and how to tell two guests apart.
+"""The subject of the contract suite: a driver, a guest that it boots, and how to tell two guests apart.
 
 Nothing of the engine: a driver, files and the guest's agent alone.
 """
@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -43,7 +44,7 @@ _MARK_ADDRESS = 0x3000000
 
 @dataclass
 class Subject:
-    """One driver with one kind of guest."""
+    """A driver with a kind of guest. Subclass it for machines with other devices."""
 
     driver: Driver
     image: Image
@@ -54,8 +55,14 @@ class Subject:
 
     @property
     def is_linux(self) -> bool:
-        """Whether the guest has a shell."""
+        """True where the guest has a shell."""
         return self.image.guest == "linux"
+
+    def with_program(self, program: str) -> Driver:
+        """The same driver with `program` as its VMM. Override it where the class takes something else."""
+        kind: Any = type(self.driver)
+        driver: Driver = kind(program)
+        return driver
 
     def machine(self) -> Machine:
         """A machine with one small disk."""
