@@ -12,6 +12,7 @@ import pytest
 
 import ramet
 from ramet.engine.capture import capture
+from ramet.engine.capture.overlays import freeze_disks
 from ramet.errors import VmmError
 from ramet.model.lifecycle import State
 from ramet.paths import Home
@@ -61,12 +62,11 @@ async def test_its_parent_is_removed_in_mid_capture(
     await guest.write(base, 0, 5)
     (parent,) = await (await base.template()).fork(1)
     (source,) = await parent.fork(1)
-    freeze = capture.freeze_disks
 
     async def removed_meanwhile(*arguments: Any) -> Any:
         await base.remove()
         await parent.remove(force=True)
-        return await freeze(*arguments)
+        return await freeze_disks(*arguments)
 
     monkeypatch.setattr(capture, "freeze_disks", removed_meanwhile)
     (branch,) = await source.fork(1)
