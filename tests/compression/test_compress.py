@@ -363,7 +363,7 @@ async def test_nothing_is_decompressed_ahead(snapshot: ramet.Snapshot, warm_home
 async def test_cancelled_between_its_last_steps(
     snapshot: ramet.Snapshot, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is published and not named, or not named any more: no mark tells of it afterwards."""
+    """A file that is published and not named, or not named any more: no job tells of it afterwards."""
     if verb == "decompress":
         await snapshot.compress()
     step = "publish" if verb == "compress" else "_publish_manifest"

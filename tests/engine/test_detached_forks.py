@@ -71,13 +71,13 @@ async def test_they_belong_to_their_maker_until_they_are_whole(
 ) -> None:
     """A process that is killed before all of them are written down leaves none (I7)."""
     seen: list[dict[str, Record]] = []
-    settle = Store.settle
+    settle = Store.finish_forks
 
     def looking(store: Store, *arguments: Any) -> Any:
         seen.append(owners_of(warm_home, source=warm.id))
         return settle(store, *arguments)
 
-    monkeypatch.setattr(Store, "settle", looking)
+    monkeypatch.setattr(Store, "finish_forks", looking)
     forks = await warm.fork(2, detach=detach)
     (before,) = seen
     assert [(one.state, one.owner is None) for one in before.values()] == [("created", False)] * 2

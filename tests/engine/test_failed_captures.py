@@ -15,7 +15,7 @@ from ramet.drivers.qemu.vmm import QemuVmm
 from ramet.engine.recovery import recover
 from ramet.errors import FilesystemError, RametError, VmmError, VmmTimeoutError
 from ramet.model.lifecycle import State
-from ramet.model.record import Disk, Pending
+from ramet.model.record import Disk, Intent
 from ramet.system import process_ref, processes
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -90,7 +90,7 @@ async def test_what_is_known_of_the_disks_is_kept_when_an_overlay_cannot_be_drop
     left = next_overlay(over, vm.directory)
     make_overlay(vm.directory, left)
     with subprocess.Popen(["true"]) as gone:
-        pending = Pending(what="capture", by=process_ref.reference(gone.pid))
+        pending = Intent(what="capture", by=process_ref.reference(gone.pid))
     context.store.change(record.id, lambda one: msgspec.structs.replace(one, pending=pending))
     with monkeypatch.context() as patched:
         patched.setattr(QemuVmm, "drop_overlays", refuses)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import ramet
-from ramet.engine.lifecycle.removal import discard_all, sweep
+from ramet.engine.lifecycle.removal import destroy_all, gc
 from ramet.errors import RametError
 from ramet.guest.ports import claim_port
 from ramet.paths import MEM_FILE
@@ -56,7 +56,7 @@ async def test_a_strangers_shell_in_an_instance_directory_is_left_alone(tmp_path
             # execve(2) closes the pipe that Popen waits for a moment before the new environment can be read.
             while not spawn.spawned_in(directory):
                 await anyio.sleep(0.001)
-        await sweep([directory])
+        await gc([directory])
         assert stranger.poll() is None
         assert not liveness.is_alive(ours)
         assert not directory.exists()
@@ -110,7 +110,7 @@ async def test_a_discard_by_a_stale_record_ends_the_vmm_of_today(warm: ramet.VM,
     stale = vm._context.store.get(vm.id)
     await vm.stop()
     await vm.start()
-    await discard_all(vm._context, [stale])
+    await destroy_all(vm._context, [stale])
     assert living_in(warm_home) == []
 
 
@@ -127,7 +127,7 @@ async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_
     await processes.wait_ended(gone, timeout_s=10)
     read = context.store.change(vm.id, lambda one: msgspec.structs.replace(one, owner=gone))
     await vm.detach()
-    await recovery._reap_one(context, read)
+    await recovery._recover_one(context, read)
     assert (await vm.exec("true")).ok
     await vm.remove(force=True)
     (warm_home / "log").unlink()
@@ -245,7 +245,7 @@ async def test_leaving_on_a_disk_without_room_ends_the_vmms(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "remove_all", full)
         with pytest.raises(RametError, match="full"):
-            await discard_all(vm._context, [vm._record])
+            await destroy_all(vm._context, [vm._record])
     assert living_in(warm_home) == []
     await vm.remove(force=True)
 
@@ -266,7 +266,7 @@ async def test_the_launcher_for_yama_keeps_pid_mark_directory_and_descriptors(
     child = spawn.spawn(["sh", "-c", script], directory=tmp_path, log=tmp_path / "log", fds=[writer])
     os.close(writer)
     with os.fdopen(reader) as said:
-        pid, mark, directory = said.readline().split()
-    assert (int(pid), mark, directory) == (child.pid, str(tmp_path), str(tmp_path))
+        pid, tag, directory = said.readline().split()
+    assert (int(pid), tag, directory) == (child.pid, str(tmp_path), str(tmp_path))
     await processes.kill(child)
     assert not liveness.is_alive(child)

@@ -146,7 +146,7 @@ async def test_where_a_bare_resume_deafens_the_state_is_saved_before(
     await fork.resume()
     assert (await fork.exec("peek", hex(0x1000000), check=True)).text.split() == [f"{7:016x}"]
     assert asked.count("/dev/null/none") == 2
-    steps = probes._context.vmm(probes._context.store.get(vm.id)).rescue().steps  # type: ignore[union-attr]
+    steps = probes._context.vmm(probes._context.store.get(vm.id)).resume_steps().steps  # type: ignore[union-attr]
     assert [send.split()[1] for send, _ in steps] == ["/", "/snapshot/create", "/vm"]
 
 

@@ -111,10 +111,10 @@ def test_a_guest_is_rescued_though_a_child_of_the_dead_one_lives(tmp_path: Path)
     script = f"""
 import os, signal, sys, time, anyio
 from pathlib import Path
-from ramet.system.pause_watchdog import Rescue, resume_on_death
+from ramet.system.pause_watchdog import ResumeSteps, resume_on_death
 parent = os.getpid()
 async def main():
-    async with resume_on_death(Path(sys.argv[1]), Rescue("control", (("go on", "yes"),))):
+    async with resume_on_death(Path(sys.argv[1]), ResumeSteps("control", (("go on", "yes"),))):
         {_FORK_AND_DIE.strip().replace(chr(10), chr(10) + "        ")}
 anyio.run(main)
 """

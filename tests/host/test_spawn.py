@@ -29,9 +29,9 @@ def test_a_spawned_process_bears_its_mark_when_spawn_returns(tmp_path: Path) -> 
 def test_it_is_found_in_the_middle_of_execve(tmp_path: Path) -> None:
     """As when ramet is killed the moment that Popen has returned, and the next one sweeps."""
     for _ in range(100):
-        mark = {spawn.OWNER_TAG: str(tmp_path)}
+        tag = {spawn.OWNER_TAG: str(tmp_path)}
         child = subprocess.Popen(
-            ["sleep", "60"], cwd=tmp_path, env={**os.environ, **mark}, stdin=subprocess.DEVNULL
+            ["sleep", "60"], cwd=tmp_path, env={**os.environ, **tag}, stdin=subprocess.DEVNULL
         )
         try:
             found = spawn.spawned_in(tmp_path)

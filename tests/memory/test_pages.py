@@ -69,13 +69,13 @@ def test_both_kinds_give_what_the_process_has(mem: Path) -> None:
             zeros = sum(length for batch in staged.batches() for _, length, data in batch if data is None)
             assert zeros == 603 * PAGE
             assert staged.changed_bytes == LivePages(process.pid, runs).changed_bytes == 2403 * PAGE
-            assert 0 <= staged.staged_bytes - staged.changed_bytes < 2 * MIB
+            assert 0 <= staged.buffered_bytes - staged.changed_bytes < 2 * MIB
 
 
 def test_nothing_changed_is_nothing_to_copy(mem: Path) -> None:
     with mapping_process(mem) as process, buffer_pages(process.pid, changes(process, mem)) as staged:
         assert list(staged.batches()) == []
-        assert staged.staged_bytes == staged.changed_bytes == 0
+        assert staged.buffered_bytes == staged.changed_bytes == 0
 
 
 def resident_bytes() -> int:

@@ -106,4 +106,4 @@ class Forkable(Handle, Generic[V]):
         context = self._context
         with context.calls.call():
             ours = {fork.id for fork in forks if not isinstance(fork, Exception)} & context.ours
-            await removal.discard_all(context, [row for row in context.store.all() if row.id in ours])
+            await removal.destroy_all(context, [row for row in context.store.all() if row.id in ours])

@@ -23,7 +23,7 @@ from ramet.engine.fork.call import ForkOutcome
 from ramet.engine.lifecycle import describe, power, removal
 from ramet.engine.lifecycle.boot import start
 from ramet.engine.lifecycle.describe import count_forks, to_instance
-from ramet.engine.lifecycle.state import observe
+from ramet.engine.lifecycle.state import state_of
 from ramet.engine.lifecycle.watch import wait, watch
 from ramet.engine.maintenance import compression
 from ramet.engine.maintenance.compression import Target
@@ -94,7 +94,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
     @public
     async def info(self) -> Instance:
         """What `ps` shows of it: from files and pidfds."""
-        return self._shown(observe(self._context, self._record).record)
+        return self._shown(state_of(self._context, self._record).record)
 
     async def _forked(
         self, count: int, name: str | None, options: ForkOptions, *, detach: bool
@@ -249,7 +249,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         await self.detach()
         if record.parent is not None:
             family = [one for one in self._context.store.all() if one.parent == record.parent]
-            await removal.discard_all(self._context, [one for one in family if one.id != self.id])
+            await removal.destroy_all(self._context, [one for one in family if one.id != self.id])
         return self
 
     @public
@@ -262,7 +262,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
     @public
     async def stats(self) -> Usage:
         """What it uses of the host now. Raises `WrongStateError` when it has no VMM."""
-        return describe.usage(self._context, observe(self._context, self._record).record)
+        return describe.usage(self._context, state_of(self._context, self._record).record)
 
 
 @calls_into_host()

@@ -24,7 +24,7 @@ from ramet.engine.context import Context
 from ramet.engine.lifecycle import boot, removal, unreadable
 from ramet.engine.lifecycle import describe as lifecycle_describe
 from ramet.engine.lifecycle.describe import count_forks, is_shown, to_instance, unreadable_instance
-from ramet.engine.lifecycle.state import observe
+from ramet.engine.lifecycle.state import state_of
 from ramet.engine.lifecycle.watch import watch
 from ramet.engine.pool import claims
 from ramet.engine.pool.controller import MOST_WARM, Controller
@@ -124,7 +124,7 @@ class Host(Handle):
             if self._controller is not None:
                 await best_effort(self._controller.close())
             unwanted = [record for record in context.store.all() if record.id in context.ours]
-            await removal.discard_all(context, unwanted)
+            await removal.destroy_all(context, unwanted)
         except BaseException:
             owners.leave_to_watcher(self._home.root)
             raise
@@ -241,10 +241,10 @@ class Host(Handle):
         context = self._opened
         records, damaged = context.store.rows()
         forks = count_forks(records)
-        observed = [observe(context, record).record for record in records]
+        actual = [state_of(context, record).record for record in records]
         shown = [
             to_instance(context, record, forks[record.id])
-            for record in observed
+            for record in actual
             if is_shown(record.state, everything=everything)
             and all(record.labels.get(key) == value for key, value in (labels or {}).items())
         ]
@@ -284,7 +284,7 @@ class Host(Handle):
         used = []
         for record in context.store.all():
             try:
-                used.append(lifecycle_describe.usage(context, observe(context, record).record))
+                used.append(lifecycle_describe.usage(context, state_of(context, record).record))
             except (WrongStateError, VmmError, UnseenError, UsageError):
                 continue  # it has no VMM that can be seen, or one that this ramet has no driver of
         return used

@@ -194,7 +194,7 @@ async def remove_each(
     def told(removal: Removal) -> str:
         return removal.name
 
-    outcomes, failures = await _attempt_each(host, wanted, find, act, None if json else told)
+    outcomes, failures = await _act_on_each(host, wanted, find, act, None if json else told)
     removed = [outcome for outcome in outcomes if isinstance(outcome, str)]
     code = _code(failures, len(wanted))
     if json and failures:
@@ -220,7 +220,7 @@ def _each(wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], *,
         def told(vm: VM) -> str:
             return vm.name
 
-        outcomes, failures = await _attempt_each(
+        outcomes, failures = await _act_on_each(
             host, wanted, references.instance, one, None if json else told
         )
         code = _code(failures, len(wanted))
@@ -231,7 +231,7 @@ def _each(wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], *,
     calling.with_host(body, json=json)
 
 
-async def _attempt_each(
+async def _act_on_each(
     host: Host,
     wanted: list[str],
     find: Callable[[Host, str], Awaitable[F]],

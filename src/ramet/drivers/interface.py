@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
-from ramet.system.pause_watchdog import Rescue
+from ramet.system.pause_watchdog import ResumeSteps
 
 
 class Ability(StrEnum):
@@ -65,7 +65,7 @@ class Vmm(Protocol):
         `VmmTimeoutError`.
         """
 
-    def rescue(self) -> Rescue:
+    def resume_steps(self) -> ResumeSteps:
         """What `host.deadman` says to the control socket so that the guest goes on. Asks nothing."""
 
     async def status(self) -> str:
@@ -255,10 +255,10 @@ class Driver(Protocol):
     def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
         """Where the guest sees its RAM, and where that lies in a mem-file, in the file's order. Pure."""
 
-    async def boot(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> Vmm:
+    async def boot(self, directory: Path, machine: Machine, *, tag: Path | None = None) -> Vmm:
         """Start a VMM in `directory` whose guest boots from the kernel there. It runs when this returns.
 
-        `mark` is the directory that it belongs to, see `host.processes.spawn`; by default `directory`. Raises
+        `tag` is the directory that it belongs to, see `system.spawn.spawn`; by default `directory`. Raises
         `UnavailableError` or `VmmError` with the VMM's last words; no process is left then.
         """
 
@@ -267,14 +267,14 @@ class Driver(Protocol):
         directory: Path,
         machine: Machine,
         *,
-        mark: Path | None = None,
+        tag: Path | None = None,
         sessions: AsyncExitStack | None = None,
     ) -> Vmm:
         """Start a VMM in `directory` that waits, paused, for `load_vmstate` or `load_and_resume`: on the
         mem-file there.
 
         With `sessions` the session in which it was waited for stays open until that is left, so that what is
-        said next needs no other. `mark` and errors as for `boot`.
+        said next needs no other. `tag` and errors as for `boot`.
         """
 
     def attach(
@@ -313,10 +313,10 @@ class StopsOnWriteErrors(Protocol):
 class StartsEmpty(Protocol):
     """A driver whose VMM can be started before it is known which guest it is for."""
 
-    async def start_empty(self, directory: Path, *, mark: Path | None = None) -> ProcessRef:
-        """Start a VMM in `directory` that waits for a guest. `mark` and errors as for `Driver.boot`."""
+    async def start_empty(self, directory: Path, *, tag: Path | None = None) -> ProcessRef:
+        """Start a VMM in `directory` that waits for a guest. `tag` and errors as for `Driver.boot`."""
 
-    async def settle_in(
+    async def attach_guest(
         self, directory: Path, process: ProcessRef, machine: Machine, sessions: AsyncExitStack
     ) -> Vmm:
         """What `Driver.restore` gives, of an empty VMM and the parts that have been put into its directory.

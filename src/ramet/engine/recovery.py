@@ -15,8 +15,8 @@ from ramet.engine.capture.overlays import drop_unused_overlays, with_disks_as_th
 from ramet.engine.capture.publish import drop_unpublished
 from ramet.engine.context import Context
 from ramet.engine.drivers import installed_drivers
-from ramet.engine.lifecycle.removal import discard, discard_all, drop_capture, sweep
-from ramet.engine.lifecycle.state import observe, why_unseen
+from ramet.engine.lifecycle.removal import destroy, destroy_all, drop_capture, gc
+from ramet.engine.lifecycle.state import state_of, why_unseen
 from ramet.engine.maintenance import memory_jobs
 from ramet.engine.maintenance.requests import request_if_left
 from ramet.engine.pool import directory as pool_directory
@@ -60,12 +60,12 @@ async def open_home(home: Home, accel: str, exits: AsyncExitStack) -> Context:
     tasks = await background.start()
     drivers = {driver.name: driver for driver in installed_drivers()}
     context = Context(home, config.cache_directory(), store, drivers, Agents(tasks), tasks, accel, Calls())
-    await reap(context)
+    await recover_home(context)
     tasks.start_soon(owners.keep_watched, home.root)
     return context
 
 
-async def reap(context: Context) -> None:
+async def recover_home(context: Context) -> None:
     """Undo what killed ramet processes left: changes half done, VMMs that no record names, instances whose
     owner is dead, `--rm` instances that have stopped, directories without a record.
 
@@ -80,17 +80,17 @@ async def reap(context: Context) -> None:
     # First, and all at once: there may be a thousand. Asked again inside: one may have been detached since,
     # by the process that then ended.
     doomed = [one for one in records if one.owner in dead]
-    await best_effort(discard_all(context, doomed, only_if=lambda row: row.owner in dead))
+    await best_effort(destroy_all(context, doomed, only_if=lambda row: row.owner in dead))
     for record in records:
         if record.owner not in dead:
-            await best_effort(_reap_one(context, record))
-    await best_effort(pool_directory.sweep(context.home))
+            await best_effort(_recover_one(context, record))
+    await best_effort(pool_directory.gc(context.home))
     await best_effort(end_orphans(context))
     # What belongs to a row that can't be read isn't without a record: its guest may run.
     known = {record.id for record in records} | {row.id for row in unreadable}
-    await best_effort(sweep([directory for directory in directories if directory.name not in known]))
-    await catalog.reap(context, of_snapshots)
-    await best_effort(memory_jobs.sweep(context.home))
+    await best_effort(gc([directory for directory in directories if directory.name not in known]))
+    await catalog.gc(context, of_snapshots)
+    await best_effort(memory_jobs.gc(context.home))
     await request_if_left(context.home)
 
 
@@ -101,11 +101,11 @@ def _is_dead(process: ProcessRef) -> bool:
         return False  # it can't be looked at: the next ramet process does
 
 
-async def _reap_one(context: Context, record: Record) -> None:
+async def _recover_one(context: Context, record: Record) -> None:
     if record.pending is not None and liveness.is_dead(record.pending.by):
         await recover(context, record)
-    if record.auto_remove and observe(context, record).record.state in {State.STOPPED, State.FAILED}:
-        await discard(context, record, only_if=lambda one: one == record)
+    if record.auto_remove and state_of(context, record).record.state in {State.STOPPED, State.FAILED}:
+        await destroy(context, record, only_if=lambda one: one == record)
     else:
         for log in (CONSOLE_LOG, VMM_LOG):
             bounded_log.trim(context.directory(record) / log)
@@ -123,7 +123,7 @@ async def recover(context: Context, record: Record) -> None:
         if record.pending.what in {"restore", "rewind"}:
             # First: how its VMM ended is said in the directory that it works in.
             await finish_replace(context, record)
-        fact = observe(context, record).record
+        fact = state_of(context, record).record
         match record.pending.what:
             case "stop" if fact.state is not State.STANDBY:  # what is in standby hadn't lost anything yet
                 # It was asked to go: it goes.
@@ -157,7 +157,7 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
             try:
                 await vmm.resume()
             except VmmError:
-                return record.moved(Move.PAUSE, vmm=record.vmm)  # as `let_go_on`
+                return record.moved(Move.PAUSE, vmm=record.vmm)  # as `resume_guest`
             record = msgspec.structs.replace(record, reason=await correct_clock(context, record))
         try:
             record = await with_disks_as_they_are(record, vmm)
@@ -179,8 +179,9 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
 async def end_orphans(context: Context) -> None:
     """End VMMs that no record names: a killed ramet had started them and not yet written them down.
 
-    Processes are listed before records: whoever starts a VMM has marked its record before, and names the VMM
-    in it before the mark goes. A warm VMM works in the pool's directory, until there is a record for it.
+    Processes are listed before records: whoever starts a VMM has written an intent into the record before,
+    and names the VMM there before the intent goes. A warm VMM works in the pool's directory until it has a
+    record.
     """
     found = spawn.spawned_below(context.home.instances)
     if not found:

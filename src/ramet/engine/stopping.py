@@ -11,8 +11,8 @@ from ramet.drivers.interface import Ending
 from ramet.engine import limits
 from ramet.engine.agent.session import agent_of
 from ramet.engine.context import Context
-from ramet.engine.lifecycle.jobs import changing
-from ramet.engine.lifecycle.removal import discard, drop_capture
+from ramet.engine.lifecycle.jobs import job
+from ramet.engine.lifecycle.removal import destroy, drop_capture
 from ramet.engine.maintenance.decompression import giving_up
 from ramet.engine.restore.in_place import restore
 from ramet.engine.vmm import disk_errors
@@ -43,7 +43,7 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
     if now.state is State.STANDBY and now.machine.disks and limit_s > 0 and now.pending is None:
         await _bring_back(context, now)
     thought_alive = now.state is not State.STOPPED
-    async with changing(context, record, "stop") as current, AsyncExitStack() as leaving:
+    async with job(context, record, "stop") as current, AsyncExitStack() as leaving:
         if current.state is State.STOPPED and thought_alive:
             stopped = current  # it had powered off, and nobody had looked yet
         else:
@@ -56,7 +56,7 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
             if current.state is State.STANDBY:
                 await threads.run(drop_capture, context.directory(current))
     if stopped.auto_remove:
-        await discard(context, stopped)
+        await destroy(context, stopped)
     return stopped
 
 

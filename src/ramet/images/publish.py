@@ -27,7 +27,7 @@ def published_directory(target: Path) -> Iterator[Path]:
     After an exception nothing is left. What a killed process left is swept an hour later.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target.parent)
+    _gc(target.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
     try:
         yield temporary
@@ -89,7 +89,7 @@ def _seal(directory: Path) -> None:
         sync(Path(parent))
 
 
-def _sweep(parent: Path) -> None:
+def _gc(parent: Path) -> None:
     for left in parent.glob(f"{_TEMPORARY}*"):
         try:
             if left.stat().st_mtime < time.time() - _ABANDONED_AFTER_S:

@@ -65,7 +65,7 @@ class BufferedPages:
         return sum(length for _, length, _ in self._pieces)
 
     @property
-    def staged_bytes(self) -> int:
+    def buffered_bytes(self) -> int:
         """How much memory they take."""
         return len(self._memory) if self._memory is not None else 0
 

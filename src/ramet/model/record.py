@@ -131,16 +131,16 @@ class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     """The length that the console's log had by then: what lies before is an earlier VMM's."""
 
 
-Change = Literal["start", "stop", "pause", "resume", "template", "capture", "standby", "restore", "rewind"]
+Job = Literal["start", "stop", "pause", "resume", "template", "capture", "standby", "restore", "rewind"]
 
 
-class Pending(msgspec.Struct, frozen=True, kw_only=True):
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
     """A change of an instance that is under way.
 
     When `by` has died, it is finished or undone by the next process.
     """
 
-    what: Change
+    what: Job
     by: ProcessRef
     staged: int | None = None
     """The inode of the directory that is to become the instance's: its VMM is the record's already."""
@@ -171,7 +171,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     A dead owner's instances are removed by its watcher, or by the next ramet process.
     """
-    pending: Pending | None = None
+    pending: Intent | None = None
     vmm: RunningVmm | None = None
     reason: str | None = None
 

@@ -12,7 +12,7 @@ import msgspec
 from ramet.model.lifecycle import State
 
 ShareMode = Literal["shared", "delta", "reflinked", "copied"]
-WarmStage = Literal["loaded", "empty"]
+WarmState = Literal["loaded", "empty"]
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +136,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     disks: list[DiskReceipt]
     identity: IdentityReceipt
     timings_ms: Timings
-    warm: WarmStage | None = None
+    warm: WarmState | None = None
     """What was there of it before it was asked for: its guest, loaded and paused; an empty VMM; null:
     nothing. `spawn` and `load` are what was left to do."""
     ok: Literal[True] = True
@@ -339,7 +339,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the instance that the VMM will become, if a fork claims it."""
     driver: str | None
     """Null while it is being made."""
-    stage: WarmStage | None
+    stage: WarmState | None
     source: str | None
     """The id of the template or snapshot whose guest is in it."""
     source_name: str | None

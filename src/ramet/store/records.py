@@ -275,7 +275,7 @@ class Store(Table[Record]):
         super().__init__(database, "instance", Record, what="instance")
         self.snapshots = Table(database, "snapshot", SnapshotRecord, what="snapshot")
 
-    def settle(
+    def finish_forks(
         self, functions: Mapping[str, Callable[[Record], Record]], receipts: Mapping[str, Receipt]
     ) -> dict[str, Record | RametError]:
         """As `change_all`, of forks that have proved themselves, each with its receipt."""

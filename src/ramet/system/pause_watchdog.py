@@ -2,7 +2,7 @@
 
 Before the pause a small process is started that holds one end of a pipe. The kernel closes the other when
 this process ends, however it does; unless `done` came through it first, the small process resumes the guest.
-See `rescuer` for what it does.
+See `pause_rescuer` for what it does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ramet.system import (
 _END_LIMIT_S: Final = 2.0
 
 
-class Rescue(msgspec.Struct, frozen=True):
+class ResumeSteps(msgspec.Struct, frozen=True):
     """What a VMM is told so that its guest goes on: over the UNIX socket `socket_name` in its directory, for
     each of `steps` a text to send and a regular expression that the answer to it matches. `runs`, if it isn't
     empty, is one that only the answer of a VMM whose guest runs matches: nothing more is said to it then.
@@ -46,9 +46,9 @@ class Rescue(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def resume_on_death(
-    directory: Path, rescue: Rescue, *, hold: Sequence[int] = ()
+    directory: Path, resume: ResumeSteps, *, hold: Sequence[int] = ()
 ) -> AsyncIterator[ProcessRef]:
-    """Should this process die inside, the guest of the VMM in `directory` is told to go on.
+    """Should this process die inside, the guest of the VMM in `directory` is resumed.
 
     What is yielded is the process that would do it. Leaving, in whatever way, tells it that it isn't needed,
     and waits until it has ended: the caller has resumed the guest, or means it to stand still. `hold` are
@@ -59,7 +59,7 @@ async def resume_on_death(
     # A child that is forked inside would hold it open, too, and nobody would notice that this process died.
     forked.keep_from_children(ours)
     try:
-        process = _start(directory, rescue, theirs, hold)
+        process = _start(directory, resume, theirs, hold)
     except BaseException:
         forked.close(ours)
         raise
@@ -80,9 +80,9 @@ async def resume_on_death(
                 await processes.kill(process)
 
 
-def _start(directory: Path, rescue: Rescue, pipe: int, hold: Sequence[int]) -> ProcessRef:
-    words = [*own_programs.alone(pause_rescuer), str(pipe), rescue.socket_name, rescue.runs]
-    for send, answer in rescue.steps:
+def _start(directory: Path, resume: ResumeSteps, pipe: int, hold: Sequence[int]) -> ProcessRef:
+    words = [*own_programs.alone(pause_rescuer), str(pipe), resume.socket_name, resume.runs]
+    for send, answer in resume.steps:
         words += [send, answer]
     try:
         child = subprocess.Popen(

@@ -36,7 +36,7 @@ OWNER_TAG = "RAMET_VMM"
 """The environment variable that says to which directory a process belongs."""
 
 
-_MARK_PREFIX = f"{OWNER_TAG}=".encode()
+_TAG_PREFIX = f"{OWNER_TAG}=".encode()
 
 
 _YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -49,13 +49,13 @@ def spawn(
     log: Path,
     fds: Sequence[int] = (),
     needs: rlimits.Needs = rlimits.Needs(),  # noqa: B008 - immutable
-    mark: Path | None = None,
+    tag: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> ProcessRef:
     """Start `argv` in `directory`, in a session of its own, its output appended to `log`, `fds` inherited.
 
     Its environment is this process's, and `environment`, and says that it was started by ramet, and that its
-    directory is going to be called `mark`, by default as it is: see `spawned_below`.
+    directory is going to be called `tag`, by default as it is: see `spawned_below`.
     The process outlives this one, and has limits of its own (`rlimits`), which let it have what it `needs`.
     Raises `UnavailableError` when the program can't be executed, when a limit is too low for it, or when it
     couldn't be told from others afterwards; nothing runs then.
@@ -74,7 +74,7 @@ def spawn(
             env={
                 **os.environb,
                 **{name.encode(): value.encode() for name, value in (environment or {}).items()},
-                OWNER_TAG.encode(): os.fsencode(mark or directory),
+                OWNER_TAG.encode(): os.fsencode(tag or directory),
             },
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
@@ -184,26 +184,26 @@ def _launcher() -> list[str]:
     return ["import ctypes", "ctypes.CDLL(None).prctl(0x59616d61, ctypes.c_ulong(-1), 0, 0, 0)"]
 
 
-class _Marked(NamedTuple):
+class _Tagged(NamedTuple):
     """A living process that `spawn` started, for whatever home."""
 
     process: ProcessRef
-    mark: Path
+    tag: Path
     works_in: tuple[int, int]
     """Device and inode of its working directory: the same in every mount namespace, and after a rename."""
     is_deleted: bool
 
 
-def _marked() -> Iterator[_Marked]:
+def _tagged() -> Iterator[_Tagged]:
     for name in proc_names():
         try:
-            marks = [one for one in _environment(name).split(b"\0") if one.startswith(_MARK_PREFIX)]
-            if marks:
+            tags = [one for one in _environment(name).split(b"\0") if one.startswith(_TAG_PREFIX)]
+            if tags:
                 working = f"/proc/{name}/cwd"
                 status = os.stat(working)  # noqa: PTH116 - of many processes
-                yield _Marked(
+                yield _Tagged(
                     reference_in_proc(name),
-                    Path(os.fsdecode(marks[0][len(_MARK_PREFIX) :])),
+                    Path(os.fsdecode(tags[0][len(_TAG_PREFIX) :])),
                     (status.st_dev, status.st_ino),
                     os.readlink(working).endswith(" (deleted)"),  # noqa: PTH115 - text, no path
                 )
@@ -215,13 +215,13 @@ def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
     """The living processes that `spawn` started and that work in a directory in one of `directories`, by
     where they work now: found by looking at every process there is, so for many it is to be asked once.
 
-    The mark in their environment (proc(5), `/proc/PID/environ`) tells them from a shell that somebody has
+    The tag in their environment (proc(5), `/proc/PID/environ`) tells them from a shell that somebody has
     opened there. Where they work is told by device and inode: a path may mean another directory in another
-    mount namespace, or by now. For one whose directory has been removed the mark says where that was, on this
+    mount namespace, or by now. For one whose directory has been removed the tag says where that was, on this
     very filesystem.
     """
-    marked = list(_marked())
-    if not marked:
+    tagged = list(_tagged())
+    if not tagged:
         return {}
     # Names after processes: what a rename has moved meanwhile is found under its new name, or not at all.
     places: dict[tuple[int, int], Path] = {}
@@ -234,12 +234,12 @@ def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
                     status = entry.stat(follow_symlinks=False)
                     places[status.st_dev, status.st_ino] = Path(entry.path)
     found: dict[Path, list[ProcessRef]] = {}
-    for one in marked:
-        place = places.get(one.works_in)
-        if place is None and one.is_deleted and devices.get(one.mark.parent) == one.works_in[0]:
-            place = one.mark
+    for vmm in tagged:
+        place = places.get(vmm.works_in)
+        if place is None and vmm.is_deleted and devices.get(vmm.tag.parent) == vmm.works_in[0]:
+            place = vmm.tag
         if place is not None:
-            found.setdefault(place, []).append(one.process)
+            found.setdefault(place, []).append(vmm.process)
     return found
 
 

@@ -117,7 +117,7 @@ class SocketStream(anyio.abc.ByteStream):
             (loop.add_reader, loop.remove_reader) if for_reading else (loop.add_writer, loop.remove_writer)
         )
         descriptor = self._socket.fileno()  # of a socket object the selector would make a text each time
-        add(descriptor, _settle, ready)
+        add(descriptor, _resolve, ready)
         try:
             await ready
         finally:
@@ -129,7 +129,7 @@ class SocketStream(anyio.abc.ByteStream):
         return anyio.ClosedResourceError() if self._socket.fileno() < 0 else anyio.BrokenResourceError()
 
 
-def _settle(future: asyncio.Future[None]) -> None:
+def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 

@@ -141,7 +141,7 @@ class Firecracker:
         numbers = releases.release_of(machine.machine_type) or release(self._version.known())
         return releases.ram_regions(machine.memory_bytes, numbers)
 
-    async def boot(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> FirecrackerVmm:
+    async def boot(self, directory: Path, machine: Machine, *, tag: Path | None = None) -> FirecrackerVmm:
         """As `Driver.boot`. The whole machine is in one file, `config.json`."""
         initramfs = (directory / INITRAMFS_FILE).exists()
         document = firecracker_config.boot_config(machine, initramfs=initramfs)
@@ -151,7 +151,7 @@ class Firecracker:
             raise VmmError(f"{directory / KERNEL_FILE} is missing")
         for is_last in (False, False, True):
             try:
-                return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE], mark)
+                return await self._spawn(directory, machine, ["--config-file", CONFIG_FILE], tag)
             except VmmError:
                 if is_last or not lost_its_reason(directory):
                     raise
@@ -162,26 +162,26 @@ class Firecracker:
         directory: Path,
         machine: Machine,
         *,
-        mark: Path | None = None,
+        tag: Path | None = None,
         sessions: AsyncExitStack | None = None,
     ) -> FirecrackerVmm:
         """As `Driver.restore`."""
         if not (directory / MEM_FILE).is_file():
             raise VmmError(f"{directory / MEM_FILE} is missing")
-        return await self._spawn(directory, machine, [], mark, sessions)
+        return await self._spawn(directory, machine, [], tag, sessions)
 
-    async def start_empty(self, directory: Path, *, mark: Path | None = None) -> ProcessRef:
+    async def start_empty(self, directory: Path, *, tag: Path | None = None) -> ProcessRef:
         """As `StartsEmpty.start_empty`. A Firecracker can learn everything over its API."""
         await self.version()
-        process = self._begin(directory, [], mark, Needs(file_bytes=LARGEST_LOG_BYTES))
+        process = self._begin(directory, [], tag, Needs(file_bytes=LARGEST_LOG_BYTES))
         nominal = self.machine(accelerator="kvm", memory_bytes=MIB, cpus=1)
         await self._come_up(FirecrackerVmm(directory, process, nominal), boots=False)
         return process
 
-    async def settle_in(
+    async def attach_guest(
         self, directory: Path, process: ProcessRef, machine: Machine, sessions: AsyncExitStack
     ) -> FirecrackerVmm:
-        """As `StartsEmpty.settle_in`."""
+        """As `StartsEmpty.attach_guest`."""
         if machine.metrics:
             raise UnavailableError("a Firecracker is told at its start where its metrics go")
         if (largest_bytes := largest_file_bytes(machine)) != LARGEST_LOG_BYTES:
@@ -221,7 +221,7 @@ class Firecracker:
         directory: Path,
         machine: Machine,
         arguments: list[str],
-        mark: Path | None,
+        tag: Path | None,
         sessions: AsyncExitStack | None = None,
     ) -> FirecrackerVmm:
         await self.version()
@@ -230,12 +230,12 @@ class Firecracker:
                 (directory / METRICS_FILE).unlink(missing_ok=True)
                 (directory / METRICS_FILE).touch(mode=0o600)
             arguments = [*arguments, "--metrics-path", METRICS_FILE]
-        process = self._begin(directory, arguments, mark, needs_of(machine))
+        process = self._begin(directory, arguments, tag, needs_of(machine))
         vmm = FirecrackerVmm(directory, process, machine, self.abilities)
         await self._come_up(vmm, boots="--config-file" in arguments, sessions=sessions)
         return vmm
 
-    def _begin(self, directory: Path, arguments: list[str], mark: Path | None, needs: Needs) -> ProcessRef:
+    def _begin(self, directory: Path, arguments: list[str], tag: Path | None, needs: Needs) -> ProcessRef:
         log = directory / VMM_LOG
         with filesystem_errors("start Firecracker in", directory):
             for left in (SOCKET, VSOCK_SOCKET):
@@ -247,14 +247,14 @@ class Firecracker:
             return spawn.spawn(
                 [
                     self.program(),
-                    *("--id", (mark or directory).name, "--api-sock", SOCKET),
+                    *("--id", (tag or directory).name, "--api-sock", SOCKET),
                     *("--log-path", VMM_LOG, "--level", "Info"),
                     *arguments,
                 ],
                 directory=directory,
                 log=directory / CONSOLE_LOG,
                 needs=needs,
-                mark=mark,
+                tag=tag,
                 environment=_ENVIRONMENT,
             )
 

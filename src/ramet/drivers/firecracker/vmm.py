@@ -24,7 +24,7 @@ from ramet.model.record import Machine, ProcessRef
 from ramet.paths import METRICS_FILE, VMM_LOG
 from ramet.system import bounded_log, processes, spawn
 from ramet.system.listening import connect_when_listening
-from ramet.system.pause_watchdog import Rescue
+from ramet.system.pause_watchdog import ResumeSteps
 from ramet.text import printable
 from ramet.units import KIB, MIB
 
@@ -44,16 +44,16 @@ _SAVE_NOTHING: Final[dict[str, object]] = {
 
 
 def _step(method: str, path: str, body: dict[str, object]) -> tuple[str, str]:
-    """A request as text, for `Rescue`, and what matches any answer to it."""
+    """A request as text, for `ResumeSteps`, and what matches any answer to it."""
     text = msgspec.json.encode(body).decode()
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(text)}\r\n\r\n{text}", r"HTTP/1\.1 \d{3} "
 
 
 _RESUME_STEP: Final = _step("PATCH", "/vm", {"state": "Resumed"})
-_RESCUE: Final = Rescue(SOCKET, (_RESUME_STEP,))
+_RESUME_STEPS: Final = ResumeSteps(SOCKET, (_RESUME_STEP,))
 # Resuming a guest that runs would deafen it as well: an answer that has its state is waited for first.
-_RESCUE_OF_THE_DEAFENED: Final = Rescue(
+_RESUME_STEPS_OF_THE_DEAFENED: Final = ResumeSteps(
     SOCKET,
     (
         ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", r'"state": ?"[^"]*"'),
@@ -100,9 +100,9 @@ class FirecrackerVmm:
         """As `Vmm.session`."""
         return self._sessions.open(session_limit_s(self._machine))
 
-    def rescue(self) -> Rescue:
-        """As `Vmm.rescue`."""
-        return _RESCUE_OF_THE_DEAFENED if self._is_deafened_by_resume else _RESCUE
+    def resume_steps(self) -> ResumeSteps:
+        """As `Vmm.resume_steps`."""
+        return _RESUME_STEPS_OF_THE_DEAFENED if self._is_deafened_by_resume else _RESUME_STEPS
 
     @property
     def _is_deafened_by_resume(self) -> bool:

@@ -127,22 +127,22 @@ class Qemu:
         """As `Driver.ram_regions`."""
         return qemu_arguments.ram_regions(machine.memory_bytes)
 
-    async def boot(self, directory: Path, machine: Machine, *, mark: Path | None = None) -> QemuVmm:
+    async def boot(self, directory: Path, machine: Machine, *, tag: Path | None = None) -> QemuVmm:
         """As `Driver.boot`."""
-        return await self._spawn(directory, machine, qemu_arguments.boot_arguments(machine), mark)
+        return await self._spawn(directory, machine, qemu_arguments.boot_arguments(machine), tag)
 
     async def restore(
         self,
         directory: Path,
         machine: Machine,
         *,
-        mark: Path | None = None,
+        tag: Path | None = None,
         sessions: AsyncExitStack | None = None,
     ) -> QemuVmm:
         """As `Driver.restore`. QEMU would create a missing mem-file, full of zeros, hence the check."""
         if not (directory / MEM_FILE).is_file():
             raise VmmError(f"{directory / MEM_FILE} is missing")
-        return await self._spawn(directory, machine, qemu_arguments.restore_arguments(), mark, sessions)
+        return await self._spawn(directory, machine, qemu_arguments.restore_arguments(), tag, sessions)
 
     def attach(
         self, directory: Path, process: ProcessRef, machine: Machine, *, just_loaded: bool = False
@@ -177,7 +177,7 @@ class Qemu:
         directory: Path,
         machine: Machine,
         arguments: list[str],
-        mark: Path | None,
+        tag: Path | None,
         sessions: AsyncExitStack | None = None,
     ) -> QemuVmm:
         asked = await self.version()
@@ -209,7 +209,7 @@ class Qemu:
                 log=log,
                 fds=listening,
                 needs=needs_of(machine),
-                mark=mark,
+                tag=tag,
             )
         vmm = QemuVmm(directory, process, machine)
         try:

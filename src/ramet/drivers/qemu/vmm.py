@@ -22,13 +22,13 @@ from ramet.errors import VmmError, VmmTimeoutError
 from ramet.model.record import Disk, Machine, ProcessRef
 from ramet.paths import VMM_LOG
 from ramet.system import bounded_log, processes
-from ramet.system.pause_watchdog import Rescue
+from ramet.system.pause_watchdog import ResumeSteps
 from ramet.text import printable
 from ramet.units import MIB
 
 STARTED: Final = "ramet: started "
 """What ramet writes to its log before each start."""
-_RESCUE: Final = Rescue(
+_RESUME_STEPS: Final = ResumeSteps(
     qemu_monitor.SOCKET,
     (
         ("", r'"QMP"'),
@@ -63,9 +63,9 @@ class QemuVmm:
         """As `Vmm.session`."""
         return self._sessions.open(session_limit_s(self._machine))
 
-    def rescue(self) -> Rescue:
-        """As `Vmm.rescue`."""
-        return _RESCUE
+    def resume_steps(self) -> ResumeSteps:
+        """As `Vmm.resume_steps`."""
+        return _RESUME_STEPS
 
     async def status(self) -> str:
         """As `Vmm.status`: QEMU's RunState, such as `running`, `paused`, `inmigrate`."""

@@ -15,7 +15,7 @@ from ramet.engine.context import Context
 from ramet.engine.vmm import disk_errors
 from ramet.engine.vmm.console import last_words
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, VmmError
-from ramet.guest.greeting import ask
+from ramet.guest.handshake import handshake
 from ramet.guest.messages import IdentityReply, IdentityRequest, Message
 from ramet.model.record import ProcessRef, Record
 from ramet.system import processes
@@ -105,7 +105,7 @@ async def _introduce(
     while True:
         try:
             async with nullcontext(opened) if opened else open_stream(directory, agent_ports) as stream:
-                answer = await ask(
+                answer = await handshake(
                     stream,
                     Message.IDENTITY,
                     request.encode,

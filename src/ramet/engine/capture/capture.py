@@ -32,7 +32,7 @@ from ramet.engine.capture.overlays import commit_overlays, freeze_disks
 from ramet.engine.capture.plan import Plan, drop_unopened, prepare
 from ramet.engine.capture.publish import UntilCancelled, publish
 from ramet.engine.context import Context
-from ramet.engine.lifecycle.jobs import let_go_on
+from ramet.engine.lifecycle.jobs import resume_guest
 from ramet.engine.manifest import Manifest
 from ramet.errors import RametError, UnavailableError
 from ramet.memory.pagemap import Run
@@ -80,7 +80,7 @@ async def capture(
     digests: bool = True,
     labels: dict[str, str] | None = None,
 ) -> Captured:
-    """Capture a running or paused instance. The caller has marked the change in `record`.
+    """Capture a running or paused instance. The caller has written its intent into `record`.
 
     With `goes_on` it is afterwards as it was before, and runs if it ran; `directory` is an empty one of the
     same filesystem. Without, `directory` is its own: it is left paused there for its VMM to be ended, and its
@@ -123,7 +123,7 @@ async def capture(
         else:
             if record.state is State.RUNNING:
                 hold = [context.locks[record.id]]
-                await closing.enter_async_context(resume_on_death(plan.own, vmm.rescue(), hold=hold))
+                await closing.enter_async_context(resume_on_death(plan.own, vmm.resume_steps(), hold=hold))
             pages = await _freeze(plan, vmm, vmstate_fd)
         write = partial(publish, plan, UntilCancelled(pages), vmstate_fd, digests, labels or {})
         if goes_on and record.state is State.RUNNING:
@@ -164,7 +164,7 @@ async def _buffer(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _B
         if runs:
             # With the instance's lock: nobody comes between this process's death and the rescue.
             hold = [context.locks[plan.record.id]]
-            await leaving.enter_async_context(resume_on_death(plan.own, vmm.rescue(), hold=hold))
+            await leaving.enter_async_context(resume_on_death(plan.own, vmm.resume_steps(), hold=hold))
             await threads.run(sync_disks, plan.own, plan.record.machine.disks)
         begun = time.perf_counter()
         async with _resuming(context, plan.record, vmm) if runs else AsyncExitStack():
@@ -196,11 +196,11 @@ async def _resuming(context: Context, record: Record, vmm: Vmm) -> AsyncIterator
     except BaseException:
         # That it couldn't be resumed is in its record, which says that it is paused.
         with anyio.CancelScope(shield=True), suppress(RametError):
-            await let_go_on(context, record, vmm)
+            await resume_guest(context, record, vmm)
             await require_clock(context, record)
         raise
     with anyio.CancelScope(shield=True):
-        await let_go_on(context, record, vmm)
+        await resume_guest(context, record, vmm)
 
 
 async def _shielded(step: Callable[[], Awaitable[None]]) -> None:

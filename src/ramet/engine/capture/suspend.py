@@ -14,7 +14,7 @@ from ramet.engine.agent.session import require_clock
 from ramet.engine.capture.capture import capture
 from ramet.engine.capture.publish import drop_unpublished
 from ramet.engine.context import Context
-from ramet.engine.lifecycle.jobs import changing, let_go_on
+from ramet.engine.lifecycle.jobs import job, resume_guest
 from ramet.engine.maintenance.requests import request_for_capture
 from ramet.errors import NotFoundError, VmmError
 from ramet.model.lifecycle import Move, State
@@ -45,10 +45,10 @@ async def standby(context: Context, record: Record) -> Record:
 
 async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE, Move.STANDBY]) -> Record:
     what: Literal["template", "standby"] = "template" if move is Move.TEMPLATE else "standby"
-    async with changing(context, record, what) as record:
+    async with job(context, record, what) as record:
         record.moved(move)
         if record.state is State.STANDBY:
-            frozen = _settle(context, record, move)
+            frozen = _commit(context, record, move)
             request_for_capture(context.home, context.directory(record))
             return frozen
         if record.vmm is None:
@@ -57,7 +57,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
         directory = context.directory(record)
         try:
             await capture(context, record, directory, goes_on=False, labels=record.labels)
-            frozen = _settle(context, record, move)
+            frozen = _commit(context, record, move)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await _undo(context, record, running, _RESULT[move])
@@ -68,7 +68,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
         return frozen
 
 
-def _settle(context: Context, record: Record, move: Move) -> Record:
+def _commit(context: Context, record: Record, move: Move) -> Record:
     """The row says what it is; a template isn't the fork any more that had a receipt."""
     if move is Move.TEMPLATE:
         return context.store.change(record.id, lambda one: one.moved(move), durable=True, receipt=None)
@@ -88,7 +88,7 @@ async def _undo(context: Context, record: Record, running: RunningVmm, frozen: S
         return
     try:
         if record.state is State.RUNNING and not liveness.is_dead(running.process):
-            await let_go_on(context, record, context.vmm(record))
+            await resume_guest(context, record, context.vmm(record))
             await require_clock(context, record)
     finally:
         drop_unpublished(context.directory(record), running)

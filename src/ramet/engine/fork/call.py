@@ -23,8 +23,8 @@ from ramet.engine.fork.receipts import Forked, report
 from ramet.engine.fork.records import require_sense, reserve
 from ramet.engine.fork.starvation import Starvation
 from ramet.engine.fork.tracing import trace
-from ramet.engine.lifecycle.removal import discard_all
-from ramet.engine.lifecycle.state import observe
+from ramet.engine.lifecycle.removal import destroy_all
+from ramet.engine.lifecycle.state import state_of
 from ramet.engine.maintenance.decompression import kept, unpacked
 from ramet.engine.maintenance.requests import request_for_machine
 from ramet.engine.manifest import require_restorable
@@ -75,7 +75,7 @@ async def fork(
     """
     called_at = time.perf_counter()
     require_sense(count, options)
-    source = observe(context, context.store.get(source.id)).record
+    source = state_of(context, context.store.get(source.id)).record
     if source.state in {State.TEMPLATE, State.STANDBY}:
         return await _fork_from(
             context, origin_of(context, source), count, name, options, called_at, detach=detach
@@ -155,20 +155,20 @@ async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
             watching.start_soon(call.starvation.watch)
             async with anyio.create_task_group() as tasks:
                 for record in records:
-                    tasks.start_soon(_attempt, call, record)
+                    tasks.start_soon(_try_fork, call, record)
             await _fill_up(call, records)
             watching.cancel_scope.cancel()
         proved = _proved(results)  # one may fail yet, and then has a VMM that no row names
         made = report(context, call.origin.manifest, records, results, call.called_at, detach=call.detach)
         failed = [proved.get(one.id, one) for one in records if isinstance(results[one.id], Exception)]
-        await best_effort(discard_all(context, failed))
+        await best_effort(destroy_all(context, failed))
         for result in results.values():
             if isinstance(result, Forked):
                 request_for_machine(context.home, result.record.machine)
                 break
     except BaseException:
         proved = _proved(results) | proved
-        await best_effort(discard_all(context, [proved.get(one.id, one) for one in records]))
+        await best_effort(destroy_all(context, [proved.get(one.id, one) for one in records]))
         raise
     trace(call.origin, made, call.called_at, call.captured)
     errors = {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
@@ -206,7 +206,7 @@ class _Call:
     starvation: Starvation = field(default_factory=Starvation)
 
 
-async def _attempt(call: _Call, record: Record) -> None:
+async def _try_fork(call: _Call, record: Record) -> None:
     try:
         async with call.limiter:
             with process_limit.named(), anyio.CancelScope() as scope:
@@ -227,7 +227,7 @@ async def _fill_up(call: _Call, records: Sequence[Record]) -> None:
     for record in records:
         if isinstance(call.results[record.id], LimitReachedError):
             await _clear(call, record)
-            await _attempt(call, record)
+            await _try_fork(call, record)
             if isinstance(call.results[record.id], LimitReachedError):
                 return
 

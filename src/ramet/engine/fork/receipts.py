@@ -30,7 +30,7 @@ from ramet.model.schema import (
     Receipt,
     ShareMode,
     Timings,
-    WarmStage,
+    WarmState,
 )
 from ramet.paths import MEM_FILE
 from ramet.units import format_bytes
@@ -45,7 +45,7 @@ class Forked(NamedTuple):
     timings: Timings
     captured: Captured | None = None
     """The capture of its source that was made for it."""
-    warm: WarmStage | None = None
+    warm: WarmState | None = None
     """What there was of it before it was asked for."""
 
 
@@ -102,7 +102,7 @@ def _commit(
         )
 
     proved = {row_id: one for row_id in receipts if isinstance(one := results[row_id], Forked)}
-    written = context.store.settle({row_id: runs(one) for row_id, one in proved.items()}, receipts)
+    written = context.store.finish_forks({row_id: runs(one) for row_id, one in proved.items()}, receipts)
     for row_id, row in written.items():
         results[row_id] = row if isinstance(row, Exception) else proved[row_id]._replace(record=row)
 

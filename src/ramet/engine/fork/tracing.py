@@ -49,8 +49,8 @@ class _Trace:
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
         self._called_ns = self._wall_ns(called_at)
 
-    def _wall_ns(self, mark: float) -> int:
-        return self._epoch_ns + round(mark * 1e9)
+    def _wall_ns(self, moment_s: float) -> int:
+        return self._epoch_ns + round(moment_s * 1e9)
 
     def call(self, origin: Origin, report: ForkReport, captured: Captured | None) -> None:
         failed = sum(not one.ok for one in report.forks)

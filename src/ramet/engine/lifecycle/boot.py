@@ -15,9 +15,9 @@ from ramet.drivers.interface import Ability, Driver
 from ramet.engine.agent.identity import verify_identity
 from ramet.engine.context import Context
 from ramet.engine.drivers import Choice, choose
-from ramet.engine.lifecycle.jobs import changing
+from ramet.engine.lifecycle.jobs import job
 from ramet.engine.lifecycle.mounts import require_mountable, require_mounted, with_mounts
-from ramet.engine.lifecycle.removal import discard, drop_capture
+from ramet.engine.lifecycle.removal import destroy, drop_capture
 from ramet.engine.vmm.record import booted_vmm, console_bytes
 from ramet.errors import GuestError, RametError, UsageError, VmmError
 from ramet.images.image import Image
@@ -151,7 +151,7 @@ async def _create(
         return await _boot(context, record, driver, Move.BOOT, limit_s)
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await discard(context, record)
+            await destroy(context, record)
         raise
 
 
@@ -164,7 +164,7 @@ async def start(context: Context, record: Record) -> Record:
     """Start a stopped instance cold: disks and identity kept, memory new. Raises `WrongStateError` in any
     other state.
     """
-    async with changing(context, record, "start") as stopped:
+    async with job(context, record, "start") as stopped:
         return await _start(context, stopped)
 
 
@@ -173,7 +173,7 @@ async def restart(context: Context, gone: Record) -> Record:
 
     `gone` is its record with that VMM.
     """
-    async with changing(context, gone, "start") as record:
+    async with job(context, gone, "start") as record:
         return record if record.vmm is not None else await _start(context, record)
 
 

@@ -1,8 +1,7 @@
-"""Changes to an instance that take more than one step: begun, finished, and undone when ramet was killed in
-between.
+"""Jobs: changes to an instance that take more than one step, finished or undone also when ramet is killed.
 
-Under the instance's lock the record says what is being done and by which process. If that process dies, the
-next one to open the home finds its mark and finishes or undoes the change.
+Under the instance's lock the record holds the intent: the job and the process that does it. If that process
+dies, the next process that opens the home finds the intent and finishes or undoes the job.
 """
 
 from __future__ import annotations
@@ -14,51 +13,51 @@ import msgspec
 
 from ramet.drivers.interface import Vmm
 from ramet.engine.context import Context
-from ramet.engine.lifecycle.state import observe, require_seen
+from ramet.engine.lifecycle.state import require_seen, state_of
 from ramet.errors import NotFoundError, VmmError, WrongStateError
 from ramet.model.lifecycle import Move
-from ramet.model.record import Change, Pending, Record
+from ramet.model.record import Intent, Job, Record
 from ramet.system import liveness, owners
 
 
 @asynccontextmanager
-async def changing(context: Context, record: Record, what: Change) -> AsyncIterator[Record]:
-    """Hold the instance's lock, with its record as it is in fact, marked as being changed by this process.
+async def job(context: Context, record: Record, what: Job) -> AsyncIterator[Record]:
+    """Hold the instance's lock for a job. Yields the record in its actual state, with this process's intent.
 
-    Raises `NotFoundError` when it has been removed, `WrongStateError` when another change doesn't end,
-    `UnseenError` when its VMM can't be seen from here, nor who is changing it. The mark goes whatever happens
-    inside; the state is for the caller to change.
+    Raises `NotFoundError` when the instance has been removed, `WrongStateError` when another job doesn't end,
+    `UnseenError` when the VMM or the process that changes the instance can't be seen from here. The intent is
+    cleared whatever happens inside; the caller changes the state.
     """
     async with context.lifecycle(record) as lock:
-        fact = observe(context, context.store.get(record.id)).record
+        fact = state_of(context, context.store.get(record.id)).record
         require_seen(fact)
-        pending = Pending(what=what, by=owners.owner(context.home.root))
-        marked = context.store.change(
+        pending = Intent(what=what, by=owners.owner(context.home.root))
+        intended = context.store.change(
             record.id,
-            lambda one: msgspec.structs.replace(
-                one, state=fact.state, vmm=fact.vmm, reason=fact.reason, pending=pending
+            lambda row: msgspec.structs.replace(
+                row, state=fact.state, vmm=fact.vmm, reason=fact.reason, pending=pending
             ),
         )
         context.locks[record.id] = lock
         try:
-            yield marked
+            yield intended
         finally:
             del context.locks[record.id]
-            _unmark(context, record)
+            _clear_intent(context, record)
 
 
-def _unmark(context: Context, record: Record) -> None:
+def _clear_intent(context: Context, record: Record) -> None:
     try:
-        context.store.change(record.id, lambda one: msgspec.structs.replace(one, pending=None))
+        context.store.change(record.id, lambda row: msgspec.structs.replace(row, pending=None))
     except NotFoundError:
         pass  # removed meanwhile
 
 
-async def let_go_on(context: Context, record: Record, vmm: Vmm) -> None:
-    """A guest that stood still for a change goes on.
+async def resume_guest(context: Context, record: Record, vmm: Vmm) -> None:
+    """Resume a guest that was paused for a job.
 
-    Raises `VmmError` when its VMM can't be told. If that lives, the record says that the guest is paused: it
-    can be resumed by whoever finds the VMM in a better state.
+    Raises `VmmError` when the VMM refuses. If the VMM lives, the record says that the guest is paused, so
+    that anybody can resume it once the VMM is in a better state.
     """
     try:
         await vmm.resume()
@@ -66,8 +65,8 @@ async def let_go_on(context: Context, record: Record, vmm: Vmm) -> None:
         if record.vmm is None or liveness.is_dead(record.vmm.process):
             raise
         with suppress(NotFoundError, WrongStateError):  # removed, or changed by force meanwhile
-            context.store.change(record.id, lambda one: one.moved(Move.PAUSE, vmm=one.vmm))
+            context.store.change(record.id, lambda row: row.moved(Move.PAUSE, vmm=row.vmm))
         raise type(error)(
-            f"{record.name} stands still, and its VMM doesn't let it go on: {error.message}",
+            f"{record.name} is paused, and its VMM doesn't resume it: {error.message}",
             hint=f"`ramet resume {record.name}` tries again",
         ) from error

@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from ramet.engine.context import Context
-from ramet.engine.lifecycle.state import listens, observe, require_seen, why_unseen
+from ramet.engine.lifecycle.state import listens, require_seen, state_of, why_unseen
 from ramet.errors import NotFoundError, RametError, StoreError, WrongStateError
 from ramet.model.lifecycle import State
 from ramet.model.record import ProcessRef, Record
@@ -39,21 +39,21 @@ async def remove(context: Context, record: Record, *, force: bool, lost: bool = 
         await _forget(context, context.store.get(record.id), force=force)
         return
     if force:
-        await discard(context, record)
+        await destroy(context, record)
         return
     record = context.store.get(record.id)
-    now = observe(context, record).record
+    now = state_of(context, record).record
     require_seen(now)
     if now.vmm is not None or now.state is State.CREATED or now.pending is not None:
         raise WrongStateError(
             f"{record.name} is {'being changed' if now.pending else now.state}",
             hint=f"`ramet rm -f {record.name}` ends and removes it",
         )
-    if not await discard(context, record, only_if=lambda one: one == record):
+    if not await destroy(context, record, only_if=lambda one: one == record):
         raise WrongStateError(f"{record.name} has just been changed by another process", hint="try again")
 
 
-async def discard(
+async def destroy(
     context: Context, record: Record, *, only_if: Callable[[Record], bool] | None = None
 ) -> bool:
     """Remove an instance in whatever state it is; False when it is gone already or `only_if` says no.
@@ -108,7 +108,7 @@ def _require_removable(context: Context, record: Record) -> Record:
 
     Raises `UnseenError`, `UnavailableError` when it is another user's.
     """
-    fact = observe(context, record).record
+    fact = state_of(context, record).record
     require_seen(fact)
     if fact.vmm is not None:
         require_endable(fact.vmm.process, name=record.name)
@@ -140,7 +140,7 @@ async def _forget(context: Context, record: Record, *, force: bool) -> None:
         raise errors[0]
 
 
-async def discard_all(
+async def destroy_all(
     context: Context, records: Iterable[Record], *, only_if: Callable[[Record], bool] | None = None
 ) -> None:
     """Discard several, whatever befalls one of them (I7). What a record here names is ended though the row
@@ -226,7 +226,7 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
             tasks.start_soon(limited, processes.kill(process))
     async with anyio.create_task_group() as tasks:
         for directory in directories:
-            tasks.start_soon(limited, _sweep(directory, found.get(directory, ())))
+            tasks.start_soon(limited, _gc_one(directory, found.get(directory, ())))
 
 
 def _strike_all(running: Iterable[ProcessRef]) -> None:
@@ -235,7 +235,7 @@ def _strike_all(running: Iterable[ProcessRef]) -> None:
             processes.strike(process)
 
 
-async def sweep(directories: Sequence[Path]) -> None:
+async def gc(directories: Sequence[Path]) -> None:
     """End every VMM of directories that nobody owns any more, and remove them. One failure doesn't stop the
     rest; the first error is raised at the end.
 
@@ -254,7 +254,7 @@ async def sweep(directories: Sequence[Path]) -> None:
             if directory.is_file():
                 directory.unlink(missing_ok=True)  # a link made on trial, by a ramet that was killed then
             else:
-                await _collect(errors, _sweep(directory, found.get(directory, ())))
+                await _collect(errors, _gc_one(directory, found.get(directory, ())))
 
     async with anyio.create_task_group() as tasks:
         for directory in directories:
@@ -263,7 +263,7 @@ async def sweep(directories: Sequence[Path]) -> None:
         raise errors[0]
 
 
-async def _sweep(directory: Path, running: Iterable[ProcessRef]) -> None:
+async def _gc_one(directory: Path, running: Iterable[ProcessRef]) -> None:
     errors: list[Exception] = []
     for process in running:
         await _collect(errors, processes.kill(process))

@@ -1,4 +1,4 @@
-"""What an instance is in fact: its record held against its VMM's process.
+"""The actual state of an instance: its record checked against its VMM's process.
 
 Reads files and pidfds only, so it is fit for `ps`.
 """
@@ -20,41 +20,41 @@ from ramet.system import liveness, process_ref, sockets
 _ITS_VMM: Final = "its VMM"
 
 
-class Observation(NamedTuple):
-    """A record as it ought to be. `ending` is how its VMM went, when it has gone unnoticed so far."""
+class Actual(NamedTuple):
+    """A record with its actual state. `ending` is how its VMM ended, when nobody has noticed that yet."""
 
     record: Record
     ending: Ending | None
 
 
-def observe(context: Context, record: Record) -> Observation:
+def state_of(context: Context, record: Record) -> Actual:
     """`record`, put right when its VMM has ended without anybody writing it down.
 
     Nothing is written here either.
     """
     if record.vmm is None or not is_gone(context, record, record.vmm.process):
-        return Observation(_as_its_disks_let_it(context, record), None)
+        return Actual(_as_its_disks_let_it(context, record), None)
     if record.vmm.process.boot_id != process_ref.boot_id():
-        return Observation(record.moved(Move.FAIL, reason="the host was restarted"), Ending.DIED)
+        return Actual(record.moved(Move.FAIL, reason="the host was restarted"), Ending.DIED)
     if record.driver not in context.drivers:  # one row of another ramet's stops no listing
         reason = f"the VMM ended; this ramet has no driver {record.driver!r} to say how"
-        return Observation(record.moved(Move.FAIL, reason=reason), Ending.DIED)
+        return Actual(record.moved(Move.FAIL, reason=reason), Ending.DIED)
     ending = context.driver(record.driver).ending(
         context.directory(record), console_start=record.vmm.console_start
     )
     match ending:
         case Ending.DIED:
             reason = f"the VMM died{last_words(context, record)}"
-            return Observation(record.moved(Move.FAIL, reason=reason), ending)
+            return Actual(record.moved(Move.FAIL, reason=reason), ending)
         case Ending.CRASHED:
             why = last_words(context, record, only_reasons=True)
             reason = f"the guest crashed{why}" if why else ending.value
-            return Observation(record.moved(Move.FAIL, reason=reason), ending)
+            return Actual(record.moved(Move.FAIL, reason=reason), ending)
         case Ending.REBOOTED:
             reason = "the guest rebooted; it is started cold when it is next used"
-            return Observation(record.moved(Move.STOP, reason=reason), ending)
+            return Actual(record.moved(Move.STOP, reason=reason), ending)
         case Ending.POWERED_OFF | Ending.ASKED:
-            return Observation(record.moved(Move.STOP, reason=ending.value), ending)
+            return Actual(record.moved(Move.STOP, reason=ending.value), ending)
 
 
 def _as_its_disks_let_it(context: Context, record: Record) -> Record:
@@ -86,7 +86,7 @@ def is_gone(context: Context, record: Record, process: ProcessRef) -> bool:
 def listens(context: Context, record: Record) -> bool | None:
     """Somebody listens on the VMM's control socket; None when there is none, or it can't be asked."""
     try:
-        name = context.vmm(record).rescue().socket_name
+        name = context.vmm(record).resume_steps().socket_name
         sockets.connect(context.directory(record), name).close()
     except ConnectionRefusedError:
         return False
@@ -107,7 +107,7 @@ def why_unseen(record: Record) -> str | None:
 
 def unseen_process(record: Record) -> tuple[str, ProcessRef] | None:
     """The process that would have to be seen and can't be, and what it is to the instance."""
-    return next((one for one in _involved(record) if liveness.why_unseen(one[1]) is not None), None)
+    return next((party for party in _involved(record) if liveness.why_unseen(party[1]) is not None), None)
 
 
 def _involved(record: Record) -> list[tuple[str, ProcessRef]]:

@@ -10,7 +10,7 @@ import anyio
 from ramet.drivers.interface import Ending
 from ramet.engine.context import Context
 from ramet.engine.lifecycle.boot import restart
-from ramet.engine.lifecycle.state import observe, require_seen
+from ramet.engine.lifecycle.state import require_seen, state_of
 from ramet.errors import NotFoundError, RametError
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
@@ -26,19 +26,19 @@ async def refresh(context: Context, record: Record) -> Record:
     while record.pending is not None:
         if not liveness.is_dead(record.pending.by):
             if record.pending.what != "start":
-                return observe(context, record).record  # its state is another's to write
+                return state_of(context, record).record  # its state is another's to write
             async with context.lifecycle(record):  # it is about to run
-                return observe(context, context.store.get(record.id)).record
+                return state_of(context, context.store.get(record.id)).record
         # Who was at it may have finished, and ended, since the record was read.
         before, record = record, context.store.get(record.id)
         if record == before:
             break
-    observed, ending = observe(context, record)
+    actual, ending = state_of(context, record)
     if ending is Ending.REBOOTED:
         return await restart(context, record)
     if ending is not None:
-        return context.store.change(record.id, lambda row: observed if row == record else row)
-    return observed
+        return context.store.change(record.id, lambda row: actual if row == record else row)
+    return actual
 
 
 async def wait(context: Context, record: Record) -> Record:

@@ -60,7 +60,7 @@ async def compact_capture(directory: Path, driver: Driver, *, disks: bool = True
 
 def _compact(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
     manifest = read_manifest(directory)
-    _sweep(directory, manifest)
+    _gc(directory, manifest)
     if not (wants_compaction(manifest) if disks else _is_too_large(manifest)):
         return False
     if manifest.arguments is not None and manifest.arguments != driver.arguments(manifest.machine):
@@ -78,11 +78,11 @@ def _compact(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
         for name in made:
             (directory / name).unlink(missing_ok=True)
         raise
-    _sweep(directory, compacted)
+    _gc(directory, compacted)
     return True
 
 
-def _sweep(directory: Path, manifest: Manifest) -> None:
+def _gc(directory: Path, manifest: Manifest) -> None:
     """Remove what is called as parts are and isn't one: those before a compaction, or after one that was
     killed on its way.
     """
@@ -123,7 +123,7 @@ def _part(path: Path) -> Part:
     return Part(facts=facts_of(path), digest=digest(path))
 
 
-def settled_disk(directory: Path, disk: Disk) -> Disk:
+def shortened_disk(directory: Path, disk: Disk) -> Disk:
     """A disk whose chain may have been shortened, as it is. Files of its own that it doesn't lie over any
     more go.
 

@@ -25,7 +25,7 @@ import msgspec
 from ramet.engine.context import Context
 from ramet.engine.maintenance.compaction import compact_capture, wants_compaction
 from ramet.engine.maintenance.decompression import Progress, check_compressed, unpack_memory, unused
-from ramet.engine.maintenance.memory_jobs import TEMPORARY, Mark, mark
+from ramet.engine.maintenance.memory_jobs import TEMPORARY, MemoryJob, memory_job
 from ramet.engine.maintenance.requests import request_for_capture
 from ramet.engine.maintenance.rounds import in_rounds
 from ramet.engine.manifest import Compressed, Manifest, check_part, is_compressed
@@ -118,7 +118,7 @@ async def compress(
     origin = target.origin()
     async with (
         _there(target),
-        mark(context.home, origin.directory, "compress", name=target.name, wait_s=_A_MOMENT_S) as marked,
+        memory_job(context.home, origin.directory, "compress", name=target.name, wait_s=_A_MOMENT_S) as job,
     ):
         await _compact(context, target, origin)
         origin = target.origin()
@@ -129,9 +129,9 @@ async def compress(
         if not await _is_done(directory, manifest, level, progress):
             async with AsyncExitStack() as failing:
                 if packed is not None and not await _is_whole(manifest, directory):
-                    await unpack_memory(origin, marked, progress)
+                    await unpack_memory(origin, job, progress)
                     failing.push_async_callback(_put_away_again, target, manifest)
-                manifest = await _pack(target, origin, level, marked, progress)
+                manifest = await _pack(target, origin, level, job, progress)
                 failing.pop_all()
         if (directory / manifest.memory.base).exists():
             await _put_away(target, manifest, level)
@@ -147,17 +147,17 @@ async def decompress(context: Context, target: Target, progress: Progress | None
     origin = target.origin()
     async with (
         _there(target),
-        mark(context.home, origin.directory, "unpack", name=target.name, wait_s=_A_MOMENT_S) as marked,
+        memory_job(context.home, origin.directory, "unpack", name=target.name, wait_s=_A_MOMENT_S) as job,
     ):
         origin = target.origin()
         manifest, directory = origin.manifest, origin.directory
         if manifest.memory.compressed is not None:
             if not await _is_whole(manifest, directory):
-                await unpack_memory(origin, marked, progress)
+                await unpack_memory(origin, job, progress)
             async with target.unchanging():
                 target.still(manifest)
                 await threads.run(_publish_manifest, directory, _raw(manifest, directory))
-            # The compressed file, which isn't named any more, goes with the mark.
+            # The compressed file, which isn't named any more, goes with the job.
     request_for_capture(context.home, origin.directory)
     return _result(target, began)
 
@@ -190,7 +190,7 @@ async def _is_whole(manifest: Manifest, directory: Path) -> bool:
 
 
 def _publish_manifest(directory: Path, manifest: Manifest) -> None:
-    """As `write_durably`, by a temporary file that goes with the mark."""
+    """As `write_durably`, by a temporary file that goes with the job."""
     made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
     with filesystem_errors("write", directory / MANIFEST_FILE), new_file(made) as out:
         write_all(out, manifest.encoded(), 0)
@@ -231,9 +231,9 @@ async def _is_done(directory: Path, manifest: Manifest, level: int, progress: Pr
 
 
 async def _pack(
-    target: Target, origin: Origin, level: int, marked: Mark, progress: Progress | None
+    target: Target, origin: Origin, level: int, job: MemoryJob, progress: Progress | None
 ) -> Manifest:
-    """Make the compressed file, and let the manifest name it. What it doesn't name goes with the mark."""
+    """Make the compressed file, and let the manifest name it. What it doesn't name goes with the job."""
     manifest, directory = origin.manifest, origin.directory
     base = manifest.memory.base
     part = manifest.parts[base]
@@ -246,13 +246,13 @@ async def _pack(
     made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
     final = directory / f"{base.partition('-')[0]}-{secrets.token_hex(4)}.zst"
     with filesystem_errors("compress", directory / base):
-        digest = await _write(directory / base, made, part.facts.size_bytes, level, marked, progress)
+        digest = await _write(directory / base, made, part.facts.size_bytes, level, job, progress)
     if digest != part.digest:
         raise DamagedError(
             f"{directory / base} is damaged: its content isn't what was published", hint=MAKE_AGAIN
         )
     async with target.unchanging():
-        marked.require()
+        job.require()
         target.still(manifest)
         await threads.run(publish, made, final)
         packed = Compressed(file=final.name, facts=facts_of(final), level=level)
@@ -262,7 +262,7 @@ async def _pack(
 
 
 async def _write(
-    raw: Path, made: Path, size_bytes: int, level: int, marked: Mark, progress: Progress | None
+    raw: Path, made: Path, size_bytes: int, level: int, job: MemoryJob, progress: Progress | None
 ) -> str:
     """The compressed file, and the digest of what is in it."""
     total = SparseDigest(size_bytes)
@@ -272,7 +272,7 @@ async def _write(
 
         def take(results: list[tuple[int, bytes, bytes | None]]) -> None:
             nonlocal position
-            marked.require()
+            job.require()
             for start, packed, data in results:
                 if data is not None:
                     total.stretch(start, data)

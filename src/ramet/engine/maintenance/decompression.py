@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ramet.engine.context import Context
-from ramet.engine.maintenance.memory_jobs import TEMPORARY, Mark, cancel, mark
+from ramet.engine.maintenance.memory_jobs import TEMPORARY, MemoryJob, cancel, memory_job
 from ramet.engine.maintenance.rounds import in_rounds
 from ramet.engine.manifest import Manifest, is_compressed, read_manifest, require_restorable
 from ramet.engine.origin import Origin
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], object]
 _OTHERS_S = 3600.0
 """Another process unpacks it meanwhile: at 200 MB/s some 700 GB."""
 _LOOK_AGAIN_S = 0.2
-"""The mem-file may be there long before the mark is free."""
+"""The mem-file may be there long before the job has ended."""
 _PUBLISHING_S = 60.0
 _STOPPING_S = 10.0
 """For somebody who unpacks to notice that it isn't wanted any more."""
@@ -134,12 +134,12 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
             # Gigabytes aren't unpacked for what is refused in the end.
             driver = context.driver(origin.manifest.driver)
             await require_restorable(origin.manifest, driver, name=origin.name)
-            async with mark(
+            async with memory_job(
                 context.home, origin.directory, "unpack", name=origin.title, wait_s=_LOOK_AGAIN_S
-            ) as marked:
+            ) as job:
                 origin = origin._replace(manifest=read_manifest(origin.directory))
                 if is_compressed(origin.manifest, origin.directory):
-                    await unpack_memory(origin, marked)
+                    await unpack_memory(origin, job)
         except LockBusyError:
             if time.perf_counter() - began > _OTHERS_S:
                 raise
@@ -149,11 +149,11 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
     return origin, round((time.perf_counter() - began) * 1000, 3)
 
 
-async def unpack_memory(origin: Origin, marked: Mark, progress: Progress | None = None) -> None:
+async def unpack_memory(origin: Origin, job: MemoryJob, progress: Progress | None = None) -> None:
     """Make the mem-file of a compressed capture, anew where one lies there: its links stay what they are.
 
-    The caller has marked the capture, which nobody gives up meanwhile (`giving_up`). What is half made goes
-    with the mark. Errors as `unpacked`.
+    The caller has the job on the capture, which nobody gives up meanwhile (`giving_up`). What is half made
+    goes with the job. Errors as `unpacked`.
     """
     directory, manifest = origin.directory, origin.manifest
     async with _not_given_up(origin):
@@ -164,7 +164,7 @@ async def unpack_memory(origin: Origin, marked: Mark, progress: Progress | None 
         made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
 
         def told(done: int, total: int) -> None:
-            marked.require()
+            job.require()
             if progress is not None:
                 progress(done, total)
 

@@ -1,6 +1,6 @@
-"""Who is at work on the memory of a capture: compressing or unpacking it, one process at a time.
+"""Jobs on the memory of a capture: compress, unpack, compact. One process at a time.
 
-The mark is a file in the home, named by the capture's id and locked by whoever works. What a killed one left
+The job is a file in the home, named by the capture's id and locked by whoever works. What a killed one left
 is found by it.
 """
 
@@ -21,7 +21,7 @@ from ramet.paths import CONFIRMED_FILE, MEM_FILE, Home
 from ramet.system.files import TEMPORARY_PREFIX, filesystem_errors
 from ramet.system.locks import file_lock
 
-Job = Literal["compress", "unpack", "compact"]
+Kind = Literal["compress", "unpack", "compact"]
 
 TEMPORARY: Final = f"{TEMPORARY_PREFIX}pack-"
 """How files begin that are being made, in the capture's directory."""
@@ -30,8 +30,8 @@ _COMPACTION_S: Final = 60.0
 """The home's worker, which nobody has asked for, is waited for so long."""
 
 
-class Mark:
-    """This process is at work."""
+class MemoryJob:
+    """Work of this process on a capture's memory."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor = descriptor
@@ -47,7 +47,9 @@ class Mark:
 
 
 @asynccontextmanager
-async def mark(home: Home, directory: Path, job: Job, *, name: str, wait_s: float) -> AsyncIterator[Mark]:
+async def memory_job(
+    home: Home, directory: Path, kind: Kind, *, name: str, wait_s: float
+) -> AsyncIterator[MemoryJob]:
     """Be the only one who works on the capture in `directory` inside. `name` is for messages.
 
     Raises `LockBusyError` when another one still does after `wait_s`, or after a while if that only compacts
@@ -65,10 +67,10 @@ async def mark(home: Home, directory: Path, job: Job, *, name: str, wait_s: floa
             held = await leaving.enter_async_context(file_lock(path, wait_s=wait_s, busy=busy))
             leaving.callback(path.unlink, missing_ok=True)
             os.ftruncate(held, 0)
-            os.pwrite(held, job.encode(), 0)
-            sweep_one(directory)  # of one that was killed
-            leaving.callback(sweep_one, directory)  # of this one, wherever it failed or was cancelled
-        yield Mark(held, name)
+            os.pwrite(held, kind.encode(), 0)
+            gc_one(directory)  # of one that was killed
+            leaving.callback(gc_one, directory)  # of this one, wherever it failed or was cancelled
+        yield MemoryJob(held, name)
 
 
 def _job_at(path: Path) -> bytes:
@@ -119,7 +121,7 @@ def cancel(home: Home, directory: Path, *, also_unpacking: bool = False) -> None
             os.close(descriptor)
 
 
-async def sweep(home: Home) -> None:
+async def gc(home: Home) -> None:
     """Remove what killed processes left in the middle of their work: one listing where there was none."""
     try:
         names = os.listdir(home.compressing)  # noqa: PTH208 - when any home is opened
@@ -129,17 +131,17 @@ async def sweep(home: Home) -> None:
         with suppress(LockBusyError):  # it lives
             async with file_lock(home.compressing / name, wait_s=0):
                 for directory in (home.snapshot(name), home.instance(name)):
-                    sweep_one(directory)
+                    gc_one(directory)
                 (home.compressing / name).unlink(missing_ok=True)
 
 
-def sweep_one(directory: Path) -> None:
+def gc_one(directory: Path) -> None:
     """Remove files of memory in a capture's directory that its manifest doesn't name, and half-made ones.
 
-    The caller holds the mark.
+    The caller holds the job.
     """
     # No other prefix: who captures anew into the directory meanwhile has temporary files there, too.
-    merged = f"{TEMPORARY_PREFIX}{MEM_FILE}-{'?' * 8}-"  # by a compaction, which has the mark, too
+    merged = f"{TEMPORARY_PREFIX}{MEM_FILE}-{'?' * 8}-"  # by a compaction, which has the job, too
     for half_made in (TEMPORARY, f"{TEMPORARY_PREFIX}{CONFIRMED_FILE}", merged):
         for left in directory.glob(f"{half_made}*"):
             with suppress(OSError):  # a directory that a VMM has made, say: it goes with the capture

@@ -18,8 +18,8 @@ import msgspec
 
 from ramet.drivers.interface import Driver, ShortensDisks
 from ramet.engine.drivers import installed_drivers
-from ramet.engine.maintenance.compaction import compact_capture, long_chains, settled_disk
-from ramet.engine.maintenance.memory_jobs import mark
+from ramet.engine.maintenance.compaction import compact_capture, long_chains, shortened_disk
+from ramet.engine.maintenance.memory_jobs import memory_job
 from ramet.engine.maintenance.requests import _ANOTHER_S
 from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError, RametError
@@ -46,7 +46,7 @@ async def work(home: Home) -> int:
             for directory in list(_captures(home, store)):
                 try:
                     driver = drivers[read_manifest(directory).driver]
-                    async with mark(home, directory, "compact", name=directory.name, wait_s=0):
+                    async with memory_job(home, directory, "compact", name=directory.name, wait_s=0):
                         done += await compact_capture(directory, driver)
                 except (RametError, OSError, KeyError):
                     continue  # removed meanwhile, no room, being compressed: it is good as it is
@@ -88,7 +88,7 @@ async def _shorten(home: Home, store: Store, drivers: Mapping[str, Driver], reco
         async with file_lock(directory / LIFECYCLE_LOCK, wait_s=_CHANGING_S, busy=busy):
             # A capture may have put another file on top since: what is below it is read from there.
             now = store.get(record.id)
-            disks = tuple(settled_disk(directory, one) for one in now.machine.disks)
+            disks = tuple(shortened_disk(directory, one) for one in now.machine.disks)
             machine = msgspec.structs.replace(now.machine, disks=disks)
             store.change(record.id, partial(_with_machine, machine=machine))
         done += 1

@@ -26,7 +26,7 @@ from ramet.engine.restore.parts import ForkOptions, Parts
 from ramet.engine.restore.timeline import Timeline
 from ramet.errors import DamagedError, GuestError, RametError
 from ramet.model.record import Record
-from ramet.model.schema import WarmStage
+from ramet.model.schema import WarmState
 from ramet.paths import MEM_FILE, WARM_FILE
 from ramet.system import liveness, process_ref, processes, spawn, threads
 from ramet.system.files import remove_tree
@@ -49,7 +49,7 @@ class Restored(NamedTuple):
 
     parts: Parts
     living: Living
-    warm: WarmStage
+    warm: WarmState
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ class Claims:
     @property
     def loaded(self) -> int:
         """How many have the guest's memory already."""
-        return sum(claim.warm.stage == "loaded" for claim in self._taken)
+        return sum(claim.warm.state == "loaded" for claim in self._taken)
 
     async def take(self, found: Sequence[str], count: int) -> None:
         """Claim up to `count` of the warm VMMs among `found`, the names in the pool's directory."""
@@ -175,7 +175,7 @@ class Claims:
         directory = self._context.directory(record)
         try:
             async with connections() as opened:
-                if claim.warm.stage == "empty":
+                if claim.warm.state == "empty":
                     parts = await take(
                         self._origin, self._driver, directory, self._options, is_quick=is_quick, into=True
                     )
@@ -197,7 +197,7 @@ class Claims:
                     timeline=timeline,
                 )
             (directory / WARM_FILE).unlink(missing_ok=True)
-            return Restored(parts, living, claim.warm.stage)
+            return Restored(parts, living, claim.warm.state)
         except GuestError:
             raise
         except (RametError, OSError) as error:

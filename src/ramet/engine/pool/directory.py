@@ -30,7 +30,7 @@ from ramet.disk.volumes import ForkedDisk
 from ramet.engine.manifest import Manifest
 from ramet.errors import RametError
 from ramet.model.record import Machine, ProcessRef, RunningVmm
-from ramet.model.schema import WarmStage
+from ramet.model.schema import WarmState
 from ramet.paths import WARM_FILE, Home
 from ramet.system import liveness, owners, process_ref, processes, spawn, threads
 from ramet.system.files import TEMPORARY_PREFIX, remove_tree
@@ -47,7 +47,7 @@ class Warm(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a warm VMM, in its directory, by the time it is ready."""
 
     driver: str
-    stage: WarmStage
+    state: WarmState = msgspec.field(name="stage")
     process: ProcessRef
     created_at: str
     source: str | None = None
@@ -221,7 +221,7 @@ async def end(home: Home, taken: Entry, running: Iterable[ProcessRef]) -> None:
     await threads.run(remove_tree, home.pool / taken.name)
 
 
-async def sweep(home: Home) -> None:
+async def gc(home: Home) -> None:
     """Remove what dead processes have in the pool, VMMs and all; its directory, if nothing else is there.
 
     What can't be removed now is left to the next one.

@@ -83,13 +83,13 @@ async def _make_loaded(context: Context, source: str, origin: Origin, driver: Dr
         memory = pool_directory.mem_inode(
             directory, MEM_FILE
         )  # its link: the capture may get another one meanwhile
-        mark = context.home.instance(warm_id)
+        tag = context.home.instance(warm_id)
         async with connections() as opened:
-            loaded = await load(driver, directory, parts, opened, resume=False, mark=mark)
+            loaded = await load(driver, directory, parts, opened, resume=False, tag=tag)
         running = loaded.running.process
         warm = pool_directory.Warm(
             driver=driver.name,
-            stage="loaded",
+            state="loaded",
             process=running,
             created_at=now(),
             source=source,
@@ -116,8 +116,8 @@ async def make_empty(context: Context, driver: Driver) -> Made:
     running: ProcessRef | None = None
     try:
         directory.mkdir(mode=0o700)
-        running = await driver.start_empty(directory, mark=context.home.instance(warm_id))
-        warm = pool_directory.Warm(driver=driver.name, stage="empty", process=running, created_at=now())
+        running = await driver.start_empty(directory, tag=context.home.instance(warm_id))
+        warm = pool_directory.Warm(driver=driver.name, state="empty", process=running, created_at=now())
         key = pool_directory.key_of_empty(driver.name, version)
         _publish(context.home, directory, warm_id, key, warm)
     except BaseException:

@@ -53,7 +53,7 @@ def _described(home: Home, entry: directory.Entry) -> PoolEntry:
     return PoolEntry(
         id=entry.id,
         driver=warm.driver if warm else None,
-        stage=warm.stage if warm else None,
+        stage=warm.state if warm else None,
         source=warm.source.partition("/")[2] if warm and warm.source else None,
         source_name=warm.source_name if warm else None,
         state=entry.state,

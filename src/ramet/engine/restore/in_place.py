@@ -15,7 +15,7 @@ import msgspec
 
 from ramet.concurrency import to_completion
 from ramet.engine.context import Context
-from ramet.engine.lifecycle.jobs import changing
+from ramet.engine.lifecycle.jobs import job
 from ramet.engine.maintenance.decompression import kept, unpacked
 from ramet.engine.maintenance.memory_jobs import cancel
 from ramet.engine.manifest import require_restorable
@@ -45,7 +45,7 @@ async def restore(context: Context, record: Record) -> Record:
     Raises `WrongStateError` unless it is in standby, and as `load` and `resume_and_verify`; it is still in
     standby then.
     """
-    async with changing(context, record, "restore") as record:
+    async with job(context, record, "restore") as record:
         record.moved(Move.RESTORE)
         return await _replace(context, record, origin_of(context, record), Move.RESTORE)
 
@@ -56,7 +56,7 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
 
     Raises `WrongStateError`, and as `load` and `resume_and_verify`; it is as it was then, and runs if it ran.
     """
-    async with changing(context, record, "rewind") as record:
+    async with job(context, record, "rewind") as record:
         record.moved(Move.REWIND)
         origin = catalog.origin_of_snapshot(context, catalog.require_published(context, snapshot.id))
         return await _replace(context, record, origin, Move.REWIND)
@@ -85,7 +85,7 @@ async def _replace_from(context: Context, record: Record, origin: Origin, move: 
         parts = await take(origin, driver, staged, ForkOptions())
         _carry(own, staged)
         async with connections() as opened:
-            loaded = await load(driver, staged, parts, opened, resume=True, mark=own)
+            loaded = await load(driver, staged, parts, opened, resume=True, tag=own)
             living = await resume_and_verify(context, wanted, staged, loaded, opened)
         entered = staged.stat().st_ino
         changed = _enter(context, living, move, entered)

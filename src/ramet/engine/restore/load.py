@@ -78,20 +78,20 @@ async def load(
     connections: Connections,
     *,
     resume: bool,
-    mark: Path | None = None,
+    tag: Path | None = None,
     timeline: Timeline | None = None,
 ) -> Loaded:
     """Start a VMM in `directory` on `parts`, and load the captured guest into it, paused. With `resume` the
     guest is resumed too, if the VMM takes both in one request.
 
-    Until `connections.vmm` is closed the VMM is talked to in one session. `mark` is the directory that the
+    Until `connections.vmm` is closed the VMM is talked to in one session. `tag` is the directory that the
     VMM will belong to, where that is another one. `timeline` gets the ends of `spawn` and `load`. Raises
     `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
     """
     machine = machine_on(parts)
     try:
         with process_limit.named():
-            vmm = await driver.restore(directory, machine, mark=mark, sessions=connections.vmm)
+            vmm = await driver.restore(directory, machine, tag=tag, sessions=connections.vmm)
     except BaseException:
         parts.close()
         raise
@@ -118,7 +118,7 @@ async def attach_guest(
     assert isinstance(driver, StartsEmpty)
     try:
         machine = machine_on(parts)
-        vmm = await driver.settle_in(directory, process, machine, connections.vmm)
+        vmm = await driver.attach_guest(directory, process, machine, connections.vmm)
     except BaseException:
         parts.close()
         with anyio.CancelScope(shield=True):

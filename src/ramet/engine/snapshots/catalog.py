@@ -86,7 +86,7 @@ async def remove(context: Context, snapshot: SnapshotRecord) -> bool:
     return removed is not None
 
 
-async def reap(context: Context, directories: Sequence[Path]) -> None:
+async def gc(context: Context, directories: Sequence[Path]) -> None:
     """Sweep what killed ramet processes left of snapshots that they were making or removing.
 
     `directories` were listed before: each that has an owner got its row before it was made.

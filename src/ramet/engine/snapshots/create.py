@@ -13,7 +13,7 @@ from ramet.concurrency import best_effort
 from ramet.engine.capture.archive import with_new_facts
 from ramet.engine.capture.capture import Captured, capture
 from ramet.engine.context import Context
-from ramet.engine.lifecycle.jobs import changing
+from ramet.engine.lifecycle.jobs import job
 from ramet.engine.maintenance.decompression import kept
 from ramet.engine.maintenance.requests import request_for_capture, request_for_machine
 from ramet.engine.manifest import (
@@ -44,7 +44,7 @@ async def create(
     nothing of it is left then, and the instance is as it was.
     """
     async with _making(context, record, name, labels) as (row, directory):
-        async with changing(context, record, "capture") as source:
+        async with job(context, record, "capture") as source:
             if source.state is State.STANDBY:
                 origin = origin_of(context, source)
                 async with kept(origin):
@@ -68,7 +68,7 @@ async def temporary_snapshot(
     Errors as `create`.
     """
     async with _making(context, record, None, {}, nameless=True) as (row, directory):
-        async with changing(context, record, "capture") as source:
+        async with job(context, record, "capture") as source:
             _require_living(source)
             captured = await capture(context, source, directory, goes_on=True, digests=False)
         _wake_for_source(context, record)

@@ -33,7 +33,7 @@ class Reply(NamedTuple):
     arrived_ns: int
 
 
-async def ask(
+async def handshake(
     stream: anyio.abc.ByteStream,
     type_: Message,
     payload: Callable[[int], bytes],

@@ -15,18 +15,18 @@ import pytest
 
 from ramet.model.record import ProcessRef
 from ramet.system import liveness, process_ref, processes, spawn
-from ramet.system.pause_watchdog import Rescue, resume_on_death
+from ramet.system.pause_watchdog import ResumeSteps, resume_on_death
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
-RESCUE = Rescue("control.sock", (("", "hello"), ("go on\n", "done|refused")))
+RESCUE = ResumeSteps("control.sock", (("", "hello"), ("go on\n", "done|refused")))
 _DIES = """
 import asyncio, os, sys
 from pathlib import Path
-from ramet.system.pause_watchdog import Rescue, resume_on_death
+from ramet.system.pause_watchdog import ResumeSteps, resume_on_death
 
 async def main():
-    rescue = Rescue("control.sock", (("", "hello"), ("go on\\n", "done")))
+    rescue = ResumeSteps("control.sock", (("", "hello"), ("go on\\n", "done")))
     async with resume_on_death(Path(sys.argv[1]), rescue) as process:
         print(process.pid, flush=True)
         await asyncio.sleep(50)

@@ -15,7 +15,7 @@ import pytest
 from ramet.errors import GuestError, GuestLostError, ProtocolError
 from ramet.guest.fields import Fields, put, put_number, put_text
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
-from ramet.guest.greeting import Reply, ask
+from ramet.guest.handshake import Reply, handshake
 from ramet.guest.messages import IdentityRequest, Message
 from ramet.system.streams import SocketStream, connect_stream
 
@@ -25,7 +25,7 @@ PROOF = os.urandom(16)
 
 
 async def ping(stream: SocketStream) -> Reply:
-    return await ask(stream, Message.PING, lambda _: PROOF, Message.PONG, what="a ping")
+    return await handshake(stream, Message.PING, lambda _: PROOF, Message.PONG, what="a ping")
 
 
 @pytest.mark.usefixtures("agent_process")
@@ -42,7 +42,9 @@ async def test_what_the_agent_refuses_is_said(tmp_path: Path) -> None:
     nobody = IdentityRequest(1, bytes(32), "h", "not a machine-id")
     async with connect_stream(tmp_path, "agent0.sock") as stream:
         with pytest.raises(GuestError, match="the guest refused to be somebody"):
-            await ask(stream, Message.IDENTITY, nobody.encode, Message.IDENTITY_DONE, what="to be somebody")
+            await handshake(
+                stream, Message.IDENTITY, nobody.encode, Message.IDENTITY_DONE, what="to be somebody"
+            )
 
 
 class Peer:
