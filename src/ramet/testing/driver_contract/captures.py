@@ -1,4 +1,4 @@
-"""What a capture asks of a driver: one lease for many calls, a guest that can't stay frozen, its own mark."""
+"""What a capture asks of a driver: one lease for many calls, a guest that can't stay frozen, an owner tag."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_a_guest_that_is_meant_to_stand_still_does(
     subject: Subject, frozen: Frozen, place: Path
 ) -> None:
     async with restored(subject, frozen, place / "vm") as vm:
-        async with resume_on_death(vm.directory, vm.vmm.rescue()):
+        async with resume_on_death(vm.directory, vm.vmm.resume_steps()):
             await vm.vmm.pause()
         assert await vm.vmm.status() == "paused"
         await vm.vmm.resume()
@@ -139,15 +139,15 @@ async def test_a_vmm_belongs_to_the_directory_that_it_works_in_whatever_it_is_ca
     subject: Subject, frozen: Frozen, place: Path
 ) -> None:
     (place / "staging").mkdir()
-    directory, mark = place / "staging" / "vm", place / "instances" / "vm"
+    directory, tag = place / "staging" / "vm", place / "instances" / "vm"
     machine = subject.link(frozen, directory)
-    vmm = await subject.driver.restore(directory, machine, mark=mark)
+    vmm = await subject.driver.restore(directory, machine, tag=tag)
     try:
-        assert spawn.spawned_in(mark) == []
+        assert spawn.spawned_in(tag) == []
         assert spawn.spawned_in(directory) == [vmm.process]
-        mark.parent.mkdir()
-        directory.rename(mark)
-        assert spawn.spawned_in(mark) == [vmm.process]
+        tag.parent.mkdir()
+        directory.rename(tag)
+        assert spawn.spawned_in(tag) == [vmm.process]
         assert spawn.spawned_in(directory) == []
         place.rename(place.with_name("moved"))
         moved = place.with_name("moved") / "instances" / "vm"
