@@ -506,7 +506,7 @@ class TestWrongInput:
 
             async def compress() -> None:
                 with pytest.raises(ramet.NotFoundError):
-                    await snapshot.compress(level=19)
+                    await snapshot.compress(level=15)
 
             tasks.start_soon(compress)
             while (await snapshot.inspect()).compression != "compressing":
