@@ -16,6 +16,7 @@ import pytest
 
 from ramet.model.record import ProcessRef
 from ramet.system import liveness
+from tests.cli.conftest import run_command
 
 PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 PID_NAMESPACE_ALONE = ("unshare", "--pid", "--fork", "--kill-child")
@@ -36,9 +37,14 @@ def ramet_in(
     words: Sequence[str], home: Path, *command: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`ramet COMMAND` on `home`, started with `words` before it. To its end, whatever the exit code."""
+    variables = {**os.environ, "RAMET_HOME": str(home), **environment}
+    if not words:
+        done = run_command(command, variables)
+        out, err = done.stdout.decode(), done.stderr.decode()
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
     return subprocess.run(
         [*words, sys.executable, "-m", "ramet.cli.main", *command],
-        env={**os.environ, "RAMET_HOME": str(home), **environment},
+        env=variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -67,6 +67,7 @@ def table_of(home: Path) -> list[tuple[str, str]]:
         return connection.execute("SELECT id, body FROM instance ORDER BY id").fetchall()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("words", [PID_NAMESPACE, PID_NAMESPACE_ALONE], ids=["own-proc", "proc-of-above"])
 async def test_guests_live_on_when_a_container_opens_their_home(
     warm: ramet.VM, warm_home: Path, words: tuple[str, ...]
@@ -213,6 +214,7 @@ def another_machines(home: Path) -> Iterator[str]:
         rename_boot(home, other, ours)
 
 
+@pytest.mark.deep
 async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_home: Path) -> None:
     """As its records say: owned ones, one that is being changed, a snapshot that is being made, a pool."""
     home, me = warm_home, process_ref.this_process()

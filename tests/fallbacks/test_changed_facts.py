@@ -105,6 +105,7 @@ def forks_as_before(shell: Shell, directory: Path, expected: bytes) -> None:
     shell("fork", "--name", "one", "box/big")
 
 
+@pytest.mark.deep
 def test_on_xfs_mounted_anew_after_a_compaction() -> None:
     with formatted("xfs", "-q", "-m", "reflink=1") as image:
         with mounted("-t", "xfs", "-o", "loop", str(image)) as place:
@@ -154,14 +155,8 @@ def packed(homes: Path) -> Iterator[tuple[Path, bytes]]:
         shutil.rmtree(place)
 
 
-@pytest.mark.parametrize(
-    "copy",
-    [
-        by_cp,
-        pytest.param(by_tar, marks=pytest.mark.deep),
-        pytest.param(by_cp_without_times, marks=pytest.mark.deep),
-    ],
-)
+@pytest.mark.deep
+@pytest.mark.parametrize("copy", [by_cp, by_tar, by_cp_without_times])
 def test_in_a_copied_home(
     packed: tuple[Path, bytes], tmp_path: Path, copy: Callable[[Path, Path], Any]
 ) -> None:

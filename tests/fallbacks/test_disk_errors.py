@@ -38,6 +38,7 @@ def shown(home: SmallHome, name: str) -> tuple[str, str]:
     return found["state"], found["reason"] or ""
 
 
+@pytest.mark.deep
 def test_a_full_disk_pauses_the_guest_which_then_goes_on(on_ext4: SmallHome, written: str) -> None:
     shell = on_ext4.shell
     output: list[bytes] = []

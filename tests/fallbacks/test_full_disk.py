@@ -54,6 +54,7 @@ def test_run(on_ext4: SmallHome, room_bytes: int) -> None:
     assert "free" in text
 
 
+@pytest.mark.deep
 def test_template(on_ext4: SmallHome) -> None:
     """The mem-file doesn't fit: the instance runs on, its memory as it was."""
     on_ext4.shell("fork", "--name", "source", "warm")

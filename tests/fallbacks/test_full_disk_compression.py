@@ -30,7 +30,9 @@ def compression(home: SmallHome) -> str:
     return str(home.shell.json("snapshot", "inspect", "copy/s", "--json")["compression"])
 
 
-@pytest.mark.parametrize("room_bytes", [0, 64 * KIB, 5 * MIB])
+@pytest.mark.parametrize(
+    "room_bytes", [0, *(pytest.param(room, marks=pytest.mark.deep) for room in (64 * KIB, 5 * MIB))]
+)
 def test_compress(on_ext4: SmallHome, snapshot: Path, room_bytes: int) -> None:
     with on_ext4.left(room_bytes), Unharmed(on_ext4):
         text = said(on_ext4, "snapshot", "compress", "copy/s")
@@ -42,7 +44,7 @@ def test_compress(on_ext4: SmallHome, snapshot: Path, room_bytes: int) -> None:
     on_ext4.shell("snapshot", "compress", "copy/s")
 
 
-@pytest.mark.parametrize("room_bytes", [64 * KIB, 24 * MIB])
+@pytest.mark.parametrize("room_bytes", [pytest.param(64 * KIB, marks=pytest.mark.deep), 24 * MIB])
 def test_decompress(on_ext4: SmallHome, snapshot: Path, room_bytes: int) -> None:
     """Forks of what is compressed need room for it once: none is made, and nothing is lost."""
     on_ext4.shell("snapshot", "compress", "copy/s")

@@ -8,7 +8,7 @@ import pytest
 
 from ramet.drivers.firecracker.driver import Firecracker
 from ramet.errors import UnavailableError
-from tests.library.programs import LOOPS, run_program
+from tests.library.programs import LOOPS, LOOPS_IN_TURN, run_program
 
 NO_LOOP = "UsageError: ramet.Host needs an asyncio event loop"
 
@@ -52,7 +52,7 @@ async def job(driver, image, **options):
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", LOOPS_IN_TURN)
 def test_a_whole_job(home: Path, loop: str) -> None:
     # asyncio's debug mode says which callback took long, which on a busy machine any may.
     said = run_program(

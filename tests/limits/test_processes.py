@@ -46,7 +46,7 @@ class Limited:
         return msgspec.json.decode(done.stdout)
 
 
-@pytest.mark.parametrize("most", [3, 14, 25])
+@pytest.mark.parametrize("most", [14, *(pytest.param(most, marks=pytest.mark.deep) for most in (3, 25))])
 def test_forks_that_fit_live_and_the_others_name_the_limit(warm_home: Path, most: int) -> None:
     with pids_cgroup(most) as cgroup:
         ramet = Limited(warm_home, cgroup)
@@ -97,6 +97,7 @@ def test_a_plain_host_says_that_it_gets_no_thread(warm_home: Path) -> None:
     assert "allows 1 processes and threads (pids.max)" in said.stdout
 
 
+@pytest.mark.deep
 def test_a_fork_of_many_that_runs_out_of_open_files_keeps_those_that_fit(warm_home: Path) -> None:
     words = ["sh", "-c", 'ulimit -n 40; exec "$0" "$@"', *COMMAND]
     environment = {**os.environ, "RAMET_HOME": str(warm_home)}

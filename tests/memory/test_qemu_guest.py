@@ -91,6 +91,7 @@ def pages_of(runs: Sequence[Run]) -> set[int]:
     }
 
 
+@pytest.mark.deep
 async def test_no_page_that_differs_is_missed_under_load(linux: TwoProcessors, homes: Path) -> None:
     place = Path(tempfile.mkdtemp(dir=homes, prefix="memory-"))
     size = linux.memory_bytes
