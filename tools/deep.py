@@ -137,7 +137,7 @@ def changed_since_base(root: Path = ROOT) -> list[str] | None:
     new = git("ls-files", "--others", "--exclude-standard", "-z", root=root)
     if differ is None or new is None:
         return None
-    return sorted({one for one in f"{differ}{new}".split("\0") if one})
+    return sorted({path for path in f"{differ}{new}".split("\0") if path})
 
 
 def called_for(parts: Sequence[Part], changed: Sequence[str] | None) -> list[Part]:

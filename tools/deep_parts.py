@@ -38,9 +38,9 @@ class Part:
     def called_for_by(self, changed: Iterable[str]) -> bool:
         """Whether one of the changed files, by their paths from the root, is of its paths."""
         if self.rest:
-            changed = [one for one in changed if not any(covers(path, one) for path in named(PARTS))]
+            changed = [file for file in changed if not any(covers(path, file) for path in named(PARTS))]
         own = self.paths if self.alone else (*self.tests, *self.paths)
-        return any(covers(path, one) for one in changed for path in own)
+        return any(covers(path, file) for file in changed for path in own)
 
 
 def covers(path: str, file: str) -> bool:

@@ -206,23 +206,27 @@ def _command(command: Any, path: str, context: Any) -> str:
     usage = " ".join(command.collect_usage_pieces(context))
     lines = [f"## {path}", "", f"    {path} {usage}", "", inspect.cleandoc(command.help or ""), ""]
     rows = [
-        f"| {_parameter(one)} | {one.help or ''}{_default(one)} |"
-        for one in command.params
-        if not getattr(one, "hidden", False)
+        f"| {_parameter(parameter)} | {parameter.help or ''}{_default(parameter)} |"
+        for parameter in command.params
+        if not getattr(parameter, "hidden", False)
     ]
     return "\n".join([*lines, "| | |", "| --- | --- |", *rows, ""])
 
 
-def _parameter(one: Any) -> str:
-    if one.param_type_name == "argument":
-        return f"`{one.metavar}`"
-    names = ", ".join(f"`{name}`" for name in sorted(one.opts, key=len))
-    return names if one.is_flag else f"{names} `{one.metavar}`"
+def _parameter(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.metavar}`"
+    names = ", ".join(f"`{name}`" for name in sorted(parameter.opts, key=len))
+    return names if parameter.is_flag else f"{names} `{parameter.metavar}`"
 
 
-def _default(one: Any) -> str:
-    plain = one.param_type_name == "option" and not one.is_flag and one.default not in (None, [], ())
-    return f" Default: {one.default}." if plain else ""
+def _default(parameter: Any) -> str:
+    plain = (
+        parameter.param_type_name == "option"
+        and not parameter.is_flag
+        and parameter.default not in (None, [], ())
+    )
+    return f" Default: {parameter.default}." if plain else ""
 
 
 TARGETS: dict[str, Callable[[], str]] = {

@@ -280,9 +280,9 @@ def report() -> str:
         f"{len(modules())} modules, {sum(sizes.values())} lines, {sum(map(len, imports().values()))} imports",
         f"circles of modules: {circles(imports())}",
         *(
-            f"{one.title}: {sum(map(len, one.floors))} rooms on {len(one.floors)} floors,"
-            f" {sum(map(len, one.arrows.values()))} arrows, upward: {upward(one)}"
-            for one in (python, engine, agent)
+            f"{picture.title}: {sum(map(len, picture.floors))} rooms on {len(picture.floors)} floors,"
+            f" {sum(map(len, picture.arrows.values()))} arrows, upward: {upward(picture)}"
+            for picture in (python, engine, agent)
         ),
         f"circles of the agent's files: {circles(includes())}",
         *agent_rooms.report().splitlines(),
@@ -293,4 +293,6 @@ def report() -> str:
 
 if __name__ == "__main__":
     print(report())
-    sys.exit(bool(circles(imports()) or circles(includes()) or any(upward(one) for one in _pictures())))
+    sys.exit(
+        bool(circles(imports()) or circles(includes()) or any(upward(picture) for picture in _pictures()))
+    )

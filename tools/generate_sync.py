@@ -236,7 +236,7 @@ def _members(kind: type) -> dict[str, object]:
     found: dict[str, object] = {}
     for base in kind.__mro__:
         if base.__module__.startswith("ramet.") and base is not Handle:
-            found = {**found, **{name: one for name, one in vars(base).items() if name not in found}}
+            found = {**found, **{name: member for name, member in vars(base).items() if name not in found}}
     return found
 
 
@@ -332,24 +332,24 @@ def _function(function: FunctionType, imports: set[str]) -> str:
 def _parameters(signature: inspect.Signature, module: ModuleType, imports: set[str]) -> tuple[str, str]:
     """As they stand in a definition, and as they are passed on."""
     defined, passed, keywords = [], [], False
-    for one in signature.parameters.values():
-        if one.name == "self":
+    for parameter in signature.parameters.values():
+        if parameter.name == "self":
             continue
-        _import_names(one.annotation, module, imports)
-        default = "" if one.default is one.empty else f" = {one.default!r}"
-        if one.kind is one.VAR_POSITIONAL:
-            defined.append(f"*{one.name}: {one.annotation}")
-            passed.append(f"*{one.name}")
+        _import_names(parameter.annotation, module, imports)
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            defined.append(f"*{parameter.name}: {parameter.annotation}")
+            passed.append(f"*{parameter.name}")
             keywords = True
             continue
-        if one.kind is one.KEYWORD_ONLY:
+        if parameter.kind is parameter.KEYWORD_ONLY:
             if not keywords:
                 defined.append("*")
             keywords = True
-            passed.append(f"{one.name}={one.name}")
+            passed.append(f"{parameter.name}={parameter.name}")
         else:
-            passed.append(one.name)
-        defined.append(f"{one.name}: {one.annotation}{default}")
+            passed.append(parameter.name)
+        defined.append(f"{parameter.name}: {parameter.annotation}{default}")
     return ", ".join(defined), ", ".join(passed)
 
 
@@ -372,7 +372,7 @@ def _import_names(annotation: str, module: ModuleType, imports: set[str]) -> Non
 def _import_of(name: str, module: ModuleType) -> str:
     """The import by which a module has a name."""
     for node in ast.parse(inspect.getsource(module)).body:
-        if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
             return f"from {node.module} import {name}"
     raise SystemExit(f"{module.__name__}: don't know where {name} comes from")
 

@@ -71,5 +71,5 @@ class Leftovers:
         homes = self._new_homes()
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         escaped = [line.split()[4] for line in lines]
-        points = [os.fsdecode(one.encode().decode("unicode_escape").encode("latin-1")) for one in escaped]
+        points = [os.fsdecode(point.encode().decode("unicode_escape").encode("latin-1")) for point in escaped]
         return [point for point in points if any(Path(point).is_relative_to(home) for home in homes)]

@@ -47,13 +47,16 @@ def checked(checks: Mapping[str, Check]) -> Callable[[F], F]:
         if code.co_flags & inspect.CO_VARARGS:
             words = code.co_varnames[code.co_argcount + code.co_kwonlyargcount]
         wanted = [*positional, *keywords, *([words] if words else [])]
-        if missing := [one for one in wanted if one not in checks]:
+        if missing := [parameter for parameter in wanted if parameter not in checks]:
             raise TypeError(f"{function.__qualname__}: there is no check for {', '.join(missing)}")
-        labels = {one: f"{one} of {name}" for one in wanted}
-        guarded = {one: _guarded(checks[one]) for one in wanted}
+        labels = {parameter: f"{parameter} of {name}" for parameter in wanted}
+        guarded = {parameter: _guarded(checks[parameter]) for parameter in wanted}
 
         def converted(args: tuple[Any, ...], given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-            fixed = [guarded[one](value, labels[one]) for one, value in zip(positional, args, strict=False)]
+            fixed = [
+                guarded[parameter](value, labels[parameter])
+                for parameter, value in zip(positional, args, strict=False)
+            ]
             rest = args[len(positional) :]
             if words:
                 if len(rest) > MOST_WORDS:
@@ -65,8 +68,8 @@ def checked(checks: Mapping[str, Check]) -> Callable[[F], F]:
             else:
                 fixed += rest  # too many: the function itself says so
             return fixed, {
-                one: guarded[one](value, labels[one]) if one in labels else value
-                for one, value in given.items()
+                word: guarded[word](value, labels[word]) if word in labels else value
+                for word, value in given.items()
             }
 
         if inspect.iscoroutinefunction(function):
@@ -288,10 +291,10 @@ def few(check: Check, *, most: int) -> Check:
         if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
             raise UsageError(f"{what}: {shown(value)}; it takes a list", hint="put it into brackets: [...]")
         found = []
-        for number, one in enumerate(value, start=1):
+        for number, item in enumerate(value, start=1):
             if number > most:
                 raise UsageError(f"{what}: more than {most}", hint=f"the most is {most}")
-            found.append(check(one, f"item {number} of {what}"))
+            found.append(check(item, f"item {number} of {what}"))
         return found
 
     return checked_all

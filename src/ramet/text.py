@@ -39,9 +39,9 @@ def _all_visible(value: Any) -> Any:
         case str():
             return visible(value)
         case dict():
-            return {_all_visible(key): _all_visible(one) for key, one in value.items()}
+            return {_all_visible(key): _all_visible(item) for key, item in value.items()}
         case list() | tuple():
-            return [_all_visible(one) for one in value]
+            return [_all_visible(item) for item in value]
         case _:
             return value
 

@@ -64,7 +64,7 @@ async def demonstrate(host: Host, *, count: int, memory: str, step: Step) -> Dem
         # With return_exceptions the list holds an exception where a fork failed.
         forks = await template.fork(count, name="fork", return_exceptions=True)
     fork_ms = (time.perf_counter() - forking) * 1000
-    living = [one for one in forks if not isinstance(one, Exception)]
+    living = [fork for fork in forks if not isinstance(fork, Exception)]
     with step("read the data in every fork, overwrite a part, read it again"):
         results = await _diverge(forks, living)
     with step("take the digest of the mem-file again"):
@@ -80,7 +80,7 @@ async def demonstrate(host: Host, *, count: int, memory: str, step: Step) -> Dem
         )
         for vm, (inherited, changed), private in zip(living, results, own, strict=True)
     ]
-    failed = [f"a fork failed: {one}" for one in cast("list[object]", forks) if isinstance(one, Exception)]
+    failed = [f"a fork failed: {fork}" for fork in cast("list[object]", forks) if isinstance(fork, Exception)]
     failed += _false(shown, original=original, inode=mem_file.st_ino)
     if before != after:
         failed.append("the template's mem-file has changed")
@@ -118,13 +118,13 @@ def _two_lines(result: ExecResult | Exception) -> tuple[str, str]:
 def _false(forks: Sequence[DemoFork], *, original: str, inode: int) -> list[str]:
     """What isn't as it should be, in words."""
     wrong = []
-    for one in forks:
-        memory = one.receipt.memory
+    for fork in forks:
+        memory = fork.receipt.memory
         if memory.mode != "shared" or memory.inode != inode:
-            wrong.append(f"{one.receipt.name} doesn't share the template's mem-file: {memory.reason}")
-        if one.inherited_digest != original:
-            wrong.append(f"{one.receipt.name} didn't find the data that it should have inherited")
-    own = {one.own_digest for one in forks}
+            wrong.append(f"{fork.receipt.name} doesn't share the template's mem-file: {memory.reason}")
+        if fork.inherited_digest != original:
+            wrong.append(f"{fork.receipt.name} didn't find the data that it should have inherited")
+    own = {fork.own_digest for fork in forks}
     if len(own | {original}) != len(forks) + 1:
         wrong.append("two guests have the same data after each has overwritten a part of its own")
     return wrong

@@ -248,15 +248,15 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         record = self._record
         await self.detach()
         if record.parent is not None:
-            family = [one for one in self._context.store.all() if one.parent == record.parent]
-            await removal.destroy_all(self._context, [one for one in family if one.id != self.id])
+            family = [row for row in self._context.store.all() if row.parent == record.parent]
+            await removal.destroy_all(self._context, [record for record in family if record.id != self.id])
         return self
 
     @public
     async def detach(self) -> VM:
         """Let it live on when the Host that made it is left."""
         self._context.ours.discard(self.id)
-        self._context.store.change(self.id, lambda one: msgspec.structs.replace(one, owner=None))
+        self._context.store.change(self.id, lambda row: msgspec.structs.replace(row, owner=None))
         return self
 
     @public
@@ -323,7 +323,7 @@ class Snapshot(Forkable["VM"], Compressible):
         """
         record = self._record
         parts = await snapshots_verify.verify(self._context, record)
-        return Verification(id=self.id, name=self.name, ok=all(one.ok for one in parts), parts=parts)
+        return Verification(id=self.id, name=self.name, ok=all(part.ok for part in parts), parts=parts)
 
     @public
     async def export(self, file: str | os.PathLike[str]) -> Exported:

@@ -206,13 +206,13 @@ class Host(Handle):
         """
         context = self._opened
         found = []
-        for one in published(context):
-            if of is not None and of not in (one.source, one.source_name):
+        for row in published(context):
+            if of is not None and of not in (row.source, row.source_name):
                 continue
-            if all(one.labels.get(key) == value for key, value in (labels or {}).items()):
+            if all(row.labels.get(key) == value for key, value in (labels or {}).items()):
                 # Removed meanwhile; or its manifest can't be read, as whoever names it is told.
                 with suppress(DamagedError, NotFoundError):
-                    found.append(describe(context, one))
+                    found.append(describe(context, row))
         return found
 
     @public

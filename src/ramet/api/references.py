@@ -64,11 +64,11 @@ async def find_snapshot(host: Host, reference: str) -> Snapshot | None:
 
 
 async def _hint(host: Host, reference: str) -> str:
-    instances = [one.name for one in await host.list(everything=True)]
+    instances = [instance.name for instance in await host.list(everything=True)]
     titles: dict[str, str] = {}
-    for one in await host.snapshots():
-        title = f"{one.source_name}/{one.name}"
-        titles[one.name] = titles[title] = title
+    for snapshot in await host.snapshots():
+        title = f"{snapshot.source_name}/{snapshot.name}"
+        titles[snapshot.name] = titles[title] = title
     near = [
         *difflib.get_close_matches(reference, instances, n=1),
         *(f"the snapshot {titles[word]}" for word in difflib.get_close_matches(reference, titles, n=1)),

@@ -76,16 +76,16 @@ def _show(report: DemoReport) -> None:
     )
     rows = [
         (
-            one.receipt.name,
-            one.receipt.memory.mode,
-            one.receipt.memory.inode,
-            one.receipt.memory.links,
-            format_bytes(one.guest_private_bytes),
-            f"{one.receipt.timings_ms.total:.0f} ms",
-            one.inherited_digest[:8],
-            one.own_digest[:8],
+            fork.receipt.name,
+            fork.receipt.memory.mode,
+            fork.receipt.memory.inode,
+            fork.receipt.memory.links,
+            format_bytes(fork.guest_private_bytes),
+            f"{fork.receipt.timings_ms.total:.0f} ms",
+            fork.inherited_digest[:8],
+            fork.own_digest[:8],
         )
-        for one in report.forks
+        for fork in report.forks
     ]
     output.say("")
     output.table(headers, rows)

@@ -62,7 +62,7 @@ def execute(
         limit_s = parse_time_limit(timeout, what="--timeout")
         vm = await host.get(reference)
         variables = environment(env or [])
-        place, account = (None if one is None else as_typed(one) for one in (cwd, user))
+        place, account = (None if text is None else as_typed(text) for text in (cwd, user))
         if detach:
             await _detached(vm, words, env=variables, cwd=place, user=account, timeout=timeout, json=json)
             return 0

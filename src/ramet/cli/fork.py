@@ -82,23 +82,23 @@ def show_receipts(receipts: Sequence[Receipt]) -> None:
     """A table, a fork a row."""
     from ramet.units import format_bytes
 
-    with_delta = any(one.memory.delta_bytes for one in receipts)
+    with_delta = any(receipt.memory.delta_bytes for receipt in receipts)
     delta = ("DELTA",) if with_delta else ()
     headers = ("NAME", "ID", "HOSTNAME", "MEMORY", "LINKS", *delta, "OWN RAM", "PSS", "READY", "TOTAL")
     rows = [
         (
-            one.name,
-            one.id,
-            one.identity.hostname,
-            one.memory.mode,
-            one.memory.links,
-            *((format_bytes(one.memory.delta_bytes),) if with_delta else ()),
-            format_bytes(one.memory.guest_private_bytes),
-            format_bytes(one.memory.pss_bytes),
-            f"{one.timings_ms.ready:.0f} ms",
-            f"{one.timings_ms.total:.0f} ms",
+            receipt.name,
+            receipt.id,
+            receipt.identity.hostname,
+            receipt.memory.mode,
+            receipt.memory.links,
+            *((format_bytes(receipt.memory.delta_bytes),) if with_delta else ()),
+            format_bytes(receipt.memory.guest_private_bytes),
+            format_bytes(receipt.memory.pss_bytes),
+            f"{receipt.timings_ms.ready:.0f} ms",
+            f"{receipt.timings_ms.total:.0f} ms",
         )
-        for one in receipts
+        for receipt in receipts
     ]
     output.table(headers, rows)
 
@@ -112,9 +112,9 @@ def show_timings(receipts: Sequence[Receipt]) -> None:
     steps = [
         step
         for step in Timings.__struct_fields__
-        if step != "decompress" or any(one.timings_ms.decompress for one in receipts)
+        if step != "decompress" or any(receipt.timings_ms.decompress for receipt in receipts)
     ]
-    rows = [[one.name, *(getattr(one.timings_ms, step) for step in steps)] for one in receipts]
+    rows = [[receipt.name, *(getattr(receipt.timings_ms, step) for step in steps)] for receipt in receipts]
     if len(rows) > 1:
         columns = [*zip(*rows, strict=True)][1:]
         rows += [[f"({what.__name__})", *map(what, columns)] for what in (statistics.median, max)]
@@ -127,6 +127,6 @@ def _summary(report: ForkReport, living: Sequence[Receipt], source: str) -> str:
 
     words = "1 fork" if len(living) == 1 else f"{len(living)} forks"
     saved = f"{format_bytes(report.saved_bytes)} of memory shared instead of copied"
-    paused_ms = max((one.timings_ms.pause for one in living), default=0.0)
+    paused_ms = max((receipt.timings_ms.pause for receipt in living), default=0.0)
     stood = f"; {source} stood still for {paused_ms:.1f} ms" if paused_ms else ""
     return f"{words} in {report.wall_ms:.0f} ms, {saved}{stood}"

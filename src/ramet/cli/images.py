@@ -32,13 +32,13 @@ def list_images(json: Json = False) -> None:
             ("NAME", "KEY", "KERNEL", "SIZE", "CREATED"),
             [
                 (
-                    one.name,
-                    one.key or "not made yet",
-                    one.kernel_version or "-",
-                    _size(one),
-                    one.created_at or "-",
+                    entry.name,
+                    entry.key or "not made yet",
+                    entry.kernel_version or "-",
+                    _size(entry),
+                    entry.created_at or "-",
                 )
-                for one in entries
+                for entry in entries
             ],
         )
 
@@ -65,7 +65,7 @@ def list_kernels(json: Json = False) -> None:
             output.emit(entries)
         else:
             output.table(
-                ("VERSION", "FROM", "PATH"), [(one.version, one.source, one.path) for one in entries]
+                ("VERSION", "FROM", "PATH"), [(entry.version, entry.source, entry.path) for entry in entries]
             )
 
     calling.call(body, json=json)

@@ -195,9 +195,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     _show(drawn, whole=not _PROSE.intersection(headers))
 
 
-def state(one: Instance) -> str:
+def state(instance: Instance) -> str:
     """An instance's state, for people."""
-    return str(one.state) if one.seen else f"{one.state} (unseen)"
+    return str(instance.state) if instance.seen else f"{instance.state} (unseen)"
 
 
 def tree(nodes: Sequence[LineageNode], snapshots: Sequence[SnapshotInfo] = ()) -> None:
@@ -206,9 +206,11 @@ def tree(nodes: Sequence[LineageNode], snapshots: Sequence[SnapshotInfo] = ()) -
     from rich.text import Text
     from rich.tree import Tree
 
-    def line(one: Instance) -> Text:
-        style = _STATE_STYLES.get(str(one.state), "")
-        return Text.assemble((one.name, "bold"), f"  {one.id}  ", (state(one), style), f"  {age(one)}")
+    def line(instance: Instance) -> Text:
+        style = _STATE_STYLES.get(str(instance.state), "")
+        return Text.assemble(
+            (instance.name, "bold"), f"  {instance.id}  ", (state(instance), style), f"  {age(instance)}"
+        )
 
     def grow(branch: Tree, nodes: Sequence[LineageNode]) -> Tree:
         for node in nodes:
@@ -216,9 +218,13 @@ def tree(nodes: Sequence[LineageNode], snapshots: Sequence[SnapshotInfo] = ()) -
         return branch
 
     def extend(branch: Tree, node: LineageNode) -> Tree:
-        for one in snapshots:
-            if one.source == node.instance.id:
-                branch.add(Text.assemble(("snapshot ", "dim"), (one.name, "bold"), f"  {one.id}  {age(one)}"))
+        for snapshot in snapshots:
+            if snapshot.source == node.instance.id:
+                branch.add(
+                    Text.assemble(
+                        ("snapshot ", "dim"), (snapshot.name, "bold"), f"  {snapshot.id}  {age(snapshot)}"
+                    )
+                )
         return grow(branch, node.forks)
 
     _show(Group(*(extend(Tree(line(root.instance)), root) for root in nodes)))

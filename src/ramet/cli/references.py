@@ -45,6 +45,6 @@ async def snapshot(host: Host, reference: str, *, instead: str) -> Snapshot:
 
 async def warn_of_unreadable(host: Host, *kinds: str) -> None:
     """Say on standard error which records of those kinds can't be read: they are in no list as themselves."""
-    for one in await host.unreadable():
-        if one.kind in kinds:
-            output.warn(f"ramet: the {one.kind} {one.name} ({one.id}) can't be read: {one.problem}")
+    for row in await host.unreadable():
+        if row.kind in kinds:
+            output.warn(f"ramet: the {row.kind} {row.name} ({row.id}) can't be read: {row.problem}")

@@ -40,17 +40,17 @@ def ps(
         _require_state(state)
         known = await host.list(everything=True)
         chosen = await host.list(everything=everything or state in _FINAL, labels=labels)
-        shown = [one for one in chosen if state is None or one.state == state]
-        for one in known:
-            if one.state == State.UNREADABLE:
-                output.warn(f"ramet: {one.name} ({one.id}): {one.reason}")
+        shown = [instance for instance in chosen if state is None or instance.state == state]
+        for instance in known:
+            if instance.state == State.UNREADABLE:
+                output.warn(f"ramet: {instance.name} ({instance.id}): {instance.reason}")
         if json:
             output.emit(shown)
         elif quiet:
-            for one in shown:
-                output.say(one.id)
+            for instance in shown:
+                output.say(instance.id)
         else:
-            _show_instances(shown, {one.id: one.name for one in known})
+            _show_instances(shown, {instance.id: instance.name for instance in known})
 
     calling.with_host(body, json=json)
 
@@ -67,24 +67,24 @@ def _show_instances(instances: Sequence[Instance], names: dict[str, str]) -> Non
 
     rows = [
         (
-            one.name,
-            one.id,
-            output.state(one),
-            one.image,
-            format_bytes(one.memory_bytes),
-            one.cpus,
-            f"{one.driver}/{one.accelerator}",
-            names.get(one.parent, one.parent) if one.parent else "-",
-            one.forks,
-            output.age(one),
+            instance.name,
+            instance.id,
+            output.state(instance),
+            instance.image,
+            format_bytes(instance.memory_bytes),
+            instance.cpus,
+            f"{instance.driver}/{instance.accelerator}",
+            names.get(instance.parent, instance.parent) if instance.parent else "-",
+            instance.forks,
+            output.age(instance),
         )
-        for one in instances
+        for instance in instances
     ]
     headers = ("NAME", "ID", "STATE", "IMAGE", "MEMORY", "CPUS", "DRIVER", "PARENT", "FORKS", "AGE")
     output.table(headers, rows)
-    for one in instances:
-        if not one.seen and one.reason:
-            output.warn(f"ramet: {one.name}: {output.clean(one.reason)}")
+    for instance in instances:
+        if not instance.seen and instance.reason:
+            output.warn(f"ramet: {instance.name}: {output.clean(instance.reason)}")
 
 
 def tree(json: Json = False) -> None:
@@ -185,15 +185,15 @@ def _show_usage(usages: Sequence[Usage]) -> None:
 
     rows = [
         (
-            one.name,
-            one.id,
-            f"{one.cpu_seconds:.1f} s",
-            format_bytes(one.rss_bytes),
-            format_bytes(one.pss_bytes),
-            format_bytes(one.private_dirty_bytes),
-            format_bytes(one.guest_private_bytes),
-            one.mem_file_links,
+            usage.name,
+            usage.id,
+            f"{usage.cpu_seconds:.1f} s",
+            format_bytes(usage.rss_bytes),
+            format_bytes(usage.pss_bytes),
+            format_bytes(usage.private_dirty_bytes),
+            format_bytes(usage.guest_private_bytes),
+            usage.mem_file_links,
         )
-        for one in usages
+        for usage in usages
     ]
     output.table(("NAME", "ID", "CPU", "RSS", "PSS", "PRIVATE", "OWN RAM", "LINKS"), rows)

@@ -81,8 +81,8 @@ def list_snapshots(
         if json:
             output.emit(shown)
         elif quiet:
-            for one in shown:
-                output.say(one.id)
+            for snapshot in shown:
+                output.say(snapshot.id)
         else:
             _table(shown)
 
@@ -108,18 +108,18 @@ def _table(snapshots: Sequence[SnapshotInfo]) -> None:
     headers = ("SOURCE", "NAME", "ID", "IMAGE", "MEMORY", "DELTA", "SIZE", "OWN", "FORKS", "AGE")
     rows = [
         (
-            one.source_name,
-            one.name,
-            one.id,
-            one.image,
-            format_bytes(one.memory_bytes),
-            format_bytes(one.delta_bytes) if one.delta_bytes else "-",
-            format_bytes(one.allocated_bytes),
-            format_bytes(one.own_bytes),
-            one.forks,
-            output.age(one),
+            snapshot.source_name,
+            snapshot.name,
+            snapshot.id,
+            snapshot.image,
+            format_bytes(snapshot.memory_bytes),
+            format_bytes(snapshot.delta_bytes) if snapshot.delta_bytes else "-",
+            format_bytes(snapshot.allocated_bytes),
+            format_bytes(snapshot.own_bytes),
+            snapshot.forks,
+            output.age(snapshot),
         )
-        for one in snapshots
+        for snapshot in snapshots
     ]
     output.table(headers, rows)
 
@@ -189,9 +189,9 @@ def verify(reference: SnapshotReference, json: Json = False) -> None:
             output.emit(verification)
         else:
             _show_parts(verification)
-        for one in verification.parts:
-            if not one.ok:
-                output.warn(f"ramet: {found.name}: {one.name}: {one.problem}")
+        for part in verification.parts:
+            if not part.ok:
+                output.warn(f"ramet: {found.name}: {part.name}: {part.problem}")
         if verification.ok:
             return 0
         output.warn(f"hint: {_next_step(found.id, verification)}")
@@ -202,10 +202,12 @@ def verify(reference: SnapshotReference, json: Json = False) -> None:
 
 def _next_step(snapshot_id: str, verification: Verification) -> str:
     """Where memory lies there raw and compressed, one of them is made anew of the other."""
-    memory = [one for one in verification.parts if one.name.startswith("mem")]
-    others_are_whole = all(one.ok for one in verification.parts if one not in memory)
-    if others_are_whole and any(one.ok for one in memory):
-        verb = "compress" if any(one.ok and not one.name.endswith(".zst") for one in memory) else "decompress"
+    memory = [part for part in verification.parts if part.name.startswith("mem")]
+    others_are_whole = all(part.ok for part in verification.parts if part not in memory)
+    if others_are_whole and any(part.ok for part in memory):
+        verb = (
+            "compress" if any(part.ok and not part.name.endswith(".zst") for part in memory) else "decompress"
+        )
         return f"`ramet snapshot {verb} {snapshot_id}` makes the damaged file anew from the other one"
     return "forks that are there don't notice; take another one, or import an export of it"
 
@@ -214,7 +216,8 @@ def _show_parts(verification: Verification) -> None:
     from ramet.units import format_bytes
 
     rows = [
-        (one.name, format_bytes(one.size_bytes), "ok" if one.ok else "damaged") for one in verification.parts
+        (part.name, format_bytes(part.size_bytes), "ok" if part.ok else "damaged")
+        for part in verification.parts
     ]
     output.table(("PART", "SIZE", "STATE"), rows)
 

@@ -146,8 +146,8 @@ def link_frozen(source: Path, destination: Path, disk: Disk, *, share: bool = Tr
     `FilesystemError`; what is there of the disk then is of no use.
     """
     given = [link_or_copy(source / name, destination / name, share_memory=share) for name in files_of(disk)]
-    worst = max(given, key=lambda one: _MODES.index(one.mode))
-    return Shared(worst.mode, worst.reason, sum(one.bytes_copied for one in given))
+    worst = max(given, key=lambda part: _MODES.index(part.mode))
+    return Shared(worst.mode, worst.reason, sum(part.bytes_copied for part in given))
 
 
 def uppermost(directory: Path, disk: Disk) -> Disk:

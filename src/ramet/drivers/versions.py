@@ -192,7 +192,7 @@ def _read() -> dict[str, _Told]:
         told = msgspec.json.decode(_file().read_bytes(), type=dict[str, _Told])
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError, UnavailableError):
         return {}
-    return {path: one for path, one in told.items() if _VERSION.fullmatch(one.version)}
+    return {path: version for path, version in told.items() if _VERSION.fullmatch(version.version)}
 
 
 def _write(told: dict[str, _Told]) -> None:

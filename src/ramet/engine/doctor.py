@@ -70,8 +70,13 @@ async def examine(home: Path, cache: Path) -> DoctorReport:
     usable = any(report.usable for report in reports)
     if usable:
         # A driver that isn't there is no loss where another is.
-        findings = [msgspec.structs.replace(one, ok=None) if one.ok is False else one for one in findings]
-    return DoctorReport(ok=usable, drivers=reports, checks=[_check(one) for one in (*findings, *machine)])
+        findings = [
+            msgspec.structs.replace(finding, ok=None) if finding.ok is False else finding
+            for finding in findings
+        ]
+    return DoctorReport(
+        ok=usable, drivers=reports, checks=[_check(finding) for finding in (*findings, *machine)]
+    )
 
 
 def _machine(verdict: KvmVerdict, tried: Sequence[Trial], home: Path, cache: Path) -> list[Finding]:

@@ -80,7 +80,7 @@ async def choose(context: Context, driver_name: str, image: Image, *, failed: Se
             trial, fit = None, None
             # KVM runs something, and not the check's stand-in for a stock kernel: it depends on the kernel.
             if image.guest == "linux" and verdict.status == "bare_metal_only":
-                own = next((one for one in failed if one.driver == driver.name), None)
+                own = next((refusal for refusal in failed if refusal.driver == driver.name), None)
                 trial = own or find_trial(context.cache, driver.name, image.kernel_digest)
                 needs_kvm = Ability.EMULATES not in driver.abilities and driver_name != "auto"
                 fit = await _fit(trial, verdict, image, is_asked_for=needs_kvm or wish == "kvm")
@@ -92,8 +92,8 @@ async def choose(context: Context, driver_name: str, image: Image, *, failed: Se
     if len(refusals) == 1:
         raise refusals[0]
     raise UnavailableError(
-        f"no driver can run {_WHAT[image.guest]} here: {'; '.join(one.message for one in refusals)}",
-        hint=next((one.hint for one in reversed(refusals) if one.hint), None),
+        f"no driver can run {_WHAT[image.guest]} here: {'; '.join(refusal.message for refusal in refusals)}",
+        hint=next((refusal.hint for refusal in reversed(refusals) if refusal.hint), None),
     )
 
 

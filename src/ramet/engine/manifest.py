@@ -246,9 +246,9 @@ async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -
 
 
 def _difference(saved: list[str], here: list[str]) -> str:
-    for one, other in zip(saved, here, strict=False):
-        if one != other:
-            return f"`{one}` there, `{other}` here"[:400]
+    for there, present in zip(saved, here, strict=False):
+        if there != present:
+            return f"`{there}` there, `{present}` here"[:400]
     return f"{len(saved)} arguments there, {len(here)} here"
 
 

@@ -34,16 +34,18 @@ def end_guests(home: Path) -> int:
     """
     store = Store(Home(home).database)
     try:
-        found = [one for one in store.all() if one.owner is not None]
-        dead = {owner for owner in {one.owner for one in found} if owner is not None and _has_ended(owner)}
-        doomed = [one.id for one in found if one.owner in dead and _may_end(one)]
+        found = [row for row in store.all() if row.owner is not None]
+        dead = {
+            owner for owner in {record.owner for record in found} if owner is not None and _has_ended(owner)
+        }
+        doomed = [record.id for record in found if record.owner in dead and _may_end(record)]
         # Asked again inside: one may have been detached since, by the process that then ended.
         removed = store.remove_all(doomed, only_if=lambda row: row.owner in dead)
     finally:
         store.close()
-    for one in removed:
-        if one.vmm is not None:
-            _signal(one.vmm.process, signal.SIGKILL)
+    for record in removed:
+        if record.vmm is not None:
+            _signal(record.vmm.process, signal.SIGKILL)
     return len(removed)
 
 

@@ -76,10 +76,10 @@ async def recover_home(context: Context) -> None:
     directories = [*context.home.instances.iterdir(), *context.home.staging.iterdir()]
     of_snapshots = list(context.home.snapshots.iterdir())
     records, unreadable = context.store.rows()
-    dead = {owner for owner in {one.owner for one in records} if owner is not None and _is_dead(owner)}
+    dead = {owner for owner in {record.owner for record in records} if owner is not None and _is_dead(owner)}
     # First, and all at once: there may be a thousand. Asked again inside: one may have been detached since,
     # by the process that then ended.
-    doomed = [one for one in records if one.owner in dead]
+    doomed = [record for record in records if record.owner in dead]
     await best_effort(destroy_all(context, doomed, only_if=lambda row: row.owner in dead))
     for record in records:
         if record.owner not in dead:
@@ -105,7 +105,7 @@ async def _recover_one(context: Context, record: Record) -> None:
     if record.pending is not None and liveness.is_dead(record.pending.by):
         await recover(context, record)
     if record.auto_remove and state_of(context, record).record.state in {State.STOPPED, State.FAILED}:
-        await destroy(context, record, only_if=lambda one: one == record)
+        await destroy(context, record, only_if=lambda row: row == record)
     else:
         for log in (CONSOLE_LOG, VMM_LOG):
             bounded_log.trim(context.directory(record) / log)
@@ -141,8 +141,8 @@ async def recover(context: Context, record: Record) -> None:
         drop_unpublished(context.directory(record), record.vmm)
         context.store.change(
             record.id,
-            lambda one: msgspec.structs.replace(
-                one, state=fact.state, vmm=fact.vmm, reason=fact.reason, machine=fact.machine, pending=None
+            lambda row: msgspec.structs.replace(
+                row, state=fact.state, vmm=fact.vmm, reason=fact.reason, machine=fact.machine, pending=None
             ),
         )
 

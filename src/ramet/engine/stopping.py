@@ -52,7 +52,7 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
                 directory = context.directory(current)
                 await leaving.enter_async_context(giving_up(context.home, directory, name=current.name))
             reason = await _end(context, current, limit_s)
-            stopped = context.store.change(record.id, lambda one: _stopped(one, reason))
+            stopped = context.store.change(record.id, lambda row: _stopped(row, reason))
             if current.state is State.STANDBY:
                 await threads.run(drop_capture, context.directory(current))
     if stopped.auto_remove:

@@ -221,7 +221,7 @@ class Connection:
             self._reopen is not None
             and self.welcome is not None
             and self._failure is None
-            and (self._keeps or any(is_repeatable(one) for one in self._receivers.values()))
+            and (self._keeps or any(is_repeatable(receiver) for receiver in self._receivers.values()))
         )
 
     async def _return(self) -> GuestError | None:

@@ -64,12 +64,12 @@ def mapping_use(pid: int, ram: Sequence[RamRange | Mapping]) -> MemoryUse:
     text = read_proc(pid, "smaps", "count the memory")
     # Every area begins with its line of /proc/PID/maps; its figures follow, a line each. A VMM has a hundred
     # areas, of which one or two are its guest's: only those are taken apart.
-    heads = [(one.start(), int(one[1], 16), int(one[2], 16)) for one in _HEAD.finditer(text)]
+    heads = [(head.start(), int(head[1], 16), int(head[2], 16)) for head in _HEAD.finditer(text)]
     ends = [position for position, _, _ in heads[1:]] + [len(text)]
     inside = [
         line
         for (position, start, end), behind in zip(heads, ends, strict=True)
-        if any(one.host_start < end and start < one.host_start + one.length_bytes for one in ram)
+        if any(piece.host_start < end and start < piece.host_start + piece.length_bytes for piece in ram)
         for line in text[position:behind].splitlines()[1:]
     ]
     return _sum(inside)
@@ -82,8 +82,8 @@ def private_bytes(pid: int, ram: Sequence[RamRange], mem: FileIdentity) -> int:
     Raises as `smaps_rollup` does.
     """
     mapped = [
-        Mapping(HostVirtual(one.host_start), one.length_bytes, FileOffset(one.file_offset), mem)
-        for one in ram
+        Mapping(HostVirtual(piece.host_start), piece.length_bytes, FileOffset(piece.file_offset), mem)
+        for piece in ram
     ]
     try:
         return sum(run.length_bytes for run in changed_runs_by_scan(pid, mapped))

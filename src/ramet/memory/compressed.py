@@ -72,7 +72,7 @@ class Frames(Sequence[Frame]):
 
     def __getitem__(self, number: int | slice) -> Frame | list[Frame]:
         if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+            return [self[index] for index in range(*number.indices(len(self)))]
         number = range(len(self))[number]
         begin = self._ends[number - 1] if number else 0
         start = number * FRAME_BYTES

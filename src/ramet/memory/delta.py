@@ -110,10 +110,10 @@ def _addresses(ram: Sequence[RamRange], file_offset: int, length_bytes: int) -> 
     """(host address, length) of a range of the mem-file, which may lie in several pieces."""
     end = file_offset + length_bytes
     found = 0
-    for one in ram:
-        start, stop = max(file_offset, one.file_offset), min(end, one.file_offset + one.length_bytes)
+    for piece in ram:
+        start, stop = max(file_offset, piece.file_offset), min(end, piece.file_offset + piece.length_bytes)
         if start < stop:
-            yield one.host_start + start - one.file_offset, stop - start
+            yield piece.host_start + start - piece.file_offset, stop - start
             found += stop - start
     if found != length_bytes:
         raise WrongStateError(f"the RAM has no bytes {file_offset} to {end}")

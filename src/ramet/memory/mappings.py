@@ -93,11 +93,11 @@ def open_file_has_data(pid: int, inode: int) -> bool | None:
     """
     found = None
     try:
-        for one in Path(f"/proc/{pid}/fd").iterdir():
+        for link in Path(f"/proc/{pid}/fd").iterdir():
             try:
-                facts = one.stat()
+                facts = link.stat()
                 if stat.S_ISREG(facts.st_mode) and facts.st_ino == inode:
-                    found = bool(found) or has_data(one)
+                    found = bool(found) or has_data(link)
             except FileNotFoundError:
                 continue  # closed meanwhile
     except FileNotFoundError:
@@ -161,8 +161,8 @@ def find_mapping(pid: int, file_identity: tuple[int, int]) -> list[Mapping]:
         )
     if not found:
         raise WrongStateError(f"process {pid} doesn't map the mem-file")
-    for one, other in pairwise(sorted(found, key=lambda mapping: mapping.file_offset)):
-        if _file_end(one) > other.file_offset:
+    for lower, upper in pairwise(sorted(found, key=lambda mapping: mapping.file_offset)):
+        if _file_end(lower) > upper.file_offset:
             raise WrongStateError(f"process {pid} maps a part of the mem-file twice")
     return found
 

@@ -121,7 +121,7 @@ class _NoScanError(UnavailableError):
 def _runs(pid: int, mappings: Sequence[Mapping], lister: _Lister) -> list[Run]:
     if not mappings:
         return []
-    within = min(one.host_start for one in mappings), max(one.host_end for one in mappings)
+    within = min(mapping.host_start for mapping in mappings), max(mapping.host_end for mapping in mappings)
     now = list(areas(pid, within))
     runs: list[Run] = []
     with process_errors(pid, "list the changed pages"):

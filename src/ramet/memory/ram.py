@@ -43,8 +43,11 @@ def locate_ram(pid: int, *, mem: FileIdentity | None, regions: Sequence[int]) ->
     """
     if mem is not None:
         ranges = sorted(
-            (RamRange(one.host_start, one.length_bytes, one.file_offset) for one in find_mapping(pid, mem)),
-            key=lambda one: one.file_offset,
+            (
+                RamRange(mapping.host_start, mapping.length_bytes, mapping.file_offset)
+                for mapping in find_mapping(pid, mem)
+            ),
+            key=lambda piece: piece.file_offset,
         )
         _require_whole(pid, ranges, sum(regions))
         return tuple(ranges)
@@ -75,8 +78,10 @@ def changed_pages(pid: int, ram: Sequence[RamRange], mem: FileIdentity | None) -
     runs = changed_runs(
         pid,
         [
-            Mapping(HostVirtual(one.host_start), one.length_bytes, FileOffset(one.file_offset), identity)
-            for one in ram
+            Mapping(
+                HostVirtual(piece.host_start), piece.length_bytes, FileOffset(piece.file_offset), identity
+            )
+            for piece in ram
         ],
     )
     return runs if mem else [run for run in runs if run.host_start is not None]
@@ -84,15 +89,15 @@ def changed_pages(pid: int, ram: Sequence[RamRange], mem: FileIdentity | None) -
 
 def ram_bytes(ram: Sequence[RamRange]) -> int:
     """The size of the mem-file that these ranges make up."""
-    return sum(one.length_bytes for one in ram)
+    return sum(piece.length_bytes for piece in ram)
 
 
 def _require_whole(pid: int, ranges: Sequence[RamRange], expected_bytes: int) -> None:
     behind = 0
-    for one in ranges:
-        if one.file_offset != behind:
+    for piece in ranges:
+        if piece.file_offset != behind:
             break
-        behind += one.length_bytes
+        behind += piece.length_bytes
     else:
         if not expected_bytes or behind == expected_bytes:
             return
@@ -120,7 +125,7 @@ def _placed(
 ) -> Iterator[tuple[RamRange, ...]]:
     """Fill areas one after the other, upwards, with the regions in that order."""
     if not order:
-        yield tuple(sorted(placed, key=lambda one: one.file_offset))
+        yield tuple(sorted(placed, key=lambda piece: piece.file_offset))
         return
     for number, area in enumerate(free):
         position, taken = area.start, []
@@ -152,7 +157,7 @@ def _layouts_inside(
     for area in anonymous:
         for start in starts_within(pid, area.start, area.end, low_bytes):
             low = RamRange(start, low_bytes, 0)
-            free = [_Span(one.start, one.end) for one in anonymous if one is not area]
+            free = [_Span(span.start, span.end) for span in anonymous if span is not area]
             free += [_Span(area.start, start), _Span(start + low_bytes, area.end)]
             if (others := _others(free, regions)) is not None:
                 yield (low, *others)

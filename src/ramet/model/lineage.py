@@ -10,13 +10,13 @@ from ramet.model.schema import Instance, LineageNode
 
 def forest(instances: Iterable[Instance]) -> list[LineageNode]:
     """The instances as trees, oldest first. One whose parent is gone is a root of its own."""
-    ordered = sorted(instances, key=lambda one: (one.created_at, one.name))
-    known = {one.id for one in ordered}
+    ordered = sorted(instances, key=lambda instance: (instance.created_at, instance.name))
+    known = {instance.id for instance in ordered}
     children: dict[str | None, list[Instance]] = defaultdict(list)
-    for one in ordered:
-        children[one.parent if one.parent in known else None].append(one)
+    for instance in ordered:
+        children[instance.parent if instance.parent in known else None].append(instance)
 
-    def grow(one: Instance) -> LineageNode:
-        return LineageNode(instance=one, forks=[grow(child) for child in children[one.id]])
+    def grow(instance: Instance) -> LineageNode:
+        return LineageNode(instance=instance, forks=[grow(child) for child in children[instance.id]])
 
     return [grow(root) for root in children[None]]

@@ -27,7 +27,7 @@ def note_boot(
     """
     present = this_boot()
     known = _known(connection)
-    if (present.boot_id, present.machine_id) not in {(one.boot_id, one.machine_id) for one in known}:
+    if (present.boot_id, present.machine_id) not in {(boot.boot_id, boot.machine_id) for boot in known}:
         with transaction():
             connection.execute(
                 "INSERT OR IGNORE INTO boot (boot_id, machine_id, booted_at) VALUES (?, ?, ?)", present

@@ -81,7 +81,9 @@ class Table(Generic[RowT]):
     def names(self) -> list[str]:
         """Names that are taken, also those of rows that can't be read."""
         records, unreadable = self.rows()
-        return [one.name for one in records if one.name is not None] + [one.name for one in unreadable]
+        return [record.name for record in records if record.name is not None] + [
+            row.name for row in unreadable
+        ]
 
     def get(self, row_id: str) -> RowT:
         """One record. Raises `NotFoundError`, `UnreadableError`."""

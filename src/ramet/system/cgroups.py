@@ -188,7 +188,7 @@ def _memory_limit(group: Group) -> int | None:
     else:
         limits = [_number(group.directory, "memory.limit_in_bytes")]
         limits.append(_of_stat(group, "hierarchical_memory_limit"))  # also of parents that can't be seen
-    return min((one for one in limits if one is not None and one < _UNLIMITED), default=None)
+    return min((limit for limit in limits if limit is not None and limit < _UNLIMITED), default=None)
 
 
 def _inactive_file(group: Group) -> int:

@@ -64,7 +64,7 @@ def filesystem_type(path: Path) -> int:
 
 def nearest_existing(path: Path) -> Path:
     """`path`, or the first of its parents that exists and may be looked at."""
-    return next(one for one in (path, *path.parents) if os.path.exists(one))  # noqa: PTH110 (no error)
+    return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110 (no error)
 
 
 def shared_filesystem(path: Path) -> str | None:

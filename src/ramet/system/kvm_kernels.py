@@ -40,13 +40,15 @@ def trials(cache_dir: Path, *, device: str = kvm_probe.DEVICE) -> list[Trial]:
         key = cache_key(device)
     except ProbeError:
         return []
-    return [one for one in _read(_file(cache_dir)) if one.key == key]
+    return [trial for trial in _read(_file(cache_dir)) if trial.key == key]
 
 
 def find_trial(cache_dir: Path, driver: str, kernel_digest: str) -> Trial | None:
     """What came of that kernel with that driver, if it was tried."""
     found = trials(cache_dir)
-    return next((one for one in found if (one.driver, one.kernel_digest) == (driver, kernel_digest)), None)
+    return next(
+        (trial for trial in found if (trial.driver, trial.kernel_digest) == (driver, kernel_digest)), None
+    )
 
 
 def note_trial(
@@ -65,9 +67,9 @@ def note_trial(
     except ProbeError:
         key = ""  # nobody's
     kept = [
-        one
-        for one in trials(cache_dir, device=device)
-        if (one.driver, one.kernel_digest) != (driver, kernel_digest)
+        trial
+        for trial in trials(cache_dir, device=device)
+        if (trial.driver, trial.kernel_digest) != (driver, kernel_digest)
     ]
     made = Trial(
         driver=driver,

@@ -124,9 +124,9 @@ def _try(path: Path) -> int | None:
 
 
 def _owner_of(path: Path) -> str:
-    for one in (path, path.parent):
+    for place in (path, path.parent):
         try:
-            return user_name(one.lstat().st_uid)
+            return user_name(place.lstat().st_uid)
         except OSError:
             continue  # its directory may tell
     return "another user"

@@ -50,12 +50,12 @@ def past_boots(known: list[Boot]) -> set[str]:
     Another boot id that was seen since, with the same machine id, is a container's or a cloned machine's.
     """
     present = this_boot()
-    ours = {present.machine_id} | {one.machine_id for one in known if one.boot_id == present.boot_id}
+    ours = {present.machine_id} | {boot.machine_id for boot in known if boot.boot_id == present.boot_id}
     latest: dict[str, int] = {}
-    for one in known:
-        latest[one.boot_id] = max(one.booted_at_s, latest.get(one.boot_id, 0))
+    for boot in known:
+        latest[boot.boot_id] = max(boot.booted_at_s, latest.get(boot.boot_id, 0))
     return {
-        one.boot_id
-        for one in known
-        if one.machine_id in ours and latest[one.boot_id] < present.booted_at_s - _JITTER_S
+        boot.boot_id
+        for boot in known
+        if boot.machine_id in ours and latest[boot.boot_id] < present.booted_at_s - _JITTER_S
     } - {present.boot_id}

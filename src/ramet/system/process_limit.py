@@ -54,7 +54,7 @@ def _nearest() -> tuple[str, str] | None:
 
 def exhausted() -> Limit | None:
     """The limit that allows not one process or thread more at this moment, if there is one."""
-    return next((one for one in _limits() if one.room <= 0), None)
+    return next((limit for limit in _limits() if limit.room <= 0), None)
 
 
 @contextmanager
@@ -81,7 +81,10 @@ def reached_by(error: OSError | RametError, *, starting: bool = False) -> LimitR
         number, what = error.errno, os.fspath(error.filename) if error.filename else ""
         what = f"{os.fsdecode(what)}: " if what else ""
     else:
-        number, what = next((one for one in _IN_WORDS if os.strerror(one) in error.message), None), ""
+        number, what = (
+            next((code for code in _IN_WORDS if os.strerror(code) in error.message), None),
+            "",
+        )
     if number == errno.EAGAIN:
         nearest = why_none_starts() if starting else _nearest()
         if nearest is None:

@@ -220,14 +220,16 @@ def is_here(process: ProcessRef) -> bool:
     return process.boot_id == boot_id() and process.pid_namespace in (0, view.namespace) and view.shows_own
 
 
-def is_same(one: ProcessRef, other: ProcessRef) -> bool:
+def is_same(process: ProcessRef, other: ProcessRef) -> bool:
     """Both name one process, though one of them may have been written before namespaces were noted, or in a
     time namespace, where a start may be one tick later: no pid is used again within that.
     """
     return (
-        (one.pid, one.boot_id) == (other.pid, other.boot_id)
-        and abs(one.started - other.started) <= 1
-        and (one.pid_namespace == other.pid_namespace or 0 in (one.pid_namespace, other.pid_namespace))
+        (process.pid, process.boot_id) == (other.pid, other.boot_id)
+        and abs(process.started - other.started) <= 1
+        and (
+            process.pid_namespace == other.pid_namespace or 0 in (process.pid_namespace, other.pid_namespace)
+        )
     )
 
 

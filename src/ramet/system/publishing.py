@@ -155,17 +155,17 @@ def rename_new(old: Path, new: Path) -> None:
     old.unlink()
 
 
-def exchange(one: Path, other: Path) -> None:
+def exchange(path: Path, other: Path) -> None:
     """Let two directories change names, at once: nobody ever finds either name missing (renameat2(2),
     RENAME_EXCHANGE). Processes that work in them go with them.
 
     Durable when this returns. Raises `FilesystemError`: nothing has changed then, unless syncing was what
     failed.
     """
-    with filesystem_errors("exchange", f"{one} and {other}"):
+    with filesystem_errors("exchange", f"{path} and {other}"):
         here = ctypes.c_int(_AT_FDCWD)
-        if libc().renameat2(here, os.fsencode(one), here, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        if libc().renameat2(here, os.fsencode(path), here, os.fsencode(other), _RENAME_EXCHANGE) != 0:
             raise last_error()
-    fsync_directory(one.parent)
-    if other.parent != one.parent:
+    fsync_directory(path.parent)
+    if other.parent != path.parent:
         fsync_directory(other.parent)

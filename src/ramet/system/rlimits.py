@@ -116,7 +116,7 @@ def settings(needs: Needs) -> list[Setting]:
 
 def statements(changed: list[Setting]) -> Iterator[str]:
     """Python that sets those which a program has to find when it begins; for `launching.launched`."""
-    at_exec = [tuple(one) for one in changed if one.number in _AT_EXEC]
+    at_exec = [tuple(limit) for limit in changed if limit.number in _AT_EXEC]
     if at_exec:
         yield "import resource"
         yield f"[resource.setrlimit(number, limits) for number, *limits in {at_exec}]"
@@ -124,10 +124,10 @@ def statements(changed: list[Setting]) -> Iterator[str]:
 
 def impose(pid: int, changed: list[Setting]) -> None:
     """Set the others, of a child that this process has just started and not waited for."""
-    for one in changed:
-        if one.number not in _AT_EXEC:
+    for limit in changed:
+        if limit.number not in _AT_EXEC:
             with suppress(ProcessLookupError):  # it has ended: whoever talks to it finds out
-                resource.prlimit(pid, one.number, (one.soft, one.hard))
+                resource.prlimit(pid, limit.number, (limit.soft, limit.hard))
 
 
 def lift(pid: int) -> None:
@@ -189,8 +189,8 @@ def _wanted(number: int, needs: Needs, soft: int, hard: int) -> tuple[int, int]:
             return hard, 0
 
 
-def _exceeds(one: int, other: int) -> bool:
-    return other != INFINITE and (one == INFINITE or one > other)
+def _exceeds(limit: int, other: int) -> bool:
+    return other != INFINITE and (limit == INFINITE or limit > other)
 
 
 def _may_raise(number: int) -> bool:

@@ -197,7 +197,9 @@ class _Tagged(NamedTuple):
 def _tagged() -> Iterator[_Tagged]:
     for name in proc_names():
         try:
-            tags = [one for one in _environment(name).split(b"\0") if one.startswith(_TAG_PREFIX)]
+            tags = [
+                variable for variable in _environment(name).split(b"\0") if variable.startswith(_TAG_PREFIX)
+            ]
             if tags:
                 working = f"/proc/{name}/cwd"
                 status = os.stat(working)  # noqa: PTH116 - of many processes

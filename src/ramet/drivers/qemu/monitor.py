@@ -137,12 +137,12 @@ class Monitor:
             told = await asyncio.gather(
                 *(self.execute(command, **arguments) for command, arguments in steps), return_exceptions=True
             )
-            for (command, _), one in zip(steps, told, strict=True):
-                if command == "remove-fd" and type(one) is VmmError:
+            for (command, _), outcome in zip(steps, told, strict=True):
+                if command == "remove-fd" and type(outcome) is VmmError:
                     # It was gone by then: from 9.1 on QEMU ends when it can't load something.
-                    raise VmmError(f"{self._who}: QEMU could not load the vmstate") from one
-                if isinstance(one, BaseException):
-                    raise one
+                    raise VmmError(f"{self._who}: QEMU could not load the vmstate") from outcome
+                if isinstance(outcome, BaseException):
+                    raise outcome
             async for event in listener:
                 match cast("dict[str, str]", event["data"])["status"]:
                     case "completed":

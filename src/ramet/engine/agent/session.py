@@ -161,7 +161,7 @@ async def require_clock(context: Context, record: Record) -> None:
         return
     try:
         context.store.change(
-            record.id, lambda one: msgspec.structs.replace(one, reason=why) if one.vmm == record.vmm else one
+            record.id, lambda row: msgspec.structs.replace(row, reason=why) if row.vmm == record.vmm else row
         )
     except RametError:
         pass  # removed meanwhile, or the disk is full: the guest runs all the same, as it did before

@@ -54,7 +54,7 @@ async def commit_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> No
             file: msgspec.structs.replace(new, backing=chain_of(plan.own, new.file)[:-1])
             for file, new in switched.items()
         }
-        context.store.change(plan.record.id, lambda one: with_disks(one, chained))
+        context.store.change(plan.record.id, lambda row: with_disks(row, chained))
     if unused:
         try:
             await vmm.drop_overlays(unused)

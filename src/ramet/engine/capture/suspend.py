@@ -71,8 +71,8 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
 def _commit(context: Context, record: Record, move: Move) -> Record:
     """The row says what it is; a template isn't the fork any more that had a receipt."""
     if move is Move.TEMPLATE:
-        return context.store.change(record.id, lambda one: one.moved(move), durable=True, receipt=None)
-    return context.store.change(record.id, lambda one: one.moved(move), durable=True)
+        return context.store.change(record.id, lambda row: row.moved(move), durable=True, receipt=None)
+    return context.store.change(record.id, lambda row: row.moved(move), durable=True)
 
 
 async def _undo(context: Context, record: Record, running: RunningVmm, frozen: State) -> None:

@@ -160,7 +160,9 @@ async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
             watching.cancel_scope.cancel()
         proved = _proved(results)  # one may fail yet, and then has a VMM that no row names
         made = report(context, call.origin.manifest, records, results, call.called_at, detach=call.detach)
-        failed = [proved.get(one.id, one) for one in records if isinstance(results[one.id], Exception)]
+        failed = [
+            proved.get(record.id, record) for record in records if isinstance(results[record.id], Exception)
+        ]
         await best_effort(destroy_all(context, failed))
         for result in results.values():
             if isinstance(result, Forked):
@@ -168,15 +170,15 @@ async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
                 break
     except BaseException:
         proved = _proved(results) | proved
-        await best_effort(destroy_all(context, [proved.get(one.id, one) for one in records]))
+        await best_effort(destroy_all(context, [proved.get(record.id, record) for record in records]))
         raise
     trace(call.origin, made, call.called_at, call.captured)
-    errors = {one.name: error for one in records if isinstance(error := results[one.id], Exception)}
+    errors = {record.name: error for record in records if isinstance(error := results[record.id], Exception)}
     return ForkOutcome(made, errors, _proved(results))
 
 
 def _proved(results: dict[str, Forked | Exception]) -> dict[str, Record]:
-    return {row_id: one.record for row_id, one in results.items() if isinstance(one, Forked)}
+    return {row_id: forked.record for row_id, forked in results.items() if isinstance(forked, Forked)}
 
 
 def at_once() -> int:

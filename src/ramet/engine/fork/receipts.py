@@ -101,8 +101,10 @@ def _commit(
             owner=None if detach else row.owner,
         )
 
-    proved = {row_id: one for row_id in receipts if isinstance(one := results[row_id], Forked)}
-    written = context.store.finish_forks({row_id: runs(one) for row_id, one in proved.items()}, receipts)
+    proved = {row_id: outcome for row_id in receipts if isinstance(outcome := results[row_id], Forked)}
+    written = context.store.finish_forks(
+        {row_id: runs(outcome) for row_id, outcome in proved.items()}, receipts
+    )
     for row_id, row in written.items():
         results[row_id] = row if isinstance(row, Exception) else proved[row_id]._replace(record=row)
 
@@ -151,7 +153,7 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             guest_private_bytes=private_bytes(pid, record.vmm.ram, identity_of_mem),
             immutability=immutability(context.driver(record.driver)),
         ),
-        disks=[_disk_receipt(one, forked.captured) for one in forked.parts.disks],
+        disks=[_disk_receipt(disk, forked.captured) for disk in forked.parts.disks],
         identity=IdentityReceipt(
             generation=identity.generation,
             hostname=identity.hostname,

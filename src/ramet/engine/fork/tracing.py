@@ -53,7 +53,7 @@ class _Trace:
         return self._epoch_ns + round(moment_s * 1e9)
 
     def call(self, origin: Origin, report: ForkReport, captured: Captured | None) -> None:
-        failed = sum(not one.ok for one in report.forks)
+        failed = sum(not fork.ok for fork in report.forks)
         count = len(report.forks)
         attributes: dict[str, str | int] = {
             "ramet.source.id": origin.parent,
@@ -70,11 +70,11 @@ class _Trace:
         if whole.is_recording():  # there is a provider, and its sampler wants this one
             if captured is not None:
                 self._capture(whole, captured)
-            for one in report.forks:
-                if isinstance(one, Receipt):
-                    self._fork(whole, one)
+            for fork in report.forks:
+                if isinstance(fork, Receipt):
+                    self._fork(whole, fork)
                 else:
-                    self._failure(whole, one, self._called_ns + _ns(report.wall_ms))
+                    self._failure(whole, fork, self._called_ns + _ns(report.wall_ms))
             if failed:
                 self._fail(whole, f"{failed} of {count} forks failed")
         whole.end(self._called_ns + _ns(report.wall_ms))

@@ -205,7 +205,7 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move, li
             require_mounted(directory, record)
             raise
         return context.store.change(
-            record.id, lambda one: msgspec.structs.replace(one.moved(move, vmm=running), machine=machine)
+            record.id, lambda row: msgspec.structs.replace(row.moved(move, vmm=running), machine=machine)
         )
     except BaseException:
         with anyio.CancelScope(shield=True):

@@ -137,8 +137,10 @@ async def _processes_of(context: Context, record: Record) -> list[GuestProcess] 
     except RametError:
         return None  # null is what `inspect` shows then: it isn't known
     return [
-        GuestProcess(pid=one.pid, argv=list(one.argv), inherited=one.orphaned, detached=one.detached)
-        for one in found
+        GuestProcess(
+            pid=process.pid, argv=list(process.argv), inherited=process.orphaned, detached=process.detached
+        )
+        for process in found
     ]
 
 

@@ -53,7 +53,7 @@ def require_mounted(directory: Path, record: Record) -> None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in reversed(lines[-_LAST_LINES:]):
         if said := _REFUSED.search(line):
-            file = next((one.file for one in record.machine.disks if one.name == said["disk"]), "")
+            file = next((disk.file for disk in record.machine.disks if disk.name == said["disk"]), "")
             raise GuestError(
                 f"{record.name}: its disk `{said['disk']}` can't be mounted at {said['path']}:"
                 f" {said['why'][:200]}",

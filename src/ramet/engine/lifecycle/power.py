@@ -15,7 +15,7 @@ async def pause(context: Context, record: Record) -> Record:
     async with job(context, record, "pause") as record:
         record.moved(Move.PAUSE)
         await context.vmm(record).pause()
-        return context.store.change(record.id, lambda one: one.moved(Move.PAUSE, vmm=one.vmm))
+        return context.store.change(record.id, lambda row: row.moved(Move.PAUSE, vmm=row.vmm))
 
 
 async def resume(context: Context, record: Record) -> Record:
@@ -32,4 +32,4 @@ async def resume(context: Context, record: Record) -> Record:
             await context.vmm(record).resume()
         connections_may_be_cut(context, record)
         late = await correct_clock(context, record)
-        return context.store.change(record.id, lambda one: one.moved(Move.RESUME, vmm=one.vmm, reason=late))
+        return context.store.change(record.id, lambda row: row.moved(Move.RESUME, vmm=row.vmm, reason=late))

@@ -49,7 +49,7 @@ async def remove(context: Context, record: Record, *, force: bool, lost: bool = 
             f"{record.name} is {'being changed' if now.pending else now.state}",
             hint=f"`ramet rm -f {record.name}` ends and removes it",
         )
-    if not await destroy(context, record, only_if=lambda one: one == record):
+    if not await destroy(context, record, only_if=lambda row: row == record):
         raise WrongStateError(f"{record.name} has just been changed by another process", hint="try again")
 
 
@@ -99,8 +99,8 @@ def _take_out(context: Context, row_id: str, only_if: Callable[[Record], bool] |
     return None
 
 
-def _still(one: Record, *, row: Record, only_if: Callable[[Record], bool] | None) -> bool:
-    return one.vmm == row.vmm and (only_if is None or only_if(one))
+def _still(present: Record, *, row: Record, only_if: Callable[[Record], bool] | None) -> bool:
+    return present.vmm == row.vmm and (only_if is None or only_if(present))
 
 
 def _require_removable(context: Context, record: Record) -> Record:
@@ -132,7 +132,7 @@ async def _forget(context: Context, record: Record, *, force: bool) -> None:
     require_removable(context.directory(record), name=record.name)
     owners.watch(context.home.root)
     errors: list[Exception] = []
-    removed = context.store.remove(record.id, only_if=lambda one: one == record)
+    removed = context.store.remove(record.id, only_if=lambda row: row == record)
     if removed is None:
         raise WrongStateError(f"{record.name} has just been changed by another process", hint="try again")
     await _clear_away(context, [msgspec.structs.replace(removed, vmm=None)], errors)
@@ -158,7 +158,7 @@ async def destroy_all(
         owners.watch(context.home.root)
         unwanted = _removable(context, unwanted, errors)
         try:
-            removed = context.store.remove_all((one.id for one in unwanted), only_if=only_if)
+            removed = context.store.remove_all((record.id for record in unwanted), only_if=only_if)
             unwanted = unwanted if only_if is None else removed
         except StoreError as error:
             errors.append(error)
@@ -166,8 +166,8 @@ async def destroy_all(
             # Their guests end also when nothing can be written down.
             unwanted = unwanted if only_if is None else _still_wished(context, unwanted, only_if)
         # Also what somebody else has removed meanwhile: he may have come before there was a VMM to end.
-        known = {one.id: one for one in removed if one.vmm is not None}
-        await _clear_away(context, [known.get(one.id, one) for one in unwanted], errors)
+        known = {record.id: record for record in removed if record.vmm is not None}
+        await _clear_away(context, [known.get(record.id, record) for record in unwanted], errors)
     if errors:
         raise errors[0]
 
@@ -175,14 +175,14 @@ async def destroy_all(
 def _removable(context: Context, unwanted: Sequence[Record], errors: list[Exception]) -> list[Record]:
     """Those of `unwanted` that this process may remove, as they are named by whoever made them."""
     try:
-        rows = {one.id: one for one in context.store.all()}
+        rows = {row.id: row for row in context.store.all()}
     except StoreError:
         rows = {}  # what is known of them here holds: their guests end also when nothing can be written down
     removable = []
-    for one in unwanted:
+    for record in unwanted:
         try:
-            _require_removable(context, rows.get(one.id, one))
-            removable.append(one)
+            _require_removable(context, rows.get(record.id, record))
+            removable.append(record)
         except RametError as error:
             errors.append(error)
     return removable
@@ -191,7 +191,7 @@ def _removable(context: Context, unwanted: Sequence[Record], errors: list[Except
 def _still_wished(
     context: Context, unwanted: Sequence[Record], only_if: Callable[[Record], bool]
 ) -> list[Record]:
-    ids = {one.id for one in unwanted}
+    ids = {record.id for record in unwanted}
     try:
         return [row for row in context.store.all() if row.id in ids and only_if(row)]
     except StoreError:
@@ -206,17 +206,17 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
     """
     if not removed:
         return
-    context.ours.difference_update(one.id for one in removed)
+    context.ours.difference_update(record.id for record in removed)
     limiter = anyio.CapacityLimiter(_SWEEPS_AT_ONCE)
 
     async def limited(step: Awaitable[None]) -> None:
         async with limiter:
             await _collect(errors, step)
 
-    named = [one.vmm.process for one in removed if one.vmm is not None]
+    named = [record.vmm.process for record in removed if record.vmm is not None]
     _strike_all(named)
     directories = [
-        place for one in removed for place in (context.directory(one), context.home.staged(one.id))
+        place for record in removed for place in (context.directory(record), context.home.staged(record.id))
     ]
     # In a thread: of a thousand processes that takes 0.1 s, and another guest may stand still for a capture.
     found = await threads.run(spawn.spawned_below, context.home.instances, context.home.staging)

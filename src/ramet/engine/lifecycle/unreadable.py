@@ -106,7 +106,7 @@ async def remove(context: Context, reference: str) -> str:
 async def _end_its_vmm(context: Context, row: Unreadable) -> None:
     """End whatever runs for an unreadable row, found by the row and by its directory."""
     places = (context.home.instance(row.id), context.home.staged(row.id))
-    running = [one for place in places for one in spawn.spawned_in(place)]
+    running = [process for place in places for process in spawn.spawned_in(place)]
     if row.vmm is not None and row.vmm not in running:
         running.append(row.vmm)
     try:

@@ -76,7 +76,7 @@ async def _watch(context: Context, record: Record) -> None:
 def _note_failure(context: Context, record: Record, reason: str) -> None:
     try:
         context.store.change(
-            record.id, lambda one: one.moved(Move.FAIL, reason=reason) if one.state is State.STOPPED else one
+            record.id, lambda row: row.moved(Move.FAIL, reason=reason) if row.state is State.STOPPED else row
         )
     except RametError:
         pass  # whoever asks for it next finds out again

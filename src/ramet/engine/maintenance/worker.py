@@ -88,7 +88,7 @@ async def _shorten(home: Home, store: Store, drivers: Mapping[str, Driver], reco
         async with file_lock(directory / LIFECYCLE_LOCK, wait_s=_CHANGING_S, busy=busy):
             # A capture may have put another file on top since: what is below it is read from there.
             now = store.get(record.id)
-            disks = tuple(shortened_disk(directory, one) for one in now.machine.disks)
+            disks = tuple(shortened_disk(directory, disk) for disk in now.machine.disks)
             machine = msgspec.structs.replace(now.machine, disks=disks)
             store.change(record.id, partial(_with_machine, machine=machine))
         done += 1

@@ -121,10 +121,10 @@ def _enter(context: Context, living: Living, move: Move, inode: int) -> Record:
     """The row names the new VMM, and the directory that is to be its own: from here on it is the instance."""
     new = living.record
 
-    def entered(one: Record) -> Record:
-        pending = msgspec.structs.replace(one.pending, staged=inode) if one.pending is not None else None
+    def entered(row: Record) -> Record:
+        pending = msgspec.structs.replace(row.pending, staged=inode) if row.pending is not None else None
         return msgspec.structs.replace(
-            one.moved(move, vmm=living.running),
+            row.moved(move, vmm=living.running),
             machine=new.machine,
             generation=new.generation,
             driver=new.driver,
@@ -139,8 +139,8 @@ async def _leave(context: Context, record: Record, living: Living) -> None:
     try:
         context.store.change(
             record.id,
-            lambda one: msgspec.structs.replace(
-                one,
+            lambda row: msgspec.structs.replace(
+                row,
                 state=record.state,
                 vmm=record.vmm,
                 reason=record.reason,

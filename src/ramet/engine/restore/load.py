@@ -102,7 +102,7 @@ async def load(
 
 def machine_on(parts: Parts) -> Machine:
     """The machine that was captured, with the disks that were taken."""
-    return msgspec.structs.replace(parts.manifest.machine, disks=tuple(one.disk for one in parts.disks))
+    return msgspec.structs.replace(parts.manifest.machine, disks=tuple(disk.disk for disk in parts.disks))
 
 
 async def attach_guest(

@@ -46,7 +46,7 @@ def reserve(
     `UsageError`.
     """
     for _ in range(_NAME_TRIES):
-        taken = [one.name for one in context.store.snapshots.all() if one.source == source and one.name]
+        taken = [row.name for row in context.store.snapshots.all() if row.source == source and row.name]
         chosen = check_name(name) if name is not None else None if nameless else invent_name(taken)
         row = SnapshotRecord(
             id=new_id(),
@@ -70,7 +70,7 @@ def reserve(
 def publish(context: Context, row: SnapshotRecord) -> SnapshotRecord:
     """The row says that it is whole: from here on it can be referred to."""
     return context.store.snapshots.change(
-        row.id, lambda one: msgspec.structs.replace(one, maker=None), durable=True
+        row.id, lambda row: msgspec.structs.replace(row, maker=None), durable=True
     )
 
 
@@ -107,14 +107,14 @@ def published(context: Context) -> list[SnapshotRecord]:
 
 
 def _published(rows: Sequence[SnapshotRecord]) -> list[SnapshotRecord]:
-    return [one for one in rows if one.is_published and one.name is not None]
+    return [row for row in rows if row.is_published and row.name is not None]
 
 
 def require_published(context: Context, snapshot_id: str) -> SnapshotRecord:
     """The snapshot of that id. Raises `NotFoundError` when it is gone or not whole yet."""
-    for one in published(context):
-        if one.id == snapshot_id:
-            return one
+    for row in published(context):
+        if row.id == snapshot_id:
+            return row
     raise NotFoundError(f"snapshot {snapshot_id} is gone", hint="`ramet snapshot ls` lists what there is")
 
 
@@ -125,26 +125,26 @@ def resolve_snapshot(context: Context, reference: str, *, of: Record | None = No
     Raises `NotFoundError`, with near misses in its hint; `UsageError` when it fits several.
     """
     rows, unreadable = context.store.snapshots.rows()
-    candidates = [one for one in _published(rows) if of is None or one.source == of.id]
+    candidates = [row for row in _published(rows) if of is None or row.source == of.id]
     tests: tuple[Callable[[SnapshotRecord], bool], ...] = (
-        lambda one: one.title == reference,
-        lambda one: one.name == reference,
-        lambda one: one.id == reference,
-        lambda one: _begins(one, reference),
+        lambda row: row.title == reference,
+        lambda row: row.name == reference,
+        lambda row: row.id == reference,
+        lambda row: _begins(row, reference),
     )
     for test in tests:
-        found = [one for one in candidates if test(one)]
+        found = [row for row in candidates if test(row)]
         if len(found) == 1:
             return found[0]
         if found:
-            several = ", ".join(f"{one.title} ({one.id})" for one in found)
+            several = ", ".join(f"{row.title} ({row.id})" for row in found)
             raise UsageError(
                 f"{reference!r} may be any of several snapshots: {several}", hint="say SOURCE/NAME, or the id"
             )
     for row in unreadable:
         if reference in (row.id, row.name) or _begins(row, reference):
             raise context.store.snapshots.cannot_read(row)
-    words = [word for one in candidates for word in (one.name or "", one.title)]
+    words = [word for row in candidates for word in (row.name or "", row.title)]
     near = difflib.get_close_matches(reference, words, n=1)
     raise NotFoundError(
         f"no snapshot {reference!r}{f' of {of.name}' if of is not None else ''}",
@@ -158,7 +158,7 @@ def _begins(row: SnapshotRecord | Unreadable, reference: str) -> bool:
 
 def latest_of(context: Context, record: Record) -> SnapshotRecord:
     """The youngest snapshot of an instance. Raises `NotFoundError` when it has none."""
-    own = [one for one in published(context) if one.source == record.id]
+    own = [row for row in published(context) if row.source == record.id]
     if not own:
         raise NotFoundError(
             f"{record.name} has no snapshot", hint=f"`ramet snapshot create {record.name}` takes one"

@@ -54,7 +54,7 @@ def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str,
 def _fields(
     context: Context, record: SnapshotRecord, manifest: Manifest, facts: dict[str, stat_result]
 ) -> dict[str, Any]:
-    forks = Counter(one.snapshot for one in context.store.all())
+    forks = Counter(row.snapshot for row in context.store.all())
     occupied = {name: found.st_blocks * STAT_BLOCK_BYTES for name, found in facts.items()}
     return {
         "id": record.id,

@@ -203,13 +203,13 @@ def _opened(file: Path | None) -> Iterator[tuple[int, str]]:
 def _publish(context: Context, row: SnapshotRecord, manifest: Manifest, name: str | None) -> SnapshotRecord:
     source = manifest.source
     assert source is not None
-    taken = [one.name for one in context.store.snapshots.all() if one.source == source.id and one.name]
+    taken = [row.name for row in context.store.snapshots.all() if row.source == source.id and row.name]
     chosen = name if name is not None else invent_name(taken)
     try:
         return context.store.snapshots.change(
             row.id,
-            lambda one: msgspec.structs.replace(
-                one,
+            lambda row: msgspec.structs.replace(
+                row,
                 name=chosen,
                 source=source.id,
                 source_name=source.name,

@@ -30,7 +30,7 @@ async def verify(context: Context, row: SnapshotRecord) -> list[PartCheck]:
         origin = origin_of_snapshot(context, row)
         async with kept(origin):
             checks = await _checks(origin)
-        if all(one.ok for one in checks) or tries_left == 0:
+        if all(part.ok for part in checks) or tries_left == 0:
             return checks
         if origin_of_snapshot(context, row).manifest == origin.manifest:
             return checks

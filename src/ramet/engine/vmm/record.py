@@ -72,5 +72,5 @@ def console_bytes(directory: Path) -> int:
 def _locate(
     driver: Driver, machine: Machine, process: ProcessRef, mem: FileIdentity | None
 ) -> tuple[RamRange, ...]:
-    regions = [one.length_bytes for one in driver.ram_regions(machine)]
+    regions = [region.length_bytes for region in driver.ram_regions(machine)]
     return locate_ram(process.pid, mem=mem, regions=regions)

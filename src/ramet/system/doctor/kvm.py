@@ -46,11 +46,11 @@ def kernels_finding(trials: Sequence[Trial]) -> Finding | None:
     if not trials:
         return None
     found = "; ".join(
-        f"{one.kernel_version} ({one.kernel_digest[:12]}) with {one.driver}:"
-        f" {'runs' if one.runs else one.detail}"
-        for one in trials
+        f"{trial.kernel_version} ({trial.kernel_digest[:12]}) with {trial.driver}:"
+        f" {'runs' if trial.runs else trial.detail}"
+        for trial in trials
     )
-    if all(one.runs for one in trials):
+    if all(trial.runs for trial in trials):
         return Finding("kvm-kernels", True, found)
     advice = "what doesn't run isn't tried again until this machine boots: RAMET_KERNEL names another kernel"
     return Finding("kvm-kernels", None, found, advice)

@@ -57,7 +57,7 @@ def _processes() -> Finding:
         "raise that cgroup's limit: a container's `--pids-limit`, TasksMax= in a systemd unit",
     )
     # The worse of the two: false before null before true.
-    return min(of_cgroup, limit, key=lambda one: {False: 0, None: 1, True: 2}[one.ok])
+    return min(of_cgroup, limit, key=lambda finding: {False: 0, None: 1, True: 2}[finding.ok])
 
 
 def _cpus() -> Finding:

@@ -163,10 +163,10 @@ async def test_ram_lies_where_the_driver_says(subject: Subject, place: Path) -> 
     for memory_mib in (128, 3071, 3328, 3584, 4096, 6144):
         sized = msgspec.structs.replace(machine, memory_bytes=memory_mib << 20)
         regions = subject.driver.ram_regions(sized)
-        ends = [0, *(one.file_offset + one.length_bytes for one in regions)]
-        assert [one.file_offset for one in regions] == ends[:-1]
+        ends = [0, *(region.file_offset + region.length_bytes for region in regions)]
+        assert [region.file_offset for region in regions] == ends[:-1]
         assert ends[-1] == sized.memory_bytes
-        assert all(one.guest_start == 0 or one.guest_start >= 4 << 30 for one in regions)
+        assert all(region.guest_start == 0 or region.guest_start >= 4 << 30 for region in regions)
 
 
 async def test_what_a_machine_is_made_of_is_told_without_one(subject: Subject) -> None:

@@ -28,7 +28,7 @@ async def test_the_mem_file_is_mapped_privately_and_whole(
     async with restored(subject, frozen, place / "vm") as vm:
         identity = identity_of(frozen.directory / MEM_FILE)
         mappings = find_mapping(vm.vmm.process.pid, identity)
-        assert sum(one.length_bytes for one in mappings) == vm.machine.memory_bytes
+        assert sum(mapping.length_bytes for mapping in mappings) == vm.machine.memory_bytes
         assert all(area.private for area in areas(vm.vmm.process.pid) if area.identity == identity)
         if Ability.OPENS_MEM_FILE_READ_ONLY in subject.driver.abilities:
             opened = opened_by(vm.vmm.process.pid)
@@ -54,11 +54,11 @@ async def test_forks_see_the_source_and_then_only_themselves(
 ) -> None:
     before = digest(frozen.directory / MEM_FILE)
     async with (
-        restored(subject, frozen, place / "one") as one,
+        restored(subject, frozen, place / "one") as first,
         restored(subject, frozen, place / "two") as two,
     ):
         drawn = set()
-        for number, vm in ((10, one), (20, two)):
+        for number, vm in ((10, first), (20, two)):
             async with subject.agent(vm) as agent:
                 assert await subject.read(agent) == (1, 1)
                 reply = await introduce(agent, f"fork-{number}")
@@ -66,7 +66,7 @@ async def test_forks_see_the_source_and_then_only_themselves(
                 drawn.add(reply.boot_random)
                 await subject.write(agent, number)
         assert len(drawn) == 2
-        for number, vm in ((10, one), (20, two)):
+        for number, vm in ((10, first), (20, two)):
             async with subject.agent(vm) as agent:
                 assert await subject.read(agent) == (number, number)
     assert digest(frozen.directory / MEM_FILE) == before
@@ -79,10 +79,10 @@ async def test_every_path_is_its_own(subject: Subject, frozen: Frozen, place: Pa
     async with restored(subject, frozen, place / "vm") as vm:
         pid = vm.vmm.process.pid
         opened = [str(path) for path in opened_by(pid)]
-        assert not [one for one in opened if one.startswith(str(frozen.directory))]
+        assert not [path for path in opened if path.startswith(str(frozen.directory))]
         bound = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()]
-        assert not [one for one in bound if one.startswith(str(frozen.directory))]
-        ours = [one for one in opened if one.startswith(str(vm.directory))]
+        assert not [path for path in bound if path.startswith(str(frozen.directory))]
+        ours = [path for path in opened if path.startswith(str(vm.directory))]
         for disk in vm.machine.disks:
             assert str(vm.directory / disk.file) in ours
         mem = identity_of(vm.directory / MEM_FILE)
