@@ -47,11 +47,11 @@ def room(name: str) -> str:
 
 def arrows(files: Mapping[str, str]) -> set[Arrow]:
     """An arrow for each part that another one includes."""
-    found = {(part(name), part(target)) for name, text in files.items() for target in _INCLUDE.findall(text)}
-    return {(by, target) for by, target in found if by != target}
+    edges = {(part(name), part(target)) for name, text in files.items() for target in _INCLUDE.findall(text)}
+    return {(by, target) for by, target in edges if by != target}
 
 
-def upward(found: Iterable[Arrow]) -> list[Arrow]:
+def upward(edges: Iterable[Arrow]) -> list[Arrow]:
     """The arrows to a floor above, or to another room of the same floor.
 
     Raises `KeyError` for a room that isn't on any floor.
@@ -59,15 +59,15 @@ def upward(found: Iterable[Arrow]) -> list[Arrow]:
     floor = {name: number for number, rooms in enumerate(FLOORS) for name in rooms}
     return sorted(
         (by, target)
-        for by, target in found
+        for by, target in edges
         if room(by) != room(target) and floor[room(target)] <= floor[room(by)]
     )
 
 
-def circles(found: Iterable[Arrow]) -> list[list[str]]:
+def circles(edges: Iterable[Arrow]) -> list[list[str]]:
     """The groups of parts that need each other, each sorted."""
     needs: dict[str, set[str]] = {}
-    for by, target in found:
+    for by, target in edges:
         needs.setdefault(by, set()).add(target)
     reached = {name: _reached(name, needs) for name in needs}
     groups = {
@@ -94,11 +94,11 @@ def report() -> str:
     lines = []
     for title, directory in (("agent", AGENT), ("probe", PROBE)):
         files = sources(directory)
-        found = arrows(files)
+        edges = arrows(files)
         parts = {part(name) for name in files}
-        figures = f"{len(parts)} parts, {len(found)} arrows, {len(circles(found))} circles"
+        figures = f"{len(parts)} parts, {len(edges)} arrows, {len(circles(edges))} circles"
         if directory == AGENT:
-            figures += f", {len(upward(found))} upward, {len({room(name) for name in parts})} rooms"
+            figures += f", {len(upward(edges))} upward, {len({room(name) for name in parts})} rooms"
         longest = max((text.count("\n"), name) for name, text in files.items())
         lines.append(f"{title}: {figures}, longest file {longest[1]} with {longest[0]} lines")
     return "\n".join(lines)

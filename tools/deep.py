@@ -150,15 +150,15 @@ def run_parts(parts: Sequence[Part], *, began_s: float | None = None, root: Path
     keep the seed's case from being begun. Whether all that was run is green.
     """
     green = True
-    told = []
+    report = []
     for part in parts:
         now_s = uptime_s()
         if began_s is not None and part is not SEED_CASE and now_s - began_s > LAST_BEGIN_S:
-            told.append(f"{part.name}: left out ({part.minutes:g} minutes), it is too late")
+            report.append(f"{part.name}: left out ({part.minutes:g} minutes), it is too late")
             continue
         if not prepare(part, root=root):
             green = False
-            told.append(f"{part.name}: FAILED, {' '.join(part.before)} did")
+            report.append(f"{part.name}: FAILED, {' '.join(part.before)} did")
             continue
         limit_s = None if began_s is None else max(1.0, began_s + LAST_END_S - _GRACE_S - uptime_s())
         print_all([f"{part.name} begins, about {part.minutes:g} minutes"])
@@ -167,12 +167,12 @@ def run_parts(parts: Sequence[Part], *, began_s: float | None = None, root: Path
         if not outcome.ok:
             green = False
             why = ", ".join(outcome.failed) or f"exit code {outcome.code}"
-            told.append(f"{part.name}: FAILED after {took}: {why}")
+            report.append(f"{part.name}: FAILED after {took}: {why}")
         elif outcome.ended:
-            told.append(f"{part.name}: ended after {took}, its rest left out; nothing had failed")
+            report.append(f"{part.name}: ended after {took}, its rest left out; nothing had failed")
         else:
-            told.append(f"{part.name}: green in {took}")
-    print_all(told)
+            report.append(f"{part.name}: green in {took}")
+    print_all(report)
     return green
 
 

@@ -62,10 +62,10 @@ def _imported(path: Path) -> Iterator[str]:
 def includes() -> Graph:
     """Which part of the agent includes from which: a part is a header and its source, `exec/command`."""
     files = agent_rooms.sources(agent_rooms.AGENT)
-    found: dict[str, set[str]] = {agent_rooms.part(name): set() for name in files}
+    edges: dict[str, set[str]] = {agent_rooms.part(name): set() for name in files}
     for importer, imported in agent_rooms.arrows(files):
-        found[importer].add(imported)
-    return {name: frozenset(parts) for name, parts in found.items()}
+        edges[importer].add(imported)
+    return {name: frozenset(parts) for name, parts in edges.items()}
 
 
 def _contract(containers: list[str]) -> tuple[tuple[str, ...], ...]:
@@ -84,7 +84,7 @@ def python_picture() -> Picture:
 
 def engine_picture() -> Picture:
     """The rooms of the engine."""
-    inside = {name: found for name, found in imports().items() if name.startswith("ramet.engine.")}
+    inside = {name: targets for name, targets in imports().items() if name.startswith("ramet.engine.")}
     return _picture(
         "ramet/engine",
         _contract(["ramet.engine"]),
@@ -109,10 +109,10 @@ def _picture(
     drawn = {name for floor in floors for name in floor}
     arrows: dict[str, set[str]] = defaultdict(set)
     seen = set()
-    for importer, found in graph.items():
+    for importer, targets in graph.items():
         for room in room_of(importer):
             seen.add(room)
-            for imported in found:
+            for imported in targets:
                 arrows[room].update(other for other in room_of(imported) if other != room)
     there = tuple(
         floor for floor in (tuple(name for name in floor if name in seen) for floor in floors) if floor
@@ -127,7 +127,7 @@ def circles(graph: Graph) -> list[list[str]]:
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found = []
+    groups = []
 
     def visit(name: str) -> None:
         index[name] = low[name] = len(index)
@@ -142,12 +142,12 @@ def circles(graph: Graph) -> list[list[str]]:
             group = stack[stack.index(name) :]
             del stack[stack.index(name) :]
             if len(group) > 1:
-                found.append(sorted(group))
+                groups.append(sorted(group))
 
     for name in sorted(graph):
         if name not in index:
             visit(name)
-    return found
+    return groups
 
 
 def upward(picture: Picture) -> list[tuple[str, str]]:
@@ -155,8 +155,8 @@ def upward(picture: Picture) -> list[tuple[str, str]]:
     floor_of = {name: number for number, floor in enumerate(picture.floors) for name in floor}
     return [
         (importer, imported)
-        for importer, found in picture.arrows.items()
-        for imported in sorted(found)
+        for importer, targets in picture.arrows.items()
+        for imported in sorted(targets)
         if floor_of[imported] <= floor_of[importer]
     ]
 
@@ -170,9 +170,9 @@ def reduced(arrows: Graph) -> list[tuple[str, str]]:
 
     return [
         (importer, imported)
-        for importer, found in sorted(arrows.items())
-        for imported in sorted(found)
-        if not any(imported in below(other) for other in found - {imported})
+        for importer, targets in sorted(arrows.items())
+        for imported in sorted(targets)
+        if not any(imported in below(other) for other in targets - {imported})
     ]
 
 

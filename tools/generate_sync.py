@@ -233,11 +233,14 @@ def _class(kind: type, imports: set[str]) -> str:
 
 def _members(kind: type) -> dict[str, object]:
     """The members of a class, then those that it inherits from ramet's other classes."""
-    found: dict[str, object] = {}
+    members: dict[str, object] = {}
     for base in kind.__mro__:
         if base.__module__.startswith("ramet.") and base is not Handle:
-            found = {**found, **{name: member for name, member in vars(base).items() if name not in found}}
-    return found
+            members = {
+                **members,
+                **{name: member for name, member in vars(base).items() if name not in members},
+            }
+    return members
 
 
 def _module_of(function: object) -> ModuleType:
@@ -259,14 +262,14 @@ def _host_init(imports: set[str]) -> str:
 def _attributes(kind: type) -> Iterator[str]:
     known = _ATTRIBUTES[kind.__name__]
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind.__init__)))  # type: ignore[misc]
-    found = {
+    attributes = {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
         if not node.attr.startswith("_")
     }
-    if found != set(known):
-        raise SystemExit(f"{kind.__name__}: the types of its attributes are {known}, but it has {found}")
+    if attributes != set(known):
+        raise SystemExit(f"{kind.__name__}: the types of its attributes are {known}, but it has {attributes}")
     for name, type_ in known.items():
         yield f"\n    @property\n    def {name}(self) -> {type_}:\n        return self._wrapped.{name}\n"
 
@@ -358,13 +361,13 @@ def _import_names(annotation: str, module: ModuleType, imports: set[str]) -> Non
     for node in ast.walk(ast.parse(annotation, mode="eval")):
         if not isinstance(node, ast.Name) or hasattr(builtins, node.id):
             continue
-        found = vars(module).get(node.id)
-        if isinstance(found, UnionType):  # an alias: it doesn't know where it is defined
+        value = vars(module).get(node.id)
+        if isinstance(value, UnionType):  # an alias: it doesn't know where it is defined
             imports.add(_import_of(node.id, module))
-        elif isinstance(found, ModuleType):
-            imports.add(f"import {found.__name__}")
-        elif found is not None and hasattr(found, "__module__"):
-            imports.add(f"from {found.__module__} import {node.id}")
+        elif isinstance(value, ModuleType):
+            imports.add(f"import {value.__name__}")
+        elif value is not None and hasattr(value, "__module__"):
+            imports.add(f"from {value.__module__} import {node.id}")
         else:
             raise SystemExit(f"{module.__name__}: don't know where {node.id} comes from")
 

@@ -30,16 +30,16 @@ class Leftovers:
         said = []
         end = time.monotonic() + _LIMIT_S
         killed: set[int] = set()
-        while (found := set(self._processes())) and time.monotonic() < end:
-            for pid in found:
+        while (left := set(self._processes())) and time.monotonic() < end:
+            for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            killed |= found
+            killed |= left
             time.sleep(0.1)
         if killed:
             said.append(f"killed {len(killed)} processes")
-        if found:
-            said.append(f"still there: processes {sorted(found)}")
+        if left:
+            said.append(f"still there: processes {sorted(left)}")
         for point in sorted(self._mounts(), reverse=True):
             done = subprocess.run(["umount", "--lazy", point], capture_output=True, text=True, check=False)
             said.append(f"unmounted {point}" if done.returncode == 0 else done.stderr.strip())

@@ -32,13 +32,14 @@ def run_once(number: int, goals: list[str]) -> bool:
             check=False,
         )
     took = time.monotonic() - began
-    found = run_log.read(log.read_text(errors="replace"), done.returncode)
-    run_log.append(f"`make {' '.join(goals)}`", found, took)
+    result = run_log.read(log.read_text(errors="replace"), done.returncode)
+    run_log.append(f"`make {' '.join(goals)}`", result, took)
     print(
-        f"run {number}: {found.passed} passed, {found.failed} failed, {found.skipped} skipped ({took:.0f} s)",
+        f"run {number}: {result.passed} passed, {result.failed} failed,"
+        f" {result.skipped} skipped ({took:.0f} s)",
         flush=True,
     )
-    for name in found.failed_tests:
+    for name in result.failed_tests:
         print(f"  {name}", flush=True)
     return done.returncode == 0
 

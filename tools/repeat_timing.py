@@ -80,13 +80,13 @@ def main() -> int:
     with busy(asked.busy):
         for number in range(1, asked.runs + 1):
             began = time.monotonic()
-            found = run_log.read(*run_once(number, words))
-            failures.update(found.failed_tests)
+            result = run_log.read(*run_once(number, words))
+            failures.update(result.failed_tests)
             took = time.monotonic() - began
-            counts = f"{found.passed} passed, {found.failed} failed, {found.skipped} skipped"
+            counts = f"{result.passed} passed, {result.failed} failed, {result.skipped} skipped"
             print(f"run {number}: {counts} ({took:.0f} s)", flush=True)
             if not words:
-                run_log.append(f"`timing` beside {asked.busy} busy processes", found, took)
+                run_log.append(f"`timing` beside {asked.busy} busy processes", result, took)
     for name, count in failures.most_common():
         print(f"failed {count} of {asked.runs}: {name}")
     print(

@@ -142,10 +142,10 @@ def _plain(value: str, what: str, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
 
 def kept_text(value: Any, what: str) -> str:
     """A text that goes into a record: it has to be UTF-8, too."""
-    found = text(value, what)
-    if not _is_utf8(found):
-        raise UsageError(f"{what}: {shown(found)} isn't text that can be written as UTF-8")
-    return found
+    checked = text(value, what)
+    if not _is_utf8(checked):
+        raise UsageError(f"{what}: {shown(checked)} isn't text that can be written as UTF-8")
+    return checked
 
 
 def _is_utf8(value: str) -> bool:
@@ -209,16 +209,16 @@ def word(value: Any, what: str) -> str:
         raise UsageError(
             f"{what}: {shown(value)}; each word is an argument of its own", hint="write it as exec(*words)"
         )
-    found = _decoded(value, what, "commands take str, bytes or paths")
-    if "\0" in found:
-        raise UsageError(f"{what}: {shown(found)} has a NUL character in it, which no program can be given")
-    return found
+    checked = _decoded(value, what, "commands take str, bytes or paths")
+    if "\0" in checked:
+        raise UsageError(f"{what}: {shown(checked)} has a NUL character in it, which no program can be given")
+    return checked
 
 
 def _decoded(value: Any, what: str, takes: str) -> str:
     try:
-        found = os.fspath(value)
-        return found.decode("utf-8", "surrogateescape") if isinstance(found, bytes) else str(found)
+        plain = os.fspath(value)
+        return plain.decode("utf-8", "surrogateescape") if isinstance(plain, bytes) else str(plain)
     except Exception:
         hint = f'write "{value}"' if isinstance(value, int | float) and abs(value) < 1e15 else None
         raise UsageError(f"{what}: {shown(value)}; {takes}", hint=hint) from None
@@ -226,19 +226,19 @@ def _decoded(value: Any, what: str, takes: str) -> str:
 
 def path(value: Any, what: str) -> str:
     """A path: text, bytes or `os.PathLike`, not empty."""
-    found = _plain(_decoded(value, what, "it takes a path"), what)
-    if not found:
+    checked = _plain(_decoded(value, what, "it takes a path"), what)
+    if not checked:
         raise UsageError(f"{what}: it is empty", hint="give it a path")
-    return found
+    return checked
 
 
 def user(value: Any, what: str) -> str:
     """A user of the guest: `name`, `uid` or `uid:gid`; a whole number is a uid."""
     if isinstance(value, str):
-        found = _plain(value, what)
-        if not found:
+        checked = _plain(value, what)
+        if not checked:
             raise UsageError(f"{what}: it is empty", hint="give a name, a uid or uid:gid")
-        return found
+        return checked
     return str(count(value, what))
 
 
@@ -253,7 +253,7 @@ def mapping(value: Any, what: str, *, most: int) -> list[tuple[Any, Any]]:
 
 def labels(value: Any, what: str) -> dict[str, str]:
     """Labels, of which every record has some: text to text, bounded, without control characters in keys."""
-    found: dict[str, str] = {}
+    checked: dict[str, str] = {}
     for key, content in mapping(value, what, most=MOST_ENTRIES):
         name = kept_text(key, f"a key in {what}")
         if not name or not name.isprintable() or "=" in name:
@@ -262,19 +262,19 @@ def labels(value: Any, what: str) -> dict[str, str]:
             raise UsageError(
                 f"{what}: {name}={shown(content)}; a label is a text", hint=f'write "{content!s:.20}"'
             )
-        found[str(name)] = str(kept_text(content, f"{name} in {what}"))
-    return found
+        checked[str(name)] = str(kept_text(content, f"{name} in {what}"))
+    return checked
 
 
 def environment(value: Any, what: str) -> dict[str, str]:
     """Variables, as `subprocess` has them: names and values are text, bytes or paths."""
-    found: dict[str, str] = {}
+    checked: dict[str, str] = {}
     for key, content in mapping(value, what, most=MOST_VARIABLES):
         name = _decoded(key, f"a name in {what}", "variables have names of text")
         if not name or "=" in name or "\0" in name:
             raise UsageError(f"{what}: {shown(name)} can't be the name of an environment variable")
-        found[name] = word(content, f"{name} in {what}")
-    return found
+        checked[name] = word(content, f"{name} in {what}")
+    return checked
 
 
 def function(value: Any, what: str) -> Any:
@@ -290,12 +290,12 @@ def few(check: Check, *, most: int) -> Check:
     def checked_all(value: Any, what: str) -> list[Any]:
         if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
             raise UsageError(f"{what}: {shown(value)}; it takes a list", hint="put it into brackets: [...]")
-        found = []
+        checked = []
         for number, item in enumerate(value, start=1):
             if number > most:
                 raise UsageError(f"{what}: more than {most}", hint=f"the most is {most}")
-            found.append(check(item, f"item {number} of {what}"))
-        return found
+            checked.append(check(item, f"item {number} of {what}"))
+        return checked
 
     return checked_all
 
@@ -340,10 +340,10 @@ def signal_number(value: Any, what: str) -> int:
     if isinstance(value, str):
         name = value.upper()
         known = {**signals.Signals.__members__}
-        found = known.get(name) or known.get(f"SIG{name}")
-        if found is None:
+        match = known.get(name) or known.get(f"SIG{name}")
+        if match is None:
             raise UsageError(f"{what}: there is no signal {shown(value)}", hint="such as SIGTERM")
-        return int(found)
+        return int(match)
     number = whole_number(value, what)
     if not 1 <= number <= 64:
         raise UsageError(f"{number} is not a signal", hint="there is 1 to 64")

@@ -130,7 +130,7 @@ def _user_home(variable: str) -> Path:
     """
     hint = f"set {variable} to a directory of yours, or HOME to your home directory"
     if (home := text("HOME")) and home.startswith("/"):
-        said = f"HOME is {home}"
+        source = f"HOME is {home}"
     else:
         unset = "neither it nor HOME is set" if not home else f"HOME is {home!r}, a relative path"
         try:
@@ -141,7 +141,7 @@ def _user_home(variable: str) -> Path:
             raise UnavailableError(
                 f"{variable} can't be told: {unset}, and user {os.getuid()} has no passwd entry", hint=hint
             )
-        said = f"HOME isn't set, and the passwd entry of user {os.getuid()} says {home}"
+        source = f"HOME isn't set, and the passwd entry of user {os.getuid()} says {home}"
     if not Path(home).is_dir():
-        raise UnavailableError(f"{variable} isn't set, and {said}, which is no directory", hint=hint)
+        raise UnavailableError(f"{variable} isn't set, and {source}, which is no directory", hint=hint)
     return Path(home)

@@ -134,16 +134,16 @@ def search_path() -> tuple[str, ...]:
 
 
 def _directories(value: str) -> tuple[str, ...]:
-    found = []
+    usable = []
     for entry in value.split(os.pathsep):
         if entry.startswith("/"):
-            found.append(entry.rstrip("/"))
+            usable.append(entry.rstrip("/"))
         else:
             try:
-                found.append(str(_from_here(entry)))
+                usable.append(str(_from_here(entry)))
             except FileNotFoundError:
                 continue
-    return tuple(found)
+    return tuple(usable)
 
 
 @functools.cache
@@ -164,12 +164,12 @@ def python() -> str:
 
 def environment() -> dict[str, str]:
     """This process's environment for a ramet that starts in another directory: no path in it is relative."""
-    found = dict(os.environ)
+    environment = dict(os.environ)
     for name in _SETTINGS:
-        if (value := found.get(name)) and (name not in _MAY_BE_NAMES or "/" in value):
+        if (value := environment.get(name)) and (name not in _MAY_BE_NAMES or "/" in value):
             try:
-                found[name] = str(config.absolute(value, meaning=name))
+                environment[name] = str(config.absolute(value, meaning=name))
             except UnavailableError:
                 continue  # whoever needs that setting says so
-    found["PATH"] = os.pathsep.join(search_path())
-    return found
+    environment["PATH"] = os.pathsep.join(search_path())
+    return environment

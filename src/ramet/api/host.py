@@ -165,10 +165,10 @@ class Host(Handle):
         and `GuestError`; nothing of it is left then.
         """
         context = self._opened
-        found = await threads.run(resolve_image, image, agent_path, probe_path)
+        resolved = await threads.run(resolve_image, image, agent_path, probe_path)
         record = await boot.create(
             context,
-            found,
+            resolved,
             name=name,
             memory_bytes=parse_size(memory),  # a number by now
             cpus=cpus,
@@ -205,15 +205,15 @@ class Host(Handle):
         `labels` selects those that carry them all. One that can't be read any more isn't in the list.
         """
         context = self._opened
-        found = []
+        matching = []
         for row in published(context):
             if of is not None and of not in (row.source, row.source_name):
                 continue
             if all(row.labels.get(key) == value for key, value in (labels or {}).items()):
                 # Removed meanwhile; or its manifest can't be read, as whoever names it is told.
                 with suppress(DamagedError, NotFoundError):
-                    found.append(describe(context, row))
-        return found
+                    matching.append(describe(context, row))
+        return matching
 
     @public
     async def import_snapshot(self, file: str | os.PathLike[str], *, name: str | None = None) -> Snapshot:

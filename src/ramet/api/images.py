@@ -41,8 +41,8 @@ async def add_kernel(*packages: str | os.PathLike[str]) -> KernelEntry:
 
 def _images() -> list[ImageEntry]:
     directory = images_directory()
-    found = [load_image(entry) for entry in directory.iterdir()] if directory.is_dir() else []
-    made = sorted(filter(None, found), key=lambda image: image.created_at, reverse=True)
+    images = [load_image(entry) for entry in directory.iterdir()] if directory.is_dir() else []
+    made = sorted(filter(None, images), key=lambda image: image.created_at, reverse=True)
     entries = [
         ImageEntry(
             name=image.name,

@@ -30,19 +30,19 @@ async def resolve(host: Host, reference: str) -> VM | Snapshot:
         several = error
     if vm is not None and reference in (vm.name, vm.id):
         return vm
-    found = await find_snapshot(host, reference)
+    snapshot = await find_snapshot(host, reference)
     # A slash stands in no name and in no id: that was SOURCE/NAME.
-    if found is not None and ("/" in reference or reference in (found.name, found.id)):
-        return found
+    if snapshot is not None and ("/" in reference or reference in (snapshot.name, snapshot.id)):
+        return snapshot
     if several is not None:
         raise several
-    if vm is not None and found is not None:
+    if vm is not None and snapshot is not None:
         raise UsageError(
-            f"{reference!r} is the beginning of several ids: {vm.id} ({vm.name}), {found.id} (the snapshot "
-            f"{found.name})",
+            f"{reference!r} is the beginning of several ids: {vm.id} ({vm.name}),"
+            f" {snapshot.id} (the snapshot {snapshot.name})",
             hint="give more digits",
         )
-    if (either := vm or found) is None:
+    if (either := vm or snapshot) is None:
         raise NotFoundError(f"no instance or snapshot {reference!r}", hint=await _hint(host, reference))
     return either
 

@@ -28,13 +28,13 @@ def complete_source(incomplete: str) -> list[tuple[str, str]]:
 
 
 def _instances(names: Names, incomplete: str) -> list[tuple[str, str]]:
-    found = [(vm.name, vm.state) for vm in names.instances if vm.name.startswith(incomplete)]
-    return found or [(vm.id, vm.name) for vm in names.instances if vm.id.startswith(incomplete)]
+    matches = [(vm.name, vm.state) for vm in names.instances if vm.name.startswith(incomplete)]
+    return matches or [(vm.id, vm.name) for vm in names.instances if vm.id.startswith(incomplete)]
 
 
 def _snapshots(names: Names, incomplete: str) -> list[tuple[str, str]]:
-    found = [(each.title, "snapshot") for each in names.snapshots if each.title.startswith(incomplete)]
-    return found or [(each.id, each.title) for each in names.snapshots if each.id.startswith(incomplete)]
+    matches = [(each.title, "snapshot") for each in names.snapshots if each.title.startswith(incomplete)]
+    return matches or [(each.id, each.title) for each in names.snapshots if each.id.startswith(incomplete)]
 
 
 def _known() -> Names | None:

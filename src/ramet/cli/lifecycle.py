@@ -236,11 +236,11 @@ async def _act_on_each(
     wanted: list[str],
     find: Callable[[Host, str], Awaitable[F]],
     act: Callable[[F], Awaitable[T]],
-    told: Callable[[F], str] | None,
+    label: Callable[[F], str] | None,
 ) -> tuple[list[T | Failure], list[Failure]]:
     """What `act` gave for what `find` found, or what became of it instead, in order; and the failures.
 
-    A line of what was done, `told`, that can't be written stops none of the others, and is no failure of what
+    A line of what was done, `label`, that can't be written stops none of the others, and is no failure of what
     was done: unless there are failures, its `OSError` is raised when all is done.
     """
     from ramet.model.documents import Failure
@@ -250,11 +250,11 @@ async def _act_on_each(
     unwritten: OSError | None = None
     for reference in wanted:
         try:
-            found = await find(host, reference)
-            outcomes.append(await act(found))
-            if told is not None and unwritten is None:
+            target = await find(host, reference)
+            outcomes.append(await act(target))
+            if label is not None and unwritten is None:
                 try:
-                    output.say(told(found))
+                    output.say(label(target))
                 except OSError as error:
                     unwritten = error  # raised below
         except (RametError, OSError) as error:

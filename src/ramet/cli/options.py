@@ -53,7 +53,7 @@ Command = Annotated[
 
 def pairs(texts: Iterable[str], *, what: str) -> dict[str, str]:
     """`key=value` texts as a dictionary. Raises `UsageError` for one without `=`."""
-    found = {}
+    pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals:
@@ -63,22 +63,22 @@ def pairs(texts: Iterable[str], *, what: str) -> dict[str, str]:
                 f"the {what} {visible(text)} is no text in this locale's {sys.getfilesystemencoding()}",
                 hint="set LC_ALL to the locale in which it was typed",
             )
-        found[key] = value
-    return found
+        pairs[key] = value
+    return pairs
 
 
 def environment(texts: Iterable[str]) -> dict[str, str]:
     """`--env`: `K=V`, or `K` alone for what it is here (nothing when it isn't set)."""
-    found = {}
+    pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not key:
             raise UsageError(f"{text!r} is not a variable", hint="write it as NAME=value, or NAME alone")
         if equals:
-            found[as_typed(key)] = as_typed(value)
+            pairs[as_typed(key)] = as_typed(value)
         elif key in os.environ:
-            found[as_typed(key)] = as_typed(os.environ[key])
-    return found
+            pairs[as_typed(key)] = as_typed(os.environ[key])
+    return pairs
 
 
 def without_separator(words: Iterable[str] | None) -> list[str]:

@@ -318,7 +318,7 @@ def _size(descriptor: int) -> tuple[int, int]:
         columns, lines = os.get_terminal_size(descriptor)
     except OSError:
         columns = lines = 0
-    said = os.environ.get("COLUMNS", "")
-    if re.fullmatch("[0-9]{1,5}", said) and int(said) > 0:
-        columns = int(said)
+    setting = os.environ.get("COLUMNS", "")
+    if re.fullmatch("[0-9]{1,5}", setting) and int(setting) > 0:
+        columns = int(setting)
     return columns or _COLUMNS, lines or _LINES

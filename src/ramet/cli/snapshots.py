@@ -129,8 +129,8 @@ def inspect(reference: SnapshotReference, json: Json = False) -> None:
     """Show everything about a snapshot: the machine that fits it, its parts and their digests."""
 
     async def body(host: Host) -> None:
-        found = await references.snapshot(host, reference, instead="ramet inspect")
-        inspection = await found.inspect()
+        snapshot = await references.snapshot(host, reference, instead="ramet inspect")
+        inspection = await snapshot.inspect()
         if json:
             output.emit(inspection)
         else:
@@ -159,17 +159,17 @@ def remove(
 
     async def find(host: Host, reference: str) -> lifecycle.Removal:
         try:
-            found = await references.snapshot(host, reference, instead="ramet rm")
+            snapshot = await references.snapshot(host, reference, instead="ramet rm")
         except UnreadableError:
             if not force:
                 raise lifecycle.forced(reference, "ramet snapshot rm") from None
             return lifecycle.Removal(reference, lambda: host.remove_unreadable(reference))
 
         async def remove_it() -> str:
-            await found.remove()
-            return found.id
+            await snapshot.remove()
+            return snapshot.id
 
-        return lifecycle.Removal(found.name, remove_it)
+        return lifecycle.Removal(snapshot.name, remove_it)
 
     async def body(host: Host) -> int:
         return await lifecycle.remove_each(host, references_, find, json=json)
@@ -182,19 +182,19 @@ def verify(reference: SnapshotReference, json: Json = False) -> None:
     """Read every part of a snapshot and hold it against its digest. Exit code 1 when one is bad."""
 
     async def body(host: Host) -> int:
-        found = await references.snapshot(host, reference, instead="ramet inspect")
-        with output.working(f"reading {found.name}", quiet=json):
-            verification = await found.verify()
+        snapshot = await references.snapshot(host, reference, instead="ramet inspect")
+        with output.working(f"reading {snapshot.name}", quiet=json):
+            verification = await snapshot.verify()
         if json:
             output.emit(verification)
         else:
             _show_parts(verification)
         for part in verification.parts:
             if not part.ok:
-                output.warn(f"ramet: {found.name}: {part.name}: {part.problem}")
+                output.warn(f"ramet: {snapshot.name}: {part.name}: {part.problem}")
         if verification.ok:
             return 0
-        output.warn(f"hint: {_next_step(found.id, verification)}")
+        output.warn(f"hint: {_next_step(snapshot.id, verification)}")
         return DamagedError.exit_code
 
     calling.with_host(body, json=json)
@@ -251,9 +251,9 @@ def compress(
     """
 
     async def body(host: Host) -> None:
-        found = await resolve(host, reference)
-        with output.working(f"compressing {found.name}", quiet=json) as progress:
-            _show_compression(await found.compress(level=level, progress=progress), json=json)
+        target = await resolve(host, reference)
+        with output.working(f"compressing {target.name}", quiet=json) as progress:
+            _show_compression(await target.compress(level=level, progress=progress), json=json)
 
     calling.with_host(body, json=json)
 
@@ -263,9 +263,9 @@ def decompress(reference: Compressible, json: Json = False) -> None:
     """Make the memory of what was compressed raw again, for good."""
 
     async def body(host: Host) -> None:
-        found = await resolve(host, reference)
-        with output.working(f"decompressing {found.name}", quiet=json) as progress:
-            _show_compression(await found.decompress(progress=progress), json=json)
+        target = await resolve(host, reference)
+        with output.working(f"decompressing {target.name}", quiet=json) as progress:
+            _show_compression(await target.decompress(progress=progress), json=json)
 
     calling.with_host(body, json=json)
 
@@ -310,10 +310,10 @@ def export(
             raise FilesystemError(
                 f"can't write {file}: there is no directory {directory}", hint="make it first"
             )
-        found = await references.snapshot(host, reference, instead="ramet snapshot create")
-        with output.working(f"exporting {found.name}", quiet=json):
+        snapshot = await references.snapshot(host, reference, instead="ramet snapshot create")
+        with output.working(f"exporting {snapshot.name}", quiet=json):
             try:
-                exported = await found.export(_place(file))
+                exported = await snapshot.export(_place(file))
             except FilesystemError as error:
                 if file == _STREAM and error.number == errno.EPIPE:
                     raise BrokenPipeError from error

@@ -145,8 +145,8 @@ def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int
             raise _damaged(f"what qemu-img made of {directory / files[-1]} isn't what was asked for")
         compared = tool("compare", "-f", "qcow2", "-F", "qcow2", files[-1], made)
         if compared.failed or compared.stdout.strip() != _IDENTICAL:
-            said = compared.stdout.decode(errors="replace").strip() or compared.last_words
-            raise _unfinished(directory / files[-1], out, f"{done.last_words} {said}".strip())
+            output = compared.stdout.decode(errors="replace").strip() or compared.last_words
+            raise _unfinished(directory / files[-1], out, f"{done.last_words} {output}".strip())
         with filesystem_errors("close", temporary):
             temporary.chmod(mode)
         publish(temporary, out)
@@ -167,9 +167,9 @@ def _qemu_img(program: str, directory: Path, out: Path, limit_s: float, *words: 
         ) from error
 
 
-def _unfinished(chain: Path, out: Path, said: str) -> FilesystemError:
+def _unfinished(chain: Path, out: Path, output: str) -> FilesystemError:
     return FilesystemError(
-        f"can't make {out} of {chain}: {said[-300:]}",
+        f"can't make {out} of {chain}: {output[-300:]}",
         hint="the chain is as it was, and is tried again; `ramet snapshot verify` reads all of it",
     )
 

@@ -100,7 +100,7 @@ def next_overlay(disk: Disk, *directories: Path) -> Disk:
     for directory in directories:
         with filesystem_errors("read", directory):
             names.update(entry.name for entry in directory.iterdir())
-    numbers = [int(found[1]) for name in names if (found := numbered.fullmatch(name))]
+    numbers = [int(match[1]) for name in names if (match := numbered.fullmatch(name))]
     top = f"{disk.name}-{max(numbers, default=0) + 1}.qcow2"
     return msgspec.structs.replace(disk, file=top, backing=files_of(disk))
 

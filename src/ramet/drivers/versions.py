@@ -132,18 +132,22 @@ async def ask_version(
     then), isn't the program `name`, or is older than `oldest` (`setting` names where a newer one is given).
     """
     program = _look(binary)
-    told = _read()
+    remembered = _read()
     version: str | None = None
-    if program is not None and (known := told.get(program.path)) is not None and known.facts == program.facts:
+    if (
+        program is not None
+        and (known := remembered.get(program.path)) is not None
+        and known.facts == program.facts
+    ):
         version = known.version
     if version is None:
         version = await _ask(name, binary, pattern, install=install)
         if program is not None and version is not None:
             _write({**_read(), program.path: _Told(program.facts, version)})
     if version is None or release(version) < oldest:
-        found = version or "of an unknown version"
+        present = version or "of an unknown version"
         raise UnavailableError(
-            f"{name} ({binary}) is {found}: ramet needs {oldest[0]}.{oldest[1]} or newer",
+            f"{name} ({binary}) is {present}: ramet needs {oldest[0]}.{oldest[1]} or newer",
             hint=f"set {setting} to a newer one",
         )
     return version
@@ -164,8 +168,8 @@ async def _ask(name: str, binary: str, pattern: str, *, install: str) -> str | N
     match = re.search(pattern, done.stdout.decode(errors="replace"))
     if done.failed or (match is None and done.status is None):
         how = f"it ended with {done.status}" if done.failed else "it told no version"
-        said = f": {done.last_words}" if done.last_words else ""
-        raise UnavailableError(f"{name} ({binary}) can't be run: {how}{said}", hint=install)
+        detail = f": {done.last_words}" if done.last_words else ""
+        raise UnavailableError(f"{name} ({binary}) can't be run: {how}{detail}", hint=install)
     return match[1] if match else None
 
 
@@ -189,14 +193,14 @@ def _file() -> Path:
 def _read() -> dict[str, _Told]:
     """What programs have told, by path. A cache that can't be read costs time and nothing else."""
     try:
-        told = msgspec.json.decode(_file().read_bytes(), type=dict[str, _Told])
+        remembered = msgspec.json.decode(_file().read_bytes(), type=dict[str, _Told])
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError, UnavailableError):
         return {}
-    return {path: version for path, version in told.items() if _VERSION.fullmatch(version.version)}
+    return {path: version for path, version in remembered.items() if _VERSION.fullmatch(version.version)}
 
 
-def _write(told: dict[str, _Told]) -> None:
+def _write(remembered: dict[str, _Told]) -> None:
     # A cache that can't be written costs time and nothing else.
     with suppress(OSError, FilesystemError, UnavailableError):
         _file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(_file(), msgspec.json.encode(told))
+        write_durably(_file(), msgspec.json.encode(remembered))

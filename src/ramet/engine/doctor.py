@@ -112,8 +112,8 @@ def _parts() -> Iterator[Finding]:
     """Look for the parts that guests are made of."""
 
     def kernel() -> str:
-        found = find_kernel()
-        return f"{found.version} ({found.source}: {found.vmlinuz})"
+        kernel = find_kernel()
+        return f"{kernel.version} ({kernel.source}: {kernel.vmlinuz})"
 
     finders: dict[str, Callable[[], str]] = {
         "kernel": kernel,
@@ -191,16 +191,16 @@ def _page_scan() -> Finding:
                 mappings = find_mapping(pid, identity_of(Path(file.name)))
                 try:
                     runs = changed_runs_by_scan(pid, mappings)
-                    ok, found = True, "PAGEMAP_SCAN"
+                    ok, outcome = True, "PAGEMAP_SCAN"
                 except UnavailableError as error:
                     runs = changed_runs_by_pagemap(pid, mappings)
-                    ok, found = None, f"/proc/PID/pagemap, slowly: {error.message}"
+                    ok, outcome = None, f"/proc/PID/pagemap, slowly: {error.message}"
     except (RametError, OSError) as error:
         advice = "run ramet where /proc is mounted and not restricted: a template can't be made here"
         return Finding("changed-pages", False, f"can't be listed: {error}", advice)
     if [(run.file_offset, run.length_bytes) for run in runs] != [(2 * page, page)]:
-        return Finding("changed-pages", False, f"{found} lists other pages than were changed")
-    return Finding("changed-pages", ok, f"listed by {found}", None if ok else _NEWER_IS_QUICKER)
+        return Finding("changed-pages", False, f"{outcome} lists other pages than were changed")
+    return Finding("changed-pages", ok, f"listed by {outcome}", None if ok else _NEWER_IS_QUICKER)
 
 
 async def _driver(
@@ -227,8 +227,8 @@ async def _driver(
             if guest == "linux":
                 reasons.insert(0, error.message)
     standing = driver.standing()
-    found = f"{version} ({standing.words}): {', '.join(sorted(driver.abilities))}"
-    return Finding(driver.name, None if standing.advice else True, found, standing.advice), DriverReport(
+    summary = f"{version} ({standing.words}): {', '.join(sorted(driver.abilities))}"
+    return Finding(driver.name, None if standing.advice else True, summary, standing.advice), DriverReport(
         name=driver.name,
         usable=not reasons,
         version=version,
@@ -248,10 +248,10 @@ def _kernel_version() -> str | None:
 
 def _immutability(kept: Sequence[str]) -> Finding:
     """Report per driver who keeps shared mem-files from being written."""
-    found = "; ".join(kept)
-    if "not enforced" not in found:
-        return Finding("immutability", True, found)
+    summary = "; ".join(kept)
+    if "not enforced" not in summary:
+        return Finding("immutability", True, summary)
     advice = "QEMU 8.2 and newer open them read-only; set RAMET_QEMU to one"
     return Finding(
-        "immutability", None, f"{found}; ramet alone keeps shared mem-files from being written", advice
+        "immutability", None, f"{summary}; ramet alone keeps shared mem-files from being written", advice
     )

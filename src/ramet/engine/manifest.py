@@ -132,9 +132,9 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        found = _format_of(data)
-        if found is not None and found > FORMAT:
-            raise _newer(where, found) from error
+        written = _format_of(data)
+        if written is not None and written > FORMAT:
+            raise _newer(where, written) from error
         raise DamagedError(f"{where} can't be read: {error}", hint=_AGAIN) from error
     if manifest.format > FORMAT:
         raise _newer(where, manifest.format)
@@ -191,8 +191,8 @@ def _format_of(data: bytes) -> int | None:
         return None
 
 
-def _newer(where: str, found: int) -> DamagedError:
-    return DamagedError(f"{where} has format {found}; this ramet knows {FORMAT}", hint="upgrade ramet")
+def _newer(where: str, written: int) -> DamagedError:
+    return DamagedError(f"{where} has format {written}; this ramet knows {FORMAT}", hint="upgrade ramet")
 
 
 def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> Manifest:

@@ -34,11 +34,11 @@ def end_guests(home: Path) -> int:
     """
     store = Store(Home(home).database)
     try:
-        found = [row for row in store.all() if row.owner is not None]
+        owned = [row for row in store.all() if row.owner is not None]
         dead = {
-            owner for owner in {record.owner for record in found} if owner is not None and _has_ended(owner)
+            owner for owner in {record.owner for record in owned} if owner is not None and _has_ended(owner)
         }
-        doomed = [record.id for record in found if record.owner in dead and _may_end(record)]
+        doomed = [record.id for record in owned if record.owner in dead and _may_end(record)]
         # Asked again inside: one may have been detached since, by the process that then ended.
         removed = store.remove_all(doomed, only_if=lambda row: row.owner in dead)
     finally:

@@ -183,13 +183,13 @@ async def end_orphans(context: Context) -> None:
     and names the VMM there before the intent goes. A warm VMM works in the pool's directory until it has a
     record.
     """
-    found = spawn.spawned_below(context.home.instances)
-    if not found:
+    spawned = spawn.spawned_below(context.home.instances)
+    if not spawned:
         return
     readable, unreadable = context.store.rows()
     records = {context.directory(record): record for record in readable}
     unknown = {row.id for row in unreadable}
-    for directory, running in found.items():
+    for directory, running in spawned.items():
         record = records.get(directory)
         if record is not None and (_is_being_made(record) or why_unseen(record) is not None):
             continue  # of what can't be seen it can't be told which VMM is its own, either

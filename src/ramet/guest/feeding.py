@@ -31,15 +31,15 @@ async def read_all(source: Any, most_bytes: int) -> bytes:
 
     Errors as `pieces`; `UsageError` when it has more than `most_bytes`.
     """
-    found = bytearray()
+    body = bytearray()
     async for piece in pieces(source):
-        found += piece
-        if len(found) > most_bytes:
+        body += piece
+        if len(body) > most_bytes:
             raise UsageError(
                 f"stdin of exec: a file of more than {most_bytes} bytes can't be given to several forks",
                 hint="copy it into the guest that is forked",
             )
-    return bytes(found)
+    return bytes(body)
 
 
 async def _piece(source: Any) -> bytes:

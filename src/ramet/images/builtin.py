@@ -73,10 +73,10 @@ def _note(kernel: Kernel, agent: Path, busybox: Path) -> Path:
 
 def _stat_of(path: Path) -> str:
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return "absent"
-    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 @cache
@@ -148,17 +148,17 @@ def _initramfs(kernel: Kernel, agent: bytes, busybox: Path) -> bytes:
 def _add_modules(tree: FileTree, kernel: Kernel) -> list[str]:
     if kernel.modules_dir is None:
         return []
-    found = modules.ModuleTree.from_directory(kernel.modules_dir)
-    for_disks = found.needed(modules.DISK_MODULES, optional=True)
+    available = modules.ModuleTree.from_directory(kernel.modules_dir)
+    for_disks = available.needed(modules.DISK_MODULES, optional=True)
     if for_disks:
         paths = modules.paths_in_guest(kernel.version, for_disks)
         tree.file("etc/ramet/modules.ext4", "".join(f"{path}\n" for path in paths))
     return modules.install(
         tree,
         kernel.version,
-        found.needed_at_boot(),
-        found.needed(modules.AVAILABLE_MODULES, optional=True),
-        found.builtin_text,
+        available.needed_at_boot(),
+        available.needed(modules.AVAILABLE_MODULES, optional=True),
+        available.builtin_text,
     )
 
 
@@ -173,8 +173,8 @@ def _applets(busybox: Path) -> list[str]:
     words = listed.stdout.decode("ascii", "replace").split()
     applets = sorted({word for word in words if _APPLET.fullmatch(word)})
     if listed.failed or _SHELL.isdisjoint(applets):
-        said = listed.last_words or f"it ended with {listed.status} and named {len(applets)} of them"
-        raise UnavailableError(f"{busybox} doesn't list its programs: {said}", hint=_BUSYBOX_HINT)
+        detail = listed.last_words or f"it ended with {listed.status} and named {len(applets)} of them"
+        raise UnavailableError(f"{busybox} doesn't list its programs: {detail}", hint=_BUSYBOX_HINT)
     return applets
 
 

@@ -74,8 +74,8 @@ def read_kernel_version(path: Path) -> str:
                 return words[0].decode("ascii", "replace")
         elif head[:4] == ELF_MAGIC:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                if found := re.search(rb"Linux version ([!-~]{1,128}) ", mapped):
-                    return found[1].decode("ascii")
+                if match := re.search(rb"Linux version ([!-~]{1,128}) ", mapped):
+                    return match[1].decode("ascii")
     raise DamagedError(f"{path} is not a Linux kernel", hint="it has to be a bzImage or a vmlinux")
 
 

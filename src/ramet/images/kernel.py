@@ -131,13 +131,13 @@ def _contents(
             hint="give the package linux-image-VERSION itself, not the one that only depends on it",
         )
     [(version, vmlinuz)] = kernels.items()
-    found = files.get(version, {})
-    builtin = found.pop("modules.builtin", None)
-    if builtin is None or not any(module_name(path) for path in found):
+    module_files = files.get(version, {})
+    builtin = module_files.pop("modules.builtin", None)
+    if builtin is None or not any(module_name(path) for path in module_files):
         raise UsageError(
             f"{names} has no modules for {version}", hint=f"add the package linux-modules-{version}"
         )
-    return version, vmlinuz, builtin, found
+    return version, vmlinuz, builtin, module_files
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -49,15 +49,15 @@ def starts_within(pid: int, start: int, end: int, length_bytes: int) -> set[int]
     """
     if length_bytes < LOW_END or end - start < length_bytes:
         return set()
-    found = set()
+    tables = set()
     last = end - length_bytes
     for address, pointer in _pointers(pid, start + _POINTERS_START, last + LOW_END):
         # Every place below 1 MiB at which the guest would find it, if its memory begins with a page.
         for place in range(_POINTERS_START + address % PAGE_SIZE_BYTES, LOW_END, PAGE_SIZE_BYTES):
             begin = address - place
             if start <= begin <= last and _names_a_table(pid, begin, length_bytes, pointer):
-                found.add(begin)
-    return found
+                tables.add(begin)
+    return tables
 
 
 def _pointers(pid: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:

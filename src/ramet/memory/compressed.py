@@ -129,8 +129,8 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     if getattr(_own, "level", None) != level:
         _own.compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
         _own.level = level
-    found: zstandard.ZstdCompressor = _own.compressor
-    return found
+    compressor: zstandard.ZstdCompressor = _own.compressor
+    return compressor
 
 
 def _unpacked(packed: bytes, length: int) -> bytes:
@@ -163,16 +163,16 @@ def read_table(descriptor: int, path: Path, size_bytes: int) -> Frames:
     expected = starts(size_bytes)
     length = _SKIPPABLE_HEAD.size + len(expected) * _ENTRY.size + _FOOTER.size
     begin = os.fstat(descriptor).st_size - length
-    found = os.pread(descriptor, length, begin) if begin >= 0 else b""
-    if len(found) != length:
+    trailer = os.pread(descriptor, length, begin) if begin >= 0 else b""
+    if len(trailer) != length:
         raise damaged(path, "it is too short for its frames")
-    if _SKIPPABLE_HEAD.unpack_from(found) != (_SKIPPABLE_MAGIC, length - _SKIPPABLE_HEAD.size) or (
-        _FOOTER.unpack_from(found, length - _FOOTER.size)
+    if _SKIPPABLE_HEAD.unpack_from(trailer) != (_SKIPPABLE_MAGIC, length - _SKIPPABLE_HEAD.size) or (
+        _FOOTER.unpack_from(trailer, length - _FOOTER.size)
         != (len(expected), _TABLE_WITHOUT_CHECKSUMS, _SEEKABLE_MAGIC)
     ):
         raise damaged(path, "its end isn't the table of its frames")
     ends, offset = array("Q"), 0
-    entries = _ENTRY.iter_unpack(memoryview(found)[_SKIPPABLE_HEAD.size : -_FOOTER.size])
+    entries = _ENTRY.iter_unpack(memoryview(trailer)[_SKIPPABLE_HEAD.size : -_FOOTER.size])
     for (packed, unpacked), start in zip(entries, expected, strict=True):
         if unpacked != length_at(start, size_bytes) or not 0 < packed <= _MOST_PACKED_BYTES:
             raise damaged(path, f"its table gives {packed} bytes for {unpacked} at {start}")

@@ -42,15 +42,15 @@ def is_intact_by_facts(path: Path, name: str, facts: PartFacts, expected: str | 
     Without a digest (`expected`) size, mode and modification time decide. Raises `DamagedError` for a part
     that can't be whole, `FilesystemError`.
     """
-    found = current_facts(path)
-    if not (differing := differences(found, facts)):
+    present = current_facts(path)
+    if not (differing := differences(present, facts)):
         return True
-    if expected is None and msgspec.structs.replace(found, allocated_bytes=facts.allocated_bytes) == facts:
+    if expected is None and msgspec.structs.replace(present, allocated_bytes=facts.allocated_bytes) == facts:
         return True
-    if expected is None or found.size_bytes != facts.size_bytes:
+    if expected is None or present.size_bytes != facts.size_bytes:
         raise changed(path, differing)
     before = _known(capture, name)
-    return before is not None and before.digest == expected and not differences(found, before.facts)
+    return before is not None and before.digest == expected and not differences(present, before.facts)
 
 
 def require_intact(path: Path, name: str, facts: PartFacts, expected: str | None, capture: Path) -> None:
@@ -61,30 +61,30 @@ def require_intact(path: Path, name: str, facts: PartFacts, expected: str | None
     """
     if is_intact_by_facts(path, name, facts, expected, capture):
         return
-    found = current_facts(path)
+    present = current_facts(path)
     if digest(path) != expected:
         also = "; its content isn't what it was either"
-        raise changed(path, differences(found, facts), also)
-    _keep(capture, name, _Confirmed(expected, _with_mode(path, found, facts.mode)))
+        raise changed(path, differences(present, facts), also)
+    _keep(capture, name, _Confirmed(expected, _with_mode(path, present, facts.mode)))
 
 
 def confirm(path: Path, name: str, facts: PartFacts, known: str, capture: Path) -> None:
     """A part at `path` has just been found to have the digest `known`: it isn't read again for that, however
     its blocks lie. Nothing is written down where the facts tell it.
     """
-    if differences(found := current_facts(path), facts):
-        _keep(capture, name, _Confirmed(known, found))
+    if differences(present := current_facts(path), facts):
+        _keep(capture, name, _Confirmed(known, present))
 
 
-def _with_mode(path: Path, found: PartFacts, mode: int) -> PartFacts:
+def _with_mode(path: Path, facts: PartFacts, mode: int) -> PartFacts:
     """What was found, with the permissions that a part was published with, where they can be had: it may
     have become writable.
     """
-    if found.mode != mode:
+    if facts.mode != mode:
         with suppress(OSError):  # not ours to change: its content is as it was all the same
             path.chmod(mode)
-            return msgspec.structs.replace(found, mode=current_facts(path).mode)
-    return found
+            return msgspec.structs.replace(facts, mode=current_facts(path).mode)
+    return facts
 
 
 def _known(capture: Path, name: str) -> _Confirmed | None:

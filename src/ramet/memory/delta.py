@@ -109,13 +109,13 @@ def apply_delta(source: Path | int, pid: int, ram: Sequence[RamRange]) -> DeltaF
 def _addresses(ram: Sequence[RamRange], file_offset: int, length_bytes: int) -> Iterator[tuple[int, int]]:
     """(host address, length) of a range of the mem-file, which may lie in several pieces."""
     end = file_offset + length_bytes
-    found = 0
+    covered_bytes = 0
     for piece in ram:
         start, stop = max(file_offset, piece.file_offset), min(end, piece.file_offset + piece.length_bytes)
         if start < stop:
             yield piece.host_start + start - piece.file_offset, stop - start
-            found += stop - start
-    if found != length_bytes:
+            covered_bytes += stop - start
+    if covered_bytes != length_bytes:
         raise WrongStateError(f"the RAM has no bytes {file_offset} to {end}")
 
 

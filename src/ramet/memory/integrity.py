@@ -72,18 +72,18 @@ def current_facts(path: Path) -> PartFacts:
     return _facts(path, looked)
 
 
-def differences(found: PartFacts, facts: PartFacts) -> list[str]:
+def differences(present: PartFacts, facts: PartFacts) -> list[str]:
     """The facts that may mean other content, each with both values; none when they hold.
 
     More blocks than before mean nothing: size and modification time are the same.
     """
-    if found == facts:
+    if present == facts:
         return []
     return [
-        f"{name} is {_shown(name, getattr(found, name))}, was {_shown(name, getattr(facts, name))}"
+        f"{name} is {_shown(name, getattr(present, name))}, was {_shown(name, getattr(facts, name))}"
         for name in PartFacts.__struct_fields__
-        if getattr(found, name) != getattr(facts, name)
-        and not (name == "allocated_bytes" and found.allocated_bytes > facts.allocated_bytes)
+        if getattr(present, name) != getattr(facts, name)
+        and not (name == "allocated_bytes" and present.allocated_bytes > facts.allocated_bytes)
     ]
 
 

@@ -91,13 +91,13 @@ def open_file_has_data(pid: int, inode: int) -> bool | None:
 
     Raises `UnavailableError` when its descriptors can't be looked at.
     """
-    found = None
+    holds_data = None
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
             try:
                 facts = link.stat()
                 if stat.S_ISREG(facts.st_mode) and facts.st_ino == inode:
-                    found = bool(found) or has_data(link)
+                    holds_data = bool(holds_data) or has_data(link)
             except FileNotFoundError:
                 continue  # closed meanwhile
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def open_file_has_data(pid: int, inode: int) -> bool | None:
         raise UnavailableError(
             f"what process {pid} has open can't be looked at: {error.strerror}", hint=PTRACE_HINT
         ) from error
-    return found
+    return holds_data
 
 
 def areas(pid: int, within: tuple[int, int] | None = None, *, inode: int | None = None) -> Iterator[Area]:
@@ -143,28 +143,28 @@ def find_mapping(pid: int, file_identity: tuple[int, int]) -> list[Mapping]:
     then), or maps a part of it twice (which one the guest sees can't be told); `VmmError` when it has ended;
     `UnavailableError` when its map can't be read.
     """
-    found: list[Mapping] = []
+    mappings: list[Mapping] = []
     for area in areas(pid, inode=file_identity[1]):
         if area.identity != file_identity:
             continue
         if not area.private:
             raise WrongStateError(f"process {pid} maps the mem-file shared, not privately")
         length = area.end - area.start
-        if found and found[-1].host_end == area.start and _file_end(found[-1]) == area.file_offset:
-            before = found.pop()
+        if mappings and mappings[-1].host_end == area.start and _file_end(mappings[-1]) == area.file_offset:
+            before = mappings.pop()
             area = area._replace(start=before.host_start, file_offset=before.file_offset)
             length += before.length_bytes
-        found.append(
+        mappings.append(
             Mapping(
                 HostVirtual(area.start), length, FileOffset(area.file_offset), FileIdentity(*file_identity)
             )
         )
-    if not found:
+    if not mappings:
         raise WrongStateError(f"process {pid} doesn't map the mem-file")
-    for lower, upper in pairwise(sorted(found, key=lambda mapping: mapping.file_offset)):
+    for lower, upper in pairwise(sorted(mappings, key=lambda mapping: mapping.file_offset)):
         if _file_end(lower) > upper.file_offset:
             raise WrongStateError(f"process {pid} maps a part of the mem-file twice")
-    return found
+    return mappings
 
 
 def _file_end(mapping: Mapping) -> int:

@@ -205,8 +205,8 @@ def _list_by_scan(descriptor: int, start: int, end: int, anonymous_only: bool) -
             if error.errno in (errno.ENOTTY, errno.EINVAL):
                 raise _NoScanError("this kernel has no PAGEMAP_SCAN", hint="Linux 6.7 has it") from error
             raise
-        found = words[: count * _REGION_WORDS].tolist()
-        _extend(spans, found[0::_REGION_WORDS], found[1::_REGION_WORDS])
+        regions = words[: count * _REGION_WORDS].tolist()
+        _extend(spans, regions[0::_REGION_WORDS], regions[1::_REGION_WORDS])
         # Not the kernel's own walk_end: once a walk has filled its inner buffer of 512 regions, walk_end
         # stays where that was, even when the walk then finishes; going on from there lists regions twice.
         start = spans.ends[-1] if count else end
@@ -221,13 +221,11 @@ def _list_by_pagemap(descriptor: int, start: int, end: int, anonymous_only: bool
         entries = os.pread(descriptor, pages * _ENTRY_BYTES, start // PAGE_SIZE_BYTES * _ENTRY_BYTES)
         if not entries:
             raise ProcessLookupError
-        found = [
-            match.span() for match in _MARKED.finditer(entries[_TOP_BYTE::_ENTRY_BYTES].translate(marks))
-        ]
+        runs = [match.span() for match in _MARKED.finditer(entries[_TOP_BYTE::_ENTRY_BYTES].translate(marks))]
         _extend(
             spans,
-            [start + first * PAGE_SIZE_BYTES for first, _ in found],
-            [start + behind * PAGE_SIZE_BYTES for _, behind in found],
+            [start + first * PAGE_SIZE_BYTES for first, _ in runs],
+            [start + behind * PAGE_SIZE_BYTES for _, behind in runs],
         )
         start += len(entries) // _ENTRY_BYTES * PAGE_SIZE_BYTES
     return spans

@@ -60,9 +60,9 @@ def locate_ram(pid: int, *, mem: FileIdentity | None, regions: Sequence[int]) ->
     } or set(_layouts_inside(pid, anonymous, regions))
     if len(proved) != 1:
         sizes = " and ".join(map(str, regions))
-        found = "more than one" if proved else "no"
+        count = "more than one" if proved else "no"
         raise WrongStateError(
-            f"process {pid} has {found} anonymous memory that is proved to be RAM of {sizes} bytes",
+            f"process {pid} has {count} anonymous memory that is proved to be RAM of {sizes} bytes",
             hint=_UNPROVED,
         )
     return proved.pop()

@@ -130,15 +130,15 @@ class Table(Generic[RowT]):
         """
 
         def once() -> dict[str, RowT | RametError]:
-            found: dict[str, RowT | RametError] = {}
+            outcomes: dict[str, RowT | RametError] = {}
             with self._database.transaction():
                 for row_id, function in functions.items():
                     try:
                         of_row = {name: values[row_id] for name, values in columns.items()}
-                        found[row_id] = self._write(row_id, function, of_row)
+                        outcomes[row_id] = self._write(row_id, function, of_row)
                     except RametError as error:
-                        found[row_id] = error
-            return found
+                        outcomes[row_id] = error
+            return outcomes
 
         with self._database.lock, self._database.explained():
             return self._database.with_reserve(once)
@@ -329,12 +329,12 @@ def _what_is_left(row_id: str, body: str, error: Exception) -> Unreadable:
     """What a row still tells that isn't as it should be."""
     name, vmm = row_id, None
     with suppress(*_UNFIT):
-        told: Any = msgspec.json.decode(body)
-        if isinstance(told, dict):
+        decoded: Any = msgspec.json.decode(body)
+        if isinstance(decoded, dict):
             with suppress(*_UNFIT, KeyError):
-                vmm = msgspec.convert(told["vmm"]["process"], ProcessRef)
+                vmm = msgspec.convert(decoded["vmm"]["process"], ProcessRef)
             with suppress(UsageError, *_UNFIT, KeyError):  # then its id stands for it
-                name = check_name(told["name"])
+                name = check_name(decoded["name"])
     return Unreadable(row_id, name, str(error), vmm)
 
 

@@ -221,10 +221,10 @@ def _meminfo(proc: Path) -> dict[str, int]:
         lines = (proc / "meminfo").read_text().splitlines()
     except OSError:
         return {}
-    found = {}
+    sizes = {}
     for line in lines:
         name, _, rest = line.partition(":")
         words = rest.split()
         if words and words[0].isdecimal():
-            found[name] = int(words[0]) * KIB
-    return found
+            sizes[name] = int(words[0]) * KIB
+    return sizes

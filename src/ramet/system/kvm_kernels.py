@@ -45,9 +45,9 @@ def trials(cache_dir: Path, *, device: str = kvm_probe.DEVICE) -> list[Trial]:
 
 def find_trial(cache_dir: Path, driver: str, kernel_digest: str) -> Trial | None:
     """What came of that kernel with that driver, if it was tried."""
-    found = trials(cache_dir)
+    known = trials(cache_dir)
     return next(
-        (trial for trial in found if (trial.driver, trial.kernel_digest) == (driver, kernel_digest)), None
+        (trial for trial in known if (trial.driver, trial.kernel_digest) == (driver, kernel_digest)), None
     )
 
 

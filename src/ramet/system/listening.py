@@ -120,10 +120,10 @@ class _Notifier:
     def of_this_loop(cls) -> _Notifier:
         """The running event loop's, made when it is first wanted."""
         loop = asyncio.get_running_loop()
-        found = cls._of_loops.get(loop)
-        if found is None:
-            found = cls._of_loops[loop] = cls()
-        return found
+        notifier = cls._of_loops.get(loop)
+        if notifier is None:
+            notifier = cls._of_loops[loop] = cls()
+        return notifier
 
     @contextmanager
     def watching(

@@ -32,10 +32,10 @@ class Boot(NamedTuple):
 def machine_id() -> str:
     """This system's machine-id(5); empty where it has none, as in many containers."""
     try:
-        found = _MACHINE_ID.read_text().strip()
+        text = _MACHINE_ID.read_text().strip()
     except (OSError, ValueError):
         return ""
-    return "" if found == "uninitialized" else found
+    return "" if text == "uninitialized" else text
 
 
 def this_boot() -> Boot:

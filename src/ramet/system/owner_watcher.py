@@ -33,10 +33,10 @@ def _wait_for(pidfd: int) -> None:
 
 def _is_still(home: str, device: int, inode: int) -> bool:
     try:
-        found = os.stat(home)
+        status = os.stat(home)
     except OSError:
         return False
-    return (found.st_dev, found.st_ino) == (device, inode)
+    return (status.st_dev, status.st_ino) == (device, inode)
 
 
 def _is_to_be_done(home: str) -> bool:

@@ -59,10 +59,12 @@ def require_removable(directory: Path, *, name: str) -> None:
 
 def not_ours(name: str, owner: str) -> UnavailableError:
     """The error of whoever would change what another user has. Nothing was changed."""
-    mine = user_name(os.geteuid())
-    if owner == mine:
+    own_name = user_name(os.geteuid())
+    if owner == own_name:
         return UnavailableError(
             f"{name} can't be changed: its directory isn't writable, though it is {owner}'s",
             hint="is its filesystem mounted read-only?",
         )
-    return UnavailableError(f"{name} belongs to {owner}, and this is {mine}", hint=f"run ramet as {owner}")
+    return UnavailableError(
+        f"{name} belongs to {owner}, and this is {own_name}", hint=f"run ramet as {owner}"
+    )

@@ -20,10 +20,10 @@ _AGAIN_S = 0.05
 
 
 def _says_done(pipe: int) -> bool:
-    said = b""
+    received = b""
     while more := os.read(pipe, 16):
-        said += more
-    return said == DONE
+        received += more
+    return received == DONE
 
 
 def _asked(name: str, runs: str, steps: list[tuple[str, str]]) -> bool:
@@ -38,17 +38,17 @@ def _asked(name: str, runs: str, steps: list[tuple[str, str]]) -> bool:
         control.connect(name)
         for send, answer in steps:
             control.sendall(send.encode())
-            said = b""
+            received = b""
             deadline = time.monotonic() + _STEP_LIMIT_S
-            while not re.search(answer.encode(), said):
+            while not re.search(answer.encode(), received):
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or not select.select([control], [], [], left_s)[0]:
                     return False
                 more = control.recv(65536)
                 if not more:
                     return False
-                said = (said + more)[-65536:]
-            if runs and re.search(runs.encode(), said):
+                received = (received + more)[-65536:]
+            if runs and re.search(runs.encode(), received):
                 return True
     return True
 

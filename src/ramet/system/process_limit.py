@@ -97,8 +97,8 @@ def reached_by(error: OSError | RametError, *, starting: bool = False) -> LimitR
         why, cure = "the machine may have no more open files (fs.file-max)", f"raise fs.file-max, or {_LESS}"
     else:
         return None
-    said = "" if isinstance(error, OSError) else f" ({error.message[-_QUOTED_CHARACTERS:]})"
-    return LimitReachedError(f"{what}{why}{said}", hint=cure)
+    detail = "" if isinstance(error, OSError) else f" ({error.message[-_QUOTED_CHARACTERS:]})"
+    return LimitReachedError(f"{what}{why}{detail}", hint=cure)
 
 
 def _limits() -> Iterator[Limit]:

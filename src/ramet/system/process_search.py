@@ -82,8 +82,8 @@ def find_in_proc(process: ProcessRef) -> str | None:
         raise cannot_look(process, error) from error
     for name in names:
         try:
-            found = reference_in_proc(name)
-            if found.pid_namespace == process.pid_namespace and found.pid == process.pid:
+            candidate = reference_in_proc(name)
+            if candidate.pid_namespace == process.pid_namespace and candidate.pid == process.pid:
                 return name if stat_fields(name)[0] not in (b"Z", b"X") else None
         except PermissionError:
             if _may_be(process, name):

@@ -209,11 +209,11 @@ def _may_raise(number: int) -> bool:
 
 def _too_low(rule: _Rule, hard: int, least: int) -> UnavailableError:
     if rule.number == resource.RLIMIT_CPU:
-        found, needed = f"{hard} s", f"at least {least} s are asked for"
+        limit, needed = f"{hard} s", f"at least {least} s are asked for"
     else:
-        found, needed = format_bytes(hard), f"{format_bytes(least)} are needed"
+        limit, needed = format_bytes(hard), f"{format_bytes(least)} are needed"
     return UnavailableError(
-        f"{rule.what} {found} at most, by the hard limit {rule.name} of this process, and {needed}",
+        f"{rule.what} {limit} at most, by the hard limit {rule.name} of this process, and {needed}",
         hint=f"raise it by `ulimit {rule.option} unlimited` as root, or where it was set: a shell's profile,"
         f" /etc/security/limits.conf, Limit{rule.name.removeprefix('RLIMIT_')}= in a systemd unit",
     )

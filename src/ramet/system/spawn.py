@@ -235,14 +235,14 @@ def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
                     places[status.st_dev, status.st_ino] = Path(entry.path)
-    found: dict[Path, list[ProcessRef]] = {}
+    spawned: dict[Path, list[ProcessRef]] = {}
     for vmm in tagged:
         place = places.get(vmm.works_in)
         if place is None and vmm.is_deleted and devices.get(vmm.tag.parent) == vmm.works_in[0]:
             place = vmm.tag
         if place is not None:
-            found.setdefault(place, []).append(vmm.process)
-    return found
+            spawned.setdefault(place, []).append(vmm.process)
+    return spawned
 
 
 def spawned_in(directory: Path) -> list[ProcessRef]:

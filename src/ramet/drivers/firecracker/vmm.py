@@ -124,8 +124,8 @@ class FirecrackerVmm:
         async with self._sessions.use() as firecracker:
             firecracker.adopt(connection)
         # The API listens before the machine is made, and answers after.
-        if boots and (found := await self.status()) != "running":
-            raise VmmError(f"{self._who}: Firecracker is {found}, not running")
+        if boots and (status := await self.status()) != "running":
+            raise VmmError(f"{self._who}: Firecracker is {status}, not running")
 
     async def status(self) -> str:
         """As `Vmm.status`: `running`, `paused` or `not started`."""
@@ -304,8 +304,8 @@ class FirecrackerVmm:
 def last_words(directory: Path) -> str:
     """What the log says went wrong, without times and thread names; empty when nothing did."""
     lines = printable(bounded_log.tail(directory / VMM_LOG, 4096)).splitlines()
-    said = [re.sub(r"^\S+ \[[^\]]*\] ", "", line) for line in lines]
-    wrong = [line for line in said if re.search(r"error|fail|panic|cannot|unable", line, re.IGNORECASE)]
+    reasons = [re.sub(r"^\S+ \[[^\]]*\] ", "", line) for line in lines]
+    wrong = [line for line in reasons if re.search(r"error|fail|panic|cannot|unable", line, re.IGNORECASE)]
     return " / ".join(wrong[-3:])[-1000:]
 
 

@@ -190,8 +190,8 @@ async def _find_job(monitor: Monitor, disk: Disk) -> dict[str, Any] | None:
 
 
 async def _known_nodes(monitor: Monitor) -> set[str]:
-    found = await monitor.execute("query-named-block-nodes", flat=True)
-    return {str(node["node-name"]) for node in found}
+    nodes = await monitor.execute("query-named-block-nodes", flat=True)
+    return {str(node["node-name"]) for node in nodes}
 
 
 async def _delete(monitor: Monitor, name: str, known: set[str]) -> None:

@@ -215,7 +215,7 @@ class Qemu:
         try:
             if sessions is not None:
                 await sessions.enter_async_context(vmm.session())
-            told = await vmm.come_up()
+            problems = await vmm.come_up()
         except RametError as error:
             with anyio.CancelScope(shield=True):
                 await vmm.kill()
@@ -230,7 +230,7 @@ class Qemu:
                 await vmm.kill()
             raise
         try:
-            self._require_still(asked, told or asked)
+            self._require_still(asked, problems or asked)
         except UnavailableError:
             self._version.doubt()
             with anyio.CancelScope(shield=True):
@@ -238,13 +238,13 @@ class Qemu:
             raise
         return vmm
 
-    def _require_still(self, asked: str, told: str) -> None:
+    def _require_still(self, asked: str, status: str) -> None:
         """Raise `UnavailableError` unless the VMM is of the release for which its machine was made. A script
         may start another program than it did, and its file is the same.
         """
-        if not is_same_release(told, asked):
+        if not is_same_release(status, asked):
             raise UnavailableError(
-                f"QEMU ({self._program.path()}) is {told}, and has just said that it is {asked}",
+                f"QEMU ({self._program.path()}) is {status}, and has just said that it is {asked}",
                 hint=f"if it has been upgraded, try again; else {self.setting} names another one",
             )
 

@@ -87,8 +87,8 @@ class Monitor:
         none.
         """
         greeting = self._client.greeting
-        told = cast("dict[str, dict[str, int]]", greeting.QMP.version) if greeting else {}
-        numbers = told.get("qemu", {})
+        version = cast("dict[str, dict[str, int]]", greeting.QMP.version) if greeting else {}
+        numbers = version.get("qemu", {})
         parts = [numbers.get(part) for part in ("major", "minor", "micro")]
         return ".".join(map(str, parts)) if None not in parts else ""
 
@@ -134,10 +134,10 @@ class Monitor:
                 self._client.send_fd_scm(fd)
             except OSError as error:
                 raise VmmError(f"{self._who}: QEMU's monitor takes no file descriptor") from error
-            told = await asyncio.gather(
+            outcomes = await asyncio.gather(
                 *(self.execute(command, **arguments) for command, arguments in steps), return_exceptions=True
             )
-            for (command, _), outcome in zip(steps, told, strict=True):
+            for (command, _), outcome in zip(steps, outcomes, strict=True):
                 if command == "remove-fd" and type(outcome) is VmmError:
                     # It was gone by then: from 9.1 on QEMU ends when it can't load something.
                     raise VmmError(f"{self._who}: QEMU could not load the vmstate") from outcome

@@ -188,9 +188,9 @@ class QemuVmm:
 def last_words(log: Path) -> str:
     """What QEMU has said last since it was started, for an error message."""
     lines = printable(bounded_log.tail(log, 4096)).rpartition(STARTED)[2].splitlines()[1:]
-    said = [
+    reasons = [
         line
         for line in lines
         if line and not line.startswith(("runstate_set", "qemu_system_shutdown_request"))
     ]
-    return " / ".join(said[-5:]) or "it said nothing"
+    return " / ".join(reasons[-5:]) or "it said nothing"

@@ -101,9 +101,9 @@ def _check(manifest: Manifest, directory: Path, file: str) -> None:
     if file in manifest.parts:
         check_part(manifest, directory, file)
         return
-    found, published = current_facts(directory / file), manifest.facts_of(file)
-    if found.size_bytes != published.size_bytes:
-        raise changed(directory / file, differences(found, published))
+    present, published = current_facts(directory / file), manifest.facts_of(file)
+    if present.size_bytes != published.size_bytes:
+        raise changed(directory / file, differences(present, published))
 
 
 def import_capture(
@@ -148,10 +148,10 @@ def import_capture(
         for part, what in manifest.parts.items():
             checkpoint()
             if manifest.memory.compressed is not None and part == manifest.memory.base:
-                found, unpacked_bytes = _unpacked(manifest, directory, name, checkpoint)
+                actual, unpacked_bytes = _unpacked(manifest, directory, name, checkpoint)
             else:
-                found = digest(directory / part)
-            if found != what.digest:
+                actual = digest(directory / part)
+            if actual != what.digest:
                 raise DamagedError(f"{part} in {name} isn't what its manifest says: digest", hint=_AGAIN)
         fsync_directory(directory)
         ours = with_new_facts(_as_unpacked_here(manifest, unpacked_bytes, mode), directory)
@@ -244,18 +244,18 @@ def _receive(
     """All parts, in the manifest's order, and the end of the archive."""
     for part in archived_files(manifest):
         expected = (part, manifest.facts_of(part).size_bytes)
-        if (found := reader.next_part()) != expected:
+        if (arrived := reader.next_part()) != expected:
             raise DamagedError(
-                f"{name} is damaged: {_shown(found)} comes where {_shown(expected)} should", hint=_AGAIN
+                f"{name} is damaged: {_shown(arrived)} comes where {_shown(expected)} should", hint=_AGAIN
             )
         path = directory / part
         with filesystem_errors("write", path), new_file(path) as descriptor:
             reader.receive(descriptor)
             os.fchmod(descriptor, mode(part))
             sync(descriptor)
-    if (found := reader.next_part()) is not None:
+    if (arrived := reader.next_part()) is not None:
         raise DamagedError(
-            f"{name} is damaged: {_shown(found)} comes, which its manifest doesn't name", hint=_AGAIN
+            f"{name} is damaged: {_shown(arrived)} comes, which its manifest doesn't name", hint=_AGAIN
         )
 
 

@@ -133,14 +133,14 @@ async def _processes_of(context: Context, record: Record) -> list[GuestProcess] 
         async with agent_of(
             context, record, record.vmm.process, timeout_s=limits.INSPECT_S, own=True
         ) as client:
-            found = await client.processes(timeout_s=limits.INSPECT_S)
+            running = await client.processes(timeout_s=limits.INSPECT_S)
     except RametError:
         return None  # null is what `inspect` shows then: it isn't known
     return [
         GuestProcess(
             pid=process.pid, argv=list(process.argv), inherited=process.orphaned, detached=process.detached
         )
-        for process in found
+        for process in running
     ]
 
 

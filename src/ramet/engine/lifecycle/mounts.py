@@ -52,10 +52,10 @@ def require_mounted(directory: Path, record: Record) -> None:
     text = printable(bounded_log.tail(directory / CONSOLE_LOG, 4096))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in reversed(lines[-_LAST_LINES:]):
-        if said := _REFUSED.search(line):
-            file = next((disk.file for disk in record.machine.disks if disk.name == said["disk"]), "")
+        if refusal := _REFUSED.search(line):
+            file = next((disk.file for disk in record.machine.disks if disk.name == refusal["disk"]), "")
             raise GuestError(
-                f"{record.name}: its disk `{said['disk']}` can't be mounted at {said['path']}:"
-                f" {said['why'][:200]}",
+                f"{record.name}: its disk `{refusal['disk']}` can't be mounted at {refusal['path']}:"
+                f" {refusal['why'][:200]}",
                 hint=f"the disk is {directory / file}; if it was written before, its filesystem is damaged",
             )

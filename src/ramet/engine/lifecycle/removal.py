@@ -219,14 +219,14 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
         place for record in removed for place in (context.directory(record), context.home.staged(record.id))
     ]
     # In a thread: of a thousand processes that takes 0.1 s, and another guest may stand still for a capture.
-    found = await threads.run(spawn.spawned_below, context.home.instances, context.home.staging)
-    _strike_all(process for directory in directories for process in found.get(directory, ()))
+    spawned = await threads.run(spawn.spawned_below, context.home.instances, context.home.staging)
+    _strike_all(process for directory in directories for process in spawned.get(directory, ()))
     async with anyio.create_task_group() as tasks:
         for process in named:
             tasks.start_soon(limited, processes.kill(process))
     async with anyio.create_task_group() as tasks:
         for directory in directories:
-            tasks.start_soon(limited, _gc_one(directory, found.get(directory, ())))
+            tasks.start_soon(limited, _gc_one(directory, spawned.get(directory, ())))
 
 
 def _strike_all(running: Iterable[ProcessRef]) -> None:
@@ -246,15 +246,15 @@ async def gc(directories: Sequence[Path]) -> None:
         return
     limiter = anyio.CapacityLimiter(_SWEEPS_AT_ONCE)
     places = sorted({directory.parent for directory in directories})
-    found = await threads.run(spawn.spawned_below, *places)
-    _strike_all(process for directory in directories for process in found.get(directory, ()))
+    spawned = await threads.run(spawn.spawned_below, *places)
+    _strike_all(process for directory in directories for process in spawned.get(directory, ()))
 
     async def limited(directory: Path) -> None:
         async with limiter:
             if directory.is_file():
                 directory.unlink(missing_ok=True)  # a link made on trial, by a ramet that was killed then
             else:
-                await _collect(errors, _gc_one(directory, found.get(directory, ())))
+                await _collect(errors, _gc_one(directory, spawned.get(directory, ())))
 
     async with anyio.create_task_group() as tasks:
         for directory in directories:

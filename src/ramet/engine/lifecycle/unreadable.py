@@ -32,24 +32,24 @@ def resolve_instance(context: Context, reference: str) -> Record:
     """
     records, unreadable = context.store.rows()
     candidates: list[Record | Unreadable] = [*records, *unreadable]
-    found = resolve(reference, candidates)
-    if isinstance(found, Unreadable):
-        raise context.store.cannot_read(found)
-    return found
+    match = resolve(reference, candidates)
+    if isinstance(match, Unreadable):
+        raise context.store.cannot_read(match)
+    return match
 
 
 def listed(context: Context) -> list[UnreadableRecord]:
     """What can't be read of a home: rows, and snapshots without a manifest that can be."""
-    found = [_shown(context, "instance", row) for row in context.store.unreadable()]
+    shown = [_shown(context, "instance", row) for row in context.store.unreadable()]
     rows, unreadable = context.store.snapshots.rows()
-    found += [_shown(context, "snapshot", row) for row in unreadable]
+    shown += [_shown(context, "snapshot", row) for row in unreadable]
     for row in rows:
         directory = context.home.snapshot(row.id)
         try:
             if row.is_published:
                 read_manifest(directory)
         except DamagedError as error:
-            found.append(
+            shown.append(
                 UnreadableRecord(
                     kind="snapshot",
                     id=row.id,
@@ -58,7 +58,7 @@ def listed(context: Context) -> list[UnreadableRecord]:
                     problem=error.message,
                 )
             )
-    return found
+    return shown
 
 
 def _shown(context: Context, kind: str, row: Unreadable) -> UnreadableRecord:

@@ -86,10 +86,10 @@ def _gc(directory: Path, manifest: Manifest) -> None:
     """Remove what is called as parts are and isn't one: those before a compaction, or after one that was
     killed on its way.
     """
-    for found in directory.iterdir():
-        unnamed = is_part_name(found.name) and found.name not in manifest.files
-        if unnamed or found.name.startswith(TEMPORARY_PREFIX):
-            found.unlink(missing_ok=True)
+    for path in directory.iterdir():
+        unnamed = is_part_name(path.name) and path.name not in manifest.files
+        if unnamed or path.name.startswith(TEMPORARY_PREFIX):
+            path.unlink(missing_ok=True)
 
 
 def _with_whole_memory(directory: Path, manifest: Manifest, made: list[str]) -> Manifest:

@@ -71,25 +71,25 @@ async def acquire(
     """
     controller = context.controller
     with controller.quiet() if controller is not None else nullcontext():
-        found = pool_directory.names(context.home)
+        names = pool_directory.names(context.home)
         claims = Claims(context, origin, driver, options)
         try:
-            if found:
-                await claims.take(found, count)
+            if names:
+                await claims.take(names, count)
             yield claims
         except BaseException:
             await claims.put_back()
             raise
     if options.share_memory and not is_passing:
-        _report_demand(context, origin, found, count)
+        _report_demand(context, origin, names, count)
 
 
-def _report_demand(context: Context, origin: Origin, found: Sequence[str], count: int) -> None:
+def _report_demand(context: Context, origin: Origin, names: Sequence[str], count: int) -> None:
     source = os.fspath(origin.directory.relative_to(context.home.root))
     if context.controller is not None:
         context.controller.report_demand(source, count)
     else:
-        pool_directory.report_demand(context.home, found, source, count)
+        pool_directory.report_demand(context.home, names, source, count)
 
 
 def expect(context: Context, directory: Path) -> None:
@@ -119,8 +119,8 @@ class Claims:
         """How many have the guest's memory already."""
         return sum(claim.warm.state == "loaded" for claim in self._taken)
 
-    async def take(self, found: Sequence[str], count: int) -> None:
-        """Claim up to `count` of the warm VMMs among `found`, the names in the pool's directory."""
+    async def take(self, names: Sequence[str], count: int) -> None:
+        """Claim up to `count` of the warm VMMs among `names`, those in the pool's directory."""
         origin, driver = self._origin, self._driver
         version = await driver.version()
         keys = []
@@ -132,7 +132,7 @@ class Claims:
         # A warm VMM of another namespace is for the forks that are made there.
         there = [
             entry
-            for entry in pool_directory.entries(found)
+            for entry in pool_directory.entries(names)
             if entry.state == "ready" and process_ref.is_here(entry.holder)
         ]
         for key in keys:

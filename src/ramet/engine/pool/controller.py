@@ -142,9 +142,9 @@ class Controller:
                 # What stays is swept by the next ramet process, once this one is gone.
                 with suppress(RametError, OSError):
                     await self._end(made)
-            found = pool_directory.names(self._context.home)
-            if not pool_directory.is_kept(found):
-                for wish in pool_directory.wanted(found):
+            names = pool_directory.names(self._context.home)
+            if not pool_directory.is_kept(names):
+                for wish in pool_directory.wanted(names):
                     with suppress(OSError):  # a wish too many is read by the next controller, and fades
                         (self._context.home.pool / wish.name).unlink()
             pool_directory.leave(self._context.home)
@@ -238,10 +238,10 @@ class Controller:
 
     async def _look(self) -> None:
         """Read what other processes have claimed and reported, and look at the sources."""
-        found = pool_directory.names(self._context.home)
-        if self._inventory.count(found):
+        names = pool_directory.names(self._context.home)
+        if self._inventory.count(names):
             self._stay_quiet()
-        for wish in pool_directory.wanted(found):
+        for wish in pool_directory.wanted(names):
             try:
                 (self._context.home.pool / wish.name).unlink()
             except OSError:

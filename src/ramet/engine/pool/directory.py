@@ -111,9 +111,9 @@ def names(home: Home) -> list[str]:
         return []
 
 
-def entries(found: Iterable[str]) -> list[Entry]:
+def entries(names: Iterable[str]) -> list[Entry]:
     """The warm VMMs among those names."""
-    return [entry for name in found if (entry := _entry(name)) is not None]
+    return [entry for name in names if (entry := _entry(name)) is not None]
 
 
 def _entry(name: str) -> Entry | None:
@@ -128,29 +128,29 @@ def _entry(name: str) -> Entry | None:
     return Entry(state, warm_id, holder, key, name) if holder is not None else None
 
 
-def wanted(found: Iterable[str]) -> list[Wanted]:
+def wanted(names: Iterable[str]) -> list[Wanted]:
     """What others have forked, among those names."""
     wishes = []
-    for name in found:
+    for name in names:
         words = name.split(".")
         if words[0] == _WANTED and len(words) == 5 and words[3].isdigit():
             wishes.append(Wanted(f"{words[1]}/{words[2]}", int(words[3]), name))
     return wishes
 
 
-def controllers(found: Iterable[str]) -> dict[str, ProcessRef]:
+def controllers(names: Iterable[str]) -> dict[str, ProcessRef]:
     """The files of those who keep a pool, among those names."""
     return {
         name: reference
-        for name in found
+        for name in names
         if name.startswith((f"{_CONTROLLER}.", f"{_CONTROLLER_BEFORE}."))
         and (reference := process_ref.from_name(name.split(".")[1])) is not None
     }
 
 
-def is_kept(found: Iterable[str]) -> bool:
+def is_kept(names: Iterable[str]) -> bool:
     """Whether somebody keeps a pool here who isn't known to be dead."""
-    return any(not liveness.is_dead(process) for process in controllers(found).values())
+    return any(not liveness.is_dead(process) for process in controllers(names).values())
 
 
 def is_controller(home: Home, process: ProcessRef) -> bool:
@@ -173,12 +173,12 @@ def ready(warm_id: str, key: str) -> str:
     return f"ready.{warm_id}.{process_ref.as_name(process_ref.this_process())}.{key}"
 
 
-def report_demand(home: Home, found: Sequence[str], source: str, count: int) -> None:
+def report_demand(home: Home, names: Sequence[str], source: str, count: int) -> None:
     """Tell whoever keeps the pool that `count` forks were made of what lies at `source`, unless nobody among
-    `found`, the names in its directory, does, or reads what others tell. Never fails.
+    `names`, those in its directory, does, or reads what others tell. Never fails.
     """
     with suppress(OSError, RametError):  # a VMM fewer is warm the next time
-        if not is_kept(found) or len(wanted(found)) >= _MOST_UNREAD:
+        if not is_kept(names) or len(wanted(names)) >= _MOST_UNREAD:
             return
         kind, _, source_id = source.partition("/")
         name = f"{_WANTED}.{kind}.{source_id}.{count}.{secrets.token_hex(4)}"
@@ -226,8 +226,8 @@ async def gc(home: Home) -> None:
 
     What can't be removed now is left to the next one.
     """
-    found = names(home)
-    if not found and not home.pool.exists():
+    listing = names(home)
+    if not listing and not home.pool.exists():
         return
     asked: dict[ProcessRef, bool] = {}
 
@@ -239,12 +239,12 @@ async def gc(home: Home) -> None:
     for left in home.pool.glob(f"{TEMPORARY_PREFIX}*"):
         with suppress(OSError):
             left.unlink()  # a trial link whose maker was killed
-    kept = controllers(found)
+    kept = controllers(listing)
     for name, process in kept.items():
         if is_dead(process):
             with suppress(OSError):  # another has just done it, or the next one will
                 (home.pool / name).unlink()
-    dead = [entry for entry in entries(found) if is_dead(entry.holder)]
+    dead = [entry for entry in entries(listing) if is_dead(entry.holder)]
     # Taken first: somebody may be forking one at this moment, and then it isn't ours to end.
     taken = [ours for entry in dead if (ours := take(home, entry)) is not None]
     if taken:
@@ -254,7 +254,7 @@ async def gc(home: Home) -> None:
             with suppress(RametError, OSError):
                 await end(home, entry, _vmms_of(home, entry, running))
     if all(map(is_dead, kept.values())):
-        for wish in wanted(found):
+        for wish in wanted(listing):
             with suppress(OSError):  # as above
                 (home.pool / wish.name).unlink()
     leave(home)

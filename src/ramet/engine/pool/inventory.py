@@ -36,12 +36,12 @@ class Inventory:
             self._dead.add(made.id)
         return made.id in self._waiting
 
-    def count(self, found: Iterable[str]) -> bool:
+    def count(self, names: Iterable[str]) -> bool:
         """Hold them against the names in the pool's directory; whether some were taken since.
 
         One may have been put back, too.
         """
-        there = {entry.id for entry in directory.entries(found) if entry.state == "ready"}
+        there = {entry.id for entry in directory.entries(names) if entry.state == "ready"}
         taken = self._waiting.keys() - there
         for gone in taken:
             del self._waiting[gone]

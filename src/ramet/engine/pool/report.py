@@ -25,9 +25,9 @@ class ControllerFile(msgspec.Struct, frozen=True, kw_only=True):
 def pool_of(context: Context) -> PoolReport:
     """What there is in the pool of a home, whoever keeps it."""
     home = context.home
-    found = directory.names(home)
+    names = directory.names(home)
     kept = []
-    for name, process in directory.controllers(found).items():
+    for name, process in directory.controllers(names).items():
         # It has just left, or is about to write it: it isn't listed.
         with suppress(OSError, msgspec.MsgspecError, RecursionError):
             file = msgspec.json.decode((home.pool / name).read_bytes(), type=ControllerFile)
@@ -39,7 +39,7 @@ def pool_of(context: Context) -> PoolReport:
                     seen=liveness.why_unseen(process) is None,
                 )
             )
-    listed = [_described(home, entry) for entry in directory.entries(found)]
+    listed = [_described(home, entry) for entry in directory.entries(names)]
     listed.sort(key=lambda entry: (entry.created_at or "~", entry.id))
     return PoolReport(keepers=kept, entries=listed)
 

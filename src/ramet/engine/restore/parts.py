@@ -95,11 +95,11 @@ def take_parts(
             return _take(origin, driver, directory, options, into=into)
         except (DamagedError, FilesystemError):
             origin.require_there()
-            found = read_manifest(origin.directory)
-            if into or tries_left == 0 or found == origin.manifest:
+            manifest = read_manifest(origin.directory)
+            if into or tries_left == 0 or manifest == origin.manifest:
                 raise
             # It was compacted meanwhile: the same content, in other files.
-            origin = origin._replace(manifest=found)
+            origin = origin._replace(manifest=manifest)
             shutil.rmtree(directory, ignore_errors=True)
     raise AssertionError
 

@@ -133,11 +133,11 @@ def resolve_snapshot(context: Context, reference: str, *, of: Record | None = No
         lambda row: _begins(row, reference),
     )
     for test in tests:
-        found = [row for row in candidates if test(row)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            several = ", ".join(f"{row.title} ({row.id})" for row in found)
+        matches = [row for row in candidates if test(row)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            several = ", ".join(f"{row.title} ({row.id})" for row in matches)
             raise UsageError(
                 f"{reference!r} may be any of several snapshots: {several}", hint="say SOURCE/NAME, or the id"
             )

@@ -121,8 +121,8 @@ def _link(origin: Origin, source: Record, labels: dict[str, str], directory: Pat
         if link_or_copy(origin.directory / part, directory / part).mode != "shared":
             with filesystem_errors("sync", directory / part), open_regular(directory / part) as copy:
                 sync(copy)
-    said = Source(id=source.id, name=source.name, state=source.state, parent=source.parent)
+    taken_from = Source(id=source.id, name=source.name, state=source.state, parent=source.parent)
     described = msgspec.structs.replace(
-        with_new_facts(manifest, directory), source=said, labels=labels, created_at=now()
+        with_new_facts(manifest, directory), source=taken_from, labels=labels, created_at=now()
     )
     write_durably(directory / MANIFEST_FILE, described.encoded())

@@ -55,7 +55,7 @@ def _fields(
     context: Context, record: SnapshotRecord, manifest: Manifest, facts: dict[str, stat_result]
 ) -> dict[str, Any]:
     forks = Counter(row.snapshot for row in context.store.all())
-    occupied = {name: found.st_blocks * STAT_BLOCK_BYTES for name, found in facts.items()}
+    occupied = {name: status.st_blocks * STAT_BLOCK_BYTES for name, status in facts.items()}
     return {
         "id": record.id,
         "name": record.name,
@@ -71,20 +71,20 @@ def _fields(
         "created_at": record.created_at,
         "labels": record.labels,
         "allocated_bytes": sum(occupied.values()),
-        "own_bytes": sum(occupied[name] for name, found in facts.items() if found.st_nlink == 1),
+        "own_bytes": sum(occupied[name] for name, status in facts.items() if status.st_nlink == 1),
         "delta_bytes": manifest.memory.delta_bytes,
         "forks": forks[record.id],
     }
 
 
-def _part(manifest: Manifest, name: str, found: stat_result) -> SnapshotPart:
+def _part(manifest: Manifest, name: str, status: stat_result) -> SnapshotPart:
     facts = manifest.facts_of(name)
     digest = manifest.parts[name if name in manifest.parts else manifest.memory.base].digest
     return SnapshotPart(
         name=name,
         size_bytes=facts.size_bytes,
         allocated_bytes=facts.allocated_bytes,
-        links=found.st_nlink,
+        links=status.st_nlink,
         digest=digest,
     )
 
@@ -104,7 +104,7 @@ def inspect(context: Context, record: SnapshotRecord) -> SnapshotInspection:
             "arguments": manifest.arguments or [],
             "parent": manifest.source.parent if manifest.source else None,
             "source_state": manifest.source.state if manifest.source else None,
-            "parts": [_part(manifest, name, found) for name, found in facts.items()],
+            "parts": [_part(manifest, name, status) for name, status in facts.items()],
         },
         SnapshotInspection,
         from_attributes=True,

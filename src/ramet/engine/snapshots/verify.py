@@ -64,8 +64,8 @@ def _check(origin: Origin, name: str) -> PartCheck:
     part = origin.manifest.parts[name]
     try:
         check_part(origin.manifest, origin.directory, name)
-        found = digest(origin.directory / name)
+        actual = digest(origin.directory / name)
     except RametError as error:
         return PartCheck(name=name, ok=False, size_bytes=part.facts.size_bytes, problem=error.message)
-    problem = None if found == part.digest else f"its content has changed: {found}, was {part.digest}"
+    problem = None if actual == part.digest else f"its content has changed: {actual}, was {part.digest}"
     return PartCheck(name=name, ok=problem is None, size_bytes=part.facts.size_bytes, problem=problem)

@@ -53,7 +53,7 @@ def last_words(context: Context, record: Record, *, only_reasons: bool = False) 
 
 def reasons(lines: list[str]) -> list[str]:
     """The lines that say why, in their order: the weightiest three, of equal ones the last."""
-    found = [
+    ranked = [
         (weight, -place, line)
         for place, line in enumerate(lines)
         if not line.startswith("---[")  # a panic's own echo
@@ -61,7 +61,7 @@ def reasons(lines: list[str]) -> list[str]:
         if pattern.search(line)
     ]
     chosen: dict[str, int] = {}
-    for _, place, line in sorted(found):
+    for _, place, line in sorted(ranked):
         if line not in chosen and len(chosen) < _LINES:
             chosen[line] = place
     return sorted(chosen, key=lambda line: -chosen[line])

@@ -77,13 +77,13 @@ def _reflinks(source: Path) -> Finding:
 def _space(place: Path) -> Finding:
     facts = os.statvfs(place)
     free_bytes = facts.f_bavail * facts.f_frsize
-    found = f"{format_bytes(free_bytes)} free for this user"
+    fact = f"{format_bytes(free_bytes)} free for this user"
     if facts.f_files and not facts.f_favail:
-        return Finding("free-space", False, f"{found}, but no inode", "remove files from that filesystem")
+        return Finding("free-space", False, f"{fact}, but no inode", "remove files from that filesystem")
     if free_bytes >= _LITTLE_SPACE_BYTES:
-        return Finding("free-space", True, found)
+        return Finding("free-space", True, fact)
     advice = "free some: a template takes what its guest has touched of its RAM, an instance some MiB of logs"
-    return Finding("free-space", None if free_bytes > _NO_SPACE_BYTES else False, found, advice)
+    return Finding("free-space", None if free_bytes > _NO_SPACE_BYTES else False, fact, advice)
 
 
 def _filesystem(path: Path) -> str:

@@ -37,23 +37,23 @@ def kvm_finding(verdict: KvmVerdict, device: str = "/dev/kvm") -> Finding:
         case _:
             advice = "see that no other hypervisor holds it, and that kvm_intel or kvm_amd is loaded"
     kind = "" if verdict.kind == UNKNOWN else f" ({verdict.kind})"
-    found = f"{verdict.status}{kind}: {verdict.detail}"
-    return Finding("kvm", None, found, f"{advice}; until then guests are emulated (tcg), which is slower")
+    fact = f"{verdict.status}{kind}: {verdict.detail}"
+    return Finding("kvm", None, fact, f"{advice}; until then guests are emulated (tcg), which is slower")
 
 
 def kernels_finding(trials: Sequence[Trial]) -> Finding | None:
     """The kernels that were tried on a KVM that doesn't run a stock one; None when none was."""
     if not trials:
         return None
-    found = "; ".join(
+    listing = "; ".join(
         f"{trial.kernel_version} ({trial.kernel_digest[:12]}) with {trial.driver}:"
         f" {'runs' if trial.runs else trial.detail}"
         for trial in trials
     )
     if all(trial.runs for trial in trials):
-        return Finding("kvm-kernels", True, found)
+        return Finding("kvm-kernels", True, listing)
     advice = "what doesn't run isn't tried again until this machine boots: RAMET_KERNEL names another kernel"
-    return Finding("kvm-kernels", None, found, advice)
+    return Finding("kvm-kernels", None, listing, advice)
 
 
 def _way_to(device: str) -> str:

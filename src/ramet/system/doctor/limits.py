@@ -62,10 +62,10 @@ def _processes() -> Finding:
 
 def _cpus() -> Finding:
     here, allowed, quota = os.cpu_count() or 1, cgroups.allowed_cpus(), cgroups.cpu_quota()
-    found = f"{allowed} of {here} may be used"
+    fact = f"{allowed} of {here} may be used"
     if quota is not None and quota[0] < allowed:
-        found += f", {quota[0]:g} at a time by the quota of the cgroup {quota[1]}"
-    return Finding("cpus", True, f"{found}: {3 * cgroups.usable_cpus()} forks are made at once")
+        fact += f", {quota[0]:g} at a time by the quota of the cgroup {quota[1]}"
+    return Finding("cpus", True, f"{fact}: {3 * cgroups.usable_cpus()} forks are made at once")
 
 
 def _processes_of_user() -> Finding:
@@ -99,25 +99,25 @@ def _inotify() -> Finding:
         most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
     except OSError:
         return Finding("inotify", None, "this kernel has none", "logs are followed by looking every 0.25 s")
-    found = (
+    fact = (
         f"{most} instances for each user: one a log that is followed, one a process that starts Firecrackers"
     )
     if most >= _FEW_FOLLOWERS:
-        return Finding("inotify", True, found)
-    return Finding("inotify", None, found, "`sudo sysctl fs.inotify.max_user_instances=1024`")
+        return Finding("inotify", True, fact)
+    return Finding("inotify", None, fact, "`sudo sysctl fs.inotify.max_user_instances=1024`")
 
 
 def _memory() -> Finding:
     memory = cgroups.memory()
     available_bytes = memory.available_bytes
-    found = f"{format_bytes(available_bytes)} available"
+    fact = f"{format_bytes(available_bytes)} available"
     if memory.limited_by is not None:
-        found += f" ({memory.limited_by} allows {format_bytes(memory.total_bytes)})"
+        fact += f" ({memory.limited_by} allows {format_bytes(memory.total_bytes)})"
     forks = available_bytes // _BYTES_A_FORK
     if available_bytes >= _LITTLE_MEMORY_BYTES:
-        return Finding("memory", True, f"{found}: about {forks} forks that change little")
+        return Finding("memory", True, f"{fact}: about {forks} forks that change little")
     return Finding(
-        "memory", None, f"{found}: about {forks} forks", "end something, or give guests less memory"
+        "memory", None, f"{fact}: about {forks} forks", "end something, or give guests less memory"
     )
 
 
@@ -127,16 +127,16 @@ def _overcommit(memory: dict[str, int]) -> Finding:
         return Finding("overcommit", True, f"vm.overcommit_memory is {mode}: shared pages aren't counted")
     left_bytes = max(0, memory["CommitLimit"] - memory["Committed_AS"])
     left = format_bytes(left_bytes)
-    found = f"vm.overcommit_memory is 2: each fork counts with its whole memory, and {left} are left"
-    return Finding("overcommit", None, found, "`sudo sysctl vm.overcommit_memory=0`")
+    fact = f"vm.overcommit_memory is 2: each fork counts with its whole memory, and {left} are left"
+    return Finding("overcommit", None, fact, "`sudo sysctl vm.overcommit_memory=0`")
 
 
-def _limit(name: str, found: str, forks: int | None, advice: str) -> Finding:
+def _limit(name: str, fact: str, forks: int | None, advice: str) -> Finding:
     if forks is None:
-        return Finding(name, True, found)
+        return Finding(name, True, fact)
     enough = forks >= _FEW_FORKS
-    said = f"{found}: about {max(0, forks)} forks"
-    return Finding(name, True if enough else None if forks > 0 else False, said, None if enough else advice)
+    fact = f"{fact}: about {max(0, forks)} forks"
+    return Finding(name, True if enough else None if forks > 0 else False, fact, None if enough else advice)
 
 
 def _shown(limit: int) -> str:

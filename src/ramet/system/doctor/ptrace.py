@@ -41,12 +41,12 @@ def ptrace_finding(yama: Path = _YAMA) -> Finding:
     else:
         return Finding("ptrace", True, f"{who} can read the memory of VMMs ({under})")
     if scope == "1":
-        found = f"only the process that started a VMM can read its memory ({under})"
+        fact = f"only the process that started a VMM can read its memory ({under})"
         advice = (
             "so that `ramet template` works in a later process: `sudo sysctl kernel.yama.ptrace_scope=0`,"
             " or run as root; in Python, `run` and `template` in one process work as it is"
         )
-        return Finding("ptrace", None, found, advice)
+        return Finding("ptrace", None, fact, advice)
     advice = "run ramet as root (CAP_SYS_PTRACE)"
     if scope == "2":
         advice = f"`sudo sysctl kernel.yama.ptrace_scope=0`, or {advice}"

@@ -48,10 +48,10 @@ async def test_another_task_is_served_after_a_session_or_beside_it(
 ) -> None:
     """It never gets between, and it isn't lost."""
     async with restored(subject, frozen, place / "vm") as vm:
-        said: list[str] = []
+        answers: list[str] = []
 
         async def ask() -> None:
-            said.append(await vm.vmm.status())
+            answers.append(await vm.vmm.status())
 
         async with anyio.create_task_group() as tasks, vm.vmm.session():
             await vm.vmm.pause()
@@ -59,7 +59,7 @@ async def test_another_task_is_served_after_a_session_or_beside_it(
             for _ in range(5):
                 assert await vm.vmm.status() == "paused"
             await vm.vmm.resume()
-        assert said in (["paused"], ["running"])
+        assert answers in (["paused"], ["running"])
 
 
 async def test_a_refusal_leaves_the_session_usable(subject: Subject, frozen: Frozen, place: Path) -> None:

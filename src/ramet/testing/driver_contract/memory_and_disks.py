@@ -38,15 +38,15 @@ async def test_the_mem_file_is_mapped_privately_and_whole(
 
 def opened_by(pid: int) -> dict[Path, int]:
     """The files that a process has open, and the flags of open(2) of each."""
-    found = {}
+    flags = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             target = entry.readlink()
             lines = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().splitlines()
         except FileNotFoundError:
             continue  # closed meanwhile: a connection to its API
-        found[target] = int(next(line.split()[1] for line in lines if line.startswith("flags")), 8)
-    return found
+        flags[target] = int(next(line.split()[1] for line in lines if line.startswith("flags")), 8)
+    return flags
 
 
 async def test_forks_see_the_source_and_then_only_themselves(

@@ -155,8 +155,8 @@ class Subject:
     async def read(self, agent: AgentClient) -> tuple[int, int]:
         """The numbers that the guest's memory and its disk have."""
         if self.is_linux:
-            said = await self.run(agent, "sh", "-c", "cat /run/mark; head -n 1 /dev/vda")
-            in_memory, on_disk = said.split()
+            output = await self.run(agent, "sh", "-c", "cat /run/mark; head -n 1 /dev/vda")
+            in_memory, on_disk = output.split()
             return int(in_memory), int(on_disk)
         in_memory = await self.run(agent, "peek", hex(_MARK_ADDRESS))
         on_disk = await self.run(agent, "bpeek", "7")
