@@ -58,16 +58,16 @@ wheel: | .venv ## build dist/ramet-*.whl with the agents for x86-64 and aarch64;
 	$(BIN)/python tools/build_wheel.py
 
 test-wheel: setup wheel ## the tests of the wheel: what is in it, the same bytes twice, the demo from an empty venv
-	$(BIN)/pytest tests/test_wheel.py
+	$(BIN)/pytest tests/platform/test_wheel.py
 
 emulated-host: setup ## a shell on an emulated machine with a KVM that runs Linux, this tree of ramet in it
-	$(BIN)/python -m tests.emulated_host
+	$(BIN)/python -m tests.endurance.emulated_host
 
 FUZZ_SECONDS = 60
 FUZZ_FRAMES = 1000000
 fuzz: | .venv ## feed both ends of the guest's protocol with lies, for FUZZ_SECONDS and FUZZ_FRAMES
-	$(BIN)/python -m tests.fuzz.agent_run --seconds $(FUZZ_SECONDS)
-	$(BIN)/python -m tests.fuzz.host_run --frames $(FUZZ_FRAMES)
+	$(BIN)/python -m tests.adversarial.fuzz.agent_run --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.adversarial.fuzz.host_run --frames $(FUZZ_FRAMES)
 
 format: | .venv ## put the sources into the project's format
 	$(BIN)/ruff check --fix $(SOURCES)

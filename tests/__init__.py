@@ -1,0 +1,1 @@
+"""Tests: README.md says how they are run and where each is."""

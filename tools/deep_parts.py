@@ -61,43 +61,46 @@ _GUEST: Final = ("src/ramet/guest/", "src/ramet/images/", "src/ramet/drivers/")
 
 SEED_CASE: Final = Part(
     "seed-case",
-    ("tests/emulated_host/test_seed_case.py",),
-    (*_ENGINE, *_BYTES, *_GUEST, "tests/linux_on_kvm/"),
+    ("tests/endurance/emulated_host/test_seed_case.py",),
+    (*_ENGINE, *_BYTES, *_GUEST, "tests/endurance/linux_on_kvm/"),
     6,
 )
 """Run by continuous integration whatever has changed."""
 
 PARTS: Final = (
     SEED_CASE,
-    Part("crash", ("tests/crash",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 6),
+    Part("crash", ("tests/endurance/crash",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 6),
     Part(
         "emulated-host",
-        ("tests/emulated_host/test_emulated_host.py", "tests/emulated_host/test_machine.py"),
+        (
+            "tests/endurance/emulated_host/test_emulated_host.py",
+            "tests/endurance/emulated_host/test_machine.py",
+        ),
         (
             *_BYTES,
             *_GUEST,
             "src/ramet/engine/",
             "src/ramet/testing/",
             "tests/contract/",
-            "tests/linux_on_kvm/",
-            "tests/emulated_host/",
+            "tests/endurance/linux_on_kvm/",
+            "tests/endurance/emulated_host/",
         ),
         18,
     ),
-    Part("hunt", ("tests/hunt",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 3),
+    Part("hunt", ("tests/endurance/hunt",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 3),
     Part("measured", ("tests",), (*_ENGINE, *_BYTES, *_GUEST, "benchmarks/"), 4, alone=True),
     Part("behaviours", ("tests",), ("src/ramet/",), 8, rest=True),
     Part(
         "users",
-        ("tests/not_root", "tests/environments"),
+        ("tests/platform/not_root", "tests/platform/environments"),
         (*_ENGINE, "src/ramet/api/", "src/ramet/cli/", "tools/setup.sh"),
         5,
     ),
-    Part("fuzz", ("tests/fuzz",), ("src/ramet/guest/",), 3),
-    Part("releases", ("tests/qemu",), ("src/ramet/drivers/", "src/ramet/memory/"), 8),
+    Part("fuzz", ("tests/adversarial/fuzz",), ("src/ramet/guest/",), 3),
+    Part("releases", ("tests/platform/qemu_releases",), ("src/ramet/drivers/", "src/ramet/memory/"), 8),
     Part(
         "wheel",
-        ("tests/test_wheel.py",),
+        ("tests/platform/test_wheel.py",),
         (
             "pyproject.toml",
             "tools/build_wheel.py",

@@ -245,7 +245,7 @@ def page() -> str:
         "drawn from their imports and includes. A room imports only from lower floors.",
         "The drawing leaves out an arrow where a chain of others leads to the same room.",
         "`python tools/generate_rooms.py` prints a report with sizes;",
-        "`lint-imports` and `tests/guest/test_agent_includes.py` enforce the order.",
+        "`lint-imports` and `tests/unit/guest/test_agent_includes.py` enforce the order.",
         "",
         "![Rooms](rooms.svg)",
         "",

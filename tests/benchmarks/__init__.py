@@ -1,0 +1,1 @@
+"""The benchmarks: figures, page, floor, and the guard of the ratios."""

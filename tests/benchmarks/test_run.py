@@ -15,7 +15,7 @@ import pytest
 from benchmarks.document import read
 
 from tests.conftest import living_in
-from tests.guests.firecracker import find_firecracker
+from tests.support.firecracker import find_firecracker
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120

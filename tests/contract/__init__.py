@@ -1,0 +1,1 @@
+"""The contract of drivers, for each driver and kind of guest."""

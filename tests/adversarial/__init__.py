@@ -1,0 +1,1 @@
+"""Enemies: guests that lie, archives that lie, requests that are wrong."""

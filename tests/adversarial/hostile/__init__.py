@@ -1,0 +1,1 @@
+"""Guests whose root is an enemy (I8)."""

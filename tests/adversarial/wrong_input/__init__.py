@@ -1,0 +1,1 @@
+"""Wrong requests and damaged snapshots: one clear error each."""

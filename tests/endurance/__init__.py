@@ -1,0 +1,1 @@
+"""Long or random: crashes at every point, hunts, many processes, Linux on an emulated KVM."""

@@ -1,0 +1,1 @@
+"""Cancellation at every await, and many processes on one home."""

@@ -1,0 +1,1 @@
+"""ramet killed at every point of every operation."""

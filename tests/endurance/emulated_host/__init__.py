@@ -1,0 +1,1 @@
+"""An emulated machine whose KVM runs Linux, and the tests that run inside."""

@@ -1,0 +1,1 @@
+"""The corruption hunt: random sequences over families of guests."""

@@ -1,3 +1,0 @@
-from tests.disk.loop_filesystems import full
-
-__all__ = ["full"]

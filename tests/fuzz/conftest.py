@@ -1,7 +1,0 @@
-"""The real agent beside the lying ones: what a neighbour notices."""
-
-from __future__ import annotations
-
-from ..guest.conftest import agent_process, agent_program, anyio_backend
-
-__all__ = ["agent_process", "agent_program", "anyio_backend"]

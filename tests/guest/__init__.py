@@ -1,1 +1,0 @@
-"""Tests of the agent and of its client."""

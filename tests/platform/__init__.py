@@ -1,0 +1,1 @@
+"""Other machines, users, filesystems, event loops and releases."""

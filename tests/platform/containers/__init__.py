@@ -1,0 +1,1 @@
+"""Homes that containers, other namespaces and other machines see."""

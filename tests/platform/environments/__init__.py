@@ -1,0 +1,1 @@
+"""One job in every environment: cgroups, namespaces, users, streams."""

@@ -1,0 +1,1 @@
+"""Filesystems without hard links, without room, or mounted anew."""

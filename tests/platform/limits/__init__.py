@@ -1,0 +1,1 @@
+"""Limits on processes, threads and file sizes."""

@@ -1,0 +1,1 @@
+"""The public surface: arguments, exports, pickling, plain code."""

@@ -1,0 +1,1 @@
+"""Disks as files: qcow2 chains, volumes, filesystems, directory clones."""

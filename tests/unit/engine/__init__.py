@@ -1,0 +1,1 @@
+"""Parts of the engine that need no VM: archives, leases, timelines."""

@@ -1,0 +1,3 @@
+from tests.support.loop_filesystems import full
+
+__all__ = ["full"]

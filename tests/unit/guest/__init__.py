@@ -1,0 +1,1 @@
+"""The guest's agent and its protocol, without a VM."""

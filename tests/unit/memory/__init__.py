@@ -1,0 +1,1 @@
+"""Guest memory as files and processes: capture, deltas, digests, compression, accounting."""

@@ -1,0 +1,1 @@
+"""Names, states and data disks: no I/O."""

@@ -1,0 +1,1 @@
+"""Lints and tools of this repository: generated files, markers, tiers, errors that are swallowed."""

@@ -1,0 +1,1 @@
+"""Behaviours of real guests through `ramet.Host`, a folder each."""

@@ -1,0 +1,1 @@
+"""Branch: captures inside forks of running guests, generation after generation."""

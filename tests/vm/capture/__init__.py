@@ -1,0 +1,1 @@
+"""Capture: the memory of a running guest, whatever happens meanwhile."""

@@ -1,0 +1,1 @@
+"""The verbs of `ramet` on real guests."""

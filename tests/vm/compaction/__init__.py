@@ -1,0 +1,1 @@
+"""Compaction of deltas behind the backs of forks."""

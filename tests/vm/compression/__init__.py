@@ -1,0 +1,1 @@
+"""Compressed memory of captures, and what else is done meanwhile."""

@@ -1,0 +1,89 @@
+"""The guests that this machine can run, or a skip with the reason."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+import ramet
+from ramet import config
+from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.qemu.driver import Qemu
+from ramet.engine.drivers import kvm_runs
+from ramet.errors import RametError
+from ramet.guest.agent_binary import agent_path, probe_path
+from ramet.images.resolve import resolve_image
+from ramet.system.kvm import kvm_verdict
+from tests.support.guests import Guest
+from tests.support.probes import make_template, probes
+
+__all__ = ["make_template", "probes"]
+
+
+async def require(driver: str, image: str) -> Guest:
+    """That guest, or a skip."""
+    try:
+        await (Qemu() if driver == "qemu" else Firecracker()).version()
+        resolve_image(image, agent_path, probe_path)
+    except RametError as error:
+        pytest.skip(error.message)
+    verdict = await kvm_verdict(config.cache_directory())
+    if driver == "firecracker" and not kvm_runs(verdict, "bare-metal"):
+        pytest.skip(f"KVM runs no bare-metal guests here: {verdict.detail}")
+    return Guest(driver, image)
+
+
+@pytest.fixture(params=[("qemu", "builtin"), ("firecracker", "probe")], ids=lambda pair: pair[0])
+async def guest(request: pytest.FixtureRequest) -> Guest:
+    """Linux on QEMU, and the probe on Firecracker."""
+    return await require(*request.param)
+
+
+@pytest.fixture
+async def linux() -> Guest:
+    """Linux on QEMU."""
+    return await require("qemu", "builtin")
+
+
+@pytest.fixture
+async def probe() -> Guest:
+    """The probe on Firecracker."""
+    return await require("firecracker", "probe")
+
+
+@pytest.fixture
+async def host_and_snapshots(home: Path) -> AsyncIterator[ramet.Host]:
+    """An open Host on a home of its own, whose snapshots are removed after the test.
+
+    A file that wants no other says `host = host_and_snapshots`.
+    """
+    async with ramet.Host(home) as opened:
+        yield opened
+        for one in await opened.snapshots():
+            await (await opened.snapshot(one.id)).remove()
+
+
+@pytest.fixture(scope="session")
+def exported(homes: Path) -> Iterator[dict[str, Path]]:
+    """By driver: a snapshot of a booted guest as a file, so that it is booted once for all tests."""
+    with tempfile.TemporaryDirectory(dir=homes, prefix="exported-") as directory:
+        yield {driver: Path(directory) / driver for driver in ("qemu", "firecracker")}
+
+
+@pytest.fixture
+async def source(guest: Guest, host: ramet.Host, exported: dict[str, Path]) -> ramet.VM:
+    """A running guest whose memory has a base. Of what it was forked from nothing is left."""
+    file = exported[guest.driver]
+    if file.exists():
+        snapshot = await host.import_snapshot(file)
+    else:
+        booted = await guest.boot(host)
+        snapshot = await booted.snapshot()
+        await booted.remove(force=True)
+        await snapshot.export(file)
+    (fork,) = await snapshot.fork(1)
+    await snapshot.remove()
+    return fork

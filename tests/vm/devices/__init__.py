@@ -1,0 +1,1 @@
+"""Firecracker's network, balloon and entropy devices."""

@@ -1,0 +1,1 @@
+"""Data disks: mounted, forked, shortened, with a database on them."""

@@ -1,0 +1,1 @@
+"""Examples of README and docs, run as they stand."""

@@ -1,0 +1,1 @@
+"""Exec: commands in a guest, their time limits, their ports."""

@@ -1,0 +1,1 @@
+"""A fork's identity: clocks and requests in flight."""

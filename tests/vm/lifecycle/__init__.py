@@ -1,0 +1,1 @@
+"""Start, stop, reboot, crash, remove: the life of one instance."""

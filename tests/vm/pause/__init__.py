@@ -1,0 +1,1 @@
+"""Pause and resume, and how long a capture pauses a guest."""

@@ -1,0 +1,1 @@
+"""Pool: warm VMMs, claims, the controller, memory budgets."""

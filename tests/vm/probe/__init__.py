@@ -1,0 +1,1 @@
+"""The bare-metal guest `probe` in a Firecracker, without ramet."""

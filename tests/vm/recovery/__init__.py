@@ -1,0 +1,1 @@
+"""Recovery: what killed processes left, and owners that die."""

@@ -1,0 +1,1 @@
+"""Snapshots: create, export, import, the same content twice."""

@@ -1,0 +1,1 @@
+"""Standby and restore."""

@@ -1,0 +1,1 @@
+"""Stop and remove: nothing that a guest wrote is lost in silence."""
