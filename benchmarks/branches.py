@@ -12,7 +12,7 @@ from ramet.units import MIB
 
 PAUSE: Final = "pause, by the VMM's own events"
 CHANGED: Final = "changed memory"
-_SETTLED_S: Final = 0.03
+_QUIET_S: Final = 0.03
 _MEMORIES: Final = ("512M", "4G")
 
 
@@ -39,7 +39,7 @@ async def measure(run: Run, driver: str) -> None:
 
 
 async def _branch(run: Run, driver: str, source: ramet.VM, who: str, mib: int) -> None:
-    made = await pause.measure_branches(source, driver, "", "idle", 1, heartbeats=False, settled_s=_SETTLED_S)
+    made = await pause.measure_branches(source, driver, "", "idle", 1, heartbeats=False, quiet_s=_QUIET_S)
     run.ledger.put(PAUSE, who, made.events[0], x=mib)
     run.ledger.put("pause, as the engine says", who, made.call[0], x=mib)
     run.ledger.put(CHANGED, who, made.changed_bytes, "bytes", x=mib)

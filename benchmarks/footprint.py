@@ -25,7 +25,7 @@ _WORKLOAD: Final = {
     "qemu": ("sh", "-c", f"head -c {8 * MIB} /dev/urandom > /tmp/work && sha256sum /tmp/work"),
     "firecracker": ("fill", hex(guests.DATA_ADDRESS), hex(8 * MIB // guests.PAGE), "0x77"),
 }
-_SETTLED_S: Final = 0.5
+_QUIET_S: Final = 0.5
 _CHILD_LIMIT_S: Final = 120.0
 
 
@@ -93,7 +93,7 @@ async def hold(home: str, reference: str, count: int, idle_s: float) -> None:
         async with base.fork(count) as forks:
             await forks.exec("true")
             memory = guests.memory_of("self")["Private_Dirty"] - before
-            await anyio.sleep(_SETTLED_S)
+            await anyio.sleep(_QUIET_S)
             cpu_s, started = time.process_time(), time.monotonic()
             await anyio.sleep(idle_s)
             used_s = (time.process_time() - cpu_s) / (time.monotonic() - started)

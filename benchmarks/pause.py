@@ -51,7 +51,7 @@ from ramet.system import sockets
 from ramet.units import format_bytes
 
 LIMIT_S: Final = 60.0
-SETTLED_S: Final = 0.3
+QUIET_S: Final = 0.3
 BEAT_S: Final = 0.0005
 LOST_S: Final = 0.25
 ACCEPTED_S: Final = 0.005
@@ -117,7 +117,7 @@ async def measure_branches(
     branches: int,
     *,
     heartbeats: bool = True,
-    settled_s: float = SETTLED_S,
+    quiet_s: float = QUIET_S,
 ) -> Pauses:
     """As `measure`, of a guest that runs already."""
     ports = 8 if driver == "qemu" else 0
@@ -130,7 +130,7 @@ async def measure_branches(
     ):
         if disk == "busy" and driver == "qemu":
             await source.spawn("sh", "-c", BUSY, console=False)
-        await anyio.sleep(2 * settled_s)
+        await anyio.sleep(2 * quiet_s)
         for _ in range(branches):
             events.clear()
             since = time.time()
@@ -142,7 +142,7 @@ async def measure_branches(
             stopped, resumed = pause
             windows.append((stopped, resumed))
             made.events.append(1000 * (resumed - stopped))
-            await anyio.sleep(settled_s)
+            await anyio.sleep(quiet_s)
     stamps = beats()
     if len(stamps) > 1:
         gaps = [(stamps[i], stamps[i + 1]) for i in range(len(stamps) - 1)]

@@ -1128,7 +1128,8 @@ class Host(Handle):
         labels: Mapping[str, str] | None = None,
         auto_remove: bool = False,
     ) -> VM:
-        """Boot an instance of `image`. Returned when its guest has answered.
+        """Boot an instance of `image`: `builtin`, or `bare` (the image `probe`). Returned when its guest has
+        answered.
 
         `memory` is a size such as `256M` or `2G`, or bytes. `driver` is `auto` (Firecracker where there is
         one and KVM really runs the guest, else QEMU) or a driver's name. For each of `disks` the guest has an

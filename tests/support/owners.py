@@ -120,7 +120,7 @@ class Guests:
             os.close(pidfd)
 
 
-def why_unsettled(home: Path) -> str | None:
+def why_unclean(home: Path) -> str | None:
     """What a killed process has left that nobody has cleaned up yet, found without opening the home."""
     place = Home(home)
     store = Store(place.database)
@@ -156,12 +156,12 @@ def _is_left(process: ProcessRef | None) -> bool:
     return process is not None and liveness.is_dead(process)
 
 
-async def until_settled(home: Path) -> None:
+async def until_clean(home: Path) -> None:
     """Wait until a killed process has nothing there any more, though nobody opens the home. Fails the test
     when that takes long: guests have gone long before.
     """
     why: str | None = ""
     with anyio.move_on_after(SETTLED_S):
-        while (why := why_unsettled(home)) is not None:
+        while (why := why_unclean(home)) is not None:
             await anyio.sleep(0.05)
     assert why is None, why

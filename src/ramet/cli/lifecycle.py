@@ -240,8 +240,8 @@ async def _act_on_each(
 ) -> tuple[list[T | Failure], list[Failure]]:
     """What `act` gave for what `find` found, or what became of it instead, in order; and the failures.
 
-    A line of what was done, `label`, that can't be written stops none of the others, and is no failure of what
-    was done: unless there are failures, its `OSError` is raised when all is done.
+    A line of what was done, `label`, that can't be written stops none of the others, and is no failure of
+    what was done: unless there are failures, its `OSError` is raised when all is done.
     """
     from ramet.model.documents import Failure
 

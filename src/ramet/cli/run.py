@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def run(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="What to boot; `ramet image ls` lists them.")],
+    image: Annotated[
+        str,
+        typer.Argument(metavar="IMAGE", help="What to boot; `ramet image ls` lists them. `bare` is `probe`."),
+    ],
     command: Command = None,
     name: Annotated[str | None, typer.Option(metavar="N", help="Its name; invented if not given.")] = None,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="RAM, such as 256M or 2G.")] = "256M",

@@ -31,7 +31,7 @@ class _Connection:
     def __init__(self) -> None:
         self.users = 0
         self.claimed = False
-        self.settled = anyio.Event()
+        self.decided = anyio.Event()
         # Shielded: when a Host is cancelled, its users' own cleanup still needs the connection. It goes with
         # the last.
         self.scope = anyio.CancelScope(shield=True)
@@ -82,12 +82,12 @@ class Agents:
         connection.users += 1
         try:
             with anyio.move_on_after(timeout_s):
-                await connection.settled.wait()
-            if not connection.settled.is_set():
-                await last_look(connection.settled.wait)
-            if not connection.settled.is_set() and not connection.claimed:
+                await connection.decided.wait()
+            if not connection.decided.is_set():
+                await last_look(connection.decided.wait)
+            if not connection.decided.is_set() and not connection.claimed:
                 raise PortsBusyError(f"every agent port of the guest stayed in use for {timeout_s:g} s")
-            if not connection.settled.is_set():
+            if not connection.decided.is_set():
                 raise GuestTimeoutError(f"no agent answered in the guest within {timeout_s:g} s")
             if connection.client is None:
                 raise connection.error or GuestError("the agent's connection was closed")
@@ -101,14 +101,14 @@ class Agents:
                 self._forget(instance_id, connection)
                 connection.scope.cancel()
 
-    def nudge(self, instance_id: str) -> None:
+    def probe_liveness(self, instance_id: str) -> None:
         """Let the connection to an instance, if there is one, find out at once whether it was cut: for
         whoever has saved its VMM's state.
         """
         for which in (instance_id, f"{instance_id}:own"):
             connection = self._open.get(which)
             if connection is not None and connection.client is not None:
-                connection.client.nudge()
+                connection.client.probe_liveness()
 
     def close(self) -> None:
         """Close every connection that is still used, which ends what is under way there."""
@@ -144,7 +144,7 @@ class Agents:
             connection.client = None
             self._held.discard(connection)
             self._forget(instance_id, connection)
-            connection.settled.set()
+            connection.decided.set()
 
     async def _serve(
         self, connection: _Connection, open_stream: OpenStream, reopen: OpenStream | None
@@ -163,7 +163,7 @@ class Agents:
                     AgentClient.connect(stream, timeout_s=_ANSWER_WAIT_S, reopen=reopen) as client,
                 ):
                     connection.client = client
-                    connection.settled.set()
+                    connection.decided.set()
                     await anyio.sleep_forever()
             except GuestLostError as error:
                 if connection.client is not None or tries_left == 0:

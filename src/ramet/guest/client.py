@@ -76,11 +76,11 @@ class AgentClient:
             assert connection.welcome is not None
             yield cls(connection, connection.welcome)
 
-    def nudge(self) -> None:
+    def probe_liveness(self) -> None:
         """Finds out soon whether the connection still is one. For whoever has just saved the VM's state: that
         cuts connections in the guest, and their ends on the host don't notice.
         """
-        self._connection.nudge()
+        self._connection.probe_liveness()
 
     async def ping(self, *, timeout_s: float = 5) -> Pong:
         """The guest's clocks, and proof that its agent runs *now*: the answer repeats a fresh number."""

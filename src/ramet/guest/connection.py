@@ -37,7 +37,7 @@ from ramet.guest.waiting import last_look
 _RECEIVE_BYTES: Final = 131_072
 _RESEND_MOST_S: Final = 2.0
 _FRAMES_A_TURN: Final = 256
-_GOODBYE_S: Final = 0.5
+_BYE_S: Final = 0.5
 _LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
@@ -264,7 +264,7 @@ class Connection:
         except GuestError:
             pass  # told to everybody already
 
-    async def attend(self) -> None:
+    async def heartbeat(self) -> None:
         """Acknowledges what came, and asks a guest for a word that is silent while something is under way.
 
         Less and less often, but for as long as it says nothing: a guest may have taken the question, and then
@@ -286,15 +286,15 @@ class Connection:
                     self._untold_bytes = self._unasked_bytes = 0
                     await self.send(Message.ACK, 0, lambda: put_number(1, 8, self._received))
 
-    def nudge(self) -> None:
+    def probe_liveness(self) -> None:
         """Asks the guest for a word now: a connection that was cut in the guest is found out so."""
         self._due.set()
 
-    async def leave(self) -> None:
+    async def bye(self) -> None:
         """Tells the guest that the session is over, so that it doesn't wait for its client."""
         if self._keeps and self._away is None and self._failure is None:
             # An agent that isn't told waits for its client for a while, and then ends the session.
-            with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(GuestError):
+            with anyio.move_on_after(_BYE_S, shield=True), suppress(GuestError):
                 await self.send(Message.BYE, 0)
 
     def end(self) -> None:
@@ -431,9 +431,9 @@ async def open_connection(
             await last_look(partial(connection.shake_hands, resend_s))
         if connection.welcome is None:
             raise GuestTimeoutError(f"no agent answered in the guest within {timeout_s:g} s")
-        async with alongside(connection.attend):
+        async with alongside(connection.heartbeat):
             try:
                 yield connection
             finally:
-                await connection.leave()
+                await connection.bye()
                 connection.end()

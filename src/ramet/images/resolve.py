@@ -13,22 +13,25 @@ from ramet.images.image import Image
 from ramet.images.kernel import find_kernel
 
 IMAGE_NAMES: Final = (builtin.NAME, probe.NAME)
-"""Every name that `resolve_image` knows."""
+"""The names of the images."""
+ALIASES: Final = {"bare": probe.NAME}
+"""Other names that `resolve_image` knows, and their images."""
 
 
 def resolve_image(ref: str, find_agent: Callable[[], Path], find_probe: Callable[[], Path]) -> Image:
-    """The image called `ref`, made first if need be.
+    """The image called `ref`, or whose alias it is, made first if need be.
 
     Of the two programs only the one that it needs is looked for: the agent, a Linux guest's init, or the
     probe. Raises `NotFoundError` for a name that isn't known, else what looking for its ingredients and
     making it raise.
     """
-    if ref not in IMAGE_NAMES:
-        near = difflib.get_close_matches(ref, IMAGE_NAMES, n=1)
+    name = ALIASES.get(ref, ref)
+    if name not in IMAGE_NAMES:
+        near = difflib.get_close_matches(ref, [*IMAGE_NAMES, *ALIASES], n=1)
         raise NotFoundError(
             f"there is no image {ref!r}",
             hint=f"did you mean {near[0]}?" if near else f"there is: {', '.join(IMAGE_NAMES)}",
         )
-    if ref == probe.NAME:
+    if name == probe.NAME:
         return probe.build_probe(find_probe())
     return builtin.build_builtin(find_kernel(), find_agent(), builtin.find_busybox())

@@ -1,6 +1,6 @@
 """Changed pages of a VMM, on their way to a file.
 
-Staged pages are copied into memory of ramet's while the guest is paused, and looked at and written when it
+Buffered pages are copied into memory of ramet's while the guest is paused, and looked at and written when it
 goes on again. Live pages are read as they are written: for a VMM that ends afterwards, as large as it may be.
 
 Everything here may run in a worker thread.
@@ -50,7 +50,7 @@ class Pages(Protocol):
 
 
 class BufferedPages:
-    """Pages in anonymous memory of ramet's, which the kernel takes back when ramet dies. Made by `stage`.
+    """Pages in anonymous memory of this process, gone when ramet dies. Made by `buffer_pages`.
 
     A context manager: leaving, or `close`, gives the memory back.
     """
@@ -135,7 +135,7 @@ class LivePages:
     """Pages read from a process while they are asked for, through a buffer of 4 MiB.
 
     The process is paused from before its changes were listed until the last page was had. `batches` raises
-    as `stage` does.
+    as `buffer_pages` does.
     """
 
     def __init__(self, pid: int, runs: Sequence[Run]) -> None:

@@ -119,11 +119,11 @@ class Hunt(World):
                 "import",
             ) else None
         self.journal[-1] += f" {outcome} in {time.monotonic() - before:.2f} s"
-        await self.settle(operation, outcome, victim=operation.target if way == "victim" else None)
+        await self.conclude(operation, outcome, victim=operation.target if way == "victim" else None)
 
     async def _carry_out_plainly(self, operation: Operation) -> None:
         await perform(self.host, operation)
-        await self.settle(operation, "done", None)
+        await self.conclude(operation, "done", None)
 
     async def _outcome(self, operation: Operation, way: str) -> str:
         """`done`, `killed`, or `failed` where it may: its VMM was killed."""
@@ -177,7 +177,7 @@ class Hunt(World):
     async def _import_back(self, operation: Operation) -> None:
         name = self.steps.name("i")
         await perform(self.host, Operation("import", name=name, file=operation.file))
-        await self.settle(Operation("import", operation.target, name), "done", None)
+        await self.conclude(Operation("import", operation.target, name), "done", None)
 
     async def _pair(self, one: Operation, other: Operation) -> None:
         self._say(f"{one} and {other}")
@@ -199,7 +199,7 @@ class Hunt(World):
             tasks.start_soon(attempt, one)
             tasks.start_soon(attempt, other)
         for operation, outcome in outcomes.items():
-            await self.settle(operation, outcome, None)
+            await self.conclude(operation, outcome, None)
 
     async def _busy(self, guest: Guest, operation: Operation) -> None:
         """Capture a guest while it writes: the capture has to be of one moment."""
@@ -230,13 +230,13 @@ class Hunt(World):
         self.touched.add(guest.id)
         contents = guest.contents.copy()
         if operation.verb == "snapshot":
-            await self.settle(operation, "done", None, contents, span)
+            await self.conclude(operation, "done", None, contents, span)
             return
         facts = await self.instances()
         new = [one for one in facts.values() if one.id not in self.family.guests]
         require(len(new) == operation.count, f"{operation}: {len(new)} forks")
         found = await self.resolve(contents, span, new[0].id)
-        await self.settle(operation, "done", None, found)
+        await self.conclude(operation, "done", None, found)
 
     async def _put(self, vm: ramet.VM, place: int, number: int) -> None:
         try:

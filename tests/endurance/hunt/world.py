@@ -113,7 +113,7 @@ class World:
         self.kind.note(found, numbers)
         return found
 
-    async def settle(
+    async def conclude(
         self,
         operation: Operation,
         outcome: str,
@@ -132,23 +132,23 @@ class World:
                 victim = None
         if verb in LIVES_ON:
             if victim is not None or operation.target != victim:
-                await self._settle_target(family.guests[operation.target], operation, outcome)
+                await self._conclude_target(family.guests[operation.target], operation, outcome)
         elif verb in {"fork", "fork_snapshot"}:
-            await self._settle_forks(operation, outcome, contents)
+            await self._conclude_forks(operation, outcome, contents)
         elif verb == "snapshot":
             source = family.guests[operation.target]
-            await self._settle_snapshot(operation, outcome, source.id, contents or source.contents, span)
+            await self._conclude_snapshot(operation, outcome, source.id, contents or source.contents, span)
         elif verb == "import":
             origin = family.snapshots[operation.target]
             source_id = origin.source
-            await self._settle_snapshot(operation, outcome, source_id, origin.contents, origin.span)
+            await self._conclude_snapshot(operation, outcome, source_id, origin.contents, origin.span)
         elif verb == "remove_snapshot":
             there = {one.id for one in await self.host.snapshots()}
             require(outcome != "done" or operation.target not in there, f"{operation}: it is still there")
             if operation.target not in there:
                 del family.snapshots[operation.target]
 
-    async def _settle_target(self, guest: Guest, operation: Operation, outcome: str) -> None:
+    async def _conclude_target(self, guest: Guest, operation: Operation, outcome: str) -> None:
         verb = operation.verb
         fact = (await self.instances()).get(guest.id)
         if verb == "remove":
@@ -180,7 +180,7 @@ class World:
             await self.kind.awake(await self.host.get(guest.id))
         guest.state, guest.generation = fact.state, fact.generation
 
-    async def _settle_forks(self, operation: Operation, outcome: str, contents: Contents | None) -> None:
+    async def _conclude_forks(self, operation: Operation, outcome: str, contents: Contents | None) -> None:
         family, name = self.family, operation.name
         new = [
             one
@@ -201,7 +201,7 @@ class World:
             await self.adopt(one.id, contents, one.parent)
         self.touched.add(operation.target)
 
-    async def _settle_snapshot(
+    async def _conclude_snapshot(
         self, operation: Operation, outcome: str, source: str, contents: Contents, span: Span | None
     ) -> None:
         new = [one for one in await self.host.snapshots() if one.id not in self.family.snapshots]

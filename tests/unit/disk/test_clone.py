@@ -143,7 +143,7 @@ def names_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def settled_blocks(path: Path) -> int:
+def written_blocks(path: Path) -> int:
     with open_regular(path) as descriptor:
         os.fsync(descriptor)
     return allocated_bytes(path)
@@ -178,7 +178,7 @@ def test_a_clone_is_the_tree_less_what_is_left_out(tree: Directory, data: st.Dat
                 assert copy.st_ino != facts.st_ino
                 assert new.read_bytes() == old.read_bytes()
                 # A block of grace: ext4 counts its extent tree in, and lays a copy out in other pieces.
-                assert settled_blocks(new) <= settled_blocks(old) + BLOCK
+                assert written_blocks(new) <= written_blocks(old) + BLOCK
         assert {result.path for result in results} == regular
 
 

@@ -167,7 +167,7 @@ async def test_a_cut_that_only_the_guest_sees_is_found_out(tmp_path: Path) -> No
             with anyio.fail_after(10):
                 assert (await anext(process.output())).data == b"later\n"
         cutter.cut()
-        agent.nudge()
+        agent.probe_liveness()
         await agent.ping()
         assert cutter.made == 3
 

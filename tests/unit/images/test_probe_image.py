@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.errors import UnavailableError
+from ramet.errors import NotFoundError, UnavailableError
 from ramet.images.image import load_image
 from ramet.images.probe import build_probe
 from ramet.images.resolve import resolve_image
@@ -43,6 +43,15 @@ def test_what_is_in_it(program: Path) -> None:
     assert image.disk_bytes == 1024 * 1024
     assert {path.name for path in image.directory.iterdir()} == {"vmlinux", "image.json"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in image.directory.iterdir()} == {0o444}
+
+
+def test_bare_is_another_name_of_it(program: Path) -> None:
+    image = resolve_image("bare", never, lambda: program)
+    assert image == resolve_image("probe", never, lambda: program)
+    assert image.name == "probe"
+    with pytest.raises(NotFoundError) as near:
+        resolve_image("bara", never, never)
+    assert near.value.hint == "did you mean bare?"
 
 
 def test_made_once_and_by_its_content(program: Path, tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def test_a_fork_with_the_delta_sees_what_its_source_saw_and_lists_it_again(
             for (page, count), value in changes:
                 source.write_page(page, value, count)
             runs = changed_pages(source.pid, ram, identity)
-            with buffer_pages(source.pid, runs) as staged:
-                facts = write_delta(Path(place, "one"), staged, memory_bytes=SIZE, base=base)
+            with buffer_pages(source.pid, runs) as buffered:
+                facts = write_delta(Path(place, "one"), buffered, memory_bytes=SIZE, base=base)
             assert (
                 write_delta(Path(place, "live"), LivePages(source.pid, runs), memory_bytes=SIZE, base=base)
                 == facts

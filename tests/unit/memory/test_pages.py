@@ -61,21 +61,21 @@ def test_both_kinds_give_what_the_process_has(mem: Path) -> None:
         runs = list(reversed(changes(process, mem)))
         assert sum(run.length_bytes for run in runs) > BUFFER_BYTES
         seen = process.view(0, SIZE)
-        with buffer_pages(process.pid, runs) as staged:
+        with buffer_pages(process.pid, runs) as buffered:
             assert laid_over(before, LivePages(process.pid, runs)) == seen
             process.write_page(0, 99, pages=PAGES)
-            assert laid_over(before, staged) == seen, "what it does later isn't staged"
-            assert laid_over(before, staged) == seen, "any number of times"
-            zeros = sum(length for batch in staged.batches() for _, length, data in batch if data is None)
+            assert laid_over(before, buffered) == seen, "what it does later isn't buffered"
+            assert laid_over(before, buffered) == seen, "any number of times"
+            zeros = sum(length for batch in buffered.batches() for _, length, data in batch if data is None)
             assert zeros == 603 * PAGE
-            assert staged.changed_bytes == LivePages(process.pid, runs).changed_bytes == 2403 * PAGE
-            assert 0 <= staged.buffered_bytes - staged.changed_bytes < 2 * MIB
+            assert buffered.changed_bytes == LivePages(process.pid, runs).changed_bytes == 2403 * PAGE
+            assert 0 <= buffered.buffered_bytes - buffered.changed_bytes < 2 * MIB
 
 
 def test_nothing_changed_is_nothing_to_copy(mem: Path) -> None:
-    with mapping_process(mem) as process, buffer_pages(process.pid, changes(process, mem)) as staged:
-        assert list(staged.batches()) == []
-        assert staged.buffered_bytes == staged.changed_bytes == 0
+    with mapping_process(mem) as process, buffer_pages(process.pid, changes(process, mem)) as buffered:
+        assert list(buffered.batches()) == []
+        assert buffered.buffered_bytes == buffered.changed_bytes == 0
 
 
 def resident_bytes() -> int:
@@ -89,21 +89,21 @@ def test_closing_gives_the_memory_back(mem: Path) -> None:
         runs = changes(process, mem)
         gc.collect()
         before = resident_bytes()
-        staged = buffer_pages(process.pid, runs)
+        buffered = buffer_pages(process.pid, runs)
         held = resident_bytes()
         assert held - before >= SIZE // 2
-        assert next(staged.batches())[0].length_bytes == SIZE
-        staged.close()
-        staged.close()
+        assert next(buffered.batches())[0].length_bytes == SIZE
+        buffered.close()
+        buffered.close()
         assert held - resident_bytes() >= SIZE // 2
 
 
 def test_it_works_in_a_worker_thread(mem: Path) -> None:
     with mapping_process(mem) as process, ThreadPoolExecutor(1) as pool:
         process.write_page(9, 5, pages=700)
-        with pool.submit(buffer_pages, process.pid, changes(process, mem)).result(timeout=30) as staged:
+        with pool.submit(buffer_pages, process.pid, changes(process, mem)).result(timeout=30) as buffered:
             seen = process.view(0, SIZE)
-            assert pool.submit(laid_over, mem.read_bytes(), staged).result(timeout=30) == seen
+            assert pool.submit(laid_over, mem.read_bytes(), buffered).result(timeout=30) == seen
 
 
 def test_what_can_not_be_read_is_said_and_nothing_is_kept(mem: Path) -> None:

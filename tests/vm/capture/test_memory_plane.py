@@ -124,12 +124,12 @@ async def test_a_booted_guest_is_captured_from_anonymous_memory(
         assert len(pages_of(touched)) < 4096, "nothing that the guest never touched"
         saved = await save(vm, "saved", diff=memory_bytes > GIB)
         runs = changed_pages(pid, ram, None)
-        with buffer_pages(pid, runs) as staged:
-            write_mem_file(place / "staged", staged, memory_bytes=memory_bytes)
+        with buffer_pages(pid, runs) as buffered:
+            write_mem_file(place / "buffered", buffered, memory_bytes=memory_bytes)
         write_mem_file(place / "live", LivePages(pid, runs), memory_bytes=memory_bytes)
     assert ram_bytes(ram) == memory_bytes
-    assert digest(place / "staged") == digest(place / "live") == digest(saved)
-    with (place / "staged").open("rb") as file:
+    assert digest(place / "buffered") == digest(place / "live") == digest(saved)
+    with (place / "buffered").open("rb") as file:
         for address, value in marks.items():
             file.seek(address - (0 if address < GAP_END else GAP_END - low))
             assert int.from_bytes(file.read(8), "little") == value
@@ -192,8 +192,8 @@ async def test_the_list_has_what_was_inherited_and_all_that_firecracker_logged(
         assert inherited - logged, "Firecracker's own log lacks what was written from outside"
         await vmm.pause()
         whole = await save(child, "whole", diff=False)
-        with buffer_pages(pid, changed_pages(pid, ram, mem)) as staged:
-            write_delta(place / "again", staged, memory_bytes=tracked.memory_bytes, base=base)
+        with buffer_pages(pid, changed_pages(pid, ram, mem)) as buffered:
+            write_delta(place / "again", buffered, memory_bytes=tracked.memory_bytes, base=base)
     finally:
         await vmm.kill()
     compact(base, place / "again", place / "merged")
@@ -248,8 +248,8 @@ async def test_a_balloon_in_a_restored_guest_does_not_break_a_capture(tracked: T
         runs = changed_pages(pid, ram, mem)
         first, last = (ADDRESS + 8 * PAGE) // PAGE, end // PAGE - 24
         assert {*range(first, first + 0x30), *range(last, last + 0x18)} <= pages_of(runs)
-        with buffer_pages(pid, runs) as staged:
-            write_delta(place / "delta", staged, memory_bytes=end, base=base)
+        with buffer_pages(pid, runs) as buffered:
+            write_delta(place / "delta", buffered, memory_bytes=end, base=base)
     # What wasn't given back, and what is used again; the rest is zeros.
     assert [int(one, 16) for one in said[-2:]] == [(16 * 1 + 4 * 5) * 512, (8 * 2 + 6) * 512]
     compact(base, place / "delta", place / "merged")

@@ -128,13 +128,13 @@ async def test_no_page_that_differs_is_missed_under_load(linux: TwoProcessors, h
                 pass  # a kernel before 6.7
             runs = changed_pages(pid, ram, mem)
             assert pages_of(runs) == pages_of(by_pagemap)
-            with buffer_pages(pid, runs) as staged:
-                assert staged.changed_bytes == len(pages_of(runs)) * PAGE
+            with buffer_pages(pid, runs) as buffered:
+                assert buffered.changed_bytes == len(pages_of(runs)) * PAGE
                 seen = digest_of_blocks(size, blocks_of(pid, ram))
                 differ = differing(pid, ram, base)
                 await fork.vmm.resume()
                 deltas.append((place / f"delta-{capture}", seen))
-                write_delta(deltas[-1][0], staged, memory_bytes=size, base=base)
+                write_delta(deltas[-1][0], buffered, memory_bytes=size, base=base)
             assert differ <= pages_of(runs)
             # Nearly all of them do differ, and two files of random bytes are among them.
             assert len(differ) > max(MIB // PAGE, len(pages_of(runs)) // 2)

@@ -71,11 +71,11 @@ async def test_they_belong_to_their_maker_until_they_are_whole(
 ) -> None:
     """A process that is killed before all of them are written down leaves none (I7)."""
     seen: list[dict[str, Record]] = []
-    settle = Store.finish_forks
+    finish_forks = Store.finish_forks
 
     def looking(store: Store, *arguments: Any) -> Any:
         seen.append(owners_of(warm_home, source=warm.id))
-        return settle(store, *arguments)
+        return finish_forks(store, *arguments)
 
     monkeypatch.setattr(Store, "finish_forks", looking)
     forks = await warm.fork(2, detach=detach)

@@ -119,7 +119,7 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         assert len(list((home / "instances").iterdir())) == 1
 
 
-async def settled(host: ramet.Host) -> PoolReport:
+async def idle_pool(host: ramet.Host) -> PoolReport:
     """The pool, once its controller has nothing more to do."""
     return await host.pool(wait=SETTLE_S)
 

@@ -27,7 +27,7 @@ from tests.support.owners import (
     kill_both,
     owner,
     records,
-    until_settled,
+    until_clean,
     watchers_of,
 )
 from tests.support.pids_cgroup import inside, pids_cgroup
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(180)]
 
 async def until_there_is(home: Path, *names: str) -> None:
     """Wait, without opening the home, until those instances and what they have are all that is there."""
-    await until_settled(home)
+    await until_clean(home)
     assert {one.name for one in records(home)} == set(names)
 
 
@@ -286,10 +286,10 @@ async def test_a_thousand_go_at_once(probe_home: Path) -> None:
         process.kill()
         took_s = guests.ended_after_s(killed_s, PROMISED_S)
         await until_there_is(probe_home, "probe", "owned-1")
-        settled_s = time.monotonic() - killed_s
+        clean_s = time.monotonic() - killed_s
     tell(
         f"999 guests of a killed owner were gone after {took_s:.2f} s,"
-        f" their directories after {settled_s:.2f} s"
+        f" their directories after {clean_s:.2f} s"
     )
     async with ramet.Host(probe_home) as host:
         await (await host.get("owned-1")).remove(force=True)

@@ -75,7 +75,7 @@ def _lease_of(record: Record, process: ProcessRef) -> str:
 def connections_may_be_cut(context: Context, record: Record) -> None:
     """Its VMM has just saved the guest's state, and may have reset its connections: whoever has one looks."""
     assert record.vmm is not None
-    context.agents.nudge(_lease_of(record, record.vmm.process))
+    context.agents.probe_liveness(_lease_of(record, record.vmm.process))
 
 
 @asynccontextmanager

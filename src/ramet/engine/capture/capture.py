@@ -118,8 +118,8 @@ async def capture(
         pause_begun, pause_ms = started, 0.0
         disks: dict[str, Shared] = {}
         if goes_on:
-            staged, pause_begun, pause_ms, disks = await _buffer(context, plan, vmm, vmstate_fd)
-            pages = closing.enter_context(staged)
+            buffered, pause_begun, pause_ms, disks = await _buffer(context, plan, vmm, vmstate_fd)
+            pages = closing.enter_context(buffered)
         else:
             if record.state is State.RUNNING:
                 hold = [context.locks[record.id]]
@@ -162,7 +162,7 @@ async def _buffer(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _B
             assert isinstance(vmm, FreezesDisks)
             leaving.push_async_callback(_shielded, lambda: commit_overlays(context, plan, vmm))
         if runs:
-            # With the instance's lock: nobody comes between this process's death and the rescue.
+            # With the instance's lock: nobody comes between this process's death and the resume.
             hold = [context.locks[plan.record.id]]
             await leaving.enter_async_context(resume_on_death(plan.own, vmm.resume_steps(), hold=hold))
             await threads.run(sync_disks, plan.own, plan.record.machine.disks)

@@ -162,7 +162,7 @@ static void check(void) {
 }
 
 /* The agent may not go on for ever: each round of work has to use up something. */
-static void settle(void) {
+static void drain(void) {
     commands_time_out();
     sessions_time_out();
     for (int round = 0; work(); round++)
@@ -439,7 +439,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     begin();
     for (int steps = 0; script.at < script.end && steps < STEPS_MAX; steps++) {
         step(&script);
-        settle();
+        drain();
     }
     end();
     return 0;
