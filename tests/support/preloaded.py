@@ -3,7 +3,7 @@ them.
 
 A command's first 0.4 s are imports, of which the tests would do thousands. What is forked has its own
 arguments, environment, directory and streams, ends as a process ends, and is a child of the preloaded one.
-What an interpreter settles as it starts (`_SETTLED`) is as it was there; who wants it otherwise starts a
+What an interpreter fixes as it starts (`_FIXED_AT_START`) is as it was there; who wants it otherwise starts a
 process of their own.
 """
 
@@ -30,7 +30,7 @@ from typing import Final
 import ramet
 
 ROOT: Final = Path(__file__).parents[2]
-_SETTLED: Final = ("PYTHON", "LC_", "LANG")
+_FIXED_AT_START: Final = ("PYTHON", "LC_", "LANG")
 """Prefixes of variables that are read before `main` is."""
 _REHEARSED: Final = {"ramet.cli.main": ("ps", "--all")}
 """By module: words of a call that imports what others will."""
@@ -41,10 +41,10 @@ _STDIO: Final = 3
 def can_run(environment: Mapping[str, str]) -> bool:
     """Whether a program in this environment finds its interpreter as it would be started."""
 
-    def settled(variables: Mapping[str, str]) -> dict[str, str]:
-        return {name: value for name, value in variables.items() if name.startswith(_SETTLED)}
+    def fixed(variables: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in variables.items() if name.startswith(_FIXED_AT_START)}
 
-    return settled(environment) == settled(os.environ)
+    return fixed(environment) == fixed(os.environ)
 
 
 def run(

@@ -26,7 +26,7 @@ from ramet.system import processes, spawn
 from tests.conftest import assert_nothing_left
 from tests.side_by_side import tell
 from tests.support import preloaded
-from tests.support.owners import until_settled
+from tests.support.owners import until_clean
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -270,7 +270,7 @@ async def kill_at(home: Path, operation: str, choose: Callable[[list[str]], list
         assert killed.returncode in {-9, 0}, killed.stderr
         try:
             if operation not in NOBODYS:
-                await until_settled(home)
+                await until_clean(home)
             await verify(home, operation)
         except BaseException as error:
             error.add_note(f"{operation} was killed at point {point} of {len(points)}: {points[point - 1]}")

@@ -26,7 +26,7 @@ from ramet.paths import MANIFEST_FILE, Home
 from ramet.system import liveness, process_ref, processes, spawn
 from tests.support.owners import kill_both
 from tests.support.probes import DATA_ADDRESS
-from tests.vm.pool.conftest import FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, settled
+from tests.vm.pool.conftest import FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, idle_pool
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -268,7 +268,7 @@ async def test_a_source_that_changes_or_goes_takes_its_warm_ones_along(probe_hom
         await copy.remove()
         # One that was being made at that moment goes when it is ready. `base` may have its own again by then.
         with anyio.fail_after(30):
-            while any(one.source_name == copy.name for one in (await settled(host)).entries):
+            while any(one.source_name == copy.name for one in (await idle_pool(host)).entries):
                 await anyio.sleep(0.02)
 
 

@@ -16,7 +16,7 @@ from ramet.engine.pool import prewarm
 from ramet.engine.pool.controller import Controller
 from ramet.errors import FilesystemError, UsageError
 from tests.conftest import living_in
-from tests.vm.pool.conftest import filled, fork, settled
+from tests.vm.pool.conftest import filled, fork, idle_pool
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -46,7 +46,7 @@ async def test_a_budget_is_kept_whatever_is_asked_for(probe_home: Path) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(count)
-            await settled(host)
+            await idle_pool(host)
             for _ in range(3):
                 for vm in await fork(host, count=8):
                     await vm.remove(force=True)
@@ -68,13 +68,13 @@ async def test_two_sources_share_it_by_demand(probe_home: Path) -> None:
         of = {one.id: 0 for one in snapshots}
         with anyio.fail_after(60):
             while sum(of.values()) < 5:
-                entries = (await settled(host)).entries
+                entries = (await idle_pool(host)).entries
                 of = {key: sum(one.source == key for one in entries) for key in of}
         assert of[snapshots[0].id] > of[snapshots[1].id] >= 1
         for snapshot in snapshots:
             await snapshot.remove()
         with anyio.fail_after(60):
-            while {one.source for one in (await settled(host)).entries} & of.keys():
+            while {one.source for one in (await idle_pool(host)).entries} & of.keys():
                 await anyio.sleep(0.02)
 
 
@@ -84,7 +84,7 @@ async def test_what_is_made_here_is_warm_before_it_is_forked(probe_home: Path) -
         (vm,) = await fork(host)
         snapshot = await vm.snapshot("first")
         with anyio.fail_after(60):
-            while not any(one.source == snapshot.id for one in (await settled(host)).entries):
+            while not any(one.source == snapshot.id for one in (await idle_pool(host)).entries):
                 await anyio.sleep(0.02)
         async with snapshot.fork(1) as (child,):
             assert child.receipt.warm == "loaded"
@@ -114,7 +114,7 @@ async def test_memory_that_is_to_stay_free_stays_free(probe_home: Path) -> None:
 @pytest.mark.timing
 async def test_nothing_is_made_while_its_host_forks(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=2) as host:
-        await settled(host)
+        await idle_pool(host)
         context = host._context
         assert context is not None
         controller = context.controller
@@ -161,7 +161,7 @@ async def test_an_error_that_nobody_foresaw_ends_the_controller_and_not_its_host
 
     monkeypatch.setattr(Controller, "_shares", fail)
     async with ramet.Host(probe_home, warm=2) as host:
-        await settled(host)
+        await idle_pool(host)
         (kept,) = (await host.pool()).keepers
         assert kept.held_back == "the pool controller has failed: ZeroDivisionError: a mistake"
         (vm,) = await fork(host)

@@ -16,7 +16,7 @@ from ramet.errors import NotSharedError
 from ramet.memory.integrity import check
 from ramet.paths import WARM_FILE
 from ramet.system import spawn
-from tests.vm.pool.conftest import DISK_VALUE, FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, settled
+from tests.vm.pool.conftest import DISK_VALUE, FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, idle_pool
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -186,7 +186,7 @@ async def test_several_hosts_fork_at_once_and_each_gets_another_one(probe_home: 
         assert len(warm) == len(set(warm))
         assert len(warm) >= 6
         assert len({vm.receipt.pid for vm in got}) == 8
-        assert (await settled(warm_host)).keepers[0].pid == os.getpid()
+        assert (await idle_pool(warm_host)).keepers[0].pid == os.getpid()
 
 
 @pytest.mark.timing
