@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 
 import ramet
-from ramet import config
-from ramet.drivers.firecracker.driver import Firecracker
-from ramet.drivers.qemu.driver import Qemu
-from ramet.engine.drivers import kvm_runs
-from ramet.errors import RametError
-from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.images.resolve import resolve_image
-from ramet.system.kvm import kvm_verdict
+from tests import machines
 from tests.support.guests import Guest
 from tests.support.probes import make_template, probes
 
@@ -25,18 +18,11 @@ __all__ = ["make_template", "probes"]
 
 async def require(driver: str, image: str) -> Guest:
     """That guest, or a skip."""
-    try:
-        await (Qemu() if driver == "qemu" else Firecracker()).version()
-        resolve_image(image, agent_path, probe_path)
-    except RametError as error:
-        pytest.skip(error.message)
-    verdict = await kvm_verdict(config.cache_directory())
-    if driver == "firecracker" and not kvm_runs(verdict, "bare-metal"):
-        pytest.skip(f"KVM runs no bare-metal guests here: {verdict.detail}")
+    await machines.require(driver, image)
     return Guest(driver, image)
 
 
-@pytest.fixture(params=[("qemu", "builtin"), ("firecracker", "probe")], ids=lambda pair: pair[0])
+@pytest.fixture(params=machines.ONE_GUEST_PER_DRIVER, ids=lambda pair: pair[0])
 async def guest(request: pytest.FixtureRequest) -> Guest:
     """Linux on QEMU, and the probe on Firecracker."""
     return await require(*request.param)

@@ -8,14 +8,8 @@ import secrets
 import anyio
 import pytest
 
-from ramet import config
-from ramet.drivers.firecracker.driver import Firecracker
-from ramet.engine.drivers import kvm_runs
-from ramet.errors import RametError
-from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.images.resolve import resolve_image
 from ramet.memory.ram import changed_pages
-from ramet.system.kvm import kvm_verdict
+from tests import machines
 from tests.endurance.hunt.guests import Probe
 from tests.endurance.hunt.hunt import FoundError, kind_of, report, run_hunt, run_sequence
 from tests.endurance.hunt.model import ZERO, Contents, Page
@@ -34,20 +28,7 @@ LONG_S, VERY_LONG_S = 300, 3600
 
 def require_driver(driver: str, guest: str) -> None:
     """Skip with the reason where that can't run."""
-
-    async def ask() -> None:
-        if driver != "firecracker":
-            return
-        await Firecracker().version()
-        resolve_image("probe" if guest == "probe" else "builtin", agent_path, probe_path)
-        verdict = await kvm_verdict(config.cache_directory())
-        if not kvm_runs(verdict, "bare-metal" if guest == "probe" else "linux"):
-            pytest.skip(f"KVM runs no such guests here: {verdict.detail}")
-
-    try:
-        anyio.run(ask)
-    except RametError as error:
-        pytest.skip(error.message)
+    anyio.run(machines.require, driver, "probe" if guest == "probe" else "builtin")
 
 
 @pytest.mark.vm

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 import pytest
 
-from ramet import config
-from ramet.system.kvm import kvm_verdict
+from tests import machines
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _runs_linux() -> None:
-    async def ask() -> None:
-        verdict = await kvm_verdict(config.cache_directory())
-        if verdict.status != "runs_linux":
-            pytest.skip(
-                f"KVM doesn't run Linux here ({verdict.status}): `make test-deep` runs this in the emulated"
-                " host, and where KVM does it runs directly"
-            )
-
-    anyio.run(ask)
+    hint = "; `make test-deep` runs this in the emulated host"
+    anyio.run(partial(machines.require_kvm, "linux", hint=hint))

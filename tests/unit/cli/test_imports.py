@@ -9,7 +9,7 @@ import ramet
 
 _PACKAGE = Path(ramet.__file__).parent
 _ALLOWED = {"api", "client", "config", "errors", "model", "service", "text", "units", "version"}
-_ABOVE = {"__main__", "cli", "server"}
+_ABOVE = {"__main__", "cli", "server", "testing"}
 
 
 def test_every_other_module_is_forbidden_to_the_command_line() -> None:

@@ -10,13 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ramet import config
 from ramet.drivers.firecracker.api import api
-from ramet.drivers.firecracker.driver import Firecracker
-from ramet.engine.drivers import kvm_runs
-from ramet.errors import RametError, UnavailableError
-from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.images.resolve import resolve_image
+from ramet.errors import UnavailableError
 from ramet.memory.delta import apply_delta, compact, write_delta, write_mem_file
 from ramet.memory.integrity import digest
 from ramet.memory.mappings import Mapping, areas, identity_of
@@ -27,9 +22,9 @@ from ramet.model.record import Machine, RamRange
 from ramet.paths import MEM_FILE
 from ramet.system import spawn
 from ramet.system.copying import data_extents
-from ramet.system.kvm import kvm_verdict
 from ramet.testing.driver_contract.subject import Frozen, Running, Subject, booted, restored
 from ramet.units import GIB, MIB, FileOffset, HostVirtual
+from tests import machines
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -49,16 +44,8 @@ class Tracked(Subject):
 @pytest.fixture
 async def tracked() -> Tracked:
     """A probe guest under Firecracker, or a skip with the reason."""
-    driver = Firecracker()
-    try:
-        await driver.version()
-        image = resolve_image("probe", agent_path, probe_path)
-    except RametError as error:
-        pytest.skip(error.message)
-    verdict = await kvm_verdict(config.cache_directory())
-    if not kvm_runs(verdict, "bare-metal"):
-        pytest.skip(f"KVM runs no bare-metal guests here: {verdict.detail}")
-    return Tracked(driver, image, "kvm")
+    found = await machines.require("firecracker", "probe")
+    return Tracked(found.driver, found.image, found.accelerator)
 
 
 @pytest.fixture

@@ -9,13 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ramet import config
-from ramet.drivers.qemu.driver import Qemu
-from ramet.engine.drivers import kvm_runs
-from ramet.errors import RametError, UnavailableError
-from ramet.guest.agent_binary import agent_path, probe_path
+from ramet.errors import UnavailableError
 from ramet.guest.messages import ExecRequest
-from ramet.images.resolve import resolve_image
 from ramet.memory.delta import apply_delta, compact, write_delta
 from ramet.memory.integrity import DIGEST_BLOCK_BYTES, digest, digest_of_blocks
 from ramet.memory.mappings import Mapping, identity_of
@@ -24,9 +19,9 @@ from ramet.memory.pages import LivePages, buffer_pages
 from ramet.memory.ram import changed_pages, locate_ram
 from ramet.model.record import Machine, RamRange
 from ramet.paths import MEM_FILE
-from ramet.system.kvm import kvm_verdict
 from ramet.testing.driver_contract.subject import Subject, booted, restored
 from ramet.units import MIB, PAGE_SIZE_BYTES, FileOffset, HostVirtual
+from tests import machines
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
 
@@ -46,14 +41,8 @@ class TwoProcessors(Subject):
 @pytest.fixture
 async def linux() -> TwoProcessors:
     """A Linux guest under QEMU, or a skip with the reason."""
-    driver = Qemu()
-    try:
-        await driver.version()
-        image = resolve_image("builtin", agent_path, probe_path)
-    except RametError as error:
-        pytest.skip(error.message)
-    verdict = await kvm_verdict(config.cache_directory())
-    return TwoProcessors(driver, image, "kvm" if kvm_runs(verdict, "linux") else "tcg")
+    found = await machines.require("qemu", "builtin")
+    return TwoProcessors(found.driver, found.image, found.accelerator)
 
 
 def blocks_of(pid: int, ram: Sequence[RamRange]) -> Iterator[tuple[int, bytearray]]:

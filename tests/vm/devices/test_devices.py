@@ -11,18 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ramet import config
-from ramet.drivers.firecracker.driver import Firecracker
 from ramet.drivers.firecracker.vmm import FirecrackerVmm
-from ramet.engine.drivers import kvm_runs
-from ramet.errors import RametError
-from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.images.resolve import resolve_image
 from ramet.model.record import Machine, Nic
 from ramet.paths import VMM_LOG
-from ramet.system.kvm import kvm_verdict
 from ramet.testing.driver_contract.subject import Frozen, Subject, booted, restored
 from ramet.units import MIB
+from tests import machines
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -49,16 +43,8 @@ class Equipped(Subject):
 @pytest.fixture
 async def equipped() -> Equipped:
     """A probe guest under Firecracker, or a skip with the reason."""
-    driver = Firecracker()
-    try:
-        await driver.version()
-        image = resolve_image("probe", agent_path, probe_path)
-    except RametError as error:
-        pytest.skip(error.message)
-    verdict = await kvm_verdict(config.cache_directory())
-    if not kvm_runs(verdict, "bare-metal"):
-        pytest.skip(f"KVM runs no bare-metal guests here: {verdict.detail}")
-    return Equipped(driver, image, "kvm")
+    found = await machines.require("firecracker", "probe")
+    return Equipped(found.driver, found.image, found.accelerator)
 
 
 @pytest.fixture

@@ -13,15 +13,13 @@ import pytest
 
 from ramet.disk.qcow2 import make_qcow2
 from ramet.disk.volumes import files_of, sync_disks
-from ramet.drivers.qemu.driver import Qemu
 from ramet.drivers.qemu.vmm import QemuVmm
-from ramet.errors import RametError, VmmError
-from ramet.guest.agent_binary import agent_path, probe_path
-from ramet.images.resolve import resolve_image
+from ramet.errors import VmmError
 from ramet.model.record import Disk, Machine
 from ramet.system.share import link_or_copy
 from ramet.testing.driver_contract.subject import Running, Subject, booted
 from ramet.units import MIB
+from tests import machines
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 
@@ -58,13 +56,8 @@ class TwoDisks(Subject):
 
 @pytest.fixture
 async def subject(anyio_backend: str) -> Subject:
-    driver = Qemu()
-    try:
-        await driver.version()
-        image = resolve_image("builtin", agent_path, probe_path)
-    except RametError as error:
-        pytest.skip(error.message)
-    return TwoDisks(driver, image, "tcg")
+    found = await machines.require("qemu", "builtin")
+    return TwoDisks(found.driver, found.image, "tcg")
 
 
 @pytest.fixture

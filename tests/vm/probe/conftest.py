@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 import ramet.guest
-from ramet import config
 from ramet.errors import UnavailableError
 from ramet.guest.agent_binary import probe_path
-from ramet.system.kvm import kvm_verdict
+from tests import machines
 from tests.support.firecracker import find_firecracker
 
 SOURCES = Path(ramet.guest.__file__).parent / "probe"
@@ -23,9 +22,7 @@ async def runs_code(anyio_backend: str) -> None:
     """Skips where nothing runs guests. A KVM that can't run Linux will do."""
     if find_firecracker() is None:
         pytest.skip("there is no Firecracker on PATH, nor in the cache's tools")
-    verdict = await kvm_verdict(config.cache_directory())
-    if verdict.status not in {"runs_linux", "bare_metal_only"}:
-        pytest.skip(f"KVM runs no guest here: {verdict.detail}")
+    await machines.require_kvm("bare-metal")
 
 
 @pytest.fixture(scope="session")

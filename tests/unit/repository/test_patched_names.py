@@ -16,7 +16,7 @@ import pytest
 import ramet
 
 _PACKAGE = Path(ramet.__file__).parent
-_TESTS = Path(__file__).parent
+_TESTS = Path(__file__).parents[2]
 
 
 @cache
