@@ -94,6 +94,12 @@ _HOST_CONTEXT = '''
             raise UsageError("this Host isn't open", hint="use it as `with ramet.sync.Host() as host:`")
         return self._open
 '''
+_DIR = """
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+
+"""
 _WRAPPER_INIT = """
     def __init__(self, wrapped: {original}, portal: _Portal) -> None:
         self._wrapped = wrapped
@@ -176,9 +182,9 @@ def generate() -> str:
     own = {*_ATTRIBUTES, "ForkError", *(function.__name__ for function in _FUNCTIONS)}
     shared = sorted({*ramet.__all__} - own - {"__version__", "sync", "ForkCall"})
     for name in shared:
-        source = ramet._HOMES.get(name, "ramet.errors")  # noqa: SLF001 - where a lazy module has its names
+        source = _home(name)
         imports.add(f"from {source} import {name}")
-    exported = f"__all__ = {sorted({*shared, *own})!r}\n"
+    exported = f"__all__ = {sorted({*shared, *own})!r}\n{_DIR}"
     parts = [
         _HEADER,
         "from __future__ import annotations",
@@ -205,7 +211,7 @@ def _portal() -> tuple[set[str], str]:
 
 def _class(kind: type, imports: set[str]) -> str:
     name = kind.__name__
-    original = f"{kind.__module__}.{name}"
+    original = f"{_home_of(kind)}.{name}"
     base = "(Handle, list[VM])" if kind is forks.Forks else "(Handle)"
     text = f'class {name}{base}:\n    """{_doc(kind, 4)}"""\n'
     if kind is host.Host:
@@ -235,7 +241,7 @@ def _members(kind: type) -> dict[str, object]:
     """The members of a class, then those that it inherits from ramet's other classes."""
     members: dict[str, object] = {}
     for base in kind.__mro__:
-        if base.__module__.startswith("ramet.") and base is not Handle:
+        if _home_of(base).startswith("ramet.") and base is not Handle:
             members = {
                 **members,
                 **{name: member for name, member in vars(base).items() if name not in members},
@@ -243,9 +249,19 @@ def _members(kind: type) -> dict[str, object]:
     return members
 
 
+def _home_of(thing: type | FunctionType) -> str:
+    """The module that defines a class or a function, also one that says `ramet`."""
+    return _home(thing.__name__) if thing.__module__ == "ramet" else thing.__module__
+
+
+def _home(name: str) -> str:
+    """The module that defines a public name."""
+    return ramet._HOMES.get(name, "ramet.errors")  # noqa: SLF001 - where a lazy module has its names
+
+
 def _module_of(function: object) -> ModuleType:
     """The module that a function was written in, whose names its annotations use."""
-    return sys.modules[cast(FunctionType, function).__module__]
+    return sys.modules[inspect.unwrap(cast(FunctionType, function)).__globals__["__name__"]]
 
 
 def _host_init(imports: set[str]) -> str:
@@ -367,7 +383,7 @@ def _import_names(annotation: str, module: ModuleType, imports: set[str]) -> Non
         elif isinstance(value, ModuleType):
             imports.add(f"import {value.__name__}")
         elif value is not None and hasattr(value, "__module__"):
-            imports.add(f"from {value.__module__} import {node.id}")
+            imports.add(f"from {_home_of(value)} import {node.id}")
         else:
             raise SystemExit(f"{module.__name__}: don't know where {node.id} comes from")
 

@@ -12,9 +12,7 @@ Names are loaded when they are first used (PEP 562): `import ramet` costs a mill
 pays only for what a verb needs.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 from ramet.version import __version__
@@ -62,6 +60,7 @@ if TYPE_CHECKING:
     from ramet.model.lifecycle import State
     from ramet.model.schema import (
         Compression,
+        CompressionState,
         DiskReceipt,
         ErrorShape,
         Exported,
@@ -78,6 +77,7 @@ if TYPE_CHECKING:
         PoolEntry,
         PoolReport,
         Receipt,
+        ShareMode,
         SnapshotInfo,
         SnapshotInspection,
         SnapshotPart,
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         UnreadableRecord,
         Usage,
         Verification,
+        WarmState,
     )
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "Check",
     "Chunk",
     "Compression",
+    "CompressionState",
     "DamagedError",
     "DiskReceipt",
     "DoctorReport",
@@ -139,6 +141,7 @@ __all__ = [
     "RametError",
     "Readable",
     "Receipt",
+    "ShareMode",
     "Snapshot",
     "SnapshotInfo",
     "SnapshotInspection",
@@ -155,6 +158,7 @@ __all__ = [
     "Verification",
     "VmmError",
     "VmmTimeoutError",
+    "WarmState",
     "Word",
     "WrongStateError",
     "__version__",
@@ -163,58 +167,41 @@ __all__ = [
 ]
 
 _HOMES = {
-    "doctor": "ramet.api.doctor",
-    **dict.fromkeys(["Check", "DoctorReport", "DriverReport"], "ramet.model.doctor"),
-    "ForkCall": "ramet.model.forks",
-    "Forks": "ramet.model.forks",
     "Host": "ramet.api.host",
-    "ExecResult": "ramet.model.exec_result",
-    "ForkError": "ramet.model.forks",
-    "InstanceName": "ramet.model.forks",
-    "Readable": "ramet.model.command",
-    "Word": "ramet.model.command",
-    "Chunk": "ramet.model.command",
-    "ExitStatus": "ramet.model.command",
-    "Snapshot": "ramet.api.handles",
-    "VM": "ramet.api.handles",
     "Process": "ramet.guest.process",
+    "ExecResult": "ramet.model.exec_result",
     "State": "ramet.model.lifecycle",
+    "doctor": "ramet.api.doctor",
+    **dict.fromkeys(("Snapshot", "VM"), "ramet.api.handles"),
+    **dict.fromkeys(("Chunk", "ExitStatus", "Readable", "Word"), "ramet.model.command"),
+    **dict.fromkeys(("Check", "DoctorReport", "DriverReport"), "ramet.model.doctor"),
+    **dict.fromkeys(("ForkCall", "ForkError", "Forks", "InstanceName"), "ramet.model.forks"),
     **dict.fromkeys(
-        [
-            *(
-                "Compression",
-                "DiskReceipt",
-                "ErrorShape",
-                "Exported",
-                "ForkFailure",
-                "ForkReport",
-                "GuestProcess",
-            ),
-            *("IdentityReceipt", "Inspection", "Instance", "LineageNode", "MemoryReceipt", "PartCheck"),
-            *("PoolEntry", "PoolController", "PoolReport", "Receipt", "SnapshotInfo", "SnapshotInspection"),
-            *(
-                "SnapshotPart",
-                "Timings",
-                "UnreadableRecord",
-                "Usage",
-                "Verification",
-            ),
-        ],
+        (
+            *("Compression", "CompressionState", "DiskReceipt", "ErrorShape", "Exported", "ForkFailure"),
+            *("ForkReport", "GuestProcess", "IdentityReceipt", "Inspection", "Instance", "LineageNode"),
+            *("MemoryReceipt", "PartCheck", "PoolController", "PoolEntry", "PoolReport", "Receipt"),
+            *("ShareMode", "SnapshotInfo", "SnapshotInspection", "SnapshotPart", "Timings"),
+            *("UnreadableRecord", "Usage", "Verification", "WarmState"),
+        ),
         "ramet.model.schema",
     ),
 }
 """Where each public name is defined; every other one is an error."""
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "sync":
-        return import_module("ramet.sync")
-    value: object = getattr(import_module(_HOMES.get(name, "ramet.errors")), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # with it, a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "sync":
+            return _import_module("ramet.sync")
+        value: object = getattr(_import_module(_HOMES.get(name, "ramet.errors")), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    """The public names alone: the import system also puts here each room that has been imported."""
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

@@ -3,11 +3,14 @@
 A message names the thing and the reason; the hint is the next step. `docs/errors.md` is generated from here.
 """
 
-from __future__ import annotations
+from typing import ClassVar, Self, TypeVar
 
-from typing import ClassVar
+from ramet.surface import exported
+
+E = TypeVar("E", bound="RametError")
 
 
+@exported
 class RametError(Exception):
     """Something that ramet was asked for didn't happen. Base of every error that ramet raises on purpose."""
 
@@ -30,14 +33,14 @@ class RametError(Exception):
         """The attributes that may leave this process."""
         return dict(vars(self))
 
-    def __copy__(self) -> RametError:
+    def __copy__(self) -> Self:
         return _remade(type(self), self.args, dict(vars(self)))
 
-    def __deepcopy__(self, memo: object) -> RametError:
+    def __deepcopy__(self, memo: object) -> Self:
         return self.__copy__()
 
 
-def _remade(kind: type[RametError], args: tuple[object, ...], attributes: dict[str, object]) -> RametError:
+def _remade(kind: type[E], args: tuple[object, ...], attributes: dict[str, object]) -> E:
     """An error as it was, without its constructor."""
     made = kind.__new__(kind)
     made.args = args
@@ -45,6 +48,7 @@ def _remade(kind: type[RametError], args: tuple[object, ...], attributes: dict[s
     return made
 
 
+@exported
 class UsageError(RametError):
     """The request itself makes no sense: an illegal name, a size that can't be, a count of zero."""
 
@@ -52,6 +56,7 @@ class UsageError(RametError):
     exit_code = 2
 
 
+@exported
 class NotFoundError(RametError):
     """No instance, snapshot, image or kernel answers to that reference."""
 
@@ -59,6 +64,7 @@ class NotFoundError(RametError):
     exit_code = 3
 
 
+@exported
 class WrongStateError(RametError):
     """The thing exists, but not in a state in which this can be done. Nothing was changed."""
 
@@ -66,6 +72,7 @@ class WrongStateError(RametError):
     exit_code = 4
 
 
+@exported
 class UnavailableError(RametError):
     """This machine can't: a program, a device, a permission or a kernel ability is missing."""
 
@@ -73,6 +80,7 @@ class UnavailableError(RametError):
     exit_code = 5
 
 
+@exported
 class UnseenError(UnavailableError):
     """A process can't be seen from here: it belongs to another PID namespace (a container) or to another
     machine. It may live, so nothing was done about it.
@@ -81,18 +89,21 @@ class UnseenError(UnavailableError):
     code = "unseen"
 
 
+@exported
 class LimitReachedError(UnavailableError):
     """A limit on processes, threads or open files was met; the message names it. What fitted lives."""
 
     code = "limit_reached"
 
 
+@exported
 class NotSharedError(UnavailableError):
     """`require_shared` was asked for, and memory or a disk could only have been copied."""
 
     code = "not_shared"
 
 
+@exported
 class PartlyFailedError(RametError):
     """Of several things some were done and some failed; each result says which."""
 
@@ -100,6 +111,7 @@ class PartlyFailedError(RametError):
     exit_code = 6
 
 
+@exported
 class NameTakenError(RametError):
     """Another instance has that name, or another snapshot of the same source. Nothing was changed."""
 
@@ -107,54 +119,63 @@ class NameTakenError(RametError):
     exit_code = 7
 
 
+@exported
 class VmmError(RametError):
     """The VMM refused, failed or died. Its last words are in the message."""
 
     code = "vmm_failed"
 
 
+@exported
 class VmmTimeoutError(VmmError):
     """The VMM didn't answer within its limit. It may be hung: its owner kills it."""
 
     code = "vmm_timeout"
 
 
+@exported
 class GuestError(RametError):
     """The guest's agent refused a request or broke the protocol."""
 
     code = "guest_failed"
 
 
+@exported
 class ProtocolError(GuestError):
     """Bytes from a guest that the protocol doesn't allow. The connection is closed; the guest is unharmed."""
 
     code = "protocol"
 
 
+@exported
 class GuestTimeoutError(GuestError):
     """The guest didn't answer within its limit."""
 
     code = "guest_timeout"
 
 
+@exported
 class GuestLostError(GuestError):
     """The connection to the guest's agent ended during a request, which the guest may have done or not."""
 
     code = "guest_lost"
 
 
+@exported
 class PortsBusyError(GuestError):
     """Every agent port of the instance stayed claimed by other clients for the whole wait."""
 
     code = "ports_busy"
 
 
+@exported
 class ExecError(RametError):
     """A command in the guest couldn't be started, or `check=True` found that it failed."""
 
     code = "exec_failed"
 
 
+@exported
 class ExecNotFoundError(ExecError):
     """The guest has no such program (as a shell's 127)."""
 
@@ -162,6 +183,7 @@ class ExecNotFoundError(ExecError):
     exit_code = 127
 
 
+@exported
 class ExecNotExecutableError(ExecError):
     """The guest's program exists but can't be executed (as a shell's 126)."""
 
@@ -169,6 +191,7 @@ class ExecNotExecutableError(ExecError):
     exit_code = 126
 
 
+@exported
 class ExecTimeoutError(ExecError):
     """A command in the guest ran out of its time and was killed with its process group."""
 
@@ -176,12 +199,14 @@ class ExecTimeoutError(ExecError):
     exit_code = 124
 
 
+@exported
 class ExecUnansweredError(ExecTimeoutError, GuestTimeoutError):
     """A command's time is over, and its guest doesn't say what became of it: it may still run."""
 
     code = "guest_timeout"
 
 
+@exported
 class FilesystemError(RametError):
     """The filesystem refused: no space, no permission, no such file, an error of the medium."""
 
@@ -193,30 +218,35 @@ class FilesystemError(RametError):
         """The errno, where there was one."""
 
 
+@exported
 class CannotReflinkError(UnavailableError):
     """These two files can't share blocks. `message` is the reason, in words that fit in a receipt."""
 
     code: ClassVar[str] = "cannot_reflink"
 
 
+@exported
 class LockBusyError(RametError):
     """Somebody else held a lock for as long as the caller was ready to wait. Nothing is lost."""
 
     code: ClassVar[str] = "busy"
 
 
+@exported
 class DamagedError(RametError):
     """A published part isn't what its manifest says: size, blocks, mode or times differ."""
 
     code = "damaged"
 
 
+@exported
 class StoreError(RametError):
     """The home's database can't be read or written."""
 
     code = "store"
 
 
+@exported
 class UnreadableError(StoreError):
     """One record of the home's database can't be read. It is left as it is; others aren't affected."""
 

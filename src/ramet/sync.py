@@ -74,6 +74,7 @@ from ramet.model.forks import InstanceName
 from ramet.model.lifecycle import State
 from ramet.model.schema import (
     Compression,
+    CompressionState,
     DiskReceipt,
     ErrorShape,
     Exported,
@@ -90,6 +91,7 @@ from ramet.model.schema import (
     PoolEntry,
     PoolReport,
     Receipt,
+    ShareMode,
     SnapshotInfo,
     SnapshotInspection,
     SnapshotPart,
@@ -97,6 +99,7 @@ from ramet.model.schema import (
     UnreadableRecord,
     Usage,
     Verification,
+    WarmState,
 )
 from ramet.system import threads
 
@@ -106,6 +109,7 @@ __all__ = [
     "Check",
     "Chunk",
     "Compression",
+    "CompressionState",
     "DamagedError",
     "DiskReceipt",
     "DoctorReport",
@@ -151,6 +155,7 @@ __all__ = [
     "RametError",
     "Readable",
     "Receipt",
+    "ShareMode",
     "Snapshot",
     "SnapshotInfo",
     "SnapshotInspection",
@@ -167,10 +172,16 @@ __all__ = [
     "Verification",
     "VmmError",
     "VmmTimeoutError",
+    "WarmState",
     "Word",
     "WrongStateError",
     "doctor",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+
 
 _T = TypeVar("_T")
 _W = TypeVar("_W")
@@ -512,7 +523,7 @@ _closing: set[asyncio.Future[None]] = set()
 
 
 class Process(Handle):
-    """A command that runs in the guest. Made by `AgentClient.start`; not for use outside its block.
+    """A command that runs in the guest. Made by `VM.process`; not for use outside its block.
 
     Its output has to be taken (`output`) for it to end: at most 256 KiB wait on the host, and the rest waits
     in the guest together with the command. Every method raises `GuestError` when the connection is lost.

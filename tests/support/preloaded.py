@@ -27,8 +27,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import ramet
-
 ROOT: Final = Path(__file__).parents[2]
 _FIXED_AT_START: Final = ("PYTHON", "LC_", "LANG")
 """Prefixes of variables that are read before `main` is."""
@@ -160,7 +158,7 @@ def _serve(module: str, listening: socket.socket) -> Callable[[], int] | None:
     """Fork for each request. In the fork: its program, ready to be called; at the end: nothing."""
     main: Callable[[], int] = importlib.import_module(module).main
     # What is imported when `main` is called: all that a Host is made of, and what the loop and Typer want.
-    importlib.import_module(ramet.Host.__module__)
+    importlib.import_module("ramet.api.host")
     importlib.import_module("anyio._backends._asyncio")
     if module in _REHEARSED:
         for name in _rehearse(main, [module, *_REHEARSED[module]]):

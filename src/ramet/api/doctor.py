@@ -8,8 +8,10 @@ from pathlib import Path
 from ramet import arguments, config
 from ramet.engine.doctor import examine
 from ramet.model.doctor import DoctorReport
+from ramet.surface import exported
 
 
+@exported
 async def doctor(home: str | os.PathLike[str] | None = None) -> DoctorReport:
     """Examine this machine: KVM, the drivers, the parts of guests, limits, and the filesystem of `home` (the
     user's own unless given). The home need not exist, and none is made; nothing is changed but the cached

@@ -47,9 +47,11 @@ from ramet.model.schema import (
     Verification,
 )
 from ramet.model.snapshot import SnapshotRecord
+from ramet.surface import exported
 from ramet.units import LONGEST_TIME_LIMIT_S
 
 
+@exported
 @calls_into_host()
 class VM(Forkable["VM"], Compressible, Commands, Logs):
     """One instance. A handle holds no connection; several handles of one instance may be used at once, also
@@ -265,6 +267,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         return describe.usage(self._context, state_of(self._context, self._record).record)
 
 
+@exported
 @calls_into_host()
 class Snapshot(Forkable["VM"], Compressible):
     """One snapshot: immutable, and independent of its source and of its forks.

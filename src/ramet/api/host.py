@@ -47,10 +47,12 @@ from ramet.model.disks import parse_disks
 from ramet.model.lineage import forest
 from ramet.model.schema import Instance, LineageNode, PoolReport, SnapshotInfo, UnreadableRecord, Usage
 from ramet.paths import Home
+from ramet.surface import exported
 from ramet.system import owners, threads
 from ramet.units import parse_size
 
 
+@exported
 @calls_into_host()
 class Host(Handle):
     """This machine, with one home of instances.

@@ -40,6 +40,7 @@ from ramet.guest.requests import decode_error
 from ramet.guest.waiting import last_look
 from ramet.handles import Handle
 from ramet.model.command import Chunk, ExitStatus
+from ramet.surface import exported
 
 _GRANT_BYTES: Final = OUTPUT_WINDOW_BYTES // 4
 _JOIN_BYTES: Final = 65_536
@@ -69,9 +70,10 @@ def start_error(request: ExecRequest, payload: bytes) -> ExecError:
     return kind(f"{request.argv[0]!r} couldn't be started in the guest: {text}")
 
 
+@exported
 @calls_into_host(but=("begin", "end"))
 class Process(Handle):
-    """A command that runs in the guest. Made by `AgentClient.start`; not for use outside its block.
+    """A command that runs in the guest. Made by `VM.process`; not for use outside its block.
 
     Its output has to be taken (`output`) for it to end: at most 256 KiB wait on the host, and the rest waits
     in the guest together with the command. Every method raises `GuestError` when the connection is lost.

@@ -1,15 +1,16 @@
 """A command in a guest: its words, its standard input, the pieces of its output, and its end."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from ramet.surface import exported
 
 Word = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """A word of a command line."""
 
 
+@exported
 class Readable(Protocol):
     """An open file, or anything that is read like one: plain or async, binary or text."""
 
@@ -20,6 +21,7 @@ Source = bytes | str | Readable
 """The source of a command's standard input."""
 
 
+@exported
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a command's output."""
@@ -28,6 +30,7 @@ class Chunk:
     data: bytes
 
 
+@exported
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
     """The end of a command: by itself with a code, or by a signal; `timed_out`: its limit ended it."""

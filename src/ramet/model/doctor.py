@@ -1,12 +1,13 @@
 """The report of `ramet doctor`: what this machine can do, and why not."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec
 
+from ramet.surface import exported
 
+
+@exported
 class DriverReport(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a driver can run guests on this machine."""
 
@@ -22,6 +23,7 @@ class DriverReport(msgspec.Struct, frozen=True, kw_only=True):
     """What it can run here: `linux`, `bare-metal`."""
 
 
+@exported
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that `doctor` looked at."""
 
@@ -39,6 +41,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """The same as `advice`."""
 
 
+@exported
 class DoctorReport(msgspec.Struct, frozen=True, kw_only=True):
     """What this machine can do. `ok`: at least one driver is usable."""
 

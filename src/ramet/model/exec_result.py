@@ -9,12 +9,14 @@ import msgspec
 
 from ramet.errors import ExecError, ExecTimeoutError, GuestError
 from ramet.model.command import ExitStatus
+from ramet.surface import exported
 from ramet.text import printable
 from ramet.units import MIB
 
 DEFAULT_MAX_OUTPUT_BYTES: Final = 64 * MIB
 
 
+@exported
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a command in a guest. Exactly one of `exit_code` and `signal` is set."""
 

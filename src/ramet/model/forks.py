@@ -16,6 +16,7 @@ from ramet.errors import PartlyFailedError, RametError, UsageError
 from ramet.handles import Handle
 from ramet.model.command import Readable, Source, Word
 from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, ExecResult
+from ramet.surface import exported
 
 
 class Named(Protocol):
@@ -49,6 +50,7 @@ ReadStdin = Callable[[Source, int], Awaitable[bytes]]
 """Reads a source whole: at most so many bytes, else `UsageError`."""
 
 
+@exported
 class InstanceName(msgspec.Struct, frozen=True, kw_only=True):
     """The id and name of an instance, in place of its handle in another process: `Host.get` takes either."""
 
@@ -56,6 +58,7 @@ class InstanceName(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
 
+@exported
 class ForkError(PartlyFailedError, Generic[N_co]):
     """Some forks of one call failed.
 
@@ -87,6 +90,7 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
+@exported
 @calls_into_host()
 class Forks(Handle, list[V]):
     """Instances made by one `fork` call, in order.
@@ -145,6 +149,7 @@ class Forks(Handle, list[V]):
         return cast("list[ExecResult | Exception]", results)
 
 
+@exported
 class ForkCall(Handle, Generic[V]):
     """A fork that has been asked for: awaiting it, or entering it as a context, makes it happen, once.
 

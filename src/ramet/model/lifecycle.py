@@ -6,8 +6,10 @@ from enum import StrEnum
 from typing import Final
 
 from ramet.errors import WrongStateError
+from ramet.surface import exported
 
 
+@exported
 class State(StrEnum):
     """Where an instance is in its life (DESIGN §2)."""
 

@@ -3,18 +3,18 @@
 Fields are only ever added. `docs/json.md` is generated from these types.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec
 
 from ramet.model.lifecycle import State
+from ramet.surface import exported
 
 ShareMode = Literal["shared", "delta", "reflinked", "copied"]
 WarmState = Literal["loaded", "empty"]
 
 
+@exported
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """A VM that ramet owns: a record, a directory, perhaps a running VMM."""
 
@@ -56,6 +56,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
+@exported
 class MemoryReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """How one fork came by its memory, and what it holds."""
 
@@ -79,6 +80,7 @@ class MemoryReceipt(msgspec.Struct, frozen=True, kw_only=True):
     kernel: ` and why, and then ramet alone does. `not known` in a receipt of an older ramet."""
 
 
+@exported
 class DiskReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """How one fork came by a disk."""
 
@@ -89,6 +91,7 @@ class DiskReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """With what the capture of a running source copied, once for all forks of the call."""
 
 
+@exported
 class IdentityReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """What the fork's guest answered about itself after its own resume."""
 
@@ -106,6 +109,7 @@ CompressionState = Literal["raw", "compressing", "compressed"]
 decompressed again."""
 
 
+@exported
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds. `total` runs from the call to the guest's proof; the others are its parts. `resume` is
     next to nothing where the VMM was told in one request to load and to resume.
@@ -124,6 +128,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     total: float
 
 
+@exported
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What one fork proves about itself."""
 
@@ -142,6 +147,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     ok: Literal[True] = True
 
 
+@exported
 class ErrorShape(msgspec.Struct, frozen=True, kw_only=True):
     """An error as `--json` prints it."""
 
@@ -150,6 +156,7 @@ class ErrorShape(msgspec.Struct, frozen=True, kw_only=True):
     hint: str | None = None
 
 
+@exported
 class ForkFailure(msgspec.Struct, frozen=True, kw_only=True):
     """The place of a fork that failed, in the result of `fork`."""
 
@@ -158,6 +165,7 @@ class ForkFailure(msgspec.Struct, frozen=True, kw_only=True):
     ok: Literal[False] = False
 
 
+@exported
 class ForkReport(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one `fork` call: a receipt or a failure for each fork asked for, in order."""
 
@@ -167,6 +175,7 @@ class ForkReport(msgspec.Struct, frozen=True, kw_only=True):
     """What copying the mem-file (holes kept) for each fork would have written and this call did not."""
 
 
+@exported
 class UnreadableRecord(msgspec.Struct, frozen=True, kw_only=True):
     """An instance or a snapshot whose record can't be read."""
 
@@ -185,6 +194,7 @@ class Removed(msgspec.Struct, frozen=True, kw_only=True):
     removed: list[str]
 
 
+@exported
 class GuestProcess(msgspec.Struct, frozen=True, kw_only=True):
     """A command in the guest that the agent started and that still runs."""
 
@@ -195,6 +205,7 @@ class GuestProcess(msgspec.Struct, frozen=True, kw_only=True):
     detached: bool
 
 
+@exported
 class Inspection(Instance, frozen=True, kw_only=True):
     """What `inspect` prints: the instance, and what its VMM and guest say when asked."""
 
@@ -208,6 +219,7 @@ class Inspection(Instance, frozen=True, kw_only=True):
     """Null when the guest didn't answer in time."""
 
 
+@exported
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """One instance's use of the host, measured when asked."""
 
@@ -222,13 +234,19 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     mem_file_links: int
 
 
+@exported
 class LineageNode(msgspec.Struct, frozen=True, kw_only=True):
     """An instance and what was forked from it, as `tree` prints them."""
 
     instance: Instance
-    forks: list[LineageNode]
+    forks: "list[LineageNode]"
 
 
+# As text it would be looked up in `ramet`, where a class is only once it has been asked for.
+LineageNode.__annotations__["forks"] = list[LineageNode]
+
+
+@exported
 class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable, named capture of an instance, which may be gone since."""
 
@@ -259,6 +277,7 @@ class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How many instances that still exist were forked from it."""
 
 
+@exported
 class SnapshotPart(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a snapshot."""
 
@@ -270,6 +289,7 @@ class SnapshotPart(msgspec.Struct, frozen=True, kw_only=True):
     """Of the content; of compressed memory, of what it decompresses to."""
 
 
+@exported
 class SnapshotInspection(SnapshotInfo, frozen=True, kw_only=True):
     """What `snapshot inspect` prints: all that is known of it."""
 
@@ -288,6 +308,7 @@ class SnapshotInspection(SnapshotInfo, frozen=True, kw_only=True):
     parts: list[SnapshotPart]
 
 
+@exported
 class PartCheck(msgspec.Struct, frozen=True, kw_only=True):
     """One part of a snapshot, read and held against its digest."""
 
@@ -297,6 +318,7 @@ class PartCheck(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
+@exported
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `snapshot verify`."""
 
@@ -306,6 +328,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     parts: list[PartCheck]
 
 
+@exported
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `snapshot export`."""
 
@@ -315,6 +338,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     bytes_written: int
 
 
+@exported
 class Compression(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `snapshot compress` and `snapshot decompress`."""
 
@@ -332,6 +356,7 @@ class Compression(msgspec.Struct, frozen=True, kw_only=True):
     wall_ms: float
 
 
+@exported
 class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A warm VMM."""
 
@@ -353,6 +378,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     """False: that ramet belongs to another machine or another PID namespace."""
 
 
+@exported
 class PoolController(msgspec.Struct, frozen=True, kw_only=True):
     """A ramet process that keeps warm VMMs in this home."""
 
@@ -365,6 +391,7 @@ class PoolController(msgspec.Struct, frozen=True, kw_only=True):
     """False: it belongs to another machine or another PID namespace."""
 
 
+@exported
 class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
     """The warm VMMs of a home, and who keeps them."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import datetime
 import inspect
 import io
+import sys
 from collections.abc import Iterator
+from importlib import import_module
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import ramet
@@ -111,3 +114,11 @@ def hostile() -> list[Any]:
         ),
         *(io.StringIO("text"), io.BytesIO(b"bytes"), endless(), (n for n in range(10**9))),
     ]
+
+
+def defining_module(thing: Any) -> ModuleType:
+    """The module that defines a class or a function, whatever its `__module__` says."""
+    if isinstance(thing, FunctionType):
+        return sys.modules[inspect.unwrap(thing).__globals__["__name__"]]
+    name = thing.__module__
+    return import_module(ramet._HOMES.get(thing.__name__, "ramet.errors") if name == "ramet" else name)
