@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import io
 import json
@@ -23,9 +24,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 ROOT: Final = Path(__file__).parents[2]
 _FIXED_AT_START: Final = ("PYTHON", "LC_", "LANG")
@@ -164,6 +166,8 @@ def _serve(module: str, listening: socket.socket) -> Callable[[], int] | None:
         for name in _rehearse(main, [module, *_REHEARSED[module]]):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else a fork's first collection writes to every page
     living: dict[int, tuple[int, socket.socket]] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(listening, selectors.EVENT_READ)
@@ -236,8 +240,27 @@ def _become(request: Mapping[str, object], descriptors: Sequence[int]) -> None:
         setattr(sys, name, fresh)
 
 
+def _end(main: Callable[[], int]) -> NoReturn:
+    """Call it and end as an interpreter does, but for taking down the modules: that would copy all their
+    pages.
+    """
+    try:
+        code = main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[2])) as _listening:
         _main = _serve(sys.argv[1], _listening)
     if _main is not None:
-        sys.exit(_main())
+        _end(_main)
