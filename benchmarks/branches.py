@@ -1,4 +1,4 @@
-"""A branch: how long its source stands still, by how much memory differs from the base of its captures."""
+"""A branch: how long its source is paused, by how much memory differs from the base of its captures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def _branch(run: Run, driver: str, source: ramet.VM, who: str, mib: int) -
 BENCHMARK: Final = Benchmark(
     name="branches",
     title="Branches",
-    about="How long a running guest stands still when it is forked: from its VMM's own word that it has "
+    about="How long a running guest is paused when it is forked: from its VMM's own word that it has "
     "stopped to its own word that it goes on (QEMU's events, Firecracker's log). x is the memory that "
     "was written on purpose since; `changed memory` what was in fact different and copied. Idle "
     "disks. `python -m benchmarks.pause` has more: busy disks, and heartbeats that another process "

@@ -1,4 +1,4 @@
-"""How long a guest stands still when it is branched: by its VMM's own events, and by its missing heartbeats.
+"""How long a guest is paused when it is branched: by its VMM's own events, and by its missing heartbeats.
 
 For each driver, size of RAM and kind of disk load: a fork of a template is branched again and again, with at
 most about 1 MiB of memory changed since. A table on standard error, JSON on standard output.

@@ -37,7 +37,7 @@ def fork(
     """Make running copies of an instance or a snapshot, each with an identity of its own.
 
     A template, an instance in standby and a snapshot are forked as they are. An instance that runs is
-    captured first (a branch): it stands still for some milliseconds, and goes on.
+    captured first (a branch): it is paused for a few milliseconds.
     """
 
     async def body(host: Host) -> int:
@@ -128,5 +128,5 @@ def _summary(report: ForkReport, living: Sequence[Receipt], source: str) -> str:
     words = "1 fork" if len(living) == 1 else f"{len(living)} forks"
     saved = f"{format_bytes(report.saved_bytes)} of memory shared instead of copied"
     paused_ms = max((receipt.timings_ms.pause for receipt in living), default=0.0)
-    stood = f"; {source} stood still for {paused_ms:.1f} ms" if paused_ms else ""
+    stood = f"; {source} was paused for {paused_ms:.1f} ms" if paused_ms else ""
     return f"{words} in {report.wall_ms:.0f} ms, {saved}{stood}"

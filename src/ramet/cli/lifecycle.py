@@ -165,7 +165,7 @@ def remove(
 def forced(reference: str, verb: str) -> UnreadableError:
     """The error for whoever wants to remove a record that can't be read, and hasn't said so twice."""
     return UnreadableError(
-        f"the record of {reference} can't be read: nobody knows whether its guest still runs",
+        f"the record of {reference} can't be read: it isn't known whether its guest still runs",
         hint=f"`{verb} -f {reference}` ends what runs for it and removes its files for good",
     )
 

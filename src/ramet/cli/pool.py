@@ -95,4 +95,4 @@ def _show(report: PoolReport) -> None:
             line += " (it can't be seen from here)"
         output.say(f"{line}; held back: {controller.held_back}" if controller.held_back else line)
     if not report.keepers:
-        output.say("nobody keeps any; `ramet serve` does")
+        output.say("no process keeps a pool here; `ramet serve` does")

@@ -118,7 +118,7 @@ def inspect(reference: Reference, json: Json = False) -> None:
 def logs(
     reference: Reference,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is added, until the instance stops.")
+        bool, typer.Option("--follow", "-f", help="Follow what is added, until the instance stops.")
     ] = False,
     vmm: Annotated[bool, typer.Option("--vmm", help="The VMM's own log instead of the console.")] = False,
     json: Json = False,

@@ -46,7 +46,7 @@ def create(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Capture an instance that runs, is paused or in standby. One that runs stands still for a moment."""
+    """Capture an instance that runs, is paused or in standby. One that runs is paused for a moment."""
 
     async def body(host: Host) -> None:
         wanted = pairs(labels or [], what="label")

@@ -282,7 +282,7 @@ class Driver(Protocol):
     ) -> Vmm:
         """A VMM that was started earlier, perhaps by another process. Doesn't ask whether it lives.
 
-        `just_loaded` says that its guest stands still since its vmstate was loaded.
+        `just_loaded` says that its guest is paused since its vmstate was loaded.
         """
 
     def ending(self, directory: Path, *, console_start: int = 0) -> Ending:

@@ -1,6 +1,6 @@
 """Sessions: one lease of a VMM's control socket for several calls.
 
-A capture says some ten things to its VMM while the guest stands still. Leasing the socket for each of them
+A capture says some ten things to its VMM while the guest is paused. Leasing the socket for each of them
 (lock, connection, negotiation) would cost more than all that is said.
 """
 
@@ -17,7 +17,7 @@ from ramet.units import MIB
 T = TypeVar("T")
 
 _SESSION_S: Final = 60.0
-# A slow machine's pace, for what may be copied of the guest's RAM while it stands still.
+# A slow machine's pace, for what may be copied of the guest's RAM while it is paused.
 _SLOWEST_MIB_PER_S: Final = 64
 
 

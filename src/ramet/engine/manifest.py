@@ -230,12 +230,12 @@ async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -
         raise UnavailableError(
             f"{name} has {format_bytes(manifest.machine.memory_bytes)} of memory, more than this machine"
             f" ({format_bytes(host_bytes)})",
-            hint="bring it up on a larger one",
+            hint="restore it on a larger one",
         )
     if manifest.machine.accelerator == "kvm" and (other := why_not_here(manifest.kvm, kvm_kind())):
         raise UnavailableError(
-            f"{name} can't go on here: {other}",
-            hint="bring it up on a machine with that kind of KVM, or make the capture again on this one",
+            f"{name} can't be restored here: {other}",
+            hint="restore it on a machine with that kind of KVM, or make the capture again on this one",
         )
     saved_on = manifest.host_cpu
     if saved_on is not None and (why := saved_on.missing(host_cpu())):

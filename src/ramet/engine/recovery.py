@@ -136,7 +136,7 @@ async def recover(context: Context, record: Record) -> None:
             case "pause" | "resume" | "template" | "standby" | "capture" if fact.vmm is not None:
                 fact = await _as_the_vmm_says(context, record)
             case _:
-                pass  # start, or the VMM is gone: what it left without a record is swept as an orphan
+                pass  # start, or the VMM is gone: what it left without a record is deleted as an orphan
         # Last: a VMM that was told to save makes its files when it gets to it.
         drop_unpublished(context.directory(record), record.vmm)
         context.store.change(

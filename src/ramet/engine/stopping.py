@@ -123,7 +123,7 @@ async def _power_off(context: Context, record: Record, limit_s: float) -> str:
             await processes.wait_ended(record.vmm.process)
     except VmmError as error:
         if not await processes.wait_ended(record.vmm.process, timeout_s=processes.LAST_BREATH_S):
-            return f"its VMM doesn't do what it is told ({error.message})"
+            return f"its VMM refuses commands ({error.message})"
     except GuestError as error:
         if not promised:
             return f"its guest couldn't be asked to power off ({error.message})"

@@ -24,7 +24,7 @@ def published_directory(target: Path) -> Iterator[Path]:
     """An empty temporary directory to fill; when the block ends it becomes `target`, synced, its files 0444.
 
     If `target` exists by then, what was made is thrown away: the caller has to look at `target` itself.
-    After an exception nothing is left. What a killed process left is swept an hour later.
+    After an exception nothing is left. What a killed process left is deleted an hour later.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _gc(target.parent)

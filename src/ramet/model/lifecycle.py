@@ -88,8 +88,8 @@ _NEXT_STEP: Final[dict[State, str]] = {
 
 _ALREADY: Final = {
     _S.RUNNING: "`ramet inspect {name}` says what it does",
-    _S.PAUSED: "`ramet resume {name}` lets it go on",
-    _S.STANDBY: "`ramet restore {name}` brings it back",
+    _S.PAUSED: "`ramet resume {name}` resumes it",
+    _S.STANDBY: "`ramet restore {name}` restores it",
     _S.TEMPLATE: _NEXT_STEP[_S.TEMPLATE],
     _S.STOPPED: "`ramet start {name}` starts it cold",
 }

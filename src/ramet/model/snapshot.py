@@ -24,7 +24,9 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
     labels: dict[str, str]
     maker: ProcessRef | None
-    """The ramet process that is still writing it; when that has died, it is swept. Null: it is published."""
+    """The ramet process that is still writing it; when that has died, the snapshot is deleted. Null: it is
+    published.
+    """
 
     @property
     def is_published(self) -> bool:

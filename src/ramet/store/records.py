@@ -263,7 +263,7 @@ class Table(Generic[RowT]):
             msgspec.json.decode(body, type=self._kind)
         except _UNFIT as error:
             raise StoreError(
-                f"the record of {self._what} {record.name!r} can't be kept, nobody could read it: {error}",
+                f"the record of {self._what} {record.name!r} can't be kept, since it can't be read: {error}",
                 hint="nothing has been written",
             ) from error
         return body.decode()
@@ -292,7 +292,7 @@ class Store(Table[Record]):
                 encoded[row_id] = body.decode()
             except _UNFIT as error:
                 refused[row_id] = StoreError(
-                    f"the receipt of {receipt.name} can't be kept, nobody could read it: {error}"
+                    f"the receipt of {receipt.name} can't be kept, since it can't be read: {error}"
                 )
         kept = {row_id: function for row_id, function in functions.items() if row_id not in refused}
         return {**self.change_all(kept, receipt=encoded), **refused}

@@ -28,7 +28,7 @@ from ramet.system import rlimits
 from ramet.system.libc import last_error, libc
 
 TEMPORARY_PREFIX: Final = ".tmp-"
-"""How the name of anything unpublished begins. Such names are swept after a crash and never cloned."""
+"""How the name of anything unpublished begins. Such names are deleted after a crash and never cloned."""
 STAT_BLOCK_BYTES: Final = 512
 """The unit of `st_blocks`, whatever the filesystem's own block is (stat(2))."""
 

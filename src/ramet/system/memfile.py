@@ -1,4 +1,4 @@
-"""Files that lie in memory and vanish with their process: where a VMM may write while its guest stands still.
+"""Files that lie in memory and vanish with their process: where a VMM may write while its guest is paused.
 
 A memfd is a file on the kernel's own tmpfs without a name (memfd_create(2)); another process of the same user
 opens it through `/proc/<pid>/fd/<n>`. Whatever becomes of its owner, nothing is left.

@@ -1,4 +1,4 @@
-"""The program that lets a guest go on whose ramet died while it stood still. Standard library only.
+"""The program that resumes a guest whose ramet died while the guest was paused. Standard library only.
 
 It works in the VMM's directory, waits for the end of what comes through a pipe, and ends without a word when
 that was `done`. Otherwise whoever held the other end is gone without having said so, and the VMM is told to

@@ -1,4 +1,4 @@
-"""A guest that stands still for a capture goes on also when the ramet that captures it dies.
+"""A guest that is paused for a capture is resumed also when the ramet that captures it dies.
 
 Before the pause a small process is started that holds one end of a pipe. The kernel closes the other when
 this process ends, however it does; unless `done` came through it first, the small process resumes the guest.
@@ -51,7 +51,7 @@ async def resume_on_death(
     """Should this process die inside, the guest of the VMM in `directory` is resumed.
 
     What is yielded is the process that would do it. Leaving, in whatever way, tells it that it isn't needed,
-    and waits until it has ended: the caller has resumed the guest, or means it to stand still. `hold` are
+    and waits until it has ended: the caller has resumed the guest, or means it to stay paused. `hold` are
     descriptors that it keeps open until it has ended, such as that of a lock (`locks.file_lock`), so that
     nobody else comes between. Raises `UnavailableError` when it can't be started; nothing runs then.
     """

@@ -90,7 +90,7 @@ def can_link(source: Path, directory: Path, times: int) -> bool:
     with filesystem_errors("share", source):
         if source.lstat().st_nlink + times > _FEWEST_LINKS_ALLOWED or _link(source, trial) is not None:
             return False
-        trial.unlink(missing_ok=True)  # who sweeps may have been quicker
+        trial.unlink(missing_ok=True)  # another process's recovery may have been quicker
         return True
 
 

@@ -50,7 +50,7 @@ async def run(
     """The result of `function`, called in a worker thread, as `anyio.to_thread.run_sync`.
 
     Where no thread can be started, one that is at work already does it next; if there is none, it is done
-    here, and the event loop stands still meanwhile. With `waits_for_others` (a pipe's other end) that could
+    here, and the event loop is blocked meanwhile. With `waits_for_others` (a pipe's other end) that could
     last for ever: `LimitReachedError` is raised then, with the limit that was met, and `function` isn't
     called.
     """

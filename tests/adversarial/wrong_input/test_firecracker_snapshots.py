@@ -203,7 +203,7 @@ async def test_an_api_that_does_not_answer(
         results: list[object] = [*await base.fork(4, return_exceptions=True)]
         failures = [one for one in results if isinstance(one, Exception)]
         assert [type(one) for one in failures] == [ramet.VmmError]
-        assert "didn't come up" in str(failures[0])
+        assert "didn't start" in str(failures[0])
         living = [one for one in results if isinstance(one, ramet.VM)]
         assert [(await vm.exec("peek", hex(DATA_ADDRESS))).ok for vm in living] == [True] * 3
         assert len(living_in(home)) == 3

@@ -64,7 +64,7 @@ class EmulatedHost:
 
     def __init__(self, *, shell: bool = False) -> None:
         self._shell = shell
-        _sweep(cache())
+        _gc(cache())
         self._directory = tempfile.TemporaryDirectory(prefix="run-", dir=cache())
         self._console = Path(self._directory.name, "console.log")
         self._qemu: subprocess.Popen[bytes] | None = None
@@ -268,7 +268,7 @@ def _on_one_cpu() -> tuple[str, ...]:
     return ("taskset", "--cpu-list", str(max(os.sched_getaffinity(0))))
 
 
-def _sweep(directory: Path) -> None:
+def _gc(directory: Path) -> None:
     """Remove what killed runs have left."""
     for left in (*directory.glob("run-*"), *directory.glob("making-*")):
         try:

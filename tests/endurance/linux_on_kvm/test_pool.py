@@ -43,7 +43,7 @@ async def test_a_warm_guest_goes_on_after_a_while(source: ramet.VM, host: ramet.
             assert abs(float(await said(fork, "date +%s")) - time.time()) < 5
             script = "was=$(cat /run/count); while [ $(cat /run/count) -le $((was + 1)) ]; do sleep 0.2; done"
             result = await fork.exec("timeout", "60", "sh", "-c", script)
-            assert result.ok, f"{fork.name}: the counter of the source stands still"
+            assert result.ok, f"{fork.name}: the counter of the source has stopped"
         drawn = {fork.receipt.identity.boot_random for fork in (one, other, *warm)}
         assert len(drawn) == 4
         await said(

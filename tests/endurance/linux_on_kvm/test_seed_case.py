@@ -93,10 +93,10 @@ async def test_forks_share_are_themselves_and_outlive_their_source(source: ramet
         await fork.remove(force=True)
     assert (first.directory / "mem").stat().st_nlink == 2
     for fork in (first, second):
-        # A limit in the guest: should the counter stand still, exec says so.
+        # A limit in the guest: should the counter stop, exec says so.
         script = "was=$(cat /run/count); while [ $(cat /run/count) -le $((was + 1)) ]; do sleep 0.2; done"
         result = await fork.exec("timeout", "60", "sh", "-c", script)
-        assert result.ok, f"{fork.name}: the counter of the source stands still"
+        assert result.ok, f"{fork.name}: the counter of the source has stopped"
 
     # A fork can be forked in its turn, over the same file, and that doesn't touch what its sibling runs on.
     sibling = digest(second.directory / "mem")

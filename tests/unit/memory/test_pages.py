@@ -1,4 +1,4 @@
-"""Pages on their way: copied while a process stands still, or read as they are written."""
+"""Pages on their way: copied while a process is paused, or read as they are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is spawned is known at once: a sweep in the next moment finds it, also when who spawned it is dead."""
+"""What is spawned is known at once: a search in the next moment finds it, also when who spawned it is
+dead.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def test_a_spawned_process_bears_its_mark_when_spawn_returns(tmp_path: Path) -> 
 
 
 def test_it_is_found_in_the_middle_of_execve(tmp_path: Path) -> None:
-    """As when ramet is killed the moment that Popen has returned, and the next one sweeps."""
+    """As when ramet is killed the moment that Popen has returned, and the next one deletes what is left."""
     for _ in range(100):
         tag = {spawn.OWNER_TAG: str(tmp_path)}
         child = subprocess.Popen(

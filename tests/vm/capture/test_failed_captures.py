@@ -43,7 +43,7 @@ async def test_a_guest_that_cannot_be_told_to_go_on_is_paused(
     vm = await host.run("builtin", memory="128M", name="still")
     with monkeypatch.context() as patched:
         patched.setattr(QemuVmm, "resume", hangs)
-        with pytest.raises(VmmTimeoutError, match="still stands still") as caught:
+        with pytest.raises(VmmTimeoutError, match="still is paused, and its VMM") as caught:
             await vm.snapshot("now")
     assert caught.value.hint == "`ramet resume still` tries again"
     await paused_and_can_be_resumed(vm)

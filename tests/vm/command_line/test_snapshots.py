@@ -92,7 +92,7 @@ class TestForks:
     def test_a_branch_says_for_how_long_its_source_stood_still(self, base: Shell) -> None:
         lines = base("fork", "box", "--name", "branch").stdout.decode().splitlines()
         assert "DELTA" not in lines[0]
-        assert "; box stood still for " in lines[-1]
+        assert "; box was paused for " in lines[-1]
         assert lines[-1].endswith(" ms")
         assert base("exec", "branch", "cat", "/run/mark").stdout == b"then\n"
         lines = base("fork", "branch", "--name", "twig").stdout.decode().splitlines()
@@ -109,7 +109,7 @@ class TestForks:
         assert snapshot["forks"] == 2
         assert base.json("inspect", "copy-1", "--json")["snapshot"] == snapshot["id"]
         lines = base("fork", "base", "--name", "other").stdout.decode().splitlines()
-        assert "stood still" not in lines[-1]
+        assert "was paused" not in lines[-1]
         remove_all(base, "copy-1", "copy-2", "other")
 
 
@@ -125,7 +125,7 @@ class TestStates:
         shown = base.json("standby", "box", "nosuch", "--json", code=6)
         assert (shown[0]["state"], shown[0]["pid"]) == ("standby", None)
         lines = base("fork", "box", "--name", "from-standby").stdout.decode().splitlines()
-        assert "stood still" not in lines[-1]
+        assert "was paused" not in lines[-1]
         assert base("snapshot", "create", "box", "--name", "asleep").stdout == b"box/asleep\n"
         assert base.json("restore", "box", "--json")["state"] == "running"
         assert base("exec", "box", "cat", "/run/kept").stdout == b"kept\n"

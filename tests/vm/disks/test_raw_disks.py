@@ -1,4 +1,4 @@
-"""What a receipt says of a raw disk: all that was duplicated for it, also while its source stood still."""
+"""What a receipt says of a raw disk: all that was duplicated for it, also while its source was paused."""
 
 from __future__ import annotations
 

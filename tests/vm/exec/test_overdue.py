@@ -34,7 +34,7 @@ async def paused(vm: ramet.VM) -> None:
 
 
 async def ends_in_time(vm: ramet.VM) -> object:
-    """A command of 2 s that has 6, while its guest stands still for 8."""
+    """A command of 2 s that has 6, while its guest is paused for 8."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(paused, vm)
         result = await vm.exec("sh", "-c", "sleep 2; echo done", timeout=6)
@@ -55,7 +55,7 @@ async def ends_too_late(vm: ramet.VM) -> object:
 
 
 async def is_stopped(vm: ramet.VM) -> object:
-    """A client that stands still for longer than its command, its limit, and the patience after that."""
+    """A client that is paused for longer than its command, its limit, and the patience after that."""
     words = ["exec", "--timeout", "4", vm.name, "sh", "-c", "echo begun; sleep 2; echo done"]
     async with await anyio.open_process(
         [sys.executable, "-m", "ramet.cli.main", *words],

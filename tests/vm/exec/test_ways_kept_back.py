@@ -101,9 +101,9 @@ async def test_a_clock_that_was_not_put_right_is_said(
         await vm.pause()
         resumed = await vm.resume()
         assert resumed.state == "running"
-        assert "its clock wasn't put right" in str(resumed.reason)
+        assert "its clock wasn't corrected" in str(resumed.reason)
         assert (await vm.info()).reason == resumed.reason
-        # What is put right later is forgotten.
+        # What is corrected later is forgotten.
         monkeypatch.setattr(limits, "CLOCK_S", 5.0)
         await session.require_clock(vm._context, vm._record)
         assert (await vm.info()).reason is None

@@ -186,7 +186,7 @@ async def test_an_immutable_mem_file_stops_no_fork(probes: ramet.Host, make_temp
             await forks[0].remove(force=True)
     finally:
         await anyio.run_process(["chattr", "-i", str(mem)])
-    # What couldn't be removed is nobody's: the next ramet that opens the home sweeps it.
+    # What couldn't be removed is nobody's: the next ramet that opens the home deletes it.
     for vm in forks[1:]:
         await vm.remove(force=True)
     async with ramet.Host(probes.home):

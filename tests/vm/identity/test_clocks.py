@@ -1,4 +1,4 @@
-"""Time, several CPUs and requests in flight, across every way in which a guest stands still and goes on."""
+"""Time, several CPUs and requests in flight, across every way in which a guest is paused and resumed."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def test_two_cpus_under_load_with_requests_in_flight(linux: Guest, host: r
         if all(grew):
             break
         await anyio.sleep(0.2)
-        assert attempt < 99, f"somebody stands still: {then} then {now}"
+        assert attempt < 99, f"a clock doesn't advance: {then} then {now}"
     for one in family:
         assert (await one.info()).state is State.RUNNING
 

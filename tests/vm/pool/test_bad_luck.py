@@ -225,7 +225,7 @@ async def test_a_controller_that_was_killed_with_its_watcher_leaves_nothing_to_t
                 assert await guests.read(vm) == MEMORY_VALUE
 
 
-async def test_sweeping_spares_what_living_processes_have(probe_home: Path) -> None:
+async def test_recovery_spares_what_living_processes_have(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=2) as host:
         await fork(host, count=2)
         waiting = await filled(host, 2)

@@ -75,7 +75,7 @@ async def test_it_keeps_a_pool_for_others_and_ends_it_when_told(
         assert server.stderr.read() == ""
     # Its forks live on, also those that it is the parent of.
     assert not (probe_home / "pool").exists()
-    assert "nobody keeps any" in run(probe_home, "pool")
+    assert "no process keeps a pool" in run(probe_home, "pool")
     assert [one["state"] for one in json.loads(run(probe_home, "ps", "--json"))].count("running") == 2
     run(probe_home, "rm", "-f", "first", "second")
 

@@ -148,7 +148,7 @@ async def api(directory: Path, *, who: str, limit_s: float | None = None) -> Asy
         finally:
             await leased.close()
     if limit.cancelled_caught:
-        raise VmmTimeoutError(f"{who}: what was said to Firecracker's API took over {limit_s:g} s")
+        raise VmmTimeoutError(f"{who}: a request to Firecracker's API took over {limit_s:g} s")
 
 
 async def _dial(directory: Path, who: str) -> anyio.abc.ByteStream:

@@ -273,7 +273,7 @@ class Firecracker:
                     await processes.wait_ended(vmm.process, timeout_s=_LAST_WORDS_S)
                 await vmm.kill()
             raise VmmError(
-                f"Firecracker didn't come up: {last_words(vmm.directory) or error.message}",
+                f"Firecracker didn't start: {last_words(vmm.directory) or error.message}",
                 hint="`ramet doctor` says what this machine lacks; RAMET_FIRECRACKER names another one",
             ) from error
         except BaseException:

@@ -84,7 +84,7 @@ class FirecrackerVmm:
         self._abilities = abilities
         self._release = releases.release_of(machine.machine_type)
         self._is_reset = just_loaded
-        """Its guest, which stands still, will learn that its connections are reset: its state has been saved,
+        """Its guest, which is paused, will learn that its connections are reset: its state has been saved,
         or was loaded, since it last ran. This object has seen to that itself, or was told.
         """
         self._sessions = Sessions(self._lease)

@@ -1,4 +1,4 @@
-"""The disks of a QEMU: chains of qcow2 files, put under an overlay while the guest stands still, and
+"""The disks of a QEMU: chains of qcow2 files, put under an overlay while the guest is paused, and
 shortened while it runs.
 
 Every layer is a node of its own, named after its file (`disk-3.qcow2` is `disk-3`, over `disk-3-file`), so

@@ -222,7 +222,7 @@ class Qemu:
             self._version.doubt()
             self._require_still(asked, await self.version())
             raise VmmError(
-                f"QEMU didn't come up: {last_words(log)}",
+                f"QEMU didn't start: {last_words(log)}",
                 hint="`ramet doctor` says what this machine lacks; RAMET_QEMU names another QEMU",
             ) from error
         except BaseException:

@@ -22,7 +22,7 @@ from ramet.guest.vsock import connect_vsock
 from ramet.model.record import ProcessRef, Record
 from ramet.system import process_ref, processes
 
-_CLOCK = "its clock wasn't put right after it stood still"
+_CLOCK = "its clock wasn't corrected after it was paused"
 
 
 class _Way:
@@ -138,7 +138,7 @@ async def agent_of(
 
 
 async def correct_clock(context: Context, record: Record) -> str | None:
-    """Put the wall clock of a guest right that stood still for a while. None, or why it wasn't done: for
+    """Correct the wall clock of a guest that was paused for a while. None, or why it wasn't done: for
     whoever resumed the guest to tell. The guest keeps its own clock then.
 
     Its monotonic clock stays: it never goes backwards, and the guest wasn't there meanwhile.

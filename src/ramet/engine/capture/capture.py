@@ -66,7 +66,7 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
     capture_ms: float
     pause_begun: float
     pause_ms: float
-    """How long the guest stood still; 0 when it was paused already, or isn't to go on."""
+    """How long the guest was paused; 0 when it was paused already, or stays paused."""
     disks: dict[str, Shared]
     """How the disks that can't be put under an overlay were duplicated, by their names (I4)."""
 

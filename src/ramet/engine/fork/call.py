@@ -1,7 +1,7 @@
 """Fork: N new instances whose memory and disks begin as a template's, a snapshot's, or a living instance's.
 
 Each fork runs its own course and succeeds or fails alone (I7). A living source is captured first (a branch):
-it stands still for some milliseconds, and goes on; the capture goes when the forks are there.
+it is paused for a few milliseconds; the capture goes when the forks are there.
 """
 
 from __future__ import annotations
@@ -236,7 +236,8 @@ async def _fill_up(call: _Call, records: Sequence[Record]) -> None:
 
 async def _clear(call: _Call, record: Record) -> None:
     """Remove what a failed attempt has left in a fork's directory. Its VMM is gone."""
-    # What is left is swept with the fork's record, or by the next ramet process: the attempt's error is told.
+    # What is left is deleted with the fork's record, or by the next ramet process: the attempt's error is
+    # told.
     with suppress(FilesystemError):
         await threads.run(remove_tree, call.context.directory(record))
 
@@ -250,7 +251,7 @@ async def _one(call: _Call, record: Record) -> Forked:
     else:
         parts, living = await _restore(call, record, timeline)
         warm = None
-    # Written down when all are there. Until then its row says that it is being made, and by whom: a sweep
+    # Written down when all are there. Until then its row says that it is being made, and by whom: recovery
     # finds its VMM by the directory that it belongs to.
     proved = msgspec.structs.replace(living.record, vmm=living.running)
     timings = timeline.timings(

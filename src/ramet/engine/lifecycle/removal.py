@@ -1,7 +1,7 @@
 """The end of an instance: discarded or removed.
 
-Delete is row, then sweep (I2): a directory without a record belongs to nobody, and any ramet process may
-sweep it.
+Delete is row, then directory (I2): a directory without a record belongs to nobody, and any ramet process may
+delete it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ramet.system import liveness, owners, processes, spawn, threads
 from ramet.system.files import filesystem_errors, remove_tree
 from ramet.system.ownership import require_endable, require_removable
 
-_SWEEPS_AT_ONCE = 8
+_AT_ONCE = 8
 
 
 async def remove(context: Context, record: Record, *, force: bool, lost: bool = False) -> None:
@@ -207,7 +207,7 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
     if not removed:
         return
     context.ours.difference_update(record.id for record in removed)
-    limiter = anyio.CapacityLimiter(_SWEEPS_AT_ONCE)
+    limiter = anyio.CapacityLimiter(_AT_ONCE)
 
     async def limited(step: Awaitable[None]) -> None:
         async with limiter:
@@ -218,7 +218,7 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
     directories = [
         place for record in removed for place in (context.directory(record), context.home.staged(record.id))
     ]
-    # In a thread: of a thousand processes that takes 0.1 s, and another guest may stand still for a capture.
+    # In a thread: of a thousand processes that takes 0.1 s, and another guest may stay paused for a capture.
     spawned = await threads.run(spawn.spawned_below, context.home.instances, context.home.staging)
     _strike_all(process for directory in directories for process in spawned.get(directory, ()))
     async with anyio.create_task_group() as tasks:
@@ -244,7 +244,7 @@ async def gc(directories: Sequence[Path]) -> None:
     errors: list[Exception] = []
     if not directories:
         return
-    limiter = anyio.CapacityLimiter(_SWEEPS_AT_ONCE)
+    limiter = anyio.CapacityLimiter(_AT_ONCE)
     places = sorted({directory.parent for directory in directories})
     spawned = await threads.run(spawn.spawned_below, *places)
     _strike_all(process for directory in directories for process in spawned.get(directory, ()))

@@ -239,7 +239,7 @@ async def _pack(
     part = manifest.parts[base]
     if part.digest is None:
         raise UnavailableError(
-            f"{target.name} was captured without digests, so it can't be told whether it comes back whole",
+            f"{target.name} was captured without digests, so nothing would prove a decompression",
             hint="make the capture again",
         )
     await threads.run(check_part, manifest, directory, base)

@@ -216,7 +216,7 @@ async def _claim(context: Context, entry: pool_directory.Entry, options: ForkOpt
     warm = pool_directory.read_warm(context.home.pool / taken.name)
     if warm is None or liveness.is_dead(warm.process):
         known = [warm.process] if warm is not None else spawn.spawned_in(context.home.pool / taken.name)
-        # A directory of the pool that stays behind is swept when this process is gone.
+        # A directory of the pool that stays behind is deleted when this process is gone.
         with anyio.CancelScope(shield=True), suppress(RametError, OSError):
             await pool_directory.end(context.home, taken, known)
         return []

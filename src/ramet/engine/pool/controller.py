@@ -139,7 +139,7 @@ class Controller:
                 self._file.unlink()  # first: from here on nobody puts one back
             self._inventory.count(pool_directory.names(self._context.home))
             for made in self._inventory.waiting():
-                # What stays is swept by the next ramet process, once this one is gone.
+                # What stays is deleted by the next ramet process, once this one is gone.
                 with suppress(RametError, OSError):
                     await self._end(made)
             names = pool_directory.names(self._context.home)

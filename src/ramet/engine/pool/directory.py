@@ -197,8 +197,8 @@ def take(home: Home, entry: Entry) -> Entry | None:
 
 
 def put_back(home: Home, taken: Entry, before: Entry) -> None:
-    """Leave it to others as it was before. Never fails: what can't be put back is swept later."""
-    with suppress(OSError):  # it is swept, and another is made
+    """Leave it to others as it was before. Never fails: what can't be put back is deleted later."""
+    with suppress(OSError):  # it is deleted, and another is made
         (home.pool / taken.name).rename(home.pool / before.name)
 
 
@@ -213,7 +213,7 @@ def read_warm(directory: Path) -> Warm | None:
 async def end(home: Home, taken: Entry, running: Iterable[ProcessRef]) -> None:
     """End what runs in a directory that this process has taken or made, and remove it.
 
-    Raises `UnavailableError`, `FilesystemError`; what is left is swept when this process is gone.
+    Raises `UnavailableError`, `FilesystemError`; what is left is deleted when this process is gone.
     """
     for process in running:
         await processes.kill(process)

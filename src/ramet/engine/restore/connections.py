@@ -23,7 +23,7 @@ class Connections:
         self._agent = agent
 
     async def reach_agent(self, directory: Path, machine: Machine) -> None:
-        """Connect to the agent of a guest that stands still, where there is a port for that. The guest learns
+        """Connect to the agent of a guest that is paused, where there is a port for that. The guest learns
         of it with its first steps: after them it would be an interrupt, and in an emulated fork 2 ms.
 
         What is wrong with a VMM that takes no connection shows when it is asked for something.

@@ -196,7 +196,7 @@ async def resume_and_verify(
             with anyio.move_on_after(resume_limit_s) as waiting:
                 await vmm.resume()
             if waiting.cancelled_caught:
-                raise VmmTimeoutError(f"{record.name}: its VMM didn't go on within {resume_limit_s:g} s")
+                raise VmmTimeoutError(f"{record.name}: its VMM didn't resume within {resume_limit_s:g} s")
         if timeline is not None:
             timeline.mark("resume")
         await connections.vmm.aclose()

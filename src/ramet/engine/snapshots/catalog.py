@@ -1,7 +1,7 @@
 """Snapshots: immutable, named captures, each in a directory of its own, whatever becomes of its source.
 
-Publish is row (with its maker), directory, parts, manifest, row without a maker; delete is row, then sweep
-(I2). A snapshot that is being made belongs to its maker, and is swept when that has died.
+Publish is row (with its maker), directory, parts, manifest, row without a maker; delete is row, then
+directory (I2). A snapshot that is being made belongs to its maker, and is deleted when that has died.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def remove(context: Context, snapshot: SnapshotRecord) -> bool:
 
 
 async def gc(context: Context, directories: Sequence[Path]) -> None:
-    """Sweep what killed ramet processes left of snapshots that they were making or removing.
+    """Delete what killed ramet processes left of snapshots that they were making or removing.
 
     `directories` were listed before: each that has an owner got its row before it was made.
     """

@@ -45,14 +45,14 @@ def is_stopped(context: Context, record: Record, directory: Path | None = None) 
 
 
 def reason(context: Context, record: Record, errors: dict[str, str] | None = None) -> str:
-    """Why the guest is paused, and what lets it go on. `errors` are those that the VMM has named, by disk."""
+    """Why the guest is paused, and what resumes it. `errors` are those that the VMM has named, by disk."""
     if errors:
         which = ", ".join(f"`{disk}` ({_IN_WORDS.get(why, why)})" for disk, why in sorted(errors.items()))
     else:
         which = " or ".join(f"`{disk.name}`" for disk in record.machine.disks)
     return (
-        f"io-error: the host refused a write to the disk {which}{_little(context, record)}; the guest stands"
-        f" still and has lost nothing: make room there, then `ramet resume {record.name}`"
+        f"io-error: the host refused a write to the disk {which}{_little(context, record)}; the guest is"
+        f" paused and has lost nothing: make room there, then `ramet resume {record.name}`"
     )
 
 
