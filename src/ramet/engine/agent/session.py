@@ -101,28 +101,28 @@ async def agent_of(
     reopen = None if ports > 0 else partial(_reconnect, place, process)
     died = False
     failure: Exception | None = None
-    scope: anyio.CancelScope | None = None
+    scope = anyio.CancelScope()
 
     async def watch() -> None:
         nonlocal died
         with suppress(UnseenError):  # then the end of the connection tells
             died = await processes.wait_ended(process)
-            assert scope is not None
             scope.cancel()
 
     try:
-        async with (
-            alongside(watch) as scope,
-            context.agents.lease(
-                which,
-                open_stream=partial(open_stream, place, ports) if own else way.open,
-                timeout_s=timeout_s,
-                reopen=reopen,
-                claim=nullcontext if own else way.claim,
-                own=own,
-            ) as agent,
-        ):
-            yield agent
+        with scope:
+            async with (
+                alongside(watch),
+                context.agents.lease(
+                    which,
+                    open_stream=partial(open_stream, place, ports) if own else way.open,
+                    timeout_s=timeout_s,
+                    reopen=reopen,
+                    claim=nullcontext if own else way.claim,
+                    own=own,
+                ) as agent,
+            ):
+                yield agent
     except Exception as error:
         failure = error
     if isinstance(failure, GuestLostError):
