@@ -143,19 +143,41 @@ class ForkError(ramet.model.forks.ForkError[VM]):
 def _forked(
     portal: _Portal, make: Callable[[], Awaitable[ramet.model.forks.Forks[{vm}]]]
 ) -> Forks:
-    try:
-        return Forks(portal.call(make, _unwanted), portal)
-    except ramet.model.forks.ForkError as error:
-        raise ForkError([VM(fork, portal) for fork in error.forks], error.errors) from error
+    async def made() -> ramet.model.forks.Forks[{vm}] | ramet.model.forks.ForkError[{vm}]:
+        try:
+            return await make()
+        except ramet.model.forks.ForkError as error:
+            return error
+
+    forks = portal.call(made, _unwanted)
+    if isinstance(forks, ramet.model.forks.ForkError):
+        raise ForkError([VM(fork, portal) for fork in forks.forks], forks.errors) from forks
+    return Forks(forks, portal)
 
 
-async def _unwanted(forks: ramet.model.forks.Forks[{vm}]) -> None:
-    """Remove forks that nobody gets, detached ones too."""
-    await forks.__aexit__(None, None, None)
+async def _unwanted(
+    made: ramet.model.forks.Forks[{vm}] | ramet.model.forks.ForkError[{vm}],
+) -> None:
+    """Remove forks that nobody gets, detached ones too, whatever befalls one of them. Raises the first
+    error.
+    """
+    if isinstance(made, ramet.model.forks.ForkError):
+        forks = made.forks
+    else:
+        forks = made
+        with suppress(RametError):  # those that are left are removed one by one, and raise it again
+            await made.__aexit__(None, None, None)
+    errors: list[RametError] = []
     for vm in cast("list[object]", forks):
         if isinstance(vm, {vm}):
-            with suppress(NotFoundError):  # it has just gone
+            try:
                 await vm.remove(force=True)
+            except NotFoundError:
+                pass  # it has just gone
+            except RametError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
 '''
 
 
@@ -167,7 +189,7 @@ def generate() -> str:
         "import ramet.api.host",
         "import ramet.guest.process",
         "from contextlib import ExitStack, suppress",
-        "from ramet.errors import NotFoundError, UsageError",
+        "from ramet.errors import NotFoundError, RametError, UsageError",
         "from ramet.handles import Handle",
         "from types import TracebackType",
         "from typing import cast",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import ramet
 import ramet.sync
 from ramet.cli.main import app
+from ramet.engine.lifecycle import removal
+from ramet.engine.snapshots.catalog import remove
 from ramet.errors import NotFoundError
 from ramet.model.record import Record
 from ramet.store.database import Database
@@ -126,10 +129,53 @@ def test_the_command_line_pays_for_no_fork_again(
     assert counts[7].rows - counts[1].rows <= 2 * 6
 
 
-async def test_detached_forks_that_an_interrupted_caller_never_gets_are_removed(warm: ramet.VM) -> None:
-    """`ramet.sync` undoes a call whose result comes too late for Ctrl-C."""
-    forks = await warm.fork(2, detach=True)
-    await ramet.sync._unwanted(forks)
-    for vm in forks:
+@pytest.mark.parametrize("some_fail", [False, True])
+async def test_detached_forks_that_an_interrupted_caller_never_gets_are_removed(
+    warm: ramet.VM, some_fail: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ramet.sync` undoes a call whose result comes too late for Ctrl-C. A fork that can't be removed keeps
+    none of the others.
+    """
+    forks = await warm.fork(3, detach=True)
+    destroy = removal.destroy
+
+    async def stubborn(context: Any, record: Record) -> bool:
+        if record.id == forks[0].id:
+            raise ramet.UnavailableError("it stays")
+        return await destroy(context, record)
+
+    made = ramet.ForkError(forks, {"another": ramet.VmmError("it died")}) if some_fail else forks
+    monkeypatch.setattr(removal, "destroy", stubborn)
+    with pytest.raises(ramet.UnavailableError, match="it stays"):
+        await ramet.sync._unwanted(made)
+    for vm in forks[1:]:
         with pytest.raises(NotFoundError):
             await vm.info()
+    monkeypatch.undo()
+    await forks[0].remove(force=True)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+async def test_a_branch_that_is_cancelled_while_its_capture_is_removed_leaves_no_fork(
+    warm_home: Path, warm: ramet.VM, monkeypatch: pytest.MonkeyPatch, detach: bool
+) -> None:
+    """By asyncio itself (`asyncio.timeout`), against which no shield of anyio's helps."""
+    (source,) = await warm.fork(1, name="source")
+    removing = asyncio.Event()
+
+    async def slowly(*row: Any) -> bool:
+        if not removing.is_set():
+            removing.set()
+            await asyncio.sleep(60)
+        return await remove(*row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ramet.engine.snapshots.create.remove", slowly)
+        call = asyncio.ensure_future(source.fork_report(2, detach=detach))
+        await asyncio.wait_for(removing.wait(), 60)
+        assert len(owners_of(warm_home, source=source.id)) == 2
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert owners_of(warm_home, source=source.id) == {}
+    await source.remove(force=True)

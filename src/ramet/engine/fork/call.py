@@ -85,9 +85,19 @@ async def fork(
             f"{source.name} is {article(source.state)}: it can't be forked",
             hint=next_step(source.state, source.name),
         )
-    async with create.temporary_snapshot(context, source) as (taken, captured):
-        origin = catalog.origin_of_snapshot(context, taken, captured.manifest)
-        return await _fork_from(context, origin, count, name, options, called_at, captured, detach=detach)
+    made: list[Record] = []
+    try:
+        async with create.temporary_snapshot(context, source) as (taken, captured):
+            origin = catalog.origin_of_snapshot(context, taken, captured.manifest)
+            outcome = await _fork_from(
+                context, origin, count, name, options, called_at, captured, detach=detach
+            )
+            made += outcome.records.values()
+    except BaseException:
+        # Cancelled by asyncio itself while the capture was removed, say: nobody gets the forks any more.
+        await best_effort(destroy_all(context, made))
+        raise
+    return outcome
 
 
 async def fork_snapshot(
