@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # The names of an instance's files. Every path that a VMM is given is one of these, relative to its working
-# directory: a vmstate that embeds a path then means the fork's own file when the fork's VMM loads it (DESIGN
-# §6).
+# directory: a vmstate that embeds a path then means the fork's own file when the fork's VMM loads it.
 MEM_FILE = "mem"
 VMSTATE_FILE = "vmstate"
 KERNEL_FILE = "kernel"

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, and are never written again (DESIGN: I1, I2).
+"""Directories that appear whole or not at all, and are never written again (I1, I2).
 
 Kernels and images are made here. Two processes that make the same one at once don't disturb each other: the
 first to rename wins, the other uses what the first has made.

@@ -11,7 +11,7 @@ from ramet.surface import exported
 
 @exported
 class State(StrEnum):
-    """Where an instance is in its life (DESIGN §2)."""
+    """The state of an instance."""
 
     CREATED = "created"
     RUNNING = "running"

@@ -1,6 +1,4 @@
-"""Names and references: which names are legal, how free ones are found, how a reference is resolved
-(DESIGN §9).
-"""
+"""Names and references: which names are legal, how free ones are found, how a reference is resolved."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ async def test_output_in_single_octets_takes_little_more_than_its_size() -> None
         assert got == {"stdout": b"o" * 8_000, "stderr": b"e" * 8_000}
 
 
+@pytest.mark.proves("I8")
 async def test_answers_of_nothing_but_fields_take_little() -> None:
     many = put(1, b"") * (65_536 // 5)
     async with guest_that(lambda frame: encode_frame(Message.LIST_DONE, frame.stream, many)) as agent:
@@ -83,6 +84,7 @@ def test_flags_and_crumbs_cost_no_more_than_frames() -> None:
     assert seconds(b"a\x7e" * 65_536) < frames
 
 
+@pytest.mark.proves("I8")
 @pytest.mark.deep
 @pytest.mark.timing
 @pytest.mark.alone

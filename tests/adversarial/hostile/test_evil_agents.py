@@ -126,6 +126,7 @@ async def evil_agent(directory: Path, deed: Deed) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.proves("I8")
 @pytest.mark.timing
 @pytest.mark.parametrize(
     ("deed", "error"),

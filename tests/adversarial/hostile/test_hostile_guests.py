@@ -71,6 +71,7 @@ async def bother(enemy: ramet.VM) -> str:
     return "answered"
 
 
+@pytest.mark.proves("I8")
 @pytest.mark.parametrize("deed", ["flood", "garbage", "eat", "serve mute", "serve breach", "serve flood"])
 async def test_who_turns_on_its_agent_hurts_only_itself(
     warm: ramet.VM, evil: bytes, deed: str, short_limits: float
@@ -83,6 +84,7 @@ async def test_who_turns_on_its_agent_hurts_only_itself(
         assert (outcome == "answered") <= (not deed.startswith("serve"))
 
 
+@pytest.mark.proves("I8")
 @pytest.mark.parametrize(
     "deed",
     [
@@ -114,6 +116,7 @@ async def test_going_away_during_a_command_is_an_error_of_that_command(warm: ram
         assert (await enemy.info()).state == "stopped"
 
 
+@pytest.mark.proves("I5")
 async def test_forks_of_guests_that_never_answer_or_lie_fail_each_for_itself(
     warm: ramet.VM, evil: bytes, short_limits: float
 ) -> None:

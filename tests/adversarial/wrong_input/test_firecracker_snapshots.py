@@ -229,6 +229,7 @@ async def test_a_vmm_killed_as_its_guest_goes_on(
     assert len(list((home / "instances").iterdir())) == 4
 
 
+@pytest.mark.proves("I4")
 async def test_a_driver_that_does_not_map_privately_gets_copies(
     make_template: MakeTemplate, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +248,7 @@ async def test_a_driver_that_does_not_map_privately_gets_copies(
     await refused(template, home, ramet.NotSharedError, "copied", require_shared=True)
 
 
+@pytest.mark.proves("I4")
 async def test_a_raw_disk_is_not_shared_and_says_so(make_template: MakeTemplate, home: Path) -> None:
     """`--require-shared` speaks of disks, too (I4)."""
     template = await make_template("128M")

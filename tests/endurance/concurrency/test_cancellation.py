@@ -77,6 +77,7 @@ def _descriptors() -> Iterator[str]:
             yield f"{what} {of[what]}"
 
 
+@pytest.mark.proves("I7")
 @pytest.mark.deep
 async def test_a_fork_cancelled_at_every_await(
     warm: ramet.VM, warm_host: ramet.Host, warm_home: Path

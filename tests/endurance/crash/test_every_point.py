@@ -218,6 +218,7 @@ def trials(chosen: list[tuple[tuple[str, str, str], str]]) -> pytest.MarkDecorat
     )
 
 
+@pytest.mark.proves("I2")
 @pytest.mark.timeout(300)
 @trials([(home, operation) for home, operation in TRIALS if home == FIRECRACKER or operation not in BOOTING])
 async def test_kill_at_a_few_points(operation: str, crash_home: Path) -> None:
@@ -229,6 +230,7 @@ async def test_kill_at_a_few_points(operation: str, crash_home: Path) -> None:
     await kill_at(crash_home, operation, a_few)
 
 
+@pytest.mark.proves("I2")
 @pytest.mark.deep
 @pytest.mark.timeout(900)
 @trials(TRIALS)
@@ -247,6 +249,7 @@ async def test_kill_at_many_points(operation: str, crash_home: Path) -> None:
     await kill_at(crash_home, operation, many)
 
 
+@pytest.mark.proves("I2")
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @trials(TRIALS)

@@ -47,6 +47,7 @@ async def verify(home: Path) -> None:
         assert list((home / "instances").iterdir()) == []
 
 
+@pytest.mark.proves("I2")
 @pytest.mark.deep
 async def test_kill_at_every_point(probes: ramet.Host) -> None:
     """Until it comes to its end: how many points there are isn't the same each time (the first ramet on a

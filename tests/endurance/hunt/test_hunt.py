@@ -31,6 +31,7 @@ def require_driver(driver: str, guest: str) -> None:
     anyio.run(machines.require, driver, "probe" if guest == "probe" else "builtin")
 
 
+@pytest.mark.proves("I1")
 @pytest.mark.vm
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ def test_a_short_hunt_finds_nothing(driver: str, guest: str) -> None:
     assert tally.files_checked > tally.steps
 
 
+@pytest.mark.proves("I1")
 @pytest.mark.vm
 @pytest.mark.deep
 @pytest.mark.timeout(900)

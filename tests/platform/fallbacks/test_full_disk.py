@@ -84,6 +84,7 @@ def test_fork_by_copy(on_ext4: SmallHome) -> None:
     assert "hint: free some space" in text
 
 
+@pytest.mark.proves("I7")
 def test_fork_of_several_by_copy(on_ext4: SmallHome) -> None:
     """Some fit, some don't: those that do live (I7)."""
     size = on_ext4.mem_file.stat().st_blocks * 512

@@ -48,6 +48,7 @@ async def state(host: ramet.Host, mem_file: Path) -> list[Any]:
     ]
 
 
+@pytest.mark.proves("I2")
 @pytest.mark.parametrize("room_bytes", _STAGES)
 async def test_the_source_runs_on(on_ext4: SmallHome, content: bytes, room_bytes: int) -> None:
     mem_file = on_ext4.mem_file

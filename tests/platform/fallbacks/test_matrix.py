@@ -56,6 +56,7 @@ def refused(home: SmallHome, reason: str) -> None:
     assert failure["error"]["code"] == "not_shared"
 
 
+@pytest.mark.proves("I4")
 @pytest.mark.parametrize("filesystem", ["ext4", "XFS with reflinks"])
 def test_a_hard_link_unless_a_copy_is_asked_for(
     filesystem: str, rows: list[str], request: pytest.FixtureRequest
@@ -88,6 +89,7 @@ def test_an_immutable_mem_file(filesystem: str, rows: list[str], request: pytest
     note(rows, filesystem, "`chattr +i mem`", "", memory)
 
 
+@pytest.mark.proves("I4")
 def test_the_link_limit_of_ext4(on_ext4: SmallHome, rows: list[str]) -> None:
     """The kernel's own refusal at 65,000 links. Making that many takes ten seconds; debugfs writes the
     number into the inode in a moment.

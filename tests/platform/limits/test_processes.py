@@ -46,6 +46,7 @@ class Limited:
         return msgspec.json.decode(done.stdout)
 
 
+@pytest.mark.proves("I7")
 @pytest.mark.parametrize("most", [14, *(pytest.param(most, marks=pytest.mark.deep) for most in (3, 25))])
 def test_forks_that_fit_live_and_the_others_name_the_limit(warm_home: Path, most: int) -> None:
     with pids_cgroup(most) as cgroup:

@@ -49,6 +49,7 @@ def how_opened(pid: int, inode: int) -> set[int]:
     return modes
 
 
+@pytest.mark.proves("I9")
 def test_everything_lies_in_the_users_own_directory(account: Account, template: dict[str, Any]) -> None:
     directory = Path(template["directory"])
     assert directory.parent == account.data / "instances"

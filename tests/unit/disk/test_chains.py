@@ -144,6 +144,7 @@ def test_no_header_does_more_than_be_refused(
         shutil.rmtree(place)
 
 
+@pytest.mark.proves("I1")
 @needs_qemu_img
 def test_a_chain_made_shorter_has_the_same_content(tmp_path: Path) -> None:
     chance = random.Random(5)

@@ -57,6 +57,7 @@ _PIECES = st.sampled_from(
 )
 
 
+@pytest.mark.proves("I8")
 @given(st.one_of(st.binary(max_size=300), st.lists(_PIECES, max_size=60).map(b"".join)))
 def test_nothing_that_comes_out_can_drive_a_terminal(data: bytes) -> None:
     shown = printable(data)

@@ -288,6 +288,7 @@ def test_a_run_outside_the_mem_file_is_refused(mem: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["mem"]
 
 
+@pytest.mark.proves("I1")
 def test_over_its_own_base_the_old_inode_lives_on_as_it_was(mem: Path, tmp_path: Path) -> None:
     """A fork that becomes a template: siblings have the old inode linked and mapped (I1)."""
     (tmp_path / "sibling").hardlink_to(mem)

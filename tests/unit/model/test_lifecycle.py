@@ -1,4 +1,4 @@
-"""The transition function: every pair of state and move, against DESIGN §2's sentence."""
+"""The transition function: every pair of state and move, against the sentence that says which are allowed."""
 
 from __future__ import annotations
 

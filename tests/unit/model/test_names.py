@@ -1,4 +1,4 @@
-"""Names and references, as DESIGN §9 has them."""
+"""Names and references: exact name, then id, then a unique prefix of an id."""
 
 from __future__ import annotations
 

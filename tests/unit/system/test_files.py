@@ -175,6 +175,7 @@ def test_a_punched_range_is_zeros_and_its_neighbours_are_not(tmp_path: Path) -> 
     assert allocated_bytes(path) < before
 
 
+@pytest.mark.proves("I1")
 def test_publish_gives_a_new_inode_the_name_and_leaves_the_old_one_whole(tmp_path: Path) -> None:
     final, kept = tmp_path / "mem", tmp_path / "kept"
     final.write_bytes(b"old")
@@ -197,6 +198,7 @@ def test_publish_a_directory_with_a_link_a_fifo_and_a_directory_in_it(tmp_path: 
     assert not temporary.exists()
 
 
+@pytest.mark.proves("I2")
 def test_a_publication_that_fails_changes_nothing(tmp_path: Path) -> None:
     temporary, final = tmp_path / ".tmp-snapshot", tmp_path / "snapshot"
     temporary.mkdir()
@@ -208,6 +210,7 @@ def test_a_publication_that_fails_changes_nothing(tmp_path: Path) -> None:
     assert (final / "part").read_bytes() == b"published"
 
 
+@pytest.mark.proves("I2")
 def test_publishing_syncs_content_before_it_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform == "darwin":
         pytest.skip("macOS syncs with F_FULLFSYNC, which isn't seen here")

@@ -121,6 +121,7 @@ def test_tail_joins_what_was_cut_off_with_what_came_since(log: Path) -> None:
     assert len(bounded_log.tail(log, 10 * MIB)) == bounded_log.previous(log).stat().st_size + 9
 
 
+@pytest.mark.proves("I8")
 def test_a_link_or_a_fifo_in_the_place_of_a_log_is_refused(log: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(lines(0, 2 * MIB))

@@ -82,6 +82,7 @@ def test_a_link_is_the_same_inode_and_costs_nothing(source: Path, tmp_path: Path
     check(tmp_path / "fork", facts)
 
 
+@pytest.mark.proves("I3")
 def test_a_fork_keeps_its_file_when_the_source_goes(source: Path, tmp_path: Path) -> None:
     before = digest(source)
     link_or_copy(source, tmp_path / "fork")
@@ -89,6 +90,7 @@ def test_a_fork_keeps_its_file_when_the_source_goes(source: Path, tmp_path: Path
     assert digest(tmp_path / "fork") == before
 
 
+@pytest.mark.proves("I4")
 def test_another_filesystem_is_a_copy_that_says_so_and_keeps_the_holes(source: Path, elsewhere: Path) -> None:
     how = link_or_copy(source, elsewhere / "fork")
     assert how.mode == "copied"
@@ -98,6 +100,7 @@ def test_another_filesystem_is_a_copy_that_says_so_and_keeps_the_holes(source: P
     assert_same(source, elsewhere / "fork", how)
 
 
+@pytest.mark.proves("I4")
 def test_a_driver_that_may_not_link_gives_its_own_reason(source: Path, tmp_path: Path) -> None:
     how = link_or_copy(source, tmp_path / "fork", allow_link=False, why_no_link="x maps shared")
     assert how.mode in ("reflinked", "copied")
@@ -134,6 +137,7 @@ def test_an_immutable_file_is_not_linked(source: Path, tmp_path: Path) -> None:
     assert_same(source, tmp_path / "fork", how)
 
 
+@pytest.mark.proves("I4")
 def test_at_the_link_limit_the_next_fork_is_a_copy(source: Path, tmp_path: Path) -> None:
     limit = os.pathconf(tmp_path, "PC_LINK_MAX")
     if not 1 < limit <= 65_000:

@@ -24,6 +24,7 @@ _MIB = 12
 _LIMIT_S = 60
 
 
+@pytest.mark.proves("I1")
 @pytest.mark.core
 async def test_forks_before_during_and_after(guest: Guest, source: ramet.VM, host: ramet.Host) -> None:
     await guest.change(source, _MIB)

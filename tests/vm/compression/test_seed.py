@@ -43,6 +43,7 @@ async def test_fork_snapshot_from_compressed_source_has_a_real_raw_file(snapshot
             assert later.receipt.timings_ms.decompress == 0
 
 
+@pytest.mark.proves("I3")
 @pytest.mark.parametrize("compressed", [False, True])
 async def test_deleting_a_snapshot_strands_no_fork(snapshot: ramet.Snapshot, compressed: bool) -> None:
     if compressed:
@@ -60,6 +61,7 @@ async def test_deleting_a_snapshot_strands_no_fork(snapshot: ramet.Snapshot, com
         assert await remembers(one)
 
 
+@pytest.mark.proves("I1")
 async def test_stat_c_i_matches(warm: ramet.VM) -> None:
     """`stat -c %i` of the source's mem-file and of each fork's."""
     async with warm.fork(3) as forks:

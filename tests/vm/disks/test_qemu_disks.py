@@ -116,6 +116,7 @@ def backing_in_header(path: Path) -> str:
     return str(msgspec.json.decode(said.stdout)["backing-filename"])
 
 
+@pytest.mark.proves("I1")
 async def test_what_is_frozen_is_never_written_again(subject: TwoDisks, vm: Running) -> None:
     disks = vm.machine.disks
     await subject.put(vm, "vda", 1, "first")

@@ -34,6 +34,7 @@ def mapped(pid: int, inode: int) -> list[str]:
     return [line.split()[1] for line in lines if line.split()[4] == str(inode)]
 
 
+@pytest.mark.proves("I5")
 @pytest.mark.core
 async def test_every_fork_is_its_own_and_shares_one_inode(warm: ramet.VM) -> None:
     template = warm.directory / "mem"
@@ -67,6 +68,7 @@ async def test_every_fork_is_its_own_and_shares_one_inode(warm: ramet.VM) -> Non
             assert identity.hostname == vm.name
 
 
+@pytest.mark.proves("I5")
 async def test_files_of_the_identity_that_others_have_touched(host: ramet.Host) -> None:
     """The agent writes them in place, through descriptors from before the fork, where they still are
     what their paths lead to; a file that somebody has moved or linked isn't written through.
@@ -166,6 +168,7 @@ async def sums(forks: ramet.Forks[ramet.VM]) -> list[str]:
     return [result.text.split()[0] for result in results if isinstance(result, ramet.ExecResult)]
 
 
+@pytest.mark.proves("I3")
 @pytest.mark.core
 async def test_forks_outlive_template_and_source(host: ramet.Host) -> None:
     """I3: template deleted, then its fork's template deleted; what is left neither stops nor misses
@@ -195,6 +198,7 @@ async def test_forks_outlive_template_and_source(host: ramet.Host) -> None:
     assert (await second.exec("cat", "/tmp/mark")).text == "first\n"
 
 
+@pytest.mark.proves("I4")
 async def test_copying_is_named_and_sharing_can_be_required(warm: ramet.VM) -> None:
     async with warm.fork(1, share_memory=False) as (fork,):
         assert fork.receipt.memory.mode == "copied"
@@ -204,6 +208,7 @@ async def test_copying_is_named_and_sharing_can_be_required(warm: ramet.VM) -> N
         await warm.fork(1, share_memory=False, require_shared=True)
 
 
+@pytest.mark.proves("I7")
 async def test_some_fail_alone(
     warm: ramet.VM, warm_host: ramet.Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +232,7 @@ async def test_some_fail_alone(
     assert caught.value.exit_code == 6
 
 
+@pytest.mark.proves("I7")
 @pytest.mark.timing
 async def test_a_cancelled_fork_leaves_nothing(warm: ramet.VM, warm_home: Path) -> None:
     cancelled = 0

@@ -30,6 +30,7 @@ _MOST_PSS_BYTES = 1_500_000
 _ROUNDS = 5
 
 
+@pytest.mark.proves("I3")
 @pytest.mark.deep
 @pytest.mark.alone
 async def test_one_inode_for_a_hundred_forks_that_outlive_their_source(

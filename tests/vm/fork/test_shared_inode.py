@@ -139,6 +139,7 @@ async def make_shared(guest: Guest, host: ramet.Host) -> ramet.VM:
     return await vm.template()
 
 
+@pytest.mark.proves("I1")
 async def test_nobody_opens_it_for_writing(guest: Guest, host: ramet.Host) -> None:
     template = await make_shared(guest, host)
     mem = template.directory / MEM_FILE

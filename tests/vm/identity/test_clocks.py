@@ -48,6 +48,7 @@ class Clocks:
         return pong
 
 
+@pytest.mark.proves("I5")
 @pytest.mark.core
 async def test_clocks_go_on(guest: Guest, source: ramet.VM) -> None:
     """In a source and its forks: monotonic never backwards, wall time right at once."""

@@ -122,6 +122,7 @@ async def test_a_command_under_way_in_a_guest_that_reboots_ends_with_an_error(wa
             await vm.exec("sh", "-c", "reboot; sleep 300")
 
 
+@pytest.mark.proves("I6")
 async def test_a_killed_vmm_is_failed_and_can_be_started_again(warm: ramet.VM) -> None:
     async with warm.fork(2) as (vm, sibling):
         pid = (await vm.info()).pid

@@ -21,6 +21,7 @@ from tests.vm.pool.conftest import DISK_VALUE, FIRECRACKER, MEMORY_VALUE, Guests
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
+@pytest.mark.proves("I5")
 @pytest.mark.core
 async def test_a_loaded_one_is_handed_out_and_has_proved_itself(pool_home: Path, guests: Guests) -> None:
     async with ramet.Host(pool_home, warm=2) as host:

@@ -2,7 +2,7 @@
 
 Only what a fork needs is there. Nothing that discards guest RAM may be added (balloon, free-page reporting,
 virtio-mem, `prealloc`, `discard-data`): on a mem-file mapping they punch holes in the file that all forks
-share (DESIGN I1).
+share (I1).
 """
 
 from __future__ import annotations
