@@ -612,7 +612,7 @@ class Snapshot(Handle):
         return self._portal.call(lambda: self._wrapped.inspect())
 
     def verify(self) -> Verification:
-        """Read every part and hold it against its digest. A bad one is in the result; nothing is raised for
+        """Read every part and check it against its digest. A bad one is in the result; nothing is raised for
         it.
 
         Raises `DamagedError` when the manifest can't be read.

@@ -179,7 +179,7 @@ def remove(
 
 @snapshot.command()
 def verify(reference: SnapshotReference, json: Json = False) -> None:
-    """Read every part of a snapshot and hold it against its digest. Exit code 1 when one is bad."""
+    """Read every part of a snapshot and check it against its digest. Exit code 1 when one is bad."""
 
     async def body(host: Host) -> int:
         snapshot = await references.snapshot(host, reference, instead="ramet inspect")

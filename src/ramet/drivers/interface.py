@@ -66,7 +66,7 @@ class Vmm(Protocol):
         """
 
     def resume_steps(self) -> ResumeSteps:
-        """What `host.deadman` says to the control socket so that the guest goes on. Asks nothing."""
+        """What `system.pause_watchdog` says to the control socket so that the guest goes on. Asks nothing."""
 
     async def status(self) -> str:
         """The VMM's own word for its run state.
@@ -116,7 +116,7 @@ class TellsVersion(Protocol):
 
 @runtime_checkable
 class ResumesOnLoad(Protocol):
-    """A VMM that can be told once to load a vmstate and to let the guest go on."""
+    """A VMM that can be told once to load a vmstate and to resume the guest."""
 
     async def load_and_resume(self, name: str) -> None:
         """`load_vmstate` and `resume` in one request. Only for a guest whose RAM is complete: there is no

@@ -1,7 +1,7 @@
 """The manifest of a capture: what its parts are, and which machine they belong to.
 
 Compared *before* a VMM is spawned: a VMM accepts a vmstate that was saved from another machine and hangs. It
-holds what another host needs to know to bring the capture up.
+holds what another host needs to know to restore the capture.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def require_whole(manifest: Manifest, *, where: str) -> None:
 
 
 def is_compressed(manifest: Manifest, directory: Path) -> bool:
-    """Whether its memory has to be unpacked before a guest can be brought up from it."""
+    """Whether its memory has to be unpacked before a guest can be restored from it."""
     return manifest.memory.compressed is not None and not (directory / manifest.memory.base).exists()
 
 

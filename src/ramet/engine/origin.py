@@ -26,7 +26,7 @@ from ramet.units import MIB
 
 
 class Origin(NamedTuple):
-    """A capture that guests are brought up from."""
+    """A capture that guests are restored from."""
 
     directory: Path
     manifest: Manifest

@@ -196,7 +196,7 @@ async def end_orphans(context: Context) -> None:
         if record is None and directory.name in unknown:
             continue  # its row can't be read, and may well name it
         for process in running:
-            # Without a record: removed by force, while it was being brought up by a ramet that then died.
+            # Without a record: removed by force, while it was being restored by a ramet that then died.
             if record is None or record.vmm is None or not process_ref.is_same(record.vmm.process, process):
                 await processes.kill(process)
 

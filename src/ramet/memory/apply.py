@@ -1,4 +1,4 @@
-"""Pages laid over the content of a file that nobody else uses yet. Zeros become holes.
+"""Pages applied to the content of a file that nobody else uses yet. Zeros become holes.
 
 Source: pwritev(2); fallocate(2), FALLOC_FL_PUNCH_HOLE.
 """

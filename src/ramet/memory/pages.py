@@ -1,6 +1,6 @@
 """Changed pages of a VMM, on their way to a file.
 
-Buffered pages are copied into memory of ramet's while the guest is paused, and looked at and written when it
+Buffered pages are copied into ramet's memory while the guest is paused, and looked at and written when it
 goes on again. Live pages are read as they are written: for a VMM that ends afterwards, as large as it may be.
 
 Everything here may run in a worker thread.

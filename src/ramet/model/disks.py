@@ -1,6 +1,6 @@
 """Data disks as a user asks for them: `SIZE`, or `SIZE:PATH` for one with a filesystem, mounted at PATH.
 
-Pure: what is asked for is held against what a guest can have, and turned into the words that its kernel
+Pure: what is asked for is checked against what a guest can have, and turned into the words that its kernel
 passes on to the agent.
 """
 

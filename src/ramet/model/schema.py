@@ -310,7 +310,7 @@ class SnapshotInspection(SnapshotInfo, frozen=True, kw_only=True):
 
 @exported
 class PartCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of a snapshot, read and held against its digest."""
+    """One part of a snapshot, read and checked against its digest."""
 
     name: str
     ok: bool

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 # every second is tried. All of them are tried by hand (`make test-soak`), a few of each in every `make test`.
 BOOTING = {"run", "start"}
 FEW = 2
-# Captures and what is brought up from them have about a hundred points each: other ones in each run.
+# Captures and what is restored from them have about a hundred points each: other ones in each run.
 MANY_STEPS = {"pool", "pooled_fork", "branch", "snapshot", "come", "standby", "restore", "rewind"} | {
     "compress",
     "decompress",

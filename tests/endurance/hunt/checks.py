@@ -81,7 +81,7 @@ def _digest_through(descriptor: int) -> str:
 
 
 def _published(home: Home) -> Iterable[tuple[Path, str | None, str]]:
-    """Each part of each capture, and of what a living instance was brought up from: path, digest as the
+    """Each part of each capture, and of what a living instance was restored from: path, digest as the
     manifest has it, which manifest.
     """
     for directory in (*home.snapshots.iterdir(), *home.instances.iterdir()):

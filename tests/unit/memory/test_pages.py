@@ -40,7 +40,7 @@ def changes(process: MappingProcess, mem: Path) -> list[Run]:
     return changed_pages(process.pid, locate_ram(process.pid, mem=identity, regions=[SIZE]), identity)
 
 
-def laid_over(content: bytes, pages: Pages) -> bytes:
+def with_pages(content: bytes, pages: Pages) -> bytes:
     new = bytearray(content)
     behind = 0
     for batch in pages.batches():
@@ -62,10 +62,10 @@ def test_both_kinds_give_what_the_process_has(mem: Path) -> None:
         assert sum(run.length_bytes for run in runs) > BUFFER_BYTES
         seen = process.view(0, SIZE)
         with buffer_pages(process.pid, runs) as buffered:
-            assert laid_over(before, LivePages(process.pid, runs)) == seen
+            assert with_pages(before, LivePages(process.pid, runs)) == seen
             process.write_page(0, 99, pages=PAGES)
-            assert laid_over(before, buffered) == seen, "what it does later isn't buffered"
-            assert laid_over(before, buffered) == seen, "any number of times"
+            assert with_pages(before, buffered) == seen, "what it does later isn't buffered"
+            assert with_pages(before, buffered) == seen, "any number of times"
             zeros = sum(length for batch in buffered.batches() for _, length, data in batch if data is None)
             assert zeros == 603 * PAGE
             assert buffered.changed_bytes == LivePages(process.pid, runs).changed_bytes == 2403 * PAGE
@@ -103,7 +103,7 @@ def test_it_works_in_a_worker_thread(mem: Path) -> None:
         process.write_page(9, 5, pages=700)
         with pool.submit(buffer_pages, process.pid, changes(process, mem)).result(timeout=30) as buffered:
             seen = process.view(0, SIZE)
-            assert pool.submit(laid_over, mem.read_bytes(), buffered).result(timeout=30) == seen
+            assert pool.submit(with_pages, mem.read_bytes(), buffered).result(timeout=30) == seen
 
 
 def test_what_can_not_be_read_is_said_and_nothing_is_kept(mem: Path) -> None:

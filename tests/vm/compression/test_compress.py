@@ -263,7 +263,7 @@ async def test_a_template_and_what_was_compressed_before(warm: ramet.VM, warm_ho
         async with vm.fork(1) as (one,), snapshot.fork(1) as (other,):
             assert await remembers(one)
             assert await remembers(other)
-            # A capture of what was brought up from a compressed one is as any other.
+            # A capture of what was restored from a compressed one is as any other.
             again = await one.snapshot("again")
             async with again.fork(1) as (third,):
                 assert await remembers(third)

@@ -59,7 +59,7 @@ def export_capture(
     """Write the capture in `directory`, whose manifest is `manifest`, to the descriptor `out`: a file, a
     pipe, a socket. Holes and zeros take no room in it.
 
-    All parts are opened and held against the manifest before anything is written. From then on the capture
+    All parts are opened and checked against the manifest before anything is written. From then on the capture
     may be removed or compacted: what was opened is what is exported. `to` is how errors call the
     destination; `checkpoint` is called often and may raise to give up (`threads.check_cancelled`).
 

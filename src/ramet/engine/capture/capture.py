@@ -98,7 +98,7 @@ async def capture(
         # It may have been started before the program was upgraded.
         version = await vmm.own_version() or here
         driver = driver.as_of(version)
-    # Only `snapshot create` lets the guest go on and takes digests: that capture may be for another machine.
+    # Only `snapshot create` resumes the guest and takes digests: that capture may be for another machine.
     # One that ends the guest, or is forked at once, has to be of use here.
     is_snapshot = goes_on and digests
     if not is_snapshot and not is_same_release(version, here):

@@ -42,7 +42,7 @@ class Plan:
     base: Part | None
     """The mem-file that the guest runs on, where it has something in it."""
     origin: Manifest | None
-    """Of the capture that the guest was brought up from."""
+    """Of the capture that the guest was restored from."""
     overlays: tuple[tuple[Disk, Disk], ...]
     """Disks that go on in a new file: the frozen one, the new one."""
 

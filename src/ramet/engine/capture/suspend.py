@@ -29,7 +29,7 @@ async def promote(context: Context, record: Record) -> Record:
 
     Raises `WrongStateError`; `UnavailableError` when its memory may not be read; `FilesystemError` when it
     doesn't fit; `VmmError`. The instance is then as it was, and runs if it ran, or is paused where its VMM
-    can't be told to let it go on; only when ending its VMM is what fails is it a template already, and the
+    can't be told to resume it; only when ending its VMM is what fails is it a template already, and the
     next ramet process ends the VMM.
     """
     return await _freeze(context, record, Move.TEMPLATE)

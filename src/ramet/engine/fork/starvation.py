@@ -1,4 +1,4 @@
-"""Forks that can't come up because the kernel has no thread left for their VMM.
+"""Forks that can't start because the kernel has no thread left for their VMM.
 
 KVM makes one of its own when a guest first runs, and that one counts, too. Where it can't be had Firecracker
 tries for ever: nothing fails, the guest never answers, and a CPU is busy with that.

@@ -1,4 +1,4 @@
-"""What is open to a guest while it is brought up: a session with its VMM, and a connection to its agent."""
+"""What is open to a guest while it is restored: a session with its VMM, and a connection to its agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Restore and rewind: an instance's VMM is brought up anew from a capture, and takes the place of what there
+"""Restore and rewind: an instance's VMM is restored anew from a capture, and takes the place of what there
 was.
 
 The new VMM works in a staged directory until its guest has proved itself. Then the row names it, the two

@@ -1,6 +1,6 @@
 """Bringing a guest up from a capture: what a fork, a restore and a rewind have in common.
 
-A directory of its own, into which the parts are shared; each held against the manifest; a VMM on them; the
+A directory of its own, into which the parts are shared; each checked against the manifest; a VMM on them; the
 delta written into its private mapping before anything in it looks at guest memory; vmstate; resume; proof.
 Guest RAM is neither read nor written on the host, but for the delta.
 """
@@ -46,7 +46,7 @@ class Loaded(NamedTuple):
 
 
 class Living(NamedTuple):
-    """A guest that has been brought up and has proved itself."""
+    """A guest that has been restored and has proved itself."""
 
     record: Record
     """With the machine as its VMM has it."""

@@ -30,7 +30,7 @@ from ramet.system.share import Shared, can_link, link_or_copy
 from ramet.units import KIB
 
 _SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, CONFIRMED_FILE)
-"""What a capture's directory has that is of no meaning to what is brought up from it."""
+"""What a capture's directory has that is of no meaning to what is restored from it."""
 
 
 _COMPACTED_MEANWHILE = 3

@@ -21,8 +21,8 @@ _TRIES = 3
 
 
 async def verify(context: Context, row: SnapshotRecord) -> list[PartCheck]:
-    """Read every part of a snapshot and hold it against its digest: a result a part, nothing raised for a bad
-    one.
+    """Read every part of a snapshot and check it against its digest: a result a part, nothing raised for a
+    bad one.
 
     Raises `DamagedError` when its manifest can't be read.
     """

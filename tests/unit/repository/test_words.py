@@ -1,0 +1,50 @@
+"""The words of the sources and the documents: the terms of the field, none of the ones that they replaced.
+
+Each pattern is a retired word, with the term that is used instead. What is on disk or in JSON keeps its
+names: `keeper` is a key there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[3]
+RETIRED: Final = {
+    r"(?<![.`\"])\b[kK]eepers?\b(?![`:=\"])|KeepsWarm|PoolKeeper": "controller",
+    r"\bhand(s|ed|ing)?[-_ ]outs?\b|is_heard": "claim, report_demand",
+    r"\bbr(ing|ings|ought|inging)[-_ ](it |them )?up (from|again|anew|on|a guest)|\bbring_up\b": "restore",
+    r"\bdeadman\b|\brescue(s|d)?\b": "pause_watchdog, resume_on_death",
+    r"\bsettle[ds]?\b|settle_(in|replacement)|_settle": "commit, idle, attach_guest, finish_replace",
+    r"\blet_go_on\b|\b(stand|stands|stood|standing) still\b": "resume_guest, pause",
+    r"\bStaged?Pages\b|\bstaged pages\b|\bWarmStage\b": "buffered pages, WarmState",
+    r"\b(lay_over|laid over|dig_holes|share_file)\b": "apply_pages, punch_holes, link_or_copy",
+    r"\bnudges?\b|\bnudged\b": "probe_liveness",
+    r"\bsweeps?\b|\bswept\b|\bsweeping\b": "recovery, gc, delete",
+    r"\bh(e|o)lds? (it |them )?against\b": "check against",
+    r"\bobserve\b|\b_unmark\b|\bRAMET_VMM mark\b": "state_of, intent, owner tag",
+    r"^\s*(async )?for (one|told|said|mine) in\b|\bfor (one|told|said|mine) in (?!sys\.path)|\blambda one\b": (
+        "a name for what it is"
+    ),
+}
+
+
+def _lines() -> Iterator[tuple[Path, int, str]]:
+    for place in ("src", "docs"):
+        for path in sorted((ROOT / place).rglob("*")):
+            if path.suffix in {".py", ".md", ".c", ".h", ".S"} and path.name != "sync.py":
+                for number, line in enumerate(path.read_text().splitlines(), start=1):
+                    yield path, number, line
+
+
+def test_no_retired_word_has_come_back() -> None:
+    patterns = {re.compile(pattern): instead for pattern, instead in RETIRED.items()}
+    back = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]!r}; the word is {instead}"
+        for path, number, line in _lines()
+        for pattern, instead in patterns.items()
+        if (match := pattern.search(line))
+    ]
+    assert not back, "\n".join(back)
