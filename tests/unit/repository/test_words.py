@@ -25,9 +25,7 @@ RETIRED: Final = {
     r"\bsweeps?\b|\bswept\b|\bsweeping\b": "recovery, gc, delete",
     r"\bh(e|o)lds? (it |them )?against\b": "check against",
     r"\bobserve\b|\b_unmark\b|\bRAMET_VMM mark\b": "state_of, intent, owner tag",
-    r"^\s*(async )?for (one|told|said|mine) in\b|\bfor (one|told|said|mine) in (?!sys\.path)|\blambda one\b": (
-        "a name for what it is"
-    ),
+    r"\bfor (one|told|said|mine) in (?!sys\.path)|\blambda one\b": "a name for what it is",
 }
 
 
