@@ -27,7 +27,6 @@ from ramet.system.process_ref import (
     proc_name_of,
     proc_view,
     start_ticks,
-    this_process,
 )
 from ramet.system.process_search import find_in_proc, hides_nothing
 
@@ -230,11 +229,4 @@ def reap(process: ProcessRef, pidfd: int) -> None:
     _adopted.discard(process)
 
 
-def _forget() -> None:
-    """In a child that was forked: it is another process, has no children, and may be in another namespace."""
-    _adopted.clear()
-    proc_view.cache_clear()
-    this_process.cache_clear()
-
-
-in_children(_forget)
+in_children(_adopted.clear)  # a child that was forked has none of its parent's

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from ramet.errors import UnavailableError
 from ramet.model.record import ProcessRef
+from ramet.system.forked import in_children
 
 _STARTED_FIELD: Final = 22
 
@@ -238,3 +239,12 @@ def cannot_look(process: ProcessRef, error: OSError) -> UnavailableError:
     return UnavailableError(
         f"process {process.pid} can't be looked at: {error.strerror}", hint="raise the limit on open files"
     )
+
+
+def _forget() -> None:
+    """In a child that was forked: it is another process, and may be in another namespace."""
+    proc_view.cache_clear()
+    this_process.cache_clear()
+
+
+in_children(_forget)

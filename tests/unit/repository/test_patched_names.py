@@ -83,7 +83,7 @@ def patched(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
                 module = dotted(of, names) or ""
             case _:
                 continue
-        if module in modules():
+        if module in modules() and f"{module}.{name}" not in modules():
             yield node.lineno, module, name
 
 
