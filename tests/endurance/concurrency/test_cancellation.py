@@ -132,37 +132,6 @@ async def leaked(home: Path, before: Held) -> list[str]:
     return more
 
 
-@pytest.mark.deep
-async def test_a_rewind_cancelled_at_every_await(host: ramet.Host) -> None:
-    """By asyncio itself, whose cancellation passes anyio's shields: one VMM is left, and it is the one that
-    the row names.
-    """
-    vm = await host.run(name="x", memory="128M")
-    made = await vm.snapshot("s")
-    count = 0
-
-    def note(number: int) -> None:
-        nonlocal count
-        count = number
-
-    with each_iteration(note):
-        await vm.rewind("s")
-    for at in range(1, count + 1):
-        task = asyncio.ensure_future(vm.rewind("s"))
-
-        def cancel(number: int, task: asyncio.Future[None] = task, at: int = at) -> None:
-            if number == at:
-                task.cancel()
-
-        with each_iteration(cancel), suppress(asyncio.CancelledError):
-            await task
-        (listed,) = await host.list()
-        assert living_in(host.home) == [listed.pid], f"cancelled at iteration {at} of {count}"
-        assert list((host.home / "staging").iterdir()) == []
-        assert (await vm.exec("true")).ok
-    await made.remove()
-
-
 @pytest.mark.timing
 async def test_a_timeout_of_asyncio_itself(warm: ramet.VM, warm_home: Path) -> None:
     """`asyncio.wait_for` cancels the task, not a scope of anyio's: early, in the middle, and late."""

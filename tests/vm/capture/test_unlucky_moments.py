@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,9 @@ import ramet
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.maintenance import compaction
 from ramet.engine.manifest import read_manifest, require_restorable
-from ramet.engine.restore import in_place
 from ramet.engine.snapshots import create
 from ramet.engine.snapshots.validation import require_harmless
-from ramet.errors import DamagedError, FilesystemError, UnavailableError
+from ramet.errors import DamagedError, UnavailableError
 from ramet.model.schema import ForkFailure, ForkReport
 from ramet.paths import MANIFEST_FILE
 from ramet.system import share, spawn
@@ -30,28 +27,6 @@ from ramet.units import TIB
 from tests.support.probes import DATA_ADDRESS
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
-
-REWIND_AND_DIE = """
-import os, signal, sys
-import anyio
-import ramet
-from ramet.engine.restore import in_place
-
-async def main():
-    async with ramet.Host(sys.argv[1]) as host:
-        vm = await host.get("source")
-        enter = in_place._enter
-
-        def entered(*arguments):
-            living = enter(*arguments).vmm
-            os.kill(living.process.pid, signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        in_place._enter = entered
-        await vm.rewind("then")
-
-anyio.run(main)
-"""
 
 
 async def fill(vm: ramet.VM, value: int, *, pages: int = 16) -> None:
@@ -65,13 +40,16 @@ async def value_in(vm: ramet.VM) -> int:
 
 
 @pytest.fixture
-async def source(probes: ramet.Host) -> AsyncIterator[ramet.VM]:
+async def probe_source(probes: ramet.Host) -> AsyncIterator[ramet.VM]:
     """A running probe with 1 in its RAM. Its snapshots go with the test."""
     vm = await probes.run("probe", driver="firecracker", memory="128M", name="source")
     await fill(vm, 1)
     yield vm
     for one in await probes.snapshots():
         await (await probes.snapshot(one.id)).remove()
+
+
+source = probe_source
 
 
 async def test_one_whose_ram_was_never_noted_is_captured_all_the_same(
@@ -161,26 +139,6 @@ async def test_one_with_more_memory_than_the_host_is_not_brought_up(source: rame
         await require_restorable(larger, driver, name="it")
 
 
-async def test_a_filesystem_that_cannot_exchange_leaves_the_instance_as_it_was(
-    probes: ramet.Host, source: ramet.VM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await source.snapshot("then")
-    await fill(source, 2)
-
-    def refuses(*_: object) -> None:
-        raise FilesystemError("can't exchange", number=errno.EINVAL)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(in_place, "exchange", refuses)
-        with pytest.raises(FilesystemError, match="can't exchange"):
-            await source.rewind("then")
-    assert await value_in(source) == 2
-    assert len(spawn.spawned_in(source.directory)) == 1
-    assert list((probes.home / "staging").iterdir()) == []
-    await source.rewind("then")
-    assert await value_in(source) == 1
-
-
 async def test_a_snapshot_that_had_to_be_copied_is_whole(
     source: ramet.VM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,22 +149,6 @@ async def test_a_snapshot_that_had_to_be_copied_is_whole(
     assert (await copied.verify()).ok
     (fork,) = await copied.fork(1)
     assert await value_in(fork) == 1
-
-
-async def test_a_rewind_of_which_nobody_is_left_is_finished_by_the_next(home: Path, source: ramet.VM) -> None:
-    await source.exec("bpoke", "3", "0x1111", check=True)
-    await source.snapshot("then")
-    await source.exec("bpoke", "3", "0x2222", check=True)
-    done = await anyio.run_process([sys.executable, "-c", REWIND_AND_DIE, str(home)], check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    async with ramet.Host(home) as host:
-        vm = await host.get("source")
-        assert (await vm.info()).state == "failed"
-        assert list((home / "staging").iterdir()) == []
-        # The record and the directory, with its disk, are of the same moment.
-        await vm.stop()
-        await vm.start()
-        assert int((await vm.exec("bpeek", "3", check=True)).text.split()[0], 16) == 0x1111
 
 
 async def test_an_import_whose_disks_are_other_parts_is_refused(source: ramet.VM) -> None:

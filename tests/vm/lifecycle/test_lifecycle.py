@@ -47,24 +47,6 @@ async def test_stop_start_and_remove(host: ramet.Host) -> None:
         await host.get("one")
 
 
-async def test_pause_stops_the_guest_and_resume_lets_it_go_on(warm: ramet.VM) -> None:
-    async with warm.fork(1) as (vm,):
-        await vm.pause()
-        assert await state_of(vm) == "paused"
-        assert (await vm.inspect()).vmm_status == "paused"
-        with pytest.raises(ramet.WrongStateError, match="resume"):
-            await vm.exec("true")
-        with pytest.raises(ramet.WrongStateError):
-            await vm.pause()
-        await vm.resume()
-        assert (await vm.exec("echo", "on")).text == "on\n"
-        # A paused instance can be made a template, and stays out of the way of what follows.
-        await vm.pause()
-        base = await vm.template()
-        async with base.fork(1) as (child,):
-            assert (await child.exec("echo", "on")).text == "on\n"
-
-
 async def test_a_template_is_fork_only(warm: ramet.VM) -> None:
     for move in (warm.start, warm.restore, warm.resume, warm.pause, warm.stop, warm.template):
         with pytest.raises(ramet.WrongStateError, match=r"warm is a template.*ramet fork warm") as caught:

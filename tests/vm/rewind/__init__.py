@@ -1,0 +1,1 @@
+"""Rewind: a running instance goes back to one of its snapshots."""
