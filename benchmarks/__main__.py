@@ -75,7 +75,7 @@ def main(words: list[str]) -> int:
     document = anyio.run(lambda: measure(words, benchmarks, quick=chosen.quick))
     write(directory / DATA / RESULTS, document)
     publish(document, directory)
-    failed = [one.name for one in document.outcomes if one.failed]
+    failed = [outcome.name for outcome in document.outcomes if outcome.failed]
     if failed:
         say(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

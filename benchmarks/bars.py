@@ -34,12 +34,12 @@ def judge(document: Document) -> list[Bar]:
 
 def _ratio(document: Document, benchmark: str, name: str) -> Ratio | None:
     outcome = document.outcome(benchmark)
-    return next((one for one in outcome.ratios if one.name == name), None) if outcome else None
+    return next((ratio for ratio in outcome.ratios if ratio.name == name), None) if outcome else None
 
 
 def _figure(document: Document, benchmark: str, key: Key) -> Figure | None:
     outcome: Outcome | None = document.outcome(benchmark)
-    return next((one for one in outcome.figures if one.key == key), None) if outcome else None
+    return next((figure for figure in outcome.figures if figure.key == key), None) if outcome else None
 
 
 def _of_ratio(

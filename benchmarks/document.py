@@ -63,7 +63,7 @@ class Document(msgspec.Struct, kw_only=True):
     outcomes: list[Outcome]
 
     def outcome(self, name: str) -> Outcome | None:
-        return next((one for one in self.outcomes if one.name == name), None)
+        return next((outcome for outcome in self.outcomes if outcome.name == name), None)
 
 
 def read(file: Path) -> Document:
@@ -77,9 +77,9 @@ def write(file: Path, document: Document) -> None:
     outcomes = document_json.pop("outcomes")
     head = msgspec.json.format(msgspec.json.encode(document_json), indent=1).decode()
     parts = []
-    for one in outcomes:
-        lists = {name: one.pop(name) for name in ("figures", "ratios", "skipped")}
-        lines = [_line(one)[:-1]]
+    for outcome in outcomes:
+        lists = {name: outcome.pop(name) for name in ("figures", "ratios", "skipped")}
+        lines = [_line(outcome)[:-1]]
         for name, entries in lists.items():
             lines.append(f',\n  "{name}": [' + ",".join(f"\n   {_line(entry)}" for entry in entries) + "]")
         parts.append("".join(lines) + "}")

@@ -357,7 +357,7 @@ def cpu_of(pid: int) -> float:
     """Seconds of processor time of its threads that live, to the nanosecond where the kernel tells."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
-        return sum(int((one / "schedstat").read_text().split()[0]) for one in threads) / 1e9
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
     except FileNotFoundError:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -479,7 +479,7 @@ def measure(chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         round_of(vmm, scratch / f"round-{number}", chosen.forks, chosen.concurrency)
         for number in range(chosen.rounds)
     ]
-    times = [one for done in rounds for one in done["times_ms"]]
+    times = [value for done in rounds for value in done["times_ms"]]
     walls = [done["wall_ms"] for done in rounds]
     mapped = (scratch / "source" / "mem").stat()
     return {
@@ -493,9 +493,9 @@ def measure(chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "wall_ms": figures(walls),
         "wall_ms_per_fork": round(statistics.median(walls) / chosen.forks, 3),
         "cpu_ms_per_fork": round(statistics.median(done["cpu_ms"] for done in rounds) / chosen.forks, 3),
-        "fork_ms": {step: figures([one[step] for one in times]) for step in STEPS},
-        "pss_bytes": figures([one for done in rounds for one in done["pss_bytes"]]),
-        "private_bytes": figures([one for done in rounds for one in done["private_bytes"]]),
+        "fork_ms": {step: figures([value[step] for value in times]) for step in STEPS},
+        "pss_bytes": figures([value for done in rounds for value in done["pss_bytes"]]),
+        "private_bytes": figures([value for done in rounds for value in done["private_bytes"]]),
         "links": rounds[-1]["links"],
     }
 

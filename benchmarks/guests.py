@@ -143,7 +143,7 @@ def memory_of(pid: int | str) -> dict[str, int]:
 def disk_bytes(directory: Path) -> int:
     """What a directory occupies that nobody else has a link to."""
     facts = [path.lstat() for path in directory.rglob("*")]
-    return 512 * sum(one.st_blocks for one in facts if one.st_nlink == 1 or S_ISDIR(one.st_mode))
+    return 512 * sum(fact.st_blocks for fact in facts if fact.st_nlink == 1 or S_ISDIR(fact.st_mode))
 
 
 def free_bytes(directory: Path) -> int:
@@ -192,7 +192,7 @@ async def filled(host: ramet.Host, source: str) -> int:
     with anyio.fail_after(POOL_LIMIT_S):
         while True:
             entries = (await host.pool(wait=POOL_LIMIT_S)).entries
-            ready = [one for one in entries if one.state == "ready" and one.source in {source, None}]
+            ready = [entry for entry in entries if entry.state == "ready" and entry.source in {source, None}]
             if ready:
                 return len(ready)
             await anyio.sleep(0.02)

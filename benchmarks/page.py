@@ -28,7 +28,7 @@ def render(document: Document, findings: str, *, directory: str, pictures: bool 
         _bars(judge(document)),
         findings.strip(),
         _READING,
-        *(_section(one, directory, pictures=pictures) for one in document.outcomes),
+        *(_section(outcome, directory, pictures=pictures) for outcome in document.outcomes),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -67,9 +67,9 @@ def _head(document: Document, directory: str) -> str:
 
 def _bars(bars: list[Bar]) -> str:
     words = {True: "met", False: "**not met**", None: "-"}
-    rows = [[one.what, one.limit, one.measured, words[one.met], str(one.n)] for one in bars]
-    met = sum(one.met is True for one in bars)
-    missed = sum(one.met is False for one in bars)
+    rows = [[bar.what, bar.limit, bar.measured, words[bar.met], str(bar.n)] for bar in bars]
+    met = sum(bar.met is True for bar in bars)
+    missed = sum(bar.met is False for bar in bars)
     text = (
         f"{met} met, {missed} not met, {len(bars) - met - missed} not measured, by this run's medians where "
         "nothing else is said. What bounds those that aren't met is said below the table."
@@ -98,8 +98,8 @@ def _section(outcome: Outcome, directory: str, *, pictures: bool) -> str:
         ]
     if outcome.ratios:
         rows = [
-            [one.name, number(one.ratio), f"{number(one.low)} to {number(one.high)}", str(one.n)]
-            for one in outcome.ratios
+            [ratio.name, number(ratio.ratio), f"{number(ratio.low)} to {number(ratio.high)}", str(ratio.n)]
+            for ratio in outcome.ratios
         ]
         parts.append(_table(["ratio of medians", "", "95 %", "n"], rows))
     if outcome.figures:
@@ -110,17 +110,23 @@ def _section(outcome: Outcome, directory: str, *, pictures: bool) -> str:
 
 
 def _figures(figures: list[Figure], axis: str) -> str:
-    with_axis = any(one.x is not None for one in figures)
-    head = ["what", "who", *([axis] if with_axis else []), "n", *(f"p{100 * one:.0f}" for one in _SHARES)]
+    with_axis = any(figure.x is not None for figure in figures)
+    head = [
+        "what",
+        "who",
+        *([axis] if with_axis else []),
+        "n",
+        *(f"p{100 * share:.0f}" for share in _SHARES),
+    ]
     rows = []
-    for one in figures:
-        at = ["" if one.x is None else place(one.x, axis)] if with_axis else []
-        single = len(one.values) == 1
+    for figure in figures:
+        at = ["" if figure.x is None else place(figure.x, axis)] if with_axis else []
+        single = len(figure.values) == 1
         values = [
-            "" if single and share != 0.5 else quantity(percentile(one.values, share), one.unit)
+            "" if single and share != 0.5 else quantity(percentile(figure.values, share), figure.unit)
             for share in _SHARES
         ]
-        rows.append([one.what, one.who, *at, str(len(one.values)), *values])
+        rows.append([figure.what, figure.who, *at, str(len(figure.values)), *values])
     return _table(head, rows)
 
 

@@ -58,8 +58,8 @@ def draw(document: Document, directory: Path) -> None:
 def _picture(outcome: Outcome, benchmark: Benchmark, plot: Plot, file: Path) -> None:
     from matplotlib import pyplot
 
-    figures = [one for one in outcome.figures if one.what == plot.what]
-    over_axis = any(one.x is not None for one in figures)
+    figures = [figure for figure in outcome.figures if figure.what == plot.what]
+    over_axis = any(figure.x is not None for figure in figures)
     height = 3.4 if over_axis else 0.9 + 0.42 * len(figures)
     canvas, axes = pyplot.subplots(figsize=(_WIDTH_INCHES, height), layout="constrained")
     (_lines if over_axis else _boxes)(axes, figures)
@@ -100,8 +100,8 @@ def _numbers(unit: str, *, crowded: bool = False) -> Any:
 
 def _lines(axes: Any, figures: list[Figure]) -> None:
     """A line of medians for each who, with a band from p10 to p90."""
-    for index, who in enumerate(dict.fromkeys(one.who for one in figures)):
-        own = sorted((one for one in figures if one.who == who), key=lambda one: one.x or 0)
+    for index, who in enumerate(dict.fromkeys(figure.who for figure in figures)):
+        own = sorted((figure for figure in figures if figure.who == who), key=lambda figure: figure.x or 0)
         xs = [one.x for one in own]
         colour = _COLOURS[index % len(_COLOURS)]
         axes.plot(xs, [one.median for one in own], marker="o", markersize=4, color=colour, label=who)
@@ -114,15 +114,15 @@ def _boxes(axes: Any, figures: list[Figure]) -> None:
     """For each who a box from p25 to p75 with the median, whiskers from p10 to p90, and a mark at p99."""
     shown = [
         {
-            "label": one.who,
-            "med": one.median,
-            "q1": percentile(one.values, 0.25),
-            "q3": percentile(one.values, 0.75),
-            "whislo": percentile(one.values, 0.1),
-            "whishi": percentile(one.values, 0.9),
-            "fliers": [percentile(one.values, 0.99)],
+            "label": figure.who,
+            "med": figure.median,
+            "q1": percentile(figure.values, 0.25),
+            "q3": percentile(figure.values, 0.75),
+            "whislo": percentile(figure.values, 0.1),
+            "whishi": percentile(figure.values, 0.9),
+            "fliers": [percentile(figure.values, 0.99)],
         }
-        for one in reversed(figures)
+        for figure in reversed(figures)
     ]
     mark = {"marker": "|", "markersize": 9, "markeredgecolor": "#888888"}
     axes.bxp(
@@ -139,7 +139,7 @@ def _ticks(axes: Any, figures: list[Figure], axis: str, *, log: bool) -> None:
     """A tick at each place that was measured."""
     if log:
         axes.set_xscale("log")
-    places = sorted({one.x for one in figures if one.x is not None})
+    places = sorted({figure.x for figure in figures if figure.x is not None})
     far = max(places)
     # Those that would be printed over each other have none.
     ticks = [x for x in places if log or x in {0, far} or x > far / 12]

@@ -120,9 +120,9 @@ class Run:
     async def tidy(self) -> None:
         """Remove what a benchmark has left: all but the shared templates."""
         kept = {vm.id for vm in self._templates.values()}
-        for one in await self.host.list(everything=True):
-            if one.id not in kept:
-                await (await self.host.get(one.id)).remove(force=True)
+        for instance in await self.host.list(everything=True):
+            if instance.id not in kept:
+                await (await self.host.get(instance.id)).remove(force=True)
         for snapshot in await self.host.snapshots():
             await (await self.host.snapshot(snapshot.id)).remove()
 

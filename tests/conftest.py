@@ -114,7 +114,7 @@ async def warm_host(warm_home: Path) -> AsyncIterator[ramet.Host]:
     async with ramet.Host(warm_home) as host:
         yield host
     async with ramet.Host(warm_home) as host:
-        left = [one.name for one in await host.list(everything=True)]
+        left = [instance.name for instance in await host.list(everything=True)]
         for name in left:
             if name != "warm":
                 await (await host.get(name)).remove(force=True)

@@ -21,8 +21,8 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(
 ) -> None:
     found = percentile(values, share)
     assert found in values
-    assert sum(one <= found for one in values) >= share * len(values) - 1e-6
-    assert sum(one < found for one in values) < share * len(values) or found == min(values)
+    assert sum(value <= found for value in values) >= share * len(values) - 1e-6
+    assert sum(value < found for value in values) < share * len(values) or found == min(values)
 
 
 def test_p99_of_a_hundred_values() -> None:
@@ -64,7 +64,7 @@ def test_a_ledger_compares_what_it_has() -> None:
         ledger.put("t", "b", 2 * value, x=3)
     ledger.compare("b over a", Key("t", "b", 3), Key("t", "a"))
     ledger.compare("of nothing", Key("t", "c"), Key("t", "a"))
-    assert [(one.name, one.ratio, one.n) for one in ledger.ratios] == [("b over a", 2.0, 2)]
+    assert [(ratio.name, ratio.ratio, ratio.n) for ratio in ledger.ratios] == [("b over a", 2.0, 2)]
 
 
 @pytest.mark.parametrize(

@@ -60,15 +60,15 @@ def test_some_benchmarks(environment: dict[str, str], tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     document = read(tmp_path / "benchmarks" / "results.json")
-    assert [one.name for one in document.outcomes] == ["latency", "thousand"]
+    assert [outcome.name for outcome in document.outcomes] == ["latency", "thousand"]
     latency, thousand = document.outcomes
-    found = {(one.what, one.who): one.values for one in latency.figures}
+    found = {(figure.what, figure.who): figure.values for figure in latency.figures}
     ready = found["fork to ready", "firecracker, ramet"]
     assert len(ready) == len(found["fork to ready", "firecracker, floor"]) > 1
     assert all(value > 0 for value in ready)
     assert min(found["fork to first exec", "firecracker, ramet"]) > min(ready)
     assert any(one.startswith("qemu") for one in latency.skipped), "what a machine lacks is said"
-    (answered,) = (one for one in thousand.figures if one.what == "forks that answered")
+    (answered,) = (figure for figure in thousand.figures if figure.what == "forks that answered")
     assert answered.values == [answered.x]
     page = (tmp_path / "benchmarks.md").read_text()
     assert "A quick run" in page

@@ -130,14 +130,14 @@ def why_unclean(home: Path) -> str | None:
         store.close()
     running = {process.pid for of_one in spawn.spawned_below(place.instances).values() for process in of_one}
     there = {
-        "a wish to clean": [one.name for one in home.iterdir() if one.name in (TODO, DOING)],
+        "a wish to clean": [path.name for path in home.iterdir() if path.name in (TODO, DOING)],
         "owned": [one.name for one in found if _is_left(one.owner)],
         "being changed": [one.name for one in found if one.pending is not None and _is_left(one.pending.by)],
-        "snapshots being made": [one.id for one in snapshots if _is_left(one.maker)],
-        "directories": {one.name for one in place.instances.iterdir()} ^ {one.id for one in found},
-        "snapshots' directories": {one.name for one in place.snapshots.iterdir()}
-        ^ {one.id for one in snapshots},
-        "temporary files": [file for one in place.instances.iterdir() for file in _temporary(one)],
+        "snapshots being made": [snapshot.id for snapshot in snapshots if _is_left(snapshot.maker)],
+        "directories": {path.name for path in place.instances.iterdir()} ^ {one.id for one in found},
+        "snapshots' directories": {path.name for path in place.snapshots.iterdir()}
+        ^ {snapshot.id for snapshot in snapshots},
+        "temporary files": [file for path in place.instances.iterdir() for file in _temporary(path)],
         "staging": list(place.staging.iterdir()),
         "pool": list(place.pool.iterdir()) if place.pool.exists() else [],
         "VMMs": running ^ {one.vmm.process.pid for one in found if one.vmm is not None},

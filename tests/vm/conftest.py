@@ -48,8 +48,8 @@ async def host_and_snapshots(home: Path) -> AsyncIterator[ramet.Host]:
     """
     async with ramet.Host(home) as opened:
         yield opened
-        for one in await opened.snapshots():
-            await (await opened.snapshot(one.id)).remove()
+        for snapshot in await opened.snapshots():
+            await (await opened.snapshot(snapshot.id)).remove()
 
 
 @pytest.fixture(scope="session")

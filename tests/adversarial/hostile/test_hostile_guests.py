@@ -37,7 +37,7 @@ def resident_bytes() -> int:
 def disk_bytes(directory: Path) -> int:
     """What the instance alone has on the disk: parts shared with others have more than one link."""
     stats = [entry.stat() for entry in directory.iterdir() if entry.is_file()]
-    return sum(one.st_blocks * 512 for one in stats if one.st_nlink == 1)
+    return sum(facts.st_blocks * 512 for facts in stats if facts.st_nlink == 1)
 
 
 @asynccontextmanager
@@ -142,12 +142,12 @@ async def test_forks_of_guests_that_never_answer_or_lie_fail_each_for_itself(
         tasks.start_soon(fork, "good", warm)
     for name, report in reports.items():
         assert len(report.forks) == 2
-        for one in report.forks:
+        for each in report.forks:
             if name == "good":
-                assert isinstance(one, Receipt)
+                assert isinstance(each, Receipt)
                 continue
-            assert isinstance(one, ForkFailure)
-            code, words = one.error.code, one.error.message
+            assert isinstance(each, ForkFailure)
+            code, words = each.error.code, each.error.message
             if name == "liar":
                 assert (code, "its identity: hostname wrong" in words) == ("guest_failed", True)
             else:

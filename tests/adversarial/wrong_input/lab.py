@@ -167,4 +167,4 @@ def messages(answer: Answer) -> list[dict[str, str]]:
     if "error" in document:
         return [document["error"]]
     failed = document.get("forks") or document.get("failed")
-    return [one["error"] for one in failed]
+    return [fork["error"] for fork in failed]

@@ -96,7 +96,7 @@ async def test_a_snapshot_of_another_firecracker_or_processor(
     original = (template.directory / MANIFEST_FILE).read_bytes()
     ours = msgspec.json.decode(original, type=Manifest)
     assert ours.host_cpu is not None
-    with_manifest(template, lambda one: msgspec.structs.replace(one, driver_version="1.9.3"))
+    with_manifest(template, lambda row: msgspec.structs.replace(row, driver_version="1.9.3"))
     await refused(template, home, ramet.UnavailableError, "1.9.3", ours.driver_version)
     other = HostCpu(name="Other Processor 9000", kind="OtherVendor 6 99", features=())
     with_manifest(template, lambda _: msgspec.structs.replace(ours, host_cpu=other))
@@ -201,10 +201,10 @@ async def test_an_api_that_does_not_answer(
     async with ramet.Host(home) as host:
         base = await host.get(template.id)
         results: list[object] = [*await base.fork(4, return_exceptions=True)]
-        failures = [one for one in results if isinstance(one, Exception)]
-        assert [type(one) for one in failures] == [ramet.VmmError]
+        failures = [result for result in results if isinstance(result, Exception)]
+        assert [type(error) for error in failures] == [ramet.VmmError]
         assert "didn't start" in str(failures[0])
-        living = [one for one in results if isinstance(one, ramet.VM)]
+        living = [result for result in results if isinstance(result, ramet.VM)]
         assert [(await vm.exec("peek", hex(DATA_ADDRESS))).ok for vm in living] == [True] * 3
         assert len(living_in(home)) == 3
         # A VMM that stops later, while it is asked.
@@ -221,9 +221,9 @@ async def test_a_vmm_killed_as_its_guest_goes_on(
     template = await make_template("128M")
     lose_the_second_vmm(monkeypatch, FirecrackerVmm)
     results: list[object] = [*await template.fork(4, return_exceptions=True)]
-    failures = [one for one in results if isinstance(one, Exception)]
-    assert [type(one) for one in failures] == [ramet.VmmError]
-    living = [one for one in results if isinstance(one, ramet.VM)]
+    failures = [result for result in results if isinstance(result, Exception)]
+    assert [type(error) for error in failures] == [ramet.VmmError]
+    living = [result for result in results if isinstance(result, ramet.VM)]
     assert [(await vm.exec("peek", hex(DATA_ADDRESS))).ok for vm in living] == [True] * 3
     assert len(living_in(home)) == 3
     assert len(list((home / "instances").iterdir())) == 4

@@ -253,17 +253,19 @@ def _put(offset: int, data: bytes) -> Callable[[Path], object]:
     return change
 
 
-imported("import of garbage", "damaged", 1, "changed", "export", lambda one: one.write_bytes(b"ab\n" * 9999))
+imported(
+    "import of garbage", "damaged", 1, "changed", "export", lambda path: path.write_bytes(b"ab\n" * 9999)
+)
 imported(
     "import, truncated",
     "damaged",
     1,
     "is cut short",
     "export it again",
-    lambda one: os.truncate(one, one.stat().st_size - 1),
+    lambda path: os.truncate(path, path.stat().st_size - 1),
 )
 imported("import, altered", "damaged", 1, "is damaged", "export it again", _put(-100_000, b"altered"))
-imported("import, longer", "damaged", 1, "follows after its end", "export", lambda one: _grow(one))
+imported("import, longer", "damaged", 1, "follows after its end", "export", lambda path: _grow(path))
 imported("import of a newer one", "unavailable", 5, "format", "upgrade ramet", _put(8, b"\x63"))
 
 
@@ -281,31 +283,36 @@ def damaged_snapshot(what: str, part: str, change: Callable[[Path], object], mes
             yield Attempt(["fork", "living/base"])
 
 
-damaged_snapshot("a part missing", "vmstate", lambda one: one.unlink(), "vmstate is missing")
-damaged_snapshot("a delta missing", "delta", lambda one: one.unlink(), "delta is missing")
-damaged_snapshot("a base missing", "mem", lambda one: one.unlink(), "mem is missing")
-damaged_snapshot("a delta truncated", "delta", lambda one: os.truncate(one, 5000), "size_bytes is 5000")
+damaged_snapshot("a part missing", "vmstate", lambda path: path.unlink(), "vmstate is missing")
+damaged_snapshot("a delta missing", "delta", lambda path: path.unlink(), "delta is missing")
+damaged_snapshot("a base missing", "mem", lambda path: path.unlink(), "mem is missing")
+damaged_snapshot("a delta truncated", "delta", lambda path: os.truncate(path, 5000), "size_bytes is 5000")
 damaged_snapshot("a delta altered", "delta", _put(4096, b"not what was there"), "mtime_ns is")
-damaged_snapshot("a part of another's", "vmstate", lambda one: shutil.copy(_foreign(one), one), "mtime_ns is")
 damaged_snapshot(
-    "a snapshot's manifest", "manifest.json", lambda one: os.truncate(one, 100), "manifest.json can't be read"
+    "a part of another's", "vmstate", lambda path: shutil.copy(_foreign(path), path), "mtime_ns is"
+)
+damaged_snapshot(
+    "a snapshot's manifest",
+    "manifest.json",
+    lambda path: os.truncate(path, 100),
+    "manifest.json can't be read",
 )
 
 
 def _foreign(part: Path) -> Path:
     """The same part of another snapshot."""
-    return next(one for one in part.parent.parent.glob(f"*/{part.name}") if one != part)
+    return next(path for path in part.parent.parent.glob(f"*/{part.name}") if path != part)
 
 
 @case("rewind to a damaged one", 1, "damaged", "vmstate is missing", "make the capture again")
 def _(lab: Lab) -> Iterator[Attempt]:
-    with lab.altered("vmstate", lambda one: one.unlink(), lab.snapshot):
+    with lab.altered("vmstate", lambda path: path.unlink(), lab.snapshot):
         yield Attempt(["rewind", "living", "base"])
 
 
 @case("export of a damaged one", 1, "damaged", "vmstate is missing", "make the capture again")
 def _(lab: Lab) -> Iterator[Attempt]:
-    with lab.altered("vmstate", lambda one: one.unlink(), lab.snapshot):
+    with lab.altered("vmstate", lambda path: path.unlink(), lab.snapshot):
         yield Attempt(["snapshot", "export", "living/base", str(lab.scratch / "never")])
 
 
@@ -412,15 +419,15 @@ def _rewrite(path: Path) -> None:
         file.write(b"not what was there")
 
 
-damaged("mem-file truncated", "mem", lambda one: os.truncate(one, MIB), "size_bytes is 1048576")
-damaged("mem-file grown", "mem", lambda one: os.truncate(one, 512 * MIB), "size_bytes is 536870912")
+damaged("mem-file truncated", "mem", lambda path: os.truncate(path, MIB), "size_bytes is 1048576")
+damaged("mem-file grown", "mem", lambda path: os.truncate(path, 512 * MIB), "size_bytes is 536870912")
 damaged("mem-file altered", "mem", _rewrite, "mtime_ns is")
-damaged("mem-file missing", "mem", lambda one: one.unlink(), "mem")
-damaged("vmstate truncated", "vmstate", lambda one: os.truncate(one, 1000), "size_bytes is 1000")
+damaged("mem-file missing", "mem", lambda path: path.unlink(), "mem")
+damaged("vmstate truncated", "vmstate", lambda path: os.truncate(path, 1000), "size_bytes is 1000")
 damaged("vmstate altered", "vmstate", _rewrite, "mtime_ns is")
 damaged("kernel altered", "kernel", _rewrite, "mtime_ns is")
 damaged(
-    "manifest truncated", "manifest.json", lambda one: os.truncate(one, 100), "manifest.json can't be read"
+    "manifest truncated", "manifest.json", lambda path: os.truncate(path, 100), "manifest.json can't be read"
 )
 
 
@@ -492,7 +499,7 @@ def fill(directory: Path) -> None:
 def lab(warm_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The warm home, with two instances that can't be forked, and two that have snapshots."""
     shell = Shell(warm_home)
-    template = next(one for one in shell.json("ps", "-a", "--json") if one["name"] == "warm")
+    template = next(instance for instance in shell.json("ps", "-a", "--json") if instance["name"] == "warm")
     shell("fork", "--name", "stopped", "warm")
     shell("stop", "stopped")
     add_failed(shell)
@@ -525,7 +532,7 @@ def table(lab: Lab) -> Iterator[list[tuple[str, str, int, str]]]:
     tell("\n".join(lines))
 
 
-@pytest.mark.parametrize("one", CASES, ids=[one.what.replace(" ", "-") for one in CASES])
+@pytest.mark.parametrize("one", CASES, ids=[case.what.replace(" ", "-") for case in CASES])
 def test_wrong_input(one: Case, lab: Lab, table: list[tuple[str, str, int, str]]) -> None:
     with ExitStack() as stack:
         attempt = stack.enter_context(one.attempt(lab))

@@ -116,7 +116,7 @@ async def test_a_fork_cancelled_at_every_await(
             async with made:  # it was quicker this time, or cancelled with nothing left to cancel
                 pass
         assert await leaked(warm_home, before) == [], f"cancelled at iteration {at} of {count}"
-        assert [one.name for one in await warm_host.list(everything=True)] == ["warm"]
+        assert [instance.name for instance in await warm_host.list(everything=True)] == ["warm"]
     tell(f"{tried} of {count} awaits of fork({FORKS}) tried, {cut} cancelled, 0 leaks")
     assert cut >= 20
 

@@ -28,7 +28,7 @@ def shell(warm_home: Path) -> Iterator[Shell]:
     opened = Shell(warm_home)
     yield opened
     opened.close()
-    left = {one["name"]: one["directory"] for one in opened.json("ps", "-a", "--json")}
+    left = {instance["name"]: instance["directory"] for instance in opened.json("ps", "-a", "--json")}
     if others := [name for name in left if name != "warm"]:
         opened("rm", "-f", *others)
     assert others == []
@@ -68,7 +68,7 @@ def test_twenty_processes_fork_list_exec_and_remove_one_template(shell: Shell) -
             case ["fork", *_]:
                 assert code in {0, 3}, (code, out, err)
                 if code == 0:
-                    made += [one["name"] for one in json.loads(out)["forks"]]
+                    made += [receipt["name"] for receipt in json.loads(out)["forks"]]
             case ["exec", *_]:
                 # Found too late, or ended under the command.
                 assert code in {0, 125}, (code, out, err)
@@ -76,7 +76,7 @@ def test_twenty_processes_fork_list_exec_and_remove_one_template(shell: Shell) -
                 assert code == 0, err
             case _:
                 assert code in {0, 3}, (code, out, err)
-    assert {one["name"] for one in shell.json("ps", "-a", "--json")} == {"warm", *made}
+    assert {instance["name"] for instance in shell.json("ps", "-a", "--json")} == {"warm", *made}
     # A fork depends on nothing of its template's (I3).
     for name in made:
         shell("exec", name, "md5sum", "/tmp/data")
@@ -126,7 +126,7 @@ def test_what_a_dead_process_owned_is_reaped_by_all_who_come(shell: Shell) -> No
     for child in children:
         code_of_child, _, err = ended(child)
         assert (code_of_child, err) == (0, "")
-    assert [one["name"] for one in shell.json("ps", "-a", "--json")] == ["warm"]
+    assert [instance["name"] for instance in shell.json("ps", "-a", "--json")] == ["warm"]
 
 
 def test_interrupted_forks_leave_nothing(shell: Shell) -> None:

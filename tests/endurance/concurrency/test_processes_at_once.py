@@ -72,12 +72,12 @@ async def test_six_processes_fork_one_template_at_once(warm: ramet.VM, warm_home
         assert code == 0, err
         reports.append(json.loads(out))
     receipts = [fork for report in reports for fork in report["forks"]]
-    assert len({one["name"] for one in receipts}) == 12
-    assert len({one["identity"]["machine_id"] for one in receipts}) == 12
-    assert len({one["identity"]["boot_random"] for one in receipts}) == 12
-    assert {one["memory"]["inode"] for one in receipts} == {(warm.directory / "mem").stat().st_ino}
+    assert len({receipt["name"] for receipt in receipts}) == 12
+    assert len({receipt["identity"]["machine_id"] for receipt in receipts}) == 12
+    assert len({receipt["identity"]["boot_random"] for receipt in receipts}) == 12
+    assert {receipt["memory"]["inode"] for receipt in receipts} == {(warm.directory / "mem").stat().st_ino}
     code, out, err = await anyio.to_thread.run_sync(
-        outcome, command(warm_home, "rm", "-f", "--json", *[one["name"] for one in receipts])
+        outcome, command(warm_home, "rm", "-f", "--json", *[receipt["name"] for receipt in receipts])
     )
     assert code == 0, err
     assert len(json.loads(out)["removed"]) == 12

@@ -54,8 +54,8 @@ TRIALS = [
     # The others do nothing that depends on the driver.
     *((FIRECRACKER, one) for one in ("fork", "detached_fork", "template", "run", "start")),
     *(
-        (FIRECRACKER, one)
-        for one in ("branch", "snapshot", "snapshot_rm", "standby", "restore", "rewind", "come")
+        (FIRECRACKER, snapshot)
+        for snapshot in ("branch", "snapshot", "snapshot_rm", "standby", "restore", "rewind", "come")
     ),
     *((FIRECRACKER, one) for one in ("compress", "decompress", "compressed_fork", "compressed_restore")),
     *((QEMU, one) for one in ("branch", "standby", "rewind", "pooled_fork")),
@@ -100,7 +100,7 @@ async def prepare(home: Path, operation: str) -> None:
             await processes.wait_ended(gone, timeout_s=10)
             context = y._context
             context.ours.discard(y.id)
-            context.store.change(y.id, lambda one: msgspec.structs.replace(one, owner=gone))
+            context.store.change(y.id, lambda row: msgspec.structs.replace(row, owner=gone))
             (home / "instances" / "0123456789ab").mkdir()
             return
         (x,) = await base.fork(1, name="x")

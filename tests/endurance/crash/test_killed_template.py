@@ -33,7 +33,7 @@ async def verify(home: Path) -> None:
         left = {path.name for path in vm.directory.iterdir()}
         assert not [name for name in left if name.startswith(".tmp-")]
         running = [one for found in spawn.spawned_below(home / "instances").values() for one in found]
-        assert [one.pid for one in running] == ([x.pid] if x.pid else [])
+        assert [process.pid for process in running] == ([x.pid] if x.pid else [])
         assert x.state in {"running", "template"}
         if x.state == "template":
             async with vm.fork(1) as (child,):

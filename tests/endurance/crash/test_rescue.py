@@ -33,12 +33,12 @@ async def status(home: Path) -> str:
     opened = Home(home)
     store = Store(opened.database)
     try:
-        [record] = [one for one in store.all() if one.name == "x"]
+        [record] = [row for row in store.all() if row.name == "x"]
     finally:
         store.close()
     assert record.vmm is not None
     assert liveness.is_alive(record.vmm.process)
-    [driver] = [one for one in installed_drivers() if one.name == record.driver]
+    [driver] = [driver for driver in installed_drivers() if driver.name == record.driver]
     vmm = driver.attach(opened.instance(record.id), record.vmm.process, record.machine)
     return await vmm.status()
 

@@ -132,9 +132,9 @@ def check_home(host: ramet.Host, family: Family) -> None:
     rows = store.snapshots.all()
     _same("instances", records.keys(), family.guests.keys())
     _same("snapshots", (row.id for row in rows), family.snapshots.keys())
-    _same("instances' directories", (one.name for one in home.instances.iterdir()), records)
-    _same("snapshots' directories", (one.name for one in home.snapshots.iterdir()), family.snapshots)
-    _same("staged directories", (one.name for one in home.staging.iterdir()), ())
+    _same("instances' directories", (path.name for path in home.instances.iterdir()), records)
+    _same("snapshots' directories", (path.name for path in home.snapshots.iterdir()), family.snapshots)
+    _same("staged directories", (path.name for path in home.staging.iterdir()), ())
     for row in rows:
         require(row.maker is None, f"snapshot {row.name} is still being made")
     for record in records.values():
@@ -152,9 +152,9 @@ def check_home(host: ramet.Host, family: Family) -> None:
         for process in found
     }
     recorded = {
-        (one.id, one.vmm.process.pid)
-        for one in records.values()
-        if one.vmm is not None and liveness.is_alive(one.vmm.process)
+        (row.id, row.vmm.process.pid)
+        for row in records.values()
+        if row.vmm is not None and liveness.is_alive(row.vmm.process)
     }
     _same("VMMs", living, recorded)
 

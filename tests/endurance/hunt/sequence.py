@@ -233,7 +233,7 @@ class Hunt(World):
             await self.conclude(operation, "done", None, contents, span)
             return
         facts = await self.instances()
-        new = [one for one in facts.values() if one.id not in self.family.guests]
+        new = [fact for fact in facts.values() if fact.id not in self.family.guests]
         require(len(new) == operation.count, f"{operation}: {len(new)} forks")
         found = await self.resolve(contents, span, new[0].id)
         await self.conclude(operation, "done", None, found)
@@ -257,10 +257,13 @@ class Hunt(World):
             require(verified.ok, f"{snapshot.name}: {verified}")
         captures = [
             *(
-                Operation("fork", one.id, self.steps.name("e"))
-                for one in self.family.in_state("template", "standby")
+                Operation("fork", guest.id, self.steps.name("e"))
+                for guest in self.family.in_state("template", "standby")
             ),
-            *(Operation("fork_snapshot", one, self.steps.name("e")) for one in self.family.snapshots),
+            *(
+                Operation("fork_snapshot", snapshot, self.steps.name("e"))
+                for snapshot in self.family.snapshots
+            ),
         ]
         for operation in captures:
             await self._carry_out_plainly(operation)

@@ -115,9 +115,9 @@ class Steps:
         """Snapshots whose source is there and may go back."""
         guests = self.family.guests
         return [
-            one
-            for one in self.family.snapshots.values()
-            if one.source in guests and guests[one.source].state != "template"
+            snapshot
+            for snapshot in self.family.snapshots.values()
+            if snapshot.source in guests and guests[snapshot.source].state != "template"
         ]
 
     def _operation(self, verb: str) -> Operation:
@@ -159,19 +159,19 @@ class Steps:
                 return Operation(verb, taken, self.name("i"), file=str(self.home.root / "exported"))
             case "compact":
                 captures = [
-                    *(self.home.instance(one.id) for one in family.in_state("template", "standby")),
-                    *(self.home.snapshot(one) for one in family.snapshots),
+                    *(self.home.instance(guest.id) for guest in family.in_state("template", "standby")),
+                    *(self.home.snapshot(snapshot) for snapshot in family.snapshots),
                 ]
                 # The worker leaves alone what is in standby.
-                captures = [one for one in captures if not self._in_standby(one)]
+                captures = [capture for capture in captures if not self._in_standby(capture)]
                 if not captures:
                     return Operation("nothing")
                 return Operation(verb, file=str(pick(captures)))
             case "compress" | "decompress":
                 chosen = pick(
                     [
-                        *((one, 2) for one in family.snapshots),
-                        *((one.id, 1) for one in family.in_state("template", "standby")),
+                        *((snapshot, 2) for snapshot in family.snapshots),
+                        *((guest.id, 1) for guest in family.in_state("template", "standby")),
                     ]
                 )
                 return Operation(verb, chosen[0], count=chosen[1])

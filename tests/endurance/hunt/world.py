@@ -91,7 +91,7 @@ class World:
 
     async def instances(self) -> dict[str, Instance]:
         """What ramet lists, by id."""
-        return {one.id: one for one in await self.host.list(everything=True)}
+        return {instance.id: instance for instance in await self.host.list(everything=True)}
 
     async def adopt(self, new_id: str, contents: Contents, parent: str | None) -> None:
         """A new instance joins the family. Raises `CorruptionError` unless it runs."""
@@ -143,7 +143,7 @@ class World:
             source_id = origin.source
             await self._conclude_snapshot(operation, outcome, source_id, origin.contents, origin.span)
         elif verb == "remove_snapshot":
-            there = {one.id for one in await self.host.snapshots()}
+            there = {snapshot.id for snapshot in await self.host.snapshots()}
             require(outcome != "done" or operation.target not in there, f"{operation}: it is still there")
             if operation.target not in there:
                 del family.snapshots[operation.target]
@@ -183,9 +183,10 @@ class World:
     async def _conclude_forks(self, operation: Operation, outcome: str, contents: Contents | None) -> None:
         family, name = self.family, operation.name
         new = [
-            one
-            for one in (await self.instances()).values()
-            if one.id not in family.guests and (one.name == name or one.name.startswith(f"{name}-"))
+            instance
+            for instance in (await self.instances()).values()
+            if instance.id not in family.guests
+            and (instance.name == name or instance.name.startswith(f"{name}-"))
         ]
         if outcome == "done":
             require(len(new) == operation.count, f"{operation}: {len(new)} forks are there")
@@ -204,7 +205,9 @@ class World:
     async def _conclude_snapshot(
         self, operation: Operation, outcome: str, source: str, contents: Contents, span: Span | None
     ) -> None:
-        new = [one for one in await self.host.snapshots() if one.id not in self.family.snapshots]
+        new = [
+            snapshot for snapshot in await self.host.snapshots() if snapshot.id not in self.family.snapshots
+        ]
         require(len(new) == 1 or (outcome != "done" and not new), f"{operation}: {len(new)} snapshots")
         for one in new:
             require(one.name == operation.name, f"{operation}: it is named {one.name}")
@@ -233,7 +236,7 @@ class World:
             record, directory = store.get(guest.id), self.home.instance(guest.id)
             close = guest.has_vmm and (deep or guest.id in self.touched or chance.random() < 0.15)
             self.kind.look(record, directory, guest.contents, memory=close)
-        asked = [one for one in self.family.guests.values() if one.state == "running"]
+        asked = [guest for guest in self.family.guests.values() if guest.state == "running"]
         others = [one for one in asked if one.id not in self.touched]
         if not deep and len(others) > self.limits.checked:
             chosen = {one.id for one in chance.sample(others, self.limits.checked)} | self.touched

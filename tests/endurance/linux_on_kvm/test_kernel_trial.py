@@ -28,7 +28,7 @@ async def test_a_kernel_that_runs_is_used_from_then_on(
         monkeypatch.setenv("RAMET_KERNEL", str(kernel))
         monkeypatch.setattr("ramet.engine.lifecycle.boot.TRIAL_LIMIT_S", 90.0)  # it is itself emulated
         vm = await host.run(driver="firecracker", memory="128M")
-        assert [(one.driver, one.runs) for one in trials(tmp_path)] == [("firecracker", True)]
+        assert [(trial.driver, trial.runs) for trial in trials(tmp_path)] == [("firecracker", True)]
         await vm.remove(force=True)
         # Also where nobody asks for it: what is known to run is used.
         monkeypatch.delenv("RAMET_DRIVER", raising=False)

@@ -54,14 +54,14 @@ async def test_forks_share_are_themselves_and_outlive_their_source(source: ramet
     forks = await template.fork(FORKS, require_shared=all_shared)
 
     receipts = [fork.receipt for fork in forks]
-    assert {one.memory.mode for one in receipts} == {"shared"}
-    assert {one.memory.inode for one in receipts} == {inode}
-    assert {one.memory.links for one in receipts} == {FORKS + 1}
-    disks = [disk.mode for one in receipts for disk in one.disks]
+    assert {receipt.memory.mode for receipt in receipts} == {"shared"}
+    assert {receipt.memory.inode for receipt in receipts} == {inode}
+    assert {receipt.memory.links for receipt in receipts} == {FORKS + 1}
+    disks = [disk.mode for receipt in receipts for disk in receipt.disks]
     assert len(disks) == FORKS
     assert set(disks) == {"shared"} if all_shared else set(disks) <= {"reflinked", "copied"}
     for what in ("machine_id", "hostname", "boot_random"):
-        assert len({getattr(one.identity, what) for one in receipts}) == FORKS, what
+        assert len({getattr(receipt.identity, what) for receipt in receipts}) == FORKS, what
     for fork, receipt in zip(forks, receipts, strict=True):
         assert (Path(receipt.directory) / receipt.memory.file).stat().st_ino == inode
         identity = receipt.identity

@@ -51,7 +51,7 @@ async def in_thread(words: tuple[str, ...], home: Path, *command: str) -> subpro
 
 def one_of(words: tuple[str, ...], home: Path, name: str) -> Any:
     """What `ps -a` says of it there."""
-    (found,) = [one for one in json_in(words, home, "ps", "-a") if one["name"] == name]
+    (found,) = [instance for instance in json_in(words, home, "ps", "-a") if instance["name"] == name]
     return found
 
 
@@ -172,7 +172,7 @@ async def test_a_home_that_was_moved_keeps_its_guests(warm_home: Path, homes: Pa
         assert (await in_thread(HERE, moved, "exec", "mover", "echo", "there")).stdout == "there\n"
         assert (await in_thread(HERE, moved, "fork", "--name", "child", "mover")).returncode == 0
         # One that no record names is found by where it works, whatever it was told at its start.
-        (pid,) = [one["pid"] for one in json_in(HERE, moved, "ps") if one["name"] == "child"]
+        (pid,) = [instance["pid"] for instance in json_in(HERE, moved, "ps") if instance["name"] == "child"]
         stray = process_ref.reference(pid)
         with closing(sqlite3.connect(moved / "ramet.db")) as connection, connection:
             connection.execute("DELETE FROM instance WHERE json_extract(body, '$.name') = 'child'")
@@ -255,8 +255,10 @@ async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_ho
                 assert "Traceback" not in done.stderr
             done = await in_thread(HERE, home, "rm", "-f", *named.values())
             assert done.returncode == 5, done
-            assert {one["seen"] for one in json_in(HERE, home, "pool")["entries"]} == {False}
-            (unseen,) = [one for one in json_in(HERE, home, "doctor")["checks"] if one["name"] == "unseen"]
+            assert {entry["seen"] for entry in json_in(HERE, home, "pool")["entries"]} == {False}
+            (unseen,) = [
+                check for check in json_in(HERE, home, "doctor")["checks"] if check["name"] == "unseen"
+            ]
             assert "3 instances" in unseen["found"]
             assert "1 snapshot being made" in unseen["found"]
             assert "3 warm VMMs" in unseen["found"]
@@ -270,7 +272,7 @@ async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_ho
                 await processes.kill(process)
             done = await in_thread(HERE, home, "rm", "--lost", *named.values())
             assert done.returncode == 0, done.stderr
-            assert {one["name"] for one in json_in(HERE, home, "ps", "-a")} == {"warm"}
+            assert {instance["name"] for instance in json_in(HERE, home, "ps", "-a")} == {"warm"}
             assert not named.keys() & {path.name for path in (home / "instances").iterdir()}
     finally:
         with closing(sqlite3.connect(home / "ramet.db")) as connection, connection:
@@ -285,7 +287,7 @@ async def test_after_a_restart_of_this_machine_what_ran_is_dead(warm_home: Path)
     """Its boot is in the home's database: another boot id alone doesn't say so."""
     made = await in_thread(HERE, warm_home, "fork", "--name", "before", "warm")
     assert made.returncode == 0, made.stderr
-    (pid,) = [one["pid"] for one in json_in(HERE, warm_home, "ps") if one["name"] == "before"]
+    (pid,) = [instance["pid"] for instance in json_in(HERE, warm_home, "ps") if instance["name"] == "before"]
     process = process_ref.reference(pid)
     other = str(uuid.uuid4())
     rename_boot(warm_home, process_ref.boot_id(), other)
@@ -346,7 +348,7 @@ async def test_a_daemons_guest_is_its_own_and_goes_with_it(warm_home: Path) -> N
         finally:
             os.kill(child, signal.SIGKILL)
         with anyio.fail_after(30):
-            while any(one["name"] == "daemons" for one in json_in(HERE, warm_home, "ps", "-a")):
+            while any(instance["name"] == "daemons" for instance in json_in(HERE, warm_home, "ps", "-a")):
                 await anyio.sleep(0.1)
     finally:
         daemon.kill()

@@ -121,7 +121,7 @@ def run_commands(ramet: Commands, prefix: str, *, hears: bool = True) -> None:
         if hears:
             assert said.out.split() == [STATE.encode()], said
     if hears:
-        listed = {one["name"]: one for one in ramet.json("ps", "-a")}
+        listed = {instance["name"]: instance for instance in ramet.json("ps", "-a")}
         assert {source, *forks} <= set(listed)
         assert listed[source]["state"] == "template"
     ramet("snapshot", "rm", f"{source}/kept")

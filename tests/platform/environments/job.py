@@ -73,7 +73,9 @@ def job(home: str, prefix: str) -> dict[str, float]:
         with steps.step("rm"):
             snapshot.remove()
             base.remove(force=True)
-            left = [one.name for one in host.list(everything=True) if one.name.startswith(prefix)]
+            left = [
+                instance.name for instance in host.list(everything=True) if instance.name.startswith(prefix)
+            ]
             expect("what is left", left, [])
     return steps.seconds
 
@@ -99,7 +101,7 @@ async def async_job(home: str, prefix: str) -> dict[str, float]:
             snapshot = await vm.snapshot(name="kept")
         with steps.step("fork of the running one"):
             async with await vm.fork(2, name=f"{prefix}branch") as branches:
-                found = [await one.exec("cat", "/run/state") for one in branches]
+                found = [await vm.exec("cat", "/run/state") for vm in branches]
                 check_forks([one.text.strip() for one in found])
         with steps.step("rewind"):
             await vm.rewind("kept")

@@ -278,7 +278,7 @@ def _find_python(version: str) -> str | None:
     if pyenv := shutil.which("pyenv"):
         root = subprocess.run([pyenv, "root"], capture_output=True, text=True, timeout=30, check=False)
         releases = Path(root.stdout.strip(), "versions").glob(f"{version}.*/bin/python")
-        found += [str(one) for one in sorted(releases)]
+        found += [str(release) for release in sorted(releases)]
     for program in found:
         try:
             tried = subprocess.run([program, "-c", ""], capture_output=True, timeout=30, check=False)

@@ -41,7 +41,9 @@ class SmallHome:
     @property
     def mem_file(self) -> Path:
         """The template's."""
-        warm = next(one for one in self.shell.json("ps", "-a", "--json") if one["name"] == "warm")
+        warm = next(
+            instance for instance in self.shell.json("ps", "-a", "--json") if instance["name"] == "warm"
+        )
         return Path(warm["directory"]) / MEM_FILE
 
     def memory(self, *options: str) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def furnished(directory: Path, image: Path | None = None) -> Iterator[SmallHome]
         yield SmallHome(shell, image, data)
     finally:
         shell.close()
-        names = [one["name"] for one in shell.json("ps", "-a", "--json")]
+        names = [instance["name"] for instance in shell.json("ps", "-a", "--json")]
         shell("rm", "-f", *names)
         assert_nothing_left(directory)
 

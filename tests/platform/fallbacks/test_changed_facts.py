@@ -51,7 +51,7 @@ def shell_in(home: Path) -> Iterator[Shell]:
         yield shell
     finally:
         shell.close()
-        if names := [one["name"] for one in shell.json("ps", "-a", "--json")]:
+        if names := [instance["name"] for instance in shell.json("ps", "-a", "--json")]:
             shell("rm", "-f", *names)
 
 

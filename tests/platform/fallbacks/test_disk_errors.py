@@ -34,7 +34,7 @@ def written(on_ext4: SmallHome) -> Iterator[str]:
 
 def shown(home: SmallHome, name: str) -> tuple[str, str]:
     """Its state and reason, as `ps` has them."""
-    (found,) = (one for one in home.shell.json("ps", "--json") if one["name"] == name)
+    (found,) = (instance for instance in home.shell.json("ps", "--json") if instance["name"] == name)
     return found["state"], found["reason"] or ""
 
 

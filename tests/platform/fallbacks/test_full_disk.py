@@ -64,7 +64,9 @@ def test_template(on_ext4: SmallHome) -> None:
         with on_ext4.left(8 * MIB), Unharmed(on_ext4):
             text = said(on_ext4, "template", "source")
             assert on_ext4.shell("exec", "source", "md5sum", "/tmp/data", "/tmp/more").stdout == before
-            (shown,) = (one for one in on_ext4.shell.json("ps", "--json") if one["name"] == "source")
+            (shown,) = (
+                instance for instance in on_ext4.shell.json("ps", "--json") if instance["name"] == "source"
+            )
             assert shown["state"] == "running"
         assert "No space left on device" in text
         assert "hint: free some space" in text
@@ -92,11 +94,11 @@ def test_fork_of_several_by_copy(on_ext4: SmallHome) -> None:
         report = on_ext4.shell.json(
             "fork", "-n", "3", "--no-share", "--json", "--name", "many", "warm", code=6
         )
-        living = [one["name"] for one in report["forks"] if one["ok"]]
-        failed = [one for one in report["forks"] if not one["ok"]]
+        living = [receipt["name"] for receipt in report["forks"] if receipt["ok"]]
+        failed = [receipt for receipt in report["forks"] if not receipt["ok"]]
         assert living
         assert failed
-        assert {one["error"]["code"] for one in failed} == {"filesystem"}
+        assert {fork["error"]["code"] for fork in failed} == {"filesystem"}
         for name in living:
             assert on_ext4.shell("exec", name, "md5sum", "/tmp/data").stdout == on_ext4.data
         on_ext4.shell("rm", "-f", *living)

@@ -42,7 +42,7 @@ async def state(host: ramet.Host, mem_file: Path) -> list[Any]:
     return [
         *([sorted(place.iterdir()) for place in (home.instances, home.snapshots, home.staging)]),
         sorted(living_in(host.home)),
-        sorted((one.name, one.state) for one in await host.list(everything=True)),
+        sorted((instance.name, instance.state) for instance in await host.list(everything=True)),
         await host.snapshots(),
         mem_file.stat().st_nlink,
     ]

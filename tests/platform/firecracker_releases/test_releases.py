@@ -37,11 +37,11 @@ LAYOUTS = {
 @pytest.mark.parametrize(("numbers", "memory_mib"), LAYOUTS, ids=str)
 def test_ram_lies_where_the_release_has_it(numbers: tuple[int, int], memory_mib: int) -> None:
     regions = ram_regions(memory_mib * MIB, numbers)
-    assert [(one.guest_start // MIB, one.length_bytes // MIB) for one in regions] == LAYOUTS[
+    assert [(region.guest_start // MIB, region.length_bytes // MIB) for region in regions] == LAYOUTS[
         numbers, memory_mib
     ]
-    ends = [0, *(one.file_offset + one.length_bytes for one in regions)]
-    assert [one.file_offset for one in regions] == ends[:-1]
+    ends = [0, *(region.file_offset + region.length_bytes for region in regions)]
+    assert [region.file_offset for region in regions] == ends[:-1]
     assert ends[-1] == memory_mib * MIB
 
 
@@ -211,8 +211,8 @@ async def test_a_cold_start_makes_the_machine_of_the_release_that_is_there(probe
     await vm.stop()
     context.store.change(
         vm.id,
-        lambda one: msgspec.structs.replace(
-            one, machine=msgspec.structs.replace(one.machine, machine_type="firecracker-1.1")
+        lambda row: msgspec.structs.replace(
+            row, machine=msgspec.structs.replace(row.machine, machine_type="firecracker-1.1")
         ),
     )
     await vm.start()

@@ -160,7 +160,7 @@ async def test_a_fork_that_is_under_way_leaves_nothing(
         )
         assert LEFT in said[0]
         async with ramet.Host(warm_home) as host:
-            assert {one.name for one in await host.list(everything=True)} == {"warm", "box"}
+            assert {instance.name for instance in await host.list(everything=True)} == {"warm", "box"}
         assert (await box.exec("true")).ok
         assert len(living_in(warm_home)) == 1
     finally:

@@ -36,7 +36,7 @@ def warm(homes: Path) -> Iterator[Shell]:
     try:
         yield shell
     finally:
-        shell("rm", "-f", *[one["name"] for one in shell.json("ps", "-a", "--json")])
+        shell("rm", "-f", *[instance["name"] for instance in shell.json("ps", "-a", "--json")])
         assert_nothing_left(home)
 
 
@@ -83,7 +83,7 @@ def test_a_hard_limit_is_raised_or_refused_by_name(warm: Shell) -> None:
     assert error["code"] == "unavailable"
     assert "RLIMIT_FSIZE" in error["message"]
     assert "ulimit -f" in error["hint"]
-    assert [one["name"] for one in warm.json("ps", "--json")] == ["warm"]
+    assert [instance["name"] for instance in warm.json("ps", "--json")] == ["warm"]
 
 
 def test_what_ramet_writes_itself_fails_with_the_limits_name(warm: Shell) -> None:

@@ -53,14 +53,14 @@ def test_forks_that_fit_live_and_the_others_name_the_limit(warm_home: Path, most
         ramet = Limited(warm_home, cgroup)
         code = 5 if most == 3 else 6
         report = ramet.json("fork", "-n", "12", "--name", "many", "warm", code=code)
-        lived = [one for one in report["forks"] if one["ok"]]
-        failed = [one for one in report["forks"] if not one["ok"]]
+        lived = [fork for fork in report["forks"] if fork["ok"]]
+        failed = [fork for fork in report["forks"] if not fork["ok"]]
         try:
             assert len(lived) + len(failed) == 12
             assert bool(lived) == (most > 3)
-            for one in failed:
-                assert one["error"]["code"] == "limit_reached", one
-                assert f"allows {most} processes and threads (pids.max)" in one["error"]["message"]
+            for fork in failed:
+                assert fork["error"]["code"] == "limit_reached", fork
+                assert f"allows {most} processes and threads (pids.max)" in fork["error"]["message"]
             threads = int((cgroup / "pids.current").read_text())
             if lived:
                 # As many as fit beside the command and its watcher: there is no room for one more, which
@@ -68,16 +68,16 @@ def test_forks_that_fit_live_and_the_others_name_the_limit(warm_home: Path, most
                 assert threads + threads // len(lived) + 3 > most, (threads, len(lived))
             # With not a process to spare, but for the one that asks.
             (cgroup / "pids.max").write_text(f"{threads + 1}\n")
-            for one in lived:
-                answered = ramet("exec", one["id"], "true")
+            for error in lived:
+                answered = ramet("exec", error["id"], "true")
                 assert answered.returncode == 0, answered.stderr
         finally:
             (cgroup / "pids.max").write_text(f"{int((cgroup / 'pids.current').read_text()) + 1}\n")
             if lived:
-                removed = ramet("rm", "-f", *(one["id"] for one in lived))
+                removed = ramet("rm", "-f", *(error["id"] for error in lived))
                 assert (removed.returncode, removed.stderr) == (0, "")
         assert living_in(warm_home) == []
-        assert [one["name"] for one in ramet.json("ps", "-a", code=0)] == ["warm"]
+        assert [instance["name"] for instance in ramet.json("ps", "-a", code=0)] == ["warm"]
 
 
 _PLAIN = """
@@ -115,11 +115,11 @@ def test_a_fork_of_many_that_runs_out_of_open_files_keeps_those_that_fit(warm_ho
     assert "internal" not in done.stderr
     report = msgspec.json.decode(done.stdout)
     if done.returncode == 0:
-        assert all(one["ok"] for one in report["forks"])
+        assert all(receipt["ok"] for receipt in report["forks"])
     else:
         assert done.returncode in {5, 6}, done.stderr
         assert "RLIMIT_NOFILE" in done.stdout
-    for one in report.get("forks", []):
-        if one["ok"]:
-            subprocess.run([*COMMAND, "rm", "-f", one["id"]], env=environment, check=True, timeout=60)
+    for receipt in report.get("forks", []):
+        if receipt["ok"]:
+            subprocess.run([*COMMAND, "rm", "-f", receipt["id"]], env=environment, check=True, timeout=60)
     assert living_in(warm_home) == []

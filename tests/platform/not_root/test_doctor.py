@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.deep]
 
 def checks_of(account: Account, *, code: int = 0, **environment: str) -> dict[str, Any]:
     report = account.json("doctor", code=code, **environment)
-    return {one["name"]: one for one in report["checks"]}
+    return {check["name"]: check for check in report["checks"]}
 
 
 def test_it_names_the_way_to_kvm(account: Account) -> None:
@@ -43,17 +43,17 @@ def test_it_tries_to_read_a_process_that_is_not_its_child(account: Account) -> N
 
 def test_a_home_that_cannot_be_written(account: Account) -> None:
     report = account.json("doctor", code=5, RAMET_HOME="/proc/nothing")
-    home = next(one for one in report["checks"] if one["name"] == "home")
+    home = next(check for check in report["checks"] if check["name"] == "home")
     assert home["ok"] is False
     assert "RAMET_HOME" in home["advice"]
-    assert all("/proc/nothing" in one["reason"] for one in report["drivers"] if one["version"])
+    assert all("/proc/nothing" in driver["reason"] for driver in report["drivers"] if driver["version"])
 
 
 @pytest.mark.parametrize(("limit", "name"), [("nofile=64:64", "open-files"), ("nproc=40:40", "processes")])
 def test_a_low_limit_is_seen(account: Account, limit: str, name: str) -> None:
     done = account.run("prlimit", f"--{limit}", account.python, "-m", "ramet.cli.main", "doctor", "--json")
 
-    found = {one["name"]: one for one in msgspec.json.decode(done.stdout)["checks"]}[name]
+    found = {check["name"]: check for check in msgspec.json.decode(done.stdout)["checks"]}[name]
     assert found["ok"] is not True
     assert "raise it" in found["advice"]
 

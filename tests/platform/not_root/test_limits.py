@@ -20,12 +20,12 @@ def test_forks_that_fit_live_and_the_others_name_the_limit(account: Account) -> 
         done = account.run(*ramet, "fork", "-n", "8", "--name", "child", "--json", "few")
         assert done.returncode == 6, (done.stdout, done.stderr)
         forks = msgspec.json.decode(done.stdout)["forks"]
-        lived = [one["name"] for one in forks if one["ok"]]
+        lived = [vm["name"] for vm in forks if vm["ok"]]
         assert 0 < len(lived) < 8
-        for one in forks:
-            if not one["ok"]:
-                assert one["error"]["code"] == "limit_reached", one
-                assert f"this user may have {_MOST} processes and threads" in one["error"]["message"]
+        for vm in forks:
+            if not vm["ok"]:
+                assert vm["error"]["code"] == "limit_reached", vm
+                assert f"this user may have {_MOST} processes and threads" in vm["error"]["message"]
         for name in lived:
             assert account.ramet("exec", name, "hostname") == f"{name}\n"
         # With no more than there was to spare when the last one failed.

@@ -34,7 +34,7 @@ def template(account: Account) -> dict[str, Any]:
 
 def enforced(account: Account) -> bool:
     """Whether this machine's QEMU opens the mem-file read-only."""
-    checks = {one["name"]: one for one in account.json("doctor")["checks"]}
+    checks = {check["name"]: check for check in account.json("doctor")["checks"]}
     return checks["immutability"]["ok"] is True
 
 
@@ -74,13 +74,13 @@ def test_forks_share_are_isolated_and_can_be_forked_themselves(
 ) -> None:
     mem = Path(template["directory"], "mem").stat()
     receipts = account.json("fork", "-n", "3", "--require-shared", "base")["forks"]
-    assert [one["memory"]["mode"] for one in receipts] == ["shared"] * 3
-    assert {one["memory"]["inode"] for one in receipts} == {mem.st_ino}
+    assert [receipt["memory"]["mode"] for receipt in receipts] == ["shared"] * 3
+    assert {receipt["memory"]["inode"] for receipt in receipts} == {mem.st_ino}
     said = receipts[0]["memory"]["immutability"]
     assert said.startswith("enforced" if enforced(account) else "not enforced by the kernel: ")
     access = os.O_RDONLY if enforced(account) else os.O_RDWR
-    assert [how_opened(one["pid"], mem.st_ino) for one in receipts] == [{access}] * 3
-    first, second, third = (one["name"] for one in receipts)
+    assert [how_opened(receipt["pid"], mem.st_ino) for receipt in receipts] == [{access}] * 3
+    first, second, third = (receipt["name"] for receipt in receipts)
     assert [account.ramet("exec", name, "--", "cat", "/run/cache") for name in (first, second)] == [
         "hot\n"
     ] * 2
@@ -99,7 +99,7 @@ def test_forks_share_are_isolated_and_can_be_forked_themselves(
     account.ramet("exec", second, "--", "test", "!", "-e", "/run/cache")
     account.ramet("logs", third)
     account.ramet("rm", "-f", first, second, third, "grandchild")
-    assert [one["name"] for one in account.json("ps", "-a")] == ["base"]
+    assert [instance["name"] for instance in account.json("ps", "-a")] == ["base"]
     assert Path(template["directory"], "mem").stat().st_nlink == 1
     assert living_in(account.data) == []
 
@@ -112,10 +112,10 @@ def test_many_forks_with_the_usual_limit_on_open_files(account: Account, templat
     assert done.returncode == 0, done.stderr
     forks = json.loads(done.stdout)["forks"]
     try:
-        assert [one["memory"]["mode"] for one in forks] == ["shared"] * MANY_FORKS
+        assert [vm["memory"]["mode"] for vm in forks] == ["shared"] * MANY_FORKS
         assert Path(template["directory"], "mem").stat().st_nlink == MANY_FORKS + 1
     finally:
-        account.ramet("rm", "-f", *(one["id"] for one in forks))
+        account.ramet("rm", "-f", *(vm["id"] for vm in forks))
 
 
 def test_the_python_api(account: Account, template: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def test_the_python_api(account: Account, template: dict[str, Any]) -> None:
         """
     )
     assert said.strip() == "['warm', 'warm']"
-    assert [one["name"] for one in account.json("ps", "-a")] == ["base"]
+    assert [instance["name"] for instance in account.json("ps", "-a")] == ["base"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming two users needs root")
@@ -175,7 +175,7 @@ def test_memory_that_may_not_be_read_is_an_error_with_a_next_step(account: Accou
             assert account.json("inspect", "closed", RAMET_QEMU=qemu)["state"] == "running"
             assert account.ramet("exec", "closed", "--", "echo", "alive", RAMET_QEMU=qemu) == "alive\n"
         assert account.json("snapshot", "ls", RAMET_QEMU=qemu) == []
-        names = {one["name"] for one in account.json("ps", "-a", RAMET_QEMU=qemu)}
+        names = {instance["name"] for instance in account.json("ps", "-a", RAMET_QEMU=qemu)}
         assert names - {"base"} == {"closed"}
     finally:
         account.ramet("rm", "-f", "closed", RAMET_QEMU=qemu)

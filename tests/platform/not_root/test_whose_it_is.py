@@ -31,7 +31,7 @@ def as_root(account: Account, *words: str) -> Any:
 
 
 def rows(account: Account) -> dict[str, Any]:
-    return {one["name"]: one for one in account.json("ps", "-a")}
+    return {instance["name"]: instance for instance in account.json("ps", "-a")}
 
 
 def test_what_root_has_in_a_users_home_is_left_whole_by_that_user(account: Account) -> None:
@@ -61,7 +61,7 @@ def test_what_root_has_in_a_users_home_is_left_whole_by_that_user(account: Accou
         made = as_root(account, "snapshot", "create", "roots", "--name", "kept")
         error = account.json("snapshot", "rm", "roots/kept", code=5)
         assert "belongs to root" in str(error)
-        assert [one["id"] for one in as_root(account, "snapshot", "ls")] == [made["id"]]
+        assert [snapshot["id"] for snapshot in as_root(account, "snapshot", "ls")] == [made["id"]]
         as_root(account, "snapshot", "rm", "roots/kept")
     finally:
         as_root(account, "rm", "-f", "roots")

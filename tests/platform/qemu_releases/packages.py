@@ -92,8 +92,8 @@ def _write_wrapper(program: Path, root: Path) -> None:
     """A script that becomes the program of that name in `root`, with the dynamic linker, the libraries, the
     modules and the firmware from there: ld.so(8); QEMU's `util/module.c` has QEMU_MODULE_DIR.
     """
-    libraries = [root / one for one in _LIBRARIES]
-    linker = next(one / _LINKER for one in libraries if (one / _LINKER).is_file())
+    libraries = [root / library for library in _LIBRARIES]
+    linker = next(library / _LINKER for library in libraries if (library / _LINKER).is_file())
     words: list[str | Path] = [linker, "--argv0", program, "--library-path", ":".join(map(str, libraries))]
     words.append(root / "usr/bin" / program.name)
     if program.name == _PROGRAMS[0]:

@@ -55,7 +55,9 @@ def made(release: Unpacked, homes: Path) -> Iterator[Ramet]:
 
 def standing(here: Ramet) -> list[tuple[str, str, int | None]]:
     """What there is, and with which VMM."""
-    return sorted((one["name"], one["state"], one["pid"]) for one in here.json("ps", "-a"))
+    return sorted(
+        (instance["name"], instance["state"], instance["pid"]) for instance in here.json("ps", "-a")
+    )
 
 
 def refused(here: Ramet, *words: str, versions: Sequence[str]) -> None:
@@ -224,12 +226,12 @@ async def test_a_script_that_starts_another_program_than_it_did(
         assert f"said that it is {OLDEST}." in error.message
         with pytest.raises(ramet.UnavailableError, match=rf"saved by qemu {OLDEST}\..* has {NEWEST}\."):
             await old.fork(1)
-        assert [one.name for one in await host.list(everything=True)] == ["old"]
+        assert [instance.name for instance in await host.list(everything=True)] == ["old"]
         relinked(target, get(OLDEST))
         # This one doesn't even understand what it is told.
         with pytest.raises(ramet.UnavailableError, match=rf"is {OLDEST}\..* said that it is {NEWEST}\."):
             await host.run("builtin", name="never", driver="qemu", memory="128M")
-        assert [one.name for one in await host.list(everything=True)] == ["old"]
+        assert [instance.name for instance in await host.list(everything=True)] == ["old"]
         await old.fork(1)
 
 
@@ -252,7 +254,7 @@ async def test_a_pool_makes_nothing_of_what_the_program_cannot_restore(
         (fork,) = await new.fork(1)
         assert (await fork.exec("true")).exit_code == 0
         # Those of the old release are of no use to anybody here.
-        assert {one.source_name for one in (await host.pool(wait=120)).entries} == {"new"}
+        assert {entry.source_name for entry in (await host.pool(wait=120)).entries} == {"new"}
         relinked(program, get(OLDEST))
         (fork,) = await old.fork(1)
         assert (await fork.exec("true")).exit_code == 0

@@ -58,22 +58,22 @@ def test_an_ordinary_user(release: Unpacked) -> None:
 def test_demo(release: Unpacked, home: Path) -> None:
     report = Ramet(home, release).json("demo", "--forks", str(FORKS))
     assert report["failed_checks"] == []
-    receipts = [one["receipt"]["memory"] for one in report["forks"]]
-    assert [one["mode"] for one in receipts] == ["shared"] * FORKS
-    assert len({one["inode"] for one in receipts}) == 1
-    enforced = {one["immutability"].startswith("enforced by the kernel") for one in receipts}
+    receipts = [receipt["receipt"]["memory"] for receipt in report["forks"]]
+    assert [receipt["mode"] for receipt in receipts] == ["shared"] * FORKS
+    assert len({receipt["inode"] for receipt in receipts}) == 1
+    enforced = {receipt["immutability"].startswith("enforced by the kernel") for receipt in receipts}
     assert enforced == {is_read_only(release)}
 
 
 def test_doctor(release: Unpacked, home: Path) -> None:
     report = Ramet(home, release).json("doctor")
-    checks = {one["name"]: one for one in report["checks"]}
+    checks = {check["name"]: check for check in report["checks"]}
     assert re.match(rf"{re.escape(release.name)}\.\d+ \(run\): ", checks["qemu"]["found"])
     assert ("opens the mem-file read-only" in checks["qemu"]["found"]) is is_read_only(release)
     kept = "qemu: enforced by the kernel"
     assert (kept in checks["immutability"]["found"]) is is_read_only(release)
     assert checks["immutability"]["ok"] is (True if is_read_only(release) else None)
-    [driver] = [one for one in report["drivers"] if one["name"] == "qemu"]
+    [driver] = [driver for driver in report["drivers"] if driver["name"] == "qemu"]
     assert driver["usable"] is True
 
 

@@ -95,7 +95,9 @@ async def _nothing(vms: object) -> None: ...
 def _words(call: Call) -> dict[str, Any]:
     """What lets a call get past its other arguments, and no farther than this home goes."""
     needed = {"reference": "box", "image": "nosuch", "file": "nosuch/file"}
-    return {one.name: needed[one.name] for one in call.parameters() if one.name in needed}
+    return {
+        parameter.name: needed[parameter.name] for parameter in call.parameters() if parameter.name in needed
+    }
 
 
 @pytest.mark.anyio
@@ -176,9 +178,9 @@ async def test_handles_of_a_left_host_say_so(home: Path) -> None:
             if call.kind != kind or call.name == "__init__":
                 continue
             arguments = [
-                ("true" if one.name == "argv" else "box")
-                for one in call.parameters()
-                if one.default is one.empty
+                ("true" if parameter.name == "argv" else "box")
+                for parameter in call.parameters()
+                if parameter.default is parameter.empty
             ]
             with pytest.raises(UsageError, match=r"left|isn't open") as caught:
                 await _done(getattr(subject, call.name)(*arguments))
@@ -197,9 +199,9 @@ def test_handles_of_a_left_plain_host_say_so(home: Path) -> None:
             if call.kind != kind or call.name == "__init__":
                 continue
             arguments = [
-                ("true" if one.name == "argv" else "box")
-                for one in call.parameters()
-                if one.default is one.empty
+                ("true" if parameter.name == "argv" else "box")
+                for parameter in call.parameters()
+                if parameter.default is parameter.empty
             ]
             with pytest.raises(UsageError, match=r"left|isn't open"):
                 result = getattr(subject, call.name)(*arguments)

@@ -117,7 +117,9 @@ def test_what_annotations_name_is_exported(module: ModuleType) -> None:
 def is_alias(module: ModuleType, name: str) -> bool:
     """Whether a module defines the name, or imports it from a module of ramet's."""
     for node in ast.walk(ast.parse(inspect.getsource(module))):
-        if isinstance(node, ast.ImportFrom) and any(name == (one.asname or one.name) for one in node.names):
+        if isinstance(node, ast.ImportFrom) and any(
+            name == (alias.asname or alias.name) for alias in node.names
+        ):
             return (node.module or "").split(".")[0] == "ramet"
         if isinstance(node, ast.Assign) and name in map(ast.unparse, node.targets):
             return True

@@ -103,7 +103,7 @@ def test_errors_come_out_of_a_process_pool(method: str) -> None:
 def test_a_fork_error_names_its_forks_and_keeps_what_failed() -> None:
     error = _fork_error()
     there = pickle.loads(pickle.dumps(error))
-    assert there.forks == [InstanceName(id=one.id, name=one.name) for one in error.forks]
+    assert there.forks == [InstanceName(id=vm.id, name=vm.name) for vm in error.forks]
     assert list(there.errors) == ["a", "b", "c"]
     assert (there.errors["a"].number, there.errors["a"].hint) == (28, "make room")
     assert isinstance(there.errors["b"], RametError)

@@ -139,22 +139,22 @@ def test_the_whole_way(host: ramet.sync.Host) -> None:
         process.close_stdin()
         assert b"".join(chunk.data for chunk in process.output()) == b"through"
         assert process.wait().exit_code == 0
-    assert [one.name for one in host.list()] == ["warm"]
+    assert [instance.name for instance in host.list()] == ["warm"]
     snapshot = vm.snapshot("early", labels={"a": "b"})
     assert isinstance(snapshot, ramet.sync.Snapshot)
     with snapshot.fork(1) as early:
         assert early[0].exec("cat", "/run/cache").text == "hot"
-    assert [one.name for one in host.snapshots("warm", labels={"a": "b"})] == ["early"]
+    assert [snapshot.name for snapshot in host.snapshots("warm", labels={"a": "b"})] == ["early"]
     found = host.snapshot("warm/early")
     assert found.verify().ok
     found.remove()
     base = vm.template()
     with base.fork(2, require_shared=True) as forks:
         results = forks.exec("cat", "/run/cache")
-        assert [one.text for one in results if isinstance(one, ramet.ExecResult)] == ["hot", "hot"]
+        assert [result.text for result in results if isinstance(result, ramet.ExecResult)] == ["hot", "hot"]
         assert forks[0].receipt.memory.mode == "shared"
         assert isinstance(forks[1].keep(), ramet.sync.VM)
-    assert {one.name for one in host.list()} == {"warm", "warm-2"}
+    assert {instance.name for instance in host.list()} == {"warm", "warm-2"}
     plain = base.fork(1)
     assert len(plain) == 1
     assert isinstance(plain[0], ramet.sync.VM)
@@ -170,7 +170,7 @@ def test_forks_that_fail(host: ramet.sync.Host) -> None:
     if isinstance(caught.value, ramet.ForkError):
         assert isinstance(caught.value, ramet.sync.ForkError)
         assert caught.value.forks == []
-    assert [one.name for one in host.list()] == ["warm"]
+    assert [instance.name for instance in host.list()] == ["warm"]
 
 
 @pytest.mark.vm

@@ -47,20 +47,20 @@ def examined(ramet: Shell) -> dict[str, Any]:
 
 def test_every_finding_is_complete(ramet: Shell) -> None:
     report = examined(ramet)
-    assert {one["name"] for one in report["checks"]} >= NAMES
-    for one in report["checks"]:
-        assert one["found"]
-        assert one["status"] == {True: "ok", None: "warning", False: "missing"}[one["ok"]]
-        assert (one["detail"], one["hint"]) == (one["found"], one["advice"])
-        assert one["ok"] is True or one["advice"], one
+    assert {check["name"] for check in report["checks"]} >= NAMES
+    for check in report["checks"]:
+        assert check["found"]
+        assert check["status"] == {True: "ok", None: "warning", False: "missing"}[check["ok"]]
+        assert (check["detail"], check["hint"]) == (check["found"], check["advice"])
+        assert check["ok"] is True or check["advice"], check
 
 
 def test_people_get_every_finding_and_every_advice(ramet: Shell) -> None:
     report = examined(ramet)
     said = ramet("doctor", code=0 if report["ok"] else 5).stdout.decode()
-    for one in report["checks"]:
-        assert one["name"] in said
-        assert one["advice"] is None or " ".join(one["advice"].split()) in said
+    for check in report["checks"]:
+        assert check["name"] in said
+        assert check["advice"] is None or " ".join(check["advice"].split()) in said
 
 
 @pytest.mark.deep
@@ -80,14 +80,14 @@ def test_it_is_quick_and_leaves_nothing(ramet: Shell) -> None:
 
 
 def test_a_home_that_does_not_exist_is_tried_in_its_nearest_parent(tmp_path: Path) -> None:
-    found = {one.name: one for one in home_findings(tmp_path / "a" / "b", tmp_path)}
+    found = {check.name: check for check in home_findings(tmp_path / "a" / "b", tmp_path)}
     assert found["home"].ok
     assert found["hard-links"].ok
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_filesystem_with_reflinks(xfs: Path, tmp_path: Path) -> None:
-    found = {one.name: one for one in home_findings(xfs / "home", tmp_path)}
+    found = {check.name: check for check in home_findings(xfs / "home", tmp_path)}
     assert found["reflinks"].ok
     assert found["hard-links"].ok
     assert found["home"].ok is None
@@ -126,7 +126,7 @@ def test_what_yama_forbids_has_a_next_step(
 @pytest.mark.timing
 def test_the_trial_leaves_no_process() -> None:
     def children() -> set[str]:
-        return {one.name for one in Path("/proc").iterdir() if one.name.isdigit() and _is_cat(one)}
+        return {path.name for path in Path("/proc").iterdir() if path.name.isdigit() and _is_cat(path)}
 
     before = children()
     ptrace_finding()
@@ -158,7 +158,7 @@ def test_kvm_without_permission_names_the_group(tmp_path: Path) -> None:
 
 
 def test_limits_are_all_there() -> None:
-    assert [one.name for one in limit_findings()] == [
+    assert [check.name for check in limit_findings()] == [
         "open-files",
         "processes",
         "cpus",
@@ -173,9 +173,9 @@ async def test_the_library_has_the_same_report(ramet: Shell, monkeypatch: pytest
     monkeypatch.setenv("RAMET_HOME", str(ramet.home / "another"))
     report = examined(ramet)
     same = msgspec.to_builtins(await doctor(ramet.home))
-    assert [one["name"] for one in same["checks"]] == [one["name"] for one in report["checks"]]
+    assert [check["name"] for check in same["checks"]] == [check["name"] for check in report["checks"]]
     assert (same["ok"], same["drivers"]) == (report["ok"], report["drivers"])
-    [home] = [one for one in same["checks"] if one["name"] == "home"]
+    [home] = [check for check in same["checks"] if check["name"] == "home"]
     assert home in report["checks"]
     assert not (ramet.home / "another").exists()
 

@@ -101,7 +101,7 @@ def test_the_command_line_writes_in_one_way() -> None:
     users = {path.name for path in room.glob("*.py") if "cli.descriptors" in path.read_text()}
     assert users == {"output.py"}
     uses = [line for line in (room / "main.py").read_text().splitlines() if forbidden.search(line)]
-    assert [one.strip() for one in uses] == ["sys.stdout.flush()"]
+    assert [use.strip() for use in uses] == ["sys.stdout.flush()"]
 
 
 def test_nobody_makes_a_shared_descriptor_non_blocking() -> None:

@@ -218,14 +218,16 @@ def test_doctor_gives_a_verdict(ramet: Shell) -> None:
     )
     report = msgspec.json.decode(done.stdout)
     assert done.returncode == (0 if report["ok"] else 5)
-    assert {"qemu", "kvm", "kernel", "busybox", "agent", "home"} <= {one["name"] for one in report["checks"]}
+    assert {"qemu", "kvm", "kernel", "busybox", "agent", "home"} <= {
+        check["name"] for check in report["checks"]
+    }
 
 
 def test_doctor_without_qemu(ramet: Shell) -> None:
     ramet.environment["RAMET_QEMU"] = "/nonexistent/qemu"
     report = ramet.json("doctor", "--json", code=5)
     assert report["ok"] is False
-    (qemu,) = (one for one in report["drivers"] if one["name"] == "qemu")
+    (qemu,) = (driver for driver in report["drivers"] if driver["name"] == "qemu")
     assert qemu["usable"] is False
     assert qemu["reason"]
 

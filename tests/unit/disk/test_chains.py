@@ -172,7 +172,7 @@ def test_a_chain_made_shorter_has_the_same_content(tmp_path: Path) -> None:
         flatten_chain(tmp_path, files, out)
     with pytest.raises(DamagedError, match="other files"):
         flatten_chain(tmp_path, files[1:], tmp_path / "other")
-    assert not [one for one in tmp_path.iterdir() if one.name.startswith(".tmp-")]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp-")]
 
 
 @needs_qemu_img
@@ -192,7 +192,7 @@ def test_a_flattening_that_fails_leaves_nothing(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnavailableError, match="qemu-img"):
         flatten_chain(tmp_path, files_of(disk), tmp_path / "flat")
-    assert sorted(one.name for one in tmp_path.iterdir()) == sorted(files_of(disk))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files_of(disk))
 
 
 @needs_qemu_img

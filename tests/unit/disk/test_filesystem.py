@@ -62,7 +62,7 @@ def test_a_large_one_occupies_little_and_is_whole(tmp_path: Path, size_bytes: in
         make_disk(tmp_path, disk)
         taken[kind] = (time.monotonic() - began, allocated_bytes(tmp_path / disk.file))
         assert taken[kind][1] <= 256 * KIB + size_bytes // 65536
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["disk-0.qcow2", "disk.raw"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk-0.qcow2", "disk.raw"]
     assert (tmp_path / "disk.raw").stat().st_size == size_bytes
     require_clean(tmp_path / "disk.raw")
     words = ", ".join(f"{kind} {s * 1000:.0f} ms {b // KIB} KiB" for kind, (s, b) in taken.items())
@@ -152,7 +152,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, full: Path, monkeypatch: pytes
         with pytest.raises(RametError, match="No space left") as caught:
             make_disk(full, described(64 * MIB, kind))
         assert "free some" in str(caught.value.hint)
-    assert [one.name for one in full.iterdir() if one.name != "lost+found"] == ["ballast"]
+    assert [path.name for path in full.iterdir() if path.name != "lost+found"] == ["ballast"]
     hung = tmp_path / "hung"
     hung.write_text("#!/bin/sh\nexec sleep 100\n")
     hung.chmod(0o755)

@@ -337,7 +337,7 @@ def test_doctor_and_run_agree(tmp_path: Path, home: Path, value: str) -> None:
             check=False,
         )
 
-    drivers = {one["name"]: one for one in json.loads(ramet("doctor", "--json").stdout)["drivers"]}
+    drivers = {driver["name"]: driver for driver in json.loads(ramet("doctor", "--json").stdout)["drivers"]}
     done = ramet("run", "--rm", "builtin", "true")
     if drivers["qemu"]["usable"]:
         assert (done.returncode, done.stderr) == (0, b"")

@@ -238,7 +238,7 @@ async def test_leaving_says_goodbye(tmp_path: Path) -> None:
             manager = agent.start(sh("exec sleep 60"))
             process = await manager.__aenter__()
         async with session(tmp_path) as (agent, _):
-            assert [one.orphaned for one in await agent.processes()] == [True]
+            assert [process.orphaned for process in await agent.processes()] == [True]
             assert agent.welcome.ports <= 2  # the last one may not have been seen off
             os.kill(process.pid, signal.SIGKILL)
             with anyio.fail_after(5):

@@ -49,7 +49,7 @@ def compress(raw: Path, packed: Path, level: int = 3) -> str:
             frames.append(frame)
             if data is not None:
                 total.stretch(start, data)
-    packed.write_bytes(b"".join(frames) + table([len(one) for one in frames], size_bytes))
+    packed.write_bytes(b"".join(frames) + table([len(frame) for frame in frames], size_bytes))
     return total.text
 
 
@@ -152,7 +152,7 @@ def test_a_frame_that_claims_more_than_it_may_allocates_nothing(tmp_path: Path, 
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(64 * MIB))
     assert len(bomb) < FRAME_BYTES
     content = packed.read_bytes()[frames[0].packed_bytes : frames[-1].packed_offset + frames[-1].packed_bytes]
-    sizes = [len(bomb), *(one.packed_bytes for one in frames[1:])]
+    sizes = [len(bomb), *(frame.packed_bytes for frame in frames[1:])]
     packed.write_bytes(bomb + content + table(sizes, SIZE_BYTES))
     with pytest.raises(DamagedError, match="says that it has others"):
         decompress(packed, tmp_path / "out")

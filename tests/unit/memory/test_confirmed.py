@@ -184,7 +184,7 @@ def test_a_directory_that_cant_be_written_is_remembered_by_the_process(
     for _ in range(3):
         confirmed.require_intact(moved, "mem", facts, expected, capture)
     assert read == [moved]
-    assert sorted(one.name for one in capture.iterdir()) == ["mem"]
+    assert sorted(path.name for path in capture.iterdir()) == ["mem"]
     assert allocated_bytes(moved) > 0
 
 

@@ -219,7 +219,7 @@ def test_every_path_is_there() -> None:
         for path in (*part.tests, *part.paths):
             found = ROOT / path
             if path.endswith("/"):
-                assert any(one.is_file() and one.suffix != ".pyc" for one in found.rglob("*")), (
+                assert any(path.is_file() and path.suffix != ".pyc" for path in found.rglob("*")), (
                     f"{part.name}: {path}"
                 )
             else:

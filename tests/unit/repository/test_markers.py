@@ -34,7 +34,9 @@ def test_what_waits_is_marked() -> None:
             continue
         for node in ast.parse(source).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):
-                marked = any(mark in ast.unparse(one) for one in node.decorator_list for mark in MARKS)
+                marked = any(
+                    mark in ast.unparse(decorator) for decorator in node.decorator_list for mark in MARKS
+                )
                 if not marked and WAITS.intersection(names_in(node)):
                     unmarked.append(f"{path.relative_to(ROOT)}::{node.name}")
     assert unmarked == []
@@ -51,7 +53,7 @@ def test_what_is_measured_alone_is_deep() -> None:
         of_all = "".join(ast.unparse(node) for node in module if "pytestmark" in ast.unparse(node))
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                marks = of_all + "".join(ast.unparse(one) for one in node.decorator_list)
+                marks = of_all + "".join(ast.unparse(decorator) for decorator in node.decorator_list)
                 if node.name.startswith("test") and "mark.alone" in marks and "mark.deep" not in marks:
                     shallow.append(f"{path.relative_to(ROOT)}::{node.name}")
     assert shallow == []

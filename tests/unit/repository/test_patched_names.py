@@ -33,12 +33,12 @@ def imported(tree: ast.Module) -> dict[str, str]:
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {one.asname: one.name for one in node.names if one.asname is not None}
+            names |= {alias.asname: alias.name for alias in node.names if alias.asname is not None}
             names |= {
-                top: top for one in node.names if one.asname is None for top in [one.name.split(".")[0]]
+                top: top for alias in node.names if alias.asname is None for top in [alias.name.split(".")[0]]
             }
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            names |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 

@@ -113,7 +113,7 @@ def test_opened_by_several_on_a_full_disk(small_blocks: Path, room_bytes: int, h
             else:
                 assert out == "deleted\n" or ("free some" in out or "disk is full" in out), out
     Database(home / "ramet.db").close()
-    assert sum(one.stat().st_blocks for one in home.glob("ramet.db-reserve*")) * 512 >= 256 * KIB
+    assert sum(path.stat().st_blocks for path in home.glob("ramet.db-reserve*")) * 512 >= 256 * KIB
 
 
 def test_the_index_has_all_its_blocks_while_the_database_is_open(small_blocks: Path) -> None:

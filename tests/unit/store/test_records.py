@@ -63,7 +63,7 @@ def test_a_taken_name_adds_nothing(store: Store) -> None:
     with pytest.raises(NameTakenError, match="named one already") as caught:
         store.add([record("two"), record("one")])
     assert caught.value.exit_code == 7
-    assert [one.name for one in store.all()] == ["one"]
+    assert [row.name for row in store.all()] == ["one"]
 
 
 def test_a_change_that_raises_changes_nothing(store: Store) -> None:
@@ -122,6 +122,6 @@ def test_an_empty_database_is_migrated_by_one_of_many(tmp_path: Path) -> None:
     ]
     said = [child.communicate(timeout=60)[0].strip() for child in children]
     assert sorted(said) == ["lost"] * 7 + ["won"]
-    assert sorted(one.name for one in Store(path).all()) == sorted(
+    assert sorted(row.name for row in Store(path).all()) == sorted(
         [f"n{number}" for number in range(8)] + ["shared"]
     )

@@ -76,11 +76,11 @@ def test_a_row_that_cant_be_read_stops_no_other(path: Path, name: str) -> None:
     with pytest.raises(UnreadableError, match="left as it is"):
         store.get(bad.id)
     with pytest.raises(UnreadableError):
-        store.change(bad.id, lambda one: one)
+        store.change(bad.id, lambda row: row)
     with pytest.raises(UnreadableError):
         store.remove(bad.id)
-    assert isinstance(store.change_all({bad.id: lambda one: one, good.id: lambda one: one})[good.id], Record)
-    assert [one.id for one in store.unreadable()] == [bad.id], "whatever was asked of it, it is still there"
+    assert isinstance(store.change_all({bad.id: lambda row: row, good.id: lambda row: row})[good.id], Record)
+    assert [row.id for row in store.unreadable()] == [bad.id], "whatever was asked of it, it is still there"
     store.forget(bad.id)
     assert store.rows() == ([good], [])
 

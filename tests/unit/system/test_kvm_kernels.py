@@ -43,8 +43,8 @@ def test_a_trial_is_its_kernels_and_its_drivers(tmp_path: Path) -> None:
     assert find_trial(cache, "qemu", "aa") is None
     assert find_trial(cache, "firecracker", "cc") is None
     note(cache, runs=True)
-    assert [(one.kernel_digest, one.runs) for one in trials(cache)] == [("bb", True), ("aa", True)]
-    assert [one.name for one in cache.iterdir()] == [f"kvm-kernels-{os.geteuid()}.json"]
+    assert [(trial.kernel_digest, trial.runs) for trial in trials(cache)] == [("bb", True), ("aa", True)]
+    assert [path.name for path in cache.iterdir()] == [f"kvm-kernels-{os.geteuid()}.json"]
 
 
 def test_another_kvm_or_boot_has_trials_of_its_own(tmp_path: Path, device: Path) -> None:
@@ -56,7 +56,7 @@ def test_another_kvm_or_boot_has_trials_of_its_own(tmp_path: Path, device: Path)
     note(cache, digest="bb")
     [kept] = cache.iterdir()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    assert [one.kernel_digest for one in trials(cache)] == ["bb"]
+    assert [trial.kernel_digest for trial in trials(cache)] == ["bb"]
     kept.write_text(kept.read_text().replace(boot, "another"))
     assert trials(cache) == []
     device.unlink()

@@ -69,7 +69,7 @@ async def test_a_stock_kernel_is_tried_once_and_remembered(
         monkeypatch.setattr(boot, "_boot", None)  # nothing boots any more
         with pytest.raises(ramet.UnavailableError, match=r"doesn't run the kernel .* when it was tried"):
             await host.run(driver="firecracker", name="tried")
-        assert [one.name for one in await host.list(everything=True)] == [(await vm.info()).name]
+        assert [instance.name for instance in await host.list(everything=True)] == [(await vm.info()).name]
         assert len(living_in(home)) == 1
 
 

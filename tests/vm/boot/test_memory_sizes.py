@@ -25,7 +25,7 @@ async def test_memory_is_rounded_up_to_what_the_driver_takes(kind: type[Qemu] | 
         machine = driver.machine(accelerator="tcg", memory_bytes=asked, cpus=1)
         assert machine.memory_bytes % quantum == 0
         assert asked <= machine.memory_bytes < asked + quantum
-        assert sum(one.length_bytes for one in driver.ram_regions(machine)) == machine.memory_bytes
+        assert sum(region.length_bytes for region in driver.ram_regions(machine)) == machine.memory_bytes
 
 
 @pytest.mark.vm

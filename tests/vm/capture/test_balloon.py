@@ -55,8 +55,8 @@ async def test_captures_of_a_guest_that_gave_pages_back(
     (grandchild,) = await branch.fork(1)
     await source.standby()
     await source.restore()
-    for one in (source, branch, of_snapshot, grandchild):
-        assert await total(one) == expected
+    for snapshot in (source, branch, of_snapshot, grandchild):
+        assert await total(snapshot) == expected
     # Gave and was captured once more, behind a delta that has zeros in it.
     await grandchild.exec("give", hex(_DATA), "4", check=True)
     (last,) = await grandchild.fork(1)

@@ -91,7 +91,7 @@ async def test_what_is_known_of_the_disks_is_kept_when_an_overlay_cannot_be_drop
     make_overlay(vm.directory, left)
     with subprocess.Popen(["true"]) as gone:
         pending = Intent(what="capture", by=process_ref.reference(gone.pid))
-    context.store.change(record.id, lambda one: msgspec.structs.replace(one, pending=pending))
+    context.store.change(record.id, lambda row: msgspec.structs.replace(row, pending=pending))
     with monkeypatch.context() as patched:
         patched.setattr(QemuVmm, "drop_overlays", refuses)
         await recover(context, record)

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 def left_of_captures(host: ramet.Host) -> list[str]:
     """Directories of snapshots, whosever."""
     home = Home(host.home)
-    return [one.name for place in (home.snapshots, home.staging) for one in place.iterdir()]
+    return [path.name for place in (home.snapshots, home.staging) for path in place.iterdir()]
 
 
 @pytest.mark.core
@@ -47,7 +47,7 @@ async def test_branches_of_one_source_at_once(guest: Guest, source: ramet.VM, ho
     async with anyio.create_task_group() as tasks:
         for work in (branch, snapshot, branch):
             tasks.start_soon(work)
-    assert len({one.name for one in made}) == 5
+    assert len({vm.name for vm in made}) == 5
     await guest.write(source, 0, 6)
     for number, one in enumerate(made):
         assert await guest.read(one, 1) == ([5], [5])
@@ -74,8 +74,8 @@ async def test_its_parent_is_removed_in_mid_capture(
     monkeypatch.setattr(capture, "freeze_disks", removed_meanwhile)
     (branch,) = await source.fork(1)
     monkeypatch.undo()
-    for one in (source, branch, (await branch.fork(1))[0]):
-        assert await guest.read(one, 1) == ([5], [5])
+    for vm in (source, branch, (await branch.fork(1))[0]):
+        assert await guest.read(vm, 1) == ([5], [5])
 
 
 @pytest.mark.parametrize("what", ["fork", "standby"])
@@ -98,7 +98,7 @@ async def test_its_vmm_dies_while_it_is_paused(
     assert caught.value.message
     assert left_of_captures(host) == []
     assert (await source.info()).state is State.FAILED
-    assert [one.id for one in await host.list(everything=True)] == [source.id]
+    assert [instance.id for instance in await host.list(everything=True)] == [source.id]
     assert living_in(host.home) == []
     # Its disk is there, and can be started with.
     await source.stop()
@@ -116,8 +116,8 @@ async def test_a_capture_that_is_cancelled(guest: Guest, source: ramet.VM, host:
     for wait_s in (0.0, 0.005, 0.02, 0.03, 0.05, 0.08):
         with anyio.move_on_after(wait_s):
             await source.snapshot("given-up")
-        for one in await host.snapshots():
-            await (await host.snapshot(one.id)).remove()
+        for snapshot in await host.snapshots():
+            await (await host.snapshot(snapshot.id)).remove()
         assert left_of_captures(host) == []
         assert await guest.sum(source, 2) == expected
     (branch,) = await source.fork(1)

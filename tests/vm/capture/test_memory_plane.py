@@ -97,7 +97,7 @@ async def test_a_booted_guest_is_captured_from_anonymous_memory(
     tracked: Tracked, place: Path, memory_mib: int
 ) -> None:
     tracked.memory_bytes = memory_bytes = memory_mib * MIB
-    regions = [one.length_bytes for one in tracked.driver.ram_regions(tracked.machine())]
+    regions = [region.length_bytes for region in tracked.driver.ram_regions(tracked.machine())]
     low = regions[0]
     marks = {ADDRESS: 0x1111, low - PAGE: 0x2222}
     if len(regions) == 2:

@@ -45,8 +45,8 @@ async def probe_source(probes: ramet.Host) -> AsyncIterator[ramet.VM]:
     vm = await probes.run("probe", driver="firecracker", memory="128M", name="source")
     await fill(vm, 1)
     yield vm
-    for one in await probes.snapshots():
-        await (await probes.snapshot(one.id)).remove()
+    for snapshot in await probes.snapshots():
+        await (await probes.snapshot(snapshot.id)).remove()
 
 
 source = probe_source
@@ -61,7 +61,7 @@ async def test_one_whose_ram_was_never_noted_is_captured_all_the_same(
     assert noted is not None
     assert noted.ram
     unknown = msgspec.structs.replace(noted, ram=())
-    store.change(source.id, lambda one: msgspec.structs.replace(one, vmm=unknown))
+    store.change(source.id, lambda row: msgspec.structs.replace(row, vmm=unknown))
     await source.template()
     (fork,) = await source.fork(1)
     assert await value_in(fork) == 1
@@ -97,7 +97,7 @@ def killed_in_compaction(directory: Path, *, published: bool) -> None:
 
 def files_in(snapshot: ramet.Snapshot) -> set[str]:
     """The names of what lies in its directory."""
-    return {one.name for one in snapshot.directory.iterdir()}
+    return {path.name for path in snapshot.directory.iterdir()}
 
 
 def firecracker() -> Any:
@@ -111,7 +111,7 @@ async def test_a_killed_compaction_costs_forks_nothing_and_is_cleared_away(large
         killed_in_compaction(large.directory, published=published)
         assert len(files_in(large) - before) == 1
         (fork,) = await large.fork(1)
-        assert [one.name for one in fork.directory.glob("mem*")] == ["mem"]
+        assert [path.name for path in fork.directory.glob("mem*")] == ["mem"]
         assert await value_in(fork) == 2
     driver = firecracker()
     assert not await compaction.compact_capture(large.directory, driver), "it was published"
@@ -179,14 +179,14 @@ async def test_a_fork_that_is_removed_before_it_is_made_leaves_no_vmm(
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fork)
-        while len(waiting := [one for one in store.all() if one.name in {"f-59", "f-60"}]) < 2:
+        while len(waiting := [row for row in store.all() if row.name in {"f-59", "f-60"}]) < 2:
             await anyio.sleep(0.001)
         for one in waiting:
             assert one.state is ramet.State.CREATED
             await (await probes.get(one.id)).remove(force=True)
-    failed = [one for one in outcome[0].forks if isinstance(one, ForkFailure)]
-    assert [one.name for one in failed] == ["f-59", "f-60"]
-    rows = {one.id for one in store.all()}
+    failed = [vm for vm in outcome[0].forks if isinstance(vm, ForkFailure)]
+    assert [error.name for error in failed] == ["f-59", "f-60"]
+    rows = {row.id for row in store.all()}
     instances = source.directory.parent
     assert {path.name for path in instances.iterdir()} == rows
     assert {path.name for path in spawn.spawned_below(instances)} == rows - {source.id}

@@ -34,10 +34,10 @@ def test_the_claims(demo: Shell, homes: Path) -> None:
     report = demo.json("demo", "--forks", "2", "--json")
     assert report["failed_checks"] == []
     assert len(report["forks"]) == 2
-    digests = {one["own_digest"] for one in report["forks"]} | {report["original_digest"]}
+    digests = {receipt["own_digest"] for receipt in report["forks"]} | {report["original_digest"]}
     assert len(digests) == 3
-    assert {one["inherited_digest"] for one in report["forks"]} == {report["original_digest"]}
-    assert len({one["receipt"]["memory"]["inode"] for one in report["forks"]}) == 1
+    assert {receipt["inherited_digest"] for receipt in report["forks"]} == {report["original_digest"]}
+    assert len({receipt["receipt"]["memory"]["inode"] for receipt in report["forks"]}) == 1
     assert report["in_fact_bytes"] < report["if_copied_bytes"]
     assert set(homes_of_demos(homes.parent)) <= before
 

@@ -46,7 +46,7 @@ class TestLooking:
 
     def test_inspect(self, base: Shell) -> None:
         inspection = parsed(base("snapshot", "inspect", "box/base", "--json").stdout, SnapshotInspection)
-        assert {"mem", "vmstate", "kernel"} <= {one.name for one in inspection.parts}
+        assert {"mem", "vmstate", "kernel"} <= {part.name for part in inspection.parts}
         assert inspection.source_state == "running"
         assert inspection.arguments
         assert b"source_name: box" in base("snapshot", "inspect", "base").stdout
@@ -77,7 +77,7 @@ class TestVerify:
             done = base("snapshot", "verify", "base", "--json", code=1)
             verification = parsed(done.stdout, Verification)
             assert not verification.ok
-            assert [one.name for one in verification.parts if not one.ok] == ["vmstate"]
+            assert [part.name for part in verification.parts if not part.ok] == ["vmstate"]
             assert b"ramet: base: vmstate: its content has changed" in done.stderr
             shown = base("snapshot", "verify", "base", code=1)
             assert b"damaged" in shown.stdout
@@ -98,13 +98,13 @@ class TestForks:
         lines = base("fork", "branch", "--name", "twig").stdout.decode().splitlines()
         assert "DELTA" in lines[0].split()
         assert lines[1].split()[3] == "delta"
-        assert [one["name"] for one in base.json("snapshot", "ls", "--json")] == ["base"]
+        assert [snapshot["name"] for snapshot in base.json("snapshot", "ls", "--json")] == ["base"]
         remove_all(base, "branch", "twig")
 
     def test_of_a_snapshot(self, base: Shell) -> None:
         report = base.json("fork", "box/base", "-n", "2", "--name", "copy", "--require-shared", "--json")
-        assert [one["name"] for one in report["forks"]] == ["copy-1", "copy-2"]
-        assert [one["timings_ms"]["pause"] for one in report["forks"]] == [0, 0]
+        assert [receipt["name"] for receipt in report["forks"]] == ["copy-1", "copy-2"]
+        assert [receipt["timings_ms"]["pause"] for receipt in report["forks"]] == [0, 0]
         [snapshot] = base.json("snapshot", "ls", "--json")
         assert snapshot["forks"] == 2
         assert base.json("inspect", "copy-1", "--json")["snapshot"] == snapshot["id"]

@@ -27,7 +27,7 @@ def damaged(guest: Shell) -> Iterator[tuple[Shell, str]]:
     _sql(guest, "UPDATE instance SET body = json_set(body, '$.labels.attempt', 1) WHERE id = ?", lost)
     yield guest, lost
     _sql(guest, "UPDATE instance SET body = json_set(body, '$.labels', json('{}')) WHERE id = ?", lost)
-    if any(one["id"] == lost for one in guest.json("ps", "-a", "--json")):
+    if any(instance["id"] == lost for instance in guest.json("ps", "-a", "--json")):
         guest("rm", "-f", lost)
 
 
@@ -40,7 +40,7 @@ def test_a_record_that_cant_be_read_costs_nobody_else_anything(damaged: tuple[Sh
 
     done = shell("ps", "--json")
     assert f"lost ({lost})".encode() in done.stderr
-    listed = {one["name"]: one for one in shell.json("ps", "--json")}
+    listed = {instance["name"]: instance for instance in shell.json("ps", "--json")}
     assert (listed["box"]["state"], listed["lost"]["state"]) == ("running", "unreadable")
     assert listed["lost"]["directory"] == str(directory)
     assert b"unreadable" in shell("ps").stdout
@@ -59,7 +59,7 @@ def test_a_record_that_cant_be_read_costs_nobody_else_anything(damaged: tuple[Sh
     assert shell.json("rm", "-f", "lost", "--json") == {"removed": [lost]}
     assert living_in(directory) == []
     assert not directory.exists()
-    assert [one["name"] for one in shell.json("ps", "-a", "--json")] == ["box"]
+    assert [instance["name"] for instance in shell.json("ps", "-a", "--json")] == ["box"]
 
 
 @pytest.mark.vm

@@ -94,7 +94,7 @@ class TestExec:
         )
         wait_until(lambda: b"said-by-42" in guest("logs", "box").stdout)
         processes = guest.json("inspect", "box", "--json")["processes"]
-        assert [one["detached"] for one in processes if str(one["pid"]) == pid] == [True]
+        assert [process["detached"] for process in processes if str(process["pid"]) == pid] == [True]
         guest("exec", "box", "kill", pid)
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -245,8 +245,8 @@ def test_templates_and_forks(ramet: Shell) -> None:
         ramet("fork", "-n", "0", "warm", code=2)
         report = ramet.json("fork", "-n", "3", "--require-shared", "warm", "--json")
         assert set(report) == {"forks", "wall_ms", "saved_bytes"}
-        receipts = [parsed(msgspec.json.encode(one), Receipt) for one in report["forks"]]
-        assert [one.name for one in receipts] == ["warm-1", "warm-2", "warm-3"]
+        receipts = [parsed(msgspec.json.encode(receipt), Receipt) for receipt in report["forks"]]
+        assert [receipt.name for receipt in receipts] == ["warm-1", "warm-2", "warm-3"]
         assert ramet("exec", "warm-2", "cat", "/run/cache").stdout == b"hot\n"
         assert len(living_in(ramet.home)) == 3
         lines = ramet("fork", "--name", "copied", "--no-share", "warm").stdout.decode().splitlines()
@@ -257,17 +257,17 @@ def test_templates_and_forks(ramet: Shell) -> None:
         ramet("fork", "--name", "copied", "warm", code=7)
         ramet("fork", "-q", "--timings", "warm", code=2)
         _compare_timings(ramet)
-        one = ramet("fork", "-q", "warm").stdout.decode().strip()
+        instance = ramet("fork", "-q", "warm").stdout.decode().strip()
         tree = ramet("tree").stdout.decode()
-        assert f"{one}  running" in tree
+        assert f"{instance}  running" in tree
         assert ramet.json("keep", "warm-2", "--json")["name"] == "warm-2"
-        assert {one["name"] for one in ramet.json("ps", "-a", "--json")} == {"warm", "warm-2"}
+        assert {instance["name"] for instance in ramet.json("ps", "-a", "--json")} == {"warm", "warm-2"}
         removed = ramet.json("rm", "-f", "warm", "--json")["removed"]
         assert len(removed) == 1
         assert ramet("exec", "warm-2", "hostname").stdout == b"warm-2\n"
     finally:
-        for one in ramet.json("ps", "-a", "--json"):
-            ramet("rm", "-f", one["id"])
+        for instance in ramet.json("ps", "-a", "--json"):
+            ramet("rm", "-f", instance["id"])
 
 
 def _compare_timings(ramet: Shell) -> None:
@@ -301,6 +301,6 @@ def test_forks_that_all_fail_alike_give_their_own_code(ramet: Shell) -> None:
         report = ramet.json("fork", "-n", "2", "warm", "--json", code=1)
         shown = report.get("forks", [report])
         assert {one["error"]["code"] for one in shown} == {"damaged"}
-        assert [one["name"] for one in ramet.json("ps", "--json")] == ["warm"]
+        assert [instance["name"] for instance in ramet.json("ps", "--json")] == ["warm"]
     finally:
         ramet("rm", "-f", "warm")

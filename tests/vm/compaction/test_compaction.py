@@ -46,13 +46,13 @@ async def test_forks_before_during_and_after(guest: Guest, source: ramet.VM, hos
             await during.remove(force=True)
     after, another = await snapshot.fork(2, require_shared=guest.is_linux)
     tell(f"{guest.driver}: {len(modes)} forks while a delta was compacted: {', '.join(modes)}")
-    for one in (after, another):
-        assert (one.receipt.memory.mode, one.receipt.memory.delta_bytes) == ("shared", 0)
-        assert one.receipt.memory.inode != inode
+    for vm in (after, another):
+        assert (vm.receipt.memory.mode, vm.receipt.memory.delta_bytes) == ("shared", 0)
+        assert vm.receipt.memory.inode != inode
     assert after.receipt.memory.inode == another.receipt.memory.inode
     assert (mem.stat().st_ino, digest(mem)) == (inode, content)
-    for one in (before, after, another, source):
-        assert await guest.sum(one, _MIB) == expected
+    for vm in (before, after, another, source):
+        assert await guest.sum(vm, _MIB) == expected
     assert (await snapshot.verify()).ok
     # What forks of before and of after are made of goes on being captured.
     (child,) = await before.fork(1)

@@ -16,8 +16,8 @@ async def snapshot(warm_host: ramet.Host, warm: ramet.VM) -> AsyncIterator[ramet
         await vm.exec("sh", "-c", "echo remembered > /run/it", check=True)
         made = await vm.snapshot("s")
     yield made
-    for one in await warm_host.snapshots():
-        await (await warm_host.snapshot(one.id)).remove()
+    for snapshot in await warm_host.snapshots():
+        await (await warm_host.snapshot(snapshot.id)).remove()
 
 
 async def remembers(vm: ramet.VM) -> bool:

@@ -42,7 +42,7 @@ def nothing_half_made(one: ramet.Snapshot | ramet.VM) -> bool:
 
 
 def receipts(report: ForkReport) -> list[Receipt]:
-    return [one for one in report.forks if isinstance(one, Receipt)]
+    return [fork for fork in report.forks if isinstance(fork, Receipt)]
 
 
 @pytest.mark.core
@@ -59,15 +59,15 @@ async def test_there_and_back(snapshot: ramet.Snapshot) -> None:
     assert not mem_of(snapshot).exists()
     shown = await snapshot.inspect()
     assert shown.compression == "compressed"
-    (packed,) = (one for one in shown.parts if one.name.endswith(".zst"))
+    (packed,) = (part for part in shown.parts if part.name.endswith(".zst"))
     assert packed.digest == before
-    assert {one.name for one in shown.parts} == {one.name for one in snapshot.directory.iterdir()} - {
+    assert {part.name for part in shown.parts} == {path.name for path in snapshot.directory.iterdir()} - {
         "manifest.json",
         "confirmed.json",
     }
     verified = await snapshot.verify()
     assert verified.ok
-    assert packed.name in {one.name for one in verified.parts}
+    assert packed.name in {part.name for part in verified.parts}
     assert (await snapshot.compress()).compressed_bytes == done.compressed_bytes  # nothing left to do
     done = await snapshot.decompress()
     assert (done.compression, done.level, done.compressed_bytes) == ("raw", None, None)
@@ -90,13 +90,13 @@ async def test_a_forks_receipt_tells(snapshot: ramet.Snapshot, warm_host: ramet.
     first = await snapshot.fork_report(2, require_shared=True)
     second = await snapshot.fork_report(1, require_shared=True)
     for report, decompressed in ((first, True), (second, False)):
-        for one in receipts(report):
-            assert one.memory.mode in {"delta", "shared"}
-            assert ("decompressed" in one.memory.reason) == decompressed
-            assert (one.timings_ms.decompress > 0) == decompressed
-            parts = one.timings_ms
+        for receipt in receipts(report):
+            assert receipt.memory.mode in {"delta", "shared"}
+            assert ("decompressed" in receipt.memory.reason) == decompressed
+            assert (receipt.timings_ms.decompress > 0) == decompressed
+            parts = receipt.timings_ms
             assert parts.decompress + parts.queued <= parts.total
-            await (await warm_host.get(one.id)).remove(force=True)
+            await (await warm_host.get(receipt.id)).remove(force=True)
     assert (await snapshot.inspect()).compression == "compressed"
     assert mem_of(snapshot).exists()
     assert len(compressed_files(snapshot)) == 1  # both stay
@@ -418,7 +418,7 @@ class TestWrongInput:
             assert caught.value.hint
         if how != "gone":
             verified = await snapshot.verify()
-            assert [one.name for one in verified.parts if not one.ok] == [packed.name]
+            assert [part.name for part in verified.parts if not part.ok] == [packed.name]
         packed.unlink(missing_ok=True)
         packed.write_bytes(whole)
         packed.chmod(0o444)

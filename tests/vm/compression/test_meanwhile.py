@@ -205,7 +205,7 @@ async def test_a_large_delta_that_was_compacted_goes_with_a_stop(warm: ramet.VM)
         await vm.compress()
         async with vm.fork(1):
             pass
-        assert {one.suffix for one in vm.directory.glob("mem-*")} == {"", ".zst"}
+        assert {path.suffix for path in vm.directory.glob("mem-*")} == {"", ".zst"}
         await vm.stop(timeout=0)
         assert not list(vm.directory.glob("mem*"))
 
@@ -291,7 +291,7 @@ async def test_a_restore_doesnt_wait_for_a_decompression_that_waits_for_it(warm:
                     while vm._context.store.get(vm.id).pending is None:
                         await anyio.sleep(0.01)
                     halting.go_on()
-        assert all(isinstance(one, ramet.WrongStateError) for one in errors), errors
+        assert all(isinstance(error, ramet.WrongStateError) for error in errors), errors
         assert (await vm.info()).state == "running"
         assert await remembers(vm)
 
@@ -358,7 +358,7 @@ async def test_a_warm_vmm_of_memory_that_was_given_up_isnt_handed_out(
         async with again.fork(1):
             pass
         with anyio.fail_after(LIMIT_S):
-            while not any(one.state == "ready" for one in (await host.pool(wait=30)).entries):
+            while not any(entry.state == "ready" for entry in (await host.pool(wait=30)).entries):
                 await anyio.sleep(0.05)
         await again.compress()
         async with again.fork(2) as forks:

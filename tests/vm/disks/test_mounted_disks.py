@@ -34,7 +34,7 @@ async def said(vm: ramet.VM, script: str) -> str:
 
 def top_of(vm: ramet.VM, disk: str = "disk") -> Path:
     """The file that is written: the one with the highest number."""
-    return max(vm.directory.glob(f"{disk}-*.qcow2"), key=lambda one: int(one.stem.rpartition("-")[2]))
+    return max(vm.directory.glob(f"{disk}-*.qcow2"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
 async def test_each_is_where_it_was_asked_for(host: ramet.Host) -> None:

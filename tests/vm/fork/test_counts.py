@@ -30,5 +30,5 @@ async def test_forks_and_links_are_counted_when_asked(warm: ramet.VM) -> None:
 async def test_what_a_guest_has_is_closed_to_others(warm: ramet.VM) -> None:
     """Its sockets and logs may have any mode: nobody else gets into the directory that they lie in."""
     async with warm.fork(1) as (vm,):
-        for path in (vm.directory, *(one for one in vm.directory.rglob("*") if one.is_dir())):
+        for path in (vm.directory, *(path for path in vm.directory.rglob("*") if path.is_dir())):
             assert stat.S_IMODE(path.stat().st_mode) == 0o700

@@ -44,7 +44,7 @@ class Counts:
 def owners_of(home: Path, *, source: str) -> dict[str, Record]:
     store = Store(home / "ramet.db")
     try:
-        return {one.name: one for one in store.all() if one.parent == source}
+        return {row.name: row for row in store.all() if row.parent == source}
     finally:
         store.close()
 
@@ -58,7 +58,7 @@ async def test_detached_forks_stay_when_the_host_is_left(warm_home: Path, warm: 
         (goes,) = await base.fork(1, name="goes")
         assert len(report.forks) == 1
     async with ramet.Host(warm_home) as host:
-        left = {one.name: one for one in await host.list() if one.parent == warm.id}
+        left = {instance.name: instance for instance in await host.list() if instance.parent == warm.id}
         assert set(left) == {"stays-1", "stays-2", "reported"}
         assert {left["stays-1"].id, left["stays-2"].id} == ids
         assert goes.id not in {one.id for one in left.values()}

@@ -39,13 +39,13 @@ def mapped(pid: int, inode: int) -> list[str]:
 async def test_every_fork_is_its_own_and_shares_one_inode(warm: ramet.VM) -> None:
     template = warm.directory / "mem"
     async with warm.fork(6, require_shared=True) as forks:
-        receipts = [one.receipt for one in forks]
-        assert {one.memory.mode for one in receipts} == {"shared"}
-        assert {one.memory.inode for one in receipts} == {template.stat().st_ino}
-        assert {one.memory.links for one in receipts} == {template.stat().st_nlink} == {7}
+        receipts = [vm.receipt for vm in forks]
+        assert {receipt.memory.mode for receipt in receipts} == {"shared"}
+        assert {receipt.memory.inode for receipt in receipts} == {template.stat().st_ino}
+        assert {receipt.memory.links for receipt in receipts} == {template.stat().st_nlink} == {7}
         for what in ("machine_id", "hostname", "boot_random"):
-            assert len({getattr(one.identity, what) for one in receipts}) == 6, what
-        assert {one.identity.generation for one in receipts} == {2}
+            assert len({getattr(receipt.identity, what) for receipt in receipts}) == 6, what
+        assert {receipt.identity.generation for receipt in receipts} == {2}
         for one in receipts:
             file = Path(one.directory) / one.memory.file
             assert file.stat().st_ino == one.memory.inode
@@ -217,12 +217,12 @@ async def test_some_fail_alone(
     """
     resumed = lose_the_second_vmm(monkeypatch)
     results: list[object] = [*await warm.fork(4, return_exceptions=True)]
-    failures = [one for one in results if isinstance(one, Exception)]
+    failures = [result for result in results if isinstance(result, Exception)]
     assert len(results) == 4
     assert len(failures) == 1
     assert isinstance(failures[0], ramet.VmmError)
-    living = [one for one in results if isinstance(one, ramet.VM)]
-    assert [(await one.exec("true")).ok for one in living] == [True] * 3
+    living = [result for result in results if isinstance(result, ramet.VM)]
+    assert [(await vm.exec("true")).ok for vm in living] == [True] * 3
     assert len(list((warm_host.home / "instances").iterdir())) == 4
     resumed.clear()
     with pytest.raises(ramet.ForkError) as caught:
@@ -241,7 +241,7 @@ async def test_a_cancelled_fork_leaves_nothing(warm: ramet.VM, warm_home: Path) 
             await warm.fork(4)
         if scope.cancelled_caught:
             cancelled += 1
-            assert [one.name for one in (warm_home / "instances").iterdir()] == [warm.id]
+            assert [path.name for path in (warm_home / "instances").iterdir()] == [warm.id]
             assert living_in(warm_home) == []
     assert cancelled >= 3
 
@@ -278,7 +278,7 @@ async def test_what_cannot_be_forked_says_why(host: ramet.Host, warm: ramet.VM) 
 async def test_names_of_forks(warm: ramet.VM) -> None:
     async with warm.fork(2, name="team") as named, warm.fork(2) as unnamed:
         assert [one.name for one in named] == ["team-1", "team-2"]
-        assert [one.name for one in unnamed] == ["warm-1", "warm-2"]
+        assert [path.name for path in unnamed] == ["warm-1", "warm-2"]
         with pytest.raises(ramet.NameTakenError):
             await warm.fork(1, name="team-1")
 
@@ -286,6 +286,6 @@ async def test_names_of_forks(warm: ramet.VM) -> None:
 async def test_keep_one(warm: ramet.VM, warm_host: ramet.Host) -> None:
     async with warm.fork(3) as forks:
         await forks[1].keep()
-        assert [one.name for one in await warm_host.list()] == ["warm", forks[1].name]
+        assert [instance.name for instance in await warm_host.list()] == ["warm", forks[1].name]
     assert (await forks[1].exec("true")).ok
     await forks[1].remove(force=True)

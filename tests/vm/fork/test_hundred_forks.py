@@ -136,20 +136,21 @@ async def test_4_gib_cost_what_256_mib_cost(
 
     with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
         floors = {
-            size: Floor("firecracker", one.directory, Path(scratch) / size) for size, one in templates.items()
+            size: Floor("firecracker", receipt.directory, Path(scratch) / size)
+            for size, receipt in templates.items()
         }
         while len(took_ms["4G"]) < _ROUNDS or (ratio() > 1.15 and len(took_ms["4G"]) < 3 * _ROUNDS):
             # There and back, so that neither size comes always behind the end of the other's VMs.
             for size in list(templates)[:: -1 if len(took_ms["4G"]) % 2 else 1]:
                 report = await templates[size].fork_report(_FORKS)
                 took_ms[size].append(report.wall_ms)
-                receipts = [one for one in report.forks if isinstance(one, ramet.Receipt)]
+                receipts = [receipt for receipt in report.forks if isinstance(receipt, ramet.Receipt)]
                 assert len(receipts) == _FORKS
-                assert len({one.identity.machine_id for one in receipts}) == _FORKS
-                largest_pss = max(largest_pss, *(smaps_rollup(one.pid).pss_bytes for one in receipts))
+                assert len({receipt.identity.machine_id for receipt in receipts}) == _FORKS
+                largest_pss = max(largest_pss, *(smaps_rollup(receipt.pid).pss_bytes for receipt in receipts))
                 async with anyio.create_task_group() as tasks:
-                    for one in receipts:
-                        tasks.start_soon(remove, probes, one.id)
+                    for receipt in receipts:
+                        tasks.start_soon(remove, probes, receipt.id)
                 floor_ms[size].append(floors[size].round(_FORKS, at_once())["wall_ms"])
     median = {
         who: {size: round(statistics.median(times)) for size, times in measured.items()}

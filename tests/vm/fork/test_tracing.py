@@ -46,7 +46,7 @@ class Spans:
 
     def of(self, name: str, parent: ReadableSpan | None = None) -> list[ReadableSpan]:
         """Those of that name, below `parent` where one is given, in the order in which they began."""
-        found = [one for one in self._exporter.get_finished_spans() if one.name == name]
+        found = [span for span in self._exporter.get_finished_spans() if span.name == name]
         if parent is not None:
             found = [one for one in found if one.parent is not None and one.parent == parent.context]
         return sorted(found, key=lambda one: one.start_time or 0)
@@ -57,7 +57,7 @@ class Spans:
 
     def names(self, parent: ReadableSpan) -> list[str]:
         """Of everything below `parent`, at once."""
-        below = [one for one in self._exporter.get_finished_spans() if one.parent == parent.context]
+        below = [span for span in self._exporter.get_finished_spans() if span.parent == parent.context]
         return sorted(one.name for one in below)
 
 
@@ -108,7 +108,7 @@ async def test_the_tree_has_the_receipts_numbers(warm: ramet.VM, spans: Spans) -
     }
     assert spans.names(call) == ["ramet.fork.one"] * 3
     found = {
-        one.attributes["ramet.instance.name"]: one for one in spans.of("ramet.fork.one") if one.attributes
+        span.attributes["ramet.instance.name"]: span for span in spans.of("ramet.fork.one") if span.attributes
     }
     for fork in forks:
         span, receipt = found[fork.name], fork.receipt
@@ -131,7 +131,7 @@ async def test_a_capture_is_made_once_for_all(warm: ramet.VM, warm_host: ramet.H
     call = spans.one("ramet.fork")
     assert spans.of("ramet.fork.capture") == []
     forks = await source.fork(2)
-    other = next(one for one in spans.of("ramet.fork") if one is not call)
+    other = next(span for span in spans.of("ramet.fork") if span is not call)
     capture = spans.one("ramet.fork.capture", parent=other)
     pause = spans.one("ramet.fork.pause", parent=capture)
     assert inside(capture, other)
@@ -139,9 +139,9 @@ async def test_a_capture_is_made_once_for_all(warm: ramet.VM, warm_host: ramet.H
     for fork in forks:
         assert took_ms(capture) == pytest.approx(fork.receipt.timings_ms.capture)
         assert took_ms(pause) == pytest.approx(fork.receipt.timings_ms.pause)
-    for one in spans.of("ramet.fork.queued"):
-        if one.parent is not None and one.parent != call.context and begun_ns(one) > begun_ns(other):
-            assert begun_ns(one) >= end_ns(pause)
+    for span in spans.of("ramet.fork.queued"):
+        if span.parent is not None and span.parent != call.context and begun_ns(span) > begun_ns(other):
+            assert begun_ns(span) >= end_ns(pause)
 
 
 async def test_what_fails_has_an_error(warm: ramet.VM, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ async def test_what_fails_has_an_error(warm: ramet.VM, spans: Spans, monkeypatch
     assert call.status.status_code is StatusCode.ERROR
     assert call.status.description == "1 of 3 forks failed"
     assert (attribute(call, "forks.ok"), attribute(call, "forks.failed")) == (2, 1)
-    [failed] = [one for one in spans.of("ramet.fork.one") if one.status.status_code is StatusCode.ERROR]
+    [failed] = [span for span in spans.of("ramet.fork.one") if span.status.status_code is StatusCode.ERROR]
     assert attribute(failed, "instance.name") == name
     assert dict(failed.attributes or {})["error.type"] == "vmm_failed"
     assert failed.status.description == str(error)

@@ -78,17 +78,17 @@ async def test_clocks_go_on(guest: Guest, source: ramet.VM) -> None:
     await clocks.look()
     await source.rewind("then")
     rewound = Clocks(source, since_ns=captured_ns)  # its time is the snapshot's again
-    for one in (rewound, of_late, *forks):
+    for vm in (rewound, of_late, *forks):
         for _ in range(3):
-            await one.look()
-    worst = max(one.worst_s for one in (clocks, rewound, of_late, *forks))
+            await vm.look()
+    worst = max(vm.worst_s for vm in (clocks, rewound, of_late, *forks))
     tell(f"{guest.driver}: after a pause, branches, a restore and a rewind {worst:.3f} s off at most")
 
 
 async def counted(vms: Sequence[ramet.VM], files: Sequence[str]) -> list[list[int]]:
     """What counters in some guests have come to."""
     said = [(await vm.exec("cat", *files, check=True, timeout=60)).text.split() for vm in vms]
-    return [[int(one) for one in words] for words in said]
+    return [[int(word) for word in words] for words in said]
 
 
 @pytest.mark.deep

@@ -36,7 +36,7 @@ async def test_stop_start_and_remove(host: ramet.Host) -> None:
     with pytest.raises(ramet.WrongStateError, match="ramet start one"):
         await vm.exec("true")
     assert await host.list() == []
-    assert [one.name for one in await host.list(everything=True, labels={"team": "x"})] == ["one"]
+    assert [instance.name for instance in await host.list(everything=True, labels={"team": "x"})] == ["one"]
     await vm.start()
     assert (await vm.exec("cat", "/etc/machine-id", check=True)).text == machine_id
     assert not (await vm.exec("test", "-e", "/tmp/mark")).ok, "memory is gone after a stop"
@@ -156,7 +156,7 @@ async def test_what_a_killed_script_left_is_reaped_by_the_next(warm_home: Path) 
     assert (done.returncode, done.stdout) == (-9, b"made\n")
     assert len(living_in(warm_home)) == 2
     async with ramet.Host(warm_home) as host:
-        assert [one.name for one in await host.list(everything=True)] == ["warm"]
+        assert [instance.name for instance in await host.list(everything=True)] == ["warm"]
     assert living_in(warm_home) == []
     assert len(list((warm_home / "instances").iterdir())) == 1
 
@@ -168,9 +168,9 @@ async def test_detached_ones_stay_and_auto_remove_ones_go(warm_home: Path, home:
         stays = await host.run(name="stays", memory="128M")
         await stays.detach()
     async with ramet.Host(home) as host:
-        assert [one.name for one in await host.list()] == ["gone", "stays"]
+        assert [instance.name for instance in await host.list()] == ["gone", "stays"]
         await (await host.get("gone")).stop()
-        assert [one.name for one in await host.list(everything=True)] == ["stays"]
+        assert [instance.name for instance in await host.list(everything=True)] == ["stays"]
         await (await host.get("stays")).remove(force=True)
 
 

@@ -72,7 +72,7 @@ FIRECRACKER = Guests("firecracker", "probe", "128M")
 QEMU = Guests("qemu", "builtin", "128M")
 
 
-@pytest.fixture(scope="session", params=[FIRECRACKER, QEMU], ids=lambda one: one.driver)
+@pytest.fixture(scope="session", params=[FIRECRACKER, QEMU], ids=lambda subject: subject.driver)
 def guests(request: pytest.FixtureRequest) -> Guests:
     """Of either driver."""
     found: Guests = request.param
@@ -129,9 +129,9 @@ async def filled(host: ramet.Host, count: int, *, source: str | None = "base") -
     with anyio.fail_after(SETTLE_S):
         while True:
             found = [
-                one
-                for one in (await host.pool(wait=SETTLE_S)).entries
-                if one.state == "ready" and one.source_name == source
+                entry
+                for entry in (await host.pool(wait=SETTLE_S)).entries
+                if entry.state == "ready" and entry.source_name == source
             ]
             if len(found) >= count:
                 return found

@@ -151,7 +151,7 @@ async def test_one_that_hangs_is_waited_for_a_while_and_then_ended(
         assert vm.receipt.timings_ms.total >= 500
         assert vm.receipt.timings_ms.spawn > 0.0
         assert await guests.read(vm) == MEMORY_VALUE
-        assert [one.pid for one in spawn.spawned_in(vm.directory)] == [vm.receipt.pid]
+        assert [process.pid for process in spawn.spawned_in(vm.directory)] == [vm.receipt.pid]
 
 
 async def test_what_is_known_of_one_and_cannot_be_read_is_no_use(probe_home: Path) -> None:
@@ -268,7 +268,7 @@ async def test_a_source_that_changes_or_goes_takes_its_warm_ones_along(probe_hom
         await copy.remove()
         # One that was being made at that moment goes when it is ready. `base` may have its own again by then.
         with anyio.fail_after(30):
-            while any(one.source_name == copy.name for one in (await idle_pool(host)).entries):
+            while any(entry.source_name == copy.name for entry in (await idle_pool(host)).entries):
                 await anyio.sleep(0.02)
 
 
@@ -296,7 +296,7 @@ async def test_a_source_is_compacted_while_it_is_forked(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(go_on)
                 await filled(host, 1, source=vm.name)
-                driver = next(one for one in installed_drivers() if one.name == "firecracker")
+                driver = next(driver for driver in installed_drivers() if driver.name == "firecracker")
                 assert await compact_capture(snapshot.directory, driver)
                 over = True
         assert modes[0] == "delta"

@@ -50,7 +50,7 @@ def ramet(cgroup: Path, home: Path, *words: str) -> subprocess.CompletedProcess[
 
 def test_doctor_names_the_cgroup(cgroup: Path, tmp_path: Path) -> None:
     report = json.loads(ramet(cgroup, tmp_path, "doctor", "--json").stdout)
-    (memory,) = (one for one in report["checks"] if one["name"] == "memory")
+    (memory,) = (check for check in report["checks"] if check["name"] == "memory")
     assert f"({cgroup} allows 700.0 MiB)" in memory["found"]
     assert "GiB" not in memory["found"]
 
@@ -99,5 +99,5 @@ def test_a_pool_stays_within_it(small: Path, home: Path) -> None:
     finally:
         server.kill()
         server.communicate(timeout=_LIMIT_S)
-        shell("rm", "-f", *[one["name"] for one in shell.json("ps", "-a", "--json")])
+        shell("rm", "-f", *[instance["name"] for instance in shell.json("ps", "-a", "--json")])
     assert_nothing_left(home)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 def waiting(home: Path) -> set[str]:
     """The ids of what is ready in the pool."""
-    return {one.name.split(".")[1] for one in (home / "pool").glob("ready.*")}
+    return {path.name.split(".")[1] for path in (home / "pool").glob("ready.*")}
 
 
 async def test_a_block_that_fails_before_its_records_puts_all_back(probe_home: Path) -> None:

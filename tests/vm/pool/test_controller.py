@@ -65,16 +65,16 @@ async def test_two_sources_share_it_by_demand(probe_home: Path) -> None:
         snapshots = [await vm.snapshot(name) for name in ("many", "few")]
         await snapshots[0].fork(8)
         await snapshots[1].fork(2)
-        of = {one.id: 0 for one in snapshots}
+        of = {snapshot.id: 0 for snapshot in snapshots}
         with anyio.fail_after(60):
             while sum(of.values()) < 5:
                 entries = (await idle_pool(host)).entries
-                of = {key: sum(one.source == key for one in entries) for key in of}
+                of = {key: sum(entry.source == key for entry in entries) for key in of}
         assert of[snapshots[0].id] > of[snapshots[1].id] >= 1
         for snapshot in snapshots:
             await snapshot.remove()
         with anyio.fail_after(60):
-            while {one.source for one in (await idle_pool(host)).entries} & of.keys():
+            while {entry.source for entry in (await idle_pool(host)).entries} & of.keys():
                 await anyio.sleep(0.02)
 
 
@@ -84,7 +84,7 @@ async def test_what_is_made_here_is_warm_before_it_is_forked(probe_home: Path) -
         (vm,) = await fork(host)
         snapshot = await vm.snapshot("first")
         with anyio.fail_after(60):
-            while not any(one.source == snapshot.id for one in (await idle_pool(host)).entries):
+            while not any(entry.source == snapshot.id for entry in (await idle_pool(host)).entries):
                 await anyio.sleep(0.02)
         async with snapshot.fork(1) as (child,):
             assert child.receipt.warm == "loaded"
@@ -97,7 +97,9 @@ async def test_without_demand_it_shrinks(probe_home: Path) -> None:
         await fork(host, count=4)
         await filled(host, 1)
         with anyio.fail_after(60):
-            while [(one.stage, one.state) for one in (await host.pool()).entries] != [("empty", "ready")]:
+            while [(entry.stage, entry.state) for entry in (await host.pool()).entries] != [
+                ("empty", "ready")
+            ]:
                 await anyio.sleep(0.05)
 
 
@@ -123,7 +125,7 @@ async def test_nothing_is_made_while_its_host_forks(probe_home: Path) -> None:
             base = await host.get("base")
             controller.report_demand(f"instances/{base.id}", 2)
             await anyio.sleep(0.5)
-            assert all(one.stage == "empty" for one in (await host.pool()).entries)
+            assert all(entry.stage == "empty" for entry in (await host.pool()).entries)
         await filled(host, 2)
 
 

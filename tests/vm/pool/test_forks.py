@@ -202,11 +202,11 @@ async def test_a_call_that_is_cancelled_leaves_nothing_of_what_it_took(probe_hom
             with anyio.move_on_after(delay_s) as limit:
                 await base.fork(3)
             if limit.cancelled_caught:
-                assert [one.id for one in await host.list(everything=True)] == [base.id]
+                assert [instance.id for instance in await host.list(everything=True)] == [base.id]
             for instance in await host.list(everything=True):
                 if instance.id != base.id:
                     await (await other.get(instance.id)).remove(force=True)
-            assert {one.name for one in (probe_home / "instances").iterdir()} == {base.id}
+            assert {path.name for path in (probe_home / "instances").iterdir()} == {base.id}
 
 
 async def fork_and_remove(host: ramet.Host) -> None:
@@ -221,7 +221,7 @@ def test_plain_code_has_a_pool_too(probe_home: Path) -> None:
         base = host.get("base")
         with base.fork(1):
             pass
-        while not any(one.stage == "loaded" for one in host.pool(wait=30).entries):
+        while not any(entry.stage == "loaded" for entry in host.pool(wait=30).entries):
             time.sleep(0.02)
         with base.fork(1) as (vm,):
             assert vm.receipt.warm == "loaded"

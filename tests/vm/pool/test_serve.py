@@ -40,7 +40,7 @@ def run(home: Path, *words: str) -> str:
 
 def loaded(home: Path) -> list[dict[str, Any]]:
     entries = json.loads(run(home, "pool", "--json"))["entries"]
-    return [one for one in entries if (one["state"], one["stage"]) == ("ready", "loaded")]
+    return [entry for entry in entries if (entry["state"], entry["stage"]) == ("ready", "loaded")]
 
 
 @contextmanager
@@ -76,7 +76,9 @@ async def test_it_keeps_a_pool_for_others_and_ends_it_when_told(
     # Its forks live on, also those that it is the parent of.
     assert not (probe_home / "pool").exists()
     assert "no process keeps a pool" in run(probe_home, "pool")
-    assert [one["state"] for one in json.loads(run(probe_home, "ps", "--json"))].count("running") == 2
+    assert [instance["state"] for instance in json.loads(run(probe_home, "ps", "--json"))].count(
+        "running"
+    ) == 2
     run(probe_home, "rm", "-f", "first", "second")
 
 

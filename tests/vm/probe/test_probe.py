@@ -227,7 +227,7 @@ async def test_a_command_can_be_killed_and_runs_on_without_its_client(machine: V
             await process.signal(15)
             assert (await process.wait()).signal == 15
         async with agent.start(endless):
-            assert [one.argv for one in await agent.processes()] == [("peek",)]
+            assert [process.argv for process in await agent.processes()] == [("peek",)]
             await agent.ping()
         assert await agent.processes() == []
         assert await agent.spawn(ExecRequest(("fill", f"{FREE:x}", "100", "9"))) > 0
@@ -291,7 +291,10 @@ async def test_garbage_and_silence_before_a_session(machine: Vmm) -> None:
         await stream.send(os.urandom(200_000) + b"\x7e" * 1000 + encode_frame(Message.PING, 1, b"early"))
         await stream.send(hello(b"m" * 16) + encode_frame(Message.PING, 2, b"late"))
         answers = await frames(stream, 2)
-        assert [(one.type, one.stream) for one in answers] == [(Message.WELCOME, 0), (Message.PONG, 2)]
+        assert [(answer.type, answer.stream) for answer in answers] == [
+            (Message.WELCOME, 0),
+            (Message.PONG, 2),
+        ]
 
 
 @pytest.mark.timing

@@ -40,7 +40,7 @@ async def pid_of(vm: ramet.VM) -> int:
 
 async def state_of(host: ramet.Host, vm: ramet.VM) -> tuple[str, str | None]:
     """As `ps` has it: looked at, not touched."""
-    (found,) = [one for one in await host.list(everything=True) if one.id == vm.id]
+    (found,) = [instance for instance in await host.list(everything=True) if instance.id == vm.id]
     return found.state, found.reason
 
 

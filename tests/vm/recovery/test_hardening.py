@@ -125,7 +125,7 @@ async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_
     context = vm._context
     gone = spawn.spawn(["true"], directory=warm_home, log=warm_home / "log")
     await processes.wait_ended(gone, timeout_s=10)
-    read = context.store.change(vm.id, lambda one: msgspec.structs.replace(one, owner=gone))
+    read = context.store.change(vm.id, lambda row: msgspec.structs.replace(row, owner=gone))
     await vm.detach()
     await recovery._recover_one(context, read)
     assert (await vm.exec("true")).ok

@@ -38,12 +38,12 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(180)]
 async def until_there_is(home: Path, *names: str) -> None:
     """Wait, without opening the home, until those instances and what they have are all that is there."""
     await until_clean(home)
-    assert {one.name for one in records(home)} == set(names)
+    assert {row.name for row in records(home)} == set(names)
 
 
 @contextmanager
 def owned(home: Path) -> Iterator[Guests]:
-    guests = Guests([one for one in records(home) if one.owner is not None])
+    guests = Guests([row for row in records(home) if row.owner is not None])
     try:
         yield guests
     finally:
@@ -62,8 +62,8 @@ async def probe_home(homes: Path, anyio_backend: str) -> AsyncIterator[Path]:
         await (await vm.template()).detach()
     yield directory
     async with ramet.Host(directory) as host:
-        for one in await host.list(everything=True):
-            await (await host.get(one.id)).remove(force=True)
+        for instance in await host.list(everything=True):
+            await (await host.get(instance.id)).remove(force=True)
 
 
 @pytest.mark.core
@@ -98,7 +98,7 @@ async def test_a_closed_terminal_and_an_interrupted_group_dont_end_the_watcher(p
         (watcher,) = watchers_of(process.pid)
         assert os.getsid(watcher) == watcher, "the terminal's hang-up would reach it"
         assert Path(f"/proc/{watcher}/cwd").readlink() == Path("/")
-        held = {str(one.readlink()) for one in Path(f"/proc/{watcher}/fd").iterdir()}
+        held = {str(path.readlink()) for path in Path(f"/proc/{watcher}/fd").iterdir()}
         assert held == {"/dev/null", "anon_inode:[pidfd]"}, "a pipe's reader would wait for it"
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
             os.kill(watcher, number)
@@ -128,7 +128,7 @@ async def test_when_both_are_killed_the_next_opening_cleans(probe_home: Path) ->
         await anyio.sleep(1.0)
         assert guests.alive() == 2, "somebody else has cleaned: this test shows nothing"
         async with ramet.Host(probe_home) as host:
-            assert [one.name for one in await host.list()] == ["probe", "owned-1"]
+            assert [instance.name for instance in await host.list()] == ["probe", "owned-1"]
             assert guests.alive() == 0
             await (await host.get("owned-1")).remove(force=True)
     await until_there_is(probe_home, "probe")
@@ -210,7 +210,7 @@ async def test_a_home_that_is_gone_is_not_made_again(probe_home: Path) -> None:
             os.close(pidfd)
             elsewhere.rename(probe_home)
     async with ramet.Host(probe_home) as host:
-        assert [one.name for one in await host.list()] == ["probe"]
+        assert [instance.name for instance in await host.list()] == ["probe"]
 
 
 _LIMITED = """

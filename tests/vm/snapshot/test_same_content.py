@@ -48,7 +48,7 @@ async def at_once(*work: Awaitable[Any]) -> list[Any]:
 
 async def test_imports_of_one_file_are_one_snapshot(exported: Path, host: ramet.Host) -> None:
     made = await at_once(*(host.import_snapshot(exported) for _ in range(3)))
-    assert len({one.id for one in made}) == 1
+    assert len({vm.id for vm in made}) == 1
     (only,) = await host.snapshots()
     again = await host.import_snapshot(exported)
     assert again.id == only.id, "also later"
@@ -67,7 +67,7 @@ async def test_imports_by_processes_at_once_are_one_snapshot(exported: Path, hos
         )
         for _ in range(2)
     ]
-    said = [(await anyio.to_thread.run_sync(one.communicate))[0] for one in running]
+    said = [(await anyio.to_thread.run_sync(process.communicate))[0] for process in running]
     assert said[0] == said[1] != b""
     (only,) = await host.snapshots()
     await (await host.snapshot(only.id)).remove()
@@ -97,7 +97,7 @@ async def test_a_damaged_file_isnt_taken_for_what_is_here(exported: Path, host: 
     exported.write_bytes(data)
     with pytest.raises(DamagedError):
         await host.import_snapshot(exported)
-    assert [one.id for one in await host.snapshots()] == [good.id]
+    assert [snapshot.id for snapshot in await host.snapshots()] == [good.id]
     await good.remove()
 
 
@@ -107,7 +107,7 @@ async def test_two_exports_to_one_name_make_one_file(
     snapshot = await host.import_snapshot(exported)
     target = tmp_path / "target"
     results = await at_once(*(snapshot.export(target) for _ in range(3)))
-    refused = [one for one in results if isinstance(one, UsageError)]
+    refused = [result for result in results if isinstance(result, UsageError)]
     assert len(refused) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"file", "target"}
     assert (await host.import_snapshot(target)).id == snapshot.id
@@ -117,12 +117,12 @@ async def test_two_exports_to_one_name_make_one_file(
 async def test_one_of_many_gets_a_name(warm: ramet.VM) -> None:
     async with warm.fork() as (vm,):
         taken = await at_once(*(vm.snapshot("same") for _ in range(3)))
-        assert sum(isinstance(one, NameTakenError) for one in taken) == 2
+        assert sum(isinstance(vm, NameTakenError) for vm in taken) == 2
         for one in taken:
             if isinstance(one, ramet.Snapshot):
                 await one.remove()
         forks = await at_once(*(_forked(warm, "same") for _ in range(3)))
-        assert sum(isinstance(one, NameTakenError) for one in forks) == 2
+        assert sum(isinstance(vm, NameTakenError) for vm in forks) == 2
         for one in forks:
             if isinstance(one, ramet.VM):
                 await one.remove(force=True)
