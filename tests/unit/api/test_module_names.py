@@ -44,7 +44,7 @@ def test_it_says_where_users_find_it(name: str) -> None:
 def test_the_plain_ones_say_that_they_are(name: str) -> None:
     thing = getattr(ramet.sync, name)
     if name in _PLAIN:
-        assert (thing.__module__, thing.__qualname__) == ("ramet.sync", name)
+        assert (thing.__module__, thing.__qualname__) == (ramet.sync.__name__, name)
         assert pickle.loads(pickle.dumps(thing)) is thing
     else:
         assert thing is getattr(ramet, name)
