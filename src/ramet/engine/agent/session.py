@@ -23,6 +23,8 @@ from ramet.model.record import ProcessRef, Record
 from ramet.system import process_ref, processes
 
 _CLOCK = "its clock wasn't corrected after it was paused"
+_CLOCK_REASONS = "its clock wasn't "
+"""The beginning of such a reason in a record, an older ramet's too, which had other words for it."""
 
 
 class _Way:
@@ -157,7 +159,7 @@ async def require_clock(context: Context, record: Record) -> None:
     it. A reason of that kind from before goes when the clock has been put right.
     """
     why = await correct_clock(context, record)
-    if why is None and not (record.reason or "").startswith(_CLOCK):
+    if why is None and not (record.reason or "").startswith(_CLOCK_REASONS):
         return
     try:
         context.store.change(
