@@ -19,6 +19,7 @@ import pytest
 import ramet
 from ramet import config
 from ramet.errors import UnavailableError
+from ramet.model import protocols
 from ramet.system import spawn
 from ramet.testing.leftovers import living_in as living_in
 
@@ -81,7 +82,7 @@ def home(homes: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def host(home: Path) -> AsyncIterator[ramet.Host]:
+async def host(home: Path) -> AsyncIterator[protocols.Host]:
     """An open Host on a home of its own; what the test made leaves with it."""
     async with ramet.Host(home) as opened:
         yield opened
@@ -109,7 +110,7 @@ async def warm_home(homes: Path, anyio_backend: str) -> AsyncIterator[Path]:
 
 
 @pytest.fixture
-async def warm_host(warm_home: Path) -> AsyncIterator[ramet.Host]:
+async def warm_host(warm_home: Path) -> AsyncIterator[protocols.Host]:
     """A Host on the warm home. Afterwards only the template is there."""
     async with ramet.Host(warm_home) as host:
         yield host
@@ -123,6 +124,6 @@ async def warm_host(warm_home: Path) -> AsyncIterator[ramet.Host]:
 
 
 @pytest.fixture
-async def warm(warm_host: ramet.Host) -> ramet.VM:
+async def warm(warm_host: protocols.Host) -> protocols.VM:
     """The template."""
     return await warm_host.get("warm")

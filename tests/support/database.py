@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import pytest
 
-import ramet
+from ramet.model import protocols
 
 DATABASE = "/data/load.db"
 ROWS_A_TRANSACTION = 20
@@ -57,7 +57,7 @@ def sqlite_tree() -> bytes:
     return out.getvalue()
 
 
-async def install_sqlite(vm: ramet.VM) -> None:
+async def install_sqlite(vm: protocols.VM) -> None:
     """Put sqlite3 into a running guest of the built-in image."""
     put = await vm.exec("tar", "-x", "-C", "/", stdin=sqlite_tree(), timeout=120)
     assert put.ok, put.stderr
@@ -65,7 +65,7 @@ async def install_sqlite(vm: ramet.VM) -> None:
 
 
 async def start_load(
-    vm: ramet.VM, *, journal: Literal["wal", "delete"] = "wal", database: str = DATABASE
+    vm: protocols.VM, *, journal: Literal["wal", "delete"] = "wal", database: str = DATABASE
 ) -> None:
     """Begin to write: transactions without end, in the background, until `stop_load`.
 
@@ -96,7 +96,7 @@ async def start_load(
     await wait_for_transactions(vm, began + 3, database=database)
 
 
-async def stop_load(vm: ramet.VM) -> None:
+async def stop_load(vm: protocols.VM) -> None:
     """End the writer at once, in the middle of whatever it does. Fails the test when it had given up."""
     gone = await vm.exec(
         *("sh", "-c", f"kill -9 -$(cat {_GROUP}) && while pidof sqlite3; do sleep 0.1; done; cat {_ERRORS}"),
@@ -106,19 +106,19 @@ async def stop_load(vm: ramet.VM) -> None:
     assert not re.search(r"error", gone.text, re.IGNORECASE), gone.text
 
 
-async def query(vm: ramet.VM, sql: str, *, database: str = DATABASE) -> list[str]:
+async def query(vm: protocols.VM, sql: str, *, database: str = DATABASE) -> list[str]:
     """The lines that some SQL prints. An error in it fails the test."""
     done = await vm.exec(*("sqlite3", "-bail", "-cmd", ".timeout 20000", database, sql), timeout=120)
     assert done.ok, done.stderr
     return done.text.split("\n")[:-1]
 
 
-async def transactions(vm: ramet.VM, *, database: str = DATABASE) -> int:
+async def transactions(vm: protocols.VM, *, database: str = DATABASE) -> int:
     """How many transactions have been committed: it only grows."""
     return int((await query(vm, "SELECT n FROM counter", database=database))[-1])
 
 
-async def wait_for_transactions(vm: ramet.VM, number: int, *, database: str = DATABASE) -> None:
+async def wait_for_transactions(vm: protocols.VM, number: int, *, database: str = DATABASE) -> None:
     """Until that many are committed; the guest waits. Fails the test when they don't come."""
     script = (
         f'while [ "$(sqlite3 {_PATIENTLY} {database} "SELECT n FROM counter")" -lt {number} ]; do'
@@ -128,7 +128,7 @@ async def wait_for_transactions(vm: ramet.VM, number: int, *, database: str = DA
     assert done.ok, f"{vm.name}: the writer doesn't go on: {done.stderr!r}"
 
 
-async def check_database(vm: ramet.VM, *, database: str = DATABASE) -> Load:
+async def check_database(vm: protocols.VM, *, database: str = DATABASE) -> Load:
     """What the database has. Fails the test unless it is whole and every transaction in it is whole."""
     body = _BODY.format(transaction="t", row="r")
     lines = await query(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ramet
+from ramet.model import protocols
 from ramet.units import MIB
 
 _MEMORY = 0x4000000
@@ -30,7 +31,7 @@ class Guest:
         """One with a disk."""
         return await host.run(self.image, driver=self.driver, memory=memory, disks=[disk])
 
-    async def write(self, vm: ramet.VM, slot: int, value: int) -> None:
+    async def write(self, vm: protocols.VM, slot: int, value: int) -> None:
         """Have it remember a number, in memory and on its disk."""
         if self.is_linux:
             script = (
@@ -42,7 +43,7 @@ class Guest:
             await vm.exec("poke", hex(_MEMORY + slot * _PAGE), hex(value), check=True, timeout=60)
             await vm.exec("bpoke", hex(slot * _SECTORS), hex(value), check=True, timeout=60)
 
-    async def read(self, vm: ramet.VM, slots: int) -> tuple[list[int], list[int]]:
+    async def read(self, vm: protocols.VM, slots: int) -> tuple[list[int], list[int]]:
         """The numbers in its first slots: those in memory, those on the disk. 0: none was ever written."""
         if self.is_linux:
             script = (
@@ -62,7 +63,7 @@ class Guest:
                 into.append(int((await vm.exec(*command, check=True, timeout=60)).text.split()[0], 16))
         return memory, disk
 
-    async def change(self, vm: ramet.VM, mib: int) -> None:
+    async def change(self, vm: protocols.VM, mib: int) -> None:
         """Have it change so much of its memory."""
         if self.is_linux:
             script = f"head -c {mib * MIB} /dev/urandom > /tmp/filled"
@@ -71,7 +72,7 @@ class Guest:
             words = ("fill", hex(_MEMORY + 16 * MIB), hex(mib * MIB // _PAGE), "0x5a5a")
             await vm.exec(*words, check=True, timeout=60)
 
-    async def sum(self, vm: ramet.VM, mib: int) -> str:
+    async def sum(self, vm: protocols.VM, mib: int) -> str:
         """What `change` made, in short."""
         if self.is_linux:
             return (await vm.exec("md5sum", "/tmp/filled", check=True, timeout=60)).text
@@ -91,7 +92,7 @@ def own_bytes(directory: Path) -> dict[str, int]:
     return {name: facts.st_blocks * 512 for name, facts in found.items() if facts.st_nlink == 1}
 
 
-async def pid_of(vm: ramet.VM) -> int:
+async def pid_of(vm: protocols.VM) -> int:
     """Of its VMM."""
     pid = (await vm.info()).pid
     assert pid is not None

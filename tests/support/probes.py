@@ -10,6 +10,7 @@ import pytest
 
 import ramet
 from ramet.errors import NotFoundError, UnavailableError
+from ramet.model import protocols
 from ramet.units import MIB
 
 DATA_ADDRESS = 0x4000000
@@ -19,7 +20,7 @@ MakeTemplate = Callable[..., Coroutine[Any, Any, ramet.VM]]
 
 
 @pytest.fixture
-async def probes(host: ramet.Host) -> ramet.Host:
+async def probes(host: protocols.Host) -> protocols.Host:
     """An open Host that can run the probe guest."""
     try:
         vm = await host.run("probe", driver="firecracker", memory="64M")

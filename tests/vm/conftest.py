@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ramet
+from ramet.model import protocols
 from tests import machines
 from tests.support.guests import Guest
 from tests.support.probes import make_template, probes
@@ -41,7 +42,7 @@ async def probe() -> Guest:
 
 
 @pytest.fixture
-async def host_and_snapshots(home: Path) -> AsyncIterator[ramet.Host]:
+async def host_and_snapshots(home: Path) -> AsyncIterator[protocols.Host]:
     """An open Host on a home of its own, whose snapshots are removed after the test.
 
     A file that wants no other says `host = host_and_snapshots`.

@@ -9,6 +9,7 @@ import ramet
 from ramet.drivers.firecracker.driver import Firecracker
 from ramet.drivers.qemu.driver import Qemu
 from ramet.errors import UnavailableError, UsageError
+from ramet.model import protocols
 from ramet.units import MIB
 
 
@@ -44,7 +45,7 @@ async def test_an_odd_size_boots_forks_and_is_shown_rounded(host: ramet.Host, me
 
 
 @pytest.mark.anyio
-async def test_more_cpus_than_a_guest_can_have_are_refused(host: ramet.Host) -> None:
+async def test_more_cpus_than_a_guest_can_have_are_refused(host: protocols.Host) -> None:
     for cpus in (0, -1, 65, 2**40):
         with anyio.fail_after(20), pytest.raises(UsageError, match="virtual CPUs"):
             await host.run(cpus=cpus)

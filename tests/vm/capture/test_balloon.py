@@ -9,6 +9,7 @@ import pytest
 
 import ramet
 from ramet.drivers.firecracker.driver import Firecracker
+from ramet.model import protocols
 from ramet.model.record import Machine
 from ramet.units import MIB
 from tests.support.guests import Guest
@@ -34,7 +35,7 @@ def with_balloon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Firecracker, "machine", machine)
 
 
-async def total(vm: ramet.VM) -> int:
+async def total(vm: protocols.VM) -> int:
     said = await vm.exec("sum", hex(_DATA), hex(_PAGES), check=True)
     return int(said.text.split()[0], 16) // (_PAGE // 8)
 

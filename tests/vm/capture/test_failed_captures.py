@@ -14,6 +14,7 @@ from ramet.disk.volumes import files_of, make_overlay, next_overlay
 from ramet.drivers.qemu.vmm import QemuVmm
 from ramet.engine.recovery import recover
 from ramet.errors import FilesystemError, RametError, VmmError, VmmTimeoutError
+from ramet.model import protocols
 from ramet.model.lifecycle import State
 from ramet.model.record import Disk, Intent
 from ramet.system import process_ref, processes
@@ -29,7 +30,7 @@ async def refuses(*_: object) -> None:
     raise VmmError("no vmstate")
 
 
-async def paused_and_can_be_resumed(vm: ramet.VM) -> None:
+async def paused_and_can_be_resumed(vm: protocols.VM) -> None:
     """In its record and in fact."""
     assert (await vm.info()).state is State.PAUSED
     assert (await vm.inspect()).vmm_status == "paused"
@@ -38,7 +39,7 @@ async def paused_and_can_be_resumed(vm: ramet.VM) -> None:
 
 
 async def test_a_guest_that_cannot_be_told_to_go_on_is_paused(
-    host: ramet.Host, monkeypatch: pytest.MonkeyPatch
+    host: protocols.Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = await host.run("builtin", memory="128M", name="still")
     with monkeypatch.context() as patched:

@@ -19,6 +19,7 @@ from ramet.engine.manifest import read_manifest, require_restorable
 from ramet.engine.snapshots import create
 from ramet.engine.snapshots.validation import require_harmless
 from ramet.errors import DamagedError, UnavailableError
+from ramet.model import protocols
 from ramet.model.schema import ForkFailure, ForkReport
 from ramet.paths import MANIFEST_FILE
 from ramet.system import share, spawn
@@ -29,18 +30,18 @@ from tests.support.probes import DATA_ADDRESS
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
-async def fill(vm: ramet.VM, value: int, *, pages: int = 16) -> None:
+async def fill(vm: protocols.VM, value: int, *, pages: int = 16) -> None:
     """Have the probe write `value` all over some of its RAM."""
     await vm.exec("fill", hex(DATA_ADDRESS), hex(pages), hex(value), check=True)
 
 
-async def value_in(vm: ramet.VM) -> int:
+async def value_in(vm: protocols.VM) -> int:
     """What it has there."""
     return int((await vm.exec("peek", hex(DATA_ADDRESS), check=True)).stdout, 16)
 
 
 @pytest.fixture
-async def probe_source(probes: ramet.Host) -> AsyncIterator[ramet.VM]:
+async def probe_source(probes: protocols.Host) -> AsyncIterator[protocols.VM]:
     """A running probe with 1 in its RAM. Its snapshots go with the test."""
     vm = await probes.run("probe", driver="firecracker", memory="128M", name="source")
     await fill(vm, 1)
@@ -68,7 +69,7 @@ async def test_one_whose_ram_was_never_noted_is_captured_all_the_same(
 
 
 @pytest.fixture
-async def large(source: ramet.VM, monkeypatch: pytest.MonkeyPatch) -> ramet.Snapshot:
+async def large(source: protocols.VM, monkeypatch: pytest.MonkeyPatch) -> protocols.Snapshot:
     """A snapshot with a delta that is to be compacted, which nobody does."""
     monkeypatch.setattr(create, "request_for_capture", lambda *_: None)
     await source.standby()
@@ -140,7 +141,7 @@ async def test_one_with_more_memory_than_the_host_is_not_brought_up(source: rame
 
 
 async def test_a_snapshot_that_had_to_be_copied_is_whole(
-    source: ramet.VM, monkeypatch: pytest.MonkeyPatch
+    source: protocols.VM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await source.standby()
     with monkeypatch.context() as patched:

@@ -20,6 +20,7 @@ from ramet.engine.manifest import read_manifest
 from ramet.engine.pool import prewarm
 from ramet.engine.snapshots import compression as snapshots_compression
 from ramet.memory.integrity import digest
+from ramet.model import protocols
 from ramet.model.schema import ForkReport, Receipt
 from tests.vm.compression.conftest import remembers
 
@@ -383,7 +384,7 @@ async def test_cancelled_between_its_last_steps(
 
 
 class TestWrongInput:
-    async def test_levels(self, snapshot: ramet.Snapshot) -> None:
+    async def test_levels(self, snapshot: protocols.Snapshot) -> None:
         for level in (0, 20, -1):
             with pytest.raises(ramet.UsageError, match="there is no level"):
                 await snapshot.compress(level=level)
@@ -479,7 +480,7 @@ class TestWrongInput:
         await snapshot.compress(level=4)
         assert not mem_of(snapshot).exists()
 
-    async def test_twice_at_once(self, snapshot: ramet.Snapshot) -> None:
+    async def test_twice_at_once(self, snapshot: protocols.Snapshot) -> None:
         """The second is told so; forks, which can wait, wait."""
         outcomes: list[str] = []
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import anyio
 import pytest
 
-import ramet
 from ramet.disk.filesystem import find_mke2fs
 from ramet.errors import UnavailableError
+from ramet.model import protocols
 from tests.side_by_side import tell
 from tests.support.database import (
     check_database,
@@ -29,7 +29,7 @@ _BRANCHES = 20
 
 
 @pytest.mark.deep
-async def test_twenty_branches_under_load_are_whole(linux: Guest, host: ramet.Host) -> None:
+async def test_twenty_branches_under_load_are_whole(linux: Guest, host: protocols.Host) -> None:
     sqlite_tree()
     try:
         find_mke2fs()
@@ -48,7 +48,7 @@ async def test_twenty_branches_under_load_are_whole(linux: Guest, host: ramet.Ho
             async for chunk in counting.output():
                 lines.append(chunk.data)
 
-    branches: list[tuple[ramet.VM, int]] = []
+    branches: list[tuple[protocols.VM, int]] = []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(follow)
         for _ in range(_BRANCHES):

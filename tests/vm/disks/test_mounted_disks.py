@@ -12,6 +12,7 @@ import pytest
 import ramet
 from ramet.disk.filesystem import find_mke2fs
 from ramet.errors import UnavailableError
+from ramet.model import protocols
 from ramet.system import process_ref, processes
 from tests.conftest import SHORTLY, living_in
 from tests.support.qemu_tools import needs_qemu_img, qemu_img, write
@@ -28,7 +29,7 @@ def _has_mke2fs() -> None:
         pytest.skip(str(error))
 
 
-async def said(vm: ramet.VM, script: str) -> str:
+async def said(vm: protocols.VM, script: str) -> str:
     return (await vm.exec("sh", "-c", script, check=True)).text.strip()
 
 
@@ -37,7 +38,7 @@ def top_of(vm: ramet.VM, disk: str = "disk") -> Path:
     return max(vm.directory.glob(f"{disk}-*.qcow2"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
-async def test_each_is_where_it_was_asked_for(host: ramet.Host) -> None:
+async def test_each_is_where_it_was_asked_for(host: protocols.Host) -> None:
     vm = await host.run("builtin", memory="128M", disks=["64M:/srv/a/b", 1 << 20, "32M:/srv/a"])
     mounts = (await said(vm, "grep '^/dev/vd' /proc/mounts")).splitlines()
     assert [line.split()[:3] for line in mounts] == [
@@ -103,7 +104,7 @@ async def test_a_stop_and_a_reboot_leave_it_clean(host: ramet.Host, tmp_path: Pa
     assert "recovery" not in await said(vm, "dmesg | grep EXT4-fs")
 
 
-async def test_after_a_vmm_that_was_killed_the_journal_is_replayed(host: ramet.Host) -> None:
+async def test_after_a_vmm_that_was_killed_the_journal_is_replayed(host: protocols.Host) -> None:
     vm = await host.run("builtin", memory="128M", disks=["64M:/data"])
     await said(vm, "for i in 1 2 3; do mkdir /data/$i; echo $i > /data/$i/f; done; sync")
     pid = (await vm.info()).pid
@@ -136,13 +137,13 @@ async def test_a_start_without_its_disk_is_an_error(host: ramet.Host) -> None:
     assert await said(vm, "ls /data") == "lost+found"
 
 
-async def test_a_place_that_is_no_directory_is_an_error(host: ramet.Host) -> None:
+async def test_a_place_that_is_no_directory_is_an_error(host: protocols.Host) -> None:
     with pytest.raises(ramet.GuestError, match="can't be mounted at /etc/passwd: Not a directory"):
         await host.run("builtin", memory="128M", disks=["64M:/etc/passwd"])
     assert await host.list(everything=True) == []
 
 
-async def test_only_linux_guests_mount(host: ramet.Host) -> None:
+async def test_only_linux_guests_mount(host: protocols.Host) -> None:
     with pytest.raises(ramet.UsageError, match="probe mounts no disk at /data"):
         await host.run("probe", driver="firecracker", disks=["64M:/data"])
     assert await host.list(everything=True) == []

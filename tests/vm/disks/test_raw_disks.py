@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import ramet
 from ramet.disk.volumes import ForkedDisk, snapshot_raw, with_capture
+from ramet.model import protocols
 from ramet.model.record import Disk
 from ramet.model.schema import DiskReceipt
 from ramet.system.share import Shared
@@ -15,12 +15,12 @@ from ramet.system.share import Shared
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
-def receipt(fork: ramet.VM) -> DiskReceipt:
+def receipt(fork: protocols.VM) -> DiskReceipt:
     [one] = fork.receipt.disks
     return one
 
 
-async def test_a_branch_counts_its_capture_too(probes: ramet.Host) -> None:
+async def test_a_branch_counts_its_capture_too(probes: protocols.Host) -> None:
     vm = await probes.run("probe", driver="firecracker", memory="64M", disks=["16M"])
     await vm.exec("bpoke", "3", "0x1111", check=True)
     [branch] = await vm.fork(1)
@@ -35,7 +35,7 @@ async def test_a_branch_counts_its_capture_too(probes: ramet.Host) -> None:
     assert twice.bytes_copied == 2 * once.bytes_copied
 
 
-async def test_the_worse_way_counts(probes: ramet.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_worse_way_counts(probes: protocols.Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The capture's filesystem refused what the fork's didn't."""
     vm = await probes.run("probe", driver="firecracker", memory="64M", disks=["16M"])
     await vm.exec("bpoke", "3", "0x1111", check=True)

@@ -9,9 +9,9 @@ from typing import Literal
 import anyio
 import pytest
 
-import ramet
 from ramet.disk.filesystem import find_mke2fs
 from ramet.errors import UnavailableError
+from ramet.model import protocols
 from tests.support.database import (
     check_database,
     install_sqlite,
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 
 @pytest.mark.parametrize("journal", ["wal", pytest.param("delete", marks=pytest.mark.deep)])
 async def test_forks_of_a_database_under_load_are_whole(
-    host: ramet.Host, journal: Literal["wal", "delete"]
+    host: protocols.Host, journal: Literal["wal", "delete"]
 ) -> None:
     sqlite_tree()
     try:

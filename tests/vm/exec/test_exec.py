@@ -10,11 +10,12 @@ import pytest
 
 import ramet
 from ramet.drivers import log_limits
+from ramet.model import protocols
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
-async def test_what_a_linux_user_expects_is_there(warm: ramet.VM) -> None:
+async def test_what_a_linux_user_expects_is_there(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         said = await vm.exec(
             "sh",
@@ -39,7 +40,7 @@ async def test_what_a_linux_user_expects_is_there(warm: ramet.VM) -> None:
 
 
 @pytest.mark.core
-async def test_streams_codes_signals_and_environment(warm: ramet.VM) -> None:
+async def test_streams_codes_signals_and_environment(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         both = await vm.exec("sh", "-c", "echo out; echo err >&2; exit 7")
         assert (both.stdout, both.stderr, both.exit_code, both.signal) == (b"out\n", b"err\n", 7, None)
@@ -56,7 +57,7 @@ async def test_streams_codes_signals_and_environment(warm: ramet.VM) -> None:
         assert (await vm.exec("sha1sum", stdin=data)).text.split()[0] == hashlib.sha1(data).hexdigest()
 
 
-async def test_what_cannot_be_started_says_so(warm: ramet.VM) -> None:
+async def test_what_cannot_be_started_says_so(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         with pytest.raises(ramet.ExecNotFoundError) as missing:
             await vm.exec("no-such-program")
@@ -71,7 +72,7 @@ async def test_what_cannot_be_started_says_so(warm: ramet.VM) -> None:
         assert (await vm.exec("true")).ok
 
 
-async def test_a_timeout_kills_the_whole_group(warm: ramet.VM) -> None:
+async def test_a_timeout_kills_the_whole_group(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         with pytest.raises(ramet.ExecTimeoutError) as caught:
             await vm.exec("sh", "-c", "sleep 300 & sleep 300", timeout=0.5)
@@ -81,14 +82,14 @@ async def test_a_timeout_kills_the_whole_group(warm: ramet.VM) -> None:
 
 
 @pytest.mark.timing
-async def test_cancelling_kills_the_command(warm: ramet.VM) -> None:
+async def test_cancelling_kills_the_command(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         with anyio.move_on_after(1.0):
             await vm.exec("sleep", "301")
         assert (await vm.exec("sh", "-c", "ps | grep -c '[s]leep 301'")).text.strip() == "0"
 
 
-async def test_many_commands_share_one_port(warm: ramet.VM) -> None:
+async def test_many_commands_share_one_port(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         results: dict[int, str] = {}
 
@@ -101,7 +102,7 @@ async def test_many_commands_share_one_port(warm: ramet.VM) -> None:
         assert results == {number: f"{number}\n" for number in range(20)}
 
 
-async def test_a_command_of_the_parents_goes_on_in_the_fork_and_is_listed(host: ramet.Host) -> None:
+async def test_a_command_of_the_parents_goes_on_in_the_fork_and_is_listed(host: protocols.Host) -> None:
     source = await host.run(memory="128M")
     pid = await source.spawn("sh", "-c", "while true; do date +%s%N > /tmp/beat; sleep 0.1; done")
     base = await source.template()
@@ -115,7 +116,7 @@ async def test_a_command_of_the_parents_goes_on_in_the_fork_and_is_listed(host: 
         assert [one.pid for one in listed if one.detached] == [pid]
 
 
-async def test_a_process_is_talked_to_as_it_runs(warm: ramet.VM) -> None:
+async def test_a_process_is_talked_to_as_it_runs(warm: protocols.VM) -> None:
     async with (
         warm.fork(1) as (vm,),
         vm.process("sh", "-c", "while read line; do echo got $line; done; exit 5", stdin=True) as process,
@@ -129,7 +130,7 @@ async def test_a_process_is_talked_to_as_it_runs(warm: ramet.VM) -> None:
         assert (await process.wait()).exit_code == 5
 
 
-async def test_output_without_bound_is_stopped(warm: ramet.VM) -> None:
+async def test_output_without_bound_is_stopped(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         with pytest.raises(ramet.GuestError, match="output"):
             await vm.exec("cat", "/dev/zero", max_output_bytes=1_000_000)

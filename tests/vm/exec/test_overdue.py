@@ -19,6 +19,7 @@ import pytest
 import ramet
 from ramet.engine import limits
 from ramet.engine.exec import commands
+from ramet.model import protocols
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.timing]
 
@@ -26,14 +27,14 @@ PAUSED_S = 8.0
 """Longer than any command here may take, and ramet waits for its guest's word after that."""
 
 
-async def paused(vm: ramet.VM) -> None:
+async def paused(vm: protocols.VM) -> None:
     await anyio.sleep(0.5)
     await vm.pause()
     await anyio.sleep(PAUSED_S)
     await vm.resume()
 
 
-async def ends_in_time(vm: ramet.VM) -> object:
+async def ends_in_time(vm: protocols.VM) -> object:
     """A command of 2 s that has 6, while its guest is paused for 8."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(paused, vm)
@@ -41,7 +42,7 @@ async def ends_in_time(vm: ramet.VM) -> object:
     return result.text
 
 
-async def ends_too_late(vm: ramet.VM) -> object:
+async def ends_too_late(vm: protocols.VM) -> object:
     """One that has 3 s of its guest's time, and then whether it is still there."""
     said: object = "it ended"
     async with anyio.create_task_group() as tasks:
@@ -73,7 +74,7 @@ async def is_stopped(vm: ramet.VM) -> object:
         return said, await client.wait()
 
 
-async def stalls(vm: ramet.VM) -> object:
+async def stalls(vm: protocols.VM) -> object:
     """A guest that doesn't answer any more: the errors of a command under way, and of one that comes then."""
     pid = (await vm.info()).pid
     assert pid is not None

@@ -16,6 +16,7 @@ import ramet
 from ramet.engine import limits
 from ramet.engine.agent import session
 from ramet.guest.ports import VSOCK_COMMANDS, claim_number, command_ports
+from ramet.model import protocols
 from ramet.model.record import Record
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
@@ -46,7 +47,7 @@ def with_ports(vm: ramet.VM, count: int) -> None:
     vm._context.store.change(vm.id, older)
 
 
-async def clock_error_s(vm: ramet.VM) -> float:
+async def clock_error_s(vm: protocols.VM) -> float:
     return abs(float((await vm.exec("date", "+%s", check=True)).text) - time.time())
 
 

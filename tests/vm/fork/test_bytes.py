@@ -9,6 +9,7 @@ import pytest
 
 import ramet
 from ramet.engine.manifest import read_manifest
+from ramet.model import protocols
 from ramet.paths import VMSTATE_FILE
 from ramet.units import KIB, MIB
 from tests.side_by_side import tell
@@ -115,6 +116,6 @@ async def test_a_branch_writes_what_has_changed(guest: Guest, source: ramet.VM, 
         assert since.bytes() >= MIB
 
 
-def _copied(fork: ramet.VM) -> int:
+def _copied(fork: protocols.VM) -> int:
     """A raw disk is duplicated for the capture and for the fork; the receipt says so."""
     return sum(disk.bytes_copied for disk in fork.receipt.disks)

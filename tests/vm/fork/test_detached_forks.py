@@ -14,6 +14,7 @@ from ramet.cli.main import app
 from ramet.engine.lifecycle import removal
 from ramet.engine.snapshots.catalog import remove
 from ramet.errors import NotFoundError
+from ramet.model import protocols
 from ramet.model.record import Record
 from ramet.store.database import Database
 from ramet.store.records import Store, Table
@@ -49,7 +50,7 @@ def owners_of(home: Path, *, source: str) -> dict[str, Record]:
         store.close()
 
 
-async def test_detached_forks_stay_when_the_host_is_left(warm_home: Path, warm: ramet.VM) -> None:
+async def test_detached_forks_stay_when_the_host_is_left(warm_home: Path, warm: protocols.VM) -> None:
     async with ramet.Host(warm_home) as host:
         base = await host.get("warm")
         async with base.fork(2, name="stays", detach=True) as forks:
@@ -70,7 +71,7 @@ async def test_detached_forks_stay_when_the_host_is_left(warm_home: Path, warm: 
 
 @pytest.mark.parametrize("detach", [False, True])
 async def test_they_belong_to_their_maker_until_they_are_whole(
-    warm: ramet.VM, warm_home: Path, monkeypatch: pytest.MonkeyPatch, detach: bool
+    warm: protocols.VM, warm_home: Path, monkeypatch: pytest.MonkeyPatch, detach: bool
 ) -> None:
     """A process that is killed before all of them are written down leaves none (I7)."""
     seen: list[dict[str, Record]] = []
@@ -91,7 +92,7 @@ async def test_they_belong_to_their_maker_until_they_are_whole(
 
 
 async def test_a_call_that_fails_after_its_forks_are_written_down_leaves_none(
-    warm: ramet.VM, warm_home: Path, monkeypatch: pytest.MonkeyPatch
+    warm: protocols.VM, warm_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise KeyError("a bug")
@@ -157,7 +158,7 @@ async def test_detached_forks_that_an_interrupted_caller_never_gets_are_removed(
 
 @pytest.mark.parametrize("detach", [False, True])
 async def test_a_branch_that_is_cancelled_while_its_capture_is_removed_leaves_no_fork(
-    warm_home: Path, warm: ramet.VM, monkeypatch: pytest.MonkeyPatch, detach: bool
+    warm_home: Path, warm: protocols.VM, monkeypatch: pytest.MonkeyPatch, detach: bool
 ) -> None:
     """By asyncio itself (`asyncio.timeout`), against which no shield of anyio's helps."""
     (source,) = await warm.fork(1, name="source")

@@ -14,6 +14,7 @@ from anyio.abc import ByteStream
 import ramet
 from ramet.engine.agent.identity import verify_identity
 from ramet.memory.integrity import digest
+from ramet.model import protocols
 from ramet.units import MIB
 from tests.conftest import living_in
 from tests.support.lost_vmm import lose_the_second_vmm
@@ -21,7 +22,7 @@ from tests.support.lost_vmm import lose_the_second_vmm
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
-async def until(vm: ramet.VM, command: str) -> None:
+async def until(vm: protocols.VM, command: str) -> None:
     """Wait until a command in the guest succeeds."""
     with anyio.fail_after(30):
         while not (await vm.exec("sh", "-c", command)).ok:
@@ -69,7 +70,7 @@ async def test_every_fork_is_its_own_and_shares_one_inode(warm: ramet.VM) -> Non
 
 
 @pytest.mark.proves("I5")
-async def test_files_of_the_identity_that_others_have_touched(host: ramet.Host) -> None:
+async def test_files_of_the_identity_that_others_have_touched(host: protocols.Host) -> None:
     """The agent writes them in place, through descriptors from before the fork, where they still are
     what their paths lead to; a file that somebody has moved or linked isn't written through.
     """
@@ -103,7 +104,7 @@ async def test_files_of_the_identity_that_others_have_touched(host: ramet.Host) 
         assert hosts.count("127.0.1.1") == 1
 
 
-async def test_a_mount_over_a_file_of_the_identity(host: ramet.Host) -> None:
+async def test_a_mount_over_a_file_of_the_identity(host: protocols.Host) -> None:
     """The kernel has told the agent of it: the fork's name is where programs look for it."""
     source = await host.run(name="source", memory="128M")
     script = "mount -t tmpfs none /mnt; echo x > /mnt/name; mount --bind /mnt/name /etc/hostname"
@@ -118,7 +119,7 @@ async def test_a_mount_over_a_file_of_the_identity(host: ramet.Host) -> None:
 
 
 async def test_a_fork_is_asked_over_a_port_that_was_opened_before_it_went_on(
-    host: ramet.Host, monkeypatch: pytest.MonkeyPatch
+    host: protocols.Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a source whose port is free when it is captured, and of one where a command is under way on it."""
     streams: list[ByteStream | None] = []
@@ -163,7 +164,7 @@ async def test_forks_write_the_same_pages_and_see_only_their_own(warm: ramet.VM)
     assert await sums(await warm.fork(1)) == [original]
 
 
-async def sums(forks: ramet.Forks[ramet.VM]) -> list[str]:
+async def sums(forks: protocols.Forks) -> list[str]:
     results = await forks.exec("md5sum", "/tmp/data")
     return [result.text.split()[0] for result in results if isinstance(result, ramet.ExecResult)]
 
@@ -234,7 +235,7 @@ async def test_some_fail_alone(
 
 @pytest.mark.proves("I7")
 @pytest.mark.timing
-async def test_a_cancelled_fork_leaves_nothing(warm: ramet.VM, warm_home: Path) -> None:
+async def test_a_cancelled_fork_leaves_nothing(warm: protocols.VM, warm_home: Path) -> None:
     cancelled = 0
     for delay_s in (0.0, 0.03, 0.08, 0.15, 0.25):
         with anyio.move_on_after(delay_s) as scope:
@@ -263,7 +264,7 @@ async def test_altered_parts_are_refused_before_a_vmm_is_spawned(host: ramet.Hos
         assert (await fork.exec("true")).ok
 
 
-async def test_what_cannot_be_forked_says_why(host: ramet.Host, warm: ramet.VM) -> None:
+async def test_what_cannot_be_forked_says_why(host: protocols.Host, warm: protocols.VM) -> None:
     running = await host.run(name="runs", memory="128M")
     await running.stop()
     with pytest.raises(ramet.WrongStateError, match="stopped"):
@@ -275,7 +276,7 @@ async def test_what_cannot_be_forked_says_why(host: ramet.Host, warm: ramet.VM) 
         await warm.fork(1, name="no spaces")
 
 
-async def test_names_of_forks(warm: ramet.VM) -> None:
+async def test_names_of_forks(warm: protocols.VM) -> None:
     async with warm.fork(2, name="team") as named, warm.fork(2) as unnamed:
         assert [one.name for one in named] == ["team-1", "team-2"]
         assert [path.name for path in unnamed] == ["warm-1", "warm-2"]
@@ -283,7 +284,7 @@ async def test_names_of_forks(warm: ramet.VM) -> None:
             await warm.fork(1, name="team-1")
 
 
-async def test_keep_one(warm: ramet.VM, warm_host: ramet.Host) -> None:
+async def test_keep_one(warm: protocols.VM, warm_host: protocols.Host) -> None:
     async with warm.fork(3) as forks:
         await forks[1].keep()
         assert [instance.name for instance in await warm_host.list()] == ["warm", forks[1].name]

@@ -17,6 +17,7 @@ import ramet
 from ramet.engine.fork.call import at_once
 from ramet.memory.accounting import smaps_rollup
 from ramet.memory.integrity import digest
+from ramet.model import protocols
 from ramet.units import MIB
 from tests.conftest import living_in
 from tests.side_by_side import tell
@@ -34,7 +35,7 @@ _ROUNDS = 5
 @pytest.mark.deep
 @pytest.mark.alone
 async def test_one_inode_for_a_hundred_forks_that_outlive_their_source(
-    probes: ramet.Host, make_template: MakeTemplate, home: Path
+    probes: protocols.Host, make_template: MakeTemplate, home: Path
 ) -> None:
     template = await make_template(touched_mib=_TOUCHED_MIB)
     mem = template.directory / "mem"
@@ -80,13 +81,13 @@ async def test_a_hundred_forks_write_the_same_pages_and_sectors(make_template: M
     forks = await template.fork(_FORKS)
     pages = hex(256)
 
-    async def overwrite(vm: ramet.VM, number: int) -> None:
+    async def overwrite(vm: protocols.VM, number: int) -> None:
         assert (await vm.exec("peek", hex(DATA_ADDRESS), check=True)).text.split() == [f"{0x1111:016x}"]
         assert (await vm.exec("bpeek", "3", check=True)).text.split()[0] == f"{0x1111:016x}"
         await vm.exec("fill", hex(DATA_ADDRESS), pages, hex(number), check=True)
         await vm.exec("bpoke", "3", hex(number), check=True)
 
-    async def look(vm: ramet.VM, number: int, sums: dict[int, str]) -> None:
+    async def look(vm: protocols.VM, number: int, sums: dict[int, str]) -> None:
         assert (await vm.exec("peek", hex(DATA_ADDRESS), check=True)).text.split() == [f"{number:016x}"]
         assert (await vm.exec("bpeek", "3", check=True)).text.split()[0] == f"{number:016x}"
         sums[number] = (await vm.exec("sum", hex(DATA_ADDRESS), pages, check=True)).text.strip()
@@ -112,7 +113,7 @@ async def test_a_hundred_forks_write_the_same_pages_and_sectors(make_template: M
 @pytest.mark.deep
 @pytest.mark.alone
 async def test_4_gib_cost_what_256_mib_cost(
-    probes: ramet.Host, make_template: MakeTemplate, home: Path
+    probes: protocols.Host, make_template: MakeTemplate, home: Path
 ) -> None:
     """A hundred forks in one call, of either size: the same time but for what the kernel takes, and little
     memory each.
@@ -166,7 +167,7 @@ async def test_4_gib_cost_what_256_mib_cost(
     assert largest_pss < _MOST_PSS_BYTES
 
 
-async def remove(host: ramet.Host, identity: str) -> None:
+async def remove(host: protocols.Host, identity: str) -> None:
     """One fork, gone."""
     await (await host.get(identity)).remove(force=True)
 

@@ -21,6 +21,7 @@ from opentelemetry.trace import StatusCode
 import ramet
 import ramet.sync
 from ramet.engine.restore.timeline import STEPS
+from ramet.model import protocols
 from tests.support.lost_vmm import lose_the_second_vmm
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -91,7 +92,7 @@ def inside(inner: ReadableSpan, outer: ReadableSpan) -> bool:
     return begun_ns(outer) - 20_000 <= begun_ns(inner) <= end_ns(inner) <= end_ns(outer) + 20_000
 
 
-async def test_the_tree_has_the_receipts_numbers(warm: ramet.VM, spans: Spans) -> None:
+async def test_the_tree_has_the_receipts_numbers(warm: protocols.VM, spans: Spans) -> None:
     with trace.get_tracer("test").start_as_current_span("mine"):
         forks = await warm.fork(3)
     call = spans.one("ramet.fork", parent=spans.one("mine"))
@@ -126,7 +127,9 @@ async def test_the_tree_has_the_receipts_numbers(warm: ramet.VM, spans: Spans) -
         assert all(end_ns(one) == begun_ns(other) for one, other in pairwise(steps))
 
 
-async def test_a_capture_is_made_once_for_all(warm: ramet.VM, warm_host: ramet.Host, spans: Spans) -> None:
+async def test_a_capture_is_made_once_for_all(
+    warm: protocols.VM, warm_host: protocols.Host, spans: Spans
+) -> None:
     [source] = await warm.fork(1, name="source")
     call = spans.one("ramet.fork")
     assert spans.of("ramet.fork.capture") == []
@@ -144,7 +147,9 @@ async def test_a_capture_is_made_once_for_all(warm: ramet.VM, warm_host: ramet.H
             assert begun_ns(span) >= end_ns(pause)
 
 
-async def test_what_fails_has_an_error(warm: ramet.VM, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_fails_has_an_error(
+    warm: protocols.VM, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lose_the_second_vmm(monkeypatch)
     with pytest.raises(ramet.ForkError) as caught:
         await warm.fork(3)
@@ -161,7 +166,7 @@ async def test_what_fails_has_an_error(warm: ramet.VM, spans: Spans, monkeypatch
 
 
 async def test_a_trace_that_fails_costs_no_fork(
-    warm: ramet.VM, spans: Spans, monkeypatch: pytest.MonkeyPatch
+    warm: protocols.VM, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no clock")
@@ -196,11 +201,11 @@ sys.meta_path.insert(0, Absent())
 
 
 @pytest.mark.parametrize("extra", ["", ABSENT], ids=["installed", "absent"])
-def test_nothing_is_imported_for_it(warm_home: Path, warm_host: ramet.Host, extra: str) -> None:
+def test_nothing_is_imported_for_it(warm_home: Path, warm_host: protocols.Host, extra: str) -> None:
     assert run(extra + WITHOUT, warm_home) == "[]\n"
 
 
-def test_an_application_without_a_provider_gets_none(warm_home: Path, warm_host: ramet.Host) -> None:
+def test_an_application_without_a_provider_gets_none(warm_home: Path, warm_host: protocols.Host) -> None:
     script = "import opentelemetry.trace\n" + WITHOUT
     assert "opentelemetry.sdk" not in run(script, warm_home)
 
@@ -227,7 +232,7 @@ def run(script: str, home: Path) -> str:
     return done.stdout
 
 
-async def test_a_fork_from_a_pool_says_so(warm_home: Path, warm: ramet.VM, spans: Spans) -> None:
+async def test_a_fork_from_a_pool_says_so(warm_home: Path, warm: protocols.VM, spans: Spans) -> None:
     async with ramet.Host(warm_home, warm=1) as warm_host:
         base = await warm_host.get(warm.id)
         stages: list[object] = []

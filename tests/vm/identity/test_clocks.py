@@ -11,6 +11,7 @@ import pytest
 import ramet
 from ramet.engine.exec.commands import agent
 from ramet.guest.messages import Pong
+from ramet.model import protocols
 from ramet.model.lifecycle import State
 from tests.side_by_side import tell
 from tests.support.guests import Guest
@@ -85,14 +86,14 @@ async def test_clocks_go_on(guest: Guest, source: ramet.VM) -> None:
     tell(f"{guest.driver}: after a pause, branches, a restore and a rewind {worst:.3f} s off at most")
 
 
-async def counted(vms: Sequence[ramet.VM], files: Sequence[str]) -> list[list[int]]:
+async def counted(vms: Sequence[protocols.VM], files: Sequence[str]) -> list[list[int]]:
     """What counters in some guests have come to."""
     said = [(await vm.exec("cat", *files, check=True, timeout=60)).text.split() for vm in vms]
     return [[int(word) for word in words] for words in said]
 
 
 @pytest.mark.deep
-async def test_two_cpus_under_load_with_requests_in_flight(linux: Guest, host: ramet.Host) -> None:
+async def test_two_cpus_under_load_with_requests_in_flight(linux: Guest, host: protocols.Host) -> None:
     """A program on each CPU and one that writes and checks the disk: all go on, in the source and in every
     fork.
     """
@@ -132,7 +133,7 @@ async def test_two_cpus_under_load_with_requests_in_flight(linux: Guest, host: r
         assert (await one.info()).state is State.RUNNING
 
 
-async def test_two_cpus_on_firecracker(probe: Guest, host: ramet.Host) -> None:
+async def test_two_cpus_on_firecracker(probe: Guest, host: protocols.Host) -> None:
     """The probe uses one of them; the other's state is saved and restored all the same."""
     vm = await host.run(probe.image, driver=probe.driver, memory="96M", cpus=2, disks=["1M"])
     await probe.write(vm, 1, 7)

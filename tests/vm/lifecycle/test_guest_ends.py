@@ -11,6 +11,7 @@ import ramet
 from ramet.drivers.endings import announced_power_off, announced_reboot
 from ramet.drivers.qemu import monitor as qemu_monitor
 from ramet.engine.vmm.console import reasons
+from ramet.model import protocols
 from tests.conftest import SHORTLY
 from tests.support.guests import pid_of
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 _BY_HAND = (*SHORTLY, "sh", "-c")
 
 
-async def ended(vm: ramet.VM) -> tuple[str, str]:
+async def ended(vm: protocols.VM) -> tuple[str, str]:
     with anyio.fail_after(60):
         await vm.wait()
     info = await vm.info()
@@ -41,7 +42,7 @@ async def reset(vm: ramet.VM) -> None:
     ],
     ids=["sysrq", "memory"],
 )
-async def test_a_crash_is_a_failure_with_its_reason(warm: ramet.VM, deed: str, said: str) -> None:
+async def test_a_crash_is_a_failure_with_its_reason(warm: protocols.VM, deed: str, said: str) -> None:
     async with warm.fork(1) as (vm,):
         await vm.spawn(*_BY_HAND, deed)
         if said == "memory":  # what is left is taken by the next that asks
@@ -79,7 +80,7 @@ async def test_a_reboot_that_was_asked_for_is_one(warm: ramet.VM, deed: str) -> 
 
 
 @pytest.mark.vm
-async def test_full_filesystems_in_memory_leave_room_for_commands(host: ramet.Host) -> None:
+async def test_full_filesystems_in_memory_leave_room_for_commands(host: protocols.Host) -> None:
     vm = await host.run(memory="96M")
     boot_id = (await vm.exec("cat", "/proc/sys/kernel/random/boot_id")).text
     fill = "for d in /tmp /dev/shm /run / /dev; do dd if=/dev/zero of=$d/fill bs=64k; done 2> /dev/null"
@@ -95,7 +96,7 @@ async def test_full_filesystems_in_memory_leave_room_for_commands(host: ramet.Ho
 
 
 @pytest.mark.vm
-async def test_a_guest_that_halted_is_quoted(warm: ramet.VM) -> None:
+async def test_a_guest_that_halted_is_quoted(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         await vm.spawn(*SHORTLY, "halt", "-f")
         with anyio.fail_after(60):

@@ -10,13 +10,14 @@ import anyio
 import pytest
 
 import ramet
+from ramet.model import protocols
 from ramet.system import process_ref, processes
 from tests.conftest import SHORTLY, living_in
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
-async def state_of(vm: ramet.VM) -> str:
+async def state_of(vm: protocols.VM) -> str:
     return (await vm.info()).state
 
 
@@ -47,7 +48,7 @@ async def test_stop_start_and_remove(host: ramet.Host) -> None:
         await host.get("one")
 
 
-async def test_a_template_is_fork_only(warm: ramet.VM) -> None:
+async def test_a_template_is_fork_only(warm: protocols.VM) -> None:
     for move in (warm.start, warm.restore, warm.resume, warm.pause, warm.stop, warm.template):
         with pytest.raises(ramet.WrongStateError, match=r"warm is a template.*ramet fork warm") as caught:
             await move()
@@ -56,7 +57,7 @@ async def test_a_template_is_fork_only(warm: ramet.VM) -> None:
 
 
 @pytest.mark.timing
-async def test_a_guest_that_powers_off_is_stopped(warm: ramet.VM) -> None:
+async def test_a_guest_that_powers_off_is_stopped(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         await vm.spawn(*SHORTLY, "poweroff")
         with anyio.fail_after(30):
@@ -65,7 +66,7 @@ async def test_a_guest_that_powers_off_is_stopped(warm: ramet.VM) -> None:
         assert (info.state, info.reason) == ("stopped", "the guest powered off")
 
 
-async def test_a_fork_that_reboots_is_started_cold(warm: ramet.VM) -> None:
+async def test_a_fork_that_reboots_is_started_cold(warm: protocols.VM) -> None:
     """Its BIOS isn't in the mem-file: QEMU leaves, and the engine starts the instance cold, under its own
     identity.
     """
@@ -82,7 +83,7 @@ async def test_a_fork_that_reboots_is_started_cold(warm: ramet.VM) -> None:
         assert (await vm.info()).pid != pid
 
 
-async def test_a_booted_instance_that_reboots_comes_up_as_itself(host: ramet.Host) -> None:
+async def test_a_booted_instance_that_reboots_comes_up_as_itself(host: protocols.Host) -> None:
     vm = await host.run(name="again", memory="128M")
     pid = (await vm.info()).pid
     assert pid is not None
@@ -98,14 +99,14 @@ async def test_a_booted_instance_that_reboots_comes_up_as_itself(host: ramet.Hos
 
 
 @pytest.mark.timing
-async def test_a_command_under_way_in_a_guest_that_reboots_ends_with_an_error(warm: ramet.VM) -> None:
+async def test_a_command_under_way_in_a_guest_that_reboots_ends_with_an_error(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         with anyio.fail_after(60), pytest.raises(ramet.VmmError, match=vm.name):
             await vm.exec("sh", "-c", "reboot; sleep 300")
 
 
 @pytest.mark.proves("I6")
-async def test_a_killed_vmm_is_failed_and_can_be_started_again(warm: ramet.VM) -> None:
+async def test_a_killed_vmm_is_failed_and_can_be_started_again(warm: protocols.VM) -> None:
     async with warm.fork(2) as (vm, sibling):
         pid = (await vm.info()).pid
         assert pid is not None
@@ -122,7 +123,7 @@ async def test_a_killed_vmm_is_failed_and_can_be_started_again(warm: ramet.VM) -
 
 
 @pytest.mark.timing
-async def test_a_vmm_that_dies_under_an_exec_is_an_error_at_once(warm: ramet.VM) -> None:
+async def test_a_vmm_that_dies_under_an_exec_is_an_error_at_once(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         pid = (await vm.info()).pid
         assert pid is not None
@@ -174,7 +175,7 @@ async def test_detached_ones_stay_and_auto_remove_ones_go(warm_home: Path, home:
         await (await host.get("stays")).remove(force=True)
 
 
-async def test_sizes_and_names_that_cannot_be(host: ramet.Host) -> None:
+async def test_sizes_and_names_that_cannot_be(host: protocols.Host) -> None:
     cases: list[dict[str, str | int]] = [
         {"memory": "16M"},
         {"memory": "999T"},
@@ -190,7 +191,7 @@ async def test_sizes_and_names_that_cannot_be(host: ramet.Host) -> None:
     assert await host.list(everything=True) == []
 
 
-async def test_a_name_is_taken_once(warm_host: ramet.Host) -> None:
+async def test_a_name_is_taken_once(warm_host: protocols.Host) -> None:
     with pytest.raises(ramet.NameTakenError) as caught:
         await warm_host.run(name="warm", memory="128M")
     assert caught.value.exit_code == 7

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-import ramet
+from ramet.model import protocols
 from tests.conftest import SHORTLY
 from tests.support.guests import Guest, pid_of
 from tests.vm.conftest import host_and_snapshots
@@ -15,11 +15,11 @@ host = host_and_snapshots
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 
 
-async def said(vm: ramet.VM, script: str) -> str:
+async def said(vm: protocols.VM, script: str) -> str:
     return (await vm.exec("sh", "-c", script, check=True, timeout=60)).text.strip()
 
 
-async def reboot(vm: ramet.VM) -> None:
+async def reboot(vm: protocols.VM) -> None:
     """Have the guest do it, and wait until it is back."""
     pid = await pid_of(vm)
     await vm.spawn(*SHORTLY, "reboot", "-f")
@@ -31,7 +31,7 @@ async def reboot(vm: ramet.VM) -> None:
             await anyio.sleep(0.1)
 
 
-async def test_branch_snapshot_and_restored(linux: Guest, host: ramet.Host) -> None:
+async def test_branch_snapshot_and_restored(linux: Guest, host: protocols.Host) -> None:
     source = await host.run(linux.image, driver=linux.driver, memory="192M", disks=["64M:/data"])
     await said(source, "echo kept > /data/kept && echo gone > /run/gone && sync")
     boot_id = await said(source, "cat /proc/sys/kernel/random/boot_id")

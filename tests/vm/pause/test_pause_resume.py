@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 import ramet
+from ramet.model import protocols
 from tests.vm.lifecycle.test_lifecycle import state_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
-async def test_pause_stops_the_guest_and_resume_lets_it_go_on(warm: ramet.VM) -> None:
+async def test_pause_stops_the_guest_and_resume_lets_it_go_on(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         await vm.pause()
         assert await state_of(vm) == "paused"

@@ -12,6 +12,7 @@ import pytest
 
 import ramet
 from ramet.errors import NotFoundError, UnavailableError
+from ramet.model import protocols
 from ramet.model.schema import PoolEntry, PoolReport
 from tests.conftest import assert_nothing_left, living_in
 from tests.support.probes import DATA_ADDRESS
@@ -41,27 +42,27 @@ class Guests:
         await self.write_disk(vm, DISK_VALUE)
         return vm
 
-    async def write(self, vm: ramet.VM, value: int) -> None:
+    async def write(self, vm: protocols.VM, value: int) -> None:
         """Put a number into its RAM."""
         if self.is_linux:
             await vm.exec("sh", "-c", f"echo {value} > /tmp/value", check=True)
         else:
             await vm.exec("fill", hex(DATA_ADDRESS), "0x10", hex(value), check=True)
 
-    async def read(self, vm: ramet.VM) -> int:
+    async def read(self, vm: protocols.VM) -> int:
         """The number in its RAM."""
         if self.is_linux:
             return int((await vm.exec("cat", "/tmp/value", check=True)).text)
         return int((await vm.exec("peek", hex(DATA_ADDRESS), check=True)).text, 16)
 
-    async def write_disk(self, vm: ramet.VM, value: int) -> None:
+    async def write_disk(self, vm: protocols.VM, value: int) -> None:
         """Put a number onto its disk."""
         if self.is_linux:
             await vm.exec("sh", "-c", f"echo {value} > /dev/vda && sync", check=True)
         else:
             await vm.exec("bpoke", "3", hex(value), check=True)
 
-    async def read_disk(self, vm: ramet.VM) -> int:
+    async def read_disk(self, vm: protocols.VM) -> int:
         """The number on its disk."""
         if self.is_linux:
             return int((await vm.exec("head", "-n", "1", "/dev/vda", check=True)).text)
@@ -119,12 +120,12 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         assert len(list((home / "instances").iterdir())) == 1
 
 
-async def idle_pool(host: ramet.Host) -> PoolReport:
+async def idle_pool(host: protocols.Host) -> PoolReport:
     """The pool, once its controller has nothing more to do."""
     return await host.pool(wait=SETTLE_S)
 
 
-async def filled(host: ramet.Host, count: int, *, source: str | None = "base") -> list[PoolEntry]:
+async def filled(host: protocols.Host, count: int, *, source: str | None = "base") -> list[PoolEntry]:
     """At least so many that wait with the guest of `source`, or without a guest."""
     with anyio.fail_after(SETTLE_S):
         while True:

@@ -18,6 +18,7 @@ from ramet.engine.agent.session import agent_of
 from ramet.engine.capture import publish, suspend
 from ramet.engine.vmm.record import booted_vmm
 from ramet.errors import FilesystemError
+from ramet.model import protocols
 from ramet.model.record import RunningVmm
 from ramet.paths import CONSOLE_LOG, MANIFEST_FILE, MEM_FILE, VMM_LOG, VMSTATE_FILE
 from ramet.system import bounded_log, liveness, process_ref, processes, spawn
@@ -32,13 +33,13 @@ def limit_of(pid: int) -> int:
     return resource.prlimit(pid, resource.RLIMIT_FSIZE)[0]
 
 
-async def pid_of(vm: ramet.VM) -> int:
+async def pid_of(vm: protocols.VM) -> int:
     pid = (await vm.inspect()).pid
     assert pid is not None
     return pid
 
 
-async def state_of(host: ramet.Host, vm: ramet.VM) -> tuple[str, str | None]:
+async def state_of(host: protocols.Host, vm: protocols.VM) -> tuple[str, str | None]:
     """As `ps` has it: looked at, not touched."""
     (found,) = [instance for instance in await host.list(everything=True) if instance.id == vm.id]
     return found.state, found.reason
@@ -120,7 +121,7 @@ async def test_interrupt_that_comes_after_the_row_undoes_nothing(
         await again.remove()
 
 
-async def test_vmm_that_dies_after_a_second_start_has_failed(probes: ramet.Host) -> None:
+async def test_vmm_that_dies_after_a_second_start_has_failed(probes: protocols.Host) -> None:
     vm = await probes.run("probe", driver="firecracker", memory="64M")
     await vm.stop()
     await vm.start()

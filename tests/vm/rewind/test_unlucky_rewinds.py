@@ -13,6 +13,7 @@ import pytest
 import ramet
 from ramet.engine.restore import in_place
 from ramet.errors import FilesystemError
+from ramet.model import protocols
 from ramet.system import spawn
 from tests.vm.capture.test_unlucky_moments import fill, probe_source, value_in
 
@@ -63,7 +64,9 @@ async def test_a_filesystem_that_cannot_exchange_leaves_the_instance_as_it_was(
     assert await value_in(source) == 1
 
 
-async def test_a_rewind_of_which_nobody_is_left_is_finished_by_the_next(home: Path, source: ramet.VM) -> None:
+async def test_a_rewind_of_which_nobody_is_left_is_finished_by_the_next(
+    home: Path, source: protocols.VM
+) -> None:
     await source.exec("bpoke", "3", "0x1111", check=True)
     await source.snapshot("then")
     await source.exec("bpoke", "3", "0x2222", check=True)

@@ -14,13 +14,14 @@ import pytest
 import ramet
 from ramet.engine.manifest import read_manifest
 from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
+from ramet.model import protocols
 from tests.support.shell import COMMAND
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
 @pytest.fixture
-async def exported(warm: ramet.VM, tmp_path: Path) -> AsyncIterator[Path]:
+async def exported(warm: protocols.VM, tmp_path: Path) -> AsyncIterator[Path]:
     """A file with a snapshot of a fork, which has a delta."""
     async with warm.fork(name="source") as (vm,):
         await vm.exec("sh", "-c", "echo here > /run/mark", check=True)
@@ -73,7 +74,7 @@ async def test_imports_by_processes_at_once_are_one_snapshot(exported: Path, hos
     await (await host.snapshot(only.id)).remove()
 
 
-async def test_other_names_share_the_files(exported: Path, host: ramet.Host) -> None:
+async def test_other_names_share_the_files(exported: Path, host: protocols.Host) -> None:
     first, second = await at_once(
         host.import_snapshot(exported, name="first"), host.import_snapshot(exported, name="second")
     )
@@ -90,7 +91,7 @@ async def test_other_names_share_the_files(exported: Path, host: ramet.Host) -> 
     await second.remove()
 
 
-async def test_a_damaged_file_isnt_taken_for_what_is_here(exported: Path, host: ramet.Host) -> None:
+async def test_a_damaged_file_isnt_taken_for_what_is_here(exported: Path, host: protocols.Host) -> None:
     good = await host.import_snapshot(exported)
     data = bytearray(exported.read_bytes())
     data[-len(data) // 2] ^= 0xFF
@@ -102,7 +103,7 @@ async def test_a_damaged_file_isnt_taken_for_what_is_here(exported: Path, host: 
 
 
 async def test_two_exports_to_one_name_make_one_file(
-    exported: Path, host: ramet.Host, tmp_path: Path
+    exported: Path, host: protocols.Host, tmp_path: Path
 ) -> None:
     snapshot = await host.import_snapshot(exported)
     target = tmp_path / "target"

@@ -12,18 +12,19 @@ import anyio
 import pytest
 
 import ramet
+from ramet.model import protocols
 from ramet.model.schema import Instance
 from tests.conftest import SHORTLY
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(500)]
 
 
-async def write(vm: ramet.VM, word: str) -> None:
+async def write(vm: protocols.VM, word: str) -> None:
     """Into the guest's page cache: nobody syncs it."""
     await vm.exec("sh", "-c", f"echo {word} > /data/{word}", check=True)
 
 
-async def written(vm: ramet.VM) -> list[str]:
+async def written(vm: protocols.VM) -> list[str]:
     await vm.start()
     return sorted(
         (await vm.exec("sh", "-c", "cat $(ls -p -d /data/* | grep -v /$)", check=True)).text.split()
@@ -74,7 +75,7 @@ async def test_a_capture_that_cannot_be_restored_isnt_thrown_away(host: ramet.Ho
     assert (await vm.stop(timeout=0)).state == "stopped"
 
 
-async def stubborn(vm: ramet.VM) -> None:
+async def stubborn(vm: protocols.VM) -> None:
     """With a process that doesn't go when it is asked: the agent gives it two seconds."""
     await vm.spawn("sh", "-c", "trap '' TERM; touch /tmp/ready; while :; do sleep 1; done")
     with anyio.fail_after(30):
@@ -82,12 +83,12 @@ async def stubborn(vm: ramet.VM) -> None:
             pass
 
 
-async def stop(vm: ramet.VM, limit_s: float) -> Instance:
+async def stop(vm: protocols.VM, limit_s: float) -> Instance:
     with anyio.fail_after(limit_s + 30):
         return await vm.stop(timeout=limit_s)
 
 
-async def test_one_that_had_to_be_killed_says_why(warm: ramet.VM) -> None:
+async def test_one_that_had_to_be_killed_says_why(warm: protocols.VM) -> None:
     async with warm.fork(4) as (deaf, hung, stalled, fine):
         await deaf.spawn(*SHORTLY, "halt", "-f")
         await stubborn(hung)
@@ -107,7 +108,7 @@ async def test_one_that_had_to_be_killed_says_why(warm: ramet.VM) -> None:
         assert (await stop(fine, 10)).reason is None
 
 
-async def test_a_paused_guest_whose_vmm_hangs(warm: ramet.VM) -> None:
+async def test_a_paused_guest_whose_vmm_hangs(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         await vm.pause()
         pid = (await vm.info()).pid
@@ -119,7 +120,7 @@ async def test_a_paused_guest_whose_vmm_hangs(warm: ramet.VM) -> None:
         assert not Path(f"/proc/{pid}").exists()
 
 
-async def test_the_vmm_dies_while_its_guest_powers_off(warm: ramet.VM) -> None:
+async def test_the_vmm_dies_while_its_guest_powers_off(warm: protocols.VM) -> None:
     async with warm.fork(1) as (vm,):
         await stubborn(vm)
         pid = (await vm.info()).pid
