@@ -15,7 +15,7 @@ from ramet.system.rlimits import Needs
 from ramet.units import GIB, MIB
 
 LARGEST_LOG_BYTES: Final = 16 * MIB
-"""Well above what `rings` keeps, so that it is met only when nobody looks."""
+"""Well above what `bounded_log` keeps, so that it is met only when nobody looks."""
 # qcow2 needs 8 bytes of mapping and 2 of refcount for each 64 KiB cluster, and a few clusters besides.
 _METADATA_DIVISOR: Final = 1024
 

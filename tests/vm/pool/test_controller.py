@@ -11,8 +11,7 @@ import anyio
 import pytest
 
 import ramet
-from ramet.engine.pool import controller as keeping
-from ramet.engine.pool import prewarm
+from ramet.engine.pool import prewarm, sources
 from ramet.engine.pool.controller import Controller
 from ramet.errors import FilesystemError, UsageError
 from tests.conftest import living_in
@@ -141,7 +140,7 @@ async def test_what_cannot_be_made_is_tried_less_and_less_and_said(
         raise FilesystemError("no room")
 
     monkeypatch.setattr(prewarm, "make_loaded", fail)
-    monkeypatch.setattr(keeping, "_BACK_OFF_S", (0.2, 60.0))
+    monkeypatch.setattr(sources, "_BACK_OFF_S", (0.2, 60.0))
     async with ramet.Host(probe_home, warm=2) as host:
         (vm,) = await fork(host)
         assert vm.receipt.warm in {"empty", None}

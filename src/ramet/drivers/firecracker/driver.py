@@ -206,7 +206,7 @@ class Firecracker:
         # The end of what an earlier start wrote may stand before it.
         exited = _EXITED in bounded_log.tail(log, 4096).rpartition(_STARTED)[2]
         size_bytes = log.stat().st_size if log.exists() else 0
-        # A log that is at its limit, which `rings.trim` may have emptied since, took no last line.
+        # A log that is at its limit, which `bounded_log.trim` may have emptied since, took no last line.
         is_full = size_bytes == 0 or size_bytes >= LARGEST_LOG_BYTES
         if not exited and not is_full:
             return Ending.DIED

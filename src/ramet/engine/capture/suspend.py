@@ -48,16 +48,16 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
     async with job(context, record, what) as record:
         record.moved(move)
         if record.state is State.STANDBY:
-            frozen = _commit(context, record, move)
+            suspended = _commit(context, record, move)
             request_for_capture(context.home, context.directory(record))
-            return frozen
+            return suspended
         if record.vmm is None:
             raise VmmError(f"{record.name} has no VMM")
         running = record.vmm
         directory = context.directory(record)
         try:
             await capture(context, record, directory, goes_on=False, labels=record.labels)
-            frozen = _commit(context, record, move)
+            suspended = _commit(context, record, move)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await _undo(context, record, running, _RESULT[move])
@@ -65,7 +65,7 @@ async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE,
         with anyio.CancelScope(shield=True):
             await processes.kill(running.process)
             request_for_capture(context.home, directory)
-        return frozen
+        return suspended
 
 
 def _commit(context: Context, record: Record, move: Move) -> Record:
@@ -75,14 +75,14 @@ def _commit(context: Context, record: Record, move: Move) -> Record:
     return context.store.change(record.id, lambda row: row.moved(move), durable=True)
 
 
-async def _undo(context: Context, record: Record, running: RunningVmm, frozen: State) -> None:
+async def _undo(context: Context, record: Record, running: RunningVmm, suspended: State) -> None:
     """The source goes on first; then the space is given back.
 
     Neither step's failure keeps the other from being tried. Nothing happens when the row is there already:
     what interrupted came too late.
     """
     try:
-        if context.store.get(record.id).state is frozen:
+        if context.store.get(record.id).state is suspended:
             return
     except NotFoundError:
         return

@@ -134,8 +134,8 @@ async def _fork_from(
         origin, decompress_ms = await unpacked(context, origin)
         await require_parts(origin)
         await require_restorable(origin.manifest, driver, name=origin.name)
-        is_passing = captured is not None
-        async with acquire(context, origin, driver, options, count, is_passing=is_passing) as claims:
+        is_temporary = captured is not None
+        async with acquire(context, origin, driver, options, count, is_temporary=is_temporary) as claims:
             quick = claims.loaded < count and is_quick(origin, driver, context.home.instances, options, count)
             records = reserve(context, origin, name, count, claims.ids)
             # Nothing is awaited between the records and this: from here on each has all that is its own.

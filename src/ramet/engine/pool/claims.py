@@ -60,14 +60,14 @@ async def acquire(
     options: ForkOptions,
     count: int,
     *,
-    is_passing: bool = False,
+    is_temporary: bool = False,
 ) -> AsyncIterator[Claims]:
     """Claim at most `count` warm VMMs that fit, for the forks that are made inside: loaded ones first.
     Whoever else wants a warm VMM gets another one.
 
     Inside, the pool's controller makes nothing. A block that fails puts back what it hasn't entered. One that
-    succeeds reports the demand, unless the capture `is_passing`: nobody forks that again. Where nobody keeps
-    a pool all this is one system call.
+    succeeds reports the demand, unless the capture `is_temporary`: nobody forks that again. Where nobody
+    keeps a pool all this is one system call.
     """
     controller = context.controller
     with controller.quiet() if controller is not None else nullcontext():
@@ -80,7 +80,7 @@ async def acquire(
         except BaseException:
             await claims.put_back()
             raise
-    if options.share_memory and not is_passing:
+    if options.share_memory and not is_temporary:
         _report_demand(context, origin, names, count)
 
 

@@ -12,8 +12,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import anyio
 
@@ -25,9 +24,9 @@ from ramet.engine.pool.demand import HALF_LIFE_S, Demand
 from ramet.engine.pool.inventory import EMPTY, Inventory
 from ramet.engine.pool.prewarm import Made
 from ramet.engine.pool.report import ControllerFile
-from ramet.errors import NotFoundError, RametError
+from ramet.engine.pool.sources import Sources
+from ramet.errors import RametError
 from ramet.memory.accounting import available_bytes, smaps_rollup, total_bytes
-from ramet.paths import MANIFEST_FILE
 from ramet.system import process_ref, processes
 from ramet.system.cgroups import processes_left
 from ramet.system.files import filesystem_errors
@@ -48,33 +47,12 @@ _SPARE_DIVISOR: Final = 10
 _SPARE_PROCESSES: Final = 32
 """A cgroup has to take so many processes and threads more: forks, commands and ramet itself need some."""
 _FIRST_GUESS_BYTES: Final = 64 * MIB
-_BACK_OFF_S: Final = (1.0, 60.0)
 _MEMORY_AGAIN_S: Final = 5.0
 _WITHOUT_INOTIFY_S: Final = 1.0
 _IDLE_HALF_LIVES: Final = 4
 _TRIES: Final = 5
 _LEFT_IDLE: Final = 1
 """How many empty ones stay when nobody forks."""
-
-
-@dataclass
-class _Trouble:
-    """Of a source of which none can be made at present."""
-
-    why: str
-    pause_s: float
-    until_s: float
-
-
-class _Source(NamedTuple):
-    """A capture as it was when it was last looked at."""
-
-    seen: tuple[int, int, int]
-    base: str
-    key: str
-    driver: str
-    version: str
-    """The driver's."""
 
 
 class Controller:
@@ -101,10 +79,8 @@ class Controller:
         self._file = context.home.pool / pool_directory.controller_name(context.home)
         self._written: ControllerFile | None = None
         self._inventory = Inventory()
-        self._sources: dict[str, _Source] = {}
-        self._watches: dict[str, ExitStack] = {}
+        self._sources = Sources(context, self._demand, self._news)
         self._costs: dict[str, int] = {}
-        self._troubles: dict[str, _Trouble] = {}
         self._forking = 0
         self._quiet_until_s = 0.0
         self._missing_since_s: float | None = None
@@ -188,8 +164,7 @@ class Controller:
             self._report(f"the pool controller has failed: {type(error).__name__}: {error}")
             self._idle.set()
         finally:
-            for watch in self._watches.values():
-                watch.close()
+            self._sources.close()
             self._ended.set()
 
     async def _find_empty(self) -> None:
@@ -210,8 +185,7 @@ class Controller:
             self._news.clear()
             await self._look()
             shares = self._shares()
-            keys = {source: known.key for source, known in self._sources.items()}
-            for made in self._inventory.surplus(shares, keys):
+            for made in self._inventory.surplus(shares, self._sources.keys()):
                 with suppress(RametError, OSError):  # it is surplus the next time, too
                     await self._end(made)
             missing, held_back = self._missing(shares)
@@ -247,43 +221,9 @@ class Controller:
             except OSError:
                 continue  # another controller has read it
             self.report_demand(wish.source, wish.forks)
-        sources = self._demand.wishes(time.monotonic()).keys() | self._inventory.have().keys() - {EMPTY}
-        for source in sources:
-            await self._look_at(source)
-        for idle in self._sources.keys() - sources:
-            del self._sources[idle]
-        for idle in self._watches.keys() - self._sources.keys():
-            self._watches.pop(idle).close()
-
-    async def _look_at(self, source: str) -> None:
-        """Find out whether a source is still the capture that it was."""
-        directory = self._context.home.root / source
-        if source not in self._watches:
-            watch = self._watches[source] = ExitStack()
-            if not watch.enter_context(names_watched(directory, self._news)) and directory.exists():
-                self._sees_names = False
-        try:
-            facts = (directory / MANIFEST_FILE).stat()
-            known = self._sources.get(source)
-            memory = pool_directory.mem_inode(directory, known.base) if known is not None else 0
-            seen = (facts.st_ino, facts.st_mtime_ns, memory)
-            # A VMM of before an upgrade is no use to a fork of after it.
-            version = await self._context.driver(known.driver).version() if known is not None else ""
-            if known is None or (known.seen, known.version) != (seen, version):
-                origin = prewarm.origin_at(self._context, source)
-                driver = self._context.driver(origin.manifest.driver)
-                version = await driver.version()
-                base = origin.manifest.memory.base
-                memory = pool_directory.mem_inode(directory, base)
-                seen = (facts.st_ino, facts.st_mtime_ns, memory)
-                key = pool_directory.key_of(directory, origin.manifest, version, memory)
-                self._sources[source] = _Source(seen, base, key, driver.name, version)
-        except (OSError, NotFoundError):
-            self._demand.forget(source)
-            self._sources.pop(source, None)
-        except RametError as error:
-            self._sources.pop(source, None)
-            self._put_off(source, error)
+        await self._sources.look(
+            self._demand.wishes(time.monotonic()).keys() | self._inventory.have().keys() - {EMPTY}
+        )
 
     def _shares(self) -> dict[str, int]:
         """How many of each source to have, and of empty ones."""
@@ -292,8 +232,7 @@ class Controller:
         left = self._budget - sum(shares.values())
         if self._empty is not None and left:
             of_use = not shares or any(
-                source in self._sources and self._sources[source].driver == self._empty.name
-                for source in shares
+                self._sources.driver_of(source) == self._empty.name for source in shares
             )
             is_idle = now_s - self._asked_at_s >= _IDLE_HALF_LIVES * self._demand.half_life_s
             shares[EMPTY] = min(left, _LEFT_IDLE if is_idle else left) if of_use else 0
@@ -308,9 +247,9 @@ class Controller:
         for source in sorted(shares, key=lambda name: (name == EMPTY, have[name] / (shares[name] or 1))):
             if have[source] >= shares[source]:
                 continue
-            trouble = self._troubles.get(source)
-            if trouble is not None and trouble.until_s > now_s:
-                held_back = trouble.why
+            why = self._sources.why_put_off(source, now_s)
+            if why is not None:
+                held_back = why
                 continue
             free_bytes = available_bytes()
             if free_bytes - self._costs.get(source, _FIRST_GUESS_BYTES) < self._spare_bytes:
@@ -327,7 +266,7 @@ class Controller:
     def _nothing_for_s(self, *, memory: bool) -> float | None:
         """How long nothing changes by itself; None: for ever."""
         now_s = time.monotonic()
-        moments = [trouble.until_s - now_s for trouble in self._troubles.values() if trouble.until_s > now_s]
+        moments = self._sources.waits_s(now_s)
         if (soonest_s := self._demand.changes_in_s(now_s)) is not None:
             moments.append(soonest_s)
         idle_s = self._asked_at_s + _IDLE_HALF_LIVES * self._demand.half_life_s - now_s
@@ -335,7 +274,7 @@ class Controller:
             moments.append(idle_s)
         if memory:
             moments.append(_MEMORY_AGAIN_S)
-        if not self._sees_names:
+        if not (self._sees_names and self._sources.sees_changes):
             moments.append(_WITHOUT_INOTIFY_S)
         return min(moments) + 0.001 if moments else None
 
@@ -347,21 +286,14 @@ class Controller:
             else:
                 made = await prewarm.make_loaded(self._context, source)
         except (RametError, OSError) as error:
-            self._put_off(source, error)
+            self._sources.put_off(source, error)
             return
         self._inventory.add(made)
-        self._troubles.pop(source, None)
+        self._sources.succeeded(source)
         self._context.tasks.start_soon(self._until_its_end, made)
         if source not in self._costs:
             with suppress(RametError):  # it has ended, or can't be looked into: a guess stands for its cost
                 self._costs[source] = smaps_rollup(made.process.pid).pss_bytes
-
-    def _put_off(self, source: str, error: Exception) -> None:
-        """None of these for a while, each time a longer one."""
-        first_s, longest_s = _BACK_OFF_S
-        before = self._troubles.get(source)
-        pause_s = first_s if before is None else min(2 * before.pause_s, longest_s)
-        self._troubles[source] = _Trouble(str(error), pause_s, time.monotonic() + pause_s)
 
     async def _until_its_end(self, made: Made) -> None:
         """It is our child: its end is for us to collect, whoever has it then."""
