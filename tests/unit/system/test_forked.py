@@ -103,7 +103,7 @@ def test_a_child_leaves_a_lock_that_its_parent_has_alone(tmp_path: Path) -> None
         manager.__exit__(None, None, None)
 
 
-def test_a_guest_is_rescued_though_a_child_of_the_dead_one_lives(tmp_path: Path) -> None:
+def test_a_guest_is_resumed_though_a_child_of_the_dead_one_lives(tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "control"))
     listener.listen()

@@ -19,15 +19,15 @@ from ramet.system.pause_watchdog import ResumeSteps, resume_on_death
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
-RESCUE = ResumeSteps("control.sock", (("", "hello"), ("go on\n", "done|refused")))
+STEPS = ResumeSteps("control.sock", (("", "hello"), ("go on\n", "done|refused")))
 _DIES = """
 import asyncio, os, sys
 from pathlib import Path
 from ramet.system.pause_watchdog import ResumeSteps, resume_on_death
 
 async def main():
-    rescue = ResumeSteps("control.sock", (("", "hello"), ("go on\\n", "done")))
-    async with resume_on_death(Path(sys.argv[1]), rescue) as process:
+    steps = ResumeSteps("control.sock", (("", "hello"), ("go on\\n", "done")))
+    async with resume_on_death(Path(sys.argv[1]), steps) as process:
         print(process.pid, flush=True)
         await asyncio.sleep(50)
 
@@ -57,7 +57,7 @@ def answer(control: socket.socket) -> bytes:
 
 
 async def test_nothing_is_said_when_the_block_is_left(tmp_path: Path, control: socket.socket) -> None:
-    async with resume_on_death(tmp_path, RESCUE) as process:
+    async with resume_on_death(tmp_path, STEPS) as process:
         assert liveness.is_alive(process)
         assert os.getsid(process.pid) == process.pid, "a Ctrl-C would end it with its ramet"
         assert spawn.spawned_in(tmp_path) == [], "it would be taken for a VMM"
@@ -71,7 +71,7 @@ async def test_nothing_is_said_after_an_error_that_its_ramet_lives_to_handle(
     tmp_path: Path, control: socket.socket
 ) -> None:
     with pytest.raises(ValueError, match="mine"):
-        async with resume_on_death(tmp_path, RESCUE) as process:
+        async with resume_on_death(tmp_path, STEPS) as process:
             raise ValueError("mine")
     assert not liveness.is_alive(process)
     control.settimeout(0.2)

@@ -1,7 +1,7 @@
 """Kill -9 of ramet while a guest is paused to become a template, or to go into standby: it goes on.
 
 Nobody opens the home: what is asked is the VMM, and what wakes the guest is the process that was started for
-that beforehand (`host/deadman.py`).
+that beforehand (`system/pause_watchdog.py`).
 """
 
 from __future__ import annotations
