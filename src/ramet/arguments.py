@@ -1,4 +1,4 @@
-"""The boundary: what callers pass is checked here, before anything is done with it.
+"""Checks of arguments, applied before a function begins. `api.arguments` says which parameter has which.
 
 `checked` puts a check before each parameter of a function. A check takes a value as it came and the words for
 it ("count of fork"), and returns what the function gets; it raises `UsageError`, and nothing else.

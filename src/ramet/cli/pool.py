@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ramet.model.schema import PoolReport
 
 _DEFAULT_WARM = 8
-_SETTLE_S = 60.0
+_IDLE_WAIT_S = 60.0
 
 
 def serve(
@@ -33,7 +33,7 @@ def serve(
         import anyio
 
         _tell_of_trouble()
-        report = await host.pool(wait=_SETTLE_S)
+        report = await host.pool(wait=_IDLE_WAIT_S)
         if json:
             output.emit(report)
         else:

@@ -1,1 +1,1 @@
-"""What an order of steps can get right or wrong: the only room that composes the others. See README.md."""
+"""The engine: combines files, processes, VMMs, guests and records; all ordering rules are here."""

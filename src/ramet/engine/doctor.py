@@ -20,7 +20,7 @@ from ramet.disk.filesystem import find_mke2fs
 from ramet.drivers.interface import Driver
 from ramet.engine.drivers import Fit, accelerator_of, immutability, installed_drivers
 from ramet.engine.lifecycle.state import unseen_process
-from ramet.engine.pool import directory
+from ramet.engine.pool import directory as pool_directory
 from ramet.errors import RametError, UnavailableError
 from ramet.guest.agent_binary import agent_path
 from ramet.images.builtin import find_busybox
@@ -31,7 +31,7 @@ from ramet.model.doctor import Check, DoctorReport, DriverReport
 from ramet.model.record import Guest, ProcessRef
 from ramet.paths import Home
 from ramet.store.records import Store
-from ramet.system import doctor as host
+from ramet.system import doctor as system_doctor
 from ramet.system import liveness, threads
 from ramet.system.doctor import Finding
 from ramet.system.kvm import KvmVerdict, kvm_verdict
@@ -81,14 +81,14 @@ async def examine(home: Path, cache: Path) -> DoctorReport:
 
 def _machine(verdict: KvmVerdict, tried: Sequence[Trial], home: Path, cache: Path) -> list[Finding]:
     return [
-        host.kvm_finding(verdict),
-        *filter(None, [host.kernels_finding(tried)]),
+        system_doctor.kvm_finding(verdict),
+        *filter(None, [system_doctor.kernels_finding(tried)]),
         *_parts(),
-        *host.home_findings(home, cache),
+        *system_doctor.home_findings(home, cache),
         *_unseen(home),
         _page_scan(),
-        host.ptrace_finding(),
-        *host.limit_findings(),
+        system_doctor.ptrace_finding(),
+        *system_doctor.limit_findings(),
     ]
 
 
@@ -162,7 +162,7 @@ def left_alone(home: Home) -> list[str]:
         involved += [("snapshot being made", row.maker) for row in store.snapshots.all()]
     finally:
         store.close()
-    involved += [("warm VMM", entry.holder) for entry in directory.entries(directory.names(home))]
+    involved += [("warm VMM", entry.holder) for entry in pool_directory.entries(pool_directory.names(home))]
     counted: Counter[tuple[str, str]] = Counter()
     for what, process in involved:
         if process is not None and (why := liveness.why_unseen(process)) is not None:

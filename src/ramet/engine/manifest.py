@@ -19,7 +19,7 @@ from ramet.memory.confirmed import is_intact_by_facts, require_intact
 from ramet.memory.integrity import MAKE_AGAIN, PartFacts, digest
 from ramet.model.record import HostCpu, Machine, RamRegion
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
-from ramet.system.archive import MAX_MANIFEST_BYTES
+from ramet.system.archive_format import MAX_MANIFEST_BYTES
 from ramet.system.cpu import host_cpu
 from ramet.system.files import open_regular
 from ramet.system.kvm_kind import kvm_kind, why_not_here

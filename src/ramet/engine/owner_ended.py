@@ -87,7 +87,6 @@ def clean(home: Path) -> str | None:
     import anyio
 
     from ramet.engine.recovery import open_home
-    from ramet.paths import Home
 
     async def opened() -> None:
         async with AsyncExitStack() as exits:

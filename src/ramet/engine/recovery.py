@@ -69,7 +69,7 @@ async def recover_home(context: Context) -> None:
     """Undo what killed ramet processes left: changes half done, VMMs that no record names, instances whose
     owner is dead, `--rm` instances that have stopped, directories without a record.
 
-    Called when a home is opened, which is also when logs that have grown are cut to rings. One failure
+    Called when a home is opened, which is also when logs that have grown are trimmed. One failure
     doesn't stop the rest: what can't be removed now is tried again next time.
     """
     # Directories first: each that has an owner got its record before it was made.

@@ -9,11 +9,7 @@ from typing import Final
 from ramet.errors import ProtocolError, UsageError
 
 TEXT_MAX_BYTES: Final = 512
-
-
 _FIELD: Final = struct.Struct("<BI")
-
-
 _NUMBER: Final = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 
 

@@ -12,36 +12,30 @@ import hashlib
 import os
 import select
 import stat
-import struct
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from ramet.system.archive_format import (
+    DATA,
+    DIGEST_BYTES,
+    END,
+    FORMAT,
+    HEADER,
+    MAGIC,
+    PART,
+    PART_END,
+    RECORD,
+    RESERVED,
+    STORED,
+    go_on,
+    is_ready,
+)
 from ramet.system.copying import data_extents
 from ramet.system.files import filesystem_errors
 from ramet.system.zeros import not_zeros
-from ramet.units import KIB, MIB
-
-FORMAT: Final = 1
-MAX_MANIFEST_BYTES: Final = 4 * MIB
-MAX_PARTS: Final = 64
-MAX_DATA_BYTES: Final = 4 * MIB
-"""Of one record."""
-MAX_NAME_BYTES: Final = 255
-
-# Not text: what was treated as text on its way is recognised by it.
-_MAGIC: Final = b"RAMET\r\n\x1a"
-_HEADER: Final = struct.Struct("<8sHBBIQ")
-_RECORD: Final = struct.Struct("<B3sIQ")
-_RESERVED: Final = bytes(3)
-_STORED: Final = 0  # the codec: data as it is
-_PART, _DATA, _PART_END, _END = 1, 2, 3, 4
-_DIGEST_BYTES: Final = hashlib.sha256().digest_size
-_MAX_FILE_BYTES: Final = (1 << 63) - 1  # off_t
+from ramet.units import MIB
 
 _WINDOW_BYTES: Final = MIB
-_BUFFER_BYTES: Final = MAX_DATA_BYTES + 64 * KIB
-_POLL_MS: Final = 200
-_AGAIN: Final = "copy it again, or export it again"
 
 
 class ArchiveFacts(NamedTuple):
@@ -50,10 +44,6 @@ class ArchiveFacts(NamedTuple):
     archive_bytes: int
     logical_bytes: int
     data_bytes: int
-
-
-def go_on() -> None:
-    """The checkpoint of who never gives up."""
 
 
 def write_archive(
@@ -79,14 +69,14 @@ def write_archive(
             for start, end in data_extents(descriptor, size)
         )
         sink = _Sink(out, checkpoint)
-        sink.put(_HEADER.pack(_MAGIC, FORMAT, _STORED, 0, len(manifest), bound))
+        sink.put(HEADER.pack(MAGIC, FORMAT, STORED, 0, len(manifest), bound))
         sink.put(manifest)
         data_bytes = 0
         for (name, descriptor), size in zip(parts, sizes, strict=True):
             encoded = name.encode()
-            sink.put(_RECORD.pack(_PART, _RESERVED, len(encoded), size) + encoded)
+            sink.put(RECORD.pack(PART, RESERVED, len(encoded), size) + encoded)
             data_bytes += _put_data(sink, descriptor, size)
-            sink.put(_RECORD.pack(_PART_END, _RESERVED, 0, 0))
+            sink.put(RECORD.pack(PART_END, RESERVED, 0, 0))
         sink.finish()
     return ArchiveFacts(sink.written, sum(sizes), data_bytes)
 
@@ -104,7 +94,7 @@ def _put_data(sink: _Sink, descriptor: int, size: int) -> int:
             if got == 0:
                 raise OSError(errno.EIO, "a file shrank while it was read")
             for first, last in not_zeros(buffer[:got], position):
-                sink.put(_RECORD.pack(_DATA, _RESERVED, last - first, position + first))
+                sink.put(RECORD.pack(DATA, RESERVED, last - first, position + first))
                 sink.put(buffer[first:last])
                 data_bytes += last - first
             position += got
@@ -129,7 +119,7 @@ class _Sink:
             self._flush()
 
     def finish(self) -> None:
-        self._pending += _RECORD.pack(_END, _RESERVED, _DIGEST_BYTES, 0)
+        self._pending += RECORD.pack(END, RESERVED, DIGEST_BYTES, 0)
         self._digest.update(self._pending)
         self._pending += self._digest.digest()
         self._flush()
@@ -139,7 +129,7 @@ class _Sink:
             done = 0
             while done < len(view):
                 self.checkpoint()
-                if self._waits and not _ready(self._out, select.POLLOUT):
+                if self._waits and not is_ready(self._out, select.POLLOUT):
                     continue
                 # A pipe that is ready takes that much without blocking (poll(2), pipe(7)).
                 end = done + select.PIPE_BUF if self._waits else len(view)
@@ -149,10 +139,3 @@ class _Sink:
                     continue
         self.written += len(self._pending)
         self._pending.clear()
-
-
-def _ready(descriptor: int, event: int) -> bool:
-    """Whether a descriptor became ready within 0.2 s."""
-    poll = select.poll()
-    poll.register(descriptor, event)
-    return bool(poll.poll(_POLL_MS))

@@ -6,32 +6,35 @@ import hashlib
 import os
 import select
 from collections.abc import Callable
+from typing import Final
 
 from ramet.errors import DamagedError, UnavailableError
-from ramet.system.archive import (
-    _AGAIN,
-    _BUFFER_BYTES,
-    _DATA,
-    _DIGEST_BYTES,
-    _END,
-    _HEADER,
-    _MAGIC,
-    _MAX_FILE_BYTES,
-    _PART,
-    _PART_END,
-    _RECORD,
-    _RESERVED,
-    _STORED,
+from ramet.system.archive_format import (
+    DATA,
+    DIGEST_BYTES,
+    END,
     FORMAT,
+    HEADER,
+    MAGIC,
     MAX_DATA_BYTES,
     MAX_MANIFEST_BYTES,
     MAX_NAME_BYTES,
     MAX_PARTS,
-    _ready,
+    PART,
+    PART_END,
+    RECORD,
+    RESERVED,
+    STORED,
     go_on,
+    is_ready,
 )
 from ramet.system.files import filesystem_errors, write_all
 from ramet.system.zeros import not_zeros
+from ramet.units import KIB
+
+_MAX_FILE_BYTES: Final = (1 << 63) - 1  # off_t
+_BUFFER_BYTES: Final = MAX_DATA_BYTES + 64 * KIB
+_AGAIN: Final = "copy it again, or export it again"
 
 
 class ArchiveReader:
@@ -50,15 +53,15 @@ class ArchiveReader:
         self._names: set[str] = set()
         self._size: int | None = None
         self._left: int
-        magic, version, codec, reserved, manifest_bytes, self.data_bytes = _HEADER.unpack(
-            self._source.take(_HEADER.size)
+        magic, version, codec, reserved, manifest_bytes, self.data_bytes = HEADER.unpack(
+            self._source.take(HEADER.size)
         )
-        if magic != _MAGIC:
+        if magic != MAGIC:
             raise DamagedError(f"{name} isn't an export of ramet's, or was altered on its way", hint=_AGAIN)
-        if version != FORMAT or codec != _STORED or reserved:
+        if version != FORMAT or codec != STORED or reserved:
             what = f"format {version}" if version != FORMAT else f"codec {codec}"
             raise UnavailableError(
-                f"{name} has {what}; this ramet knows format {FORMAT}, codec {_STORED}", hint="upgrade ramet"
+                f"{name} has {what}; this ramet knows format {FORMAT}, codec {STORED}", hint="upgrade ramet"
             )
         if manifest_bytes > MAX_MANIFEST_BYTES:
             raise self._damaged(f"its manifest has {manifest_bytes} bytes")
@@ -70,16 +73,16 @@ class ArchiveReader:
     def next_part(self) -> tuple[str, int] | None:
         """Name and size of the part that comes now, or None when the archive has ended and was whole."""
         kind, length, value = self._record()
-        if kind == _END:
-            if length != _DIGEST_BYTES or value:
+        if kind == END:
+            if length != DIGEST_BYTES or value:
                 raise self._damaged("its last record is malformed")
             expected = self._source.digest()
-            if bytes(self._source.take(_DIGEST_BYTES)) != expected:
+            if bytes(self._source.take(DIGEST_BYTES)) != expected:
                 raise self._damaged("its digest isn't that of its content")
             if not self._source.at_end():
                 raise self._damaged("something follows after its end")
             return None
-        if kind != _PART:
+        if kind != PART:
             raise self._damaged(f"a record of type {kind} stands where a part should begin")
         if not 0 < length <= MAX_NAME_BYTES:
             raise self._damaged(f"a part's name has {length} bytes")
@@ -111,11 +114,11 @@ class ArchiveReader:
         following = 0
         while True:
             kind, length, offset = self._record()
-            if kind == _PART_END:
+            if kind == PART_END:
                 if length or offset:
                     raise self._damaged("the end of a part is malformed")
                 return
-            if kind != _DATA:
+            if kind != DATA:
                 raise self._damaged(f"a record of type {kind} stands among a part's data")
             if not 0 < length <= MAX_DATA_BYTES:
                 raise self._damaged(f"a record has {length} bytes of data")
@@ -133,8 +136,8 @@ class ArchiveReader:
 
     def _record(self) -> tuple[int, int, int]:
         """Type, length and value of the next record's head."""
-        kind, reserved, length, value = _RECORD.unpack(self._source.take(_RECORD.size))
-        if reserved != _RESERVED:
+        kind, reserved, length, value = RECORD.unpack(self._source.take(RECORD.size))
+        if reserved != RESERVED:
             raise self._damaged("a record's reserved bytes aren't zeros")
         return kind, length, value
 
@@ -187,7 +190,7 @@ class _Source:
         with filesystem_errors("read", self._name):
             while True:
                 self._checkpoint()
-                if not _ready(self._stream, select.POLLIN):
+                if not is_ready(self._stream, select.POLLIN):
                     continue
                 try:
                     got = os.readv(self._stream, [self._buffer[self._end :]])

@@ -1,6 +1,7 @@
 """Copy file content: by reflink, in the kernel, or by reading; holes stay holes.
 
-Sources: ioctl_ficlone(2), lseek(2) (SEEK_DATA, SEEK_HOLE), copy_file_range(2)."""
+Sources: ioctl_ficlone(2), lseek(2) (SEEK_DATA, SEEK_HOLE), copy_file_range(2).
+"""
 
 from __future__ import annotations
 
@@ -26,17 +27,9 @@ from ramet.system.forked import in_children
 from ramet.units import MIB
 
 _FICLONE: Final = 0x40049409  # _IOW(0x94, 9, int), linux/fs.h
-
-
 _BUFFER_BYTES: Final = MIB
-
-
 _copying = threading.Lock()
-
-
 _OFFLOAD_BYTES: Final = 64 * MIB
-
-
 _CANNOT_REFLINK: Final = {
     errno.EXDEV: "different filesystem",
     errno.EOPNOTSUPP: "the filesystem has no reflinks",
@@ -46,8 +39,6 @@ _CANNOT_REFLINK: Final = {
     errno.EPERM: "the filesystem refuses to reflink this file (immutable attribute)",
     errno.ETXTBSY: "the file is in use as swap",
 }
-
-
 _CANNOT_OFFLOAD: Final = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY, errno.EBADF}
 )

@@ -1,11 +1,9 @@
-"""What the filesystem does for us: reflinks, holes, and changes that are either wholly there or not at all.
+"""Files as this filesystem has them: opened and made safely, holes, room, attributes, removal.
 
-Knows files, not VMs. Runs on any POSIX system; what only Linux has (reflinks, punching holes, copying inside
-the kernel) steps down with a reason elsewhere. Functions on descriptors raise `OSError`, functions on paths
-raise `FilesystemError`, which names the path.
+`copying` copies their content, `publishing` makes them appear whole. In all three, functions on descriptors
+raise `OSError`, functions on paths raise `FilesystemError`, which names the path. They know files, not VMs.
 
-Sources: ioctl_ficlone(2), lseek(2) (SEEK_DATA, SEEK_HOLE), copy_file_range(2), fallocate(2), fsync(2),
-rename(2), renameat2(2).
+Sources: fallocate(2), ioctl_iflags(2), statvfs(3), openat(2).
 """
 
 from __future__ import annotations
@@ -32,15 +30,10 @@ TEMPORARY_PREFIX: Final = ".tmp-"
 STAT_BLOCK_BYTES: Final = 512
 """The unit of `st_blocks`, whatever the filesystem's own block is (stat(2))."""
 
-_FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
-_FS_IOC_SETFLAGS: Final = 0x40086602  # _IOW('f', 2, long)
+FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
+FS_IOC_SETFLAGS: Final = 0x40086602  # _IOW('f', 2, long)
 _FS_IMMUTABLE_FL: Final = 0x10
-_FS_TOPDIR_FL: Final = 0x20000
 _FS_NOCOW_FL: Final = 0x800000
-_AT_FDCWD: Final = -100  # fcntl.h
-_RENAME_NOREPLACE: Final = 1  # linux/fs.h
-_RENAME_EXCHANGE: Final = 2
-_NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS})  # this filesystem, this kernel
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _KEEP_SIZE: Final = 0x01  # FALLOC_FL_KEEP_SIZE
 _REMOVAL_TRIES: Final = 5
@@ -173,9 +166,9 @@ def turn_off_copy_on_write(descriptor: int) -> None:
     """
     try:
         flags = array("l", [0])
-        fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, flags)
+        fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, flags)
         flags[0] |= _FS_NOCOW_FL
-        fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, flags)
+        fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, flags)
     except OSError:
         pass  # the others write in place anyway
 
@@ -187,7 +180,7 @@ def is_immutable(path: Path) -> bool:
     try:
         with open_regular(path) as descriptor:
             flags = array("l", [0])
-            fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, flags)
+            fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, flags)
             return bool(flags[0] & _FS_IMMUTABLE_FL)
     except OSError:
         return False

@@ -16,17 +16,9 @@ from ramet.model.record import ProcessRef
 from ramet.system.forked import in_children
 
 _STARTED_FIELD: Final = 22
-
-
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC  # <linux/proc_ns.h>: PROC_PID_INIT_INO
-
-
 _INITIAL_TIME_NAMESPACE: Final = 0xEFFFFFFA  # PROC_TIME_INIT_INO
-
-
 SECOND_NS: Final = 1_000_000_000
-
-
 _past_boots: set[str] = set()
 """Boot ids of this machine before the present one, as far as the homes that were opened know them."""
 

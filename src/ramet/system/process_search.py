@@ -63,7 +63,7 @@ def indexed(process: ProcessRef) -> list[str]:
             try:
                 names.setdefault(start_ticks(name), []).append(name)
             except (ProcessLookupError, PermissionError):
-                continue  # it has ended, or is hidden: then `_hides_nothing` says no
+                continue  # it has ended, or is hidden: then `hides_nothing` says no
         _index = _Index(now_ns * os.sysconf("SC_CLK_TCK") // SECOND_NS, names)
     slack = proc_view().slack_ticks
     starts = range(process.started - slack, process.started + slack + 1)

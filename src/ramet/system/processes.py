@@ -1,6 +1,7 @@
-"""Processes that outlive the one that started them: spawn, find, wait for and end a VMM.
+"""Wait for and end processes that outlive the one that started them, and measure their CPU time.
 
-How a process is recognised, and whether it lives, is in `liveness`. Linux only.
+`spawn` starts and finds them; how one is recognised is in `process_ref`, whether it runs in `liveness`. Linux
+only. Sources: pidfd_open(2), pidfd_send_signal(2), proc(5) (`/proc/PID/stat`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Publish files so that a crash leaves the old content or the new, complete.
 
-Sources: fsync(2), syncfs(2), renameat2(2)."""
+Sources: fsync(2), syncfs(2), rename(2), renameat2(2), ioctl_iflags(2).
+"""
 
 from __future__ import annotations
 
@@ -12,15 +13,11 @@ import secrets
 import stat
 from array import array
 from pathlib import Path
+from typing import Final
 
 from ramet.system.files import (
-    _AT_FDCWD,
-    _FS_IOC_GETFLAGS,
-    _FS_IOC_SETFLAGS,
-    _FS_TOPDIR_FL,
-    _NO_SUCH_RENAME,
-    _RENAME_EXCHANGE,
-    _RENAME_NOREPLACE,
+    FS_IOC_GETFLAGS,
+    FS_IOC_SETFLAGS,
     TEMPORARY_PREFIX,
     filesystem_errors,
     new_file,
@@ -28,6 +25,12 @@ from ramet.system.files import (
     write_all,
 )
 from ramet.system.libc import last_error, libc
+
+_FS_TOPDIR_FL: Final = 0x20000
+_AT_FDCWD: Final = -100  # fcntl.h
+_RENAME_NOREPLACE: Final = 1  # linux/fs.h
+_RENAME_EXCHANGE: Final = 2
+_NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS})  # this filesystem, this kernel
 
 
 def spread(directory: Path) -> None:
@@ -42,10 +45,10 @@ def spread(directory: Path) -> None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             flags = array("l", [0])
-            fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, flags)
+            fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, flags)
             if not flags[0] & _FS_TOPDIR_FL:
                 flags[0] |= _FS_TOPDIR_FL
-                fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, flags)
+                fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, flags)
         finally:
             os.close(descriptor)
     except OSError:

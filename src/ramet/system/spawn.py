@@ -30,15 +30,9 @@ from ramet.system.process_ref import (
 from ramet.system.process_search import proc_names
 
 _START_CODE_FIELD = 26
-
-
 OWNER_TAG = "RAMET_VMM"
 """The environment variable that says to which directory a process belongs."""
-
-
 _TAG_PREFIX = f"{OWNER_TAG}=".encode()
-
-
 _YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 

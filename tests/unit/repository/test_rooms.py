@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -34,3 +35,15 @@ def test_a_module_that_a_readme_names_is_there(readme: Path) -> None:
 def test_every_package_has_a_readme() -> None:
     packages = {path.parent for path in PACKAGE.glob("*/__init__.py")}
     assert packages == {readme.parent for readme in READMES if readme.parent in packages}
+
+
+def test_no_module_takes_a_private_name_from_another() -> None:
+    taken = [
+        f"{path.relative_to(PACKAGE)}: {alias.name} of {node.module}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ramet")
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+    assert not taken

@@ -21,6 +21,8 @@ RETIRED: Final = {
     r"\blet_go_on\b|\b(stand|stands|stood|standing) still\b": "resume_guest, pause",
     r"\bStaged?Pages\b|\bstaged pages\b|\bWarmStage\b": "buffered pages, WarmState",
     r"\b(lay_over|laid over|dig_holes|share_file)\b": "apply_pages, punch_holes, link_or_copy",
+    r"\brings\.(trim|tail|since)\b|cut to rings": "bounded_log, trimmed",
+    r"`host/[a-z.]": "system/",
     r"\bnudges?\b|\bnudged\b": "probe_liveness",
     r"\bsweeps?\b|\bswept\b|\bsweeping\b": "recovery, gc, delete",
     r"\bh(e|o)lds? (it |them )?against\b": "check against",
@@ -30,15 +32,18 @@ RETIRED: Final = {
 
 
 def _lines() -> Iterator[tuple[Path, int, str]]:
-    for place in ("src", "docs"):
-        for path in sorted((ROOT / place).rglob("*")):
-            if path.suffix in {".py", ".md", ".c", ".h", ".S"} and path.name != "sync.py":
-                for number, line in enumerate(path.read_text().splitlines(), start=1):
-                    yield path, number, line
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "tests").rglob("README.md"))]
+    for path in [
+        *documents,
+        *(path for place in ("src", "docs") for path in sorted((ROOT / place).rglob("*"))),
+    ]:
+        if path.suffix in {".py", ".md", ".c", ".h", ".S"} and path.name != "sync.py":
+            for number, line in enumerate(path.read_text().splitlines(), start=1):
+                yield path, number, line
 
 
 def test_no_retired_word_has_come_back() -> None:
-    patterns = {re.compile(pattern): instead for pattern, instead in RETIRED.items()}
+    patterns = {re.compile(pattern, re.IGNORECASE): instead for pattern, instead in RETIRED.items()}
     back = [
         f"{path.relative_to(ROOT)}:{number}: {match[0]!r}; the word is {instead}"
         for path, number, line in _lines()

@@ -18,7 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import DamagedError, FilesystemError, UnavailableError
-from ramet.system.archive import MAX_DATA_BYTES, MAX_MANIFEST_BYTES, MAX_PARTS, ArchiveFacts, write_archive
+from ramet.system.archive import ArchiveFacts, write_archive
+from ramet.system.archive_format import MAX_DATA_BYTES, MAX_MANIFEST_BYTES, MAX_PARTS
 from ramet.system.archive_reader import ArchiveReader
 from ramet.system.files import allocated_bytes, filesystem_errors
 from ramet.units import KIB, MIB, PAGE_SIZE_BYTES

@@ -1,6 +1,6 @@
 """A capture as one file: out of its directory, and into a new one.
 
-`host/archive.py` knows the bytes (docs/archive.md); this knows what a capture is: which parts it may have,
+`system/archive.py` knows the bytes (docs/archive.md); this knows what a capture is: which parts it may have,
 what their manifest says of them. Both directions block, so they run in a worker thread.
 """
 
@@ -28,7 +28,8 @@ from ramet.memory.integrity import (
     digest,
     facts_of,
 )
-from ramet.system.archive import MAX_MANIFEST_BYTES, MAX_PARTS, ArchiveFacts, go_on, write_archive
+from ramet.system.archive import ArchiveFacts, write_archive
+from ramet.system.archive_format import MAX_MANIFEST_BYTES, MAX_PARTS, go_on
 from ramet.system.archive_reader import ArchiveReader
 from ramet.system.files import filesystem_errors, free_bytes, new_file, open_regular
 from ramet.system.publishing import fsync_directory, sync

@@ -114,10 +114,10 @@ def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | Non
     with filesystem_errors("look at", mem):
         if not has_data(mem):
             return None
-    return _known_part(mem, origin, origin.memory.base if origin is not None else MEM_FILE)
+    return known_part(mem, origin, origin.memory.base if origin is not None else MEM_FILE)
 
 
-def _known_part(path: Path, origin: Manifest | None, name: str) -> Part:
+def known_part(path: Path, origin: Manifest | None, name: str) -> Part:
     """A part that was published before: its digest is known when nothing about it has changed since."""
     facts = facts_of(path)
     before = origin.parts.get(name) if origin is not None else None

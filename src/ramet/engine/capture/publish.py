@@ -1,4 +1,4 @@
-"""The files of a capture: what is known and linked before the pause, what is written after it."""
+"""Publish the files of a capture after its pause: write, sync, describe, then the manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from ramet.disk.chains import chain_of
 from ramet.disk.volumes import files_of
 from ramet.drivers.interface import Ability
-from ramet.engine.capture.plan import Plan, _known_part
+from ramet.engine.capture.plan import Plan, known_part
 from ramet.engine.maintenance.memory_jobs import TEMPORARY
 from ramet.engine.manifest import USUAL_FORMAT, Manifest, Memory, Part, Source
 from ramet.memory.delta import write_delta, write_mem_file
@@ -84,14 +84,14 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
     parts[VMSTATE_FILE] = None
     for name in (KERNEL_FILE, INITRAMFS_FILE):
         if (directory / name).exists():
-            parts[name] = _known_part(directory / name, plan.origin, name)
+            parts[name] = known_part(directory / name, plan.origin, name)
     machine = _with_chains(plan.own, record.machine)
     for disk in machine.disks:
         for name in files_of(disk):
             if plan.goes_on and disk.format == "qcow2":
                 link_or_copy(plan.own / name, directory / name)
             (directory / name).chmod(0o444)
-            parts[name] = _known_part(directory / name, plan.origin, name)
+            parts[name] = known_part(directory / name, plan.origin, name)
     described = {name: _described(directory / name, part, digests) for name, part in parts.items()}
     manifest = Manifest(
         format=USUAL_FORMAT,

@@ -1,4 +1,4 @@
-"""Freezing: a living instance becomes a template, or goes into standby; its VMM ends.
+"""Suspend: a living instance becomes a template, or goes into standby; its VMM ends.
 
 Its directory becomes a capture. Every part is published under a name of its own, then the manifest, then the
 row says what it is; only then the VMM ends. Until the row says so the instance is what it was.
@@ -32,7 +32,7 @@ async def promote(context: Context, record: Record) -> Record:
     can't be told to resume it; only when ending its VMM is what fails is it a template already, and the
     next ramet process ends the VMM.
     """
-    return await _freeze(context, record, Move.TEMPLATE)
+    return await _suspend(context, record, Move.TEMPLATE)
 
 
 async def standby(context: Context, record: Record) -> Record:
@@ -40,10 +40,10 @@ async def standby(context: Context, record: Record) -> Record:
 
     Errors as `promote`.
     """
-    return await _freeze(context, record, Move.STANDBY)
+    return await _suspend(context, record, Move.STANDBY)
 
 
-async def _freeze(context: Context, record: Record, move: Literal[Move.TEMPLATE, Move.STANDBY]) -> Record:
+async def _suspend(context: Context, record: Record, move: Literal[Move.TEMPLATE, Move.STANDBY]) -> Record:
     what: Literal["template", "standby"] = "template" if move is Move.TEMPLATE else "standby"
     async with job(context, record, what) as record:
         record.moved(move)

@@ -16,8 +16,6 @@ from ramet.system import owners
 from ramet.system.clock import now
 
 MOST_IN_A_CALL = 1000
-
-
 _NAME_TRIES = 20
 
 

@@ -1,4 +1,4 @@
-"""Captures and disks made cheaper to use, without a change of what they hold. The home's worker does it.
+"""Captures and disks made cheaper to use, without a change of what they hold.
 
 A capture whose delta is large gets a mem-file of its own, which later forks share instead of each holding the
 delta; one whose disks lie over many files gets them in one. The old files stay until the manifest names the

@@ -19,10 +19,8 @@ from ramet.system.forked import in_children
 from ramet.system.locks import file_lock
 from ramet.system.own_programs import with_ramet
 
-_ANOTHER_S = 60.0
+ANOTHER_WORKER_S = 60.0
 """How long a worker waits for the one before it, which may have looked already where the new work is."""
-
-
 _started: list[subprocess.Popen[bytes]] = []
 """Workers that this process has started: those that have ended are waited for when the next one is."""
 
@@ -70,7 +68,7 @@ async def request_if_left(home: Home) -> None:
 
 def _is_forgotten(asked: Path) -> bool:
     try:
-        return time.time() - asked.stat().st_mtime > _ANOTHER_S
+        return time.time() - asked.stat().st_mtime > ANOTHER_WORKER_S
     except FileNotFoundError:
         return False
 

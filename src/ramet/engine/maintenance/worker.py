@@ -20,7 +20,7 @@ from ramet.drivers.interface import Driver, ShortensDisks
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.maintenance.compaction import compact_capture, long_chains, shortened_disk
 from ramet.engine.maintenance.memory_jobs import memory_job
-from ramet.engine.maintenance.requests import _ANOTHER_S
+from ramet.engine.maintenance.requests import ANOTHER_WORKER_S
 from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError, RametError
 from ramet.model.lifecycle import State
@@ -37,7 +37,7 @@ async def work(home: Home) -> int:
     """Do what there is to do in a home, and return how many captures and instances were changed."""
     done = 0
     busy = LockBusyError("another worker is at work in this home")
-    async with file_lock(home.worker_lock, wait_s=_ANOTHER_S, busy=busy):
+    async with file_lock(home.worker_lock, wait_s=ANOTHER_WORKER_S, busy=busy):
         with suppress(FileNotFoundError):
             home.work_to_do.replace(home.work_under_way)
         store = Store(home.database)

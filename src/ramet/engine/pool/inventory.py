@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from ramet.engine.pool import directory
+from ramet.engine.pool import directory as pool_directory
 from ramet.engine.pool.prewarm import Made
 
 EMPTY: Final = ""
@@ -37,11 +37,11 @@ class Inventory:
         return made.id in self._waiting
 
     def count(self, names: Iterable[str]) -> bool:
-        """Hold them against the names in the pool's directory; whether some were taken since.
+        """Check them against the names in the pool's directory; whether some were taken since.
 
         One may have been put back, too.
         """
-        there = {entry.id for entry in directory.entries(names) if entry.state == "ready"}
+        there = {entry.id for entry in pool_directory.entries(names) if entry.state == "ready"}
         taken = self._waiting.keys() - there
         for gone in taken:
             del self._waiting[gone]

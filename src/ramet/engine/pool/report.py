@@ -7,7 +7,7 @@ from contextlib import suppress
 import msgspec
 
 from ramet.engine.context import Context
-from ramet.engine.pool import directory
+from ramet.engine.pool import directory as pool_directory
 from ramet.errors import RametError
 from ramet.memory.accounting import smaps_rollup
 from ramet.model.schema import PoolController, PoolEntry, PoolReport
@@ -25,9 +25,9 @@ class ControllerFile(msgspec.Struct, frozen=True, kw_only=True):
 def pool_of(context: Context) -> PoolReport:
     """What there is in the pool of a home, whoever keeps it."""
     home = context.home
-    names = directory.names(home)
+    names = pool_directory.names(home)
     kept = []
-    for name, process in directory.controllers(names).items():
+    for name, process in pool_directory.controllers(names).items():
         # It has just left, or is about to write it: it isn't listed.
         with suppress(OSError, msgspec.MsgspecError, RecursionError):
             file = msgspec.json.decode((home.pool / name).read_bytes(), type=ControllerFile)
@@ -39,13 +39,13 @@ def pool_of(context: Context) -> PoolReport:
                     seen=liveness.why_unseen(process) is None,
                 )
             )
-    listed = [_described(home, entry) for entry in directory.entries(names)]
+    listed = [_described(home, entry) for entry in pool_directory.entries(names)]
     listed.sort(key=lambda entry: (entry.created_at or "~", entry.id))
     return PoolReport(keepers=kept, entries=listed)
 
 
-def _described(home: Home, entry: directory.Entry) -> PoolEntry:
-    warm = directory.read_warm(home.pool / entry.name)
+def _described(home: Home, entry: pool_directory.Entry) -> PoolEntry:
+    warm = pool_directory.read_warm(home.pool / entry.name)
     pss_bytes: int | None = None
     if warm is not None:
         with suppress(RametError):  # null is shown: it isn't known

@@ -1,8 +1,8 @@
-"""Bringing a guest up from a capture: what a fork, a restore and a rewind have in common.
+"""Load a captured guest into a VMM, resume it, verify it: what a fork, a restore and a rewind have in common.
 
-A directory of its own, into which the parts are shared; each checked against the manifest; a VMM on them; the
-delta written into its private mapping before anything in it looks at guest memory; vmstate; resume; proof.
-Guest RAM is neither read nor written on the host, but for the delta.
+`parts` has put the capture's parts into the new directory. Then comes a VMM on them; the delta, written into
+its private mapping before anything in it looks at guest memory; vmstate; resume; the guest's identity. Guest
+RAM is neither read nor written on the host, but for the delta.
 """
 
 from __future__ import annotations

@@ -31,11 +31,7 @@ from ramet.units import KIB
 
 _SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, CONFIRMED_FILE)
 """What a capture's directory has that is of no meaning to what is restored from it."""
-
-
 _COMPACTED_MEANWHILE = 3
-
-
 _QUICKLY_COPIED_BYTES = 256 * KIB
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -15,10 +16,6 @@ from ramet.model.schema import SnapshotInfo, SnapshotInspection, SnapshotPart
 from ramet.model.snapshot import SnapshotRecord
 from ramet.system.files import STAT_BLOCK_BYTES
 
-if TYPE_CHECKING:
-    from os import stat_result
-
-
 _TRIES = 3
 
 
@@ -27,7 +24,7 @@ def describe(context: Context, record: SnapshotRecord) -> SnapshotInfo:
     return SnapshotInfo(**_fields(context, record, *_read(context, record)))
 
 
-def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str, stat_result]]:
+def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str, os.stat_result]]:
     directory = context.home.snapshot(record.id)
     try:
         for tries_left in reversed(range(_TRIES)):
@@ -52,7 +49,7 @@ def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str,
 
 
 def _fields(
-    context: Context, record: SnapshotRecord, manifest: Manifest, facts: dict[str, stat_result]
+    context: Context, record: SnapshotRecord, manifest: Manifest, facts: dict[str, os.stat_result]
 ) -> dict[str, Any]:
     forks = Counter(row.snapshot for row in context.store.all())
     occupied = {name: status.st_blocks * STAT_BLOCK_BYTES for name, status in facts.items()}
@@ -77,7 +74,7 @@ def _fields(
     }
 
 
-def _part(manifest: Manifest, name: str, status: stat_result) -> SnapshotPart:
+def _part(manifest: Manifest, name: str, status: os.stat_result) -> SnapshotPart:
     facts = manifest.facts_of(name)
     digest = manifest.parts[name if name in manifest.parts else manifest.memory.base].digest
     return SnapshotPart(

@@ -20,11 +20,7 @@ from ramet.model.record import Disk
 from ramet.units import PAGE_SIZE_BYTES
 
 _MOST_CPUS = 256
-
-
 _MOST_PORTS = 30
-
-
 _DISK_NAME = re.compile(r"disk[0-9]{0,2}")
 
 

@@ -1,0 +1,40 @@
+"""The bytes of an archive, as its writer and its reader know them: records, bounds, waits.
+
+Source: `docs/archive.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import select
+import struct
+from typing import Final
+
+from ramet.units import MIB
+
+FORMAT: Final = 1
+MAX_MANIFEST_BYTES: Final = 4 * MIB
+MAX_PARTS: Final = 64
+MAX_DATA_BYTES: Final = 4 * MIB
+"""Of one record."""
+MAX_NAME_BYTES: Final = 255
+# Not text: what was treated as text on its way is recognised by it.
+MAGIC: Final = b"RAMET\r\n\x1a"
+HEADER: Final = struct.Struct("<8sHBBIQ")
+RECORD: Final = struct.Struct("<B3sIQ")
+RESERVED: Final = bytes(3)
+STORED: Final = 0  # the codec: data as it is
+PART, DATA, PART_END, END = 1, 2, 3, 4
+DIGEST_BYTES: Final = hashlib.sha256().digest_size
+POLL_MS: Final = 200
+
+
+def go_on() -> None:
+    """The checkpoint of who never gives up."""
+
+
+def is_ready(descriptor: int, event: int) -> bool:
+    """Whether a descriptor became ready within 0.2 s."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    return bool(poll.poll(POLL_MS))
