@@ -30,6 +30,7 @@ def run(project: Path, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", project, "-q", *words, project],
         cwd=project,
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
         capture_output=True,
         text=True,
         timeout=500,

@@ -81,15 +81,15 @@ async def stalls(vm: protocols.VM) -> object:
     errors: list[ramet.GuestTimeoutError] = []
 
     async def stall() -> None:
-        await anyio.sleep(1)
+        await vm.exec("sh", "-c", "until [ -e /tmp/begun ]; do sleep 0.1; done", check=True)
         os.kill(pid, signal.SIGSTOP)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stall)
-        for timeout_s in (3, 1):
+        for timeout_s in (6, 1):
             with anyio.fail_after(60):
                 try:
-                    await vm.exec("sleep", "60", timeout=timeout_s)
+                    await vm.exec("sh", "-c", "> /tmp/begun; exec sleep 60", timeout=timeout_s)
                 except ramet.GuestTimeoutError as error:
                     errors.append(error)
     os.kill(pid, signal.SIGCONT)
