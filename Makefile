@@ -30,11 +30,11 @@ check: | .venv ## lint, types, import rules, and the tests that need no VM
 	$(LINT)
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not vm and not deep and not soak"
 
-test: setup ## lint, types, import rules, and the tests that a merge needs (10 minutes on two cores)
+test: setup ## lint, types, import rules, and the tests that a merge needs (15 minutes on two cores)
 	$(LINT)
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not deep and not soak"
 
-test-deep: setup ## the long tests: crashes, emulated host, hunts, fuzz, releases, wheel (40 minutes)
+test-deep: setup ## the long tests: crashes, emulated host, hunts, fuzz, releases, wheel
 	$(BIN)/python -m tools.deep
 
 test-soak: setup ## what takes longer still, by hand: every point of a crash, long hunts, long fuzzing (hours)

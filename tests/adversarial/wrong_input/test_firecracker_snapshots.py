@@ -187,6 +187,38 @@ exec {real} "$@"
 """
 
 
+_PANICKING = """#!/bin/sh
+# The first {times} end as one does whose API's thread waits for a machine that can't be made.
+case "$*" in *--version*) exec {real} "$@" ;; esac
+mkdir {counter}/$$
+if [ "$(ls {counter} | wc -l)" -le {times} ]; then
+    echo "2030-01-01T00:00:00 [1:fc_api] Firecracker panicked at api_server/mod.rs:174:63:" >> vmm.log
+    echo "VMM disconnected: RecvError" >> vmm.log
+    exit 1
+fi
+exec {real} "$@"
+"""
+
+
+@pytest.mark.parametrize(("times", "starts"), [(1, 2), (9, 3)], ids=["once", "always"])
+async def test_a_boot_that_lost_its_reason_is_tried_again_but_not_for_ever(
+    times: int, starts: int, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper, counter = tmp_path / "firecracker", tmp_path / "started"
+    counter.mkdir()
+    wrapper.write_text(_PANICKING.format(real=Firecracker().program(), counter=counter, times=times))
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("RAMET_FIRECRACKER", str(wrapper))
+    async with ramet.Host(home) as host:
+        if times < starts:
+            assert (await (await host.run("probe", driver="firecracker", memory="64M")).info()).pid
+        else:
+            with pytest.raises(ramet.VmmError, match="VMM disconnected"):
+                await host.run("probe", driver="firecracker", memory="64M")
+            assert await host.list(everything=True) == []
+    assert len(list(counter.iterdir())) == starts
+
+
 async def test_an_api_that_does_not_answer(
     home: Path, make_template: MakeTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""The end of an instance: discarded or removed.
+"""The end of an instance: destroyed or removed.
 
 Delete is row, then directory (I2): a directory without a record belongs to nobody, and any ramet process may
 delete it.
@@ -143,7 +143,7 @@ async def _forget(context: Context, record: Record, *, force: bool) -> None:
 async def destroy_all(
     context: Context, records: Iterable[Record], *, only_if: Callable[[Record], bool] | None = None
 ) -> None:
-    """Discard several, whatever befalls one of them (I7). What a record here names is ended though the row
+    """Destroy several, whatever befalls one of them (I7). What a record here names is ended though the row
     has no VMM yet, or is gone; with `only_if` those rows alone are meant that are there and of which it says
     yes.
 
