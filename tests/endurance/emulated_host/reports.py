@@ -55,7 +55,9 @@ def collect(*selection: str) -> list[str]:
 
 
 def run_inside(host: EmulatedHost, *selection: str, timeout_s: float) -> Inner:
-    """Run pytest on those paths, with those options, in the host. Tests that the run didn't get to are missing from the result.
+    """Run pytest on those paths, with those options, in the host.
+
+    Tests that the run didn't get to are missing from the result.
 
     Raises `HostDiedError`.
     """
