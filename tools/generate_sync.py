@@ -109,8 +109,8 @@ _FORKS = """
     def __init__(self, wrapped: {original}, portal: _Portal) -> None:
         # Asked for with return_exceptions, the list holds exceptions where forks failed.
         super().__init__(
-            cast("VM", one) if isinstance(one, Exception) else VM(cast("{vm}", one), portal)
-            for one in cast("list[object]", wrapped)
+            cast("VM", fork) if isinstance(fork, Exception) else VM(cast("{vm}", fork), portal)
+            for fork in cast("list[object]", wrapped)
         )
         self._wrapped = wrapped
         self._portal = portal

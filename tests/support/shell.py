@@ -117,7 +117,7 @@ def guest(homes: Path) -> Iterator[Shell]:
     yield shell
     shell.close()
     if ids := shell("ps", "-aq").stdout.split():
-        shell("rm", "-f", *(one.decode() for one in ids))
+        shell("rm", "-f", *(container_id.decode() for container_id in ids))
     assert_nothing_left(home)
 
 

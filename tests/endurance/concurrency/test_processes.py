@@ -106,7 +106,7 @@ def test_a_rebooted_fork_is_started_by_one_of_many(shell: Shell) -> None:
     shell("rm", "-f", "again")
 
 
-def test_what_a_dead_process_owned_is_reaped_by_all_who_come(shell: Shell) -> None:
+def test_all_who_come_remove_what_a_dead_process_owned(shell: Shell) -> None:
     code = (
         "import sys, anyio, ramet\n"
         "async def main():\n"

@@ -50,16 +50,22 @@ NOBODYS = {"reconcile"}
 QEMU = ("qemu", "builtin", "128M")
 FIRECRACKER = ("firecracker", "probe", "32M")
 TRIALS = [
-    *((QEMU, one) for one in ("fork", "template", "rm", "stop", "pause", "reconcile", "run", "start")),
+    *(
+        (QEMU, operation)
+        for operation in ("fork", "template", "rm", "stop", "pause", "reconcile", "run", "start")
+    ),
     # The others do nothing that depends on the driver.
-    *((FIRECRACKER, one) for one in ("fork", "detached_fork", "template", "run", "start")),
+    *((FIRECRACKER, operation) for operation in ("fork", "detached_fork", "template", "run", "start")),
     *(
         (FIRECRACKER, snapshot)
         for snapshot in ("branch", "snapshot", "snapshot_rm", "standby", "restore", "rewind", "come")
     ),
-    *((FIRECRACKER, one) for one in ("compress", "decompress", "compressed_fork", "compressed_restore")),
-    *((QEMU, one) for one in ("branch", "standby", "rewind", "pooled_fork")),
-    *((FIRECRACKER, one) for one in ("pool", "pooled_fork")),
+    *(
+        (FIRECRACKER, operation)
+        for operation in ("compress", "decompress", "compressed_fork", "compressed_restore")
+    ),
+    *((QEMU, operation) for operation in ("branch", "standby", "rewind", "pooled_fork")),
+    *((FIRECRACKER, operation) for operation in ("pool", "pooled_fork")),
 ]
 
 
@@ -124,9 +130,9 @@ async def verify(home: Path, operation: str) -> None:
     """The next command's view of the home: consistent, truthful, and after removal empty but for `base`."""
     async with ramet.Host(home) as host:
         instances = await host.list(everything=True)
-        by_name = {one.name: one for one in instances}
+        by_name = {instance.name: instance for instance in instances}
         assert by_name["base"].state == "template"
-        recorded = {one.id for one in instances}
+        recorded = {instance.id for instance in instances}
         with anyio.move_on_after(30):
             # The killed process's watcher may have removed the last record just before this Host looked.
             while {path.name for path in (home / "instances").iterdir()} != recorded:
@@ -143,20 +149,22 @@ async def verify(home: Path, operation: str) -> None:
         living = {
             process.pid for found in spawn.spawned_below(home / "instances").values() for process in found
         }
-        assert living == {one.pid for one in instances if one.pid is not None}, "a VMM without a record"
-        for one in instances:
-            vm = await host.get(one.id)
-            assert one.state in {"running", "template", "stopped", "paused", "standby"}, one
-            if one.state == "standby":
+        assert living == {instance.pid for instance in instances if instance.pid is not None}, (
+            "a VMM without a record"
+        )
+        for instance in instances:
+            vm = await host.get(instance.id)
+            assert instance.state in {"running", "template", "stopped", "paused", "standby"}, instance
+            if instance.state == "standby":
                 assert operation in {"standby", "restore", "compressed_restore"}, "nobody asked for that"
                 await vm.restore()
-                assert (await vm.exec("hostname", timeout=30)).text == f"{one.name}\n"
-            if one.state == "paused":
+                assert (await vm.exec("hostname", timeout=30)).text == f"{instance.name}\n"
+            if instance.state == "paused":
                 assert operation == "pause", "nobody asked for that"
                 await vm.resume()
-            if one.state in {"running", "paused"}:
-                assert (await vm.exec("hostname", timeout=30)).text == f"{one.name}\n"
-            elif one.state == "template" and one.name != "base":
+            if instance.state in {"running", "paused"}:
+                assert (await vm.exec("hostname", timeout=30)).text == f"{instance.name}\n"
+            elif instance.state == "template" and instance.name != "base":
                 async with vm.fork(1) as (child,):
                     assert (await child.exec("true")).ok
         expected: dict[str, set[frozenset[str]]] = {
@@ -173,9 +181,9 @@ async def verify(home: Path, operation: str) -> None:
             "compressed_fork": {frozenset({"x"}), frozenset({"x", "f"})},
         }
         assert frozenset(by_name) - {"base"} in expected.get(operation, {frozenset({"x"})})
-        for one in instances:
-            if one.name != "base":
-                await (await host.get(one.id)).remove(force=True)
+        for instance in instances:
+            if instance.name != "base":
+                await (await host.get(instance.id)).remove(force=True)
     assert Home(home).instances.exists()
     assert {path.name for path in (home / "instances").iterdir()} == {by_name["base"].id}
     assert spawn.spawned_below(home / "instances") == {}
@@ -191,12 +199,12 @@ async def verify_snapshots(host: ramet.Host, operation: str) -> None:
         "snapshot_rm": {frozenset(), frozenset({"s"})},
         "rewind": {frozenset({"s"})},
         "come": {frozenset({"s"}), frozenset({"s", "came"})},
-        **{one: {frozenset({"s"})} for one in ("compress", "decompress", "compressed_fork")},
+        **{unchanged: {frozenset({"s"})} for unchanged in ("compress", "decompress", "compressed_fork")},
     }
-    assert frozenset(one.name for one in found) in expected.get(operation, {frozenset()})
-    assert {path.name for path in (host.home / "snapshots").iterdir()} == {one.id for one in found}
-    for one in found:
-        snapshot = await host.snapshot(one.id)
+    assert frozenset(info.name for info in found) in expected.get(operation, {frozenset()})
+    assert {path.name for path in (host.home / "snapshots").iterdir()} == {info.id for info in found}
+    for info in found:
+        snapshot = await host.snapshot(info.id)
         assert {path.name for path in snapshot.directory.glob("*.zst")} <= {
             part.name for part in (await snapshot.inspect()).parts
         }

@@ -25,7 +25,7 @@ def parametrize(metafunc: pytest.Metafunc, words: Sequence[str]) -> None:
 def run_in(emulated: EmulatedHost, words: Sequence[str]) -> Inner:
     """The inner run. What it prints is this test run's output, live with `-s`.
 
-    A host that hangs all the same (`EmulatedHost` nudges one that has lost an interrupt) gets a second
+    A host that hangs all the same (`EmulatedHost` interrupts one that has lost an interrupt) gets a second
     chance, and what its processors were at is in the output.
     """
     try:

@@ -21,7 +21,7 @@ async def job(driver, image, **options):
         print("run", (await warm.inspect()).state)
         await warm.snapshot("early")
         async with warm.fork(2) as forks:
-            print("branches", len(forks), [one.receipt.memory.mode for one in forks])
+            print("branches", len(forks), [fork.receipt.memory.mode for fork in forks])
         await warm.pause()
         await warm.resume()
         await warm.standby()

@@ -78,7 +78,11 @@ def annotated(part: Part) -> Iterator[ast.expr]:
     for function in members(part):
         given = function.args
         each = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
-        yield from (one.annotation for one in each if one is not None and one.annotation is not None)
+        yield from (
+            parameter.annotation
+            for parameter in each
+            if parameter is not None and parameter.annotation is not None
+        )
         if function.returns is not None:
             yield function.returns
     if isinstance(part.definition, ast.ClassDef):

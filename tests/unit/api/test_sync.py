@@ -27,7 +27,7 @@ def test_it_has_what_the_async_classes_have() -> None:
     for name in ("Host", "VM", "Snapshot", "Forks", "Process"):
         asynchronous, plain = getattr(ramet, name), getattr(ramet.sync, name)
         inherited = {*dir(list), "begin", "end", "lost", "receive"}
-        public = {one for one in members(asynchronous) if not one.startswith("_")} - inherited
+        public = {member for member in members(asynchronous) if not member.startswith("_")} - inherited
         assert public <= set(dir(plain)), name
         for method in public:
             mine, its = getattr(plain, method), getattr(asynchronous, method)

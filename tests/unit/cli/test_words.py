@@ -130,9 +130,11 @@ def test_version_and_help(ramet: Shell) -> None:
 def test_every_verb_knows_help_and_json(ramet: Shell) -> None:
     command = typer.main.get_command(app)
     for name, verb in command.commands.items():  # type: ignore[attr-defined]
-        for one in getattr(verb, "commands", {name: verb}).values():
-            assert "--json" in {option for parameter in one.params for option in parameter.opts}, one.name
-            assert one.help, one.name
+        for subcommand in getattr(verb, "commands", {name: verb}).values():
+            assert "--json" in {option for parameter in subcommand.params for option in parameter.opts}, (
+                subcommand.name
+            )
+            assert subcommand.help, subcommand.name
 
 
 def test_help_of_template_says_what_it_is_not(ramet: Shell) -> None:
@@ -460,7 +462,7 @@ def test_abandoned_demo_homes_are_told_by_their_owner(tmp_path: Path) -> None:
     me = process_ref.this_process()
     living, dead = tmp_path / f"demo-{me.pid}-{me.started}-abc", tmp_path / f"demo-{me.pid}-1-abc"
     other = tmp_path / "demo-of-mine"
-    for one in (living, dead, other):
-        one.mkdir()
+    for path in (living, dead, other):
+        path.mkdir()
     anyio.run(remove_abandoned, tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([living, other])

@@ -88,7 +88,7 @@ class TestLocales:
             run(guest, extra, "exec", "box", "mkdir", "-p", directory)
             words = ("exec", "-e", b"V=" + typed, "--cwd", directory, "box", "sh", "-c", *self.SHOW, typed)
             assert run(guest, extra, *words) == b"".join(
-                one + b"\n" for one in (typed, typed, directory, b"root")
+                line + b"\n" for line in (typed, typed, directory, b"root")
             )
 
     def test_a_variable_from_here(self, guest: Shell, latin1: dict[str, str]) -> None:

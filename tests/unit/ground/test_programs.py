@@ -288,7 +288,7 @@ def test_ramet_alone_needs_no_home(nobody: pytest.MonkeyPatch) -> None:
 def test_it_runs_as_a_module(tmp_path: Path, options: list[str]) -> None:
     """However Python is started, and from a directory that is gone."""
     if "-S" in options:
-        path = os.pathsep.join(one for one in sys.path if one)
+        path = os.pathsep.join(entry for entry in sys.path if entry)
         options = ["-S", "-c", f"import sys; sys.path[:] = {path.split(os.pathsep)}; import ramet.__main__"]
     else:
         options = [*options, "-m", "ramet"]

@@ -277,8 +277,8 @@ async def test_another_token_or_an_impossible_count_begins_anew(tmp_path: Path) 
                     cutter.cut()
                     await process.wait()
             await agent.ping()
-            for one in await agent.processes():
-                os.kill(one.pid, signal.SIGKILL)
+            for orphan in await agent.processes():
+                os.kill(orphan.pid, signal.SIGKILL)
 
 
 @pytest.mark.timing

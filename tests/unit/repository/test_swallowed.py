@@ -48,9 +48,9 @@ def names_in(node: ast.expr | None) -> set[str]:
     if node is None:
         return {"BaseException"}
     return {
-        one.attr if isinstance(one, ast.Attribute) else one.id
-        for one in ast.walk(node)
-        if isinstance(one, ast.Name | ast.Attribute)
+        part.attr if isinstance(part, ast.Attribute) else part.id
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name | ast.Attribute)
     }
 
 

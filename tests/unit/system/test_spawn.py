@@ -37,7 +37,7 @@ def test_it_is_found_in_the_middle_of_execve(tmp_path: Path) -> None:
         )
         try:
             found = spawn.spawned_in(tmp_path)
-            assert [one.pid for one in found] == [child.pid]
+            assert [process.pid for process in found] == [child.pid]
         finally:
             child.kill()
             child.wait()

@@ -278,7 +278,7 @@ def _compare_timings(ramet: Shell) -> None:
     # The column of decompression is there when there was any.
     steps = [step for step in Timings.__struct_fields__ if step != "decompress"]
     assert lines[4].split() == ["TIMINGS", "IN", "MS", *map(str.upper, steps)]
-    shown = {name: [float(one) for one in took] for name, *took in map(str.split, lines[5:-1])}
+    shown = {name: [float(word) for word in took] for name, *took in map(str.split, lines[5:-1])}
     assert list(shown) == ["timed-1", "timed-2", "timed-3", "(median)", "(max)"]
     forks = [shown[f"timed-{number}"] for number in (1, 2, 3)]
     for number, took in enumerate(forks, 1):
@@ -300,7 +300,7 @@ def test_forks_that_all_fail_alike_give_their_own_code(ramet: Shell) -> None:
         vmstate.write_bytes(bytes(vmstate.stat().st_size))
         report = ramet.json("fork", "-n", "2", "warm", "--json", code=1)
         shown = report.get("forks", [report])
-        assert {one["error"]["code"] for one in shown} == {"damaged"}
+        assert {failure["error"]["code"] for failure in shown} == {"damaged"}
         assert [instance["name"] for instance in ramet.json("ps", "--json")] == ["warm"]
     finally:
         ramet("rm", "-f", "warm")

@@ -61,8 +61,8 @@ def letting_go(*halting: Halting) -> Iterator[None]:
     try:
         yield
     finally:
-        for one in halting:
-            one.go_on()
+        for thread in halting:
+            thread.go_on()
 
 
 async def ended_with(call: Awaitable[object], errors: list[ramet.RametError]) -> None:
@@ -81,7 +81,7 @@ def damage(mem: Path) -> None:
             opened.seek(block)
             if any(data := opened.read(64)):
                 opened.seek(block)
-                opened.write(bytes(255 - one for one in data))
+                opened.write(bytes(255 - byte for byte in data))
     mem.chmod(before.st_mode & 0o7777)
     os.utime(mem, ns=(before.st_atime_ns, before.st_mtime_ns))
 
@@ -349,7 +349,7 @@ async def test_removed_while_its_raw_file_is_waited_for(snapshot: ramet.Snapshot
     assert isinstance(error, ramet.NotFoundError)
 
 
-async def test_a_warm_vmm_of_memory_that_was_given_up_isnt_handed_out(
+async def test_a_warm_vmm_of_memory_that_was_given_up_isnt_claimed(
     snapshot: ramet.Snapshot, warm_home: Path
 ) -> None:
     """It has the file of before: who forks shares the one that the others get."""

@@ -113,7 +113,7 @@ async def test_a_command_of_the_parents_goes_on_in_the_fork_and_is_listed(host: 
                 pass
         listed = (await vm.inspect()).processes
         assert listed is not None
-        assert [one.pid for one in listed if one.detached] == [pid]
+        assert [process.pid for process in listed if process.detached] == [pid]
 
 
 async def test_a_process_is_talked_to_as_it_runs(warm: protocols.VM) -> None:

@@ -62,7 +62,7 @@ async def test_detached_forks_stay_when_the_host_is_left(warm_home: Path, warm: 
         left = {instance.name: instance for instance in await host.list() if instance.parent == warm.id}
         assert set(left) == {"stays-1", "stays-2", "reported"}
         assert {left["stays-1"].id, left["stays-2"].id} == ids
-        assert goes.id not in {one.id for one in left.values()}
+        assert goes.id not in {instance.id for instance in left.values()}
         for name in left:
             vm = await host.get(name)
             assert (await vm.exec("hostname")).text == f"{name}\n"
@@ -84,9 +84,9 @@ async def test_they_belong_to_their_maker_until_they_are_whole(
     monkeypatch.setattr(Store, "finish_forks", looking)
     forks = await warm.fork(2, detach=detach)
     (before,) = seen
-    assert [(one.state, one.owner is None) for one in before.values()] == [("created", False)] * 2
+    assert [(record.state, record.owner is None) for record in before.values()] == [("created", False)] * 2
     after = owners_of(warm_home, source=warm.id)
-    assert [(one.state, one.owner is None) for one in after.values()] == [("running", detach)] * 2
+    assert [(record.state, record.owner is None) for record in after.values()] == [("running", detach)] * 2
     for vm in forks:
         await vm.remove(force=True)
 

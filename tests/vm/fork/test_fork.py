@@ -47,14 +47,14 @@ async def test_every_fork_is_its_own_and_shares_one_inode(warm: ramet.VM) -> Non
         for what in ("machine_id", "hostname", "boot_random"):
             assert len({getattr(receipt.identity, what) for receipt in receipts}) == 6, what
         assert {receipt.identity.generation for receipt in receipts} == {2}
-        for one in receipts:
-            file = Path(one.directory) / one.memory.file
-            assert file.stat().st_ino == one.memory.inode
+        for receipt in receipts:
+            file = Path(receipt.directory) / receipt.memory.file
+            assert file.stat().st_ino == receipt.memory.inode
             # An old QEMU opens it for writing, for which root needs no permission and an ordinary user does.
-            never_writable = os.geteuid() == 0 or one.memory.immutability.startswith("enforced")
+            never_writable = os.geteuid() == 0 or receipt.memory.immutability.startswith("enforced")
             assert file.stat().st_mode & (0o222 if never_writable else 0o022) == 0
-            assert mapped(one.pid, one.memory.inode) == ["rw-p"], "mapped once, privately"
-            parts = one.timings_ms
+            assert mapped(receipt.pid, receipt.memory.inode) == ["rw-p"], "mapped once, privately"
+            parts = receipt.timings_ms
             assert parts.pause == 0
             assert parts.total == pytest.approx(
                 parts.queued + parts.clone + parts.spawn + parts.load + parts.resume + parts.ready, abs=1
@@ -278,7 +278,7 @@ async def test_what_cannot_be_forked_says_why(host: protocols.Host, warm: protoc
 
 async def test_names_of_forks(warm: protocols.VM) -> None:
     async with warm.fork(2, name="team") as named, warm.fork(2) as unnamed:
-        assert [one.name for one in named] == ["team-1", "team-2"]
+        assert [vm.name for vm in named] == ["team-1", "team-2"]
         assert [path.name for path in unnamed] == ["warm-1", "warm-2"]
         with pytest.raises(ramet.NameTakenError):
             await warm.fork(1, name="team-1")

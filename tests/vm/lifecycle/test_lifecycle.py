@@ -150,7 +150,7 @@ anyio.run(main)
 """
 
 
-async def test_what_a_killed_script_left_is_reaped_by_the_next(warm_home: Path) -> None:
+async def test_the_next_process_removes_what_a_killed_script_left(warm_home: Path) -> None:
     done = await anyio.run_process(
         [sys.executable, "-c", KILLED_OWNER, str(warm_home)], check=False, stderr=None
     )

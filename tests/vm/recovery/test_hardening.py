@@ -115,8 +115,8 @@ async def test_a_discard_by_a_stale_record_ends_the_vmm_of_today(warm: ramet.VM,
 
 
 @pytest.mark.vm
-async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_home: Path) -> None:
-    """The reaper reads that an instance's owner is dead; by the time it acts, the instance has been
+async def test_recovery_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_home: Path) -> None:
+    """Recovery reads that an instance's owner is dead; by the time it acts, the instance has been
     detached.
     """
     from ramet.engine import recovery
@@ -250,7 +250,7 @@ async def test_leaving_on_a_disk_without_room_ends_the_vmms(
     await vm.remove(force=True)
 
 
-async def test_the_launcher_for_yama_keeps_pid_mark_directory_and_descriptors(
+async def test_the_launcher_for_yama_keeps_pid_owner_tag_directory_and_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Yama itself isn't on every machine; that a VMM started through the launcher is the same VMM can be

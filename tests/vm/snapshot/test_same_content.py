@@ -119,14 +119,14 @@ async def test_one_of_many_gets_a_name(warm: ramet.VM) -> None:
     async with warm.fork() as (vm,):
         taken = await at_once(*(vm.snapshot("same") for _ in range(3)))
         assert sum(isinstance(vm, NameTakenError) for vm in taken) == 2
-        for one in taken:
-            if isinstance(one, ramet.Snapshot):
-                await one.remove()
+        for snapshot in taken:
+            if isinstance(snapshot, ramet.Snapshot):
+                await snapshot.remove()
         forks = await at_once(*(_forked(warm, "same") for _ in range(3)))
         assert sum(isinstance(vm, NameTakenError) for vm in forks) == 2
-        for one in forks:
-            if isinstance(one, ramet.VM):
-                await one.remove(force=True)
+        for fork in forks:
+            if isinstance(fork, ramet.VM):
+                await fork.remove(force=True)
 
 
 async def _forked(warm: ramet.VM, name: str) -> ramet.VM:
