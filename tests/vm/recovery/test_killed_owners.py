@@ -86,7 +86,7 @@ async def test_the_guests_of_a_killed_owner_go_and_detached_ones_stay(warm_home:
 async def test_a_stopped_owner_is_alive(warm_home: Path) -> None:
     with owner(warm_home, "warm", 1) as process, owned(warm_home) as guests:
         process.send_signal(signal.SIGSTOP)
-        await anyio.sleep(1.0)
+        await anyio.sleep(0.5)
         assert guests.alive() == 1
         process.send_signal(signal.SIGCONT)
         assert watchers_of(process.pid) != []
@@ -184,10 +184,10 @@ async def test_several_owners_that_are_killed_together(probe_home: Path) -> None
     """One cleaning is enough for all; none is forgotten."""
     with ExitStack() as running:
         several = [
-            running.enter_context(owner(probe_home, "probe", 2, name=f"of{number}")) for number in range(5)
+            running.enter_context(owner(probe_home, "probe", 2, name=f"of{number}")) for number in range(3)
         ]
         with owned(probe_home) as guests:
-            assert guests.alive() == 10
+            assert guests.alive() == 6
             killed_s = time.monotonic()
             for process in several:
                 process.kill()
