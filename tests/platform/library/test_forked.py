@@ -112,7 +112,7 @@ def test_no_lock_of_a_module_is_inherited(home: Path) -> None:
         """
         import importlib, pkgutil, _thread
         for found in pkgutil.walk_packages(ramet.__path__, "ramet."):
-            if not found.name.endswith(("__main__", "_rescuer", ".launching", "_probe", "_watcher")):
+            if not found.name.endswith(("__main__", "_resumer", ".launching", "_probe", "_watcher")):
                 importlib.import_module(found.name)
         def locks():
             for name, module in sorted(sys.modules.items()):

@@ -20,7 +20,7 @@ from ramet.memory.pages import LivePages, buffer_pages
 from ramet.memory.ram import changed_pages, locate_ram, ram_bytes
 from ramet.model.record import Machine, RamRange
 from ramet.paths import MEM_FILE
-from ramet.system import spawn
+from ramet.system import rlimits
 from ramet.system.copying import data_extents
 from ramet.testing.driver_contract.subject import Frozen, Running, Subject, booted, restored
 from ramet.units import GIB, MIB, FileOffset, HostVirtual
@@ -77,11 +77,11 @@ async def save(vm: Running, name: str, *, diff: bool) -> Path:
         "snapshot_path": f"{name}-state",
         "mem_file_path": name,
     }
-    limits = spawn.limit_of_files(vm.vmm.process)
-    spawn.limit_files(vm.vmm.process, None)
+    limits = rlimits.limit_of_files(vm.vmm.process)
+    rlimits.limit_files(vm.vmm.process, None)
     async with api(vm.directory, who="the test's", limit_s=60) as firecracker:
         await firecracker.call("PUT", "/snapshot/create", body)
-    spawn.limit_files(vm.vmm.process, limits)
+    rlimits.limit_files(vm.vmm.process, limits)
     return vm.directory / name
 
 

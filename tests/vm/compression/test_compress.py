@@ -477,7 +477,7 @@ class TestWrongInput:
         monkeypatch.setattr(compression, "_FORKS_S", 0.2)
         context = snapshot._context
         origin = snapshots_compression.of_snapshot(context, snapshot._record).origin()
-        async with decompression.kept(origin):
+        async with decompression.raw_file_kept(origin):
             with pytest.raises(ramet.LockBusyError, match="its raw file stays") as caught:
                 await snapshot.compress(level=4)
             assert f"ramet snapshot compress --level 4 {snapshot.id}" in str(caught.value.hint)

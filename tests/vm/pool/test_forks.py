@@ -15,7 +15,7 @@ from ramet.engine.manifest import read_manifest
 from ramet.errors import NotSharedError
 from ramet.memory.integrity import check
 from ramet.paths import WARM_FILE
-from ramet.system import spawn
+from ramet.system import rlimits, spawn
 from tests.vm.pool.conftest import DISK_VALUE, FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, idle_pool
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -121,7 +121,7 @@ async def test_an_empty_one_takes_any_guest(probe_home: Path) -> None:
         assert await guests.read(vm) == MEMORY_VALUE
         assert await guests.read_disk(vm) == DISK_VALUE
         process = spawn.spawned_in(vm.directory)[0]
-        assert (spawn.limit_of_files(process) or 0) > 0
+        assert (rlimits.limit_of_files(process) or 0) > 0
         await guests.write(vm, 0x61)
         (branch,) = await vm.fork(1)
         assert branch.receipt.warm in {"empty", None}

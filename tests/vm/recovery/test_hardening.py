@@ -127,7 +127,7 @@ async def test_recovery_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_
     await processes.wait_ended(gone, timeout_s=10)
     read = context.store.change(vm.id, lambda row: msgspec.structs.replace(row, owner=gone))
     await vm.detach()
-    await recovery._recover_one(context, read)
+    await recovery._recover_instance(context, read)
     assert (await vm.exec("true")).ok
     await vm.remove(force=True)
     (warm_home / "log").unlink()
