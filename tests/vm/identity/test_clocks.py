@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 
 _WALL_LIMIT_S = 1.0
 _PAUSE_S = 1.5
-"""A clock that stood still meanwhile is further off than the limit."""
+"""A clock that stopped meanwhile is further off than the limit."""
 
 
 class Clocks:
