@@ -126,7 +126,7 @@ async def test_what_is_to_be_ignored_changes_nothing(tmp_path: Path) -> None:
     rng = random.Random(5)
     liar = LyingGuest(rng)
     liar._on_living_streams = False
-    data = rng.randbytes(1 << 20)
+    data = rng.randbytes(1 << 18)
     async with (
         connect_stream(tmp_path, "agent0.sock") as agent_side,
         await anyio.abc.UNIXSocketStream.from_socket(near) as stream,

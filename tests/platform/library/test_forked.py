@@ -134,7 +134,7 @@ def test_no_lock_of_a_module_is_inherited(home: Path) -> None:
     assert inherited == "[]"
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.deep)])
 async def test_multiprocessing(warm: ramet.VM, warm_home: Path, tmp_path: Path, method: str) -> None:
     """A pool of workers, each with a Host, from a program that has one."""
     program = tmp_path / "program.py"

@@ -137,7 +137,7 @@ def test_every_call_of_other_tasks_ends(box: ramet.VM, warm_home: Path, loop: st
     assert len(calls) == 9
 
 
-@pytest.mark.parametrize("source", ["warm", "snapshot", "box"])
+@pytest.mark.parametrize("source", ["warm", pytest.param("snapshot", marks=pytest.mark.deep), "box"])
 async def test_a_fork_that_is_under_way_leaves_nothing(
     box: ramet.VM, warm: ramet.VM, warm_home: Path, loop: str, source: str
 ) -> None:
@@ -233,7 +233,7 @@ async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home:
                         while len(os.listdir(there)) == before:
                             time.sleep(0.001)
                     else:  # these end by nothing else
-                        time.sleep(0.3)
+                        time.sleep(0.15)
                     os.kill(os.getpid(), signal.SIGINT)
 
                 for name, call in calls.items():
@@ -257,7 +257,9 @@ async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home:
     assert said[6:] == ["on 1", "['warm', 'box']"]
 
 
-@pytest.mark.parametrize("call", ["host.get('warm').fork(3)", "host.run()"])
+@pytest.mark.parametrize(
+    "call", ["host.get('warm').fork(3)", pytest.param("host.run()", marks=pytest.mark.deep)]
+)
 def test_what_was_made_for_an_interrupted_caller_is_removed(
     warm_home: Path, warm: ramet.VM, call: str
 ) -> None:
@@ -285,7 +287,13 @@ def test_what_was_made_for_an_interrupted_caller_is_removed(
     assert said == ["KeyboardInterrupt: ", "['warm']"]
 
 
-@pytest.mark.parametrize("by", ["asyncio.wait_for", "anyio.move_on_after", "Task.cancel"])
+@pytest.mark.parametrize(
+    "by",
+    [
+        *(pytest.param(by, marks=pytest.mark.deep) for by in ("asyncio.wait_for", "anyio.move_on_after")),
+        "Task.cancel",
+    ],
+)
 async def test_a_host_is_left_whole_by_who_is_cancelled(
     warm: ramet.VM, warm_home: Path, loop: str, by: str
 ) -> None:

@@ -164,15 +164,16 @@ def test_the_whole_way(host: ramet.sync.Host) -> None:
 
 
 @pytest.mark.vm
-def test_forks_that_fail(host: ramet.sync.Host) -> None:
-    base = host.run("builtin", name="warm").template()
-    os.truncate(base.directory / "vmstate", 100)
-    with pytest.raises(ramet.RametError) as caught:
-        base.fork(1)
-    if isinstance(caught.value, ramet.ForkError):
-        assert isinstance(caught.value, ramet.sync.ForkError)
-        assert caught.value.forks == []
-    assert [instance.name for instance in host.list()] == ["warm"]
+def test_forks_that_fail(warm_home: Path) -> None:
+    with ramet.sync.Host(warm_home) as host, host.get("warm").fork(1, name="base") as (fork,):
+        base = fork.template()
+        os.truncate(base.directory / "vmstate", 100)
+        with pytest.raises(ramet.RametError) as caught:
+            base.fork(1)
+        if isinstance(caught.value, ramet.ForkError):
+            assert isinstance(caught.value, ramet.sync.ForkError)
+            assert caught.value.forks == []
+        assert {instance.name for instance in host.list()} == {"warm", "base"}
 
 
 @pytest.mark.vm

@@ -25,7 +25,7 @@ from ramet.cli import descriptors, output
 from tests.conftest import living_in
 from tests.support.shell import COMMAND, LIMIT_S, Shell, read_terminal
 
-MANY_BYTES = 3 << 20
+MANY_BYTES = 1 << 20
 PATTERN = bytes(range(256)) * 16
 
 
