@@ -207,6 +207,9 @@ async def test_run_ends_with_the_commands_code(ramet: Shell, image: str) -> None
     assert document["command"]["exit_code"] == 2
     assert document["image"] == image
     assert_nothing_left(ramet.home)
+    ramet("run", image, "--driver", driver, "--name", "stays", "--", *command, code=2)
+    assert [instance["name"] for instance in ramet.json("ps", "--json")] == ["stays"]
+    ramet("rm", "-f", "stays")
     ramet("run", image, "--driver", driver, "nosuch", code=127)
     assert_nothing_left(ramet.home)
 
