@@ -40,6 +40,9 @@ _SPLIT: Final = {
 apart. What a group needs, it makes for itself.
 """
 
+_NO_VM: Final = re.compile(r"not vm( and not \w+)*")
+_ALL_VM: Final = re.compile(r"^pytestmark = (pytest\.mark\.vm$|\[[^\]]*\bmark\.vm\b)", re.MULTILINE)
+
 
 def _shared() -> Path:
     return Path(os.environ[_VARIABLE])
@@ -114,6 +117,15 @@ def in_order(nodeids: Sequence[str], known: dict[str, float]) -> list[int]:
         return -totals[group], group
 
     return sorted(range(len(nodeids)), key=place)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where all tests of a file need a VM, don't import it for a run (`-m`) of those that need none: each
+    worker would take seconds for that.
+    """
+    if collection_path.name.startswith("test_") and _NO_VM.fullmatch(config.option.markexpr):
+        return _ALL_VM.search(collection_path.read_text()) is not None or None
+    return None
 
 
 @pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")

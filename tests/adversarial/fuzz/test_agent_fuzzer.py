@@ -22,6 +22,7 @@ def test_the_seeds_are_what_corpus_py_writes() -> None:
     assert kept == corpus.scripts(), "run `python -m tests.adversarial.fuzz.corpus`"
 
 
+@pytest.mark.slow
 def test_nothing_that_a_fuzzer_finds_breaks_the_agent(tmp_path: Path) -> None:
     program = tmp_path / "agent-fuzzer"
     agent_run.build(program)
@@ -40,11 +41,13 @@ def at_full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
+@pytest.mark.slow
 def test_valid_sessions_pass_with_the_agents_own_windows(at_full_size: Path) -> None:
     finished = agent_run.replay(at_full_size, sorted(corpus.DIRECTORY.iterdir()))
     assert finished.returncode == 0, finished.stderr[-6000:]
 
 
+@pytest.mark.slow
 def test_a_hello_that_overtakes_its_connection_is_answered_once_that_is_there(at_full_size: Path) -> None:
     """HELLO, and requests in the same breath, before the driver says that the host has opened the port; the
     end of file behind them is none. The one that comes later is.

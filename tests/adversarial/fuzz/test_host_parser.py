@@ -117,6 +117,7 @@ def test_a_payload_is_decoded_or_a_protocol_error(payload: bytes) -> None:
             str(decode(payload)).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.proves("I8")
 @pytest.mark.timing
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -330,7 +330,14 @@ def test_what_a_source_refers_to(home: Path, captured: Home, reference: str, mea
 
 
 @pytest.mark.parametrize("buffered", [True, False])
-@pytest.mark.parametrize(("words", "code"), [("ps", 141), ("ps --json", 141), ("inspect nosuch --json", 3)])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("ps", 141),
+        pytest.param("ps --json", 141, marks=pytest.mark.slow),
+        pytest.param("inspect nosuch --json", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_closed_pipe_is_no_traceback(ramet: Shell, words: str, code: int, buffered: bool) -> None:
     ramet.environment["PYTHONUNBUFFERED"] = "" if buffered else "1"
     reader, writer = os.pipe()
@@ -350,12 +357,14 @@ FULL = b"ramet: No space left on device\n"
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ("ps", 1, b""),
-        ("ps --json", 1, b""),
-        ("--help", 1, b""),
+        pytest.param("ps", 1, b"", marks=pytest.mark.slow),
+        pytest.param("ps --json", 1, b"", marks=pytest.mark.slow),
+        pytest.param("--help", 1, b"", marks=pytest.mark.slow),
         ("--version", 1, b""),
         # The error is what counts; that its document could not be written either is said besides.
-        ("inspect nosuch --json", 3, b"ramet: no instance 'nosuch'\nhint: "),
+        pytest.param(
+            "inspect nosuch --json", 3, b"ramet: no instance 'nosuch'\nhint: ", marks=pytest.mark.slow
+        ),
         ("stop --nosuch --json", 2, b"ramet: No such option: --nosuch\nhint: "),
     ],
 )

@@ -73,7 +73,10 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 class TestLocales:
     SHOW = (b'echo "$V"; echo "$1"; pwd; id -un', b"sh")
 
-    @pytest.mark.parametrize("kind", ["latin1", "C", "utf8", "ascii output"])
+    @pytest.mark.parametrize(
+        "kind",
+        ["latin1", *(pytest.param(kind, marks=pytest.mark.deep) for kind in ("C", "utf8", "ascii output"))],
+    )
     def test_bytes_arrive_as_typed_and_come_back_as_they_are(
         self, guest: Shell, latin1: dict[str, str], kind: str
     ) -> None:

@@ -283,6 +283,7 @@ def test_ramet_alone_needs_no_home(nobody: pytest.MonkeyPatch) -> None:
         assert subprocess.run(words, env=environment, capture_output=True, check=True, timeout=60).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [[], ["-I"], ["-OO"], ["-X", "dev", "-W", "error"], ["-P"], ["-S", "-E"]], ids=" ".join
 )

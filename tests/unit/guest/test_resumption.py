@@ -53,7 +53,8 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.timeout(300)
-async def test_cut_at_every_byte_of_a_small_exchange(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.deep)])
+async def test_cut_at_every_byte_of_a_small_exchange(tmp_path: Path, step: int) -> None:
     """EXEC, STARTED, input, both outputs, the end: in the middle of frames, and between any two."""
     begun = tmp_path / "begun"
     script = sh(f"echo >> {begun}; read line; echo ~out $line; echo }}err >&2; cat; exit 7")
@@ -70,11 +71,12 @@ async def test_cut_at_every_byte_of_a_small_exchange(tmp_path: Path) -> None:
             if cutter.made == 1:
                 break
         assert begun.read_text() == "\n"  # started once
-        at += 1
+        at += step
     # All of it: EXEC alone has a hundred bytes.
-    assert cuts == at > 250
+    assert cuts == at // step > 250 // step
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_many_cuts_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
     rng = random.Random(4)
@@ -111,6 +113,7 @@ def test_wherever_it_is_cut(tmp_path: Path, budgets: list[int], given_bytes: int
     anyio.run(run)
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_several_clients_with_several_commands_each(tmp_path: Path) -> None:
     """All connections of a guest are reset at once, again and again."""
@@ -233,7 +236,7 @@ async def test_a_client_without_a_second_connection_orphans_at_once(tmp_path: Pa
 @pytest.mark.timing
 async def test_leaving_says_goodbye(tmp_path: Path) -> None:
     """Nobody waits for a client that left in order: its commands are orphans at once, its port is free."""
-    for _ in range(50):
+    for _ in range(20):
         async with session(tmp_path) as (agent, _):
             manager = agent.start(sh("exec sleep 60"))
             process = await manager.__aenter__()

@@ -75,6 +75,7 @@ ranges = st.tuples(st.integers(0, PAGES - 1), st.integers(1, 8)).map(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     data_pages=st.sets(st.integers(0, PAGES - 1), max_size=40),
