@@ -47,7 +47,7 @@ def damage(mem: Path) -> None:
 @pytest.mark.parametrize(
     ("verb", "is_told"),
     [
-        ("compress", True),
+        pytest.param("compress", True, marks=pytest.mark.deep),
         ("compress", False),
         ("decompress", True),
         pytest.param("decompress", False, marks=pytest.mark.deep),

@@ -111,7 +111,7 @@ def test_the_command_line_pays_for_no_fork_again(
     """
     monkeypatch.setenv("RAMET_HOME", str(warm_home))
     counts: dict[int, Counts] = {}
-    for number in (1, 4, 7):
+    for number in (1, 2, 3):
         with monkeypatch.context() as patch:
             counts[number] = Counts(patch)
             with pytest.raises(SystemExit) as ended:
@@ -125,9 +125,9 @@ def test_the_command_line_pays_for_no_fork_again(
                 host.get(reference).remove(force=True)
     for number, count in counts.items():
         tell(f"ramet fork -n {number}: {count.transactions} transactions, {count.rows} rows decoded")
-    assert counts[1].transactions == counts[4].transactions == counts[7].transactions
-    assert counts[7].rows - counts[4].rows == counts[4].rows - counts[1].rows
-    assert counts[7].rows - counts[1].rows <= 2 * 6
+    assert counts[1].transactions == counts[2].transactions == counts[3].transactions
+    assert counts[3].rows - counts[2].rows == counts[2].rows - counts[1].rows
+    assert counts[3].rows - counts[1].rows <= 2 * 2
 
 
 @pytest.mark.parametrize("some_fail", [False, True])

@@ -71,6 +71,13 @@ class Guests:
 
 FIRECRACKER = Guests("firecracker", "probe", "128M")
 QEMU = Guests("qemu", "builtin", "128M")
+QEMU_IN_THE_DEEP_TIER = pytest.mark.parametrize(
+    "guests",
+    [FIRECRACKER, pytest.param(QEMU, marks=pytest.mark.deep)],
+    ids=lambda subject: subject.driver,
+    indirect=True,
+)
+"""A mark for a test of the pool's own bookkeeping, to which one driver is as good as the other."""
 
 
 @pytest.fixture(scope="session", params=[FIRECRACKER, QEMU], ids=lambda subject: subject.driver)

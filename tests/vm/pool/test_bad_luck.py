@@ -26,7 +26,15 @@ from ramet.paths import MANIFEST_FILE, Home
 from ramet.system import liveness, process_ref, processes, spawn
 from tests.support.owners import kill_both
 from tests.support.probes import DATA_ADDRESS
-from tests.vm.pool.conftest import FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, idle_pool
+from tests.vm.pool.conftest import (
+    FIRECRACKER,
+    MEMORY_VALUE,
+    QEMU_IN_THE_DEEP_TIER,
+    Guests,
+    filled,
+    fork,
+    idle_pool,
+)
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -106,6 +114,7 @@ async def line_of(child: subprocess.Popen[str]) -> str:
         return await anyio.to_thread.run_sync(child.stdout.readline, abandon_on_cancel=True)
 
 
+@QEMU_IN_THE_DEEP_TIER
 async def test_a_warm_vmm_that_was_killed_is_never_claimed(pool_home: Path, guests: Guests) -> None:
     async with ramet.Host(pool_home, warm=1) as host:
         base = await host.get("base")
@@ -136,6 +145,7 @@ async def test_the_controller_replaces_one_that_died(probe_home: Path) -> None:
         assert vm.receipt.warm == "loaded"
 
 
+@QEMU_IN_THE_DEEP_TIER
 async def test_one_that_hangs_is_waited_for_a_while_and_then_ended(
     pool_home: Path, guests: Guests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +217,7 @@ async def test_processes_that_fork_at_once_never_get_the_same_one(probe_home: Pa
             assert not Path(f"/proc/{made[1]}").exists(), "its parent has collected each that has ended"
 
 
+@QEMU_IN_THE_DEEP_TIER
 async def test_a_controller_that_was_killed_with_its_watcher_leaves_nothing_to_the_next_ramet(
     pool_home: Path, guests: Guests
 ) -> None:

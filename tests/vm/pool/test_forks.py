@@ -16,7 +16,16 @@ from ramet.errors import NotSharedError
 from ramet.memory.integrity import check
 from ramet.paths import WARM_FILE
 from ramet.system import rlimits, spawn
-from tests.vm.pool.conftest import DISK_VALUE, FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, idle_pool
+from tests.vm.pool.conftest import (
+    DISK_VALUE,
+    FIRECRACKER,
+    MEMORY_VALUE,
+    QEMU_IN_THE_DEEP_TIER,
+    Guests,
+    filled,
+    fork,
+    idle_pool,
+)
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -68,6 +77,7 @@ async def test_memory_and_disks_are_each_ones_own(pool_home: Path, guests: Guest
         assert await guests.read_disk(fresh) == DISK_VALUE
 
 
+@QEMU_IN_THE_DEEP_TIER
 async def test_what_there_is_for_the_first_ones_and_the_rest_in_the_ordinary_way(
     pool_home: Path, guests: Guests
 ) -> None:

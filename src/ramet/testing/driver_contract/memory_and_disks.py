@@ -92,14 +92,14 @@ async def test_every_path_is_its_own(subject: Subject, frozen: Frozen, place: Pa
         assert mem in {area.identity for area in areas(pid)}
 
 
-async def test_a_fork_outlives_its_source(subject: Subject, place: Path) -> None:
+async def test_a_fork_outlives_its_source(subject: Subject, frozen: Frozen, place: Path) -> None:
     """The source's directory goes while a fork runs: it reads pages and sectors that it had not touched."""
-    async with booted(subject, place / "source") as source:
+    async with restored(subject, frozen, place / "source") as source:
         async with subject.agent(source) as agent:
             await subject.write(agent, 5)
-        frozen = await subject.freeze(source)
-    async with restored(subject, frozen, place / "vm", resume=False) as vm:
-        frozen.remove()
+        again = await subject.freeze(source)
+    async with restored(subject, again, place / "vm", resume=False) as vm:
+        again.remove()
         await vm.vmm.resume()
         async with subject.agent(vm) as agent:
             assert await subject.read(agent) == (5, 5)
