@@ -48,6 +48,16 @@ def _shared() -> Path:
     return Path(os.environ[_VARIABLE])
 
 
+@contextmanager
+def shared_directory(name: str) -> Iterator[Path]:
+    """A directory for all workers of this run, who enter it in turn; it goes with the run."""
+    directory = _shared() / name
+    directory.mkdir(exist_ok=True)
+    with (_shared() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield directory
+
+
 def tell(text: str) -> None:
     """Have the text printed at the end of the run, whichever worker found it out."""
     _append(_shared() / "told", text)

@@ -8,7 +8,7 @@ import pytest
 
 from ramet.drivers.firecracker.driver import Firecracker
 from ramet.errors import UnavailableError
-from tests.platform.library.programs import LOOPS, LOOPS_IN_TURN, run_program
+from tests.platform.library.programs import LOOPS, LOOPS_IN_TURN, LOOPS_SHORTLY, run_program
 
 NO_LOOP = "UsageError: ramet.Host needs an asyncio event loop"
 
@@ -107,7 +107,7 @@ except (ramet.UnavailableError, NotFoundError) as error:
     ]
 
 
-@pytest.mark.parametrize("sniffing", [True, False])
+@pytest.mark.parametrize("sniffing", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_trio_is_refused_at_once(home: Path, sniffing: bool) -> None:
     """By one error, before anything is made; whether or not sniffio is there to tell who runs."""
     said = run_program(
@@ -173,7 +173,7 @@ def test_no_event_loop_at_all(home: Path) -> None:
     assert [line.startswith(NO_LOOP) for line in said] == [True]
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", LOOPS_SHORTLY)
 def test_sync_inside_a_running_loop(home: Path, loop: str) -> None:
     """A notebook's cells run in an event loop; so do handlers of web frameworks."""
     said = run_program(
@@ -190,7 +190,7 @@ def test_sync_inside_a_running_loop(home: Path, loop: str) -> None:
     assert said == ["[] []"]
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", LOOPS_SHORTLY)
 def test_asyncio_in_debug_mode(home: Path, loop: str) -> None:
     """It finds calls from wrong threads, and what is never awaited."""
     said = run_program(

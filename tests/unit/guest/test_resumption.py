@@ -53,7 +53,9 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.deep)])
+@pytest.mark.parametrize(
+    "step", [pytest.param(7, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.deep)]
+)
 async def test_cut_at_every_byte_of_a_small_exchange(tmp_path: Path, step: int) -> None:
     """EXEC, STARTED, input, both outputs, the end: in the middle of frames, and between any two."""
     begun = tmp_path / "begun"
