@@ -325,7 +325,7 @@ async def test_one_in_standby_that_is_given_up_leaves_no_compressed_file(warm: r
 async def test_a_large_delta_is_compacted_first(warm: ramet.VM) -> None:
     async with warm.fork(1, name="heavy") as (vm,):
         await vm.exec("sh", "-c", "echo remembered > /run/it", check=True)
-        await vm.exec("sh", "-c", "head -c 12000000 /dev/urandom > /tmp/more", check=True)
+        await vm.exec("sh", "-c", "head -c 9000000 /dev/urandom > /tmp/more", check=True)
         await vm.standby()
         await vm.compress()
         manifest = read_manifest(vm.directory)

@@ -165,7 +165,7 @@ async def test_a_stop_that_is_killed_before_it_gave_anything_up(warm: ramet.VM, 
 
 async def test_a_large_delta_that_was_compacted_goes_with_a_stop(warm: ramet.VM) -> None:
     async with warm.fork(1, name="heavy") as (vm,):
-        await vm.exec("sh", "-c", "head -c 12000000 /dev/urandom > /tmp/more", check=True)
+        await vm.exec("sh", "-c", "head -c 9000000 /dev/urandom > /tmp/more", check=True)
         await vm.standby()
         await vm.compress()
         async with vm.fork(1):
