@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ramet.guest
+from ramet.engine import limits
 from ramet.engine.exec import commands
 from ramet.engine.restore import load
 
@@ -31,8 +32,9 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> float:
     """How long this test's host waits for a guest, in seconds."""
-    limit_s = 8.0
+    limit_s = 5.0
     monkeypatch.setattr(load, "READY_LIMIT_S", limit_s)
     monkeypatch.setattr(commands, "ANSWER_LIMIT_S", 2.0)
     monkeypatch.setattr(commands, "BACKSTOP_S", 1.0)
+    monkeypatch.setattr(limits, "ASK_S", 1.0)
     return limit_s

@@ -84,7 +84,12 @@ async def test_guests_live_on_when_a_container_opens_their_home(
     await detached.remove(force=True)
 
 
-async def test_what_cannot_be_seen_is_shown_so_and_not_changed(warm: ramet.VM, warm_home: Path) -> None:
+@pytest.mark.parametrize(
+    "changes", [CHANGES[::2], pytest.param(CHANGES[1::2], marks=pytest.mark.deep)], ids=["half", "others"]
+)
+async def test_what_cannot_be_seen_is_shown_so_and_not_changed(
+    warm: ramet.VM, warm_home: Path, changes: list[list[str]]
+) -> None:
     require(*PID_NAMESPACE)
     (vm,) = await warm.fork(1)
     shown = one_of(PID_NAMESPACE, warm_home, vm.name)
@@ -93,7 +98,7 @@ async def test_what_cannot_be_seen_is_shown_so_and_not_changed(warm: ramet.VM, w
     assert one_of(HERE, warm_home, vm.name)["seen"] is True
     assert "running (unseen)" in (await in_thread(PID_NAMESPACE, warm_home, "ps")).stdout
     before = table_of(warm_home)
-    for words in CHANGES:
+    for words in changes:
         command = [vm.name if word == "REF" else word for word in words]
         done = await in_thread(PID_NAMESPACE, warm_home, *command)
         assert done.returncode == 5, (command, done)
