@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import ramet.guest
 from ramet.engine import limits
 from ramet.engine.exec import commands
 from ramet.engine.restore import load
+from ramet.guest.client import AgentClient
 
 AGENT_SOURCES = Path(ramet.guest.__file__).parent / "agent"
 
@@ -37,4 +39,5 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> float:
     monkeypatch.setattr(commands, "ANSWER_LIMIT_S", 2.0)
     monkeypatch.setattr(commands, "BACKSTOP_S", 1.0)
     monkeypatch.setattr(limits, "ASK_S", 1.0)
+    monkeypatch.setitem(inspect.unwrap(AgentClient.start).__kwdefaults__, "timeout_s", 3.0)
     return limit_s
