@@ -40,6 +40,7 @@ def peak_below(limit_bytes: int) -> Iterator[None]:
     assert peak < limit_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_output_in_single_octets_takes_little_more_than_its_size() -> None:
     """Alternating streams can't be joined piece to piece: without a bound each octet takes 200."""

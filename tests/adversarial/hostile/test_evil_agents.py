@@ -177,6 +177,7 @@ async def test_each_evil_agent_has_its_error_and_its_neighbour_none(
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_a_guest_that_takes_no_input_is_left_without_delay(tmp_path: Path) -> None:
     """Every way out of a request works while its bytes are stuck half-way."""

@@ -122,6 +122,7 @@ def test_rings_and_endless_chains_are_refused(tmp_path: Path) -> None:
         chain_of(tmp_path / "long", over.file)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 199), st.binary(min_size=1, max_size=24), st.integers(0, 400))
 def test_no_header_does_more_than_be_refused(

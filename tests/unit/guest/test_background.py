@@ -77,6 +77,7 @@ async def test_one_that_writes_without_end_holds_nobody_up(
     await until(lambda: pipes_of(agent_process.pid) == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_hundreds_are_kept_beside_other_commands(
     tmp_path: Path, agent_process: subprocess.Popen[bytes]
@@ -113,6 +114,7 @@ def pipes_of(pid: int) -> int:
     return sum(kind.startswith("pipe:") for kind in kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_time_in_which_the_guest_stood_still_is_not_the_commands(
     tmp_path: Path, agent_process: subprocess.Popen[bytes]

@@ -161,6 +161,7 @@ async def test_requests_survive_too(tmp_path: Path) -> None:
         assert cutter.made > 10
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_a_cut_that_only_the_guest_sees_is_found_out(tmp_path: Path) -> None:
     """As when Firecracker's guest resets its connections: nothing comes any more, and nothing says so."""
@@ -177,6 +178,7 @@ async def test_a_cut_that_only_the_guest_sees_is_found_out(tmp_path: Path) -> No
         assert cutter.made == 3
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_a_question_that_was_lost_with_the_connection_is_asked_again(tmp_path: Path) -> None:
     """A guest may have taken it, and reset its connections before it could answer."""
@@ -286,6 +288,7 @@ async def test_another_token_or_an_impossible_count_begins_anew(tmp_path: Path) 
                 os.kill(orphan.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_an_agent_that_is_gone_is_given_up(
     tmp_path: Path, agent_process: subprocess.Popen[bytes]
@@ -309,6 +312,7 @@ async def test_a_killed_command_dies_across_a_cut(tmp_path: Path) -> None:
         assert await agent.processes() == []
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_the_agent_is_idle_while_it_waits(
     tmp_path: Path, agent_process: subprocess.Popen[bytes]

@@ -58,6 +58,7 @@ def content_of(pages: dict[int, int], below: bytes = bytes(SIZE)) -> bytes:
 page_values = st.dictionaries(st.integers(0, PAGES - 1), st.integers(0, 255), max_size=80)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     base_pages=st.sets(st.integers(0, PAGES - 1), max_size=60), pages=page_values, batch=st.integers(1, 90)
@@ -138,6 +139,7 @@ def test_a_fork_with_the_delta_sees_what_its_source_saw_and_lists_it_again(
             assert child.view(0, SIZE) == fork.view(0, SIZE)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(pages=page_values, damage=st.data())
 def test_damage_is_found_wherever_something_is_checked(pages: dict[int, int], damage: st.DataObject) -> None:

@@ -179,6 +179,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_an_ended_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon by its environment, and one without any by the home that it works in."""

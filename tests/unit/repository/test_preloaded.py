@@ -60,6 +60,7 @@ def test_ends() -> None:
     assert run("kill").returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_program_that_takes_too_long_is_killed() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         run("sleep", limit_s=1)

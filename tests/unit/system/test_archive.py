@@ -290,6 +290,7 @@ def after(calls: int) -> Callable[[], None]:
     return checkpoint
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_ever(tmp_path: Path) -> None:
     """A pipe that nobody reads, one into which nobody writes, and a file of zeros, can be given up."""
     make(tmp_path / "mem", 4 * MIB, [(0, b"x" * 4 * MIB)])

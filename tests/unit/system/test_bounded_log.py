@@ -88,6 +88,7 @@ print(cut)
 """
 
 
+@pytest.mark.slow
 def test_a_writer_and_two_trimmers_at_once(log: Path, tmp_path: Path) -> None:
     done = tmp_path / "done"
     trimmers = [

@@ -205,6 +205,7 @@ async def test_a_cache_that_cant_be_written_costs_nothing_but_time(tmp_path: Pat
         assert verdict.status == "runs_linux"
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_a_hung_probe_is_killed_and_not_believed_later(
     tmp_path: Path, cache: Path, device: str
@@ -220,6 +221,7 @@ async def test_a_hung_probe_is_killed_and_not_believed_later(
     assert (await kvm_verdict(cache, device=device, command=printing("runs_linux"))).status == "runs_linux"
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 async def test_cancelled_it_leaves_no_probe_behind(tmp_path: Path, cache: Path, device: str) -> None:
     pid_file = tmp_path / "pid"
