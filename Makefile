@@ -43,7 +43,7 @@ test-soak: setup ## what takes longer still, by hand: every point of a crash, lo
 durations: setup ## write tests/durations.json anew, from a run of what `make test` runs
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not deep and not soak" --record-durations
 
-bench: setup .venv/.done-bench ## measure everything anew (10 minutes): docs/benchmarks.md, its data and plots
+bench: setup .venv/.done-bench ## measure everything anew (10 minutes): docs/internals/benchmarks.md, its data and plots
 	$(BIN)/python -m benchmarks
 
 bench-quick: setup .venv/.done-bench ## a few values of everything (1 minute): build/benchmarks.md

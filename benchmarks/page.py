@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, out of a run's document, what was found by hand, and nothing else."""
+"""docs/internals/benchmarks.md, out of a run's document, what was found by hand, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Makes the reference pages: `docs/json.md` from the shapes, `docs/errors.md` from the error tree,
-`docs/cli.md` from the command line itself.
+"""Make the reference pages of `docs/reference`: `json.md` from the shapes, `errors.md` from the error tree,
+`cli.md` from the command line itself.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ own; exit code 1, `RAMET_DEBUG=1` shows where it came from).
 _CLI_INTRODUCTION = """# The command line
 
 `RAMET_HOME` sets the data directory. REF is an instance's name, its id, or the first 4 or more digits of the id. S is a
-snapshot: SOURCE/NAME, NAME where only one has it, its id, or the first digits of that ([snapshots.md](snapshots.md)).
+snapshot: SOURCE/NAME, NAME where only one has it, its id, or the first digits of that ([snapshots](../concepts/snapshots.md)).
 Exit codes are in [errors.md](errors.md), what `--json` prints in [json.md](json.md).
 Words for a guest (CMD, `--env`, `--cwd`, `--user`) arrive as the bytes that were typed, in every locale.
 
@@ -100,7 +100,7 @@ shell makes of them. A relative `XDG_DATA_HOME` or `XDG_CACHE_HOME` is ignored, 
 
 
 def json_page() -> str:
-    """`docs/json.md`."""
+    """`docs/reference/json.md`."""
     parts = [_GENERATED, _JSON_INTRODUCTION]
     for module in (schema, doctor, images, documents, demo):
         parts += [_shape(kind, definition) for kind, definition in _defined(module, msgspec.Struct)]
@@ -158,7 +158,7 @@ def _type(hint: Any) -> str:
 
 
 def errors_page() -> str:
-    """`docs/errors.md`."""
+    """`docs/reference/errors.md`."""
     lines = [
         _GENERATED,
         _ERRORS_INTRODUCTION,
@@ -183,7 +183,7 @@ def _descendants(
 
 
 def cli_page() -> str:
-    """`docs/cli.md`."""
+    """`docs/reference/cli.md`."""
     root = typer.main.get_command(app)
     return "\n".join([_GENERATED, _CLI_INTRODUCTION, *_commands(root, "ramet")])
 
@@ -225,7 +225,7 @@ def _default(parameter: Any) -> str:
 
 
 TARGETS: dict[str, Callable[[], str]] = {
-    "docs/json.md": json_page,
-    "docs/errors.md": errors_page,
-    "docs/cli.md": cli_page,
+    "docs/reference/json.md": json_page,
+    "docs/reference/errors.md": errors_page,
+    "docs/reference/cli.md": cli_page,
 }

@@ -61,7 +61,7 @@ def agent_binary() -> Path | None:
 
 
 def kernel_image() -> Path | None:
-    """`RAMET_KERNEL`: a bzImage or vmlinux to use; its modules are looked for as `docs/images.md` says."""
+    """`RAMET_KERNEL`: a bzImage or vmlinux to use; `docs/reference/images.md` says where its modules are."""
     return _path_of("RAMET_KERNEL")
 
 

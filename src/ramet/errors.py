@@ -1,6 +1,7 @@
 """The one error tree. Each class carries the `code` that JSON shows and the `exit_code` that the shell sees.
 
-A message names the thing and the reason; the hint is the next step. `docs/errors.md` is generated from here.
+A message names the thing and the reason; the hint is the next step. `docs/reference/errors.md` is generated
+from this module.
 """
 
 from typing import ClassVar, Self, TypeVar

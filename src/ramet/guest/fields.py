@@ -1,4 +1,4 @@
-"""Fields of the protocol's messages: tag, length, value. Source: `docs/protocol.md`."""
+"""Fields of the protocol's messages: tag, length, value. Source: `docs/reference/protocol.md`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Frames of the agent's protocol: octet stuffing, and finding frames again from any point of a stream.
 
-Source: `docs/protocol.md`, "Framing"; RFC 1662 §4.2. Lengths are bytes. The guest is untrusted: a decoder
-keeps at most one stuffed frame, and drops what isn't a frame instead of raising.
+Source: `docs/reference/protocol.md`, "Framing"; RFC 1662 §4.2. Lengths are bytes. The guest is untrusted: a
+decoder keeps at most one stuffed frame, and drops what isn't a frame instead of raising.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the frames mean: message types, their fields, and the requests and answers of the Python surface.
 
-Source: `docs/protocol.md`, "Messages". Encoding takes what a caller of ramet gave; decoding takes what a
-guest sent, and raises `ProtocolError` for anything that the tables don't allow.
+Source: `docs/reference/protocol.md`, "Messages". Encoding takes what a caller of ramet gave; decoding takes
+what a guest sent, and raises `ProtocolError` for anything that the tables don't allow.
 """
 
 from __future__ import annotations

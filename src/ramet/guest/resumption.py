@@ -1,8 +1,8 @@
 """What a session needs to go on over another connection: the frames that may have been lost with the last.
 
-Source: `docs/protocol.md`, "Resumption". Both sides count the frames of a session. When it is resumed each
-says how many it has had, and the other sends the rest again: nothing is lost, doubled or reordered, wherever
-the connection was cut.
+Source: `docs/reference/protocol.md`, "Resumption". Both sides count the frames of a session. When
+it is resumed each says how many it has had, and the other sends the rest again: nothing is lost, doubled or
+reordered, wherever the connection was cut.
 """
 
 from __future__ import annotations

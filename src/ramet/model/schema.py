@@ -1,6 +1,6 @@
 """The JSON shapes of the contract: what `--json` prints, the server will send and Python users hold.
 
-Fields are only ever added. `docs/json.md` is generated from these types.
+Fields are only ever added. `docs/reference/json.md` is generated from these types.
 """
 
 from typing import Literal

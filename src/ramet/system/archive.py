@@ -1,4 +1,4 @@
-"""Sparse files and a few bytes about them as one stream, a file or a pipe: the format of docs/archive.md.
+"""Sparse files and a few bytes about each as one stream: the format of docs/reference/archive.md.
 
 Knows files, not what they are for. Written and read from beginning to end, without seeking, by blocking
 calls: in a worker thread. Neither end waits for the other for longer than 0.2 s without calling `checkpoint`,

@@ -1,6 +1,6 @@
 """The bytes of an archive, as its writer and its reader know them: records, bounds, waits.
 
-Source: `docs/archive.md`.
+Source: `docs/reference/archive.md`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A restored Firecracker maps the mem-file privately and read-only by itself, so a
 works in its instance's directory, and every path that it is given is relative.
 
 Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-support.md`, `docs/vsock.md`;
-`docs/architecture.md` for what was measured.
+`docs/internals/architecture.md` for what was measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """QEMU, stock and unpatched, 7.2 or newer: a Linux guest over KVM or emulated (TCG).
 
 Sources: qemu-system(1); QEMU's QMP reference for `stop`, `cont`, `xen-save-devices-state`,
-`migrate-incoming`; `docs/architecture.md` for what was measured. How a restore works:
+`migrate-incoming`; `docs/internals/architecture.md` for what was measured. How a restore works:
 `xen-save-devices-state` writes devices and CPUs without RAM; the ordinary incoming migration reads the same
 stream, and finds RAM in place already, mapped privately from the mem-file.
 """

@@ -2,7 +2,7 @@
 
 Sources: QEMU's `qapi/qom.json` (MemoryBackendFileProperties: `rom`), `migration/fd.c` and
 `docs/about/deprecated.rst` and `removed-features.rst` (`fd:` of a plain file), `system/vl.c` (`-mon`), at the
-tags v7.2.0 to v11.1.3; `docs/qemu.md` for what was run.
+tags v7.2.0 to v11.1.3; `docs/reference/qemu.md` for what was run.
 """
 
 from __future__ import annotations

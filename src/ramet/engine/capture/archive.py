@@ -1,7 +1,8 @@
 """A capture as one file: out of its directory, and into a new one.
 
-`system/archive.py` knows the bytes (docs/archive.md); this knows what a capture is: which parts it may have,
-what their manifest says of them. Both directions block, so they run in a worker thread.
+`system/archive.py` knows the bytes (docs/reference/archive.md). This module knows what a capture is: the
+parts that it may have, and the manifest's facts about each part. Both directions block, so they run in a
+worker thread.
 """
 
 from __future__ import annotations

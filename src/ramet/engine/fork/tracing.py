@@ -4,7 +4,7 @@ Nothing happens on a fork's path: the spans get explicit times. And nothing is i
 application that wants spans has loaded `opentelemetry.trace` to set its provider, or an agent has for it.
 Where nobody has, that is all there is to find out.
 
-What there is to see, and with which attributes: docs/tracing.md.
+What there is to see, and with which attributes: docs/how-to/tracing.md.
 """
 
 from __future__ import annotations
