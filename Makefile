@@ -1,15 +1,16 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-deep test-soak durations check bench bench-quick wheel test-wheel emulated-host fuzz format lock clean
+.PHONY: help setup demo test test-deep test-soak durations check bench bench-quick wheel test-wheel docs emulated-host fuzz format lock clean
 
 BIN := .venv/bin
-SOURCES := src tests tools benchmarks
+SOURCES := src tests tools benchmarks docs
 
 define LINT
 $(BIN)/ruff check $(SOURCES)
 $(BIN)/ruff format --check $(SOURCES)
 $(BIN)/mypy
 $(BIN)/lint-imports
+$(BIN)/codespell
 endef
 
 # A group of tests at a time for each CPU (`make test WORKERS=0`: one test after another), the longest first:
@@ -54,6 +55,16 @@ bench-quick: setup .venv/.done-bench ## a few values of everything (1 minute): b
 	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
+docs: .venv/.done-docs ## build the site into build/docs, warnings are errors; run the doctests of docstrings
+	$(BIN)/sphinx-build -b html -W --keep-going -q -d build/doctrees docs build/docs
+	$(BIN)/sphinx-build -b doctest -W --keep-going -q -d build/doctrees docs build/doctest
+	$(BIN)/python tools/check_site.py build/docs
+
+# The site wants libraries of 60 MB, and nothing else does.
+.venv/.done-docs: requirements-docs.lock | .venv
+	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
 wheel: | .venv ## build dist/ramet-*.whl with the agents for x86-64 and aarch64; downloads a cross-compiler once
 	$(BIN)/python tools/build_wheel.py
 
@@ -84,6 +95,9 @@ lock: | .venv ## write all lock files anew, with the newest versions that pyproj
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
 	    --python-version 3.11 --group bench --constraints requirements.lock --no-emit-index-url --no-annotate \
 	    --custom-compile-command "make lock" --output-file requirements-bench.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
+	    --python-version 3.11 --group docs --constraints requirements.lock --no-emit-index-url --no-annotate \
+	    --custom-compile-command "make lock" --output-file requirements-docs.lock
 
 clean: ## remove what was made in this directory; kernels and images in the cache stay
 	rm -rf .venv .venv-wheel build dist src/*.egg-info src/ramet/guest/bin
