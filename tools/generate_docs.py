@@ -16,6 +16,7 @@ import msgspec
 import typer
 
 from ramet import errors
+from ramet.cli.examples import EXAMPLES
 from ramet.cli.main import app
 from ramet.model import demo, doctor, documents, images, schema
 
@@ -81,10 +82,43 @@ own; exit code 1, `RAMET_DEBUG=1` shows where it came from).
 
 _CLI_INTRODUCTION = """# The command line
 
-`RAMET_HOME` sets the data directory. REF is an instance's name, its id, or the first 4 or more digits of the id. S is a
-snapshot: SOURCE/NAME, NAME where only one has it, its id, or the first digits of that ([snapshots](../concepts/snapshots.md)).
-Exit codes are in [errors.md](errors.md), what `--json` prints in [json.md](json.md).
+`ramet COMMAND --help` shows what this page shows, with the same examples.
+REF is an instance's name, its id, or 4 or more first digits of the id.
+S is a snapshot: SOURCE/NAME, NAME if it is unique, its id, or 4 or more first digits of the id
+([snapshots](../concepts/snapshots.md)).
+Exit codes are in [errors.md](errors.md), the documents of `--json` in [json.md](json.md).
 Words for a guest (CMD, `--env`, `--cwd`, `--user`) arrive as the bytes that were typed, in every locale.
+
+## On a terminal
+
+Tables fit the terminal's width, which `COLUMNS` overrides.
+A table that is too wide loses the middle of its longest names (`…`).
+On a terminal that is too narrow even for that, each row becomes a block of lines, and nothing is shortened.
+In a pipe or a file, tables are whole and plain.
+
+Colours go to a terminal, unless `TERM` is `dumb`.
+`NO_COLOR` or `FORCE_COLOR=0` turns them off; `FORCE_COLOR` or `CLICOLOR_FORCE` turns them on, in a pipe too.
+
+Work that takes longer than 0.4 s shows a line on standard error, if that is a terminal:
+
+    ⠹ exporting base: 45 %, 12 s left, 1.2 GiB of 2.7 GiB
+
+The line is erased when the work ends. With `--json`, and in a pipe, there is none.
+
+## Completion in a shell
+
+    ramet --install-completion
+
+This adds completion to the shell that runs it, bash, zsh or fish, and takes effect in the next shell.
+It writes to `~/.bashrc` and `~/.bash_completions`, `~/.zshrc` and `~/.zfunc`, or `~/.config/fish/completions`.
+`ramet --show-completion` prints the script instead, for another place.
+Commands and options are completed, and so are names and ids of instances, templates and snapshots, labels, images,
+drivers, accelerators and sizes. Completion reads the names from the home's database: it makes no home, waits for no
+VMM and prints no errors.
+
+## Environment
+
+`RAMET_HOME` sets the data directory.
 
 | variable | names | unless set |
 | --- | --- | --- |
@@ -205,7 +239,15 @@ def _command(command: Any, path: str, context: Any) -> str:
         for parameter in command.params
         if not getattr(parameter, "hidden", False)
     ]
-    return "\n".join([*lines, "| | |", "| --- | --- |", *rows, ""])
+    examples = [f"    {line}" for line in _examples(path)]
+    return "\n".join([*lines, *examples, "", "| | |", "| --- | --- |", *rows, ""])
+
+
+def _examples(path: str) -> Iterator[str]:
+    for caption, example in EXAMPLES[path.removeprefix("ramet").strip()]:
+        if caption:
+            yield f"# {caption}"
+        yield example
 
 
 def _parameter(parameter: Any) -> str:

@@ -17,13 +17,17 @@ class InstanceEntry(NamedTuple):
     id: str
     name: str
     state: str
+    labels: dict[str, str]
 
 
 class SnapshotEntry(NamedTuple):
-    """A snapshot's row. `title` is SOURCE/NAME."""
+    """A snapshot's row. `title` is SOURCE/NAME, `source` the id of its source."""
 
     id: str
     title: str
+    name: str
+    source: str
+    labels: dict[str, str]
 
 
 class Names(NamedTuple):
@@ -45,9 +49,12 @@ def read_names(home: str | os.PathLike[str] | None = None) -> Names:
     store = Store(database)
     try:
         return Names(
-            [InstanceEntry(record.id, record.name, str(record.state)) for record in store.all()],
             [
-                SnapshotEntry(row.id, row.title)
+                InstanceEntry(record.id, record.name, str(record.state), record.labels)
+                for record in store.all()
+            ],
+            [
+                SnapshotEntry(row.id, row.title, row.name, row.source, row.labels)
                 for row in store.snapshots.all()
                 if row.is_published and row.name is not None
             ],

@@ -48,8 +48,25 @@ def read_some(descriptor: int, most_bytes: int, checkpoint: Callable[[], None] =
             checkpoint()
 
 
-def _wait(descriptor: int, event: int) -> None:
+def write_if_ready(descriptor: int, data: bytes) -> bool:
+    """Write a few bytes, if the reader takes them now; say whether they were written. Raises nothing."""
+    if not is_writable(descriptor):
+        return False
+    try:
+        return os.write(descriptor, data) == len(data)
+    except OSError:
+        return False  # nobody reads it any more, or not now
+
+
+def is_writable(descriptor: int) -> bool:
+    """Say whether the reader takes something now."""
     poll = select.poll()  # epoll(7) knows no regular files
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _wait(descriptor: int, event: int) -> None:
+    poll = select.poll()
     poll.register(descriptor, event)
     if poll.poll(_POLL_MS):
         time.sleep(_AGAIN_S)  # a terminal may call itself ready and still not take anything

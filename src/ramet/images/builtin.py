@@ -22,6 +22,7 @@ from ramet.images.kernel import Kernel
 from ramet.images.publish import replace_file
 from ramet.images.skeleton import add_skeleton
 from ramet.programs import why_not
+from ramet.progress import report
 from ramet.system import outside
 
 NAME: Final = "builtin"
@@ -50,6 +51,7 @@ def build_builtin(kernel: Kernel, agent: Path, busybox: Path) -> Image:
     note = _note(kernel, agent, busybox)
     if image := _noted_image(note):
         return image
+    report("making the image")
     image = _make(kernel, _read_program(agent, "the guest agent", "run `make setup`"), busybox)
     replace_file(note, image.key)
     return image

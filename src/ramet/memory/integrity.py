@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from ramet.errors import DamagedError
+from ramet.progress import report
 from ramet.system.copying import data_extents
 from ramet.system.files import STAT_BLOCK_BYTES, filesystem_errors, open_regular
 from ramet.units import KIB
@@ -120,7 +121,15 @@ def digest(path: Path) -> str:
     """
     with filesystem_errors("read", path), open_regular(path) as descriptor:
         size = os.fstat(descriptor).st_size
-        return digest_of_blocks(size, _blocks(descriptor, size))
+        return digest_of_blocks(size, _reported(_blocks(descriptor, size), f"reading {path.name}", size))
+
+
+def _reported(
+    blocks: Iterable[tuple[int, bytearray]], stage: str, size_bytes: int
+) -> Iterator[tuple[int, bytearray]]:
+    for index, block in blocks:
+        report(stage, index * DIGEST_BLOCK_BYTES, size_bytes)
+        yield index, block
 
 
 def digest_of_blocks(size_bytes: int, blocks: Iterable[tuple[int, bytearray]]) -> str:

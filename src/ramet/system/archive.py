@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from ramet.progress import report
 from ramet.system.archive_format import (
     DATA,
     DIGEST_BYTES,
@@ -75,14 +76,17 @@ def write_archive(
         for (name, descriptor), size in zip(parts, sizes, strict=True):
             encoded = name.encode()
             sink.put(RECORD.pack(PART, RESERVED, len(encoded), size) + encoded)
-            data_bytes += _put_data(sink, descriptor, size)
+            data_bytes += _put_data(sink, descriptor, size, data_bytes, bound)
             sink.put(RECORD.pack(PART_END, RESERVED, 0, 0))
         sink.finish()
     return ArchiveFacts(sink.written, sum(sizes), data_bytes)
 
 
-def _put_data(sink: _Sink, descriptor: int, size: int) -> int:
-    """Everything of a file that isn't zeros, as records; returns how many bytes that is."""
+def _put_data(sink: _Sink, descriptor: int, size: int, before: int, bound: int) -> int:
+    """Write everything of a file that isn't zeros, as records, and return the number of its bytes.
+
+    `before` bytes were written for other files, of `bound` in all.
+    """
     buffer = memoryview(bytearray(_WINDOW_BYTES))
     data_bytes = 0
     for start, end in data_extents(descriptor, size):
@@ -97,6 +101,7 @@ def _put_data(sink: _Sink, descriptor: int, size: int) -> int:
                 sink.put(RECORD.pack(DATA, RESERVED, last - first, position + first))
                 sink.put(buffer[first:last])
                 data_bytes += last - first
+            report("", before + data_bytes, bound)
             position += got
     return data_bytes
 

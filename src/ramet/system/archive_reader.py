@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ramet.errors import DamagedError, UnavailableError
+from ramet.progress import report
 from ramet.system.archive_format import (
     DATA,
     DIGEST_BYTES,
@@ -133,6 +134,7 @@ class ArchiveReader:
             data = self._source.take(length)
             for first, last in not_zeros(data, offset):
                 write_all(descriptor, data[first:last], offset + first)
+            report("receiving", self.data_bytes - self._left, self.data_bytes)
 
     def _record(self) -> tuple[int, int, int]:
         """Type, length and value of the next record's head."""

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from tests.support.loop_filesystems import full, xfs
 from tests.support.shell import guest, hangs_up, ramet
+from tests.support.stored_homes import captured, stored
 
-__all__ = ["full", "guest", "hangs_up", "ramet", "xfs"]
+__all__ = ["captured", "full", "guest", "hangs_up", "ramet", "stored", "xfs"]

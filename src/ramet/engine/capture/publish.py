@@ -27,6 +27,7 @@ from ramet.paths import (
     MEM_FILE,
     VMSTATE_FILE,
 )
+from ramet.progress import report
 from ramet.system import threads
 from ramet.system.clock import now
 from ramet.system.cpu import host_cpu
@@ -50,9 +51,12 @@ class UntilCancelled:
 
     def batches(self) -> Iterator[list[Stretch]]:
         """As `Pages.batches`. Raises what `anyio` raises for a cancellation, too."""
+        written, total = 0, self._pages.changed_bytes
         for batch in self._pages.batches():
             threads.check_cancelled()
+            report("writing memory", written, total)
             yield batch
+            written += sum(stretch.length_bytes for stretch in batch)
 
 
 def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: dict[str, str]) -> Manifest:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import anyio
 import msgspec
 
+from ramet import progress
 from ramet.concurrency import best_effort
 from ramet.drivers.interface import Driver
 from ramet.engine.capture.capture import Captured
@@ -142,6 +143,7 @@ async def _fork_from(
             claims.enter()
             limiter = anyio.CapacityLimiter(at_once())
             call = _Call(
+                count=count,
                 context=context,
                 driver=driver,
                 origin=origin,
@@ -160,6 +162,7 @@ async def _fork_from(
 async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
     context, results = call.context, call.results
     proved: dict[str, Record] = {}
+    _report(call)
     try:
         async with anyio.create_task_group() as watching:
             watching.start_soon(call.starvation.watch)
@@ -203,6 +206,7 @@ def at_once() -> int:
 class _Call:
     """What all forks of one call have in common."""
 
+    count: int
     context: Context
     driver: Driver
     origin: Origin
@@ -218,6 +222,11 @@ class _Call:
     starvation: Starvation = field(default_factory=Starvation)
 
 
+def _report(call: _Call) -> None:
+    if call.count > 1:
+        progress.report("", len(call.results), call.count, unit="forks")
+
+
 async def _try_fork(call: _Call, record: Record) -> None:
     try:
         async with call.limiter:
@@ -230,6 +239,7 @@ async def _try_fork(call: _Call, record: Record) -> None:
         call.results[record.id] = error
     finally:
         call.starvation.scopes.pop(record.id, None)
+        _report(call)
 
 
 async def _fill_up(call: _Call, records: Sequence[Record]) -> None:

@@ -22,6 +22,7 @@ from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.record import Disk, Machine
 from ramet.paths import MANIFEST_FILE, MEM_FILE
+from ramet.progress import report
 from ramet.system import threads
 from ramet.system.files import TEMPORARY_PREFIX
 from ramet.system.publishing import write_durably
@@ -67,6 +68,7 @@ def _compact(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
         return False  # another ramet's machine: what would be written here is compared before a restore
     for name in parts_there(manifest, directory):
         check_part(manifest, directory, name)  # what is made of a damaged part would be published as whole
+    report("compacting")
     made: list[str] = []
     try:
         compacted = _with_whole_memory(directory, manifest, made)

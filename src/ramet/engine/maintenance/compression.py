@@ -45,6 +45,7 @@ from ramet.model.lifecycle import State, article
 from ramet.model.record import Record
 from ramet.model.schema import Compression
 from ramet.paths import MANIFEST_FILE
+from ramet.progress import report
 from ramet.system import threads
 from ramet.system.files import allocated_bytes, filesystem_errors, new_file, open_regular, write_all
 from ramet.system.locks import file_lock
@@ -209,6 +210,7 @@ async def _compact(context: Context, target: Target, origin: Origin) -> None:
     if not wants_compaction(origin.manifest) or origin.manifest.memory.compressed is not None:
         return
     driver = context.driver(origin.manifest.driver)
+    report("waiting for the compaction of others")
     with suppress(RametError):  # the delta is as good as before; what else is wrong is met below, too
         async with file_lock(context.home.worker_lock, wait_s=_COMPACTION_S), target.unchanging():
             await compact_capture(origin.directory, driver, disks=target.may_compact_disks)
@@ -279,8 +281,10 @@ async def _write(
                 write_all(out, packed, position)
                 sizes.append(len(packed))
                 position += len(packed)
+                done = start + length_at(start, size_bytes)
+                report("", done, size_bytes)
                 if progress is not None:
-                    progress(start + length_at(start, size_bytes), size_bytes)
+                    progress(done, size_bytes)
 
         await in_rounds(
             starts(size_bytes),
@@ -300,6 +304,7 @@ async def _put_away(target: Target, manifest: Manifest, level: int, *, wait_s: f
     )
     async with target.unchanging():
         origin = target.still(manifest)
+        report("waiting for forks that need the raw file")
         async with unused(origin, wait_s=_FORKS_S if wait_s is None else wait_s, busy=busy):
             base = origin.directory / manifest.memory.base
             with filesystem_errors("remove", base):

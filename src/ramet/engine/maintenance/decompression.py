@@ -24,6 +24,7 @@ from ramet.memory.compressed import Frame, damaged, read_table, unpack, unpack_i
 from ramet.memory.confirmed import confirm
 from ramet.memory.integrity import MAKE_AGAIN, SparseDigest
 from ramet.paths import MANIFEST_FILE, Home
+from ramet.progress import report
 from ramet.system import threads
 from ramet.system.files import filesystem_errors, free_bytes, new_file, open_regular
 from ramet.system.locks import inode_lock
@@ -141,6 +142,7 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
                 if is_compressed(origin.manifest, origin.directory):
                     await unpack_memory(origin, job)
         except LockBusyError:
+            report("waiting for another call that decompresses it")
             if time.perf_counter() - began > _OTHERS_S:
                 raise
         except (DamagedError, FilesystemError):
@@ -207,6 +209,7 @@ async def _through(
             if data is not None:
                 total.stretch(frame.start, data)
             done = frame.start + frame.length
+        report("decompressing", done, part.facts.size_bytes)
         if progress is not None:
             progress(done, part.facts.size_bytes)
 

@@ -18,6 +18,7 @@ from ramet.engine.manifest import Manifest, read_manifest
 from ramet.errors import LockBusyError, RametError, WrongStateError
 from ramet.model.schema import CompressionState
 from ramet.paths import CONFIRMED_FILE, MEM_FILE, Home
+from ramet.progress import report
 from ramet.system.files import TEMPORARY_PREFIX, filesystem_errors
 from ramet.system.locks import file_lock
 
@@ -64,6 +65,7 @@ async def memory_job(
             home.compressing.mkdir(mode=0o700, exist_ok=True)
             if wait_s and _job_at(path) == b"compact":
                 wait_s = max(wait_s, _COMPACTION_S)
+                report("waiting for its compaction")
             held = await leaving.enter_async_context(file_lock(path, wait_s=wait_s, busy=busy))
             leaving.callback(path.unlink, missing_ok=True)
             os.ftruncate(held, 0)
