@@ -3,7 +3,7 @@
 .PHONY: help setup demo test test-deep test-soak durations check bench bench-quick wheel test-wheel docs emulated-host fuzz format lock clean
 
 BIN := .venv/bin
-SOURCES := src tests tools benchmarks docs
+SOURCES := src tests tools benchmarks docs examples
 
 define LINT
 $(BIN)/ruff check $(SOURCES)

@@ -89,7 +89,7 @@ PARTS: Final = (
     ),
     Part("hunt", ("tests/endurance/hunt",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 3),
     Part("measured", ("tests",), (*_ENGINE, *_BYTES, *_GUEST, "benchmarks/"), 4, alone=True),
-    Part("behaviours", ("tests",), ("src/ramet/",), 8, rest=True),
+    Part("behaviours", ("tests",), ("src/ramet/", "examples/"), 8, rest=True),
     Part(
         "users",
         ("tests/platform/not_root", "tests/platform/environments"),
