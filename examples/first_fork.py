@@ -1,4 +1,4 @@
-"""Boot one guest, then fork it three times: three running copies that share one copy of its memory."""
+"""Boot one guest, then fork it three times: three running copies share one copy of its memory."""
 
 import ramet.sync
 
