@@ -1,4 +1,4 @@
-"""The programs in `examples/` and the transcripts of pages print what is recorded beside them."""
+"""The programs in `examples/` print what is recorded beside them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from pathlib import Path
 
 import pytest
 from tools import examples
-from tools.examples import ROOT, normalised
-
-from tests.conftest import assert_nothing_left
-
-PAGES = [str(page.relative_to(ROOT)) for page in examples.pages()]
+from tools.examples import normalised
 
 
 @pytest.mark.core
@@ -24,30 +20,10 @@ def test_an_example(name: str, home: Path) -> None:
     assert normalised(output) == normalised(examples.recorded(name).read_text())
 
 
-@pytest.mark.core
-@pytest.mark.vm
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("page", PAGES)
-def test_a_transcript(page: str, home: Path) -> None:
-    shown = examples.steps((ROOT / page).read_text())
-    outputs = examples.run_steps([step.command for step in shown], home)
-    printed = [step._replace(output=output) for step, output in zip(shown, outputs, strict=True)]
-    assert normalised(_as_typed(printed)) == normalised(_as_typed(shown))
-    assert_nothing_left(home)
-
-
-def _as_typed(steps: list[examples.Step]) -> str:
-    return "".join(f"$ {step.command}\n{step.output}" for step in steps)
-
-
 def test_every_example_has_its_output_recorded() -> None:
     programs = {path.stem for path in examples.EXAMPLES.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert programs - {"__pycache__", "notebook"} == set(examples.PROGRAMS)
     assert all(examples.recorded(name).exists() for name in examples.PROGRAMS)
-
-
-def test_the_tutorial_is_run() -> None:
-    assert {"docs/tutorial/first-fork.md", "docs/tutorial/branch-and-keep.md"} <= set(PAGES)
 
 
 def test_what_varies_is_taken_out() -> None:
