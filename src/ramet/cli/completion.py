@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ramet.api.names import InstanceEntry, Names
 
 Words = list[tuple[str, str]]
-"""What can stand there, each with a few words about it."""
+"""Words that may stand there, each with a description."""
 
 IMAGES: Final = {"builtin": "Linux with busybox", "probe": "bare-metal test guest", "bare": "alias of probe"}
 DRIVERS: Final = {"auto": "the first that can", "firecracker": "needs KVM", "qemu": "KVM or emulation"}

@@ -1,5 +1,6 @@
-"""Verbs that change the state of instances: stop, start, pause, resume, standby, restore, rewind, rm,
-template, keep, wait.
+"""Verbs that change the state of instances, and `wait`.
+
+stop, start, pause, resume, standby, restore, rewind, rm, template, keep.
 
 With several references, the failure of one doesn't stop the others (I7). The exit code is 6 when some failed.
 """

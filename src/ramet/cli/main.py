@@ -119,7 +119,7 @@ def main() -> int:
 
 
 def _complete() -> int:
-    """Print what a shell asks for. Every trouble is silent: a prompt is no place to report it."""
+    """Print the completions that a shell asks for. Errors are silent: a prompt is no place for them."""
     # Typer sends every description through rich where it finds it: half of the time of a completion.
     sys.modules["rich"] = None  # type: ignore[assignment]
     try:
@@ -150,8 +150,9 @@ def _wants_json() -> bool:
 
 
 def _open_missing_streams() -> None:
-    """Put /dev/null where a standard stream is closed: otherwise the next file that is opened, perhaps the
-    database, takes its number.
+    """Put /dev/null where a standard stream is closed.
+
+    Otherwise the next file that is opened, perhaps the database, gets the stream's number.
     """
     for descriptor in (0, 1, 2):
         try:

@@ -39,16 +39,15 @@ _status_line = ""
 
 
 def is_waiting() -> bool:
-    """The main thread is writing to a standard stream and waits for its reader. A signal's handler raises
-    `Interrupted` then: nothing else would be heard.
+    """Say whether the main thread waits for the reader of a standard stream.
 
-    A stream that takes more isn't waited for: what was written to it counts as said.
+    A signal's handler then raises `Interrupted`: the event loop isn't running, so it would notice nothing.
     """
     return _writing_to is not None and not is_writable(_writing_to)
 
 
 class _Descriptor(io.RawIOBase):
-    """A standard stream under Python's text layer: all that this process prints goes through here."""
+    """A standard stream under Python's text layer. Everything this process prints passes through."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -93,7 +92,7 @@ def take_over() -> None:
 
 
 def emit(document: Any) -> None:
-    """Write one JSON document: on one line, or indented when a person reads it. In UTF-8, in every locale."""
+    """Write one JSON document in UTF-8, in every locale: one line, or indented on a terminal."""
     import msgspec
 
     data = encode_json(document)
@@ -103,7 +102,7 @@ def emit(document: Any) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether a person reads standard output."""
+    """Say whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -113,14 +112,14 @@ def say(line: str) -> None:
 
 
 def say_path(path: str) -> None:
-    """Write a path: its bytes for scripts, what can be shown of it for people."""
+    """Write a path: its bytes for scripts, its printable characters for people."""
     write(clean(path) + "\n" if is_terminal() else os.fsencode(path) + b"\n")
 
 
 def write(text: str | bytes) -> None:
     """Write to standard output, at once and whole.
 
-    Raises OSError when it can't be written. Nothing more is then written there.
+    Raises `OSError` when that fails. Everything written later is then discarded.
     """
     if _status_line:
         show_status("")
@@ -136,14 +135,14 @@ def write(text: str | bytes) -> None:
 
 
 def silence() -> None:
-    """Let what standard output has buffered, and what comes, go nowhere instead of failing once more."""
+    """Discard the buffered text of standard output, and all later text, instead of failing again."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
     os.close(devnull)
 
 
 def warn(line: str) -> None:
-    """Write a line to standard error, and ignore that nobody may be there to read it."""
+    """Write a line to standard error, and ignore a missing reader."""
     if _status_line:
         show_status("")
     try:
@@ -154,7 +153,7 @@ def warn(line: str) -> None:
 
 
 def clean(text: str, *, keep_lines: bool = False) -> str:
-    """`text` without anything that could drive a terminal."""
+    """Return `text` without anything that could drive a terminal."""
     from ramet.text import printable
 
     harmless = printable(visible(text).encode())
@@ -162,8 +161,10 @@ def clean(text: str, *, keep_lines: bool = False) -> str:
 
 
 def wants_colour(*, is_terminal: bool) -> bool:
-    """Say whether the text for a stream has colours: NO_COLOR, FORCE_COLOR, CLICOLOR_FORCE and CLICOLOR say
-    so, in that order; else a terminal that isn't dumb has them.
+    """Say whether the text for a stream has colours.
+
+    NO_COLOR, FORCE_COLOR, CLICOLOR_FORCE and CLICOLOR decide, in that order. Without them, a terminal has
+    colours unless it is dumb.
     """
     environment = os.environ
     if environment.get("NO_COLOR") or environment.get("FORCE_COLOR", "").lower() in _OFF:

@@ -1,4 +1,4 @@
-"""One line on standard error that shows how far long work is, gone when the work ends.
+"""Progress of long work: a line on standard error that is erased when the work ends.
 
 Only on a terminal, and never with --json. The event loop draws the line, so there is no thread, and nothing
 is drawn while the terminal doesn't take it (Ctrl-S): a guest that is paused at that moment must not wait.
