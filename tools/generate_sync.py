@@ -57,9 +57,7 @@ _ATTRIBUTES = {
 _INTERNAL = {"Process": {"receive", "lost", "begin", "end"}}
 """Methods for the connection that a process belongs to, not for its user."""
 _REWORDED = {
-    "`await` it for a list, or use it with `async with`, which removes\nthe forks at the end.": (
-        "a list, and with `with` it removes the forks at the end."
-    ),
+    "`await` the call for a list, or use it with `async with`.": "the result is a list, which also works with `with`.",
     "`async with`": "`with`",
     "result = await ": "result = ",
     "is open already, or where no asyncio event loop runs": "is open already",

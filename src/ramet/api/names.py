@@ -1,4 +1,4 @@
-"""The names in a home, read from its database alone: for completion, which opens no home."""
+"""The names in a home, read from its database: for completion, which opens no home."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Names(NamedTuple):
 def read_names(home: str | os.PathLike[str] | None = None) -> Names:
     """Read the names in `home`, the user's own unless given. A home that isn't there has none.
 
-    Takes milliseconds: nothing is undone, made or locked. Raises `StoreError` when the database can't be
+    This takes milliseconds: nothing is undone, made or locked. Raises `StoreError` when the database can't be
     read.
     """
     database = Home(config.home_directory() if home is None else Path(home)).database

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def begin() -> None:
-    """Let this process's children have exit statuses, and signals arrive, whatever it was started with."""
+    """Reset the signals of this process: children have exit statuses, and signals arrive."""
     launching.reset()
 
 

@@ -38,7 +38,7 @@ def stop(
 
     Disks are kept; memory is lost.
     """
-    _each(wanted, lambda vm: vm.stop(timeout=timeout), json=json)
+    _each(wanted, lambda vm: vm.stop(timeout=timeout), "stopping", json=json)
 
 
 def start(wanted: References, json: Json = False) -> None:
@@ -46,7 +46,7 @@ def start(wanted: References, json: Json = False) -> None:
 
     An instance keeps its identity and its disks; its memory is new.
     """
-    _each(wanted, lambda vm: vm.start(), json=json)
+    _each(wanted, lambda vm: vm.start(), "booting", json=json)
 
 
 def pause(wanted: References, json: Json = False) -> None:
@@ -54,12 +54,12 @@ def pause(wanted: References, json: Json = False) -> None:
 
     Their virtual CPUs stop; their memory stays in RAM.
     """
-    _each(wanted, lambda vm: vm.pause(), json=json)
+    _each(wanted, lambda vm: vm.pause(), "pausing", json=json)
 
 
 def resume(wanted: References, json: Json = False) -> None:
     """Resume paused instances."""
-    _each(wanted, lambda vm: vm.resume(), json=json)
+    _each(wanted, lambda vm: vm.resume(), "resuming", json=json)
 
 
 def standby(wanted: References, json: Json = False) -> None:
@@ -68,12 +68,12 @@ def standby(wanted: References, json: Json = False) -> None:
     The memory is written to a file and the VMM ends, so the instance uses no RAM until `ramet restore`.
     Connections to the guest end.
     """
-    _each(wanted, lambda vm: vm.standby(), json=json)
+    _each(wanted, lambda vm: vm.standby(), "capturing", json=json)
 
 
 def restore(wanted: References, json: Json = False) -> None:
     """Restore instances from standby."""
-    _each(wanted, lambda vm: vm.restore(), json=json)
+    _each(wanted, lambda vm: vm.restore(), "restoring", json=json)
 
 
 def rewind(
@@ -115,7 +115,7 @@ def template(reference: Reference, json: Json = False) -> None:
     async def body(host: Host) -> None:
         from ramet.cli.progress import working
 
-        with working(f"freezing {reference}", quiet=json):
+        with working(f"capturing {reference}", quiet=json):
             vm = await (await references.instance(host, reference)).template()
         await _show(vm, json=json)
 
@@ -226,7 +226,7 @@ async def remove_each(
     def told(removal: Removal) -> str:
         return removal.name
 
-    outcomes, failures = await _act_on_each(host, wanted, find, act, None if json else told)
+    outcomes, failures = await _act_on_each(host, wanted, find, act, None if json else told, "removing")
     removed = [outcome for outcome in outcomes if isinstance(outcome, str)]
     code = _code(failures, len(wanted))
     if json and failures:
@@ -236,7 +236,9 @@ async def remove_each(
     return code
 
 
-def _each(wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], *, json: bool) -> NoReturn:
+def _each(
+    wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], doing: str, *, json: bool
+) -> NoReturn:
     """Do the same to each instance, then print an INSTANCE, or an array if there are several references.
 
     The reason in an instance that `act` returns, such as that its VMM was killed, goes to standard error.
@@ -253,7 +255,7 @@ def _each(wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], *,
             return vm.name
 
         outcomes, failures = await _act_on_each(
-            host, wanted, references.instance, one, None if json else told
+            host, wanted, references.instance, one, None if json else told, doing
         )
         code = _code(failures, len(wanted))
         if json:
@@ -269,21 +271,26 @@ async def _act_on_each(
     find: Callable[[Host, str], Awaitable[F]],
     act: Callable[[F], Awaitable[T]],
     label: Callable[[F], str] | None,
+    doing: str,
 ) -> tuple[list[T | Failure], list[Failure]]:
     """Act on each reference; return the outcomes, in order, and the failures among them.
 
     An outcome is the result of `act`, or a failure. A `label` that can't be written stops no other reference
-    and is no failure: unless there are failures, its `OSError` is raised at the end.
+    and is no failure: unless there are failures, its `OSError` is raised at the end. `doing` is shown
+    meanwhile; without `label`, nothing is.
     """
+    from ramet.cli.progress import working
     from ramet.model.documents import Failure
 
     outcomes: list[T | Failure] = []
     failures: list[Failure] = []
     unwritten: OSError | None = None
-    for reference in wanted:
+    for number, reference in enumerate(wanted, start=1):
+        place = f" ({number} of {len(wanted)})" if len(wanted) > 1 else ""
         try:
             target = await find(host, reference)
-            outcomes.append(await act(target))
+            with working(f"{doing} {reference}{place}", quiet=label is None):
+                outcomes.append(await act(target))
             if label is not None and unwritten is None:
                 try:
                     output.say(label(target))

@@ -93,7 +93,7 @@ def describe(progress: Progress | None, spent_s: float, stage_s: float, *, first
     in_bytes = progress.unit == "bytes"
     parts = [*stage, f"{100 * done // total} %" if in_bytes else f"{done} of {total} {progress.unit}"]
     if first < done < total and stage_s >= _ESTIMATE_AFTER_S:
-        parts.append(f"{duration(stage_s * (total - done) / (done - first))} left")
+        parts.append(f"{duration(max(1.0, stage_s * (total - done) / (done - first)))} left")
     if in_bytes:
         from ramet.units import format_bytes
 

@@ -222,7 +222,7 @@ def verify(reference: SnapshotReference, json: Json = False) -> None:
         from ramet.cli.progress import working
 
         snapshot = await references.snapshot(host, reference, instead="ramet inspect")
-        with working(f"reading {snapshot.name}", quiet=json):
+        with working(f"checking {snapshot.name}", quiet=json):
             verification = await snapshot.verify()
         if json:
             output.emit(verification)
@@ -417,7 +417,7 @@ def import_(
                 f"there is no file {file}",
                 hint="`ramet snapshot export S FILE` writes one; - is standard input",
             )
-        with working(f"importing {file}", quiet=json):
+        with working(f"importing {'standard input' if file == _STREAM else Path(file).name}", quiet=json):
             made = await host.import_snapshot(_place(file), name=name)
         await _show(made, json=json)
 

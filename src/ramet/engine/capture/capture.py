@@ -40,6 +40,7 @@ from ramet.memory.pages import BufferedPages, LivePages, Pages, buffer_pages
 from ramet.memory.ram import changed_pages
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
+from ramet.progress import report
 from ramet.system import liveness, threads
 from ramet.system.memfile import memory_file
 from ramet.system.pause_watchdog import resume_on_death
@@ -217,4 +218,5 @@ def _list_changed(plan: Plan) -> list[Run]:
 
 
 def _read_changed(plan: Plan) -> BufferedPages:
+    report("copying memory")
     return buffer_pages(liveness.local_pid(plan.running.process), _list_changed(plan))
