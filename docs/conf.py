@@ -55,12 +55,14 @@ html_show_sphinx = False
 html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 
+_DOCUMENT: Final = re.compile(r"\]\(((?:\.\./)+[^)#\s]+\.md)(?:#[^)]*)?\)")
 _CODE: Final = re.compile(r"(?<![`:\w])`([^`]+)`(?![`_])")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("builder-inited", lambda _: _find_definitions())
+    app.connect("source-read", _offer_documents_outside)
     app.connect("autodoc-process-docstring", _link_names)
     app.connect("autodoc-process-signature", _hide_signatures_of_records)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -83,6 +85,17 @@ def _find_definitions() -> None:
             getattr(whole, table).update(getattr(part, table))
         whole.finals = [*whole.finals, *part.finals]
         whole.tagorder |= {name: place + len(whole.tagorder) for name, place in part.tagorder.items()}
+
+
+def _offer_documents_outside(app: Sphinx, name: str, content: list[str]) -> None:
+    """Let a link to a document outside `docs` be a download, as MyST does with every other file."""
+    here = (app.srcdir / name).parent
+
+    def link(match: re.Match[str]) -> str:
+        there = (here / match[1]).resolve()
+        return match[0] if there.is_relative_to(app.srcdir) else f"](path:{match[1]})"
+
+    content[0] = _DOCUMENT.sub(link, content[0])
 
 
 def _link_names(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
