@@ -1,12 +1,12 @@
 """Examples of a page, run as a reader runs them: files that it names, commands, and the output that it shows.
 
 - A block `python` whose first line is `# NAME.py` is saved as that file.
-- In a block `console`, a line that begins with `$ ` is a command, `> ` continues it, and the lines after it are
-  its output, standard error included. A command that ends with ` &` runs until the page is done.
+- In a block `console`, a line that begins with `$ ` is a command, `> ` continues it, and the lines after it
+  are its output, standard error included. A command that ends with ` &` runs until the page is done.
 - Numbers, ids and the width of columns may differ; a line `...` stands for any lines.
 - `<!-- not run -->` before a block leaves it out.
 
-`python -m tests.support.transcripts PAGE` runs a page in a new home and prints its blocks with today's output.
+`python -m tests.support.transcripts PAGE` runs a page in a new home and prints today's output.
 """
 
 from __future__ import annotations

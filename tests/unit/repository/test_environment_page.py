@@ -1,4 +1,4 @@
-"""docs/reference/environment.md has a row for each environment variable that the source reads, and no other."""
+"""docs/reference/environment.md has a row for each environment variable that the source reads, no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def _read_by_the_source() -> set[str]:
                 case ast.Constant(value=str(text)) if re.fullmatch(r"(RAMET|XDG)_[A-Z_]+", text):
                     found.add(text)
                 case ast.Call(
-                    func=ast.Attribute(value=ast.Attribute(attr="environ"), attr="get"),
+                    func=ast.Attribute(
+                        value=ast.Attribute(attr="environ") | ast.Name(id="environment"), attr="get"
+                    ),
                     args=[ast.Constant(value=str(text)), *_],
                 ):
                     found.add(text)
