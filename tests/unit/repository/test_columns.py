@@ -20,7 +20,7 @@ def test_lines_of_documents_fit() -> None:
         if path.parent.name != "tutorial" and str(path.relative_to(DOCS)) not in _GENERATED
         for number, line in prose(path.read_text())
         if len(seen := re.sub(r"\]\([^)]*\)", "]", line)) > _COLUMNS
-        and not line.startswith(("|", "#", "- [`tests/", "    "))
+        and not line.startswith(("|", "#", "![", "- [`tests/", "    "))
         and " " in seen.strip("- ")
     ]
     assert not long, "\n".join(long)
