@@ -13,6 +13,9 @@ $(BIN)/lint-imports
 $(BIN)/codespell
 endef
 
+# Thousands of starts of Python, and the rewriting of all tests, take twice as long without what is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A group of tests at a time for each CPU (`make test WORKERS=0`: one test after another), the longest first:
 # tests/README.md. Most of a VM test is waiting, but an emulated guest that computes has a CPU to itself.
 WORKERS := auto
@@ -27,9 +30,9 @@ setup: ## install what is missing, make .venv, build the guest's agent, get a ke
 demo: setup ## boot a VM and fork it into 8, in a temporary home
 	$(BIN)/ramet demo --forks 8
 
-check: | .venv ## lint, types, import rules, and the tests that need no VM
+check: | .venv ## lint, types, import rules, and the quick tests that need no VM (a minute on two cores)
 	$(LINT)
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not vm and not deep and not soak"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not vm and not slow and not deep and not soak"
 
 test: setup ## lint, types, import rules, and the tests that a merge needs (15 minutes on two cores)
 	$(LINT)

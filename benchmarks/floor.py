@@ -405,8 +405,8 @@ def round_of(vmm: Firecracker | Qemu, directory: Path, forks: int, concurrency: 
             "cpu_ms": 1000 * cpu_s,
             "reap_ms": reap_ms,
             "times_ms": [fork.times_ms() for fork in made],
-            "pss_bytes": [one[0] for one in memory],
-            "private_bytes": [one[1] for one in memory],
+            "pss_bytes": [use[0] for use in memory],
+            "private_bytes": [use[1] for use in memory],
             "links": links,
         }
     finally:

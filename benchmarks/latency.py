@@ -47,8 +47,8 @@ async def measure(run: Run, driver: str) -> None:
         # What was there just before matters: a VMM's end keeps the kernel busy for some milliseconds more.
         orders = list(permutations((ramets, floors, pools)))
         for number in run.rounds(200 if driver == "firecracker" else 100, 8, least=run.pick(20, 4)):
-            for one in orders[number % len(orders)]:
-                await one()
+            for fork in orders[number % len(orders)]:
+                await fork()
             if number % _COPIES_EACH == 0:
                 await _one(run, base, f"{driver}, copying", share_memory=False)
     for name, of in (("ramet", who), ("warm pool", f"{driver}, warm pool")):

@@ -104,7 +104,7 @@ def _section(outcome: Outcome, directory: str, *, pictures: bool) -> str:
         parts.append(_table(["ratio of medians", "", "95 %", "n"], rows))
     if outcome.figures:
         parts.append(_figures(outcome.figures, benchmark.axis))
-    parts += [f"Not measured: {one}" for one in outcome.skipped]
+    parts += [f"Not measured: {what}" for what in outcome.skipped]
     parts.append(f"`python -m benchmarks --only {outcome.name}`, {outcome.seconds:.0f} s.")
     return "\n\n".join(parts)
 

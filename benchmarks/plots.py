@@ -102,10 +102,10 @@ def _lines(axes: Any, figures: list[Figure]) -> None:
     """A line of medians for each who, with a band from p10 to p90."""
     for index, who in enumerate(dict.fromkeys(figure.who for figure in figures)):
         own = sorted((figure for figure in figures if figure.who == who), key=lambda figure: figure.x or 0)
-        xs = [one.x for one in own]
+        xs = [figure.x for figure in own]
         colour = _COLOURS[index % len(_COLOURS)]
-        axes.plot(xs, [one.median for one in own], marker="o", markersize=4, color=colour, label=who)
-        low, high = ([percentile(one.values, share) for one in own] for share in (0.1, 0.9))
+        axes.plot(xs, [figure.median for figure in own], marker="o", markersize=4, color=colour, label=who)
+        low, high = ([percentile(figure.values, share) for figure in own] for share in (0.1, 0.9))
         axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.legend(frameon=False)
 

@@ -142,7 +142,7 @@ async def run_benchmarks(benchmarks: Sequence[Benchmark], *, quick: bool) -> lis
         ends = time.monotonic() + run.pick(FULL_S, QUICK_S)
         for index, benchmark in enumerate(benchmarks):
             # On a slow machine budgets shrink, so that the last ones have theirs.
-            wanted_s = sum(one.whole_s for one in benchmarks[index:])
+            wanted_s = sum(later.whole_s for later in benchmarks[index:])
             share = max(0.0, min(1.0, (ends - time.monotonic()) / wanted_s))
             outcomes.append(await _outcome(run, benchmark, share * benchmark.budget_s))
     return outcomes

@@ -40,9 +40,22 @@ _SPLIT: Final = {
 apart. What a group needs, it makes for itself.
 """
 
+_NO_VM: Final = re.compile(r"not vm( and not \w+)*")
+_ALL_VM: Final = re.compile(r"^pytestmark = (pytest\.mark\.vm$|\[[^\]]*\bmark\.vm\b)", re.MULTILINE)
+
 
 def _shared() -> Path:
     return Path(os.environ[_VARIABLE])
+
+
+@contextmanager
+def shared_directory(name: str) -> Iterator[Path]:
+    """A directory for all workers of this run, who enter it in turn; it goes with the run."""
+    directory = _shared() / name
+    directory.mkdir(exist_ok=True)
+    with (_shared() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield directory
 
 
 def tell(text: str) -> None:
@@ -114,6 +127,15 @@ def in_order(nodeids: Sequence[str], known: dict[str, float]) -> list[int]:
         return -totals[group], group
 
     return sorted(range(len(nodeids)), key=place)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where all tests of a file need a VM, don't import it for a run (`-m`) of those that need none: each
+    worker would take seconds for that.
+    """
+    if collection_path.name.startswith("test_") and _NO_VM.fullmatch(config.option.markexpr):
+        return _ALL_VM.search(collection_path.read_text()) is not None or None
+    return None
 
 
 @pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")

@@ -62,20 +62,25 @@ Every error that ramet raises on purpose is a `ramet.RametError`, with `code`, `
 
 | Exit code | Meaning |
 | --- | --- |
-| 0 | done |
-| 1 | failed |
-| 2 | usage |
-| 3 | not found |
-| 4 | wrong state |
-| 5 | this machine can't |
-| 6 | partly failed |
-| 7 | name taken |
+{meanings}
 | 128 + n | ended by signal n: 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output has gone |
 
 `exec` and `run IMAGE -- CMD` return the guest's own code, 128 + n when signal n ended the command. ramet's own errors
 then use 124 (the time ran out), 126 (the program can't be executed), 127 (the guest has no such program) and 125 (all others).
 A command line that can't be parsed is 2 everywhere.
 """  # noqa: E501
+_MEANINGS = {
+    0: "done",
+    1: "failed",
+    2: "usage",
+    3: "not found",
+    4: "wrong state",
+    5: "this machine can't",
+    6: "partly failed",
+    7: "name taken",
+}
+_OF_EXEC = {124, 126, 127}
+"""Codes of error classes that the paragraph on `exec` explains."""
 _FURTHER_CODES = """
 Two codes in `--json` belong to no class: `interrupted` (a signal; exit code 128 + n) and `internal` (a fault in ramet itself;
 exit code 1, and `RAMET_DEBUG=1` prints the traceback).
@@ -182,14 +187,19 @@ def _type(hint: Any) -> str:
 
 
 def errors_page() -> str:
-    """`docs/reference/errors.md`."""
+    """`docs/reference/errors.md`. Raises ValueError for a class whose exit code the page doesn't explain."""
+    kinds = list(_descendants(errors.RametError))
+    unexplained = {kind.exit_code for kind, _ in kinds} - set(_MEANINGS) - _OF_EXEC
+    if unexplained:
+        raise ValueError(f"exit codes without a meaning in tools/generate_docs.py: {sorted(unexplained)}")
+    meanings = "\n".join(f"| {code} | {meaning} |" for code, meaning in _MEANINGS.items())
     lines = [
         _GENERATED,
-        _ERRORS_INTRODUCTION,
+        _ERRORS_INTRODUCTION.replace("{meanings}", meanings),
         "| code | class | Exit code | Meaning |",
         "| --- | --- | --- | --- |",
     ]
-    for kind, depth in _descendants(errors.RametError):
+    for kind, depth in kinds:
         doc = " ".join((inspect.getdoc(kind) or "").split())
         lines.append(
             f"| `{kind.code}` | {'&nbsp;&nbsp;' * depth}`{kind.__name__}` | {kind.exit_code} | {doc} |"

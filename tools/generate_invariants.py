@@ -27,8 +27,16 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 @cache
 def sources() -> dict[Path, ast.Module]:
     """The test files by their paths from the root."""
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
-    return {file.relative_to(ROOT): ast.parse(file.read_bytes()) for file in files}
+    return {path: _parsed(path) for path in _files()}
+
+
+def _files() -> list[Path]:
+    return [file.relative_to(ROOT) for file in sorted((ROOT / "tests").rglob("test_*.py"))]
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_bytes())
 
 
 def tests(tree: ast.Module) -> Iterator[tuple[str, list[ast.expr], Function]]:
@@ -59,8 +67,10 @@ class Proof(NamedTuple):
 def proofs() -> dict[str, list[Proof]]:
     """The tests by what their marker `proves` names."""
     found: dict[str, list[Proof]] = {name: [] for name in INVARIANTS}
-    for path, tree in sources().items():
-        for name, marks, _ in tests(tree):
+    for path in _files():
+        if b"proves(" not in (ROOT / path).read_bytes():
+            continue
+        for name, marks, _ in tests(_parsed(path)):
             is_deep = any(re.search(r"mark\.(deep|soak)\b", ast.unparse(mark)) for mark in marks)
             for mark in marks:
                 match mark:
@@ -122,29 +132,31 @@ def _link(path: Path) -> str:
 
 
 def _first_line(path: Path) -> str:
-    text = ast.get_docstring(ast.parse((ROOT / path).read_bytes())) or ""
+    text = ast.get_docstring(_parsed(path)) or ""
     return " ".join(text.partition("\n\n")[0].split()) or path.stem.removeprefix("test_").replace("_", " ")
 
 
 def _files_with(verb: str) -> list[Path]:
-    return [
-        path
+    return [path for path, verbs in _verbs().items() if verb in verbs]
+
+
+@cache
+def _verbs() -> dict[Path, set[str]]:
+    """For each file the verbs that a test is named for, calls on a handle, or gives to the command."""
+    return {
+        path: {word for name, _, test in tests(tree) for word in _words(name, test)}
         for path, tree in sources().items()
-        if any(_has(verb, name, test) for name, _, test in tests(tree))
-    ]
+    }
 
 
-def _has(verb: str, name: str, test: Function) -> bool:
-    """Say whether a test is named for the verb, calls it on a handle, or gives it to the command."""
-    if verb in name.split("::")[-1].split("_"):
-        return True
+def _words(name: str, test: Function) -> Iterator[str]:
+    yield from name.split("::")[-1].split("_")
     for node in ast.walk(test):
         match node:
-            case ast.Await(value=ast.Call(func=ast.Attribute(attr=attribute))) if attribute == verb:
-                return True
-            case ast.Call(args=[ast.Constant(value=word), *_]) if word == verb:
-                return True
-    return False
+            case ast.Await(value=ast.Call(func=ast.Attribute(attr=attribute))):
+                yield attribute
+            case ast.Call(args=[ast.Constant(value=str(word)), *_]):
+                yield word
 
 
 TARGETS: Final = {PAGE: page, INDEX: index}

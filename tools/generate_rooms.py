@@ -71,15 +71,14 @@ def includes() -> Graph:
 def _contract(containers: list[str]) -> tuple[tuple[str, ...], ...]:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     for contract in tool["contracts"]:
-        if contract["type"] == "layers" and contract.get("containers", []) == containers:
-            floors = [re.findall(r"[\w.]+", layer) for layer in contract["layers"]]
-            return tuple(tuple(name.removeprefix("ramet.") for name in floor) for floor in floors)
+        if contract["type"] == "layers" and contract.get("containers") == containers:
+            return tuple(tuple(re.findall(r"\w+", layer)) for layer in contract["layers"])
     raise LookupError(f"pyproject.toml has no layers of {containers}")
 
 
 def python_picture() -> Picture:
     """The packages and ground modules of ramet."""
-    return _picture("ramet", _contract([]), imports(), lambda module: module.split(".")[1:2])
+    return _picture("ramet", _contract(["ramet"]), imports(), lambda module: module.split(".")[1:2])
 
 
 def engine_picture() -> Picture:

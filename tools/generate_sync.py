@@ -57,7 +57,9 @@ _ATTRIBUTES = {
 _INTERNAL = {"Process": {"receive", "lost", "begin", "end"}}
 """Methods for the connection that a process belongs to, not for its user."""
 _REWORDED = {
-    "`await` the call for a list, or use it with `async with`.": "the result is a list, which also works with `with`.",
+    "`await` the call for a list, or use it with `async with`.": (
+        "the result is a list, which also works with `with`."
+    ),
     "`async with`": "`with`",
     "result = await ": "result = ",
     "is open already, or where no asyncio event loop runs": "is open already",
@@ -107,8 +109,8 @@ _FORKS = """
     def __init__(self, wrapped: {original}, portal: _Portal) -> None:
         # Asked for with return_exceptions, the list holds exceptions where forks failed.
         super().__init__(
-            cast("VM", one) if isinstance(one, Exception) else VM(cast("{vm}", one), portal)
-            for one in cast("list[object]", wrapped)
+            cast("VM", fork) if isinstance(fork, Exception) else VM(cast("{vm}", fork), portal)
+            for fork in cast("list[object]", wrapped)
         )
         self._wrapped = wrapped
         self._portal = portal

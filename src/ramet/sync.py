@@ -1038,8 +1038,10 @@ class Forks(Handle, list[VM]):
     def __init__(self, wrapped: ramet.model.forks.Forks[ramet.api.handles.VM], portal: _Portal) -> None:
         # Asked for with return_exceptions, the list holds exceptions where forks failed.
         super().__init__(
-            cast("VM", one) if isinstance(one, Exception) else VM(cast("ramet.api.handles.VM", one), portal)
-            for one in cast("list[object]", wrapped)
+            cast("VM", fork)
+            if isinstance(fork, Exception)
+            else VM(cast("ramet.api.handles.VM", fork), portal)
+            for fork in cast("list[object]", wrapped)
         )
         self._wrapped = wrapped
         self._portal = portal

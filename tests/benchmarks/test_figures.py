@@ -26,8 +26,8 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(
 
 
 def test_p99_of_a_hundred_values() -> None:
-    values = [float(one) for one in range(1, 101)]
-    assert [percentile(values, one) for one in (0.5, 0.9, 0.95, 0.99)] == [50, 90, 95, 99]
+    values = [float(number) for number in range(1, 101)]
+    assert [percentile(values, share) for share in (0.5, 0.9, 0.95, 0.99)] == [50, 90, 95, 99]
 
 
 def test_an_interval_holds_the_true_ratio_nearly_always() -> None:
@@ -45,9 +45,11 @@ def test_an_interval_holds_the_true_ratio_nearly_always() -> None:
 def test_what_slows_both_of_a_pair_is_not_in_the_interval() -> None:
     draw = random.Random(8)
     load = [draw.uniform(1.0, 5.0) for _ in range(30)]
-    below = [10 * one for one in load]
-    above = [15 * one for one in load]
-    paired, apart = (compare("r", figure(above), figure(below), paired=one) for one in (True, False))
+    below = [10 * value for value in load]
+    above = [15 * value for value in load]
+    paired, apart = (
+        compare("r", figure(above), figure(below), paired=in_pairs) for in_pairs in (True, False)
+    )
     assert paired.high - paired.low < 1e-9
     assert apart.high - apart.low > 0.1
 

@@ -60,6 +60,6 @@ def test_a_few_forks_of_firecracker(probe: Path, tmp_path: Path) -> None:
     assert found["links"] == 4, "the source and three forks, all alive"
     steps = found["fork_ms"]
     assert set(steps) == {"link", "spawn", "load", "resume", "answer", "total"}
-    assert all(0 < one["min"] <= one["median"] <= one["max"] for one in steps.values())
+    assert all(0 < step["min"] <= step["median"] <= step["max"] for step in steps.values())
     assert steps["total"]["max"] <= found["wall_ms"]["max"]
     assert list(tmp_path.iterdir()) == []

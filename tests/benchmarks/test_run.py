@@ -67,7 +67,7 @@ def test_some_benchmarks(environment: dict[str, str], tmp_path: Path) -> None:
     assert len(ready) == len(found["fork to ready", "firecracker, floor"]) > 1
     assert all(value > 0 for value in ready)
     assert min(found["fork to first exec", "firecracker, ramet"]) > min(ready)
-    assert any(one.startswith("qemu") for one in latency.skipped), "what a machine lacks is said"
+    assert any(who.startswith("qemu") for who in latency.skipped), "what a machine lacks is said"
     (answered,) = (figure for figure in thousand.figures if figure.what == "forks that answered")
     assert answered.values == [answered.x]
     page = (tmp_path / "benchmarks.md").read_text()

@@ -230,7 +230,7 @@ def locked_for(wheel: Path, python: Path) -> str:
         timeout=300,
     )
     pins.unlink()
-    names = [one["metadata"]["name"] for one in json.loads(asked.stdout)["install"]]
+    names = [package["metadata"]["name"] for package in json.loads(asked.stdout)["install"]]
     canonical = {re.sub(r"[-_.]+", "-", name).lower() for name in names} - {"ramet"}
     return "".join(f"{name}{stanzas[name]}" for name in sorted(canonical))
 

@@ -21,7 +21,7 @@ def v1_cgroup(controller: str, **limits: int) -> Iterator[Path]:
     """The directory of a cgroup with those limits (`memory.limit_in_bytes` is `limit_in_bytes`). Empty again
     at the end, or the test fails.
     """
-    own = next((one for one in cgroups.groups(controller) if one.version == 1), None)
+    own = next((group for group in cgroups.groups(controller) if group.version == 1), None)
     if own is None or os.geteuid() != 0:
         pytest.skip(f"a cgroup needs root and a v1 hierarchy with `{controller}`")
     place = own.directory / f"ramet-test-{secrets.token_hex(4)}"

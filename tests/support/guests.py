@@ -52,7 +52,7 @@ class Guest:
                 " | grep . || echo 0; i=$((i + 1)); done"
             )
             said = (await vm.exec("sh", "-c", script, check=True, timeout=60)).text.split()
-            return [int(one) for one in said[::2]], [int(one) for one in said[1::2]]
+            return [int(number) for number in said[::2]], [int(number) for number in said[1::2]]
         memory: list[int] = []
         disk: list[int] = []
         for slot in range(slots):

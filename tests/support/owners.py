@@ -23,7 +23,7 @@ from ramet.system.owner_watcher import DOING, TODO
 
 PROMISED_S = 5.0
 """What docs/concepts/owners.md promises for the guests of a killed owner."""
-SETTLED_S = 60.0
+CLEAN_LIMIT_S = 60.0
 """For what has no promise of its own: directories, after the guests."""
 _FORKS = """
 import sys, anyio, ramet
@@ -91,7 +91,7 @@ class Guests:
     """The VMMs of some instances, told apart from whoever gets their pids later."""
 
     def __init__(self, found: list[Record]) -> None:
-        self._pidfds = [os.pidfd_open(one.vmm.process.pid) for one in found if one.vmm is not None]
+        self._pidfds = [os.pidfd_open(record.vmm.process.pid) for record in found if record.vmm is not None]
 
     def ended_after_s(self, since_s: float, limit_s: float) -> float:
         """Wait for the end of all: so long after `since_s` (time.monotonic). Fails the test otherwise."""
@@ -131,16 +131,18 @@ def why_unclean(home: Path) -> str | None:
     running = {process.pid for of_one in spawn.spawned_below(place.instances).values() for process in of_one}
     there = {
         "a wish to clean": [path.name for path in home.iterdir() if path.name in (TODO, DOING)],
-        "owned": [one.name for one in found if _is_left(one.owner)],
-        "being changed": [one.name for one in found if one.pending is not None and _is_left(one.pending.by)],
+        "owned": [record.name for record in found if _is_left(record.owner)],
+        "being changed": [
+            record.name for record in found if record.pending is not None and _is_left(record.pending.by)
+        ],
         "snapshots being made": [snapshot.id for snapshot in snapshots if _is_left(snapshot.maker)],
-        "directories": {path.name for path in place.instances.iterdir()} ^ {one.id for one in found},
+        "directories": {path.name for path in place.instances.iterdir()} ^ {record.id for record in found},
         "snapshots' directories": {path.name for path in place.snapshots.iterdir()}
         ^ {snapshot.id for snapshot in snapshots},
         "temporary files": [file for path in place.instances.iterdir() for file in _temporary(path)],
         "staging": list(place.staging.iterdir()),
         "pool": list(place.pool.iterdir()) if place.pool.exists() else [],
-        "VMMs": running ^ {one.vmm.process.pid for one in found if one.vmm is not None},
+        "VMMs": running ^ {record.vmm.process.pid for record in found if record.vmm is not None},
     }
     return next((f"{what}: {which}" for what, which in there.items() if which), None)
 
@@ -161,7 +163,7 @@ async def until_clean(home: Path) -> None:
     when that takes long: guests have gone long before.
     """
     why: str | None = ""
-    with anyio.move_on_after(SETTLED_S):
+    with anyio.move_on_after(CLEAN_LIMIT_S):
         while (why := why_unclean(home)) is not None:
             await anyio.sleep(0.05)
     assert why is None, why

@@ -104,7 +104,7 @@ def guest(homes: Path) -> Iterator[Shell]:
     home = homes / f"guest-{os.urandom(4).hex()}"
     shell = Shell(home)
     started = subprocess.run(
-        [*COMMAND, "run", "--name", "box", "builtin"],
+        [*COMMAND, "run", "--name", "box", "--memory", "128M", "builtin"],
         env=shell.environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -117,7 +117,7 @@ def guest(homes: Path) -> Iterator[Shell]:
     yield shell
     shell.close()
     if ids := shell("ps", "-aq").stdout.split():
-        shell("rm", "-f", *(one.decode() for one in ids))
+        shell("rm", "-f", *(container_id.decode() for container_id in ids))
     assert_nothing_left(home)
 
 

@@ -13,6 +13,7 @@ from ramet.model import protocols
 from tests import machines
 from tests.support.guests import Guest
 from tests.support.probes import make_template, probes
+from tests.support.ready import Ready
 
 __all__ = ["make_template", "probes"]
 
@@ -54,23 +55,13 @@ async def host_and_snapshots(home: Path) -> AsyncIterator[protocols.Host]:
 
 
 @pytest.fixture(scope="session")
-def exported(homes: Path) -> Iterator[dict[str, Path]]:
-    """By driver: a snapshot of a booted guest as a file, so that it is booted once for all tests."""
-    with tempfile.TemporaryDirectory(dir=homes, prefix="exported-") as directory:
-        yield {driver: Path(directory) / driver for driver in ("qemu", "firecracker")}
+def ready(homes: Path) -> Iterator[Ready]:
+    """Makes running guests without a boot each."""
+    with tempfile.TemporaryDirectory(dir=homes, prefix="ready-") as directory:
+        yield Ready(Path(directory))
 
 
 @pytest.fixture
-async def source(guest: Guest, host: ramet.Host, exported: dict[str, Path]) -> ramet.VM:
+async def source(guest: Guest, host: ramet.Host, ready: Ready) -> ramet.VM:
     """A running guest whose memory has a base. Of what it was forked from nothing is left."""
-    file = exported[guest.driver]
-    if file.exists():
-        snapshot = await host.import_snapshot(file)
-    else:
-        booted = await guest.boot(host)
-        snapshot = await booted.snapshot()
-        await booted.remove(force=True)
-        await snapshot.export(file)
-    (fork,) = await snapshot.fork(1)
-    await snapshot.remove()
-    return fork
+    return await ready(host, image=guest.image, driver=guest.driver, disks=("16M",))

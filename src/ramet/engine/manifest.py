@@ -29,6 +29,8 @@ FORMAT = 3
 """The newest that this ramet knows: one whose memory is compressed."""
 USUAL_FORMAT = 2
 """Of all others: a ramet that doesn't know compression can use those."""
+MANIFEST_TRIES = 3
+"""How often to look at a capture that is compacted meanwhile: the same content is in other files then."""
 _AGAIN = "make the capture again"
 _PART_NAMES = re.compile(
     r"(mem|delta)(-[0-9a-f]+)?|mem(-[0-9a-f]+)?\.zst|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)"

@@ -31,7 +31,7 @@ from ramet.store.records import Store
 from ramet.system import bounded_log, liveness, owners, process_ref, processes, spawn, threads
 from ramet.system.filesystems import require_local, require_short
 from ramet.system.publishing import spread
-from ramet.system.spawn import raise_open_files_limit
+from ramet.system.rlimits import raise_open_files_limit
 
 
 async def open_home(home: Home, accel: str, exits: AsyncExitStack) -> Context:
@@ -83,7 +83,7 @@ async def recover_home(context: Context) -> None:
     await best_effort(destroy_all(context, doomed, only_if=lambda row: row.owner in dead))
     for record in records:
         if record.owner not in dead:
-            await best_effort(_recover_one(context, record))
+            await best_effort(_recover_instance(context, record))
     await best_effort(pool_directory.gc(context.home))
     await best_effort(end_orphans(context))
     # What belongs to a row that can't be read isn't without a record: its guest may run.
@@ -101,7 +101,7 @@ def _is_dead(process: ProcessRef) -> bool:
         return False  # it can't be looked at: the next ramet process does
 
 
-async def _recover_one(context: Context, record: Record) -> None:
+async def _recover_instance(context: Context, record: Record) -> None:
     if record.pending is not None and liveness.is_dead(record.pending.by):
         await recover(context, record)
     if record.auto_remove and state_of(context, record).record.state in {State.STOPPED, State.FAILED}:

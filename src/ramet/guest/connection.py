@@ -38,7 +38,7 @@ _RECEIVE_BYTES: Final = 131_072
 _RESEND_MOST_S: Final = 2.0
 _FRAMES_A_TURN: Final = 256
 _BYE_S: Final = 0.5
-_LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 class Connection:
@@ -210,7 +210,7 @@ class Connection:
                         await anyio.lowlevel.checkpoint()
                 if self._untold_bytes >= ACK_BYTES:
                     self._due.set()
-        except _LOST:
+        except LOST:
             return GuestLostError("the connection to the guest's agent ended")
         except ProtocolError as error:
             return error
@@ -259,7 +259,7 @@ class Connection:
                 assert self._away is not None
                 self._away.set()
                 self._away = None
-        except _LOST:
+        except LOST:
             await stream.aclose()
         except GuestError:
             pass  # told to everybody already

@@ -16,13 +16,12 @@ import anyio
 import anyio.abc
 
 from ramet.errors import GuestError, GuestLostError, ProtocolError
-from ramet.guest.connection import require_version, resend_pauses_s
+from ramet.guest.connection import LOST, require_version, resend_pauses_s
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame
 from ramet.guest.messages import NONCE_BYTES, Message, Welcome, hello
 from ramet.guest.requests import decode_error
 
 _RECEIVE_BYTES: Final = 65_536
-_LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 class Reply(NamedTuple):
@@ -70,7 +69,7 @@ async def handshake(
         while (frame := await frames()).stream not in sent:
             pass
         return Reply(_answer(frame, expects, what), sent[frame.stream], time.time_ns())
-    except _LOST as error:
+    except LOST as error:
         raise GuestLostError("the connection to the guest's agent ended") from error
 
 

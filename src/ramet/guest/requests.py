@@ -62,6 +62,7 @@ class Answer:
 
 
 def is_repeatable(receiver: Receiver) -> bool:
+    """Whether the request may be sent again over another stream."""
     return isinstance(receiver, Answer) and receiver.repeat is not None
 
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -20,9 +19,8 @@ from ramet.memory.process_memory import IOV_MAX
 from ramet.system.copying import data_extents
 from ramet.system.files import allocated_bytes, filesystem_errors, new_file, punch_hole, write_all
 from ramet.system.publishing import publish, sync, temporary_beside
+from ramet.system.zeros import ZERO_PAGE
 from ramet.units import PAGE_SIZE_BYTES
-
-_ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
 
 
 class MemFile(msgspec.Struct, frozen=True):
@@ -128,4 +126,4 @@ def _clear(file: int, offset: int, length_bytes: int, below: list[tuple[int, int
     for start, end in zeros_over(below, Stretch(offset, length_bytes, None)):
         if not punch_hole(file, start, end - start):
             for position in range(start, end, PAGE_SIZE_BYTES):
-                write_all(file, _ZERO_PAGE, position)
+                write_all(file, ZERO_PAGE, position)

@@ -12,11 +12,11 @@ from typing import Final
 
 from ramet.system.copying import data_extents
 from ramet.system.files import allocated_bytes, filesystem_errors, punch_hole
+from ramet.system.zeros import ZERO_PAGE
 from ramet.units import MIB, PAGE_SIZE_BYTES, round_up_to_page
 
 _WINDOW_BYTES: Final = 2 * MIB
 _ZERO_WINDOW: Final = bytes(_WINDOW_BYTES)
-_ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
 
 
 def punch_holes(path: Path) -> int:
@@ -69,4 +69,4 @@ def _pages(buffer: bytearray, length: int) -> Iterator[tuple[int, bool]]:
         return
     for offset in range(0, length, PAGE_SIZE_BYTES):
         page = buffer[offset : min(offset + PAGE_SIZE_BYTES, length)]
-        yield offset, page == _ZERO_PAGE[: len(page)]
+        yield offset, page == ZERO_PAGE[: len(page)]

@@ -18,6 +18,7 @@ from ramet.errors import UnavailableError
 from ramet.memory.accounting import available_bytes
 from ramet.memory.pagemap import Run
 from ramet.memory.process_memory import address_of, read_memory
+from ramet.system.zeros import ZERO_PAGE
 from ramet.units import KIB, MIB, PAGE_SIZE_BYTES, format_bytes
 
 BUFFER_BYTES: Final = 4 * MIB
@@ -26,7 +27,6 @@ _HUGE_PAGE_BYTES: Final = 2 * MIB
 _HUGE_FROM_BYTES: Final = 512 * KIB
 _ASK_FROM_BYTES: Final = 64 * MIB
 _FREE_SOME: Final = "free some memory: `ramet stats` says what each instance uses"
-_ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
 _ZERO_WINDOW: Final = bytes(_WINDOW_BYTES)
 
 
@@ -220,7 +220,7 @@ def _kinds(view: memoryview) -> Iterator[tuple[int, bool]]:
             yield start, True
             continue
         for position in range(0, len(window), PAGE_SIZE_BYTES):
-            yield start + position, window.startswith(_ZERO_PAGE, position)
+            yield start + position, window.startswith(ZERO_PAGE, position)
 
 
 def _memory(length_bytes: int) -> mmap.mmap:

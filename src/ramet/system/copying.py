@@ -89,6 +89,27 @@ def has_data(path: Path) -> bool:
         os.close(descriptor)
 
 
+def reflink(source: Path, destination: Path) -> None:
+    """Create `destination` with the blocks of `source`, mode 0600. Linux only (btrfs, XFS, bcachefs).
+
+    Raises `CannotReflinkError` where these two can't, else `FilesystemError`; then there is no `destination`.
+    """
+    both = f"{source} to {destination}"
+    with filesystem_errors("reflink", both), open_regular(source) as origin, new_file(destination) as copy:
+        reflink_into(origin, copy)
+
+
+def copy_sparse(source: Path, destination: Path) -> int:
+    """Create `destination`, mode 0600, with the content and the holes of `source`; returns the bytes copied.
+
+    Raises `FilesystemError`; then there is no `destination`, except where it existed before: that is left
+    alone.
+    """
+    both = f"{source} to {destination}"
+    with filesystem_errors("copy", both), open_regular(source) as origin, new_file(destination) as copy:
+        return copy_extents(origin, copy)
+
+
 def reflink_into(source: int, destination: int) -> None:
     """Make the empty file `destination` share all blocks of `source`: no bytes are copied (ioctl_ficlone(2)).
 
@@ -165,15 +186,6 @@ def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True)
         return Duplicate("copied", reason, copy_extents(source, destination, offload=allow_reflink))
 
 
-def _forget_copies() -> None:
-    """The threads that copy aren't there in a child, and would hold the lock for ever."""
-    global _copying
-    _copying = threading.Lock()
-
-
-in_children(_forget_copies)
-
-
 def _require_room(source: int, destination: int) -> None:
     """Raises `OSError` (ENOSPC) when `destination` has no room for what `source` holds.
 
@@ -186,22 +198,10 @@ def _require_room(source: int, destination: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def reflink(source: Path, destination: Path) -> None:
-    """Create `destination` with the blocks of `source`, mode 0600. Linux only (btrfs, XFS, bcachefs).
-
-    Raises `CannotReflinkError` where these two can't, else `FilesystemError`; then there is no `destination`.
-    """
-    both = f"{source} to {destination}"
-    with filesystem_errors("reflink", both), open_regular(source) as origin, new_file(destination) as copy:
-        reflink_into(origin, copy)
+def _forget_copies() -> None:
+    """The threads that copy aren't there in a child, and would hold the lock for ever."""
+    global _copying
+    _copying = threading.Lock()
 
 
-def copy_sparse(source: Path, destination: Path) -> int:
-    """Create `destination`, mode 0600, with the content and the holes of `source`; returns the bytes copied.
-
-    Raises `FilesystemError`; then there is no `destination`, except where it existed before: that is left
-    alone.
-    """
-    both = f"{source} to {destination}"
-    with filesystem_errors("copy", both), open_regular(source) as origin, new_file(destination) as copy:
-        return copy_extents(origin, copy)
+in_children(_forget_copies)

@@ -1,7 +1,7 @@
 """Keep a forked child from holding what is its parent's: fork(2) without execve(2) copies every descriptor,
 O_CLOEXEC or not.
 
-A lock would stay held, a guest's only port in use, and a rescuer waiting, for as long as the child lives,
+A lock would stay held, a guest's only port in use, and a resumer waiting, for as long as the child lives,
 though the parent was killed. So the child closes these at once. Threads, event loops and what belongs to them
 aren't there in a child: whoever keeps such things per process registers with `in_children`.
 """

@@ -16,7 +16,7 @@ from ramet.programs import python
 
 _BEGIN: Final = (
     "import sys; count = int(sys.argv[1]); path = sys.argv[2 : 2 + count]; del sys.argv[1 : 2 + count]; "
-    "sys.path[:] = path + [one for one in sys.path if one not in path]; "
+    "sys.path[:] = path + [entry for entry in sys.path if entry not in path]; "
     "from {module} import main; main(*sys.argv[1:])"
 )
 

@@ -2,7 +2,7 @@
 
 Before the pause a small process is started that holds one end of a pipe. The kernel closes the other when
 this process ends, however it does; unless `done` came through it first, the small process resumes the guest.
-See `pause_rescuer` for what it does.
+See `pause_resumer` for what it does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ramet.system import (
     forked,
     liveness,
     own_programs,
-    pause_rescuer,
+    pause_resumer,
     process_limit,
     process_ref,
     processes,
@@ -70,7 +70,7 @@ async def resume_on_death(
     finally:
         try:
             if forked.is_ours(ours):
-                os.write(ours, pause_rescuer.DONE)
+                os.write(ours, pause_resumer.DONE)
         except BrokenPipeError:
             pass  # it was ended by somebody
         finally:
@@ -81,7 +81,7 @@ async def resume_on_death(
 
 
 def _start(directory: Path, resume: ResumeSteps, pipe: int, hold: Sequence[int]) -> ProcessRef:
-    words = [*own_programs.alone(pause_rescuer), str(pipe), resume.socket_name, resume.runs]
+    words = [*own_programs.alone(pause_resumer), str(pipe), resume.socket_name, resume.runs]
     for send, answer in resume.steps:
         words += [send, answer]
     try:

@@ -21,6 +21,11 @@ _INITIAL_TIME_NAMESPACE: Final = 0xEFFFFFFA  # PROC_TIME_INIT_INO
 SECOND_NS: Final = 1_000_000_000
 _past_boots: set[str] = set()
 """Boot ids of this machine before the present one, as far as the homes that were opened know them."""
+_NAME: Final = re.compile(
+    r"(?P<pid>\d+)-(?P<started>\d+)-(?P<boot_id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+    r"(?:-(?P<pid_namespace>\d+))?",
+    re.ASCII,
+)
 
 
 class ProcView(NamedTuple):
@@ -59,6 +64,7 @@ def is_of_past_boot(process: ProcessRef) -> bool:
 
 @functools.cache
 def proc_view() -> ProcView:
+    """What /proc shows this process. Raises `UnavailableError` where it isn't mounted."""
     try:
         namespace = namespace_inode("/proc/self/ns/pid")
         status = Path("/proc/self/status").read_bytes()
@@ -80,6 +86,7 @@ def proc_view() -> ProcView:
 
 
 def no_proc(error: OSError) -> UnavailableError:
+    """The error for a machine without /proc."""
     return UnavailableError(
         f"no process can be told from another: {error}", hint="mount /proc: `mount -t proc proc /proc`"
     )
@@ -128,10 +135,12 @@ def stat_fields(name: str) -> list[bytes]:
 
 
 def start_ticks(name: str) -> int:
+    """When a process started: ticks after the boot, outside of a time namespace. Errors as `stat_fields`."""
     return int(stat_fields(name)[_STARTED_FIELD - 3]) - proc_view().offset_ticks
 
 
 def is_start_of(started: int, process: ProcessRef) -> bool:
+    """Whether that start is the process's, within what a time namespace rounds."""
     return abs(started - process.started) <= proc_view().slack_ticks
 
 
@@ -176,13 +185,6 @@ def proc_name_of(pid: int, pidfd: int) -> str:
     if not words or int(words[0]) <= 0:
         raise ProcessLookupError(f"/proc doesn't show process {pid}")
     return words[0].decode()
-
-
-_NAME: Final = re.compile(
-    r"(?P<pid>\d+)-(?P<started>\d+)-(?P<boot_id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
-    r"(?:-(?P<pid_namespace>\d+))?",
-    re.ASCII,
-)
 
 
 def as_name(process: ProcessRef) -> str:

@@ -49,7 +49,7 @@ class _Index(NamedTuple):
 _index: _Index | None = None
 
 
-def indexed(process: ProcessRef) -> list[str]:
+def _indexed(process: ProcessRef) -> list[str]:
     """The names in `/proc` of those that started when `process` did.
 
     Raises `OSError` when one couldn't be looked at for want of descriptors, say: an index without it would
@@ -77,7 +77,7 @@ def find_in_proc(process: ProcessRef) -> str | None:
     this process has no descriptor left to look with.
     """
     try:
-        names = indexed(process)
+        names = _indexed(process)
     except OSError as error:
         raise cannot_look(process, error) from error
     for name in names:

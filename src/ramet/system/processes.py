@@ -14,14 +14,8 @@ import anyio
 
 from ramet.errors import UnavailableError, VmmError
 from ramet.model.record import ProcessRef
-from ramet.system.liveness import (
-    local_pid,
-    open_pidfd,
-    reap,
-)
-from ramet.system.process_ref import (
-    stat_fields,
-)
+from ramet.system.liveness import local_pid, open_pidfd, reap
+from ramet.system.process_ref import stat_fields
 
 _USER_FIELD = 14
 LAST_BREATH_S = 2.0

@@ -22,12 +22,15 @@ anew by execve(2), blocked and ignored signals by `launching`.
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from ramet.errors import UnavailableError
+from ramet.errors import UnavailableError, VmmError
+from ramet.model.record import ProcessRef
+from ramet.system.liveness import local_pid, open_pidfd
 from ramet.units import MIB, format_bytes
 
 UMASK: Final = 0o077
@@ -140,7 +143,7 @@ def lift(pid: int) -> None:
             resource.prlimit(pid, rule.number, (hard, hard))
 
 
-def limit_files(pid: int, file_bytes: int | None) -> None:
+def _limit_files(pid: int, file_bytes: int | None) -> None:
     """Let no file that a process writes become larger than that (EFBIG, RLIMIT_FSIZE); None: any size that is
     allowed.
 
@@ -158,6 +161,50 @@ def limit_files(pid: int, file_bytes: int | None) -> None:
                 raise _too_low(_RULES[0], hard, file_bytes) from None
             soft = hard
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
+    """Bound every file that `process` writes: beyond it a write fails with EFBIG (RLIMIT_FSIZE,
+    getrlimit(2)). None: no bound.
+
+    Only the soft limit, which can be raised again for a file that has to be larger. Nothing happens when the
+    process has ended: whoever talks to it will find out. Raises `UnavailableError` when it belongs to another
+    user, or when its hard limit is lower and may not be raised.
+    """
+    pidfd = open_pidfd(process)  # while it is held, the pid is nobody else's
+    if pidfd is None:
+        return
+    try:
+        _limit_files(local_pid(process), largest_file_bytes)
+    except (VmmError, ProcessLookupError):
+        pass  # it has ended meanwhile
+    except PermissionError as error:
+        raise UnavailableError(
+            f"process {process.pid} belongs to another user and can't be limited",
+            hint="run ramet as that user",
+        ) from error
+    finally:
+        os.close(pidfd)
+
+
+def limit_of_files(process: ProcessRef) -> int | None:
+    """The largest file that `process` may write, see `limit_files`; None when there is no bound, or no such
+    process.
+    """
+    try:
+        soft, _ = resource.prlimit(local_pid(process), resource.RLIMIT_FSIZE)
+    except (ProcessLookupError, VmmError):
+        return None
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_open_files_limit() -> None:
+    """Let this process open as many files as its hard limit allows: an instance takes a handful
+    (getrlimit(2)).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def file_hint() -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import time
@@ -12,14 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ramet.errors import UnavailableError, VmmError
+from ramet.errors import UnavailableError
 from ramet.model.record import ProcessRef
 from ramet.system import process_limit, rlimits
 from ramet.system.launching import launched
 from ramet.system.liveness import (
     adopt,
-    local_pid,
-    open_pidfd,
     require_own_proc,
 )
 from ramet.system.process_ref import (
@@ -109,58 +106,6 @@ def spawn(
     return process
 
 
-def _environment(name: str) -> bytes:
-    """The environment of a process; empty when it has none.
-
-    In the middle of execve(2), which Popen doesn't wait for the end of, a process has none for a moment, and
-    no code either; that is waited for, at most 0.1 s. Raises `OSError` when it is gone, a kernel thread, or
-    somebody else's.
-    """
-    place = Path(f"/proc/{name}")
-    for _ in range(100):
-        complete = int(stat_fields(name)[_START_CODE_FIELD - 3]) != 0
-        if (environment := (place / "environ").read_bytes()) or complete:
-            break
-        (place / "exe").readlink()
-        time.sleep(0.001)
-    return environment
-
-
-def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
-    """Bound every file that `process` writes: beyond it a write fails with EFBIG (RLIMIT_FSIZE,
-    getrlimit(2)). None: no bound.
-
-    Only the soft limit, which can be raised again for a file that has to be larger. Nothing happens when the
-    process has ended: whoever talks to it will find out. Raises `UnavailableError` when it belongs to another
-    user, or when its hard limit is lower and may not be raised.
-    """
-    pidfd = open_pidfd(process)  # while it is held, the pid is nobody else's
-    if pidfd is None:
-        return
-    try:
-        rlimits.limit_files(local_pid(process), largest_file_bytes)
-    except (VmmError, ProcessLookupError):
-        pass  # it has ended meanwhile
-    except PermissionError as error:
-        raise UnavailableError(
-            f"process {process.pid} belongs to another user and can't be limited",
-            hint="run ramet as that user",
-        ) from error
-    finally:
-        os.close(pidfd)
-
-
-def limit_of_files(process: ProcessRef) -> int | None:
-    """The largest file that `process` may write, see `limit_files`; None when there is no bound, or no such
-    process.
-    """
-    try:
-        soft, _ = resource.prlimit(local_pid(process), resource.RLIMIT_FSIZE)
-    except (ProcessLookupError, VmmError):
-        return None
-    return None if soft == resource.RLIM_INFINITY else soft
-
-
 def _launcher() -> list[str]:
     """What has to run before a VMM so that a later ramet process, which isn't its parent, may read its
     memory: Python statements.
@@ -186,25 +131,6 @@ class _Tagged(NamedTuple):
     works_in: tuple[int, int]
     """Device and inode of its working directory: the same in every mount namespace, and after a rename."""
     is_deleted: bool
-
-
-def _tagged() -> Iterator[_Tagged]:
-    for name in proc_names():
-        try:
-            tags = [
-                variable for variable in _environment(name).split(b"\0") if variable.startswith(_TAG_PREFIX)
-            ]
-            if tags:
-                working = f"/proc/{name}/cwd"
-                status = os.stat(working)  # noqa: PTH116 - of many processes
-                yield _Tagged(
-                    reference_in_proc(name),
-                    Path(os.fsdecode(tags[0][len(_TAG_PREFIX) :])),
-                    (status.st_dev, status.st_ino),
-                    os.readlink(working).endswith(" (deleted)"),  # noqa: PTH115 - text, no path
-                )
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # gone, or somebody else's
 
 
 def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
@@ -246,10 +172,37 @@ def spawned_in(directory: Path) -> list[ProcessRef]:
     return spawned_below(directory.parent).get(directory, [])
 
 
-def raise_open_files_limit() -> None:
-    """Let this process open as many files as its hard limit allows: an instance takes a handful
-    (getrlimit(2)).
+def _tagged() -> Iterator[_Tagged]:
+    for name in proc_names():
+        try:
+            tags = [
+                variable for variable in _environment(name).split(b"\0") if variable.startswith(_TAG_PREFIX)
+            ]
+            if tags:
+                working = f"/proc/{name}/cwd"
+                status = os.stat(working)  # noqa: PTH116 - of many processes
+                yield _Tagged(
+                    reference_in_proc(name),
+                    Path(os.fsdecode(tags[0][len(_TAG_PREFIX) :])),
+                    (status.st_dev, status.st_ino),
+                    os.readlink(working).endswith(" (deleted)"),  # noqa: PTH115 - text, no path
+                )
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # gone, or somebody else's
+
+
+def _environment(name: str) -> bytes:
+    """The environment of a process; empty when it has none.
+
+    In the middle of execve(2), which Popen doesn't wait for the end of, a process has none for a moment, and
+    no code either; that is waited for, at most 0.1 s. Raises `OSError` when it is gone, a kernel thread, or
+    somebody else's.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    place = Path(f"/proc/{name}")
+    for _ in range(100):
+        complete = int(stat_fields(name)[_START_CODE_FIELD - 3]) != 0
+        if (environment := (place / "environ").read_bytes()) or complete:
+            break
+        (place / "exe").readlink()
+        time.sleep(0.001)
+    return environment

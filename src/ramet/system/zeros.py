@@ -7,7 +7,7 @@ from typing import Final
 
 from ramet.units import PAGE_SIZE_BYTES
 
-_ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
+ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
 
 
 def not_zeros(data: memoryview, offset: int) -> Iterator[tuple[int, int]]:
@@ -17,7 +17,7 @@ def not_zeros(data: memoryview, offset: int) -> Iterator[tuple[int, int]]:
     while position < len(data):
         # Pages of the file, whatever the data begins with: only those can become holes.
         following = min(len(data), position + PAGE_SIZE_BYTES - (offset + position) % PAGE_SIZE_BYTES)
-        if _ZERO_PAGE.startswith(data[position:following]):
+        if ZERO_PAGE.startswith(data[position:following]):
             if begun is not None:
                 yield begun, position
                 begun = None

@@ -111,7 +111,7 @@ def acknowledge(port: int, count: int) -> bytes:
 
 def execute(stream: int, *argv: str, flags: int = 0, port: int = 0) -> bytes:
     """EXEC, and the child's report."""
-    arguments = [(1, one.encode()) for one in argv]
+    arguments = [(1, word.encode()) for word in argv]
     return fields(Message.EXEC, stream, *arguments, (6, bytes([flags, 0, 0, 0])), port=port) + REPORTS
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from . import agent_run, corpus
 
-_SECONDS = 3
+_SECONDS = 2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,6 +22,7 @@ def test_the_seeds_are_what_corpus_py_writes() -> None:
     assert kept == corpus.scripts(), "run `python -m tests.adversarial.fuzz.corpus`"
 
 
+@pytest.mark.slow
 def test_nothing_that_a_fuzzer_finds_breaks_the_agent(tmp_path: Path) -> None:
     program = tmp_path / "agent-fuzzer"
     agent_run.build(program)
@@ -32,21 +33,26 @@ def test_nothing_that_a_fuzzer_finds_breaks_the_agent(tmp_path: Path) -> None:
     assert report.frames > 1000
 
 
-def test_valid_sessions_pass_with_the_agents_own_windows(tmp_path: Path) -> None:
-    """The fuzzer works on windows made smaller; the seeds run at full size too."""
-    program = tmp_path / "agent-at-full-size"
+@pytest.fixture(scope="module")
+def at_full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The agent with its own windows, for a script: the fuzzer works on windows made smaller."""
+    program = tmp_path_factory.mktemp("replay") / "agent-at-full-size"
     agent_run.build(program, "CFLAGS=-DSCALE=1", "REPLAY=1", "COVERAGE=-O0 -fsanitize=address,undefined")
-    finished = agent_run.replay(program, sorted(corpus.DIRECTORY.iterdir()))
+    return program
+
+
+@pytest.mark.slow
+def test_valid_sessions_pass_with_the_agents_own_windows(at_full_size: Path) -> None:
+    finished = agent_run.replay(at_full_size, sorted(corpus.DIRECTORY.iterdir()))
     assert finished.returncode == 0, finished.stderr[-6000:]
 
 
-def test_a_hello_that_overtakes_its_connection_is_answered_once_that_is_there(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_hello_that_overtakes_its_connection_is_answered_once_that_is_there(at_full_size: Path) -> None:
     """HELLO, and requests in the same breath, before the driver says that the host has opened the port; the
     end of file behind them is none. The one that comes later is.
     """
-    program = tmp_path / "agent-under-replay"
-    agent_run.build(program, "REPLAY=1", "COVERAGE=-O0 -fsanitize=address,undefined")
-    finished = agent_run.replay(program, [corpus.DIRECTORY / "overtaking"])
+    finished = agent_run.replay(at_full_size, [corpus.DIRECTORY / "overtaking"])
     assert finished.returncode == 0, finished.stderr[-6000:]
     # WELCOME, PONG, LIST_DONE, PONG; STARTED needs a report from the child; after the end nobody is answered.
     assert "frames answered: 4\n" in finished.stderr

@@ -229,7 +229,7 @@ async def test_an_api_that_does_not_answer(
     wrapper.write_text(_STOPPING.format(real=Firecracker().program(), counter=counter))
     wrapper.chmod(0o755)
     monkeypatch.setenv("RAMET_FIRECRACKER", str(wrapper))
-    monkeypatch.setattr("ramet.drivers.firecracker.vmm._START_LIMIT_S", 3.0)
+    monkeypatch.setattr("ramet.drivers.firecracker.vmm._START_LIMIT_S", 2.0)
     async with ramet.Host(home) as host:
         base = await host.get(template.id)
         results: list[object] = [*await base.fork(4, return_exceptions=True)]
@@ -241,8 +241,8 @@ async def test_an_api_that_does_not_answer(
         assert len(living_in(home)) == 3
         # A VMM that stops later, while it is asked.
         os.kill(living[0].receipt.pid, 19)
-        monkeypatch.setattr("ramet.drivers.firecracker.api.ANSWER_LIMIT_S", 2.0)
-        with pytest.raises(ramet.VmmTimeoutError, match="didn't answer within 2 s"):
+        monkeypatch.setattr("ramet.drivers.firecracker.api.ANSWER_LIMIT_S", 1.0)
+        with pytest.raises(ramet.VmmTimeoutError, match="didn't answer within 1 s"):
             await living[0].pause()
         await base.remove()
 

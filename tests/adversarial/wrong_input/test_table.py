@@ -29,7 +29,7 @@ from tests.support.shell import Shell
 
 pytestmark = pytest.mark.vm
 
-READY_LIMIT_S = 5
+READY_LIMIT_S = 2
 ODD_QEMU = f"""
 case $1 in --version) exec {config.qemu_binary()} --version;; esac
 exec {config.qemu_binary()} "$@" -no-such-option

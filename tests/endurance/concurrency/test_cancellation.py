@@ -96,7 +96,7 @@ async def test_a_fork_cancelled_at_every_await(
     gc.collect()  # what other tests left to it would be fewer later
     before = held(warm_home)
     # Coarsely over the whole course first, then between: however soon the time is over, it was all of it.
-    order = sorted(range(1, count + 1), key=lambda one: (int(f"{one:012b}"[::-1], 2), one))
+    order = sorted(range(1, count + 1), key=lambda point: (int(f"{point:012b}"[::-1], 2), point))
     began, tried, cut = time.monotonic(), 0, 0
     for at in order:
         if time.monotonic() - began > BUDGET_S:

@@ -8,16 +8,18 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 from ramet.paths import VMM_LOG
 from tests.conftest import SHORTLY, living_in
 from tests.support.owners import kill_both
-from tests.support.shell import COMMAND, LIMIT_S, Shell, wait_until
+from tests.support.shell import COMMAND, LIMIT_S, Shell, run_command, wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -36,34 +38,48 @@ def shell(warm_home: Path) -> Iterator[Shell]:
     assert [str(path) for path in (warm_home / "instances").iterdir()] == [left["warm"]]
 
 
-def ended(child: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    """Exit code and what it wrote."""
+Ended: TypeAlias = tuple[int, str, str]
+"""Exit code, standard output and standard error."""
+
+
+def ended(child: subprocess.Popen[bytes]) -> Ended:
     out, err = child.communicate(timeout=LIMIT_S)
+    return checked(child.returncode, out, err)
+
+
+def checked(code: int, out: bytes, err: bytes) -> Ended:
     assert b"Traceback" not in err, err
     assert b"internal error" not in err, err
-    return child.returncode, out.decode(), err.decode()
+    return code, out.decode(), err.decode()
+
+
+def at_once(shell: Shell, commands: Sequence[Sequence[str]]) -> list[Ended]:
+    """Run each command in a process of its own, all at the same time. Their imports are done."""
+
+    def run(words: Sequence[str]) -> Ended:
+        done = run_command(words, shell.environment)
+        return checked(done.returncode, done.stdout, done.stderr)
+
+    with ThreadPoolExecutor(len(commands)) as threads:
+        return list(threads.map(run, commands))
 
 
 def test_twenty_processes_fork_list_exec_and_remove_one_template(shell: Shell) -> None:
     shell("fork", "--name", "seed", "warm")
     shell("template", "seed")
     shell("fork", "--name", "busy", "seed")
-    children = [
-        (words, shell.start(*words))
-        for words in [
-            *[["fork", "--json", "seed"]] * 8,
-            *[["exec", "busy", "md5sum", "/tmp/data"]] * 4,
-            *[["ps", "-a", "--json"]] * 3,
-            ["tree", "--json"],
-            ["inspect", "--json", "seed"],
-            ["rm", "-f", "seed"],
-            ["rm", "-f", "seed"],
-            ["rm", "-f", "busy"],
-        ]
+    commands = [
+        *[["fork", "--json", "seed"]] * 8,
+        *[["exec", "busy", "md5sum", "/tmp/data"]] * 4,
+        *[["ps", "-a", "--json"]] * 3,
+        ["tree", "--json"],
+        ["inspect", "--json", "seed"],
+        ["rm", "-f", "seed"],
+        ["rm", "-f", "seed"],
+        ["rm", "-f", "busy"],
     ]
     made = []
-    for words, child in children:
-        code, out, err = ended(child)
+    for words, (code, out, err) in zip(commands, at_once(shell, commands), strict=True):
         match words:
             case ["fork", *_]:
                 assert code in {0, 3}, (code, out, err)
@@ -85,8 +101,8 @@ def test_twenty_processes_fork_list_exec_and_remove_one_template(shell: Shell) -
 
 
 def test_of_several_runs_with_one_name_one_wins(shell: Shell) -> None:
-    children = [shell.start("run", "--name", "only", "builtin") for _ in range(4)]
-    assert sorted(ended(child)[0] for child in children) == [0, 7, 7, 7]
+    answers = at_once(shell, [["run", "--name", "only", "builtin"]] * 4)
+    assert sorted(code for code, _, _ in answers) == [0, 7, 7, 7]
     shell("exec", "only", "true")
     shell("rm", "-f", "only")
 
@@ -96,8 +112,7 @@ def test_a_rebooted_fork_is_started_by_one_of_many(shell: Shell) -> None:
     fork = shell.json("fork", "--name", "again", "--json", "warm")["forks"][0]
     shell("exec", "-d", "again", "--", *SHORTLY, "reboot")
     wait_until(lambda: living_in(shell.home) == [])
-    children = [shell.start("exec", "again", "cat", "/proc/sys/kernel/random/boot_id") for _ in range(4)]
-    answers = [ended(child) for child in children]
+    answers = at_once(shell, [["exec", "again", "cat", "/proc/sys/kernel/random/boot_id"]] * 4)
     assert [code for code, _, _ in answers] == [0] * 4, answers
     assert len({out for _, out, _ in answers}) == 1, "all spoke to the same boot"
     assert len(living_in(shell.home)) == 1
@@ -106,7 +121,7 @@ def test_a_rebooted_fork_is_started_by_one_of_many(shell: Shell) -> None:
     shell("rm", "-f", "again")
 
 
-def test_what_a_dead_process_owned_is_reaped_by_all_who_come(shell: Shell) -> None:
+def test_all_who_come_remove_what_a_dead_process_owned(shell: Shell) -> None:
     code = (
         "import sys, anyio, ramet\n"
         "async def main():\n"
@@ -122,17 +137,17 @@ def test_what_a_dead_process_owned_is_reaped_by_all_who_come(shell: Shell) -> No
         assert said.readline() == b"made\n"
         kill_both(owner)
     assert len(living_in(shell.home)) == 3
-    children = [shell.start("ps", "-a", "--json") for _ in range(5)]
-    for child in children:
-        code_of_child, _, err = ended(child)
+    for code_of_child, _, err in at_once(shell, [["ps", "-a", "--json"]] * 5):
         assert (code_of_child, err) == (0, "")
     assert [instance["name"] for instance in shell.json("ps", "-a", "--json")] == ["warm"]
 
 
-def test_interrupted_forks_leave_nothing(shell: Shell) -> None:
-    """SIGINT at twenty moments between start and end of `fork -n 4`."""
-    moments = random.Random(7)
-    for _ in range(20):
+@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.deep)])
+def test_interrupted_forks_leave_nothing(shell: Shell, count: int) -> None:
+    """SIGINT at so many moments between start and end of `fork -n 4`, others in each run."""
+    longest_s = 1.2
+    for number in range(count):
+        moment_s = random.uniform(number, number + 1) / count * longest_s
         child = subprocess.Popen(
             [*COMMAND, "fork", "-n", "4", "--name", "cut", "warm"],
             env=shell.environment,
@@ -144,22 +159,22 @@ def test_interrupted_forks_leave_nothing(shell: Shell) -> None:
             # Before the first record Python is importing, which is nothing of ours.
             wait_for_fork(shell.home, child)
             try:
-                child.communicate(timeout=moments.uniform(0, 1.2))
+                child.communicate(timeout=moment_s)
             except subprocess.TimeoutExpired:
                 child.send_signal(signal.SIGINT)
             code, _, err = ended(child)
         finally:
             child.kill()
-        assert code in {0, 130}, err
+        assert code in {0, 130}, (moment_s, err)
         if code != 130:
-            shell("rm", "-f", *(f"cut-{number}" for number in range(1, 5)))
-        assert living_in(shell.home) == []
+            shell("rm", "-f", *(f"cut-{fork}" for fork in range(1, 5)))
+        assert living_in(shell.home) == [], moment_s
         assert len(list((shell.home / "instances").iterdir())) == 1
 
 
 def test_what_is_done_is_not_interrupted_any_more(shell: Shell) -> None:
     """Ctrl-C again and again from when the fork has been said to when the process has ended."""
-    for _ in range(3):
+    for _ in range(2):
         child = shell.start("fork", "--name", "late", "warm")
         assert child.stdout is not None
         assert child.stdout.read(1)

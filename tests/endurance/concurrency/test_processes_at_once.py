@@ -2,73 +2,75 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
-import anyio
 import pytest
 
 import ramet
+from tests.support.shell import run_command
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
-
-def command(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The `ramet` command on `home`, running."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "ramet.cli.main", *arguments],
-        env={**os.environ, "RAMET_HOME": str(home)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+Outcome: TypeAlias = tuple[int, str, str]
+"""Exit code, standard output and standard error."""
+Command: TypeAlias = Callable[..., Future[Outcome]]
 
 
-def outcome(child: subprocess.Popen[str], limit_s: float = 60) -> tuple[int, str, str]:
-    try:
-        out, err = child.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        out, err = child.communicate()
-        pytest.fail(f"{child.args!r} hung: {out!r} {err!r}")
-    return child.returncode, out, err
+@pytest.fixture
+def command(warm_home: Path) -> Iterator[Command]:
+    """Begins a `ramet` command on the warm home, in a process of its own whose imports are done."""
+    environment = {**os.environ, "RAMET_HOME": str(warm_home)}
+
+    def run(*words: str) -> Outcome:
+        done = run_command(words, environment)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    with ThreadPoolExecutor(8) as threads:
+        yield partial(threads.submit, run)
 
 
-async def test_two_execs_an_inspect_and_logs_from_four_processes(warm: ramet.VM, warm_home: Path) -> None:
+async def outcome(begun: Future[Outcome]) -> Outcome:
+    return await asyncio.wrap_future(begun)
+
+
+async def test_two_execs_an_inspect_and_logs_from_four_processes(warm: ramet.VM, command: Command) -> None:
     async with warm.fork(1, name="busy") as (vm,):
         await vm.exec("sh", "-c", "echo first line > /dev/console", check=True)
-        logs = command(warm_home, "logs", "-f", "busy")
-        slow = command(warm_home, "exec", "busy", "--", "sh", "-c", "echo begun; sleep 4; echo ended")
-        quick = command(
-            warm_home, "exec", "busy", "--", "sh", "-c", "echo quick; echo to the console > /dev/console"
-        )
-        inspect = command(warm_home, "inspect", "busy", "--json")
-        code, out, err = await anyio.to_thread.run_sync(outcome, quick)
+        logs = command("logs", "-f", "busy")
+        wait = "echo begun; until [ -e /tmp/over ]; do sleep 0.1; done; echo ended"
+        slow = command("exec", "busy", "--", "sh", "-c", wait)
+        quick = command("exec", "busy", "--", "sh", "-c", "echo quick; echo to the console > /dev/console")
+        inspect = command("inspect", "busy", "--json")
+        code, out, err = await outcome(quick)
         assert (code, out, err) == (0, "quick\n", "")
-        code, out, err = await anyio.to_thread.run_sync(outcome, inspect)
+        code, out, err = await outcome(inspect)
         assert code == 0, err
         shown = json.loads(out)
         assert shown["vmm_status"] == "running"
         assert shown["receipt"]["name"] == "busy"
-        assert slow.poll() is None, "the long command still runs beside the others"
-        assert (await anyio.to_thread.run_sync(outcome, slow))[:2] == (0, "begun\nended\n")
+        assert not slow.done(), "the long command still runs beside the others"
+        await vm.exec("touch", "/tmp/over", check=True)
+        assert (await outcome(slow))[:2] == (0, "begun\nended\n")
         await vm.stop()
         # The follower ends by itself once the instance has stopped, with everything that was said.
-        code, out, err = await anyio.to_thread.run_sync(outcome, logs)
+        code, out, err = await outcome(logs)
         assert code == 0, err
         assert "first line" in out
         assert "to the console" in out
 
 
-async def test_six_processes_fork_one_template_at_once(warm: ramet.VM, warm_home: Path) -> None:
-    children = [command(warm_home, "fork", "-n", "2", "--json", "warm") for _ in range(6)]
+async def test_six_processes_fork_one_template_at_once(warm: ramet.VM, command: Command) -> None:
+    children = [command("fork", "-n", "2", "--json", "warm") for _ in range(6)]
     reports = []
     for child in children:
-        code, out, err = await anyio.to_thread.run_sync(outcome, child, 120)
+        code, out, err = await outcome(child)
         assert code == 0, err
         reports.append(json.loads(out))
     receipts = [fork for report in reports for fork in report["forks"]]
@@ -76,16 +78,14 @@ async def test_six_processes_fork_one_template_at_once(warm: ramet.VM, warm_home
     assert len({receipt["identity"]["machine_id"] for receipt in receipts}) == 12
     assert len({receipt["identity"]["boot_random"] for receipt in receipts}) == 12
     assert {receipt["memory"]["inode"] for receipt in receipts} == {(warm.directory / "mem").stat().st_ino}
-    code, out, err = await anyio.to_thread.run_sync(
-        outcome, command(warm_home, "rm", "-f", "--json", *[receipt["name"] for receipt in receipts])
-    )
+    code, out, err = await outcome(command("rm", "-f", "--json", *[receipt["name"] for receipt in receipts]))
     assert code == 0, err
     assert len(json.loads(out)["removed"]) == 12
 
 
-async def test_one_name_many_callers(warm: ramet.VM, warm_home: Path) -> None:
-    children = [command(warm_home, "fork", "-n", "1", "--name", "only", "--json", "warm") for _ in range(5)]
-    codes = sorted([(await anyio.to_thread.run_sync(outcome, child, 120))[0] for child in children])
+async def test_one_name_many_callers(warm: ramet.VM, command: Command) -> None:
+    children = [command("fork", "-n", "1", "--name", "only", "--json", "warm") for _ in range(5)]
+    codes = sorted([(await outcome(child))[0] for child in children])
     assert codes == [0, 7, 7, 7, 7]
-    done = await anyio.to_thread.run_sync(outcome, command(warm_home, "rm", "-f", "only"))
+    done = await outcome(command("rm", "-f", "only"))
     assert done[0] == 0

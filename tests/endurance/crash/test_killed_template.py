@@ -32,7 +32,7 @@ async def verify(home: Path) -> None:
         vm = await host.get("x")
         left = {path.name for path in vm.directory.iterdir()}
         assert not [name for name in left if name.startswith(".tmp-")]
-        running = [one for found in spawn.spawned_below(home / "instances").values() for one in found]
+        running = [process for found in spawn.spawned_below(home / "instances").values() for process in found]
         assert [process.pid for process in running] == ([x.pid] if x.pid else [])
         assert x.state in {"running", "template"}
         if x.state == "template":

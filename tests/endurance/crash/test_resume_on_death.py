@@ -17,15 +17,30 @@ from ramet.engine.drivers import installed_drivers
 from ramet.paths import Home
 from ramet.store.records import Store
 from ramet.system import liveness
-from tests.endurance.crash.test_every_point import FIRECRACKER, QEMU, crash_home, inject, prepare
+from tests.endurance.crash.test_every_point import (
+    FIRECRACKER,
+    QEMU,
+    crash_home,
+    crash_homes,
+    inject,
+    prepare,
+)
 
-__all__ = ["crash_home"]
+__all__ = ["crash_home", "crash_homes"]
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 
 _LIMIT_S = 30
 _PAUSED = {"qemu": "after qmp stop", "firecracker": "after PATCH /vm"}
 _SAVING = {"qemu": "before qmp xen-save-devices-state", "firecracker": "before PUT /snapshot/create"}
-TRIALS = [(home, what) for home in (QEMU, FIRECRACKER) for what in ("template", "standby")]
+TRIALS = [
+    pytest.param(home, what, id=f"{home[0]}-{what}", marks=marks)
+    for home, what, marks in (
+        (QEMU, "template", pytest.mark.deep),
+        (QEMU, "standby", ()),
+        (FIRECRACKER, "template", ()),
+        (FIRECRACKER, "standby", pytest.mark.deep),
+    )
+]
 
 
 async def status(home: Path) -> str:
@@ -43,12 +58,7 @@ async def status(home: Path) -> str:
     return await vmm.status()
 
 
-@pytest.mark.parametrize(
-    ("crash_home", "operation"),
-    TRIALS,
-    indirect=["crash_home"],
-    ids=[f"{home[0]}-{operation}" for home, operation in TRIALS],
-)
+@pytest.mark.parametrize(("crash_home", "operation"), TRIALS, indirect=["crash_home"])
 async def test_the_guest_goes_on_without_another_ramet(operation: str, crash_home: Path) -> None:
     await prepare(crash_home, operation)
     whole = await anyio.to_thread.run_sync(inject, crash_home, operation, 0)

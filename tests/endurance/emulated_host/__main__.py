@@ -34,7 +34,10 @@ def main(words: list[str]) -> int:
             print(f"emulated host: {host.timings_s}", file=sys.stderr)
             command = asked.command[asked.command[0] == "--" :]
             code = host.run(command, asked.timeout).code
-        print(f"emulated host: at most {host.peak_bytes >> 20} MiB; nudges: {host.nudges}", file=sys.stderr)
+        print(
+            f"emulated host: at most {host.peak_bytes >> 20} MiB; interrupts: {host.interrupts}",
+            file=sys.stderr,
+        )
     except (UnavailableError, HostDiedError) as error:
         print(error, file=sys.stderr)
         return UnavailableError.exit_code

@@ -24,6 +24,9 @@ def emulated() -> Iterator[EmulatedHost]:
         with host:
             print(f"the emulated host: seconds for each step {host.timings_s}")
             yield host
-        print(f"the emulated host: its QEMU held at most {host.peak_bytes >> 20} MiB; nudges: {host.nudges}")
+        print(
+            f"the emulated host: its QEMU held at most {host.peak_bytes >> 20} MiB;"
+            f" interrupts: {host.interrupts}"
+        )
     except UnavailableError as error:
         pytest.skip(str(error))

@@ -15,26 +15,26 @@ from tests.endurance.emulated_host.reports import Inner, collect, run_inside
 INNER_LIMIT_S = 1800
 
 
-def parametrize(metafunc: pytest.Metafunc, paths: Sequence[str]) -> None:
-    """What a module does in its `pytest_generate_tests`."""
+def parametrize(metafunc: pytest.Metafunc, words: Sequence[str]) -> None:
+    """Make a test of each inner test that `words`, the inner pytest's arguments, select."""
     if "inner_test" in metafunc.fixturenames:
-        found = collect(*paths)
-        metafunc.parametrize("inner_test", found, ids=[one.removeprefix("tests/") for one in found])
+        found = collect(*words)
+        metafunc.parametrize("inner_test", found, ids=[name.removeprefix("tests/") for name in found])
 
 
-def run_in(emulated: EmulatedHost, paths: Sequence[str]) -> Inner:
+def run_in(emulated: EmulatedHost, words: Sequence[str]) -> Inner:
     """The inner run. What it prints is this test run's output, live with `-s`.
 
-    A host that hangs all the same (`EmulatedHost` nudges one that has lost an interrupt) gets a second
+    A host that hangs all the same (`EmulatedHost` interrupts one that has lost an interrupt) gets a second
     chance, and what its processors were at is in the output.
     """
     try:
-        return run_inside(emulated, *paths, timeout_s=INNER_LIMIT_S)
+        return run_inside(emulated, *words, timeout_s=INNER_LIMIT_S)
     except HostDiedError as error:
         print(f"{error}\nonce more, on a new host")
         emulated.close()
     with EmulatedHost() as another:
-        return run_inside(another, *paths, timeout_s=INNER_LIMIT_S)
+        return run_inside(another, *words, timeout_s=INNER_LIMIT_S)
 
 
 def require_passed(inner_test: str, inner: Inner) -> None:
@@ -50,7 +50,7 @@ def require_passed(inner_test: str, inner: Inner) -> None:
     assert phases[-1].when == "teardown", f"the inner run ended with {inner.done.code} in the middle of it"
 
 
-def require_nothing_else_wrong(inner: Inner, paths: Sequence[str]) -> None:
+def require_nothing_else_wrong(inner: Inner, words: Sequence[str]) -> None:
     """No file that can't be imported there, no crash of the run itself."""
     assert inner.done.code in (0, 1), inner.done.output
-    assert set(inner.tests) == set(collect(*paths))
+    assert set(inner.tests) == set(collect(*words))

@@ -27,7 +27,7 @@ _ANSWER_LIMIT_S: Final = 120
 _READ_LIMIT_S: Final = 60
 _SILENCE_LIMIT_S: Final = 180
 """The server shows life every few seconds; a busy machine may hold it up, but not for so long."""
-_NUDGE_AFTER_S: Final = 3 * ALIVE_EVERY_S
+_INTERRUPT_AFTER_S: Final = 3 * ALIVE_EVERY_S
 _MONITOR_LIMIT_S: Final = 5
 _END_LIMIT_S: Final = 30
 _ABANDONED_AFTER_S: Final = 24 * 3600
@@ -71,7 +71,7 @@ class EmulatedHost:
         self._port: socket.socket | None = None
         self._buffer = b""
         self.peak_bytes = 0
-        self.nudges = 0
+        self.interrupts = 0
         self.timings_s: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -208,12 +208,12 @@ class EmulatedHost:
             silent_since = time.monotonic()
             while b"\n" not in self._buffer:
                 left_s = min(until, silent_since + _SILENCE_LIMIT_S) - time.monotonic()
-                self._port.settimeout(max(0.01, min(left_s, _NUDGE_AFTER_S)))
+                self._port.settimeout(max(0.01, min(left_s, _INTERRUPT_AFTER_S)))
                 try:
                     chunk = self._port.recv(65536)
                 except TimeoutError:
-                    if left_s > _NUDGE_AFTER_S:
-                        self._nudge()
+                    if left_s > _INTERRUPT_AFTER_S:
+                        self._interrupt()
                         continue
                     why = f"no sign of life for {time.monotonic() - silent_since:.0f} s"
                     raise self._died(f"{why}; {self._processors()}") from None
@@ -227,15 +227,15 @@ class EmulatedHost:
             elif time.monotonic() > until:
                 raise self._died(f"no answer within {limit_s:g} s")
 
-    def _nudge(self) -> None:
+    def _interrupt(self) -> None:
         """Interrupt a host that may have lost an interrupt: an empty line, which the server skips.
 
         Seen: the processor halted with the timer's interrupt pending (IRR 236, HLT=1), for ever unless a
         device interrupts it. `_on_one_cpu` has the reason.
         """
         assert self._port is not None
-        self.nudges += 1
-        print(f"the emulated host: silent for {_NUDGE_AFTER_S} s, so it is nudged")
+        self.interrupts += 1
+        print(f"the emulated host: silent for {_INTERRUPT_AFTER_S} s, so it is interrupted")
         self._send_line(b"\n")
 
     def _processors(self) -> str:

@@ -33,14 +33,14 @@ class Inner(NamedTuple):
     done: Done
 
 
-def collect(*paths: str) -> list[str]:
-    """The ids of the tests in `paths`, as the inner pytest will call them.
+def collect(*selection: str) -> list[str]:
+    """The ids of the tests that those paths and options of pytest select, as the inner pytest will call them.
 
     Raises `RuntimeError` with what pytest says when they can't be collected.
     """
     words = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*words, *paths],
+        [*words, *selection],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -50,12 +50,14 @@ def collect(*paths: str) -> list[str]:
     )
     found = [line for line in done.stdout.splitlines() if "::" in line]
     if done.returncode != 0 or not found:
-        raise RuntimeError(f"collecting {', '.join(paths)}: {done.stdout}{done.stderr}")
+        raise RuntimeError(f"collecting {' '.join(selection)}: {done.stdout}{done.stderr}")
     return found
 
 
-def run_inside(host: EmulatedHost, *paths: str, timeout_s: float) -> Inner:
-    """Run pytest on `paths` in the host. Tests that the run didn't get to are missing from the result.
+def run_inside(host: EmulatedHost, *selection: str, timeout_s: float) -> Inner:
+    """Run pytest on those paths, with those options, in the host.
+
+    Tests that the run didn't get to are missing from the result.
 
     Raises `HostDiedError`.
     """
@@ -63,7 +65,7 @@ def run_inside(host: EmulatedHost, *paths: str, timeout_s: float) -> Inner:
     words += ["-p", "tests.endurance.emulated_host.inside.reporting"]
     limits = [f"--timeout={_TEST_LIMIT_S}"]
     environment = {"EMULATED_HOST_REPORT": _REPORT}
-    done = host.run(["python3", "-m", "pytest", *words, *limits, *paths], timeout_s, environment)
+    done = host.run(["python3", "-m", "pytest", *words, *limits, *selection], timeout_s, environment)
     tests: dict[str, list[Phase]] = {}
     for line in host.read(_REPORT).splitlines():
         fields = json.loads(line)

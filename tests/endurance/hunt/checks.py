@@ -144,7 +144,7 @@ def check_home(host: ramet.Host, family: Family) -> None:
     for row in rows:
         directory = home.snapshot(row.id)
         allowed = {MANIFEST_FILE, *files_there(read_manifest(directory), directory)}
-        found = {one.name for one in directory.iterdir()} - {CONFIRMED_FILE}
+        found = {path.name for path in directory.iterdir()} - {CONFIRMED_FILE}
         _same(f"files of snapshot {row.name}", found, allowed)
     living = {
         (directory.name, process.pid)

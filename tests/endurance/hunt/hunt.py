@@ -79,7 +79,7 @@ def run_sequence(
                 raise
     assert ran, f"seed {seed} gave no sequence"
     if failures:
-        hunt, found = min(failures, key=lambda one: len(one[0].journal))
+        hunt, found = min(failures, key=lambda failure: len(failure[0].journal))
         steps = "\n".join(hunt.journal)
         where = hunt.home.root if keep else "removed"
         raise FoundError(f"seed {seed}: {_said(found)}\n{steps}\nhome: {where}") from found

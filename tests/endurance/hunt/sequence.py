@@ -272,13 +272,13 @@ class Hunt(World):
             await (await self.host.get(guest.id)).remove(force=True)
             del self.family.guests[guest.id]
         # Snapshots need nobody any more.
-        for one in list(self.family.snapshots)[:2]:
-            operation = Operation("fork_snapshot", one, self.steps.name("e"))
+        for snapshot_id in list(self.family.snapshots)[:2]:
+            operation = Operation("fork_snapshot", snapshot_id, self.steps.name("e"))
             await self._carry_out_plainly(operation)
         await self.check(deep=True)
-        for one in list(self.family.snapshots):
-            await (await self.host.snapshot(one)).remove()
-            del self.family.snapshots[one]
+        for snapshot_id in list(self.family.snapshots):
+            await (await self.host.snapshot(snapshot_id)).remove()
+            del self.family.snapshots[snapshot_id]
         for guest in list(self.family.guests.values()):
             await (await self.host.get(guest.id)).remove(force=True)
             del self.family.guests[guest.id]

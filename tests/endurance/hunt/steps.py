@@ -221,7 +221,7 @@ class Steps:
         if kind == "fork+compress":
             return fork, Operation("compress", snapshot.id, count=2)
         if kind == "rewind+branch":
-            others = [one for one in self.rewindable() if one.source != guest.id]
+            others = [snapshot for snapshot in self.rewindable() if snapshot.source != guest.id]
             return (branch, Operation("rewind", others[0].source, others[0].id)) if others else None
         return fork, Operation("remove_snapshot", snapshot.id)
 

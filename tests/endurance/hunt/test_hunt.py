@@ -23,7 +23,7 @@ LIMITS = {
     "linux": Limits(guests=5, most_guests=8, captures=4, steps=8, checked=2),
 }
 
-LONG_S, VERY_LONG_S = 300, 3600
+LONG_S, VERY_LONG_S = 150, 3600
 
 
 def require_driver(driver: str, guest: str) -> None:

@@ -190,16 +190,16 @@ class World:
         ]
         if outcome == "done":
             require(len(new) == operation.count, f"{operation}: {len(new)} forks are there")
-        for one in new:
+        for fork in new:
             if contents is None and operation.verb == "fork_snapshot":
                 snapshot = family.snapshots[operation.target]
                 if snapshot.span is not None:
-                    snapshot.contents = await self.resolve(snapshot.contents, snapshot.span, one.id)
+                    snapshot.contents = await self.resolve(snapshot.contents, snapshot.span, fork.id)
                     snapshot.span = None
                 contents = snapshot.contents
             elif contents is None:
                 contents = family.guests[operation.target].contents
-            await self.adopt(one.id, contents, one.parent)
+            await self.adopt(fork.id, contents, fork.parent)
         self.touched.add(operation.target)
 
     async def _conclude_snapshot(
@@ -209,11 +209,11 @@ class World:
             snapshot for snapshot in await self.host.snapshots() if snapshot.id not in self.family.snapshots
         ]
         require(len(new) == 1 or (outcome != "done" and not new), f"{operation}: {len(new)} snapshots")
-        for one in new:
-            require(one.name == operation.name, f"{operation}: it is named {one.name}")
-            verified = await (await self.host.snapshot(one.id)).verify()
+        for info in new:
+            require(info.name == operation.name, f"{operation}: it is named {info.name}")
+            verified = await (await self.host.snapshot(info.id)).verify()
             require(verified.ok, f"{operation}: {verified}")
-            self.family.snapshots[one.id] = Capture(one.id, one.name or "", source, contents.copy(), span)
+            self.family.snapshots[info.id] = Capture(info.id, info.name or "", source, contents.copy(), span)
         self.touched.add(operation.target)
 
     async def check(self, *, deep: bool) -> None:
@@ -237,10 +237,10 @@ class World:
             close = guest.has_vmm and (deep or guest.id in self.touched or chance.random() < 0.15)
             self.kind.look(record, directory, guest.contents, memory=close)
         asked = [guest for guest in self.family.guests.values() if guest.state == "running"]
-        others = [one for one in asked if one.id not in self.touched]
+        others = [guest for guest in asked if guest.id not in self.touched]
         if not deep and len(others) > self.limits.checked:
-            chosen = {one.id for one in chance.sample(others, self.limits.checked)} | self.touched
-            asked = [one for one in asked if one.id in chosen]
+            chosen = {guest.id for guest in chance.sample(others, self.limits.checked)} | self.touched
+            asked = [guest for guest in asked if guest.id in chosen]
         limiter = anyio.CapacityLimiter(_ASKED_AT_ONCE)
 
         async def ask(guest: Guest, chance: Random) -> None:

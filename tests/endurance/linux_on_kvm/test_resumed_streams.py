@@ -88,8 +88,8 @@ async def test_commands_go_on_over_saves_of_their_vm(source: ramet.VM) -> None:
     cut = 0
     with anyio.move_on_after(LIMIT_S) as waiting:
         async with anyio.create_task_group() as tasks:
-            for one in (printer, fed, silent):
-                tasks.start_soon(one)
+            for command in (printer, fed, silent):
+                tasks.start_soon(command)
             for _ in range(SAVES):
                 await anyio.sleep(1.5)
                 # What would become of them: a client that doesn't come again loses its session.

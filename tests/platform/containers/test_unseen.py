@@ -214,7 +214,7 @@ async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_ho
     owned, detached, changed = await warm.fork(3)
     await detached.detach()
     named = {vm.id: vm.name for vm in (owned, detached, changed)}
-    running = [one for found in spawn.spawned_below(home / "instances").values() for one in found]
+    running = [process for found in spawn.spawned_below(home / "instances").values() for process in found]
     with closing(sqlite3.connect(home / "ramet.db")) as connection, connection:
         pending = json.dumps({"what": "stop", "by": msgspec.to_builtins(me)})
         connection.execute(

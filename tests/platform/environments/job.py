@@ -63,12 +63,12 @@ def job(home: str, prefix: str) -> dict[str, float]:
         with steps.step("snapshot"):
             snapshot = vm.snapshot(name="kept")
         with steps.step("fork of the snapshot"), snapshot.fork(2, name=f"{prefix}early") as early:
-            check_forks([one.exec("cat", "/run/state").text.strip() for one in early])
+            check_forks([fork.exec("cat", "/run/state").text.strip() for fork in early])
         with steps.step("template"):
             base = vm.template()
         with steps.step("fork of the template"), base.fork(2, name=f"{prefix}late") as late:
-            check_forks([one.exec("cat", "/run/state").text.strip() for one in late])
-            hostnames = {one.exec("hostname").text.strip() for one in late}
+            check_forks([fork.exec("cat", "/run/state").text.strip() for fork in late])
+            hostnames = {fork.exec("hostname").text.strip() for fork in late}
             expect("hostnames of two forks", len(hostnames), 2)
         with steps.step("rm"):
             snapshot.remove()
@@ -102,15 +102,15 @@ async def async_job(home: str, prefix: str) -> dict[str, float]:
         with steps.step("fork of the running one"):
             async with await vm.fork(2, name=f"{prefix}branch") as branches:
                 found = [await vm.exec("cat", "/run/state") for vm in branches]
-                check_forks([one.text.strip() for one in found])
+                check_forks([result.text.strip() for result in found])
         with steps.step("rewind"):
             await vm.rewind("kept")
         with steps.step("template"):
             base = await vm.template()
         with steps.step("fork of the template"):
             async with base.fork(2, name=f"{prefix}late") as late:
-                found = [await one.exec("cat", "/run/state") for one in late]
-                check_forks([one.text.strip() for one in found])
+                found = [await fork.exec("cat", "/run/state") for fork in late]
+                check_forks([result.text.strip() for result in found])
         with steps.step("rm"):
             await snapshot.remove()
             await base.remove(force=True)

@@ -51,7 +51,7 @@ def does(row: Environment, surroundings: Surroundings, home: Path) -> None:
         ramet = Commands(surroundings, environment, codes=row.codes, stdout=row.stdout)
         run_commands(ramet, "job-", hears=row.hears)
         left = commands.plain(home).json("ps", "-a")
-        assert [one["name"] for one in left if one["name"].startswith("job-")] == []
+        assert [instance["name"] for instance in left if instance["name"].startswith("job-")] == []
         return
     done = surroundings.run(job.__file__, os.fspath(home), "job-", *row.options, environment=environment)
     assert done.returncode == 0, done.stderr.decode(errors="replace")

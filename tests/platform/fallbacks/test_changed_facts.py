@@ -172,12 +172,26 @@ def test_in_a_copied_home(
         assert (directory / CONFIRMED_FILE).exists() == bool(differing(directory))
 
 
-def test_in_the_lower_layer_of_an_overlay(packed: tuple[Path, bytes]) -> None:
-    home, expected = packed
+@pytest.fixture
+def captured(warm_home: Path) -> Iterator[bytes]:
+    """The warm home has the snapshot `box/big`, and no guest that runs. The value is what its forks have."""
+    shell = Shell(warm_home)
+    shell("fork", "--name", "box", "warm")
+    try:
+        shell("exec", "box", "sh", "-c", "head -c 1000000 /dev/urandom > /tmp/more")
+        expected = sum_in(shell, "box")
+        shell("snapshot", "create", "--name", "big", "box")
+    finally:
+        shell("rm", "-f", "box")
+    yield expected
+    shell("snapshot", "rm", "box/big")
+
+
+def test_in_the_lower_layer_of_an_overlay(warm_home: Path, captured: bytes) -> None:
     with mounted("-t", "tmpfs", "-o", "size=512m", "tmpfs") as writable:
         for name in ("upper", "work"):
             (writable / name).mkdir()
-        layers = f"lowerdir={home.parent},upperdir={writable}/upper,workdir={writable}/work"
-        with mounted("-t", "overlay", "-o", layers, "overlay") as place, shell_in(place / "home") as shell:
+        layers = f"lowerdir={warm_home},upperdir={writable}/upper,workdir={writable}/work"
+        with mounted("-t", "overlay", "-o", layers, "overlay") as place, shell_in(place) as shell:
             (row,) = shell.json("snapshot", "ls", "--json")
-            forks_as_before(shell, Path(row["directory"]), expected)
+            forks_as_before(shell, Path(row["directory"]), captured)

@@ -13,8 +13,8 @@ from tests.support.shell import wait_until
 
 pytestmark = pytest.mark.vm
 
-_WRITTEN_MIB = 48
-_ROOM_BYTES = 16 * MIB
+_WRITTEN_MIB = 16
+_ROOM_BYTES = 5 * MIB
 _FILL = (
     f"head -c {_WRITTEN_MIB * MIB} /dev/urandom > /tmp/f; md5sum < /tmp/f;"
     " dd if=/tmp/f of=/dev/vda bs=1M conv=fsync 2>/dev/null; echo $?; rm /tmp/f;"

@@ -45,7 +45,7 @@ def said(home: SmallHome, *words: str, code: int = 1) -> str:
     return text
 
 
-@pytest.mark.parametrize("room_bytes", [0, 64 * KIB, 16 * MIB])
+@pytest.mark.parametrize("room_bytes", [0, pytest.param(64 * KIB, marks=pytest.mark.deep), 16 * MIB])
 def test_run(on_ext4: SmallHome, room_bytes: int) -> None:
     """Neither the directory, nor the kernel, which comes from another filesystem, fits."""
     with on_ext4.left(room_bytes), Unharmed(on_ext4):

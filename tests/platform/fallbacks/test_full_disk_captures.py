@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 _SLACK_BYTES = 512 * KIB
 _CHANGED_MIB = 20
-_STAGES = [0, 64 * KIB, MIB, 12 * MIB]
+_STAGES = [0, *(pytest.param(room, marks=pytest.mark.deep) for room in (64 * KIB, MIB)), 12 * MIB]
 """Not even a directory; not the links and the overlay; not the delta; not all of the delta."""
 
 

@@ -14,6 +14,8 @@ LOOPS = ["asyncio", "uvloop"]
 """Event loops that programs run on."""
 LOOPS_IN_TURN = ["asyncio", pytest.param("uvloop", marks=pytest.mark.deep)]
 """The same, where whole jobs on either (`test_event_loops.py`) are enough for a merge."""
+LOOPS_SHORTLY = ["asyncio", pytest.param("uvloop", marks=pytest.mark.slow)]
+"""The same, where either takes little more than the start of a program."""
 LIMIT_S = 120
 """No program here waits for anything that takes so long."""
 

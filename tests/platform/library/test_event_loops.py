@@ -8,33 +8,37 @@ import pytest
 
 from ramet.drivers.firecracker.driver import Firecracker
 from ramet.errors import UnavailableError
-from tests.platform.library.programs import LOOPS, LOOPS_IN_TURN, run_program
+from tests.platform.library.programs import LOOPS, LOOPS_IN_TURN, LOOPS_SHORTLY, run_program
 
 NO_LOOP = "UsageError: ramet.Host needs an asyncio event loop"
 
 JOB = """
 import logging
 logging.getLogger("asyncio").setLevel(logging.ERROR)
-async def job(driver, image, **options):
-    async with ramet.Host(home, **options) as host:
-        warm = await host.run(image, name="warm", driver=driver)
-        print("run", (await warm.inspect()).state)
-        await warm.snapshot("early")
-        async with warm.fork(2) as forks:
-            print("branches", len(forks), [one.receipt.memory.mode for one in forks])
-        await warm.pause()
-        await warm.resume()
-        await warm.standby()
-        await warm.restore()
-        await warm.rewind("early")
-        print("rewound", (await warm.info()).generation)
+async def job(image):
+    async with ramet.Host(home) as host:
+        if image == "builtin":  # Linux takes seconds to boot
+            vm, = await (await host.get("warm")).fork(1, name="job")
+        else:
+            vm = await host.run(image, name="job", driver="firecracker")
+        print("begun", (await vm.inspect()).state)
+        await vm.snapshot("early")
+        async with vm.fork(2) as forks:
+            print("branches", len(forks), [fork.receipt.memory.mode for fork in forks])
+        await vm.pause()
+        await vm.resume()
+        await vm.standby()
+        await vm.restore()
+        await vm.rewind("early")
+        print("rewound", (await vm.info()).generation)
         if image == "builtin":
-            print("exec", (await warm.exec("cat", stdin="through")).text)
-            async with warm.process("cat", stdin=True) as process:
+            print("exec", (await vm.exec("cat", stdin="through")).text)
+            async with vm.process("cat", stdin=True) as process:
                 await process.write(bytes(2**15))
                 await process.close_stdin()
                 print("process", sum([len(chunk.data) async for chunk in process.output()]))
-            async for chunk in warm.follow_logs():
+            await vm.exec("sh", "-c", "echo up > /dev/console")
+            async for chunk in vm.follow_logs():
                 print("logs", bool(chunk))
                 break
         snapshot = await host.snapshot("early")
@@ -44,24 +48,26 @@ async def job(driver, image, **options):
         os.unlink(exported)
         print("verified", (await snapshot.verify()).ok)
         await snapshot.remove()
-        base = await warm.template()
+        base = await vm.template()
         async with base.fork(3) as forks:
             print("forks", len(forks))
-        await warm.remove(force=True)
+        await vm.remove(force=True)
 """
 
 
 @pytest.mark.vm
+@pytest.mark.anyio
 @pytest.mark.parametrize("loop", LOOPS_IN_TURN)
-def test_a_whole_job(home: Path, loop: str) -> None:
+@pytest.mark.usefixtures("warm_host")
+def test_a_whole_job(warm_home: Path, loop: str) -> None:
     # asyncio's debug mode says which callback took long, which on a busy machine any may.
     said = run_program(
-        JOB + 'asyncio.run(job("qemu", "builtin"))', home, loop, options=["-X", "dev", "-W", "error"]
+        JOB + 'asyncio.run(job("builtin"))', warm_home, loop, options=["-X", "dev", "-W", "error"]
     )
     assert said == [
-        "run running",
-        "branches 2 ['shared', 'shared']",
-        "rewound 3",
+        "begun running",
+        "branches 2 ['delta', 'delta']",
+        "rewound 4",
         "exec through",
         "process 32768",
         "logs True",
@@ -82,7 +88,7 @@ def test_a_whole_job_on_firecracker(home: Path, loop: str) -> None:
         + """
 from ramet.errors import NotFoundError
 try:
-    asyncio.run(job("firecracker", "probe"))
+    asyncio.run(job("probe"))
 except (ramet.UnavailableError, NotFoundError) as error:
     print("skip", error.message)
 """,
@@ -93,7 +99,7 @@ except (ramet.UnavailableError, NotFoundError) as error:
     if said[-1].startswith("skip"):
         pytest.skip(said[-1])
     assert said == [
-        "run running",
+        "begun running",
         "branches 2 ['shared', 'shared']",
         "rewound 3",
         "verified True",
@@ -101,7 +107,7 @@ except (ramet.UnavailableError, NotFoundError) as error:
     ]
 
 
-@pytest.mark.parametrize("sniffing", [True, False])
+@pytest.mark.parametrize("sniffing", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_trio_is_refused_at_once(home: Path, sniffing: bool) -> None:
     """By one error, before anything is made; whether or not sniffio is there to tell who runs."""
     said = run_program(
@@ -167,7 +173,7 @@ def test_no_event_loop_at_all(home: Path) -> None:
     assert [line.startswith(NO_LOOP) for line in said] == [True]
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", LOOPS_SHORTLY)
 def test_sync_inside_a_running_loop(home: Path, loop: str) -> None:
     """A notebook's cells run in an event loop; so do handlers of web frameworks."""
     said = run_program(
@@ -184,7 +190,7 @@ def test_sync_inside_a_running_loop(home: Path, loop: str) -> None:
     assert said == ["[] []"]
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", LOOPS_SHORTLY)
 def test_asyncio_in_debug_mode(home: Path, loop: str) -> None:
     """It finds calls from wrong threads, and what is never awaited."""
     said = run_program(

@@ -60,7 +60,7 @@ async def test_an_open_host_is_the_parents(warm: ramet.VM, warm_home: Path, loop
                 print(forks.exec("echo", "alive")[1].text.strip(), vm.exec("echo", "too").text.strip())
                 process.write(b"written")
                 process.close_stdin()
-                print(b"".join(one.data for one in process.output()).decode(), process.wait().exit_code)
+                print(b"".join(chunk.data for chunk in process.output()).decode(), process.wait().exit_code)
                 kept.__exit__(None, None, None)
                 snapshot.remove()
         print("left", flush=True)
@@ -96,7 +96,7 @@ async def test_a_child_opens_a_host_of_its_own(warm: ramet.VM, warm_home: Path, 
                     os._exit(0)
                 children.append(child)
             print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
-            print(vm.exec("hostname").text.strip(), [one.name for one in host.list()], flush=True)
+            print(vm.exec("hostname").text.strip(), [instance.name for instance in host.list()], flush=True)
         """,
         warm_home,
         loop,
@@ -112,7 +112,7 @@ def test_no_lock_of_a_module_is_inherited(home: Path) -> None:
         """
         import importlib, pkgutil, _thread
         for found in pkgutil.walk_packages(ramet.__path__, "ramet."):
-            if not found.name.endswith(("__main__", "_rescuer", ".launching", "_probe", "_watcher")):
+            if not found.name.endswith(("__main__", "_resumer", ".launching", "_probe", "_watcher")):
                 importlib.import_module(found.name)
         def locks():
             for name, module in sorted(sys.modules.items()):
@@ -134,7 +134,7 @@ def test_no_lock_of_a_module_is_inherited(home: Path) -> None:
     assert inherited == "[]"
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.deep)])
 async def test_multiprocessing(warm: ramet.VM, warm_home: Path, tmp_path: Path, method: str) -> None:
     """A pool of workers, each with a Host, from a program that has one."""
     program = tmp_path / "program.py"
@@ -150,7 +150,7 @@ async def test_multiprocessing(warm: ramet.VM, warm_home: Path, tmp_path: Path, 
         "        host.list()\n"
         f"        with multiprocessing.get_context({method!r}).Pool(2) as pool:\n"
         "            print(pool.map(work, range(3)))\n"
-        "        print([one.name for one in host.list()])\n"
+        "        print([instance.name for instance in host.list()])\n"
     )
     said = run_program(
         f"""
@@ -183,7 +183,7 @@ async def test_an_async_host_is_the_parents(warm: ramet.VM, warm_home: Path, loo
                 for call in (host.list, vm.info, vm.fork, lambda: host.__aexit__(None, None, None)):
                     print(await awaited(call()), flush=True)
                 async with ramet.Host(home) as own:
-                    print([one.name for one in await own.list()], flush=True)
+                    print([instance.name for instance in await own.list()], flush=True)
             thread = threading.Thread(target=lambda: asyncio.run(calls()))
             thread.start()
             thread.join()

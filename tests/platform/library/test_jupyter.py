@@ -20,10 +20,10 @@ CELLS = [
     "vm = await host.run('builtin', name='warm')\nprint((await vm.exec('hostname')).text.strip())",
     "base = await vm.template()",
     "async with base.fork(2) as forks:\n"
-    "    print([one.text.strip() for one in await forks.exec('hostname')])",
+    "    print([result.text.strip() for result in await forks.exec('hostname')])",
     "with ramet.sync.Host() as plain:\n"
     "    with plain.get('warm').fork(2) as forks:\n"
-    "        print([one.text.strip() for one in forks.exec('hostname')])",
+    "        print([result.text.strip() for result in forks.exec('hostname')])",
     "kept = ramet.sync.Host().__enter__()\nfork = kept.get('warm').fork(1, name='kept')[0]",
     # INTERRUPTED
     "fork.exec('sleep', '1000')",
@@ -53,7 +53,7 @@ NotebookClient(
     timeout_func=lambda cell: 3 if cell is cells[int(sys.argv[2])] else 120,
 ).execute()
 print(json.dumps([
-    "".join(one.get("text", "") or one.get("ename", "") for one in cell.outputs).strip()
+    "".join(output.get("text", "") or output.get("ename", "") for output in cell.outputs).strip()
     for cell in notebook.cells
 ]))
 """

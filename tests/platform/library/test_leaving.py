@@ -97,7 +97,7 @@ def test_every_call_of_other_tasks_ends(box: ramet.VM, warm_home: Path, loop: st
                 tasks[name] = asyncio.create_task(awaited(work))
 
             async def all_of(items):
-                return [one async for one in items]
+                return [item async for item in items]
 
             async def in_a_block(vm):
                 async with vm.process("sleep", "1000"):
@@ -137,7 +137,7 @@ def test_every_call_of_other_tasks_ends(box: ramet.VM, warm_home: Path, loop: st
     assert len(calls) == 9
 
 
-@pytest.mark.parametrize("source", ["warm", "snapshot", "box"])
+@pytest.mark.parametrize("source", ["warm", pytest.param("snapshot", marks=pytest.mark.deep), "box"])
 async def test_a_fork_that_is_under_way_leaves_nothing(
     box: ramet.VM, warm: ramet.VM, warm_home: Path, loop: str, source: str
 ) -> None:
@@ -150,7 +150,7 @@ async def test_a_fork_that_is_under_way_leaves_nothing(
                 results = []
                 forking = threading.Thread(target=lambda: results.append(outcome(source.fork, 12)))
                 forking.start()
-                while not [one for one in host.list(everything=True) if one.name not in ("warm", "box")]:
+                while not [fork for fork in host.list(everything=True) if fork.name not in ("warm", "box")]:
                     time.sleep(0.001)
             forking.join()
             print(results[0])
@@ -233,7 +233,7 @@ async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home:
                         while len(os.listdir(there)) == before:
                             time.sleep(0.001)
                     else:  # these end by nothing else
-                        time.sleep(0.3)
+                        time.sleep(0.15)
                     os.kill(os.getpid(), signal.SIGINT)
 
                 for name, call in calls.items():
@@ -242,7 +242,7 @@ async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home:
                     print(name, outcome(call))
                     thread.join()
                 print(vm.exec("echo", "on").text.strip(), len(vm.inspect().processes))
-            print([one.name for one in host.list(everything=True)])
+            print([instance.name for instance in host.list(everything=True)])
             threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
             try:
                 vm.exec("sleep", "1000")
@@ -257,7 +257,9 @@ async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home:
     assert said[6:] == ["on 1", "['warm', 'box']"]
 
 
-@pytest.mark.parametrize("call", ["host.get('warm').fork(3)", "host.run()"])
+@pytest.mark.parametrize(
+    "call", ["host.get('warm').fork(3)", pytest.param("host.run()", marks=pytest.mark.deep)]
+)
 def test_what_was_made_for_an_interrupted_caller_is_removed(
     warm_home: Path, warm: ramet.VM, call: str
 ) -> None:
@@ -278,14 +280,20 @@ def test_what_was_made_for_an_interrupted_caller_is_removed(
         ForkCall._run, ramet.Host.run = late(ForkCall._run), late(ramet.Host.run)
         with ramet.sync.Host(home) as host:
             print(outcome(lambda: {call}))
-            print([one.name for one in host.list(everything=True)])
+            print([instance.name for instance in host.list(everything=True)])
         """,
         warm_home,
     )
     assert said == ["KeyboardInterrupt: ", "['warm']"]
 
 
-@pytest.mark.parametrize("by", ["asyncio.wait_for", "anyio.move_on_after", "Task.cancel"])
+@pytest.mark.parametrize(
+    "by",
+    [
+        *(pytest.param(by, marks=pytest.mark.deep) for by in ("asyncio.wait_for", "anyio.move_on_after")),
+        "Task.cancel",
+    ],
+)
 async def test_a_host_is_left_whole_by_who_is_cancelled(
     warm: ramet.VM, warm_home: Path, loop: str, by: str
 ) -> None:
@@ -326,7 +334,7 @@ async def test_a_host_is_left_whole_by_who_is_cancelled(
                 print(await awaited(asyncio.wait_for(task, 0.1)))
             print(len(asyncio.all_tasks()))
             async with ramet.Host(home) as host:
-                print([one.name for one in await host.list(everything=True)])
+                print([instance.name for instance in await host.list(everything=True)])
 
         asyncio.run(main())
         """,

@@ -57,14 +57,14 @@ def test_only_what_every_event_loop_has() -> None:
         for path in SOURCE.rglob("*.py")
         for owner, name in _attributes(ast.parse(path.read_text()))
     }
-    of_loops = {one for one in used if one[1].rpartition(".")[2] in {"loop", "_loop"}}
-    of_asyncio = {one for one in used if one[1] == "asyncio"}
+    of_loops = {use for use in used if use[1].rpartition(".")[2] in {"loop", "_loop"}}
+    of_asyncio = {use for use in used if use[1] == "asyncio"}
     assert of_loops
     assert of_asyncio
-    assert {one for one in of_loops if one[2] not in OF_A_LOOP} == set()
-    assert {one for one in of_asyncio if one[2] not in OF_ASYNCIO} == set()
+    assert {use for use in of_loops if use[2] not in OF_A_LOOP} == set()
+    assert {use for use in of_asyncio if use[2] not in OF_ASYNCIO} == set()
     # What a transport says of its socket differs from loop to loop.
-    assert {one for one in used if one[2] in {"get_extra_info", "transport"}} == set()
+    assert {use for use in used if use[2] in {"get_extra_info", "transport"}} == set()
 
 
 def test_the_monitors_library_needs_no_private_socket() -> None:

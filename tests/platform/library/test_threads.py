@@ -35,7 +35,7 @@ async def test_a_host_of_many_threads(warm: ramet.VM, warm_home: Path, loop: str
             for thread in threads: thread.start()
             for thread in threads: thread.join()
             print(sorted(names))
-            print([one.name for one in host.list()])
+            print([instance.name for instance in host.list()])
         """,
         warm_home,
         loop,
@@ -49,7 +49,7 @@ async def test_a_host_opened_in_a_thread(warm: ramet.VM, warm_home: Path, loop: 
         """
         import signal
         def handlers():
-            return [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]
+            return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]
         before, hosts = handlers(), []
         def work():
             host = ramet.sync.Host(home).__enter__()
@@ -65,7 +65,7 @@ async def test_a_host_opened_in_a_thread(warm: ramet.VM, warm_home: Path, loop: 
             thread = threading.Thread(target=target)
             thread.start()
             thread.join()
-        print([one.name for one in hosts[0].list()])
+        print([instance.name for instance in hosts[0].list()])
         hosts[0].__exit__(None, None, None)
         print(handlers() == before)
         """,
@@ -85,8 +85,8 @@ async def test_two_event_loops_at_once(warm: ramet.VM, warm_home: Path, loop: st
                 async with (await host.get("warm")).fork(2, name=f"loop-{number}") as forks:
                     handles.append(forks[0])
                     both.wait()
-                    other = [one for one in handles if one is not forks[0]][0]
-                    texts = [one.text.strip() for one in await forks.exec("hostname")]
+                    other = [handle for handle in handles if handle is not forks[0]][0]
+                    texts = [result.text.strip() for result in await forks.exec("hostname")]
                     refused = await awaited(other.exec("true"))
                     both.wait()  # neither Host is left before the other one's handle was tried
                     return texts, refused

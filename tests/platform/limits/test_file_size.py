@@ -16,9 +16,9 @@ from tests.unit.system.test_rlimits import may_raise_hard_limits
 
 pytestmark = pytest.mark.vm
 
-_DISK_MIB = 128
-_LIMIT_BYTES = 32 * MIB
-_WRITTEN_MIB = 64
+_DISK_MIB = 32
+_LIMIT_BYTES = 8 * MIB
+_WRITTEN_MIB = 16
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def run_tests(release: Unpacked, *paths: str, only: str = "", tools: Unpacked | 
         found = Inner([], {}, {}, output)
         for case in ElementTree.parse(report).iter("testcase"):
             name = f"{case.get('classname')}::{case.get('name')}"
-            outcomes = {one.tag: one for one in case}
+            outcomes = {outcome.tag: outcome for outcome in case}
             if bad := _FAILED & outcomes.keys():
                 found.failed[name] = outcomes[bad.pop()].text or ""
             elif "skipped" in outcomes:

@@ -138,7 +138,7 @@ def _settings(apt: Path, suite: Suite) -> list[str]:
     for made in ("lists/partial", "cache/archives/partial"):
         (apt / made).mkdir(parents=True)
     (apt / "status").touch()  # nothing is installed: every library comes along
-    keyring = next((one for one in _KEYRINGS if one.exists()), None)
+    keyring = next((path for path in _KEYRINGS if path.exists()), None)
     lines = [
         "Types: deb",
         f"URIs: {_archive()}",

@@ -91,7 +91,7 @@ def test_guard(release: Unpacked) -> None:
 async def test_what_a_fork_takes(get: Get, homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a ratio to the first release, a fork of each in turn."""
     hosts: dict[str, ramet.Host] = {}
-    figures = {one.name: Figure(what="fork", who=one.name, unit="ms", values=[]) for one in SUITES}
+    figures = {suite.name: Figure(what="fork", who=suite.name, unit="ms", values=[]) for suite in SUITES}
     bases: dict[str, ramet.VM] = {}
     try:
         for name in figures:

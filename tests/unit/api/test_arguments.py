@@ -103,7 +103,7 @@ def _words(call: Call) -> dict[str, Any]:
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     "call",
-    [one for one in calls() if one.kind != "Process" and one.name not in {"__init__", "remove", "start"}],
+    [call for call in calls() if call.kind != "Process" and call.name not in {"__init__", "remove", "start"}],
     ids=str,
 )
 async def test_hostile_values_are_refused_and_leave_nothing(call: Call, home: Path) -> None:

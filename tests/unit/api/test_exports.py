@@ -11,6 +11,7 @@ import re
 import sys
 import typing
 from collections.abc import Iterator
+from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -37,6 +38,17 @@ class Part(NamedTuple):
     definition: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@cache
+def definitions(module: ModuleType) -> dict[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The classes and functions at the top of a module."""
+    return {
+        node.name: node
+        for node in ast.parse(inspect.getsource(module)).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+@cache
 def parts(surface: ModuleType) -> list[Part]:
     """All that is public of a surface, with the source of each."""
     found: dict[Any, Part] = {}
@@ -45,13 +57,7 @@ def parts(surface: ModuleType) -> list[Part]:
         ours = [kind for kind in getattr(thing, "__mro__", [thing]) if is_ours(kind)]
         for kind in ours:
             module = defining_module(kind)
-            definition = next(
-                node
-                for node in ast.parse(inspect.getsource(module)).body
-                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-                and node.name == kind.__name__
-            )
-            found[kind] = Part(kind, module, definition)
+            found[kind] = Part(kind, module, definitions(module)[kind.__name__])
     return list(found.values())
 
 
@@ -78,7 +84,11 @@ def annotated(part: Part) -> Iterator[ast.expr]:
     for function in members(part):
         given = function.args
         each = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
-        yield from (one.annotation for one in each if one is not None and one.annotation is not None)
+        yield from (
+            parameter.annotation
+            for parameter in each
+            if parameter is not None and parameter.annotation is not None
+        )
         if function.returns is not None:
             yield function.returns
     if isinstance(part.definition, ast.ClassDef):

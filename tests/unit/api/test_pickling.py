@@ -87,7 +87,7 @@ def _raise(kind: type[RametError], number: int) -> None:
     raise _made(kind)[number]
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_errors_come_out_of_a_process_pool(method: str) -> None:
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -62,7 +62,8 @@ def signature(function: Any) -> tuple[list[tuple[Any, ...]], str]:
     """The parameters and the result of a function as they are written, without types' parameters."""
     found = inspect.signature(function)
     parameters = [
-        (one.name, one.kind, one.default, one.annotation) for one in list(found.parameters.values())[1:]
+        (parameter.name, parameter.kind, parameter.default, parameter.annotation)
+        for parameter in list(found.parameters.values())[1:]
     ]
     return parameters, re.sub(r"\[V\]", "", str(found.return_annotation))
 

@@ -27,7 +27,7 @@ def test_it_has_what_the_async_classes_have() -> None:
     for name in ("Host", "VM", "Snapshot", "Forks", "Process"):
         asynchronous, plain = getattr(ramet, name), getattr(ramet.sync, name)
         inherited = {*dir(list), "begin", "end", "lost", "receive"}
-        public = {one for one in members(asynchronous) if not one.startswith("_")} - inherited
+        public = {member for member in members(asynchronous) if not member.startswith("_")} - inherited
         assert public <= set(dir(plain)), name
         for method in public:
             mine, its = getattr(plain, method), getattr(asynchronous, method)
@@ -164,15 +164,16 @@ def test_the_whole_way(host: ramet.sync.Host) -> None:
 
 
 @pytest.mark.vm
-def test_forks_that_fail(host: ramet.sync.Host) -> None:
-    base = host.run("builtin", name="warm").template()
-    os.truncate(base.directory / "vmstate", 100)
-    with pytest.raises(ramet.RametError) as caught:
-        base.fork(1)
-    if isinstance(caught.value, ramet.ForkError):
-        assert isinstance(caught.value, ramet.sync.ForkError)
-        assert caught.value.forks == []
-    assert [instance.name for instance in host.list()] == ["warm"]
+def test_forks_that_fail(warm_home: Path) -> None:
+    with ramet.sync.Host(warm_home) as host, host.get("warm").fork(1, name="base") as (fork,):
+        base = fork.template()
+        os.truncate(base.directory / "vmstate", 100)
+        with pytest.raises(ramet.RametError) as caught:
+            base.fork(1)
+        if isinstance(caught.value, ramet.ForkError):
+            assert isinstance(caught.value, ramet.sync.ForkError)
+            assert caught.value.forks == []
+        assert {instance.name for instance in host.list()} == {"warm", "base"}
 
 
 @pytest.mark.vm

@@ -25,7 +25,7 @@ from ramet.cli import descriptors, output
 from tests.conftest import living_in
 from tests.support.shell import COMMAND, LIMIT_S, Shell, read_terminal
 
-MANY_BYTES = 3 << 20
+MANY_BYTES = 1 << 20
 PATTERN = bytes(range(256)) * 16
 
 
@@ -132,6 +132,7 @@ def test_a_slow_reader_of_a_non_blocking_pipe_gets_everything(how: str) -> None:
     assert heard.decode().strip('\n"') == "é" * 1000000
 
 
+@pytest.mark.slow
 def test_rich_and_tracebacks_go_the_same_way() -> None:
     code = BIG + "from rich.console import Console; Console().print('x\\n' * 50000); 1 / 0"
     with pipe(nonblocking="w") as (reader, writer):
@@ -152,7 +153,7 @@ def test_a_stream_that_somebody_put_there_is_left_alone(monkeypatch: pytest.Monk
     assert mine.buffer.getvalue() == b"x\n"
 
 
-@pytest.mark.parametrize("opened", ["/dev/null", "/dev/zero"])
+@pytest.mark.parametrize("opened", ["/dev/null", pytest.param("/dev/zero", marks=pytest.mark.slow)])
 def test_an_output_that_is_open_for_reading_only_is_an_error(ramet: Shell, opened: str) -> None:
     with Path(opened).open("rb") as wrong:
         process = ramet.start("ps", stdout=wrong)
@@ -161,7 +162,7 @@ def test_an_output_that_is_open_for_reading_only_is_an_error(ramet: Shell, opene
     assert said == b"ramet: Bad file descriptor\n"
 
 
-@pytest.mark.parametrize("words", ["--help", "ps", "nosuch"])
+@pytest.mark.parametrize("words", ["--help", pytest.param("ps", marks=pytest.mark.slow), "nosuch"])
 def test_what_is_appended_to_stays(ramet: Shell, tmp_path: Path, words: str) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"before\n")
@@ -171,6 +172,7 @@ def test_what_is_appended_to_stays(ramet: Shell, tmp_path: Path, words: str) -> 
     assert log.read_bytes().count(b"\n") > 1
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_wait_for_a_reader(ramet: Shell) -> None:
     """The loop that hears of signals isn't running then."""
     code = (
@@ -207,7 +209,10 @@ def test_help_that_nobody_reads(ramet: Shell) -> None:
     assert (process.returncode, said) == (141, b"")
 
 
-@pytest.mark.parametrize("columns", ["0", "1", "-5", "²", "garbage", "99999999999"])
+@pytest.mark.parametrize(
+    "columns",
+    ["1", *(pytest.param(odd, marks=pytest.mark.slow) for odd in ("0", "-5", "²", "garbage", "99999999999"))],
+)
 def test_columns_may_say_anything(ramet: Shell, columns: str) -> None:
     controller, terminal = pty.openpty()
     ramet.environment |= {"COLUMNS": columns, "TERM": "xterm"}
@@ -219,6 +224,7 @@ def test_columns_may_say_anything(ramet: Shell, columns: str) -> None:
     assert b"builtin" in re.sub(rb"[\s]|\x1b\[[0-9;]*m", b"", shown)
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_and_no_colour(ramet: Shell) -> None:
     for variables in ({"TERM": "dumb"}, {"NO_COLOR": "1", "TERM": "xterm"}):
         controller, terminal = pty.openpty()
@@ -251,8 +257,13 @@ class TestWithAGuest:
             assert process.wait(timeout=LIMIT_S) == 0
         assert heard == whole
 
-    @pytest.mark.parametrize("nonblocking", ["", "w"])
-    @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+    @pytest.mark.parametrize(
+        ("stream", "nonblocking"),
+        [
+            *(("stdout", ""), ("stderr", "w")),
+            *(pytest.param(*other, marks=pytest.mark.deep) for other in (("stdout", "w"), ("stderr", ""))),
+        ],
+    )
     def test_exec_hands_bytes_through(self, guest: Shell, nonblocking: str, stream: str) -> None:
         script = f"head -c {MANY_BYTES} /dev/zero | tr '\\0' '\\377'; printf 'a\\000\\r\\nb'"
         with pipe(nonblocking=nonblocking) as (reader, writer):

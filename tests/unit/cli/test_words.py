@@ -58,9 +58,11 @@ def test_version_and_help(ramet: Shell) -> None:
 def test_every_verb_knows_help_and_json(ramet: Shell) -> None:
     command = typer.main.get_command(app)
     for name, verb in command.commands.items():  # type: ignore[attr-defined]
-        for one in getattr(verb, "commands", {name: verb}).values():
-            assert "--json" in {option for parameter in one.params for option in parameter.opts}, one.name
-            assert one.help, one.name
+        for subcommand in getattr(verb, "commands", {name: verb}).values():
+            assert "--json" in {option for parameter in subcommand.params for option in parameter.opts}, (
+                subcommand.name
+            )
+            assert subcommand.help, subcommand.name
 
 
 def test_help_of_template_says_what_it_is_not(ramet: Shell) -> None:
@@ -256,7 +258,14 @@ def test_what_a_source_refers_to(home: Path, captured: Home, reference: str, mea
 
 
 @pytest.mark.parametrize("buffered", [True, False])
-@pytest.mark.parametrize(("words", "code"), [("ps", 141), ("ps --json", 141), ("inspect nosuch --json", 3)])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("ps", 141),
+        pytest.param("ps --json", 141, marks=pytest.mark.slow),
+        pytest.param("inspect nosuch --json", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_closed_pipe_is_no_traceback(ramet: Shell, words: str, code: int, buffered: bool) -> None:
     ramet.environment["PYTHONUNBUFFERED"] = "" if buffered else "1"
     reader, writer = os.pipe()
@@ -276,12 +285,14 @@ FULL = b"ramet: No space left on device\n"
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ("ps", 1, b""),
-        ("ps --json", 1, b""),
-        ("--help", 1, b""),
+        pytest.param("ps", 1, b"", marks=pytest.mark.slow),
+        pytest.param("ps --json", 1, b"", marks=pytest.mark.slow),
+        pytest.param("--help", 1, b"", marks=pytest.mark.slow),
         ("--version", 1, b""),
         # The error is what counts; that its document could not be written either is said besides.
-        ("inspect nosuch --json", 3, b"ramet: no instance 'nosuch'\nhint: "),
+        pytest.param(
+            "inspect nosuch --json", 3, b"ramet: no instance 'nosuch'\nhint: ", marks=pytest.mark.slow
+        ),
         ("stop --nosuch --json", 2, b"ramet: No such option: --nosuch\nhint: "),
     ],
 )
@@ -388,7 +399,7 @@ def test_abandoned_demo_homes_are_told_by_their_owner(tmp_path: Path) -> None:
     me = process_ref.this_process()
     living, dead = tmp_path / f"demo-{me.pid}-{me.started}-abc", tmp_path / f"demo-{me.pid}-1-abc"
     other = tmp_path / "demo-of-mine"
-    for one in (living, dead, other):
-        one.mkdir()
+    for path in (living, dead, other):
+        path.mkdir()
     anyio.run(remove_abandoned, tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([living, other])

@@ -24,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_steps_are_those_of_a_receipt() -> None:
-    assert list(STEPS) == [one for one in Timings.__struct_fields__ if one not in _OF_THE_CALL]
+    assert list(STEPS) == [field for field in Timings.__struct_fields__ if field not in _OF_THE_CALL]
 
 
 def test_each_step_takes_what_lies_before_its_mark(clock: list[float]) -> None:

@@ -103,7 +103,10 @@ written = st.lists(
     st.tuples(pages, st.binary(min_size=1, max_size=6000) | st.integers(1, 80_000).map(bytes)), max_size=6
 )
 contents = st.tuples(st.integers(0, 300 * KIB), written).map(
-    lambda one: (one[0], [(offset, data[: one[0] - offset]) for offset, data in one[1] if offset < one[0]])
+    lambda content: (
+        content[0],
+        [(offset, data[: content[0] - offset]) for offset, data in content[1] if offset < content[0]],
+    )
 )
 names = st.sampled_from(["mem", "mem-0a1b", "delta", "vmstate", "kernel", "disk-0.qcow2", "disk1.raw"])
 

@@ -16,6 +16,7 @@ import pytest
 from ramet import config, programs
 from ramet.errors import UnavailableError
 from ramet.programs import Program, why_not
+from tests.support import preloaded
 
 PATHS = ("RAMET_HOME", "RAMET_CACHE", "XDG_DATA_HOME", "XDG_CACHE_HOME", "HOME")
 
@@ -282,19 +283,20 @@ def test_ramet_alone_needs_no_home(nobody: pytest.MonkeyPatch) -> None:
         assert subprocess.run(words, env=environment, capture_output=True, check=True, timeout=60).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [[], ["-I"], ["-OO"], ["-X", "dev", "-W", "error"], ["-P"], ["-S", "-E"]], ids=" ".join
 )
 def test_it_runs_as_a_module(tmp_path: Path, options: list[str]) -> None:
     """However Python is started, and from a directory that is gone."""
     if "-S" in options:
-        path = os.pathsep.join(one for one in sys.path if one)
+        path = os.pathsep.join(entry for entry in sys.path if entry)
         options = ["-S", "-c", f"import sys; sys.path[:] = {path.split(os.pathsep)}; import ramet.__main__"]
     else:
         options = [*options, "-m", "ramet"]
     environment = {**os.environ, "RAMET_HOME": str(tmp_path / "home"), "RAMET_CACHE": str(tmp_path / "cache")}
     script = 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"'
-    for words in (["image", "ls"], ["ps", "-a"]):
+    for words in ([] if options else [["image", "ls"]]) + [["ps", "-a"]]:
         done = subprocess.run(
             ["sh", "-c", script, tmp_path / "gone", sys.executable, *options, *words],
             env=environment,
@@ -310,7 +312,14 @@ def test_it_runs_as_a_module(tmp_path: Path, options: list[str]) -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("value", ["", "./q", "q", "./directory", "./nothing", "./plain", "./orphan"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("", marks=pytest.mark.deep),
+        pytest.param("./q", marks=pytest.mark.deep),
+        *("q", "./directory", "./nothing", "./plain", "./orphan"),
+    ],
+)
 def test_doctor_and_run_agree(tmp_path: Path, home: Path, value: str) -> None:
     """`q` is found by an empty entry of PATH, which is the working directory."""
     real = Program("QEMU", "qemu-system-x86_64", hint="-").path()
@@ -327,14 +336,8 @@ def test_doctor_and_run_agree(tmp_path: Path, home: Path, value: str) -> None:
     }
 
     def ramet(*words: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-m", "ramet", *words],
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=120,
-            check=False,
+        return preloaded.run(
+            "ramet.cli.main", words, environment=environment, directory=tmp_path, limit_s=120
         )
 
     drivers = {driver["name"]: driver for driver in json.loads(ramet("doctor", "--json").stdout)["drivers"]}

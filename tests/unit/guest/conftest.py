@@ -13,6 +13,7 @@ import pytest
 import ramet.guest
 from ramet.errors import UnavailableError
 from ramet.guest.agent_binary import agent_path
+from tests import side_by_side
 from tests.support.unix_sockets import listening
 
 SOURCES = Path(ramet.guest.__file__).parent / "agent"
@@ -64,11 +65,13 @@ def with_events(directory: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def agent_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def agent_program() -> Path:
     """Built from the sources where a compiler is, else the one that was built before."""
     if shutil.which("musl-gcc") and shutil.which("make"):
-        out = tmp_path_factory.mktemp("agent") / "agent"
-        subprocess.run(["make", "-C", SOURCES, "CC=musl-gcc", f"OUT={out}"], check=True, timeout=120)
+        with side_by_side.shared_directory("agent") as directory:
+            out = directory / "agent"
+            if not out.exists():  # another worker has built it
+                subprocess.run(["make", "-C", SOURCES, "CC=musl-gcc", f"OUT={out}"], check=True, timeout=120)
         return out
     try:
         return agent_path()

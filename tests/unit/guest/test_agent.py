@@ -129,6 +129,7 @@ async def test_what_cannot_be_started_says_why(tmp_path: Path) -> None:
         assert (await run_exec(agent, sh("echo fine"))).stdout == b"fine\n"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_large_data_goes_both_ways_unharmed(tmp_path: Path) -> None:
     data = os.urandom(1 << 20) * 50 + b"end"

@@ -63,6 +63,7 @@ def test_a_room_without_a_floor_is_noticed() -> None:
         upward(arrows({"main.c": '#include "terminal/terminal.h"\n'}))
 
 
+@pytest.mark.slow
 def test_the_agent_calls_downward_only(tmp_path: Path) -> None:
     """The same by symbols: a header may declare a function that a file above it defines."""
     compiler, nm = shutil.which("gcc") or shutil.which("cc"), shutil.which("nm")

@@ -79,8 +79,8 @@ def welcome(nonce: bytes, version: int = 1) -> bytes:
 async def against(play: Callable[[Peer], Coroutine[Any, Any, None]]) -> AsyncIterator[SocketStream]:
     """The host's end of a connection to a guest that plays its part beside."""
     ours, theirs = socket.socketpair()
-    for one in (ours, theirs):
-        one.setblocking(False)
+    for end in (ours, theirs):
+        end.setblocking(False)
     async with (
         SocketStream(ours) as stream,
         SocketStream(theirs) as other,

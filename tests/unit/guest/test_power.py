@@ -63,7 +63,11 @@ def image(agent_program: Path) -> Image:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("argument", "reboot", "powers_off", "says_it"),
-    [("", False, True, False), (WORD, False, False, True), (WORD, True, False, False)],
+    [
+        pytest.param("", False, True, False, marks=pytest.mark.deep),
+        (WORD, False, False, True),
+        (WORD, True, False, False),
+    ],
 )
 async def test_without_a_power_switch_it_says_so_and_resets(
     image: Image, tmp_path: Path, argument: str, reboot: bool, powers_off: bool, says_it: bool

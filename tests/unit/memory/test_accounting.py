@@ -36,8 +36,8 @@ def test_what_is_written_is_private_and_what_is_read_is_shared(mem: Path) -> Non
         whole = smaps_rollup(process.pid)
 
         process.tell("write", 0, 24 * MIB, 9)
-        for one in (process, sibling):
-            one.tell("read", 32 * MIB, 16 * MIB)
+        for reader in (process, sibling):
+            reader.tell("read", 32 * MIB, 16 * MIB)
         guest = mapping_use(process.pid, mappings)
         assert close(guest.private_dirty_bytes, 24 * MIB)
         # The kernel maps a file's neighbouring pages along with one that is read, so there can be a few more.

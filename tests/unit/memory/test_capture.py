@@ -75,6 +75,7 @@ ranges = st.tuples(st.integers(0, PAGES - 1), st.integers(1, 8)).map(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     data_pages=st.sets(st.integers(0, PAGES - 1), max_size=40),
@@ -153,7 +154,7 @@ def test_exactly_what_was_written_is_listed(
         ]
 
 
-@pytest.mark.parametrize("count", [511, 512, 513, 1500, 32_768, 33_000])
+@pytest.mark.parametrize("count", [511, 512, 513, 1500, pytest.param(32_768, marks=pytest.mark.slow), 33_000])
 def test_many_scattered_pages_are_each_listed_once(tmp_path: Path, count: int) -> None:
     # More runs than the kernel's inner buffer (512) and than ours (32,768): either could repeat or drop some.
     mem, out = tmp_path / "mem", tmp_path / "out"

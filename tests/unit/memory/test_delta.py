@@ -95,6 +95,7 @@ def test_base_and_delta_are_the_new_content(base_pages: set[int], pages: dict[in
         assert sorted(path.name for path in Path(place).iterdir()) == ["full", "mem", "out", "thin", "whole"]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     changes=st.lists(st.tuples(ranges, st.sampled_from([0, 7, 200])), max_size=20),

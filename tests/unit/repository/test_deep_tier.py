@@ -207,8 +207,8 @@ def test_every_deep_test_is_in_one_part() -> None:
     paths = named(PARTS)
     ignored = {word for word in rest.pytest_words() if word.startswith("--ignore")}
     assert ignored == {f"--ignore={path}" for path in paths}
-    for one in paths:
-        assert [other for other in paths if covers(other, one)] == [one]
+    for path in paths:
+        assert [other for other in paths if covers(other, path)] == [path]
     assert rest.called_for_by(["tests/somewhere/test_new.py"])
     assert not rest.called_for_by([f"{paths[0]}"])
 

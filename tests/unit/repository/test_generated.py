@@ -29,6 +29,6 @@ def test_every_public_name_can_be_had() -> None:
 
 
 def test_importing_ramet_loads_no_engine() -> None:
-    script = "import sys, ramet; print([one for one in sys.modules if one.startswith('ramet.')])"
+    script = "import sys, ramet; print([name for name in sys.modules if name.startswith('ramet.')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
     assert done.stdout == b"['ramet.version']\n"

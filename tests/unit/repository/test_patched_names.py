@@ -90,7 +90,10 @@ def patched(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
 def test_each_is_read() -> None:
     count, unread = 0, []
     for path in sorted(_TESTS.rglob("*.py")):
-        for line, module, name in patched(ast.parse(path.read_bytes())):
+        source = path.read_bytes()
+        if not any(word in source for word in (b"setattr", b".object", b'"ramet.')):
+            continue  # saves a second: nothing of what `patched` looks for
+        for line, module, name in patched(ast.parse(source)):
             count += 1
             if (module, name) not in read():
                 unread.append(f"{path.relative_to(_TESTS.parent)}:{line}: {module}.{name}")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,3 +93,23 @@ def test_a_failure_is_written_down_at_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert (tmp_path / "failed").read_text() == "test_it.py::test_b\n"
+
+
+@pytest.mark.parametrize(
+    ("expression", "marks", "ignored"),
+    [
+        ("not vm and not slow and not deep", "[pytest.mark.vm, pytest.mark.anyio]", True),
+        ("not vm", "pytest.mark.vm", True),
+        ("not vm", "[pytest.mark.anyio, pytest.mark.timeout(60)]", False),
+        ("not deep", "pytest.mark.vm", False),
+        ("not vm or core", "pytest.mark.vm", False),
+    ],
+)
+def test_a_file_that_needs_vms_is_not_imported_for_a_run_without(
+    tmp_path: Path, expression: str, marks: str, ignored: bool
+) -> None:
+    file = tmp_path / "test_file.py"
+    file.write_text(f"import pytest\n\npytestmark = {marks}\n\n\ndef test_it() -> None:\n    pass\n")
+    config = SimpleNamespace(option=SimpleNamespace(markexpr=expression))
+    assert bool(side_by_side.pytest_ignore_collect(file, config)) is ignored  # type: ignore[arg-type]
+    assert side_by_side.pytest_ignore_collect(tmp_path / "conftest.py", config) is None  # type: ignore[arg-type]

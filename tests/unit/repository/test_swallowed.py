@@ -48,9 +48,9 @@ def names_in(node: ast.expr | None) -> set[str]:
     if node is None:
         return {"BaseException"}
     return {
-        one.attr if isinstance(one, ast.Attribute) else one.id
-        for one in ast.walk(node)
-        if isinstance(one, ast.Name | ast.Attribute)
+        part.attr if isinstance(part, ast.Attribute) else part.id
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name | ast.Attribute)
     }
 
 
@@ -75,17 +75,20 @@ def silent(text: str) -> Iterator[tuple[int, int]]:
 
 
 def uncommented(text: str) -> list[int]:
+    if not (clauses := list(silent(text))):
+        return []
     comments = {
         token.start[0]
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
         if token.type == tokenize.COMMENT and not token.string.startswith(("# noqa", "# type:"))
     }
-    return [first for first, last in silent(text) if not comments & set(range(first - 1, last + 1))]
+    return [first for first, last in clauses if not comments & set(range(first - 1, last + 1))]
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(_ROOT)))
-def test_a_clause_that_goes_on_says_why_nothing_is_lost(path: Path) -> None:
-    assert uncommented(path.read_text()) == []
+def test_a_clause_that_goes_on_says_why_nothing_is_lost() -> None:
+    found = {str(path.relative_to(_ROOT)): uncommented(path.read_text()) for path in files()}
+    assert len(found) > 100
+    assert {path: lines for path, lines in found.items() if lines} == {}
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[3]
 RETIRED: Final = {
     r"(?<![.`\"])\b[kK]eepers?\b(?![`:=\"])|KeepsWarm|PoolKeeper": "controller",
-    r"\bhand(s|ed|ing)?[-_ ]outs?\b|is_heard": "claim, report_demand",
-    r"\bbr(ing|ings|ought|inging)[-_ ](it |them )?up (from|again|anew|on|a guest)|\bbring_up\b": "restore",
-    r"\bdeadman\b|\brescue(s|d)?\b": "pause_watchdog, resume_on_death",
+    r"\bhand(s|ed|ing)?[-_ ]outs?\b|\bis_heard\b": "claim, report_demand",
+    r"\bbr(ing|ings|ought|inging)[-_ ](it |them )?up (from|again|anew|on|a guest)": "restore",
+    r"\bbring_up\b|\bbringing up\b": "restore",
+    r"\bdeadman\b|rescue(s|d|rs?)?\b": "pause_watchdog, pause_resumer, resume_on_death",
     r"\bsettle[ds]?\b|settle_(in|replacement)|_settle": "commit, idle, attach_guest, finish_replace",
     r"\blet_go_on\b|\b(stand|stands|stood|standing) still\b": "resume_guest, pause",
     r"\bStaged?Pages\b|\bstaged pages\b|\bWarmStage\b": "buffered pages, WarmState",
@@ -24,6 +25,8 @@ RETIRED: Final = {
     r"\brings\.(trim|tail|since)\b|cut to rings": "bounded_log, trimmed",
     r"`host/[a-z.]": "system/",
     r"\bnudges?\b|\bnudged\b": "probe_liveness",
+    r"\b_?wake_for_": "request_",
+    r"\breapers?\b": "recovery",
     r"\bsweeps?\b|\bswept\b|\bsweeping\b": "recovery, gc, delete",
     r"\bh(e|o)lds? (it |them )?against\b": "check against",
     r"\bobserve\b|\b_unmark\b|\bRAMET_VMM mark\b": "state_of, intent, owner tag",
@@ -32,12 +35,15 @@ RETIRED: Final = {
 
 
 def _lines() -> Iterator[tuple[Path, int, str]]:
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "tests").rglob("README.md"))]
+    places = ("src", "docs", "tests", "tools", "benchmarks")
     for path in [
-        *documents,
-        *(path for place in ("src", "docs") for path in sorted((ROOT / place).rglob("*"))),
+        *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
+        *(path for place in places for path in sorted((ROOT / place).rglob("*"))),
     ]:
-        if path.suffix in {".py", ".md", ".c", ".h", ".S"} and path.name != "sync.py":
+        if path.suffix in {".py", ".md", ".c", ".h", ".S"} and path.name not in {
+            "sync.py",
+            Path(__file__).name,
+        }:
             for number, line in enumerate(path.read_text().splitlines(), start=1):
                 yield path, number, line
 

@@ -93,7 +93,10 @@ def processes(place: Path, count: int) -> list[subprocess.Popen[str]]:
     ]
 
 
-@pytest.mark.parametrize("room_bytes", [0, 5 * KIB, 10 * KIB, 33 * KIB, 70 * KIB])
+@pytest.mark.parametrize(
+    "room_bytes",
+    [0, *(pytest.param(kib * KIB, marks=pytest.mark.slow) for kib in (5, 10, 33, 70))],
+)
 @pytest.mark.parametrize("has_reserve", [True, False])
 def test_opened_by_several_on_a_full_disk(small_blocks: Path, room_bytes: int, has_reserve: bool) -> None:
     """Each works or says that the disk is full; with the reserve that a home keeps, they all work."""

@@ -102,6 +102,7 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
         Store(path)
 
 
+@pytest.mark.slow
 def test_an_empty_database_is_migrated_by_one_of_many(tmp_path: Path) -> None:
     """Eight processes open a new home; each adds a name of its own and one that all want."""
     script = (

@@ -202,7 +202,7 @@ def _hints() -> list[tuple[str, str]]:
 def _texts(node: ast.expr) -> list[str]:
     """The texts in an expression, with `{}` where a value goes."""
     if isinstance(node, ast.JoinedStr):
-        return ["".join(str(one.value) if isinstance(one, ast.Constant) else "{}" for one in node.values)]
+        return ["".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)]
     if isinstance(node, ast.Constant):
         return [node.value] if isinstance(node.value, str) else []
     return [

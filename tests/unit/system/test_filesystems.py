@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from ramet.store.records import Store
 from ramet.system import filesystems
 from ramet.system.doctor import home_findings
 from tests.support.loop_filesystems import mounted
+from tests.support.shell import run_command
 
 LOCAL = {"ext4": 0xEF53, "XFS": 0x58465342, "btrfs": 0x9123683E, "tmpfs": 0x01021994, "overlay": 0x794C7630}
 
@@ -86,14 +86,7 @@ def test_the_number_is_what_stat_says(tmp_path: Path) -> None:
 def test_a_home_on_fuse_is_refused_before_anything_is_written(
     fuse: Path, below: str, command: list[str]
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ramet.cli.main", *command, "--json"],
-        env={**os.environ, "RAMET_HOME": str(fuse / below)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command([*command, "--json"], {**os.environ, "RAMET_HOME": str(fuse / below)})
     assert done.returncode == 5, done.stderr
     error = msgspec.json.decode(done.stdout)["error"]
     assert error["code"] == "unavailable"

@@ -20,7 +20,7 @@ from ramet.system.kvm import kvm_verdict
 from ramet.system.kvm_probe import Assembly
 
 PROBE = Path(kvm_probe.__file__)
-SETTLED = ("runs_linux", "bare_metal_only")
+FINAL = ("runs_linux", "bare_metal_only")
 MAY_OPEN = os.access(kvm_probe.DEVICE, os.R_OK | os.W_OK)
 
 pytestmark = pytest.mark.anyio
@@ -83,7 +83,7 @@ async def test_this_machine(tmp_path: Path) -> None:
     verdict = await kvm_verdict(tmp_path)
     assert time.monotonic() - started < 5
     assert 0 < verdict.duration_ms < 5000
-    assert verdict.status in SETTLED
+    assert verdict.status in FINAL
     if is_paravirtual():
         assert verdict.status == "bare_metal_only"
         assert "KVM_EXIT_INTERNAL_ERROR (suberror 1: emulation) at cmpxchg16b" in verdict.detail

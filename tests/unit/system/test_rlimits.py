@@ -141,7 +141,7 @@ def test_every_limit_of_this_kernel_has_a_rule_or_a_reason() -> None:
 
 def test_an_ordinary_process_has_its_files_limited_and_nothing_is_launched_in_between() -> None:
     changed = rlimits.settings(rlimits.Needs(file_bytes=MIB))
-    assert resource.RLIMIT_FSIZE in {one.number for one in changed}
+    assert resource.RLIMIT_FSIZE in {setting.number for setting in changed}
     assert list(rlimits.statements(changed)) == []
 
 

@@ -137,6 +137,7 @@ def test_an_immutable_file_is_not_linked(source: Path, tmp_path: Path) -> None:
     assert_same(source, tmp_path / "fork", how)
 
 
+@pytest.mark.slow
 @pytest.mark.proves("I4")
 def test_at_the_link_limit_the_next_fork_is_a_copy(source: Path, tmp_path: Path) -> None:
     limit = os.pathconf(tmp_path, "PC_LINK_MAX")

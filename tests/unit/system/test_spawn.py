@@ -16,6 +16,7 @@ import pytest
 from ramet.system import liveness, process_ref, processes, rlimits, spawn
 
 
+@pytest.mark.slow
 def test_a_spawned_process_bears_its_mark_when_spawn_returns(tmp_path: Path) -> None:
     """Popen returns while the child is still within execve(2), where it has no environment for a moment."""
     for _ in range(100):
@@ -28,6 +29,7 @@ def test_a_spawned_process_bears_its_mark_when_spawn_returns(tmp_path: Path) -> 
                 pass  # it takes microseconds to die
 
 
+@pytest.mark.slow
 def test_it_is_found_in_the_middle_of_execve(tmp_path: Path) -> None:
     """As when ramet is killed the moment that Popen has returned, and the next one deletes what is left."""
     for _ in range(100):
@@ -37,7 +39,7 @@ def test_it_is_found_in_the_middle_of_execve(tmp_path: Path) -> None:
         )
         try:
             found = spawn.spawned_in(tmp_path)
-            assert [one.pid for one in found] == [child.pid]
+            assert [process.pid for process in found] == [child.pid]
         finally:
             child.kill()
             child.wait()

@@ -59,12 +59,12 @@ async def test_branches_of_one_source_at_once(guest: Guest, source: ramet.VM, ho
 
 
 async def test_its_parent_is_removed_in_mid_capture(
-    guest: Guest, host: ramet.Host, monkeypatch: pytest.MonkeyPatch
+    guest: Guest, source: ramet.VM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = await guest.boot(host)
+    base = source
     await guest.write(base, 0, 5)
     (parent,) = await (await base.template()).fork(1)
-    (source,) = await parent.fork(1)
+    (child,) = await parent.fork(1)
 
     async def removed_meanwhile(*arguments: Any) -> Any:
         await base.remove()
@@ -72,13 +72,13 @@ async def test_its_parent_is_removed_in_mid_capture(
         return await freeze_disks(*arguments)
 
     monkeypatch.setattr(capture, "freeze_disks", removed_meanwhile)
-    (branch,) = await source.fork(1)
+    (branch,) = await child.fork(1)
     monkeypatch.undo()
-    for vm in (source, branch, (await branch.fork(1))[0]):
+    for vm in (child, branch, (await branch.fork(1))[0]):
         assert await guest.read(vm, 1) == ([5], [5])
 
 
-@pytest.mark.parametrize("what", ["fork", "standby"])
+@pytest.mark.parametrize("what", ["fork", pytest.param("standby", marks=pytest.mark.deep)])
 async def test_its_vmm_dies_while_it_is_paused(
     guest: Guest, source: ramet.VM, host: ramet.Host, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:

@@ -20,7 +20,7 @@ from ramet.memory.pages import LivePages, buffer_pages
 from ramet.memory.ram import changed_pages, locate_ram, ram_bytes
 from ramet.model.record import Machine, RamRange
 from ramet.paths import MEM_FILE
-from ramet.system import spawn
+from ramet.system import rlimits
 from ramet.system.copying import data_extents
 from ramet.testing.driver_contract.subject import Frozen, Running, Subject, booted, restored
 from ramet.units import GIB, MIB, FileOffset, HostVirtual
@@ -77,11 +77,11 @@ async def save(vm: Running, name: str, *, diff: bool) -> Path:
         "snapshot_path": f"{name}-state",
         "mem_file_path": name,
     }
-    limits = spawn.limit_of_files(vm.vmm.process)
-    spawn.limit_files(vm.vmm.process, None)
+    limits = rlimits.limit_of_files(vm.vmm.process)
+    rlimits.limit_files(vm.vmm.process, None)
     async with api(vm.directory, who="the test's", limit_s=60) as firecracker:
         await firecracker.call("PUT", "/snapshot/create", body)
-    spawn.limit_files(vm.vmm.process, limits)
+    rlimits.limit_files(vm.vmm.process, limits)
     return vm.directory / name
 
 
@@ -191,8 +191,8 @@ def both_lists(pid: int, ram: Sequence[RamRange], base: Path) -> tuple[list[Run]
     """By the page map, and by the scan where the kernel has it."""
     identity = identity_of(base)
     mappings = [
-        Mapping(HostVirtual(one.host_start), one.length_bytes, FileOffset(one.file_offset), identity)
-        for one in ram
+        Mapping(HostVirtual(block.host_start), block.length_bytes, FileOffset(block.file_offset), identity)
+        for block in ram
     ]
     try:
         return changed_runs_by_pagemap(pid, mappings), changed_runs_by_scan(pid, mappings)
@@ -238,7 +238,7 @@ async def test_a_balloon_in_a_restored_guest_does_not_break_a_capture(tracked: T
         with buffer_pages(pid, runs) as buffered:
             write_delta(place / "delta", buffered, memory_bytes=end, base=base)
     # What wasn't given back, and what is used again; the rest is zeros.
-    assert [int(one, 16) for one in said[-2:]] == [(16 * 1 + 4 * 5) * 512, (8 * 2 + 6) * 512]
+    assert [int(number, 16) for number in said[-2:]] == [(16 * 1 + 4 * 5) * 512, (8 * 2 + 6) * 512]
     compact(base, place / "delta", place / "merged")
     assert digest(place / "merged") == digest(whole)
     assert digest(base) == before

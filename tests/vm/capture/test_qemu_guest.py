@@ -47,7 +47,9 @@ async def linux() -> TwoProcessors:
 
 def blocks_of(pid: int, ram: Sequence[RamRange]) -> Iterator[tuple[int, bytearray]]:
     """All of a process's RAM as it sees it, in the blocks of a digest."""
-    runs = [Run(FileOffset(one.file_offset), one.length_bytes, HostVirtual(one.host_start)) for one in ram]
+    runs = [
+        Run(FileOffset(block.file_offset), block.length_bytes, HostVirtual(block.host_start)) for block in ram
+    ]
     for batch in LivePages(pid, runs).batches():
         # Both sizes divide the buffer's, so batches are whole blocks.
         start = batch[0].file_offset
@@ -87,7 +89,7 @@ async def test_no_page_that_differs_is_missed_under_load(linux: TwoProcessors, h
     async with booted(linux, place / "source") as source:
         booted_mem = identity_of(source.directory / MEM_FILE)
         ram = locate_ram(source.vmm.process.pid, mem=booted_mem, regions=[size])
-        assert sum(one.length_bytes for one in ram) == size
+        assert sum(block.length_bytes for block in ram) == size
         frozen = await linux.freeze(source)
     base = frozen.directory / MEM_FILE
     before = digest(base)
@@ -97,8 +99,8 @@ async def test_no_page_that_differs_is_missed_under_load(linux: TwoProcessors, h
         pid = fork.vmm.process.pid
         ram = locate_ram(pid, mem=mem, regions=[size])
         mappings = [
-            Mapping(HostVirtual(one.host_start), one.length_bytes, FileOffset(one.file_offset), mem)
-            for one in ram
+            Mapping(HostVirtual(block.host_start), block.length_bytes, FileOffset(block.file_offset), mem)
+            for block in ram
         ]
         async with linux.agent(fork) as agent:
             assert (await linux.run(agent, "nproc")).split() == ["2"]

@@ -182,9 +182,9 @@ async def test_a_fork_that_is_removed_before_it_is_made_leaves_no_vmm(
         tasks.start_soon(fork)
         while len(waiting := [row for row in store.all() if row.name in {"f-59", "f-60"}]) < 2:
             await anyio.sleep(0.001)
-        for one in waiting:
-            assert one.state is ramet.State.CREATED
-            await (await probes.get(one.id)).remove(force=True)
+        for record in waiting:
+            assert record.state is ramet.State.CREATED
+            await (await probes.get(record.id)).remove(force=True)
     failed = [vm for vm in outcome[0].forks if isinstance(vm, ForkFailure)]
     assert [error.name for error in failed] == ["f-59", "f-60"]
     rows = {row.id for row in store.all()}

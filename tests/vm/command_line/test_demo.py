@@ -31,7 +31,7 @@ def homes_of_demos(cache: Path) -> list[Path]:
 
 def test_the_claims(demo: Shell, homes: Path) -> None:
     before = set(homes_of_demos(homes.parent))
-    report = demo.json("demo", "--forks", "2", "--json")
+    report = demo.json("demo", "--forks", "2", "--memory", "192M", "--json")
     assert report["failed_checks"] == []
     assert len(report["forks"]) == 2
     digests = {receipt["own_digest"] for receipt in report["forks"]} | {report["original_digest"]}

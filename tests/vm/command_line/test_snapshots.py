@@ -26,7 +26,7 @@ def base(guest: Shell) -> Iterator[Shell]:
     assert parsed(made, SnapshotInfo).name == "base"
     yield guest
     if ids := guest("snapshot", "ls", "-q").stdout.split():
-        guest("snapshot", "rm", *(one.decode() for one in ids))
+        guest("snapshot", "rm", *(snapshot_id.decode() for snapshot_id in ids))
 
 
 def remove_all(shell: Shell, *names: str) -> None:

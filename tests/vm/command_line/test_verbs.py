@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from ramet.model.schema import Inspection, Instance, LineageNode, Receipt, Timings, Usage
+from tests import machines
 from tests.conftest import assert_nothing_left, living_in
 from tests.support.shell import Shell, interrupt, read_terminal, wait_until
 
@@ -194,10 +195,22 @@ def test_run_with_a_command(ramet: Shell) -> None:
     done = ramet("run", "--rm", "--label", "a=b", "builtin", "--", "cat", stdin=b"through\n")
     assert done.stdout == b"through\n"
     assert_nothing_left(ramet.home)
-    document = ramet.json("run", "builtin", "--rm", "--json", "--", "sh", "-c", "exit 5", code=5)
-    assert document["command"]["exit_code"] == 5
-    assert document["image"] == "builtin"
-    ramet("run", "builtin", "nosuch", code=127)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("image", ["probe", pytest.param("builtin", marks=pytest.mark.deep)])
+async def test_run_ends_with_the_commands_code(ramet: Shell, image: str) -> None:
+    driver = {"probe": "firecracker", "builtin": "qemu"}[image]
+    await machines.require(driver, image)
+    command = {"probe": ["peek"], "builtin": ["sh", "-c", "exit 2"]}[image]
+    document = ramet.json("run", image, "--driver", driver, "--rm", "--json", "--", *command, code=2)
+    assert document["command"]["exit_code"] == 2
+    assert document["image"] == image
+    assert_nothing_left(ramet.home)
+    ramet("run", image, "--driver", driver, "--name", "stays", "--", *command, code=2)
+    assert [instance["name"] for instance in ramet.json("ps", "--json")] == ["stays"]
+    ramet("rm", "-f", "stays")
+    ramet("run", image, "--driver", driver, "nosuch", code=127)
     assert_nothing_left(ramet.home)
 
 
@@ -237,8 +250,10 @@ def test_an_interrupted_boot_leaves_nothing(ramet: Shell, number: int, code: int
     assert ramet.json("ps", "-a", "--json") == []
 
 
-def test_templates_and_forks(ramet: Shell) -> None:
-    ramet("run", "--name", "warm", "builtin", "--", "sh", "-c", "echo hot > /run/cache")
+def test_templates_and_forks(guest: Shell) -> None:
+    ramet = guest
+    ramet("fork", "--name", "warm", "box")
+    ramet("exec", "warm", "sh", "-c", "echo hot > /run/cache")
     try:
         assert ramet.json("template", "warm", "--json")["state"] == "template"
         ramet("fork", "-n", "2", "--require-shared", "--no-share", "warm", code=2)
@@ -248,7 +263,7 @@ def test_templates_and_forks(ramet: Shell) -> None:
         receipts = [parsed(msgspec.json.encode(receipt), Receipt) for receipt in report["forks"]]
         assert [receipt.name for receipt in receipts] == ["warm-1", "warm-2", "warm-3"]
         assert ramet("exec", "warm-2", "cat", "/run/cache").stdout == b"hot\n"
-        assert len(living_in(ramet.home)) == 3
+        assert len(living_in(ramet.home)) == 1 + 3
         lines = ramet("fork", "--name", "copied", "--no-share", "warm").stdout.decode().splitlines()
         assert lines[0].split()[:4] == ["NAME", "ID", "HOSTNAME", "MEMORY"]
         assert lines[1].split()[0] == "copied"
@@ -261,13 +276,16 @@ def test_templates_and_forks(ramet: Shell) -> None:
         tree = ramet("tree").stdout.decode()
         assert f"{instance}  running" in tree
         assert ramet.json("keep", "warm-2", "--json")["name"] == "warm-2"
-        assert {instance["name"] for instance in ramet.json("ps", "-a", "--json")} == {"warm", "warm-2"}
+        assert {instance["name"] for instance in ramet.json("ps", "-a", "--json")} == {
+            *("box", "warm", "warm-2")
+        }
         removed = ramet.json("rm", "-f", "warm", "--json")["removed"]
         assert len(removed) == 1
         assert ramet("exec", "warm-2", "hostname").stdout == b"warm-2\n"
     finally:
         for instance in ramet.json("ps", "-a", "--json"):
-            ramet("rm", "-f", instance["id"])
+            if instance["name"] != "box":
+                ramet("rm", "-f", instance["id"])
 
 
 def _compare_timings(ramet: Shell) -> None:
@@ -278,7 +296,7 @@ def _compare_timings(ramet: Shell) -> None:
     # The column of decompression is there when there was any.
     steps = [step for step in Timings.__struct_fields__ if step != "decompress"]
     assert lines[4].split() == ["TIMINGS", "IN", "MS", *map(str.upper, steps)]
-    shown = {name: [float(one) for one in took] for name, *took in map(str.split, lines[5:-1])}
+    shown = {name: [float(word) for word in took] for name, *took in map(str.split, lines[5:-1])}
     assert list(shown) == ["timed-1", "timed-2", "timed-3", "(median)", "(max)"]
     forks = [shown[f"timed-{number}"] for number in (1, 2, 3)]
     for number, took in enumerate(forks, 1):
@@ -292,15 +310,16 @@ def _compare_timings(ramet: Shell) -> None:
     ramet("rm", "-f", "alone")
 
 
-def test_forks_that_all_fail_alike_give_their_own_code(ramet: Shell) -> None:
-    ramet("run", "--name", "warm", "builtin")
+def test_forks_that_all_fail_alike_give_their_own_code(guest: Shell) -> None:
+    ramet = guest
+    ramet("fork", "--name", "warm", "box")
     try:
         template = ramet.json("template", "warm", "--json")
         vmstate = Path(template["directory"]) / "vmstate"
         vmstate.write_bytes(bytes(vmstate.stat().st_size))
         report = ramet.json("fork", "-n", "2", "warm", "--json", code=1)
         shown = report.get("forks", [report])
-        assert {one["error"]["code"] for one in shown} == {"damaged"}
-        assert [instance["name"] for instance in ramet.json("ps", "--json")] == ["warm"]
+        assert {failure["error"]["code"] for failure in shown} == {"damaged"}
+        assert [instance["name"] for instance in ramet.json("ps", "-a", "--json")] == ["box", "warm"]
     finally:
         ramet("rm", "-f", "warm")

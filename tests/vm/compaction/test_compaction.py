@@ -19,7 +19,7 @@ host = host_and_snapshots
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
-_MIB = 12
+_MIB = 9
 """Above the threshold."""
 _LIMIT_S = 60
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anyio
@@ -22,7 +23,7 @@ from ramet.engine.snapshots import compression as snapshots_compression
 from ramet.memory.integrity import digest
 from ramet.model import protocols
 from ramet.model.schema import ForkReport, Receipt
-from tests.vm.compression.conftest import remembers
+from tests.vm.compression.conftest import Halting, letting_go, remembers, slowly
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -149,7 +150,7 @@ async def test_many_forks_at_once_decompress_once(
     assert nothing_half_made(snapshot)
 
 
-@pytest.mark.parametrize("verb", ["compress", "decompress", "fork"])
+@pytest.mark.parametrize("verb", ["compress", pytest.param("decompress", marks=pytest.mark.deep), "fork"])
 async def test_one_that_is_killed_in_the_middle(snapshot: ramet.Snapshot, warm_home: Path, verb: str) -> None:
     if verb != "compress":
         await snapshot.compress()
@@ -192,7 +193,7 @@ async def test_a_restore_cancels(warm: ramet.VM) -> None:
 
         async def compress() -> None:
             try:
-                await vm.compress(level=19)
+                await vm.compress(progress=slowly)
             except ramet.WrongStateError as error:
                 refused.append(error)
 
@@ -228,7 +229,7 @@ async def test_a_rewind_cancels(warm: ramet.VM, warm_host: ramet.Host) -> None:
 
         async def compress() -> None:
             try:
-                await snapshot.compress(level=19)
+                await snapshot.compress(progress=slowly)
             except ramet.WrongStateError as error:
                 refused.append(error.message)
 
@@ -324,7 +325,7 @@ async def test_one_in_standby_that_is_given_up_leaves_no_compressed_file(warm: r
 async def test_a_large_delta_is_compacted_first(warm: ramet.VM) -> None:
     async with warm.fork(1, name="heavy") as (vm,):
         await vm.exec("sh", "-c", "echo remembered > /run/it", check=True)
-        await vm.exec("sh", "-c", "head -c 20000000 /dev/urandom > /tmp/more", check=True)
+        await vm.exec("sh", "-c", "head -c 9000000 /dev/urandom > /tmp/more", check=True)
         await vm.standby()
         await vm.compress()
         manifest = read_manifest(vm.directory)
@@ -355,7 +356,7 @@ async def test_nothing_is_decompressed_ahead(snapshot: ramet.Snapshot, warm_home
         assert context is not None
         with pytest.raises(ramet.UnavailableError, match="is compressed, and isn't decompressed ahead"):
             await prewarm.make_loaded(context, f"snapshots/{again.id}")
-        for _ in range(20):
+        for _ in range(8):
             await anyio.sleep(0.05)
             assert not mem_of(snapshot).exists()
 
@@ -392,7 +393,15 @@ class TestWrongInput:
             await snapshot.compress(progress="loud")  # type: ignore[arg-type]
         assert (await snapshot.inspect()).compression == "raw"
 
-    @pytest.mark.parametrize("how", ["cut", "altered", "gone", "another's"])
+    @pytest.mark.parametrize(
+        "how",
+        [
+            pytest.param("cut", marks=pytest.mark.deep),
+            "altered",
+            "gone",
+            pytest.param("another's", marks=pytest.mark.deep),
+        ],
+    )
     async def test_a_compressed_file_that_is_not_what_it_was(
         self, snapshot: ramet.Snapshot, how: str
     ) -> None:
@@ -469,7 +478,7 @@ class TestWrongInput:
         monkeypatch.setattr(compression, "_FORKS_S", 0.2)
         context = snapshot._context
         origin = snapshots_compression.of_snapshot(context, snapshot._record).origin()
-        async with decompression.kept(origin):
+        async with decompression.raw_file_kept(origin):
             with pytest.raises(ramet.LockBusyError, match="its raw file stays") as caught:
                 await snapshot.compress(level=4)
             assert f"ramet snapshot compress --level 4 {snapshot.id}" in str(caught.value.hint)
@@ -490,16 +499,18 @@ class TestWrongInput:
             except ramet.LockBusyError as error:
                 outcomes.append(f"{error.code}: {'being compressed or unpacked' in error.message}")
 
-        async with anyio.create_task_group() as tasks:
-            # Ten seconds of a processor: level 19 would take a minute, and is awaited here.
-            tasks.start_soon(attempt, snapshot.compress(level=15))
-            while (await snapshot.inspect()).compression != "compressing":
-                await anyio.sleep(0.01)
-            for call in (snapshot.compress(), snapshot.decompress()):
-                await attempt(call)
-            async with snapshot.fork(1) as (vm,):  # the raw file is there all the time
-                assert await remembers(vm)
-                assert vm.receipt.timings_ms.decompress == 0
+        halting = Halting(at_once=True)
+        with letting_go(halting):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(attempt, snapshot.compress(progress=halting))
+                await halting.reached()
+                assert (await snapshot.inspect()).compression == "compressing"
+                for call in (snapshot.compress(), snapshot.decompress()):
+                    await attempt(call)
+                async with snapshot.fork(1) as (vm,):  # the raw file is there all the time
+                    assert await remembers(vm)
+                    assert vm.receipt.timings_ms.decompress == 0
+                halting.go_on()
         assert outcomes == ["busy: True", "busy: True", "compressed"]
 
     async def test_one_that_is_removed_meanwhile(self, snapshot: ramet.Snapshot) -> None:
@@ -507,7 +518,7 @@ class TestWrongInput:
 
             async def compress() -> None:
                 with pytest.raises(ramet.NotFoundError):
-                    await snapshot.compress(level=15)
+                    await snapshot.compress(progress=lambda *_: time.sleep(0.02))  # noticed at its end
 
             tasks.start_soon(compress)
             while (await snapshot.inspect()).compression != "compressing":

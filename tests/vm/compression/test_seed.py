@@ -44,7 +44,7 @@ async def test_fork_snapshot_from_compressed_source_has_a_real_raw_file(snapshot
 
 
 @pytest.mark.proves("I3")
-@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("compressed", [pytest.param(False, marks=pytest.mark.deep), True])
 async def test_deleting_a_snapshot_strands_no_fork(snapshot: ramet.Snapshot, compressed: bool) -> None:
     if compressed:
         await snapshot.compress()

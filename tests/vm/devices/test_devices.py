@@ -86,11 +86,11 @@ async def test_a_fork_has_the_devices_and_a_tap_of_its_own(
     async with booted(equipped, place / "source") as source:
         assert isinstance(source.vmm, FirecrackerVmm)
         found = await source.vmm.configuration()
-        assert [one["host_dev_name"] for one in found["network-interfaces"]] == [mine]
+        assert [interface["host_dev_name"] for interface in found["network-interfaces"]] == [mine]
         assert found["balloon"]["amount_mib"] == 8
         assert found["entropy"] is not None
         assert found["machine-config"]["track_dirty_pages"] is True
-        assert [one["path_on_host"] for one in found["drives"]] == ["disk.raw"]
+        assert [drive["path_on_host"] for drive in found["drives"]] == ["disk.raw"]
         assert found["vsock"]["uds_path"] == "vsock.sock"
         assert taps_of(source.vmm.process.pid) == {mine}
         # With changes tracked from the beginning a difference can be saved of a VM that has booted.

@@ -70,7 +70,7 @@ async def test_twenty_branches_under_load_are_whole(linux: Guest, host: protocol
         await stop_load(branch)
         assert (await check_database(branch)).transactions > seen
         await branch.remove(force=True)
-    numbers = [int(one) for one in b"".join(lines).split()]
+    numbers = [int(word) for word in b"".join(lines).split()]
     assert numbers == list(range(1, len(numbers) + 1)), "the stream of a client of the source has a gap"
     after = await vm.info()
     assert (after.id, after.name, after.pid, after.generation) == (

@@ -16,6 +16,7 @@ from ramet.model import protocols
 from ramet.system import process_ref, processes
 from tests.conftest import SHORTLY, living_in
 from tests.support.qemu_tools import needs_qemu_img, qemu_img, write
+from tests.support.ready import Ready
 from tests.unit.disk.test_filesystem import require_clean
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -55,9 +56,9 @@ async def test_each_is_where_it_was_asked_for(host: protocols.Host) -> None:
 
 
 @pytest.mark.core
-async def test_forks_have_what_was_there_and_then_their_own(host: ramet.Host) -> None:
-    vm = await host.run("builtin", memory="128M", disks=["256M:/data"])
-    await said(vm, "head -c 8000000 /dev/urandom > /data/old; echo source > /data/who")  # nothing is synced
+async def test_forks_have_what_was_there_and_then_their_own(host: ramet.Host, ready: Ready) -> None:
+    vm = await ready(host, disks=("64M:/data",))
+    await said(vm, "head -c 4000000 /dev/urandom > /data/old; echo source > /data/who")  # nothing is synced
     digest = await said(vm, "md5sum < /data/old")
     template = await vm.template()
     frozen = {path.name: path.read_bytes() for path in template.directory.glob("disk-*")}
@@ -71,7 +72,7 @@ async def test_forks_have_what_was_there_and_then_their_own(host: ramet.Host) ->
             == f"fork-{number}\nlost+found\nnew-{number}\nold\nwho"
         )
     assert {path.name: path.read_bytes() for path in template.directory.glob("disk-*")} == frozen
-    # A fork of a fork, when what they came from is gone; then cold, on its chain of three files.
+    # A fork of a fork, when what they came from is gone; then cold, on the whole chain of its disk.
     again = await forks[1].template()
     await template.remove()
     (grandchild,) = await again.fork(1)
@@ -84,8 +85,8 @@ async def test_forks_have_what_was_there_and_then_their_own(host: ramet.Host) ->
 
 
 @needs_qemu_img
-async def test_a_stop_and_a_reboot_leave_it_clean(host: ramet.Host, tmp_path: Path) -> None:
-    vm = await host.run("builtin", memory="128M", disks=["64M:/data"])
+async def test_a_stop_and_a_reboot_leave_it_clean(host: ramet.Host, ready: Ready, tmp_path: Path) -> None:
+    vm = await ready(host, disks=("64M:/data",))
     # Something has it open: it is ended first.
     await said(vm, "echo one > /data/file; (cd /data; exec sleep 1000 < /data/file > /dev/null 2>&1) &")
     await vm.stop()
@@ -104,8 +105,8 @@ async def test_a_stop_and_a_reboot_leave_it_clean(host: ramet.Host, tmp_path: Pa
     assert "recovery" not in await said(vm, "dmesg | grep EXT4-fs")
 
 
-async def test_after_a_vmm_that_was_killed_the_journal_is_replayed(host: protocols.Host) -> None:
-    vm = await host.run("builtin", memory="128M", disks=["64M:/data"])
+async def test_after_a_vmm_that_was_killed_the_journal_is_replayed(host: ramet.Host, ready: Ready) -> None:
+    vm = await ready(host, disks=("64M:/data",))
     await said(vm, "for i in 1 2 3; do mkdir /data/$i; echo $i > /data/$i/f; done; sync")
     pid = (await vm.info()).pid
     assert pid is not None
@@ -120,8 +121,8 @@ async def test_after_a_vmm_that_was_killed_the_journal_is_replayed(host: protoco
 
 
 @needs_qemu_img
-async def test_a_start_without_its_disk_is_an_error(host: ramet.Host) -> None:
-    vm = await host.run("builtin", name="one", memory="128M", disks=["64M:/data"])
+async def test_a_start_without_its_disk_is_an_error(host: ramet.Host, ready: Ready) -> None:
+    vm = await ready(host, name="one", disks=("64M:/data",))
     await vm.stop()
     kept = top_of(vm).read_bytes()
     write(top_of(vm), 0, 7, 4 << 20)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import anyio
 import msgspec
 import pytest
 
+from ramet.disk.chains import chain_of
 from ramet.disk.qcow2 import make_qcow2
 from ramet.disk.volumes import files_of, sync_disks
 from ramet.drivers.qemu.vmm import QemuVmm
@@ -26,7 +29,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 Pairs = list[tuple[Disk, Disk]]
 
 
-_FILL = "dd if=/dev/urandom of=/dev/vda bs=1M seek=1 count=40 conv=fsync"
+_numbers = itertools.count(1)
+"""Of overlays: the tests of this file share a VM, and its directory."""
 
 
 class TwoDisks(Subject):
@@ -54,23 +58,36 @@ class TwoDisks(Subject):
             return (await self.run(agent, "sh", "-c", script)).strip()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def subject(anyio_backend: str) -> Subject:
     found = await machines.require("qemu", "builtin")
     return TwoDisks(found.driver, found.image, "tcg")
 
 
+@pytest.fixture(scope="module")
+async def vm(subject: TwoDisks, homes: Path) -> AsyncIterator[Running]:
+    """A running guest, whose disks lie over more and more files."""
+    with tempfile.TemporaryDirectory(dir=homes) as directory:
+        async with booted(subject, Path(directory) / "vm") as running:
+            yield running
+
+
 @pytest.fixture
-async def vm(subject: TwoDisks, home: Path) -> AsyncIterator[Running]:
-    async with booted(subject, home / "vm") as running:
-        yield running
+async def disks(vm: Running) -> tuple[Disk, ...]:
+    """The guest's disks as QEMU has them."""
+    files = await qemu(vm).active_files()
+    chains = {name: chain_of(vm.directory, file) for name, file in files.items()}
+    return tuple(
+        msgspec.structs.replace(disk, file=files[disk.name], backing=chains[disk.name][:-1])
+        for disk in vm.machine.disks
+    )
 
 
 def overlays(vm: Running, disks: tuple[Disk, ...]) -> Pairs:
     """An overlay for each disk, on the medium."""
     pairs = []
     for disk in disks:
-        file = f"{disk.name}-{len(disk.backing) + 1}.qcow2"
+        file = f"{disk.name}-{next(_numbers)}.qcow2"
         make_qcow2(vm.directory / file, disk.size_bytes, backing=disk.file)
         pairs.append((disk, msgspec.structs.replace(disk, file=file, backing=files_of(disk))))
     return pairs
@@ -117,8 +134,9 @@ def backing_in_header(path: Path) -> str:
 
 
 @pytest.mark.proves("I1")
-async def test_what_is_frozen_is_never_written_again(subject: TwoDisks, vm: Running) -> None:
-    disks = vm.machine.disks
+async def test_what_is_frozen_is_never_written_again(
+    subject: TwoDisks, vm: Running, disks: tuple[Disk, ...]
+) -> None:
     await subject.put(vm, "vda", 1, "first")
     await subject.put(vm, "vdb", 1, "other")
     for round_number in range(3):
@@ -138,8 +156,9 @@ async def test_what_is_frozen_is_never_written_again(subject: TwoDisks, vm: Runn
     assert await subject.get(vm, "vda", 2) == "round-2"
 
 
-async def test_all_disks_are_switched_or_none(subject: TwoDisks, vm: Running) -> None:
-    disks = vm.machine.disks
+async def test_all_disks_are_switched_or_none(
+    subject: TwoDisks, vm: Running, disks: tuple[Disk, ...]
+) -> None:
     pairs = overlays(vm, disks)
     async with vm.vmm.session():
         await qemu(vm).prepare_overlays(pairs[:1])
@@ -167,17 +186,22 @@ async def freeze_again(vm: Running, pairs: Pairs) -> None:
             await qemu(vm).drop_overlays(pairs)
 
 
-async def test_overlay_that_is_missing_leaves_nothing_open(subject: TwoDisks, vm: Running) -> None:
-    pairs = overlays(vm, vm.machine.disks)
+async def test_overlay_that_is_missing_leaves_nothing_open(
+    subject: TwoDisks, vm: Running, disks: tuple[Disk, ...]
+) -> None:
+    before = open_modes(vm)
+    assert {disk.file for disk in disks} <= set(before)
+    pairs = overlays(vm, disks)
     (vm.directory / pairs[1][1].file).unlink()
     with pytest.raises(VmmError):
         await qemu(vm).prepare_overlays(pairs)
-    assert set(open_modes(vm)) == {disk.file for disk in vm.machine.disks}
+    assert open_modes(vm) == before
     await subject.put(vm, "vdb", 1, "goes-on")
 
 
-async def test_a_chain_is_shortened_under_a_running_guest(subject: TwoDisks, vm: Running, home: Path) -> None:
-    disks = vm.machine.disks
+async def test_a_chain_is_shortened_under_a_running_guest(
+    subject: TwoDisks, vm: Running, disks: tuple[Disk, ...], home: Path
+) -> None:
     for number in range(4):
         await subject.put(vm, "vda", number, f"layer-{number}")
         disks = await freeze(vm, disks)
@@ -194,7 +218,7 @@ async def test_a_chain_is_shortened_under_a_running_guest(subject: TwoDisks, vm:
         assert await subject.get(vm, "vda", number) == f"layer-{number}"
     await anyio.run_process(["qemu-img", "check", "-U", "-q", vm.directory / short.file])
     # It can be frozen again, and read by another QEMU at another place.
-    after = msgspec.structs.replace(short, file="disk-9.qcow2", backing=files_of(short))
+    after = msgspec.structs.replace(short, file="disk-last.qcow2", backing=files_of(short))
     make_qcow2(vm.directory / after.file, after.size_bytes, backing=short.file)
     async with vm.vmm.session():
         await qemu(vm).prepare_overlays([(short, after)])
@@ -211,21 +235,23 @@ async def test_a_chain_is_shortened_under_a_running_guest(subject: TwoDisks, vm:
     assert [raw[n * 4096 :][:7] for n in range(4)] == [b"layer-%d" % n for n in range(4)]
 
 
-async def test_a_capture_cancels_the_shortening(subject: TwoDisks, vm: Running) -> None:
-    disks = vm.machine.disks
+async def test_a_capture_cancels_the_shortening(
+    subject: TwoDisks, vm: Running, disks: tuple[Disk, ...]
+) -> None:
+    look = "dd if=/dev/vda bs=1M count=11 2> /dev/null | md5sum"
     await subject.put(vm, "vda", 0, "lowest")
     disks = await freeze(vm, disks)
     async with subject.agent(vm) as agent:
         await subject.run(
-            agent, "sh", "-c", "dd if=/dev/urandom of=/dev/vda bs=1M seek=1 count=40 conv=fsync"
+            agent, "sh", "-c", "dd if=/dev/urandom of=/dev/vda bs=1M seek=1 count=10 conv=fsync"
         )
-        digest = await subject.run(agent, "sh", "-c", "md5sum /dev/vda")
+        digest = await subject.run(agent, "sh", "-c", look)
     disks = await freeze(vm, disks)
     disks = await freeze(vm, disks)
     shortened: list[Disk] = []
 
     async def shorten() -> None:
-        shortened.append(await qemu(vm).shorten(disks[0], bytes_per_s=4 * MIB))
+        shortened.append(await qemu(vm).shorten(disks[0], bytes_per_s=MIB))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(shorten)
@@ -235,19 +261,20 @@ async def test_a_capture_cancels_the_shortening(subject: TwoDisks, vm: Running) 
     assert shortened == [disks[0]], "its chain is as long as before"
     assert (await qemu(vm).active_files())["disk"] == after[0].file
     async with subject.agent(vm) as agent:
-        assert await subject.run(agent, "sh", "-c", "md5sum /dev/vda") == digest
+        assert await subject.run(agent, "sh", "-c", look) == digest
     for name in files_of(after[0]):
         await anyio.run_process(["qemu-img", "check", "-U", "-q", vm.directory / name])
     assert (await qemu(vm).shorten(after[0])).backing == after[0].backing[:1]
     async with subject.agent(vm) as agent:
-        assert await subject.run(agent, "sh", "-c", "md5sum /dev/vda") == digest
+        assert await subject.run(agent, "sh", "-c", look) == digest
 
 
-async def test_a_shortening_that_is_cancelled_is_stopped(subject: TwoDisks, vm: Running) -> None:
-    disks = vm.machine.disks
+async def test_a_shortening_that_is_cancelled_is_stopped(
+    subject: TwoDisks, vm: Running, disks: tuple[Disk, ...]
+) -> None:
     disks = await freeze(vm, disks)
     async with subject.agent(vm) as agent:
-        await subject.run(agent, "sh", "-c", "dd if=/dev/urandom of=/dev/vda bs=1M count=20 conv=fsync")
+        await subject.run(agent, "sh", "-c", "dd if=/dev/urandom of=/dev/vda bs=1M count=10 conv=fsync")
     disks = await freeze(vm, disks)
     with anyio.move_on_after(0.5) as scope:
         await qemu(vm).shorten(disks[0], bytes_per_s=MIB)

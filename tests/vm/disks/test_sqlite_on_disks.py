@@ -9,9 +9,9 @@ from typing import Literal
 import anyio
 import pytest
 
+import ramet
 from ramet.disk.filesystem import find_mke2fs
 from ramet.errors import UnavailableError
-from ramet.model import protocols
 from tests.support.database import (
     check_database,
     install_sqlite,
@@ -21,33 +21,34 @@ from tests.support.database import (
     transactions,
     wait_for_transactions,
 )
+from tests.support.ready import Ready
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("journal", ["wal", pytest.param("delete", marks=pytest.mark.deep)])
 async def test_forks_of_a_database_under_load_are_whole(
-    host: protocols.Host, journal: Literal["wal", "delete"]
+    host: ramet.Host, ready: Ready, journal: Literal["wal", "delete"]
 ) -> None:
     sqlite_tree()
     try:
         find_mke2fs()
     except UnavailableError as error:
         pytest.skip(str(error))
-    vm = await host.run("builtin", memory="256M", disks=["512M:/data"])
+    vm = await ready(host, disks=("64M:/data",))
     await install_sqlite(vm)
     await start_load(vm, journal=journal)
     seen = await transactions(vm)
     template = await vm.template()
-    forks = await template.fork(4, require_shared=True)
+    forks = await template.fork(3, require_shared=True)
     # In every fork the writer goes on with the transaction in which it was frozen.
     for number, fork in enumerate(forks):
-        await wait_for_transactions(fork, seen + 3 + 5 * number)
-    for fork in forks[:3]:
+        await wait_for_transactions(fork, seen + 3 + 4 * number)
+    for fork in forks[:2]:
         await stop_load(fork)
         assert (await check_database(fork)).transactions >= seen
     # The last one loses its VMM as a machine loses its power: what it had said to be committed is there.
-    last = forks[3]
+    last = forks[2]
     committed = await transactions(last)
     pid = (await last.info()).pid
     assert pid is not None

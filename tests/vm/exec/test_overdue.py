@@ -23,8 +23,21 @@ from ramet.model import protocols
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.timing]
 
-PAUSED_S = 8.0
+PAUSED_S = 4.0
 """Longer than any command here may take, and ramet waits for its guest's word after that."""
+
+
+BACKSTOP_S = ASK_S = 0.5
+"""Ramet's patience with a guest after that, here."""
+
+IMPATIENT = f"""
+import sys
+from ramet.engine import limits
+from ramet.engine.exec import commands
+commands.BACKSTOP_S, limits.ASK_S = {BACKSTOP_S}, {ASK_S}
+from ramet.cli.main import main
+sys.exit(main())
+"""
 
 
 async def paused(vm: protocols.VM) -> None:
@@ -35,20 +48,20 @@ async def paused(vm: protocols.VM) -> None:
 
 
 async def ends_in_time(vm: protocols.VM) -> object:
-    """A command of 2 s that has 6, while its guest is paused for 8."""
+    """A command of 1 s that has 3, while its guest is paused for 4."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(paused, vm)
-        result = await vm.exec("sh", "-c", "sleep 2; echo done", timeout=6)
+        result = await vm.exec("sh", "-c", "sleep 1; echo done", timeout=3)
     return result.text
 
 
 async def ends_too_late(vm: protocols.VM) -> object:
-    """One that has 3 s of its guest's time, and then whether it is still there."""
+    """One that has 2 s of its guest's time, and then whether it is still there."""
     said: object = "it ended"
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(paused, vm)
         try:
-            await vm.exec("sleep", "60", timeout=3)
+            await vm.exec("sleep", "60", timeout=2)
         except ramet.ExecTimeoutError as error:
             left = (await vm.exec("sh", "-c", "ps | grep -c '[s]leep 60'")).text
             said = type(error), "was killed" in str(error), left
@@ -57,9 +70,9 @@ async def ends_too_late(vm: protocols.VM) -> object:
 
 async def is_stopped(vm: ramet.VM) -> object:
     """A client that is paused for longer than its command, its limit, and the patience after that."""
-    words = ["exec", "--timeout", "4", vm.name, "sh", "-c", "echo begun; sleep 2; echo done"]
+    words = ["exec", "--timeout", "3", vm.name, "sh", "-c", "echo begun; sleep 1; echo done"]
     async with await anyio.open_process(
-        [sys.executable, "-m", "ramet.cli.main", *words],
+        [sys.executable, "-c", IMPATIENT, *words],
         env={**os.environ, "RAMET_HOME": str(vm._context.home.root)},
         stdin=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
@@ -67,7 +80,7 @@ async def is_stopped(vm: ramet.VM) -> object:
         assert client.stdout is not None
         said = await client.stdout.receive()
         client.send_signal(signal.SIGSTOP)
-        await anyio.sleep(12)
+        await anyio.sleep(6)
         client.send_signal(signal.SIGCONT)
         async for piece in client.stdout:
             said += piece
@@ -86,7 +99,7 @@ async def stalls(vm: protocols.VM) -> object:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stall)
-        for timeout_s in (6, 1):
+        for timeout_s in (3, 1):
             with anyio.fail_after(60):
                 try:
                     await vm.exec("sh", "-c", "> /tmp/begun; exec sleep 60", timeout=timeout_s)
@@ -104,8 +117,8 @@ _outcomes: dict[str, object] = {}
 async def outcome(warm: ramet.VM, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> object:
     """What came of the scene that a test is about: its value, or its error."""
     if not _outcomes:
-        monkeypatch.setattr(commands, "BACKSTOP_S", 0.5)
-        monkeypatch.setattr(limits, "ASK_S", 1.0)
+        monkeypatch.setattr(commands, "BACKSTOP_S", BACKSTOP_S)
+        monkeypatch.setattr(limits, "ASK_S", ASK_S)
         monkeypatch.setattr(limits, "PORT_S", 1.0)
 
         async def play(scene: Callable[[ramet.VM], Awaitable[object]], vm: ramet.VM) -> None:

@@ -49,8 +49,8 @@ class Spans:
         """Those of that name, below `parent` where one is given, in the order in which they began."""
         found = [span for span in self._exporter.get_finished_spans() if span.name == name]
         if parent is not None:
-            found = [one for one in found if one.parent is not None and one.parent == parent.context]
-        return sorted(found, key=lambda one: one.start_time or 0)
+            found = [span for span in found if span.parent is not None and span.parent == parent.context]
+        return sorted(found, key=lambda span: span.start_time or 0)
 
     def one(self, name: str, parent: ReadableSpan | None = None) -> ReadableSpan:
         [found] = self.of(name, parent)
@@ -59,7 +59,7 @@ class Spans:
     def names(self, parent: ReadableSpan) -> list[str]:
         """Of everything below `parent`, at once."""
         below = [span for span in self._exporter.get_finished_spans() if span.parent == parent.context]
-        return sorted(one.name for one in below)
+        return sorted(span.name for span in below)
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ import sys
 import ramet.sync
 with ramet.sync.Host() as host, host.get("warm").fork(1) as forks:
     assert forks[0].exec("true").ok
-print(sorted(one for one in sys.modules if one.startswith("opentelemetry")))
+print(sorted(name for name in sys.modules if name.startswith("opentelemetry")))
 """
 ABSENT = """
 import sys

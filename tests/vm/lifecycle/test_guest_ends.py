@@ -10,6 +10,8 @@ import pytest
 import ramet
 from ramet.drivers.endings import announced_power_off, announced_reboot
 from ramet.drivers.qemu import monitor as qemu_monitor
+from ramet.engine import limits
+from ramet.engine.exec import commands
 from ramet.engine.vmm.console import reasons
 from ramet.model import protocols
 from tests.conftest import SHORTLY
@@ -61,7 +63,14 @@ async def test_a_crash_is_a_failure_with_its_reason(warm: protocols.VM, deed: st
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("deed", ["reboot -f", "reboot", "echo b > /proc/sysrq-trigger"])
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "reboot",  # the agent's word; the kernel's are read in `test_the_last_word_decides`
+        pytest.param("reboot -f", marks=pytest.mark.deep),
+        pytest.param("echo b > /proc/sysrq-trigger", marks=pytest.mark.deep),
+    ],
+)
 async def test_a_reboot_that_was_asked_for_is_one(warm: ramet.VM, deed: str) -> None:
     async with warm.fork(1) as (vm,):
         pid = await pid_of(vm)
@@ -96,7 +105,9 @@ async def test_full_filesystems_in_memory_leave_room_for_commands(host: protocol
 
 
 @pytest.mark.vm
-async def test_a_guest_that_halted_is_quoted(warm: protocols.VM) -> None:
+async def test_a_guest_that_halted_is_quoted(warm: protocols.VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PORT_S", 1.0)
+    monkeypatch.setattr(commands, "BACKSTOP_S", 0.5)
     async with warm.fork(1) as (vm,):
         await vm.spawn(*SHORTLY, "halt", "-f")
         with anyio.fail_after(60):

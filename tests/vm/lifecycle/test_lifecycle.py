@@ -83,6 +83,8 @@ async def test_a_fork_that_reboots_is_started_cold(warm: protocols.VM) -> None:
         assert (await vm.info()).pid != pid
 
 
+# A reboot is one cold start, whatever the instance came from: a fork's is above.
+@pytest.mark.deep
 async def test_a_booted_instance_that_reboots_comes_up_as_itself(host: protocols.Host) -> None:
     vm = await host.run(name="again", memory="128M")
     pid = (await vm.info()).pid
@@ -150,7 +152,7 @@ anyio.run(main)
 """
 
 
-async def test_what_a_killed_script_left_is_reaped_by_the_next(warm_home: Path) -> None:
+async def test_the_next_process_removes_what_a_killed_script_left(warm_home: Path) -> None:
     done = await anyio.run_process(
         [sys.executable, "-c", KILLED_OWNER, str(warm_home)], check=False, stderr=None
     )
@@ -166,7 +168,7 @@ async def test_detached_ones_stay_and_auto_remove_ones_go(warm_home: Path, home:
     async with ramet.Host(home) as host:
         gone = await host.run(name="gone", memory="128M", auto_remove=True)
         await gone.detach()
-        stays = await host.run(name="stays", memory="128M")
+        (stays,) = await gone.fork(1, name="stays")
         await stays.detach()
     async with ramet.Host(home) as host:
         assert [instance.name for instance in await host.list()] == ["gone", "stays"]

@@ -12,7 +12,7 @@ from tests.vm.conftest import host_and_snapshots
 
 host = host_and_snapshots
 
-pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.deep]
 
 
 async def said(vm: protocols.VM, script: str) -> str:

@@ -17,7 +17,7 @@ from ramet.model.schema import PoolEntry, PoolReport
 from tests.conftest import assert_nothing_left, living_in
 from tests.support.probes import DATA_ADDRESS
 
-SETTLE_S = 60.0
+IDLE_LIMIT_S = 60.0
 MEMORY_VALUE, DISK_VALUE = 0x1111, 0x2222
 
 
@@ -71,6 +71,13 @@ class Guests:
 
 FIRECRACKER = Guests("firecracker", "probe", "128M")
 QEMU = Guests("qemu", "builtin", "128M")
+QEMU_IN_THE_DEEP_TIER = pytest.mark.parametrize(
+    "guests",
+    [FIRECRACKER, pytest.param(QEMU, marks=pytest.mark.deep)],
+    ids=lambda subject: subject.driver,
+    indirect=True,
+)
+"""A mark for a test of the pool's own bookkeeping, to which one driver is as good as the other."""
 
 
 @pytest.fixture(scope="session", params=[FIRECRACKER, QEMU], ids=lambda subject: subject.driver)
@@ -122,16 +129,16 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 async def idle_pool(host: protocols.Host) -> PoolReport:
     """The pool, once its controller has nothing more to do."""
-    return await host.pool(wait=SETTLE_S)
+    return await host.pool(wait=IDLE_LIMIT_S)
 
 
 async def filled(host: protocols.Host, count: int, *, source: str | None = "base") -> list[PoolEntry]:
     """At least so many that wait with the guest of `source`, or without a guest."""
-    with anyio.fail_after(SETTLE_S):
+    with anyio.fail_after(IDLE_LIMIT_S):
         while True:
             found = [
                 entry
-                for entry in (await host.pool(wait=SETTLE_S)).entries
+                for entry in (await host.pool(wait=IDLE_LIMIT_S)).entries
                 if entry.state == "ready" and entry.source_name == source
             ]
             if len(found) >= count:

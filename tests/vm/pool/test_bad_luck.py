@@ -26,7 +26,15 @@ from ramet.paths import MANIFEST_FILE, Home
 from ramet.system import liveness, process_ref, processes, spawn
 from tests.support.owners import kill_both
 from tests.support.probes import DATA_ADDRESS
-from tests.vm.pool.conftest import FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, idle_pool
+from tests.vm.pool.conftest import (
+    FIRECRACKER,
+    MEMORY_VALUE,
+    QEMU_IN_THE_DEEP_TIER,
+    Guests,
+    filled,
+    fork,
+    idle_pool,
+)
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -38,7 +46,7 @@ import ramet
 async def main():
     async with ramet.Host(sys.argv[1], warm=int(sys.argv[2])) as host:
         await (await host.get("base")).fork(int(sys.argv[2]))
-        while sum(one.stage == "loaded" for one in (await host.pool(wait=60)).entries) < int(sys.argv[2]):
+        while sum(entry.stage == "loaded" for entry in (await host.pool(wait=60)).entries) < int(sys.argv[2]):
             await anyio.sleep(0.05)
         print("warm", flush=True)
         await anyio.sleep_forever()
@@ -106,7 +114,8 @@ async def line_of(child: subprocess.Popen[str]) -> str:
         return await anyio.to_thread.run_sync(child.stdout.readline, abandon_on_cancel=True)
 
 
-async def test_one_that_was_killed_is_never_handed_out(pool_home: Path, guests: Guests) -> None:
+@QEMU_IN_THE_DEEP_TIER
+async def test_a_warm_vmm_that_was_killed_is_never_claimed(pool_home: Path, guests: Guests) -> None:
     async with ramet.Host(pool_home, warm=1) as host:
         base = await host.get("base")
         await fork(host)
@@ -136,6 +145,7 @@ async def test_the_controller_replaces_one_that_died(probe_home: Path) -> None:
         assert vm.receipt.warm == "loaded"
 
 
+@QEMU_IN_THE_DEEP_TIER
 async def test_one_that_hangs_is_waited_for_a_while_and_then_ended(
     pool_home: Path, guests: Guests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +217,7 @@ async def test_processes_that_fork_at_once_never_get_the_same_one(probe_home: Pa
             assert not Path(f"/proc/{made[1]}").exists(), "its parent has collected each that has ended"
 
 
+@QEMU_IN_THE_DEEP_TIER
 async def test_a_controller_that_was_killed_with_its_watcher_leaves_nothing_to_the_next_ramet(
     pool_home: Path, guests: Guests
 ) -> None:
@@ -218,7 +229,7 @@ async def test_a_controller_that_was_killed_with_its_watcher_leaves_nothing_to_t
             # Nobody keeps it, but it is as warm as before.
             (vm,) = await fork(host)
             assert (vm.receipt.warm, await guests.read(vm)) == ("loaded", MEMORY_VALUE)
-            (left,) = [one for one in waiting if one.id != vm.id]
+            (left,) = [entry for entry in waiting if entry.id != vm.id]
             async with ramet.Host(pool_home):
                 assert not (pool_home / "pool").exists()
                 assert not lives(left.pid)
@@ -231,7 +242,7 @@ async def test_recovery_spares_what_living_processes_have(probe_home: Path) -> N
         waiting = await filled(host, 2)
         async with ramet.Host(probe_home):
             pass
-        assert [one.id for one in await filled(host, 2)] == [one.id for one in waiting]
+        assert [entry.id for entry in await filled(host, 2)] == [entry.id for entry in waiting]
         mine = pool_directory.entries(pool_directory.names(Home(probe_home)))
         taken = pool_directory.take(Home(probe_home), mine[0])
         assert taken is not None

@@ -25,7 +25,7 @@ def waiting(home: Path) -> set[str]:
 async def test_a_block_that_fails_before_its_records_puts_all_back(probe_home: Path) -> None:
     async with ramet.Host(probe_home, warm=2) as host:
         await fork(host, count=2)
-        ready = {one.id for one in await filled(host, 2)}
+        ready = {entry.id for entry in await filled(host, 2)}
         base = await host.get("base")
         context = base._context
         origin = origin_of(context, base._record)
@@ -42,7 +42,7 @@ async def test_a_claim_that_fails_halfway_puts_the_first_one_back(
 ) -> None:
     async with ramet.Host(probe_home, warm=2) as host:
         await fork(host, count=2)
-        ready = {one.id for one in await filled(host, 2)}
+        ready = {entry.id for entry in await filled(host, 2)}
         base = await host.get("base")
         claim = pool_claims._claim
 

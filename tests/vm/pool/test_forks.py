@@ -15,18 +15,27 @@ from ramet.engine.manifest import read_manifest
 from ramet.errors import NotSharedError
 from ramet.memory.integrity import check
 from ramet.paths import WARM_FILE
-from ramet.system import spawn
-from tests.vm.pool.conftest import DISK_VALUE, FIRECRACKER, MEMORY_VALUE, Guests, filled, fork, idle_pool
+from ramet.system import rlimits, spawn
+from tests.vm.pool.conftest import (
+    DISK_VALUE,
+    FIRECRACKER,
+    MEMORY_VALUE,
+    QEMU_IN_THE_DEEP_TIER,
+    Guests,
+    filled,
+    fork,
+    idle_pool,
+)
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
 @pytest.mark.proves("I5")
 @pytest.mark.core
-async def test_a_loaded_one_is_handed_out_and_has_proved_itself(pool_home: Path, guests: Guests) -> None:
+async def test_a_loaded_vmm_is_claimed_and_has_proved_its_identity(pool_home: Path, guests: Guests) -> None:
     async with ramet.Host(pool_home, warm=2) as host:
         await fork(host, count=2)
-        waiting = {one.id: one.pid for one in await filled(host, 2)}
+        waiting = {entry.id: entry.pid for entry in await filled(host, 2)}
         base = await host.get("base")
         forks = await base.fork(2)
         assert {vm.id: vm.receipt.pid for vm in forks} == waiting
@@ -68,6 +77,7 @@ async def test_memory_and_disks_are_each_ones_own(pool_home: Path, guests: Guest
         assert await guests.read_disk(fresh) == DISK_VALUE
 
 
+@QEMU_IN_THE_DEEP_TIER
 async def test_what_there_is_for_the_first_ones_and_the_rest_in_the_ordinary_way(
     pool_home: Path, guests: Guests
 ) -> None:
@@ -81,7 +91,7 @@ async def test_what_there_is_for_the_first_ones_and_the_rest_in_the_ordinary_way
 
 
 async def test_a_warm_fork_lives_the_life_of_any_other(pool_home: Path, guests: Guests) -> None:
-    """Its RAM was located before it was handed out, by another VMM's parent perhaps."""
+    """Its RAM was located before it was claimed, by another VMM's parent perhaps."""
     async with ramet.Host(pool_home, warm=6) as host:
         await fork(host)
         await filled(host, 1)
@@ -114,14 +124,14 @@ async def test_a_warm_fork_lives_the_life_of_any_other(pool_home: Path, guests: 
 async def test_an_empty_one_takes_any_guest(probe_home: Path) -> None:
     guests = FIRECRACKER
     async with ramet.Host(probe_home, warm=2) as host:
-        waiting = {one.pid for one in await filled(host, 2, source=None)}
+        waiting = {entry.pid for entry in await filled(host, 2, source=None)}
         (vm,) = await fork(host)
         assert vm.receipt.warm == "empty"
         assert vm.receipt.pid in waiting
         assert await guests.read(vm) == MEMORY_VALUE
         assert await guests.read_disk(vm) == DISK_VALUE
         process = spawn.spawned_in(vm.directory)[0]
-        assert (spawn.limit_of_files(process) or 0) > 0
+        assert (rlimits.limit_of_files(process) or 0) > 0
         await guests.write(vm, 0x61)
         (branch,) = await vm.fork(1)
         assert branch.receipt.warm in {"empty", None}
@@ -147,7 +157,7 @@ async def test_copying_takes_no_loaded_one_and_required_sharing_none_that_was_co
         with pytest.raises(ramet.ForkError) as refused:
             await base.fork(1, require_shared=True)
         assert isinstance(next(iter(refused.value.errors.values())), NotSharedError)
-        assert [one.id for one in await filled(host, 1)] == [waiting.id]
+        assert [entry.id for entry in await filled(host, 1)] == [waiting.id]
 
 
 async def test_a_name_that_is_taken_costs_no_warm_one(probe_home: Path) -> None:
@@ -156,7 +166,7 @@ async def test_a_name_that_is_taken_costs_no_warm_one(probe_home: Path) -> None:
         (waiting,) = await filled(host, 1)
         with pytest.raises(ramet.NameTakenError):
             await (await host.get("base")).fork(1, name="base")
-        assert [one.id for one in await filled(host, 1)] == [waiting.id]
+        assert [entry.id for entry in await filled(host, 1)] == [waiting.id]
 
 
 async def test_without_a_pool_there_is_none(probe_home: Path) -> None:

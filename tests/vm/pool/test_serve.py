@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.shell import wait_until
+from tests.support.shell import Shell, wait_until
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 LIMIT_S = 60
@@ -32,10 +32,7 @@ def start(home: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def run(home: Path, *words: str) -> str:
-    child = start(home, *words)
-    out, err = child.communicate(timeout=LIMIT_S)
-    assert child.returncode == 0, err
-    return out
+    return Shell(home)(*words).stdout.decode()
 
 
 def loaded(home: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from ramet.errors import FilesystemError
 from ramet.model import protocols
 from ramet.model.record import RunningVmm
 from ramet.paths import CONSOLE_LOG, MANIFEST_FILE, MEM_FILE, VMM_LOG, VMSTATE_FILE
-from ramet.system import bounded_log, liveness, process_ref, processes, spawn
+from ramet.system import bounded_log, liveness, process_ref, processes, rlimits
 from ramet.units import MIB
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -154,7 +154,7 @@ async def test_what_a_quick_guest_says_at_once_is_its_own(
 async def test_power_off_is_told_from_death_when_the_log_is_full(probes: ramet.Host) -> None:
     vm = await probes.run("probe", driver="firecracker", memory="64M")
     process = process_ref.reference(await pid_of(vm))
-    spawn.limit_files(process, (vm.directory / VMM_LOG).stat().st_size)
+    rlimits.limit_files(process, (vm.directory / VMM_LOG).stat().st_size)
     os.truncate(vm.directory / VMM_LOG, _LIMIT_BYTES)
     (vm.directory / "console.log").write_text("")  # the limit is its, too
     await power_off(vm)

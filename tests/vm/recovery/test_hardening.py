@@ -108,15 +108,15 @@ async def test_a_home_behind_a_symbolic_link(warm_home: Path, tmp_path: Path) ->
 async def test_a_discard_by_a_stale_record_ends_the_vmm_of_today(warm: ramet.VM, warm_home: Path) -> None:
     (vm,) = await warm.fork(1)
     stale = vm._context.store.get(vm.id)
-    await vm.stop()
-    await vm.start()
+    await vm.standby()
+    await vm.restore()
     await destroy_all(vm._context, [stale])
     assert living_in(warm_home) == []
 
 
 @pytest.mark.vm
-async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_home: Path) -> None:
-    """The reaper reads that an instance's owner is dead; by the time it acts, the instance has been
+async def test_recovery_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_home: Path) -> None:
+    """Recovery reads that an instance's owner is dead; by the time it acts, the instance has been
     detached.
     """
     from ramet.engine import recovery
@@ -127,7 +127,7 @@ async def test_a_reaper_spares_what_was_detached_meanwhile(warm: ramet.VM, warm_
     await processes.wait_ended(gone, timeout_s=10)
     read = context.store.change(vm.id, lambda row: msgspec.structs.replace(row, owner=gone))
     await vm.detach()
-    await recovery._recover_one(context, read)
+    await recovery._recover_instance(context, read)
     assert (await vm.exec("true")).ok
     await vm.remove(force=True)
     (warm_home / "log").unlink()
@@ -164,19 +164,21 @@ async def test_a_log_that_cannot_be_cut_does_not_close_the_home(warm: ramet.VM, 
 async def test_a_guest_that_stalls_cannot_hold_an_exec(
     warm: ramet.VM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ramet.engine import limits
     from ramet.engine.exec import commands
 
-    monkeypatch.setattr(commands, "BACKSTOP_S", 1.0)
+    monkeypatch.setattr(commands, "BACKSTOP_S", 0.5)
+    monkeypatch.setattr(limits, "ASK_S", 0.5)
     async with warm.fork(1) as (vm,):
 
         async def freeze() -> None:
-            await anyio.sleep(1.0)
+            await vm.exec("sh", "-c", "until [ -e /tmp/begun ]; do sleep 0.1; done", check=True)
             await vm._context.vmm(vm._record).pause()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(freeze)
             with anyio.fail_after(30), pytest.raises(ramet.ExecTimeoutError):
-                await vm.exec("sleep", "60", timeout=3)
+                await vm.exec("sh", "-c", "> /tmp/begun; exec sleep 60", timeout=3)
 
 
 @pytest.mark.timing
@@ -186,7 +188,7 @@ async def test_cancelled_requests_of_a_stalled_guest_hold_no_ports(warm: ramet.V
         record = vm._record
         await vm._context.vmm(record).pause()
         for _ in range(10):
-            with anyio.move_on_after(0.2):
+            with anyio.move_on_after(0.1):
                 await vm.exec("true")
         await vm._context.vmm(record).resume()
         # Another process, which knows nothing of this one's connections, gets a port at once.
@@ -204,7 +206,7 @@ async def test_cancelled_requests_of_a_stalled_guest_hold_no_ports(warm: ramet.V
 @pytest.mark.timing
 @pytest.mark.vm
 async def test_a_short_wait_does_not_shorten_anothers(warm: ramet.VM) -> None:
-    """One caller gives up on a frozen guest after a second; another, on the same connection, gets its
+    """One caller gives up on a frozen guest after half a second; another, on the same connection, gets its
     answer later.
     """
     async with warm.fork(1) as (vm,):
@@ -216,8 +218,8 @@ async def test_a_short_wait_does_not_shorten_anothers(warm: ramet.VM) -> None:
         open_stream = partial(claim_port, vm.directory, 8, 60)
 
         async def impatient() -> None:
-            with pytest.raises(ramet.GuestTimeoutError, match="1 s"):
-                async with context.agents.lease(vm.id, open_stream=open_stream, timeout_s=1):
+            with pytest.raises(ramet.GuestTimeoutError, match=r"0\.5 s"):
+                async with context.agents.lease(vm.id, open_stream=open_stream, timeout_s=0.5):
                     pass
 
         async def patient() -> None:
@@ -227,7 +229,7 @@ async def test_a_short_wait_does_not_shorten_anothers(warm: ramet.VM) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(impatient)
             tasks.start_soon(patient)
-            await anyio.sleep(2)
+            await anyio.sleep(1)
             await vmm.resume()
         assert len(answers) == 1
 
@@ -250,7 +252,7 @@ async def test_leaving_on_a_disk_without_room_ends_the_vmms(
     await vm.remove(force=True)
 
 
-async def test_the_launcher_for_yama_keeps_pid_mark_directory_and_descriptors(
+async def test_the_launcher_for_yama_keeps_pid_owner_tag_directory_and_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Yama itself isn't on every machine; that a VMM started through the launcher is the same VMM can be

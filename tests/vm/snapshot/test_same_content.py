@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,24 @@ from tests.support.shell import COMMAND
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 
-@pytest.fixture
-async def exported(warm: protocols.VM, tmp_path: Path) -> AsyncIterator[Path]:
+@pytest.fixture(scope="module")
+async def exported_once(
+    warm_home: Path, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
+) -> Path:
     """A file with a snapshot of a fork, which has a delta."""
-    async with warm.fork(name="source") as (vm,):
+    file = tmp_path_factory.mktemp("exported") / "file"
+    async with ramet.Host(warm_home) as host, (await host.get("warm")).fork(name="source") as (vm,):
         await vm.exec("sh", "-c", "echo here > /run/mark", check=True)
         snapshot = await vm.snapshot("base", labels={"a": "b"})
-        await snapshot.export(tmp_path / "file")
-        yield tmp_path / "file"
+        await snapshot.export(file)
         await snapshot.remove()
+    return file
+
+
+@pytest.fixture
+def exported(exported_once: Path, tmp_path: Path) -> Path:
+    """That file, for one test: it may be damaged."""
+    return Path(shutil.copy(exported_once, tmp_path / "file"))
 
 
 async def at_once(*work: Awaitable[Any]) -> list[Any]:
@@ -119,14 +129,14 @@ async def test_one_of_many_gets_a_name(warm: ramet.VM) -> None:
     async with warm.fork() as (vm,):
         taken = await at_once(*(vm.snapshot("same") for _ in range(3)))
         assert sum(isinstance(vm, NameTakenError) for vm in taken) == 2
-        for one in taken:
-            if isinstance(one, ramet.Snapshot):
-                await one.remove()
+        for snapshot in taken:
+            if isinstance(snapshot, ramet.Snapshot):
+                await snapshot.remove()
         forks = await at_once(*(_forked(warm, "same") for _ in range(3)))
         assert sum(isinstance(vm, NameTakenError) for vm in forks) == 2
-        for one in forks:
-            if isinstance(one, ramet.VM):
-                await one.remove(force=True)
+        for fork in forks:
+            if isinstance(fork, ramet.VM):
+                await fork.remove(force=True)
 
 
 async def _forked(warm: ramet.VM, name: str) -> ramet.VM:

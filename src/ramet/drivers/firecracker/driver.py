@@ -39,7 +39,7 @@ from ramet.paths import (
     VSOCK_SOCKET,
 )
 from ramet.programs import Program
-from ramet.system import bounded_log, processes, spawn
+from ramet.system import bounded_log, processes, rlimits, spawn
 from ramet.system.files import filesystem_errors
 from ramet.system.rlimits import Needs
 from ramet.units import MIB, round_up
@@ -185,7 +185,7 @@ class Firecracker:
         if machine.metrics:
             raise UnavailableError("a Firecracker is told at its start where its metrics go")
         if (largest_bytes := largest_file_bytes(machine)) != LARGEST_LOG_BYTES:
-            spawn.limit_files(process, largest_bytes)
+            rlimits.limit_files(process, largest_bytes)
         vmm = FirecrackerVmm(directory, process, machine, self.abilities)
         await self._come_up(vmm, boots=False, sessions=sessions)
         return vmm

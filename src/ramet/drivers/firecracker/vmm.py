@@ -22,7 +22,7 @@ from ramet.drivers.vmstate_files import has_checksum, path_of, require_empty
 from ramet.errors import VmmError, VmmTimeoutError
 from ramet.model.record import Machine, ProcessRef
 from ramet.paths import METRICS_FILE, VMM_LOG
-from ramet.system import bounded_log, processes, spawn
+from ramet.system import bounded_log, processes, rlimits
 from ramet.system.listening import connect_when_listening
 from ramet.system.pause_watchdog import ResumeSteps
 from ramet.text import printable
@@ -202,11 +202,11 @@ class FirecrackerVmm:
             os.close(changes)
 
     async def _save_difference(self, vmstate_fd: int, changed_fd: int) -> None:
-        spawn.limit_files(self.process, None)  # it holds for memfds, too
+        rlimits.limit_files(self.process, None)  # it holds for memfds, too
         try:
             await self._create_snapshot("Diff", path_of(vmstate_fd), path_of(changed_fd))
         finally:
-            spawn.limit_files(self.process, largest_file_bytes(self._machine))
+            rlimits.limit_files(self.process, largest_file_bytes(self._machine))
 
     async def _create_snapshot(self, kind: Literal["Full", "Diff"], vmstate: str, mem: str) -> None:
         body: dict[str, object] = {"snapshot_type": kind, "snapshot_path": vmstate, "mem_file_path": mem}
@@ -231,24 +231,24 @@ class FirecrackerVmm:
             if (self.directory / name).exists():
                 raise VmmError(f"{self.directory / name} exists: only new files are ever written")
         await self._give_up_saving()
-        spawn.limit_files(self.process, None)
+        rlimits.limit_files(self.process, None)
         await self._create_snapshot("Diff" if diff else "Full", vmstate, mem)
-        spawn.limit_files(self.process, largest_file_bytes(self._machine))
+        rlimits.limit_files(self.process, largest_file_bytes(self._machine))
 
     async def _give_up_saving(self) -> None:
         """End a save whose ramet was killed or has given up: all of RAM may take long, and nothing else is
         answered meanwhile. It fails at the limit on files, which was lifted for it. Else nothing happens.
         """
         largest_bytes = largest_file_bytes(self._machine)
-        if spawn.limit_of_files(self.process) == largest_bytes:
+        if rlimits.limit_of_files(self.process) == largest_bytes:
             return
-        spawn.limit_files(self.process, LARGEST_LOG_BYTES)
+        rlimits.limit_files(self.process, LARGEST_LOG_BYTES)
         try:
             # The write(2) that it is in may be one of 2 GiB and isn't stopped any more.
             async with self._sessions.use() as firecracker:
                 await firecracker.call("GET", "/", longer_s=self._saving_s)
         finally:
-            spawn.limit_files(self.process, largest_bytes)
+            rlimits.limit_files(self.process, largest_bytes)
 
     async def load_vmstate(self, name: str) -> None:
         """As `Vmm.load_vmstate`. The mem-file is mapped now, and not before."""

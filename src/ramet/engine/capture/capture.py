@@ -125,7 +125,7 @@ async def capture(
             if record.state is State.RUNNING:
                 hold = [context.locks[record.id]]
                 await closing.enter_async_context(resume_on_death(plan.own, vmm.resume_steps(), hold=hold))
-            pages = await _freeze(plan, vmm, vmstate_fd)
+            pages = await _hold(plan, vmm, vmstate_fd)
         write = partial(publish, plan, UntilCancelled(pages), vmstate_fd, digests, labels or {})
         if goes_on and record.state is State.RUNNING:
             connections_may_be_cut(context, record)
@@ -178,7 +178,7 @@ async def _buffer(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _B
     return _Buffered(pages, begun, pause_ms, disks)
 
 
-async def _freeze(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
+async def _hold(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
     """The pause of a guest whose VMM is to end: it lasts until that. An error ends it."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING

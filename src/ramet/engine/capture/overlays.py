@@ -45,7 +45,7 @@ async def commit_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> No
     except VmmError:
         if await processes.wait_ended(plan.running.process, timeout_s=processes.LAST_BREATH_S):
             with suppress(RametError):  # removed meanwhile, say: its end is what is told
-                context.store.change(plan.record.id, partial(with_uppermost, plan.own))
+                context.store.change(plan.record.id, partial(_with_uppermost, plan.own))
         raise
     switched = {frozen.file: new for frozen, new in plan.overlays if active.get(frozen.name) == new.file}
     unused = [pair for pair in plan.overlays if pair[0].file not in switched]
@@ -54,7 +54,7 @@ async def commit_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> No
             file: msgspec.structs.replace(new, backing=chain_of(plan.own, new.file)[:-1])
             for file, new in switched.items()
         }
-        context.store.change(plan.record.id, lambda row: with_disks(row, chained))
+        context.store.change(plan.record.id, lambda row: _with_disks(row, chained))
     if unused:
         try:
             await vmm.drop_overlays(unused)
@@ -63,12 +63,13 @@ async def commit_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> No
                 (plan.own / new.file).unlink(missing_ok=True)
 
 
-def with_uppermost(own: Path, record: Record) -> Record:
+def _with_uppermost(own: Path, record: Record) -> Record:
+    """`record` with the files that a start of it would find: the last overlay of each disk in `own`."""
     disks = tuple(uppermost(own, disk) for disk in record.machine.disks)
     return msgspec.structs.replace(record, machine=msgspec.structs.replace(record.machine, disks=disks))
 
 
-def with_disks(record: Record, switched: dict[str, Disk]) -> Record:
+def _with_disks(record: Record, switched: dict[str, Disk]) -> Record:
     """`record` with the disks that went on in another file."""
     disks = tuple(switched.get(disk.file, disk) for disk in record.machine.disks)
     return msgspec.structs.replace(record, machine=msgspec.structs.replace(record.machine, disks=disks))

@@ -26,13 +26,13 @@ from ramet.engine.fork.starvation import Starvation
 from ramet.engine.fork.tracing import trace
 from ramet.engine.lifecycle.removal import destroy_all
 from ramet.engine.lifecycle.state import state_of
-from ramet.engine.maintenance.decompression import kept, unpacked
+from ramet.engine.maintenance.decompression import raw_file_kept, unpacked
 from ramet.engine.maintenance.requests import request_for_machine
 from ramet.engine.manifest import require_restorable
 from ramet.engine.origin import Origin, origin_of, require_parts
 from ramet.engine.pool.claims import Claims, acquire
 from ramet.engine.restore.connections import connections
-from ramet.engine.restore.load import Living, load, resume_and_verify, take
+from ramet.engine.restore.load import Living, load, resume_and_verify, take_in_thread
 from ramet.engine.restore.parts import ForkOptions, Parts, is_quick
 from ramet.engine.restore.timeline import Timeline
 from ramet.engine.snapshots import catalog, create
@@ -131,7 +131,7 @@ async def _fork_from(
 ) -> ForkOutcome:
     driver = context.driver(origin.manifest.driver)
     owners.owner(context.home.root)  # before a link is made on trial
-    async with kept(origin):
+    async with raw_file_kept(origin):
         origin, decompress_ms = await unpacked(context, origin)
         await require_parts(origin)
         await require_restorable(origin.manifest, driver, name=origin.name)
@@ -232,7 +232,7 @@ async def _try_fork(call: _Call, record: Record) -> None:
         async with call.limiter:
             with process_limit.named(), anyio.CancelScope() as scope:
                 call.starvation.scopes[record.id] = scope
-                call.results[record.id] = await _one(call, record)
+                call.results[record.id] = await _make_fork(call, record)
         if scope.cancelled_caught:
             call.results[record.id] = call.starvation.errors[record.id]
     except Exception as error:
@@ -262,7 +262,7 @@ async def _clear(call: _Call, record: Record) -> None:
         await threads.run(remove_tree, call.context.directory(record))
 
 
-async def _one(call: _Call, record: Record) -> Forked:
+async def _make_fork(call: _Call, record: Record) -> Forked:
     timeline = Timeline(call.called_at)
     timeline.mark("queued")
     restored = await call.claims.restore(record, timeline, is_quick=call.is_quick)
@@ -287,7 +287,7 @@ async def _one(call: _Call, record: Record) -> Forked:
 async def _restore(call: _Call, record: Record, timeline: Timeline) -> tuple[Parts, Living]:
     """Resume a fork's guest in a VMM that is spawned for it."""
     directory = call.context.directory(record)
-    parts = await take(call.origin, call.driver, directory, call.options, is_quick=call.is_quick)
+    parts = await take_in_thread(call.origin, call.driver, directory, call.options, is_quick=call.is_quick)
     timeline.mark("clone")
     async with connections() as opened:
         loaded = await load(call.driver, directory, parts, opened, resume=True, timeline=timeline)

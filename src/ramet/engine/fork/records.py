@@ -61,6 +61,7 @@ def reserve(
 
 
 def require_sense(count: int, options: ForkOptions) -> None:
+    """Raise `UsageError` for too many forks, or for options that exclude each other."""
     if not 1 <= count <= MOST_IN_A_CALL:
         raise UsageError(
             f"{count} forks can't be made in one call",

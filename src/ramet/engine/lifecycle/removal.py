@@ -1,4 +1,4 @@
-"""The end of an instance: destroyed or removed.
+"""The end of an instance: destroyed or removed. `gc` deletes the directories that nobody owns.
 
 Delete is row, then directory (I2): a directory without a record belongs to nobody, and any ramet process may
 delete it.
@@ -226,7 +226,7 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
             tasks.start_soon(limited, processes.kill(process))
     async with anyio.create_task_group() as tasks:
         for directory in directories:
-            tasks.start_soon(limited, _gc_one(directory, spawned.get(directory, ())))
+            tasks.start_soon(limited, _gc_directory(directory, spawned.get(directory, ())))
 
 
 def _strike_all(running: Iterable[ProcessRef]) -> None:
@@ -254,7 +254,7 @@ async def gc(directories: Sequence[Path]) -> None:
             if directory.is_file():
                 directory.unlink(missing_ok=True)  # a link made on trial, by a ramet that was killed then
             else:
-                await _collect(errors, _gc_one(directory, spawned.get(directory, ())))
+                await _collect(errors, _gc_directory(directory, spawned.get(directory, ())))
 
     async with anyio.create_task_group() as tasks:
         for directory in directories:
@@ -263,7 +263,7 @@ async def gc(directories: Sequence[Path]) -> None:
         raise errors[0]
 
 
-async def _gc_one(directory: Path, running: Iterable[ProcessRef]) -> None:
+async def _gc_directory(directory: Path, running: Iterable[ProcessRef]) -> None:
     errors: list[Exception] = []
     for process in running:
         await _collect(errors, processes.kill(process))

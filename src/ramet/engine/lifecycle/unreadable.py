@@ -1,4 +1,4 @@
-"""Rows of the store that can't be read: told of, kept apart, and removed on demand.
+"""Resolve references to instances, and the rows of the store that can't be read: told of, removed on demand.
 
 A damaged record says nothing sure about its guest, which may run. Its directory and its processes are left
 alone until somebody asks for its removal.

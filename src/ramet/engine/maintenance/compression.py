@@ -25,7 +25,7 @@ import msgspec
 from ramet.engine.context import Context
 from ramet.engine.maintenance.compaction import compact_capture, wants_compaction
 from ramet.engine.maintenance.decompression import Progress, check_compressed, unpack_memory, unused
-from ramet.engine.maintenance.memory_jobs import TEMPORARY, MemoryJob, memory_job
+from ramet.engine.maintenance.memory_jobs import COMPACTION_S, TEMPORARY, MemoryJob, memory_job
 from ramet.engine.maintenance.requests import request_for_capture
 from ramet.engine.maintenance.rounds import in_rounds
 from ramet.engine.manifest import Compressed, Manifest, check_part, is_compressed
@@ -53,7 +53,6 @@ from ramet.system.publishing import fsync_directory, publish
 
 _FORKS_S: Final = 10.0
 """Forks that are being made keep the raw file; most are made within that time."""
-_COMPACTION_S: Final = 60.0
 _A_MOMENT_S: Final = 0.1
 
 
@@ -212,7 +211,7 @@ async def _compact(context: Context, target: Target, origin: Origin) -> None:
     driver = context.driver(origin.manifest.driver)
     report("waiting for the compaction of others")
     with suppress(RametError):  # the delta is as good as before; what else is wrong is met below, too
-        async with file_lock(context.home.worker_lock, wait_s=_COMPACTION_S), target.unchanging():
+        async with file_lock(context.home.worker_lock, wait_s=COMPACTION_S), target.unchanging():
             await compact_capture(origin.directory, driver, disks=target.may_compact_disks)
 
 

@@ -44,7 +44,7 @@ _STOPPING_S = 10.0
 
 
 @asynccontextmanager
-async def kept(origin: Origin) -> AsyncIterator[None]:
+async def raw_file_kept(origin: Origin) -> AsyncIterator[None]:
     """The mem-file of a capture isn't taken away inside, if it is there.
 
     Raises `NotFoundError` when the capture has been removed, `LockBusyError`.
@@ -56,8 +56,8 @@ async def kept(origin: Origin) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def unused(origin: Origin, *, wait_s: float, busy: LockBusyError) -> AsyncIterator[None]:
-    """Nobody has the capture `kept` inside. Raises `busy` when somebody still has it after `wait_s`, and
-    `NotFoundError` when it has been removed.
+    """Nobody has the capture's `raw_file_kept` inside. Raises `busy` when somebody still has it after
+    `wait_s`, and `NotFoundError` when it has been removed.
     """
     async with _locked(origin, origin.directory, shared=False, wait_s=wait_s, busy=busy):
         yield
@@ -119,7 +119,7 @@ async def _locked(
 async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
     """The capture with its mem-file in place, and how many milliseconds that took: 0 where it lay there.
 
-    Many at once unpack it once; the others wait. The caller has it `kept`. Raises `DamagedError`,
+    Many at once unpack it once; the others wait. The caller has its `raw_file_kept`. Raises `DamagedError`,
     `FilesystemError` when there is no room, `UnavailableError` when it can't be restored here,
     `WrongStateError` when it was stopped meanwhile; nothing of it is left then.
     """

@@ -27,7 +27,7 @@ Kind = Literal["compress", "unpack", "compact"]
 TEMPORARY: Final = f"{TEMPORARY_PREFIX}pack-"
 """How files begin that are being made, in the capture's directory."""
 _CANCELLED: Final = b"cancelled"
-_COMPACTION_S: Final = 60.0
+COMPACTION_S: Final = 60.0
 """The home's worker, which nobody has asked for, is waited for so long."""
 
 
@@ -64,14 +64,14 @@ async def memory_job(
         with filesystem_errors("make", path):
             home.compressing.mkdir(mode=0o700, exist_ok=True)
             if wait_s and _job_at(path) == b"compact":
-                wait_s = max(wait_s, _COMPACTION_S)
+                wait_s = max(wait_s, COMPACTION_S)
                 report("waiting for its compaction")
             held = await leaving.enter_async_context(file_lock(path, wait_s=wait_s, busy=busy))
             leaving.callback(path.unlink, missing_ok=True)
             os.ftruncate(held, 0)
             os.pwrite(held, kind.encode(), 0)
-            gc_one(directory)  # of one that was killed
-            leaving.callback(gc_one, directory)  # of this one, wherever it failed or was cancelled
+            gc_directory(directory)  # of one that was killed
+            leaving.callback(gc_directory, directory)  # of this one, wherever it failed or was cancelled
         yield MemoryJob(held, name)
 
 
@@ -133,11 +133,11 @@ async def gc(home: Home) -> None:
         with suppress(LockBusyError):  # it lives
             async with file_lock(home.compressing / name, wait_s=0):
                 for directory in (home.snapshot(name), home.instance(name)):
-                    gc_one(directory)
+                    gc_directory(directory)
                 (home.compressing / name).unlink(missing_ok=True)
 
 
-def gc_one(directory: Path) -> None:
+def gc_directory(directory: Path) -> None:
     """Remove files of memory in a capture's directory that its manifest doesn't name, and half-made ones.
 
     The caller holds the job.

@@ -21,7 +21,7 @@ from ramet.engine.manifest import check_part
 from ramet.engine.origin import Origin
 from ramet.engine.pool import directory as pool_directory
 from ramet.engine.restore.connections import connections
-from ramet.engine.restore.load import Living, Loaded, attach_guest, resume_and_verify, take
+from ramet.engine.restore.load import Living, Loaded, attach_guest, resume_and_verify, take_in_thread
 from ramet.engine.restore.parts import ForkOptions, Parts
 from ramet.engine.restore.timeline import Timeline
 from ramet.errors import DamagedError, GuestError, RametError
@@ -176,7 +176,7 @@ class Claims:
         try:
             async with connections() as opened:
                 if claim.warm.state == "empty":
-                    parts = await take(
+                    parts = await take_in_thread(
                         self._origin, self._driver, directory, self._options, is_quick=is_quick, into=True
                     )
                     timeline.mark("clone")

@@ -9,12 +9,12 @@ import msgspec
 
 from ramet.drivers.interface import Driver, StartsEmpty
 from ramet.engine.context import Context
-from ramet.engine.maintenance.decompression import kept
+from ramet.engine.maintenance.decompression import raw_file_kept
 from ramet.engine.manifest import is_compressed, require_restorable
 from ramet.engine.origin import Origin, origin_of
 from ramet.engine.pool import directory as pool_directory
 from ramet.engine.restore.connections import connections
-from ramet.engine.restore.load import load, take
+from ramet.engine.restore.load import load, take_in_thread
 from ramet.engine.restore.parts import ForkOptions
 from ramet.engine.snapshots import catalog
 from ramet.errors import NotFoundError, RametError, UnavailableError
@@ -60,7 +60,7 @@ async def make_loaded(context: Context, source: str) -> Made:
     driver = context.driver(origin.manifest.driver)
     await require_restorable(origin.manifest, driver, name=origin.name)
     version = await driver.version()
-    async with kept(origin):
+    async with raw_file_kept(origin):
         return await _make_loaded(context, source, origin, driver, version)
 
 
@@ -79,10 +79,9 @@ async def _make_loaded(context: Context, source: str, origin: Origin, driver: Dr
     directory = context.home.pool / pool_directory.making(context.home, warm_id)
     running: ProcessRef | None = None
     try:
-        parts = await take(origin, driver, directory, ForkOptions())
-        memory = pool_directory.mem_inode(
-            directory, MEM_FILE
-        )  # its link: the capture may get another one meanwhile
+        parts = await take_in_thread(origin, driver, directory, ForkOptions())
+        # Of its own link: the capture may get another mem-file meanwhile.
+        memory = pool_directory.mem_inode(directory, MEM_FILE)
         tag = context.home.instance(warm_id)
         async with connections() as opened:
             loaded = await load(driver, directory, parts, opened, resume=False, tag=tag)

@@ -16,12 +16,12 @@ import msgspec
 from ramet.concurrency import to_completion
 from ramet.engine.context import Context
 from ramet.engine.lifecycle.jobs import job
-from ramet.engine.maintenance.decompression import kept, unpacked
+from ramet.engine.maintenance.decompression import raw_file_kept, unpacked
 from ramet.engine.maintenance.memory_jobs import cancel
 from ramet.engine.manifest import require_restorable
 from ramet.engine.origin import Origin, origin_of, require_parts
 from ramet.engine.restore.connections import connections
-from ramet.engine.restore.load import Living, load, resume_and_verify, take
+from ramet.engine.restore.load import Living, load, resume_and_verify, take_in_thread
 from ramet.engine.restore.parts import ForkOptions
 from ramet.engine.snapshots import catalog
 from ramet.errors import NotFoundError, RametError
@@ -66,7 +66,7 @@ async def _replace(context: Context, record: Record, origin: Origin, move: Move)
     # Whatever compresses what is needed now, or what is about to go, gives up.
     for directory in {origin.directory, context.directory(record)}:
         cancel(context.home, directory)
-    async with kept(origin):
+    async with raw_file_kept(origin):
         origin, _ = await unpacked(context, origin)
         return await _replace_from(context, record, origin, move)
 
@@ -82,7 +82,7 @@ async def _replace_from(context: Context, record: Record, origin: Origin, move: 
     living: Living | None = None
     try:
         await threads.run(remove_tree, staged)
-        parts = await take(origin, driver, staged, ForkOptions())
+        parts = await take_in_thread(origin, driver, staged, ForkOptions())
         _carry(own, staged)
         async with connections() as opened:
             loaded = await load(driver, staged, parts, opened, resume=True, tag=own)

@@ -26,9 +26,7 @@ from ramet.errors import VmmTimeoutError
 from ramet.guest.messages import IdentityReply
 from ramet.memory.delta import apply_delta
 from ramet.model.record import Machine, ProcessRef, Record, RunningVmm
-from ramet.paths import (
-    VMSTATE_FILE,
-)
+from ramet.paths import VMSTATE_FILE
 from ramet.system import process_limit, processes, threads
 
 READY_LIMIT_S = 60.0
@@ -55,7 +53,7 @@ class Living(NamedTuple):
     identity: IdentityReply
 
 
-async def take(
+async def take_in_thread(
     origin: Origin,
     driver: Driver,
     directory: Path,
@@ -88,7 +86,7 @@ async def load(
     VMM will belong to, where that is another one. `timeline` gets the ends of `spawn` and `load`. Raises
     `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
     """
-    machine = machine_on(parts)
+    machine = _machine_on(parts)
     try:
         with process_limit.named():
             vmm = await driver.restore(directory, machine, tag=tag, sessions=connections.vmm)
@@ -100,7 +98,7 @@ async def load(
     )
 
 
-def machine_on(parts: Parts) -> Machine:
+def _machine_on(parts: Parts) -> Machine:
     """The machine that was captured, with the disks that were taken."""
     return msgspec.structs.replace(parts.manifest.machine, disks=tuple(disk.disk for disk in parts.disks))
 
@@ -117,7 +115,7 @@ async def attach_guest(
     """Load a guest into `process`, a VMM that was started empty, and resume it. Errors as `load`."""
     assert isinstance(driver, StartsEmpty)
     try:
-        machine = machine_on(parts)
+        machine = _machine_on(parts)
         vmm = await driver.attach_guest(directory, process, machine, connections.vmm)
     except BaseException:
         parts.close()

@@ -11,6 +11,7 @@ from ramet.disk.clone import clone_directory
 from ramet.disk.volumes import ForkedDisk, files_of, fork_disk
 from ramet.drivers.interface import Ability, Driver
 from ramet.engine.manifest import (
+    MANIFEST_TRIES,
     Manifest,
     check_part,
     is_part_name,
@@ -31,7 +32,6 @@ from ramet.units import KIB
 
 _SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, CONFIRMED_FILE)
 """What a capture's directory has that is of no meaning to what is restored from it."""
-_COMPACTED_MEANWHILE = 3
 _QUICKLY_COPIED_BYTES = 256 * KIB
 
 
@@ -86,7 +86,7 @@ def take_parts(
     Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may be there
     then.
     """
-    for tries_left in reversed(range(_COMPACTED_MEANWHILE)):
+    for tries_left in reversed(range(MANIFEST_TRIES)):
         try:
             return _take(origin, driver, directory, options, into=into)
         except (DamagedError, FilesystemError):

@@ -14,7 +14,7 @@ from ramet.engine.capture.archive import with_new_facts
 from ramet.engine.capture.capture import Captured, capture
 from ramet.engine.context import Context
 from ramet.engine.lifecycle.jobs import job
-from ramet.engine.maintenance.decompression import kept
+from ramet.engine.maintenance.decompression import raw_file_kept
 from ramet.engine.maintenance.requests import request_for_capture, request_for_machine
 from ramet.engine.manifest import (
     Source,
@@ -47,7 +47,7 @@ async def create(
         async with job(context, record, "capture") as source:
             if source.state is State.STANDBY:
                 origin = origin_of(context, source)
-                async with kept(origin):
+                async with raw_file_kept(origin):
                     await threads.run(_link, origin, source, labels, directory)
             else:
                 _require_living(source)
@@ -55,7 +55,7 @@ async def create(
         await threads.run(fsync_directory, context.home.snapshots)
         made = publish(context, row)
     request_for_capture(context.home, directory)
-    _wake_for_source(context, record)
+    _request_for_source(context, record)
     return made
 
 
@@ -71,7 +71,7 @@ async def temporary_snapshot(
         async with job(context, record, "capture") as source:
             _require_living(source)
             captured = await capture(context, source, directory, goes_on=True, digests=False)
-        _wake_for_source(context, record)
+        _request_for_source(context, record)
         try:
             yield row, captured
         finally:
@@ -79,7 +79,7 @@ async def temporary_snapshot(
                 await best_effort(remove(context, row))  # the forks are there, and are handed over
 
 
-def _wake_for_source(context: Context, record: Record) -> None:
+def _request_for_source(context: Context, record: Record) -> None:
     """Each capture puts one more file under the disks of a living source."""
     try:
         request_for_machine(context.home, context.store.get(record.id).machine)

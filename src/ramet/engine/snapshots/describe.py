@@ -10,13 +10,11 @@ import msgspec
 
 from ramet.engine.context import Context
 from ramet.engine.maintenance.memory_jobs import compression_of
-from ramet.engine.manifest import Manifest, files_there, read_manifest
+from ramet.engine.manifest import MANIFEST_TRIES, Manifest, files_there, read_manifest
 from ramet.errors import DamagedError
 from ramet.model.schema import SnapshotInfo, SnapshotInspection, SnapshotPart
 from ramet.model.snapshot import SnapshotRecord
 from ramet.system.files import STAT_BLOCK_BYTES
-
-_TRIES = 3
 
 
 def describe(context: Context, record: SnapshotRecord) -> SnapshotInfo:
@@ -27,7 +25,7 @@ def describe(context: Context, record: SnapshotRecord) -> SnapshotInfo:
 def _read(context: Context, record: SnapshotRecord) -> tuple[Manifest, dict[str, os.stat_result]]:
     directory = context.home.snapshot(record.id)
     try:
-        for tries_left in reversed(range(_TRIES)):
+        for tries_left in reversed(range(MANIFEST_TRIES)):
             manifest = read_manifest(directory)
             try:
                 return manifest, {

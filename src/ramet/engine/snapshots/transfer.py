@@ -17,7 +17,7 @@ from ramet.engine.capture.archive import (
     with_new_facts,
 )
 from ramet.engine.context import Context
-from ramet.engine.manifest import Manifest, files_there, require_whole
+from ramet.engine.manifest import MANIFEST_TRIES, Manifest, files_there, require_whole
 from ramet.engine.snapshots import catalog
 from ramet.engine.snapshots.same_content import same_as, share_compressed, share_parts
 from ramet.engine.snapshots.validation import require_delta, require_disks, require_harmless
@@ -30,7 +30,6 @@ from ramet.system.files import filesystem_errors, new_file, open_regular
 from ramet.system.locks import file_lock
 from ramet.system.publishing import fsync_directory, publish, sync, temporary_beside, write_durably
 
-_TRIES = 3
 _OTHERS_S = 60.0
 """Other imports hold the lock while they look for the same content and link its parts."""
 _STDIN, _STDOUT = 0, 1
@@ -52,7 +51,7 @@ async def export_snapshot(context: Context, row: SnapshotRecord, file: Path | No
     directory = context.home.snapshot(row.id)
     if file is not None and os.path.lexists(file):
         raise UsageError(f"{file} exists", hint="choose another name")
-    for tries_left in reversed(range(_TRIES)):
+    for tries_left in reversed(range(MANIFEST_TRIES)):
         manifest = catalog.origin_of_snapshot(context, row).manifest
         try:
             return await threads.run(_write, directory, manifest, file, waits_for_others=file is None)

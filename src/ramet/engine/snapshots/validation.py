@@ -84,6 +84,7 @@ def require_disks(manifest: Manifest, directory: Path, what: str) -> None:
 
 
 def require_delta(manifest: Manifest, directory: Path, what: str) -> None:
+    """Raise `DamagedError` unless the delta is whole and changes as many bytes as its manifest says."""
     memory = manifest.memory
     if memory.delta is not None:
         with open_delta(directory / memory.delta, manifest.machine.memory_bytes) as delta:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from ramet.engine.context import Context
-from ramet.engine.maintenance.decompression import check_compressed, kept
-from ramet.engine.manifest import (
-    Compressed,
-    check_part,
-    parts_there,
-)
+from ramet.engine.maintenance.decompression import check_compressed, raw_file_kept
+from ramet.engine.manifest import MANIFEST_TRIES, Compressed, check_part, parts_there
 from ramet.engine.origin import Origin
 from ramet.engine.snapshots.catalog import origin_of_snapshot
 from ramet.errors import RametError
@@ -17,8 +13,6 @@ from ramet.model.schema import PartCheck
 from ramet.model.snapshot import SnapshotRecord
 from ramet.system import threads
 
-_TRIES = 3
-
 
 async def verify(context: Context, row: SnapshotRecord) -> list[PartCheck]:
     """Read every part of a snapshot and check it against its digest: a result a part, nothing raised for a
@@ -26,9 +20,9 @@ async def verify(context: Context, row: SnapshotRecord) -> list[PartCheck]:
 
     Raises `DamagedError` when its manifest can't be read.
     """
-    for tries_left in reversed(range(_TRIES)):
+    for tries_left in reversed(range(MANIFEST_TRIES)):
         origin = origin_of_snapshot(context, row)
-        async with kept(origin):
+        async with raw_file_kept(origin):
             checks = await _checks(origin)
         if all(part.ok for part in checks) or tries_left == 0:
             return checks

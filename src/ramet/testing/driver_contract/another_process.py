@@ -60,10 +60,10 @@ async def adopt(directory: Path, vmm: Vmm) -> None:
 
 async def die(directory: Path, vmm: Vmm) -> None:
     """Pause a VM and wait to be killed. Prints the pid of the process that resumes the VM then."""
-    async with resume_on_death(directory, vmm.resume_steps()) as rescuer, vmm.session():
+    async with resume_on_death(directory, vmm.resume_steps()) as resumer, vmm.session():
         await vmm.pause()
         assert await vmm.status() == "paused"
-        print(rescuer.pid, flush=True)
+        print(resumer.pid, flush=True)
         await anyio.sleep(300)
 
 

@@ -116,10 +116,10 @@ async def test_a_guest_goes_on_when_who_paused_it_is_killed(
     async with restored(subject, frozen, place / "vm") as vm:
         with another_process.start("die", subject, vm) as dying:
             assert dying.stdout is not None
-            rescuer = process_ref.reference(int(dying.stdout.readline()))
+            resumer = process_ref.reference(int(dying.stdout.readline()))
             dying.kill()
         # Nobody else asks the VMM meanwhile.
-        assert await processes.wait_ended(rescuer, timeout_s=60)
+        assert await processes.wait_ended(resumer, timeout_s=60)
         assert await vm.vmm.status() == "running"
         async with subject.agent(vm) as agent:
             assert await subject.read(agent) == (1, 1)

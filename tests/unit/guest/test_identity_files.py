@@ -167,7 +167,7 @@ def test_a_directory_that_is_a_symbolic_link_which_is_switched(library: Path, pl
 _OVER = """
 import subprocess, sys
 from pathlib import Path
-from tests.unit.guest.test_kept import Agent
+from tests.unit.guest.test_identity_files import Agent
 library, place = map(Path, sys.argv[1:])
 agent = Agent(library, place / "name")
 agent.write(b"first\\n")

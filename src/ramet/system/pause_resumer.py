@@ -3,7 +3,7 @@
 It works in the VMM's directory, waits for the end of what comes through a pipe, and ends without a word when
 that was `done`. Otherwise whoever held the other end is gone without having said so, and the VMM is told to
 resume its guest: over its control socket, step by step, tried again until it has answered, for a minute at
-most. Run by `pause_watchdog`: `python -I -S pause_rescuer.py PIPE_FD SOCKET RUNS SEND ANSWER [SEND
+most. Run by `pause_watchdog`: `python -I -S pause_resumer.py PIPE_FD SOCKET RUNS SEND ANSWER [SEND
 ANSWER]...`; SEND is text, ANSWER a regular expression that its answer matches; RUNS matches one that says
 that the guest runs, or is empty.
 

@@ -17,10 +17,7 @@ from ramet.guest.agents import Agents
 from ramet.guest.vsock import connect_vsock
 from ramet.paths import VSOCK_SOCKET
 
-from ..guest.conftest import agent_process, agent_program
-from ..guest.muxer import accepts_and_loses, muxer, serves
-
-__all__ = ["agent_process", "agent_program"]
+from .muxer import accepts_and_loses, muxer, serves
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
