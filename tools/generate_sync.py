@@ -57,7 +57,9 @@ _ATTRIBUTES = {
 _INTERNAL = {"Process": {"receive", "lost", "begin", "end"}}
 """Methods for the connection that a process belongs to, not for its user."""
 _REWORDED = {
-    "`await` the call for a list, or use it with `async with`.": "the result is a list, which also works with `with`.",
+    "`await` the call for a list, or use it with `async with`.": (
+        "the result is a list, which also works with `with`."
+    ),
     "`async with`": "`with`",
     "result = await ": "result = ",
     "is open already, or where no asyncio event loop runs": "is open already",
