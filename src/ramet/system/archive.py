@@ -72,20 +72,26 @@ def write_archive(
         sink = _Sink(out, checkpoint)
         sink.put(HEADER.pack(MAGIC, FORMAT, STORED, 0, len(manifest), bound))
         sink.put(manifest)
-        data_bytes = 0
+        data_bytes = read_bytes = 0
+
+        def seen(length: int) -> None:
+            nonlocal read_bytes
+            read_bytes += length
+            report("", read_bytes, bound)
+
         for (name, descriptor), size in zip(parts, sizes, strict=True):
             encoded = name.encode()
             sink.put(RECORD.pack(PART, RESERVED, len(encoded), size) + encoded)
-            data_bytes += _put_data(sink, descriptor, size, data_bytes, bound)
+            data_bytes += _put_data(sink, descriptor, size, seen)
             sink.put(RECORD.pack(PART_END, RESERVED, 0, 0))
         sink.finish()
     return ArchiveFacts(sink.written, sum(sizes), data_bytes)
 
 
-def _put_data(sink: _Sink, descriptor: int, size: int, before: int, bound: int) -> int:
+def _put_data(sink: _Sink, descriptor: int, size: int, seen: Callable[[int], None]) -> int:
     """Write everything of a file that isn't zeros, as records, and return the number of its bytes.
 
-    `before` bytes were written for other files, of `bound` in all.
+    `seen` is told the length of each piece that was read.
     """
     buffer = memoryview(bytearray(_WINDOW_BYTES))
     data_bytes = 0
@@ -101,7 +107,7 @@ def _put_data(sink: _Sink, descriptor: int, size: int, before: int, bound: int) 
                 sink.put(RECORD.pack(DATA, RESERVED, last - first, position + first))
                 sink.put(buffer[first:last])
                 data_bytes += last - first
-            report("", before + data_bytes, bound)
+            seen(got)
             position += got
     return data_bytes
 
