@@ -50,7 +50,7 @@ _MOST_PAGE: Final = (1 << 36) - 1
 
 
 class DeltaFacts(msgspec.Struct, frozen=True):
-    """What a delta holds."""
+    """The sizes of a delta."""
 
     memory_bytes: int
     """The size of the mem-file that it belongs to."""
@@ -67,7 +67,7 @@ class DeltaFacts(msgspec.Struct, frozen=True):
 
     @property
     def applied_bytes(self) -> int:
-        """What each fork writes, and has to itself."""
+        """Bytes that each fork writes, and that become its own."""
         return self.data_bytes + self.zero_bytes
 
 
@@ -88,7 +88,7 @@ class Index:
         self._pages = [0, 0]
 
     def add(self, file_offset: int, length_bytes: int, *, zeros: bool) -> None:
-        """One more run; one that goes on where an alike one ended becomes a part of that."""
+        """Add a run. A run that continues the last run, and is of its kind, extends the last run."""
         page, pages = file_offset // PAGE_SIZE_BYTES, length_bytes // PAGE_SIZE_BYTES
         assert page >= self._next_page
         assert page + pages <= _MOST_PAGE
@@ -108,7 +108,7 @@ class Index:
             page, pages = page + count, pages - count
 
     def finish(self, memory_bytes: int) -> tuple[bytes, DeltaFacts]:
-        """What follows the data in the file, and what the file then holds."""
+        """Return the bytes that follow the data in the file, and the facts of the delta."""
         assert self._next_page * PAGE_SIZE_BYTES <= memory_bytes
         data, zeros = (count * PAGE_SIZE_BYTES for count in self._pages)
         facts = DeltaFacts(memory_bytes, len(self._entries), data, zeros)
@@ -127,7 +127,7 @@ class Delta:
         self._entries = entries
 
     def runs(self) -> Iterator[DeltaRun]:
-        """What it has, ascending."""
+        """Yield the runs of the delta, ascending."""
         position = 0
         for entry in self._entries:
             length = (entry >> 1 & _MOST_PAGES) * PAGE_SIZE_BYTES
@@ -141,10 +141,10 @@ class Delta:
 
 @contextmanager
 def open_delta(source: Path | int, memory_bytes: int) -> Iterator[Delta]:
-    """A delta from a path, or from a descriptor, which stays open; for a mem-file of that size.
+    """Open a delta for a mem-file of that size, from a path or from a descriptor, which stays open.
 
-    Whatever the file has, no more memory is taken than 8 bytes for each page of `memory_bytes`. Raises
-    `DamagedError` when it isn't a delta for such a mem-file, `FilesystemError`.
+    Reading takes at most 8 bytes of memory for each page of `memory_bytes`, for any file. Raises
+    `DamagedError` when the file isn't a delta for such a mem-file, `FilesystemError`.
     """
     if isinstance(source, int):
         yield _read(source, f"descriptor {source}", memory_bytes)
