@@ -1,17 +1,17 @@
-"""Best of N: eight forks of one prepared guest do the same task differently, and the best is kept."""
+"""Best of N: eight forks of one prepared guest do one task differently, and the best is kept."""
 
 import anyio
 
 import ramet
 
 N = 8
-TASK = 'echo "$1" > /tmp/answer; echo $(($1 * (12 - $1)))'  # stands for your agent: it prints a score
+TASK = 'echo "$1" > /tmp/answer; echo $(($1 * (12 - $1)))'  # your agent: it prints a score
 
 
 async def main() -> None:
     async with ramet.Host() as host:
         vm = await host.run("builtin", name="warm")
-        await vm.exec("sh", "-c", "mkdir /srv/task", check=True)  # prepare it: done once, inherited by all
+        await vm.exec("sh", "-c", "mkdir /srv/task", check=True)  # done once, inherited by all
         base = await vm.template()
 
         async with base.fork(N, name="try") as forks:
@@ -19,7 +19,8 @@ async def main() -> None:
 
             async def attempt(index: int) -> None:
                 words = ("sh", "-c", TASK, "task", str(index + 1))
-                scores[index] = int((await forks[index].exec(*words, cwd="/srv/task", check=True)).text)
+                done = await forks[index].exec(*words, cwd="/srv/task", check=True)
+                scores[index] = int(done.text)
 
             async with anyio.create_task_group() as tasks:
                 for index in range(N):

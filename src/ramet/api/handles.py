@@ -347,5 +347,5 @@ class Snapshot(Forkable["VM"], Compressible):
         """Remove the snapshot. Its forks keep running, and other snapshots stay usable."""
         if not await catalog.remove(self._context, self._record):
             raise NotFoundError(
-                f"snapshot {self.name} is gone", hint="`ramet snapshot ls` lists what there is"
+                f"snapshot {self.name} is gone", hint="`ramet snapshot ls` lists all snapshots"
             )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ramet.api.handles import VM, Snapshot
     from ramet.api.host import Host
 
-_LIST = "`ramet ps -a` and `ramet snapshot ls` list what there is"
+_LIST = "`ramet ps -a` and `ramet snapshot ls` list all sources"
 
 
 async def resolve(host: Host, reference: str) -> VM | Snapshot:

@@ -99,7 +99,7 @@ def _show(report: DemoReport) -> None:
     output.say("")
     digest = report.template_digest.rpartition(":")[2]
     if not report.failed_checks:
-        output.say(f"the template's mem-file is what it was: digest {digest[:16]}")
+        output.say(f"the template's mem-file is unchanged: digest {digest[:16]}")
     copied, fact = format_bytes(report.if_copied_bytes), format_bytes(report.in_fact_bytes)
     took = f"{report.total_ms / 1000:.1f} s in all"
     output.say(f"{len(report.forks)} forks: {copied} if copied, {fact} in fact ({took})")

@@ -69,7 +69,7 @@ def execute(
     async def body(host: Host) -> int:
         words = without_separator(command)
         if not words:
-            raise UsageError("there is no command", hint=f"ramet exec {reference} -- CMD")
+            raise UsageError("there is no command", hint=f"write `ramet exec {reference} -- CMD`")
         limit_s = parse_time_limit(timeout, what="--timeout")
         vm = await host.get(reference)
         variables = environment(env or [])

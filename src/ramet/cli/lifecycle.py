@@ -198,7 +198,7 @@ def forced(reference: str, verb: str) -> UnreadableError:
     """Return the error for the removal of a record that can't be read, without --force."""
     return UnreadableError(
         f"the record of {reference} can't be read: it isn't known whether its guest still runs",
-        hint=f"`{verb} -f {reference}` ends what runs for it and removes its files for good",
+        hint=f"`{verb} -f {reference}` ends its VMM and deletes its files for good",
     )
 
 

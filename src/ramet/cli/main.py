@@ -139,7 +139,7 @@ def _report_usage(error: typer.TyperException) -> int:
     if context is not None and not _wants_json() and type(error).__name__ == "NoArgsIsHelpError":
         output.warn(message)
         return error.exit_code
-    hint = f"`{context.command_path} --help` lists what there is" if context is not None else None
+    hint = f"`{context.command_path} --help` shows the usage" if context is not None else None
     return calling.report(UsageError(message, hint=hint), json=_wants_json())
 
 

@@ -60,7 +60,7 @@ def pairs(texts: Iterable[str], *, what: str) -> dict[str, str]:
             raise UsageError(f"{text!r} is not a {what}", hint="write it as key=value")
         if visible(text) != text:
             raise UsageError(
-                f"the {what} {visible(text)} is no text in this locale's {sys.getfilesystemencoding()}",
+                f"the {what} {visible(text)} isn't text in this locale's {sys.getfilesystemencoding()}",
                 hint="set LC_ALL to the locale in which it was typed",
             )
         pairs[key] = value

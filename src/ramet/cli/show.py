@@ -68,7 +68,7 @@ def _require_state(state: str | None) -> None:
     from ramet.model.lifecycle import State
 
     if state is not None and state not in set(State):
-        raise UsageError(f"{state!r} is not a state", hint=f"there is {', '.join(State)}")
+        raise UsageError(f"{state!r} is not a state", hint=f"states are {', '.join(State)}")
 
 
 def _show_instances(instances: Sequence[Instance], names: dict[str, str]) -> None:

@@ -247,8 +247,8 @@ def _next_step(snapshot_id: str, verification: Verification) -> str:
         verb = (
             "compress" if any(part.ok and not part.name.endswith(".zst") for part in memory) else "decompress"
         )
-        return f"`ramet snapshot {verb} {snapshot_id}` makes the damaged file anew from the other one"
-    return "forks that are there don't notice; take another one, or import an export of it"
+        return f"`ramet snapshot {verb} {snapshot_id}` replaces the damaged file"
+    return "existing forks aren't affected; take a new snapshot, or import an export of this one"
 
 
 def _show_parts(verification: Verification) -> None:

@@ -81,7 +81,7 @@ class Context:
         instance has been removed, `UnavailableError` when it is another user's.
         """
         if not self.directory(record).is_dir():
-            raise NotFoundError(f"{record.name} has been removed", hint="`ramet ps -a` lists what there is")
+            raise NotFoundError(f"{record.name} has been removed", hint="`ramet ps -a` lists all instances")
         require_removable(self.directory(record), name=record.name)
         busy = WrongStateError(
             f"another ramet process has been changing {record.name} for {_LIFECYCLE_WAIT_S:.0f} s",

@@ -140,5 +140,5 @@ def resolve(reference: str, candidates: Sequence[NamedT]) -> NamedT:
     near = difflib.get_close_matches(reference, [c.name for c in candidates], n=1)
     raise NotFoundError(
         f"no instance {reference!r}",
-        hint=f"did you mean {near[0]}?" if near else "`ramet ps -a` lists what there is",
+        hint=f"did you mean {near[0]}?" if near else "`ramet ps -a` lists all instances",
     )

@@ -234,7 +234,7 @@ class Table(Generic[RowT]):
         if row is None:
             listing = "ps -a" if self._what == "instance" else f"{self._what} ls"
             raise NotFoundError(
-                f"{self._what} {row_id} is gone", hint=f"`ramet {listing}` lists what there is"
+                f"{self._what} {row_id} is gone", hint=f"`ramet {listing}` lists all {self._what}s"
             )
         return self._decode(row_id, row[0])
 

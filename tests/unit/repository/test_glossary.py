@@ -14,6 +14,7 @@ PAGES = sorted(
     for path in (
         DOCS / "index.md",
         DOCS / "install.md",
+        *(DOCS / "tutorial").glob("*.md"),
         *(DOCS / "how-to").glob("*.md"),
     )
 )

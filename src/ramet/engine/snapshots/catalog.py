@@ -115,7 +115,7 @@ def require_published(context: Context, snapshot_id: str) -> SnapshotRecord:
     for row in published(context):
         if row.id == snapshot_id:
             return row
-    raise NotFoundError(f"snapshot {snapshot_id} is gone", hint="`ramet snapshot ls` lists what there is")
+    raise NotFoundError(f"snapshot {snapshot_id} is gone", hint="`ramet snapshot ls` lists all snapshots")
 
 
 def resolve_snapshot(context: Context, reference: str, *, of: Record | None = None) -> SnapshotRecord:
@@ -148,7 +148,7 @@ def resolve_snapshot(context: Context, reference: str, *, of: Record | None = No
     near = difflib.get_close_matches(reference, words, n=1)
     raise NotFoundError(
         f"no snapshot {reference!r}{f' of {of.name}' if of is not None else ''}",
-        hint=f"did you mean {near[0]}?" if near else "`ramet snapshot ls` lists what there is",
+        hint=f"did you mean {near[0]}?" if near else "`ramet snapshot ls` lists all snapshots",
     )
 
 
