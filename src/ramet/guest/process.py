@@ -56,7 +56,7 @@ _START_ERRORS: Final[dict[int, type[ExecError]]] = {
 
 
 def start_error(request: ExecRequest, payload: bytes) -> ExecError:
-    """The error that an ERROR in answer to EXEC means to the caller.
+    """Make the caller's error from an ERROR that answers EXEC.
 
     The step that failed decides: ENOENT of execve(2) is a missing program, ENOENT of chdir(2) isn't.
     """
@@ -102,13 +102,14 @@ class Process(Handle):
 
     @property
     def awaits_its_user(self) -> bool:
-        """Whether output waits to be taken: the command's end comes behind it."""
+        """True while output waits to be taken: the command's end comes behind the output."""
         return bool(self._chunks)
 
     @checked({"data": arguments.data})
     async def write(self, data: bytes | str) -> None:
-        """Feeds standard input, as fast as the guest takes it. What the command doesn't read any more,
-        because it has ended or closed its input, is dropped.
+        """Feed standard input, as fast as the guest takes it.
+
+        Bytes that the command no longer reads, because it has ended or closed its input, are dropped.
         """
         if not self._request.stdin_open:
             raise UsageError("this command was started without standard input", hint="use stdin_open=True")
@@ -127,7 +128,7 @@ class Process(Handle):
         self._raise_error()
 
     async def close_stdin(self) -> None:
-        """Lets the command read end of file after what was written. Twice does nothing."""
+        """Let the command read end of file after the written bytes. A second call does nothing."""
         if self._stdin_open:
             self._stdin_open = False
             if not self._over():
@@ -135,15 +136,19 @@ class Process(Handle):
 
     @checked({"number": arguments.signal_number})
     async def signal(self, number: int | str) -> None:
-        """Sends a signal, by number or by name (`SIGTERM`), to the command's process group. Does nothing when
-        it has ended.
+        """Send a signal, by number or by name (`SIGTERM`), to the command's process group.
+
+        Does nothing when the command has ended.
         """
         assert isinstance(number, int)
         if not self._over():
             await self._connection.send(Message.SIGNAL, self._number, put_number(1, 4, number))
 
     async def output(self) -> AsyncIterator[Chunk]:
-        """What the command writes, in the order in which the guest sent it, to its end. For one consumer."""
+        """Yield the command's output, in the order in which the guest sent it, to its end.
+
+        For one consumer.
+        """
         while True:
             while self._chunks:
                 stream, data = self._chunks.popleft()
@@ -155,7 +160,10 @@ class Process(Handle):
         self._raise_error()
 
     async def wait(self) -> ExitStatus:
-        """How it ended. Doesn't take output: a command that writes more than fits waits for `output`."""
+        """Wait for the command's end, and return its status.
+
+        Doesn't take output: a command that writes more than fits waits for `output`.
+        """
         while not self._over():
             await self._changed.wait()
         self._raise_error()
@@ -163,7 +171,7 @@ class Process(Handle):
         return self._status
 
     def receive(self, frame: Frame) -> None:
-        """A frame of this stream, from the reader."""
+        """Take a frame of this stream from the reader."""
         if (self.pid == 0) != (frame.type == Message.STARTED) and frame.type != Message.ERROR:
             when = "before its start" if self.pid == 0 else "after its start"
             raise ProtocolError(f"the guest sent a frame of type {frame.type:#04x} for a command {when}")
@@ -192,7 +200,7 @@ class Process(Handle):
         self._wake()
 
     def lost(self, error: GuestError) -> None:
-        """The connection has ended. In the guest the command goes on as an orphan."""
+        """Note that the connection has ended. In the guest the command keeps running as an orphan."""
         self._error = type(error)(f"{error.message} while {self._request.argv[0]!r} ran", hint=error.hint)
         self._wake()
 
@@ -221,7 +229,7 @@ class Process(Handle):
             await self._changed.wait()
 
     async def end(self) -> None:
-        """Kills the command's process group if it still runs and awaits its end: shielded, 2 s at most."""
+        """Kill the command's process group if it still runs, and await its end: shielded, 2 s at most."""
         if self._number == 0 or self._over():
             self._connection.close(self._number)
             return

@@ -1,4 +1,4 @@
-"""From the name that a user gives to the image that a VM boots."""
+"""The image that a VM boots, by the name that a user gives."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The file format of a delta: what differs from a mem-file, page by page. Version 1.
+"""The file format of a delta: the pages that differ from a mem-file. Version 1.
 
 From the beginning of the file: the data of the pages that aren't zeros, in the order of the index, so it is
-aligned to pages; then the index, 8 bytes a run; then a trailer of 64 bytes, little-endian:
+aligned to pages; then the index, 8 bytes per run; then a trailer of 64 bytes, little-endian:
 
     magic "RAMETDLT"   8 bytes
     version            u32
@@ -12,11 +12,11 @@ aligned to pages; then the index, 8 bytes a run; then a trailer of 64 bytes, lit
     check              u32: CRC-32 of the index and of the trailer up to here
     zeros              20 bytes
 
-An entry of the index is a u64: bits 63-28 the first page's number, bits 27-1 how many pages, bit 0 whether
-they are zeros (and have no data). Entries ascend and don't overlap.
+An entry of the index is a u64: bits 63-28 the first page's number, bits 27-1 the number of pages, bit 0 set
+for pages of zeros (which have no data). Entries ascend and don't overlap.
 
-The trailer is behind because only whoever has seen all pages knows the index, and pages are seen once. What
-the data is isn't checked here: the digest of the whole file is in its manifest.
+The trailer is at the end because the index is complete only after all pages, and pages are seen once. The
+data isn't checked here: the digest of the whole file is in its manifest.
 """
 
 from __future__ import annotations

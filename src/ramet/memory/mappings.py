@@ -88,8 +88,7 @@ def identity_of(path: Path) -> FileIdentity:
 def open_file_has_data(pid: int, inode: int) -> bool | None:
     """Tell whether a file that the process has open has anything but holes; None if it has no such file open.
 
-    The file is found by its inode, whatever its name is now. If several files have that inode, one with data
-    is enough.
+    The file is found by its inode, under any name. If several files have that inode, one with data is enough.
 
     Raises `UnavailableError` when the process's descriptors can't be read.
     """
