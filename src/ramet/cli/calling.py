@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OWN_TROUBLE = 125
-"""The exit code of ramet's own errors in verbs that return a guest's exit code, as with Docker."""
+"""The exit code for errors in ramet itself, in verbs that return a guest's exit code, as with Docker."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
