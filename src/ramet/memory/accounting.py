@@ -58,7 +58,7 @@ def smaps_rollup(pid: int) -> MemoryUse:
 def mapping_use(pid: int, ram: Sequence[RamRange | Mapping]) -> MemoryUse:
     """Measure the memory within these ranges alone, a VMM's guest RAM. Raises as `smaps_rollup` does.
 
-    A mapping that was laid over a part of the ranges later (a balloon) is counted too. All figures are zero
+    A mapping that was mapped over a part of the ranges later (a balloon) is counted too. All figures are zero
     when nothing is mapped there.
     """
     text = read_proc(pid, "smaps", "count the memory")

@@ -1,6 +1,6 @@
 """The place of a guest's RAM in its VMM, and the changes in it.
 
-Ranges are noted once, right after a load or a boot, and kept: a mapping that is laid over a part of them
+Ranges are noted once, right after a load or a boot, and kept: a mapping that is made over a part of them
 later (a balloon, also at an edge) is found by comparing.
 
 A VMM that booted without a mem-file has RAM in anonymous memory. Because of a gap below 4 GiB, larger RAM has
