@@ -59,7 +59,7 @@ bench-quick: setup .venv/.done-bench ## a few values of everything (1 minute): b
 	touch $@
 
 docs: .venv/.done-docs ## build the site into build/docs, warnings are errors; run the doctests of docstrings
-	$(BIN)/sphinx-build -b html -W --keep-going -q -d build/doctrees docs build/docs
+	$(BIN)/sphinx-build -b html -W --keep-going -q -E -a -d build/doctrees docs build/docs
 	$(BIN)/sphinx-build -b doctest -W --keep-going -q -d build/doctrees docs build/doctest
 	$(BIN)/python tools/check_site.py build/docs
 

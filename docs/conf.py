@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from sphinx.pycode import ModuleAnalyzer
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", lambda _: _find_definitions())
     app.connect("source-read", _offer_documents_outside)
     app.connect("autodoc-process-docstring", _link_names)
-    app.connect("autodoc-process-signature", _hide_signatures_of_records)
+    app.connect("autodoc-process-signature", _hide_signatures)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -134,9 +133,9 @@ def _examples(lines: list[str]) -> Iterator[str]:
         yield line
 
 
-def _hide_signatures_of_records(
+def _hide_signatures(
     app: Sphinx, what: str, name: str, thing: Any, options: object, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Show fields instead: nobody makes a record by hand."""
-    is_record = inspect.isclass(thing) and issubclass(thing, msgspec.Struct)
-    return ("", None) if is_record else (signature, returns)
+    """Hide the arguments of classes that ramet makes: nobody calls them but the Host's."""
+    is_made_by_ramet = inspect.isclass(thing) and not name.endswith(".Host")
+    return ("", None) if is_made_by_ramet else (signature, returns)

@@ -8,7 +8,6 @@ with ramet.sync.Host() as host:
     base = vm.template()  # its memory is now a file that forks share
     with base.fork(3) as forks:
         for fork in forks:
-            hostname = fork.exec("hostname", check=True).text.strip()
-            data = fork.exec("md5sum", "/tmp/data", check=True).text[:8]
+            words = fork.exec("sh", "-c", "hostname; md5sum /tmp/data", check=True).text.split()
             memory = fork.receipt.memory
-            print(f"{hostname}: memory {memory.mode}, inode {memory.inode}, data {data}")
+            print(f"{words[0]}: memory {memory.mode}, inode {memory.inode}, data {words[1][:8]}")

@@ -43,7 +43,7 @@ for branch, program in zip(branches, ("gzip", "bzip2", "lzop"), strict=True):
     print(f"{branch.name}: {program} leaves {size} bytes")
 
 # %% [markdown]
-# A mistake costs nothing: go back to a snapshot.
+# Take a snapshot, make a mistake, and go back.
 
 # %%
 snapshot = vm.snapshot("before")

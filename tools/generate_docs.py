@@ -92,7 +92,7 @@ _CLI_INTRODUCTION = """# The command line
 REF is an instance's name, its id, or 4 or more first digits of the id.
 S is a snapshot: SOURCE/NAME, NAME if it is unique, its id, or 4 or more first digits of the id
 ([snapshots](../concepts/snapshots.md)).
-Exit codes are in [errors.md](errors.md), the documents of `--json` in [json.md](json.md).
+[Errors and exit codes](errors.md) lists the exit codes, [JSON](json.md) the documents of `--json`.
 Words for a guest (CMD, `--env`, `--cwd`, `--user`) arrive as the bytes that were typed, in every locale.
 
 ## On a terminal

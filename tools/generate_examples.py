@@ -35,7 +35,7 @@ def _file(match: re.Match[str]) -> str:
 
 
 def _cells(match: re.Match[str]) -> str:
-    text = notebook_cells.as_markdown((ROOT / match[2]).read_text())
+    text = notebook_cells.as_markdown(_notebook(match[2]))
     return f"{match[1]}\n{text}\n{match[3]}"
 
 
@@ -43,9 +43,9 @@ def _page(path: Path) -> str:
     return _filled(path.read_text())
 
 
-def _notebook() -> str:
-    """The recorded notebook with the cells of its source. Outputs of cells that have changed are dropped."""
-    recorded = ROOT / NOTEBOOK
+def _notebook(name: str) -> str:
+    """A recorded notebook with the cells of its source. Outputs of cells that have changed are dropped."""
+    recorded = ROOT / name
     source = recorded.with_suffix(".py").read_text()
     return notebook_cells.renewed(recorded.read_text() if recorded.exists() else None, source)
 
@@ -58,6 +58,6 @@ def _marked() -> list[Path]:
 
 
 TARGETS: Final[dict[str, Callable[[], str]]] = {
-    NOTEBOOK: _notebook,
+    NOTEBOOK: partial(_notebook, NOTEBOOK),
     **{str(path.relative_to(ROOT)): partial(_page, path) for path in _marked()},
 }

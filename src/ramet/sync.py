@@ -545,32 +545,40 @@ class Process(Handle):
 
     @property
     def awaits_its_user(self) -> bool:
-        """Whether output waits to be taken: the command's end comes behind it."""
+        """True while output waits to be taken: the command's end comes behind the output."""
         self._portal.require()
         return self._wrapped.awaits_its_user
 
     def write(self, data: bytes | str) -> None:
-        """Feeds standard input, as fast as the guest takes it. What the command doesn't read any more,
-        because it has ended or closed its input, is dropped.
+        """Feed standard input, as fast as the guest takes it.
+
+        Bytes that the command no longer reads, because it has ended or closed its input, are dropped.
         """
         self._portal.call(lambda: self._wrapped.write(data))
 
     def close_stdin(self) -> None:
-        """Lets the command read end of file after what was written. Twice does nothing."""
+        """Let the command read end of file after the written bytes. A second call does nothing."""
         self._portal.call(lambda: self._wrapped.close_stdin())
 
     def signal(self, number: int | str) -> None:
-        """Sends a signal, by number or by name (`SIGTERM`), to the command's process group. Does nothing when
-        it has ended.
+        """Send a signal, by number or by name (`SIGTERM`), to the command's process group.
+
+        Does nothing when the command has ended.
         """
         self._portal.call(lambda: self._wrapped.signal(number))
 
     def output(self) -> Iterator[Chunk]:
-        """What the command writes, in the order in which the guest sent it, to its end. For one consumer."""
+        """Yield the command's output, in the order in which the guest sent it, to its end.
+
+        For one consumer.
+        """
         return self._portal.iterate(lambda: self._wrapped.output())
 
     def wait(self) -> ExitStatus:
-        """How it ended. Doesn't take output: a command that writes more than fits waits for `output`."""
+        """Wait for the command's end, and return its status.
+
+        Doesn't take output: a command that writes more than fits waits for `output`.
+        """
         return self._portal.call(lambda: self._wrapped.wait())
 
 

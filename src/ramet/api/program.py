@@ -1,4 +1,4 @@
-"""The beginning and the last error of ramet's own programs, such as the command line."""
+"""The beginning and the last error of a ramet program, such as the command line."""
 
 from __future__ import annotations
 

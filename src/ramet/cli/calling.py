@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OWN_TROUBLE = 125
-"""The exit code of ramet's own errors in verbs that return a guest's exit code, as with Docker."""
+"""The exit code for errors in ramet itself, in verbs that return a guest's exit code, as with Docker."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
@@ -47,7 +47,7 @@ def with_host(
     async def opened(scope: anyio.CancelScope) -> int | None:
         from ramet.api.host import Host
 
-        # The Host is outside of what a signal cancels: a command in a guest is killed over its connection.
+        # A signal doesn't cancel the Host: it kills a command in a guest over its connection.
         async with Host(accel=accel, warm=warm) as host:
             with scope:
                 return await body(host)
@@ -81,7 +81,7 @@ def _leave(
     try:
         code = anyio.run(_unless_signalled, work, caught)
     except output.Interrupted:
-        code = None  # `caught` says by what
+        code = None  # `caught` has the signal
     except BrokenPipeError:
         output.silence()
         code = BROKEN_PIPE
@@ -121,7 +121,7 @@ async def _unless_signalled(
         scope.cancel()
 
     def at_once(number: int, _frame: object) -> None:
-        # Before the loop hears of it, which isn't running while a document waits for its reader.
+        # Python calls this before the loop, which isn't running while a document waits for its reader.
         if output.is_waiting() and not over and not caught:
             caught.append(number)
             raised.append(number)
@@ -133,13 +133,12 @@ async def _unless_signalled(
     try:
         code = await work(scope)
         if not scope.cancelled_caught:
-            caught.clear()  # it came when the verb was done: what has been made stays, and that is said
+            caught.clear()  # the verb had completed: its results stay, and the exit code says so
         return code
     except BaseExceptionGroup as group:
         raise _plainest(group) from group
     finally:
-        # What is done can't be interrupted any more, and the exit code says so: 130 would mean that nothing
-        # was made.
+        # A completed verb can't be interrupted any more: exit code 130 would mean that nothing was made.
         over = True
         for number in heard:
             loop.remove_signal_handler(number)
@@ -199,7 +198,7 @@ def _emit_error(shape: ErrorShape) -> None:
     try:
         output.emit({"error": shape})
     except BrokenPipeError:
-        pass  # nobody reads it
+        pass  # it has no reader
     except OSError as unwritable:
         tell(error_shape(unwritable))
 

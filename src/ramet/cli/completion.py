@@ -168,4 +168,4 @@ def _known() -> Names | None:
 
         return read_names()
     except Exception:
-        return None  # nothing can be completed then, and a shell's prompt is no place to say why
+        return None  # nothing can be completed, and a prompt is no place for an error

@@ -55,7 +55,7 @@ def write_if_ready(descriptor: int, data: bytes) -> bool:
     try:
         return os.write(descriptor, data) == len(data)
     except OSError:
-        return False  # nobody reads it any more, or not now
+        return False  # the reader has gone, or takes nothing now
 
 
 def is_writable(descriptor: int) -> bool:
@@ -69,4 +69,4 @@ def _wait(descriptor: int, event: int) -> None:
     poll = select.poll()
     poll.register(descriptor, event)
     if poll.poll(_POLL_MS):
-        time.sleep(_AGAIN_S)  # a terminal may call itself ready and still not take anything
+        time.sleep(_AGAIN_S)  # a terminal may claim to be ready and still take nothing

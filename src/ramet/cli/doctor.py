@@ -22,8 +22,10 @@ def doctor(json: Json = False) -> None:
 
     async def body() -> int:
         from ramet.api.doctor import doctor as examine
+        from ramet.cli.progress import working
 
-        report = await examine()
+        with working("examining this machine", quiet=json):
+            report = await examine()
         if json:
             output.emit(report)
         else:

@@ -95,8 +95,10 @@ def add_kernel(
 
     async def body() -> None:
         from ramet.api import images
+        from ramet.cli.progress import working
 
-        added = await images.add_kernel(*packages)
+        with working("adding the kernel", quiet=json):
+            added = await images.add_kernel(*packages)
         if json:
             output.emit(added)
         else:

@@ -129,7 +129,12 @@ def keep(reference: Reference, json: Json = False) -> None:
     """
 
     async def body(host: Host) -> None:
-        await _show(await (await host.get(reference)).keep(), json=json)
+        from ramet.cli.progress import working
+
+        vm = await host.get(reference)
+        with working(f"removing the siblings of {vm.name}", quiet=json):
+            kept = await vm.keep()
+        await _show(kept, json=json)
 
     calling.with_host(body, json=json)
 

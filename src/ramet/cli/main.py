@@ -104,7 +104,7 @@ def main() -> int:
         output.silence()
         code = calling.BROKEN_PIPE
     except SystemExit as error:
-        # Typer's own end: of completion, or of help that nobody reads (EPIPE).
+        # Typer's own exit: after help, which may have lost its reader (EPIPE).
         broken = isinstance(error.__context__, BrokenPipeError)
         code = calling.BROKEN_PIPE if broken else error.code if isinstance(error.code, int) else 1
     except (KeyboardInterrupt, typer.Abort):
@@ -114,13 +114,13 @@ def main() -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        output.silence()  # what Typer wrote; that it couldn't has been said
+        output.silence()  # Typer's output; its failure has been reported
     return int(code)
 
 
 def _complete() -> int:
     """Print the completions that a shell asks for. Errors are silent: a prompt is no place for them."""
-    # Typer sends every description through rich where it finds it: half of the time of a completion.
+    # Typer renders descriptions with rich if it finds rich, and importing that takes half of the time.
     sys.modules["rich"] = None  # type: ignore[assignment]
     try:
         app(prog_name="ramet", standalone_mode=False)

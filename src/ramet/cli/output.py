@@ -149,7 +149,7 @@ def warn(line: str) -> None:
         sys.stderr.write(clean(line, keep_lines=True) + "\n")
         sys.stderr.flush()
     except OSError:
-        pass  # nobody is there to read it
+        pass  # it has no reader
 
 
 def clean(text: str, *, keep_lines: bool = False) -> str:

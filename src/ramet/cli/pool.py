@@ -33,8 +33,11 @@ def serve(
     async def body(host: Host) -> None:
         import anyio
 
+        from ramet.cli.progress import working
+
         _tell_of_trouble()
-        report = await host.pool(wait=_IDLE_WAIT_S)
+        with working("preparing VMMs", quiet=json):
+            report = await host.pool(wait=_IDLE_WAIT_S)
         if json:
             output.emit(report)
         else:

@@ -87,7 +87,7 @@ async def read_some(descriptor: int) -> bytes:
 async def write_all(descriptor: int, data: bytes) -> None:
     """Write everything, as fast as the reader takes it. Raises `BrokenPipeError` without a reader."""
     view = memoryview(data)
-    # So much fits in a pipe that is called writable (pipe(7)); more would block this process.
+    # A writable pipe has room for PIPE_BUF bytes (pipe(7)); more could block this process.
     most = len(view) if _is_nonblocking(descriptor) else select.PIPE_BUF
     while view:
         try:

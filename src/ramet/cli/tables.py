@@ -72,9 +72,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def fit(headers: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> Layout | None:
     """Choose the widths with which a table fits `columns`; None where no table does. No limit: None."""
-    widths = [
-        max(map(width_of, column)) for column in zip(headers, *rows, strict=True)
-    ]  # of the texts as they are
+    widths = [max(map(width_of, column)) for column in zip(headers, *rows, strict=True)]
     if columns is None or sum(widths) + _GAP * (len(widths) - 1) <= columns:
         return Layout(widths, _GAP)
     shortest = {
@@ -222,7 +220,7 @@ def age_since(created_at: str) -> str:
         made = datetime.fromisoformat(created_at)
         made = made if made.tzinfo is not None else made.replace(tzinfo=UTC)
     except ValueError:
-        return "-"  # one record that can't be read stops no listing
+        return "-"  # an unreadable record stops no listing
     seconds = max(0, int((datetime.now(UTC) - made).total_seconds()))
     for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
         if seconds >= length:

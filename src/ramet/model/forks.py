@@ -82,7 +82,7 @@ class ForkError(PartlyFailedError, Generic[N_co]):
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that can be pickled: `error`, or an error of ramet's tree with its words."""
+    """Return an error that can be pickled: `error`, or a `RametError` with its words."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # another package's class: its words are kept, with the name of its type

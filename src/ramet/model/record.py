@@ -36,7 +36,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
 
     `file` is a name in the instance's directory. `backing` are the names of the frozen files below it, the
     lowest first. `path` is the mount point of its filesystem in the guest of the built-in image; null without
-    a filesystem of ramet's.
+    a filesystem that ramet made.
     """
 
     name: str

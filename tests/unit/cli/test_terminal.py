@@ -7,7 +7,9 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
+import subprocess
 import sys
 import termios
 import threading
@@ -279,6 +281,33 @@ class TestProgress:
 
         asyncio.run(work())
         assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_erases_the_line(self, number: signal.Signals) -> None:
+        code = (
+            "import sys, anyio\n"
+            "from ramet.cli import calling, output, progress\n"
+            "output.take_over()\n"
+            "async def body():\n"
+            "    with progress.working('exporting'):\n"
+            "        await anyio.sleep(30)\n"
+            "try:\n"
+            "    calling.call(body, json=False)\n"
+            "except BaseException as error:\n"
+            "    sys.exit(getattr(error, 'exit_code', repr(error)))\n"
+        )
+        controller, terminal = pty.openpty()
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=terminal, env={**os.environ, **PLAIN})
+        os.close(terminal)
+        shown, sent = b"", False
+        for piece in read_terminal(controller):
+            shown += piece
+            if b"exporting" in shown and not sent:
+                process.send_signal(number)
+                sent = True
+        os.close(controller)
+        assert process.wait(timeout=LIMIT_S) == 128 + number
+        assert screen(shown.decode()) == ""
 
     def test_a_terminal_that_is_stopped_holds_nobody_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ctrl-S: a guest may be paused at that moment, and must not wait for a reader."""

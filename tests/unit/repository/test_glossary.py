@@ -16,7 +16,10 @@ PAGES = sorted(
         DOCS / "install.md",
         *(DOCS / "tutorial").glob("*.md"),
         *(DOCS / "how-to").glob("*.md"),
+        *(DOCS / "tutorial").glob("*.md"),
     )
+    # Made from a notebook, in which a link into the site leads nowhere; the pages before it have the links.
+    if path.name != "notebook-sync.md"
 )
 
 
