@@ -146,13 +146,14 @@ def _defined(module: ModuleType, base: type) -> Iterator[tuple[type, ast.ClassDe
 def _shape(kind: type, definition: ast.ClassDef) -> str:
     notes = _field_notes(definition)
     own = kind.__annotations__
+    in_json = {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
     hints = get_type_hints(kind)
     parents = [base for base in kind.__bases__ if base is not msgspec.Struct]
     lines = [f"## {kind.__name__}", "", inspect.getdoc(kind) or "", ""]
     if parents:
         lines += [f"All fields of {parents[0].__name__}, and:", ""]
     lines += ["| Field | Type | |", "| --- | --- | --- |"]
-    lines += [f"| `{name}` | {_type(hints[name])} | {notes.get(name, '')} |" for name in own]
+    lines += [f"| `{in_json[name]}` | {_type(hints[name])} | {notes.get(name, '')} |" for name in own]
     return "\n".join(lines) + "\n"
 
 

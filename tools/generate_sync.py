@@ -54,8 +54,6 @@ _ATTRIBUTES = {
     "Forks": {},
 }
 """Public attributes that `__init__` sets, and their types."""
-_INTERNAL = {"Process": {"receive", "lost", "begin", "end"}}
-"""Methods for the connection that a process belongs to, not for its user."""
 _REWORDED = {
     "`await` the call for a list, or use it with `async with`.": (
         "the result is a list, which also works with `with`."
@@ -248,7 +246,7 @@ def _class(kind: type, imports: set[str]) -> str:
         text += "\n    def __repr__(self) -> str:\n        return repr(self._wrapped)\n"
     text += "".join(_attributes(kind))
     for method_name, member in _members(kind).items():
-        if method_name.startswith("_") or method_name in _INTERNAL.get(name, set()):
+        if method_name.startswith("_"):
             continue
         if isinstance(member, property):
             text += _property(kind, method_name, member, imports)

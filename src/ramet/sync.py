@@ -527,6 +527,7 @@ class Process(Handle):
 
     Its output has to be taken (`output`) for it to end: at most 256 KiB wait on the host, and the rest waits
     in the guest together with the command. Every method raises `GuestError` when the connection is lost.
+    `pid` is the command's process number in the guest.
     """
 
     def __init__(self, wrapped: ramet.guest.process.Process, portal: _Portal) -> None:

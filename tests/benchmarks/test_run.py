@@ -76,7 +76,7 @@ def test_some_benchmarks(environment: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.deep)])
 def test_one_that_is_interrupted(environment: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         words("--only", "fanout", "--output", tmp_path), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL

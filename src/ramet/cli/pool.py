@@ -87,21 +87,21 @@ def _show(report: PoolReport) -> None:
         (
             entry.id,
             entry.driver or "-",
-            entry.stage or "-",
+            entry.warm or "-",
             entry.source_name or "-",
             entry.state if entry.seen else f"{entry.state} (unseen)",
             entry.pid or "-",
             format_bytes(entry.pss_bytes) if entry.pss_bytes is not None else "-",
             tables.age_since(entry.created_at) if entry.created_at else "-",
-            entry.keeper,
+            entry.controller,
         )
         for entry in report.entries
     ]
-    tables.table(("ID", "DRIVER", "STAGE", "SOURCE", "STATE", "PID", "PSS", "AGE", "CONTROLLER"), rows)
-    for controller in report.keepers:
+    tables.table(("ID", "DRIVER", "WARM", "SOURCE", "STATE", "PID", "PSS", "AGE", "CONTROLLER"), rows)
+    for controller in report.controllers:
         line = f"process {controller.pid} keeps at most {controller.warm}"
         if not controller.seen:
             line += " (it can't be seen from here)"
         output.say(f"{line}; held back: {controller.held_back}" if controller.held_back else line)
-    if not report.keepers:
+    if not report.controllers:
         output.say("no process keeps a pool here; `ramet serve` does")

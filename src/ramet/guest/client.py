@@ -12,9 +12,9 @@ from typing import Final
 import anyio
 import anyio.abc
 
-from ramet.calls import UNBOUND, Admission
 from ramet.concurrency import alongside
 from ramet.errors import ExecError, GuestError, GuestTimeoutError, ProtocolError, RametError
+from ramet.guest.command_stream import CommandStream, start_error
 from ramet.guest.connection import Connection, open_connection
 from ramet.guest.feeding import pieces
 from ramet.guest.fields import Fields, put_number
@@ -30,13 +30,13 @@ from ramet.guest.messages import (
     Welcome,
     started_pid,
 )
-from ramet.guest.process import Process, start_error
+from ramet.guest.process import Process
 from ramet.guest.resumption import OpenStream
 from ramet.guest.waiting import last_look
 from ramet.model.command import ExitStatus, Source
 from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, Collector, ExecResult
 
-__all__ = ["AgentClient", "Process", "run_exec", "run_to_end"]
+__all__ = ["AgentClient", "run_exec", "run_to_end"]
 
 DEFAULT_TIMEOUT_S: Final = 10.0
 
@@ -140,26 +140,28 @@ class AgentClient:
 
     @asynccontextmanager
     async def start(
-        self,
-        request: ExecRequest,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        calls: Admission = UNBOUND,
+        self, request: ExecRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> AsyncIterator[Process]:
-        """Start a command.
+        """Start a command; `timeout_s` is for the start alone.
 
-        Leaving the block, for any reason, kills the command's process group if it still runs.
-
-        `timeout_s` is for the start alone, `calls` admits the calls of the process's methods. Raises
+        Leaving the block, for any reason, kills the command's process group if it still runs. Raises
         `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when the command can't be started, and
         `UsageError` (nothing was sent) when it isn't a command or is larger than a frame.
         """
-        process = Process(self._connection, request, calls)
+        async with self.start_stream(request, timeout_s=timeout_s) as stream:
+            yield Process(stream)
+
+    @asynccontextmanager
+    async def start_stream(
+        self, request: ExecRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> AsyncIterator[CommandStream]:
+        """Start a command as `start` does, for callers that end its stream themselves."""
+        stream = CommandStream(self._connection, request)
         try:
-            await process.begin(timeout_s)
-            yield process
+            await stream.begin(timeout_s)
+            yield stream
         finally:
-            await process.end()
+            await stream.end()
 
     async def spawn(self, request: ExecRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
         """Start a command that nobody waits for, and return its process number. Raises as `start` does."""

@@ -366,7 +366,8 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the instance that the VMM will become, if a fork claims it."""
     driver: str | None
     """Null while it is being made."""
-    stage: WarmState | None
+    warm: WarmState | None = msgspec.field(name="stage")
+    """Null while it is being made. `warm` in Python, as in a receipt."""
     source: str | None
     """The id of the template or snapshot whose guest is loaded."""
     source_name: str | None
@@ -374,8 +375,8 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None
     pss_bytes: int | None
     created_at: str | None
-    keeper: int
-    """The process id of the ramet that keeps the VMM or, if it is taken, uses it."""
+    controller: int = msgspec.field(name="keeper")
+    """The process id of the ramet that keeps the VMM or, if it is taken, uses it. `controller` in Python."""
     seen: bool = True
     """False if that ramet belongs to another machine or another PID namespace."""
 
@@ -397,5 +398,6 @@ class PoolController(msgspec.Struct, frozen=True, kw_only=True):
 class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
     """The warm VMMs of a home, and the processes that keep them."""
 
-    keepers: list[PoolController]
+    controllers: list[PoolController] = msgspec.field(name="keepers")
+    """`controllers` in Python."""
     entries: list[PoolEntry]

@@ -51,7 +51,7 @@ async def test_output_in_single_octets_takes_little_more_than_its_size() -> None
     async with guest_that(answer) as agent, agent.start(ExecRequest(("x",))) as process:
         with peak_below(2 * MIB):
             with anyio.fail_after(30):
-                while process._may_receive > OUTPUT_WINDOW_BYTES - 16_000:
+                while process._stream._may_receive > OUTPUT_WINDOW_BYTES - 16_000:
                     await anyio.sleep(0.01)
         got = {"stdout": b"", "stderr": b""}
         async for chunk in process.output():

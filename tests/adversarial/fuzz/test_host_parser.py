@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import ExecError, GuestTimeoutError, ProtocolError, RametError
-from ramet.guest import process
+from ramet.guest import command_stream
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.fields import Fields, put, put_number, put_text
 from ramet.guest.framing import Frame, FrameDecoder, encode_frame, stuff
@@ -138,12 +138,12 @@ def test_whatever_a_guest_says_there_is_an_answer_or_an_error(unasked: bytes, an
                     with suppress(RametError):
                         await question()
 
-    with patch.object(process, "_KILL_LIMIT_S", 0.02):
+    with patch.object(command_stream, "_KILL_LIMIT_S", 0.02):
         anyio.run(ask)
 
 
 def test_thousands_of_lies_in_sessions_as_the_engine_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_KILL_LIMIT_S", 0.1)
+    monkeypatch.setattr(command_stream, "_KILL_LIMIT_S", 0.1)
     report = host_run.Report()
     anyio.run(host_run.run, 10_000, 7, report)
     assert report.crashes == []
@@ -182,7 +182,7 @@ async def test_a_command_that_cannot_be_is_a_breach(answer: bytes, reason: str) 
 @pytest.mark.parametrize("lie", ["more than was sent", "less than before", "in WELCOME", "nothing"])
 async def test_counts_that_cannot_be_are_a_breach(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that lies about what it has had loses this connection, and isn't asked for another."""
-    monkeypatch.setattr(process, "_KILL_LIMIT_S", 0.1)
+    monkeypatch.setattr(command_stream, "_KILL_LIMIT_S", 0.1)
     grace = put_number(2, 2, 1) + put_text(3, "x") + put_number(4, 8, 1) + put_number(5, 2, 1)
     grace += put_number(6, 4, 30_000)
     acked: dict[str, tuple[int, ...]] = {"more than was sent": (2,), "less than before": (1, 0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import ramet.guest
+from ramet.engine import limits
 from ramet.engine.exec import commands
 from ramet.engine.restore import load
+from ramet.guest.client import AgentClient
 
 AGENT_SOURCES = Path(ramet.guest.__file__).parent / "agent"
 
@@ -31,8 +34,10 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> float:
     """How long this test's host waits for a guest, in seconds."""
-    limit_s = 8.0
+    limit_s = 5.0
     monkeypatch.setattr(load, "READY_LIMIT_S", limit_s)
     monkeypatch.setattr(commands, "ANSWER_LIMIT_S", 2.0)
     monkeypatch.setattr(commands, "BACKSTOP_S", 1.0)
+    monkeypatch.setattr(limits, "ASK_S", 1.0)
+    monkeypatch.setitem(inspect.unwrap(AgentClient.start).__kwdefaults__, "timeout_s", 3.0)
     return limit_s

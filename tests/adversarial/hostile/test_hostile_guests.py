@@ -72,7 +72,15 @@ async def bother(enemy: ramet.VM) -> str:
 
 
 @pytest.mark.proves("I8")
-@pytest.mark.parametrize("deed", ["flood", "garbage", "eat", "serve mute", "serve breach", "serve flood"])
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "garbage",
+        "serve mute",
+        "serve breach",
+        *(pytest.param(deed, marks=pytest.mark.deep) for deed in ("flood", "eat", "serve flood")),
+    ],
+)
 async def test_who_turns_on_its_agent_hurts_only_itself(
     warm: ramet.VM, evil: bytes, deed: str, short_limits: float
 ) -> None:
@@ -88,13 +96,22 @@ async def test_who_turns_on_its_agent_hurts_only_itself(
 @pytest.mark.parametrize(
     "deed",
     [
-        "exec yes > /dev/console",
-        "mount -o remount,size=200% /dev/shm; exec dd if=/dev/zero of=/dev/shm/all bs=1M",
-        "for i in 1 2 3; do nice -n -20 sh -c 'while :; do :; done' & done; wait",
-        "bomb() { bomb | bomb & }; bomb",
-        "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger",
+        pytest.param("exec yes > /dev/console", id="console"),
+        pytest.param(
+            "mount -o remount,size=200% /dev/shm; exec dd if=/dev/zero of=/dev/shm/all bs=1M", id="memory"
+        ),
+        pytest.param(
+            "for i in 1 2 3; do nice -n -20 sh -c 'while :; do :; done' & done; wait",
+            id="priority",
+            marks=pytest.mark.deep,
+        ),
+        pytest.param("bomb() { bomb | bomb & }; bomb", id="forks"),
+        pytest.param(
+            "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger",
+            id="panic",
+            marks=pytest.mark.deep,
+        ),
     ],
-    ids=["console", "memory", "priority", "forks", "panic"],
 )
 async def test_who_turns_on_its_kernel_hurts_only_itself(
     warm: ramet.VM, evil: bytes, deed: str, short_limits: float

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-import ramet
+from ramet.model import protocols
 from tests.conftest import living_in
 from tests.side_by_side import tell
 
@@ -80,7 +80,7 @@ def _descriptors() -> Iterator[str]:
 @pytest.mark.proves("I7")
 @pytest.mark.deep
 async def test_a_fork_cancelled_at_every_await(
-    warm: ramet.VM, warm_host: ramet.Host, warm_home: Path
+    warm: protocols.VM, warm_host: protocols.Host, warm_home: Path
 ) -> None:
     for _ in range(2):  # the first makes threads and caches that stay
         count = 0
@@ -133,7 +133,7 @@ async def leaked(home: Path, before: Held) -> list[str]:
 
 
 @pytest.mark.timing
-async def test_a_timeout_of_asyncio_itself(warm: ramet.VM, warm_home: Path) -> None:
+async def test_a_timeout_of_asyncio_itself(warm: protocols.VM, warm_home: Path) -> None:
     """`asyncio.wait_for` cancels the task, not a scope of anyio's: early, in the middle, and late."""
     whole_s = []
     for _ in range(2):
@@ -147,5 +147,5 @@ async def test_a_timeout_of_asyncio_itself(warm: ramet.VM, warm_home: Path) -> N
         assert len(list((warm_home / "instances").iterdir())) == 1
 
 
-async def _awaited(warm: ramet.VM) -> None:
+async def _awaited(warm: protocols.VM) -> None:
     await warm.fork(8)

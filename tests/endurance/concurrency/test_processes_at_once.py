@@ -14,6 +14,7 @@ from typing import TypeAlias
 import pytest
 
 import ramet
+from ramet.model import protocols
 from tests.support.shell import run_command
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -40,7 +41,9 @@ async def outcome(begun: Future[Outcome]) -> Outcome:
     return await asyncio.wrap_future(begun)
 
 
-async def test_two_execs_an_inspect_and_logs_from_four_processes(warm: ramet.VM, command: Command) -> None:
+async def test_two_execs_an_inspect_and_logs_from_four_processes(
+    warm: protocols.VM, command: Command
+) -> None:
     async with warm.fork(1, name="busy") as (vm,):
         await vm.exec("sh", "-c", "echo first line > /dev/console", check=True)
         logs = command("logs", "-f", "busy")
@@ -83,7 +86,7 @@ async def test_six_processes_fork_one_template_at_once(warm: ramet.VM, command: 
     assert len(json.loads(out)["removed"]) == 12
 
 
-async def test_one_name_many_callers(warm: ramet.VM, command: Command) -> None:
+async def test_one_name_many_callers(warm: protocols.VM, command: Command) -> None:
     children = [command("fork", "-n", "1", "--name", "only", "--json", "warm") for _ in range(5)]
     codes = sorted([(await outcome(child))[0] for child in children])
     assert codes == [0, 7, 7, 7, 7]

@@ -154,7 +154,7 @@ async def _filled(warm_host: ramet.Host) -> None:
     assert context.controller is not None
     context.controller.report_demand(f"instances/{(await warm_host.get('base')).id}", 2)
     with anyio.fail_after(60):
-        while sum(entry.stage == "loaded" for entry in (await warm_host.pool(wait=60)).entries) < 2:
+        while sum(entry.warm == "loaded" for entry in (await warm_host.pool(wait=60)).entries) < 2:
             await anyio.sleep(0.01)
 
 

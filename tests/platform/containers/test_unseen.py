@@ -23,6 +23,7 @@ import pytest
 
 import ramet
 from ramet.engine.pool import directory
+from ramet.model import protocols
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import Home
 from ramet.system import liveness, process_ref, processes, spawn
@@ -84,7 +85,12 @@ async def test_guests_live_on_when_a_container_opens_their_home(
     await detached.remove(force=True)
 
 
-async def test_what_cannot_be_seen_is_shown_so_and_not_changed(warm: ramet.VM, warm_home: Path) -> None:
+@pytest.mark.parametrize(
+    "changes", [CHANGES[::2], pytest.param(CHANGES[1::2], marks=pytest.mark.deep)], ids=["half", "others"]
+)
+async def test_what_cannot_be_seen_is_shown_so_and_not_changed(
+    warm: protocols.VM, warm_home: Path, changes: list[list[str]]
+) -> None:
     require(*PID_NAMESPACE)
     (vm,) = await warm.fork(1)
     shown = one_of(PID_NAMESPACE, warm_home, vm.name)
@@ -93,7 +99,7 @@ async def test_what_cannot_be_seen_is_shown_so_and_not_changed(warm: ramet.VM, w
     assert one_of(HERE, warm_home, vm.name)["seen"] is True
     assert "running (unseen)" in (await in_thread(PID_NAMESPACE, warm_home, "ps")).stdout
     before = table_of(warm_home)
-    for words in CHANGES:
+    for words in changes:
         command = [vm.name if word == "REF" else word for word in words]
         done = await in_thread(PID_NAMESPACE, warm_home, *command)
         assert done.returncode == 5, (command, done)
@@ -152,7 +158,7 @@ def _enter(unshare_pid: int) -> tuple[str, ...]:
     return ("nsenter", "--target", found[0], "--pid", "--mount")
 
 
-async def test_another_home_at_the_same_path_is_another_home(warm: ramet.VM, warm_home: Path) -> None:
+async def test_another_home_at_the_same_path_is_another_home(warm: protocols.VM, warm_home: Path) -> None:
     """In another mount namespace, where a tmpfs lies over it. Belonging isn't told by the text of a path."""
     require("unshare", "--mount")
     (vm,) = await warm.fork(1)
@@ -208,7 +214,7 @@ def another_machines(home: Path) -> Iterator[str]:
 
 
 @pytest.mark.deep
-async def test_another_machines_instances_are_left_alone(warm: ramet.VM, warm_home: Path) -> None:
+async def test_another_machines_instances_are_left_alone(warm: protocols.VM, warm_home: Path) -> None:
     """As its records say: owned ones, one that is being changed, a snapshot that is being made, a pool."""
     home, me = warm_home, process_ref.this_process()
     owned, detached, changed = await warm.fork(3)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import ramet
+from ramet.model import protocols
 from tests.platform.library.programs import LOOPS_IN_TURN, run_program
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -22,7 +22,7 @@ def loop(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-async def test_an_open_host_is_the_parents(warm: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_an_open_host_is_the_parents(warm: protocols.VM, warm_home: Path, loop: str) -> None:
     """Each call, property, iterator and context says so at once; nothing of the parent's is touched."""
     said = run_program(
         """
@@ -75,7 +75,7 @@ async def test_an_open_host_is_the_parents(warm: ramet.VM, warm_home: Path, loop
     assert rest == ["child: 3", "alive too", "written 0", "left"]
 
 
-async def test_a_child_opens_a_host_of_its_own(warm: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_a_child_opens_a_host_of_its_own(warm: protocols.VM, warm_home: Path, loop: str) -> None:
     """Also when the parent's is open, and in the middle of calls of other threads."""
     said = run_program(
         """
@@ -135,7 +135,7 @@ def test_no_lock_of_a_module_is_inherited(home: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.deep)])
-async def test_multiprocessing(warm: ramet.VM, warm_home: Path, tmp_path: Path, method: str) -> None:
+async def test_multiprocessing(warm: protocols.VM, warm_home: Path, tmp_path: Path, method: str) -> None:
     """A pool of workers, each with a Host, from a program that has one."""
     program = tmp_path / "program.py"
     program.write_text(
@@ -164,7 +164,7 @@ async def test_multiprocessing(warm: ramet.VM, warm_home: Path, tmp_path: Path, 
     assert said == ["['worker-0', 'worker-1', 'worker-2']", "['warm']"]
 
 
-async def test_an_async_host_is_the_parents(warm: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_an_async_host_is_the_parents(warm: protocols.VM, warm_home: Path, loop: str) -> None:
     said = run_program(
         """
         async def main():

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 import ramet
+from ramet.model import protocols
 from tests.conftest import living_in
 from tests.platform.library.programs import LOOPS_IN_TURN, run_program
 
@@ -34,7 +35,7 @@ async def box(warm_host: ramet.Host, warm: ramet.VM) -> AsyncIterator[ramet.VM]:
         assert (await box.inspect()).processes == []
 
 
-def test_every_call_of_other_threads_ends(box: ramet.VM, warm_home: Path, loop: str) -> None:
+def test_every_call_of_other_threads_ends(box: protocols.VM, warm_home: Path, loop: str) -> None:
     said = run_program(
         """
         results, threads = {}, []
@@ -87,7 +88,7 @@ def test_every_call_of_other_threads_ends(box: ramet.VM, warm_home: Path, loop: 
     assert len(said) == 12
 
 
-def test_every_call_of_other_tasks_ends(box: ramet.VM, warm_home: Path, loop: str) -> None:
+def test_every_call_of_other_tasks_ends(box: protocols.VM, warm_home: Path, loop: str) -> None:
     said = run_program(
         """
         async def main():
@@ -139,7 +140,7 @@ def test_every_call_of_other_tasks_ends(box: ramet.VM, warm_home: Path, loop: st
 
 @pytest.mark.parametrize("source", ["warm", pytest.param("snapshot", marks=pytest.mark.deep), "box"])
 async def test_a_fork_that_is_under_way_leaves_nothing(
-    box: ramet.VM, warm: ramet.VM, warm_home: Path, loop: str, source: str
+    box: protocols.VM, warm: protocols.VM, warm_home: Path, loop: str, source: str
 ) -> None:
     taken = await box.snapshot("here")
     try:
@@ -167,7 +168,9 @@ async def test_a_fork_that_is_under_way_leaves_nothing(
         await taken.remove()
 
 
-async def test_what_is_kept_in_variables_waits_for_nothing(box: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_what_is_kept_in_variables_waits_for_nothing(
+    box: protocols.VM, warm_home: Path, loop: str
+) -> None:
     """The interpreter ends; so do destructors, in whatever thread and at whatever time they run."""
     said = run_program(
         """
@@ -207,7 +210,7 @@ async def test_what_is_kept_in_variables_waits_for_nothing(box: ramet.VM, warm_h
         await anyio.sleep(0.01)
 
 
-async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: protocols.VM, warm_home: Path, loop: str) -> None:
     said = run_program(
         """
         import signal
@@ -261,7 +264,7 @@ async def test_ctrl_c_ends_a_call_and_the_host_goes_on(box: ramet.VM, warm_home:
     "call", ["host.get('warm').fork(3)", pytest.param("host.run()", marks=pytest.mark.deep)]
 )
 def test_what_was_made_for_an_interrupted_caller_is_removed(
-    warm_home: Path, warm: ramet.VM, call: str
+    warm_home: Path, warm: protocols.VM, call: str
 ) -> None:
     """Ctrl-C, when it is too late to cancel the call: nobody will ever have what it returns."""
     said = run_program(
@@ -295,7 +298,7 @@ def test_what_was_made_for_an_interrupted_caller_is_removed(
     ],
 )
 async def test_a_host_is_left_whole_by_who_is_cancelled(
-    warm: ramet.VM, warm_home: Path, loop: str, by: str
+    warm: protocols.VM, warm_home: Path, loop: str, by: str
 ) -> None:
     """Again and again, in the middle of leaving, too: everything is done when the block's end is passed."""
     said = run_program(

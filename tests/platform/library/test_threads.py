@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import ramet
+from ramet.model import protocols
 from tests.platform.library.programs import LOOPS_IN_TURN, run_program
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -18,7 +18,7 @@ def loop(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-async def test_a_host_of_many_threads(warm: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_a_host_of_many_threads(warm: protocols.VM, warm_home: Path, loop: str) -> None:
     said = run_program(
         """
         with ramet.sync.Host(home) as host:
@@ -43,7 +43,7 @@ async def test_a_host_of_many_threads(warm: ramet.VM, warm_home: Path, loop: str
     assert said == [str([f"t-{number}" for number in range(6) for _ in range(3)]), "['warm']"]
 
 
-async def test_a_host_opened_in_a_thread(warm: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_a_host_opened_in_a_thread(warm: protocols.VM, warm_home: Path, loop: str) -> None:
     """Signals are the main thread's business: nothing here wants to have any. Left by another thread."""
     said = run_program(
         """
@@ -75,7 +75,7 @@ async def test_a_host_opened_in_a_thread(warm: ramet.VM, warm_home: Path, loop: 
     assert said == ["one", "two", "['warm', 'one']", "True"]
 
 
-async def test_two_event_loops_at_once(warm: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_two_event_loops_at_once(warm: protocols.VM, warm_home: Path, loop: str) -> None:
     """Each with a Host on one home. A handle of one isn't for the other."""
     said = run_program(
         """
@@ -107,7 +107,7 @@ async def test_two_event_loops_at_once(warm: ramet.VM, warm_home: Path, loop: st
     assert len(said) == 2
 
 
-async def test_one_event_loop_after_another(warm: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_one_event_loop_after_another(warm: protocols.VM, warm_home: Path, loop: str) -> None:
     """Nothing that belongs to a loop outlives it: no descriptor, no thread; the next one works."""
     said = run_program(
         """
@@ -131,7 +131,7 @@ async def test_one_event_loop_after_another(warm: ramet.VM, warm_home: Path, loo
     assert said == ["0", "1", "2", "3", "4", "0 1"]
 
 
-async def test_a_host_that_its_loop_never_left(warm: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_a_host_that_its_loop_never_left(warm: protocols.VM, warm_home: Path, loop: str) -> None:
     """`asyncio.run` ends all the same. The Host can be left from the next loop, and only left."""
     said = run_program(
         """
@@ -158,7 +158,7 @@ async def test_a_host_that_its_loop_never_left(warm: ramet.VM, warm_home: Path, 
     assert said[1].startswith("UsageError: this Host was opened in another event loop")
 
 
-async def test_a_host_is_left_by_another_task(warm: ramet.VM, warm_home: Path, loop: str) -> None:
+async def test_a_host_is_left_by_another_task(warm: protocols.VM, warm_home: Path, loop: str) -> None:
     """As fixtures of test frameworks and cells of notebooks do."""
     said = run_program(
         """

@@ -15,7 +15,6 @@ import ramet
 import ramet.sync
 
 HANDLES = ("Host", "VM", "Snapshot", "Forks", "Process")
-INTERNAL = {"Process": {"receive", "lost", "begin", "end"}}
 
 
 class Call(NamedTuple):
@@ -47,7 +46,7 @@ def calls(module: Any = ramet) -> list[Call]:
     found = [Call("Host", "__init__", module.Host.__init__)]
     for kind in HANDLES:
         for name, member in members(getattr(module, kind)).items():
-            if not name.startswith("_") and inspect.isfunction(member) and name not in INTERNAL.get(kind, ()):
+            if not name.startswith("_") and inspect.isfunction(member):
                 found.append(Call(kind, name, member))
     return found
 

@@ -21,7 +21,7 @@ import pytest
 import ramet
 import ramet.sync
 from ramet import errors
-from tests.unit.api.surface import INTERNAL, defining_module
+from tests.unit.api.surface import defining_module
 
 _SURFACES = pytest.mark.parametrize("module", [ramet, ramet.sync], ids=["ramet", "ramet.sync"])
 _MADE_BY_USERS = {"Host"}
@@ -75,7 +75,7 @@ def members(part: Part) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             name = part.definition.name
             special = name in _MADE_BY_USERS and node.name in {"__init__", "__aenter__", "__aexit__"}
-            if special or (not node.name.startswith("_") and node.name not in INTERNAL.get(name, ())):
+            if special or not node.name.startswith("_"):
                 yield node
 
 

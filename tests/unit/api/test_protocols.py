@@ -13,7 +13,7 @@ import pytest
 
 import ramet
 from ramet.model import protocols
-from tests.unit.api.surface import INTERNAL, members
+from tests.unit.api.surface import members
 
 if TYPE_CHECKING:
     # Each assignment is an error of mypy's when the API's class lacks something, or has it otherwise.
@@ -45,9 +45,7 @@ def public(kind: type) -> dict[str, Any]:
     return {
         name: member
         for name, member in members(kind).items()
-        if isinstance(member, FunctionType | property)
-        and (name in _CONTEXT or not name.startswith("_"))
-        and name not in INTERNAL.get(kind.__name__, ())
+        if isinstance(member, FunctionType | property) and (name in _CONTEXT or not name.startswith("_"))
     }
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from ramet.disk.volumes import make_disk
 from ramet.errors import FilesystemError, RametError, UnavailableError
 from ramet.model.disks import SMALLEST_FILESYSTEM_BYTES
 from ramet.model.record import Disk
+from ramet.system import outside
 from ramet.system.files import allocated_bytes
 from ramet.units import GIB, KIB, MIB, TIB
 from tests.side_by_side import tell
@@ -80,15 +82,18 @@ def test_a_large_one_occupies_little_and_is_whole(tmp_path: Path, size_bytes: in
 def test_the_qcow2_has_what_the_raw_one_has(
     tmp_path: Path, size_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = subprocess.run
+    run = outside.run
 
-    def at_one_time(*words: object, env: dict[str, str], **rest: object) -> object:
-        return run(*words, env=env | {"E2FSPROGS_FAKE_TIME": "1700000000"}, **rest)  # type: ignore[call-overload]
+    def at_one_time(*words: Any, environment: dict[str, str], **rest: Any) -> object:
+        return run(*words, environment=environment | {"E2FSPROGS_FAKE_TIME": "1700000000"}, **rest)
 
-    monkeypatch.setattr(subprocess, "run", at_one_time)
+    monkeypatch.setattr(outside, "run", at_one_time)
     for kind in ("raw", "qcow2"):
         make_disk(tmp_path, described(size_bytes, kind))
     monkeypatch.undo()
+    with (tmp_path / "disk.raw").open("rb") as raw:
+        raw.seek(1024 + 0x30)  # s_wtime of the superblock
+        assert raw.read(4) == (1_700_000_000).to_bytes(4, "little")
     require_whole(tmp_path / "disk-0.qcow2")
     # Both are of one directory and name, so their identities are the same, and with the time everything is.
     qemu_img("convert", "-f", "qcow2", "-O", "raw", tmp_path / "disk-0.qcow2", tmp_path / "out")

@@ -369,9 +369,9 @@ async def test_bad_frames_harm_nothing(tmp_path: Path, agent_process: subprocess
 
 async def test_more_input_than_granted_ends_the_stream(tmp_path: Path) -> None:
     async with session(tmp_path) as agent, agent.start(sh("sleep 60", stdin_open=True)) as process:
-        process._stdin_credit = -(2**40)  # so that the client takes the grants without a word
+        process._stream._stdin_credit = -(2**40)  # so that the client takes the grants without a word
         for _ in range(3):  # one into the pipe, one held by the agent, one too many
-            await agent._connection.send(Message.STDIN, process._number, bytes(STDIN_WINDOW_BYTES))
+            await agent._connection.send(Message.STDIN, process._stream._number, bytes(STDIN_WINDOW_BYTES))
         with pytest.raises(ExecError, match="more stdin than was granted"):
             await process.wait()
         await until(lambda: not alive(process.pid))

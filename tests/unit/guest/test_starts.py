@@ -13,9 +13,9 @@ import pytest
 
 from ramet.errors import ExecError, ExecNotExecutableError, ExecNotFoundError
 from ramet.guest.client import run_exec
+from ramet.guest.command_stream import start_error
 from ramet.guest.fields import put_number, put_text
 from ramet.guest.messages import ExecRequest
-from ramet.guest.process import start_error
 
 from .test_agent import session
 

@@ -239,7 +239,7 @@ def test_small_files_that_cant_be_read_cost_time_and_nothing_else(tmp_path: Path
     controller = Home(tmp_path).pool / controller_name(Home(tmp_path))
     controller.parent.mkdir()
     controller.write_bytes(GARBAGE[garbage])
-    assert pool_of(cast(Context, SimpleNamespace(home=Home(tmp_path)))).keepers == []
+    assert pool_of(cast(Context, SimpleNamespace(home=Home(tmp_path)))).controllers == []
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)

@@ -14,6 +14,7 @@ import ramet
 from ramet.engine.capture import capture
 from ramet.engine.capture.overlays import freeze_disks
 from ramet.errors import VmmError
+from ramet.model import protocols
 from ramet.model.lifecycle import State
 from ramet.paths import Home
 from ramet.system import liveness
@@ -59,7 +60,7 @@ async def test_branches_of_one_source_at_once(guest: Guest, source: ramet.VM, ho
 
 
 async def test_its_parent_is_removed_in_mid_capture(
-    guest: Guest, source: ramet.VM, monkeypatch: pytest.MonkeyPatch
+    guest: Guest, source: protocols.VM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = source
     await guest.write(base, 0, 5)

@@ -46,7 +46,7 @@ import ramet
 async def main():
     async with ramet.Host(sys.argv[1], warm=int(sys.argv[2])) as host:
         await (await host.get("base")).fork(int(sys.argv[2]))
-        while sum(entry.stage == "loaded" for entry in (await host.pool(wait=60)).entries) < int(sys.argv[2]):
+        while sum(entry.warm == "loaded" for entry in (await host.pool(wait=60)).entries) < int(sys.argv[2]):
             await anyio.sleep(0.05)
         print("warm", flush=True)
         await anyio.sleep_forever()

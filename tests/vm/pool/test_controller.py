@@ -53,7 +53,7 @@ async def test_a_budget_is_kept_whatever_is_asked_for(probe_home: Path) -> None:
             tasks.cancel_scope.cancel()
         assert most == 3
         assert len(living_in(probe_home)) == 3
-        (kept,) = (await host.pool()).keepers
+        (kept,) = (await host.pool()).controllers
         assert (kept.warm, kept.held_back) == (3, None)
 
 
@@ -96,7 +96,7 @@ async def test_without_demand_it_shrinks(probe_home: Path) -> None:
         await fork(host, count=4)
         await filled(host, 1)
         with anyio.fail_after(60):
-            while [(entry.stage, entry.state) for entry in (await host.pool()).entries] != [
+            while [(entry.warm, entry.state) for entry in (await host.pool()).entries] != [
                 ("empty", "ready")
             ]:
                 await anyio.sleep(0.05)
@@ -107,7 +107,7 @@ async def test_memory_that_is_to_stay_free_stays_free(probe_home: Path) -> None:
         await controller.until_idle()
         report = await host.pool()
         assert report.entries == []
-        assert "is to stay free" in (report.keepers[0].held_back or "")
+        assert "is to stay free" in (report.controllers[0].held_back or "")
         (vm,) = await fork(host)
         assert vm.receipt.warm is None
 
@@ -124,7 +124,7 @@ async def test_nothing_is_made_while_its_host_forks(probe_home: Path) -> None:
             base = await host.get("base")
             controller.report_demand(f"instances/{base.id}", 2)
             await anyio.sleep(0.5)
-            assert all(entry.stage == "empty" for entry in (await host.pool()).entries)
+            assert all(entry.warm == "empty" for entry in (await host.pool()).entries)
         await filled(host, 2)
 
 
@@ -147,7 +147,7 @@ async def test_what_cannot_be_made_is_tried_less_and_less_and_said(
         with anyio.fail_after(30):
             while tried < 3:
                 await anyio.sleep(0.02)
-        (kept,) = (await host.pool()).keepers
+        (kept,) = (await host.pool()).controllers
         assert kept.held_back == "no room"
         before = tried
         await anyio.sleep(0.5)
@@ -163,7 +163,7 @@ async def test_an_error_that_nobody_foresaw_ends_the_controller_and_not_its_host
     monkeypatch.setattr(Controller, "_shares", fail)
     async with ramet.Host(probe_home, warm=2) as host:
         await idle_pool(host)
-        (kept,) = (await host.pool()).keepers
+        (kept,) = (await host.pool()).controllers
         assert kept.held_back == "the pool controller has failed: ZeroDivisionError: a mistake"
         (vm,) = await fork(host)
         assert vm.receipt.warm is None
@@ -176,7 +176,7 @@ async def test_two_controllers_have_a_budget_each(probe_home: Path) -> None:
             await fork(one, count=2)
             await fork(other, count=3)
             await filled(other, 5)
-            assert sorted(kept.warm for kept in (await one.pool()).keepers) == [2, 3]
+            assert sorted(kept.warm for kept in (await one.pool()).controllers) == [2, 3]
         with anyio.fail_after(30):
             await filled(one, 2)
         assert len((await one.pool()).entries) == 2

@@ -197,7 +197,7 @@ async def test_several_hosts_fork_at_once_and_each_gets_another_one(probe_home: 
         assert len(warm) == len(set(warm))
         assert len(warm) >= 6
         assert len({vm.receipt.pid for vm in got}) == 8
-        assert (await idle_pool(warm_host)).keepers[0].pid == os.getpid()
+        assert (await idle_pool(warm_host)).controllers[0].pid == os.getpid()
 
 
 @pytest.mark.timing
@@ -231,7 +231,7 @@ def test_plain_code_has_a_pool_too(probe_home: Path) -> None:
         base = host.get("base")
         with base.fork(1):
             pass
-        while not any(entry.stage == "loaded" for entry in host.pool(wait=30).entries):
+        while not any(entry.warm == "loaded" for entry in host.pool(wait=30).entries):
             time.sleep(0.02)
         with base.fork(1) as (vm,):
             assert vm.receipt.warm == "loaded"

@@ -64,7 +64,7 @@ async def test_it_keeps_a_pool_for_others_and_ends_it_when_told(
         assert made["warm"] == "loaded"
         table = run(probe_home, "pool")
         assert f"process {server.pid} keeps at most 2" in table
-        headers = "ID DRIVER STAGE SOURCE STATE PID PSS AGE CONTROLLER"
+        headers = "ID DRIVER WARM SOURCE STATE PID PSS AGE CONTROLLER"
         assert " ".join(table.splitlines()[0].split()) == headers
         server.send_signal(number)
         assert server.wait(timeout=LIMIT_S) == 0

@@ -13,8 +13,9 @@ from ramet.engine.exec.overdue import overdue, unless
 from ramet.engine.lifecycle.state import require_seen
 from ramet.engine.lifecycle.watch import refresh
 from ramet.errors import WrongStateError
-from ramet.guest.client import AgentClient, Process, run_to_end
+from ramet.guest.client import AgentClient, run_to_end
 from ramet.guest.messages import ExecRequest
+from ramet.guest.process import Process
 from ramet.model.command import Source, Word
 from ramet.model.exec_result import Collector, ExecResult
 from ramet.model.lifecycle import State, article, next_step
@@ -89,14 +90,15 @@ async def process(context: Context, record: Record, command: ExecRequest) -> Asy
     with context.calls.call():
         async with (
             agent(context, record, command_s=command.timeout_s) as client,
-            client.start(command, calls=context.calls) as running,
+            client.start_stream(command) as stream,
         ):
-            with context.calls.ends_with_the_host(running.end):
+            running = Process(stream, context.calls)
+            with context.calls.ends_with_the_host(stream.end):
                 if command.timeout_s is None:
                     yield running
                     return
                 limit_s = command.timeout_s + BACKSTOP_S
-                async with unless(partial(overdue, context, record, client, running, limit_s)):
+                async with unless(partial(overdue, context, record, client, stream, limit_s)):
                     yield running
 
 

@@ -17,7 +17,8 @@ import anyio
 from ramet.engine import limits
 from ramet.engine.context import Context
 from ramet.errors import ExecUnansweredError, GuestError, GuestTimeoutError, RametError
-from ramet.guest.client import AgentClient, Process
+from ramet.guest.client import AgentClient
+from ramet.guest.command_stream import CommandStream
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
 
@@ -28,7 +29,7 @@ _PERIODS = 3
 
 
 async def overdue(
-    context: Context, record: Record, agent: AgentClient, command: Process, limit_s: float
+    context: Context, record: Record, agent: AgentClient, command: CommandStream, limit_s: float
 ) -> ExecUnansweredError:
     """Wait until a command is to be given up, and return the error that says what is known of it.
 

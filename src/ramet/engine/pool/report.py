@@ -41,7 +41,7 @@ def pool_of(context: Context) -> PoolReport:
             )
     listed = [_described(home, entry) for entry in pool_directory.entries(names)]
     listed.sort(key=lambda entry: (entry.created_at or "~", entry.id))
-    return PoolReport(keepers=kept, entries=listed)
+    return PoolReport(controllers=kept, entries=listed)
 
 
 def _described(home: Home, entry: pool_directory.Entry) -> PoolEntry:
@@ -53,13 +53,13 @@ def _described(home: Home, entry: pool_directory.Entry) -> PoolEntry:
     return PoolEntry(
         id=entry.id,
         driver=warm.driver if warm else None,
-        stage=warm.state if warm else None,
+        warm=warm.state if warm else None,
         source=warm.source.partition("/")[2] if warm and warm.source else None,
         source_name=warm.source_name if warm else None,
         state=entry.state,
         pid=warm.process.pid if warm else None,
         pss_bytes=pss_bytes,
         created_at=warm.created_at if warm else None,
-        keeper=entry.holder.pid,
+        controller=entry.holder.pid,
         seen=liveness.why_unseen(entry.holder) is None,
     )
