@@ -181,7 +181,7 @@ class CommandStream:
         self._wake()
 
     async def begin(self, timeout_s: float) -> None:
-        """Send EXEC, and wait until the program runs. Raises `ExecError` and its kinds, `GuestTimeoutError`."""
+        """Send EXEC, and wait until the program runs. Raises `ExecError`, `GuestTimeoutError`."""
         payload = self._request.encode()
         self._number = self._connection.open(self)
         with anyio.move_on_after(timeout_s):

@@ -55,12 +55,11 @@ def write_archive(
     to: str,
     checkpoint: Callable[[], None] = go_on,
 ) -> ArchiveFacts:
-    """Write `manifest` and the files `parts` (names, and descriptors that can be read) to the descriptor
-    `out`.
+    """Write `manifest` and the files `parts` (names, and readable descriptors) to the descriptor `out`.
 
-    Holes and pages of zeros aren't written. The files mustn't change meanwhile. `to` is how errors call the
-    archive. Raises `FilesystemError`, a broken pipe among them; what was written is of no use then, and says
-    so to its reader.
+    Holes and pages of zeros aren't written. The files mustn't change meanwhile. `to` is the archive's name in
+    errors. Raises `FilesystemError`, a broken pipe among them; the bytes written until then can't be used,
+    and a reader notices that.
     """
     with filesystem_errors("write", to):
         sizes = [os.fstat(descriptor).st_size for _, descriptor in parts]
