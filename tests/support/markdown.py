@@ -18,19 +18,23 @@ _TARGET: Final = re.compile(r"^\(([\w-]+)\)=\s*$|<a (?:id|name)=\"([^\"]+)\"")
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
-    """The lines outside fenced code, with their numbers. Directives (```{note}) are prose."""
-    fence = ""
+    """The lines outside fenced blocks, with their numbers. An admonition (```{note}) is prose, too."""
+    fence, admonitions = "", list[str]()
     for number, line in enumerate(text.splitlines(), start=1):
         match = _FENCE.match(line)
-        if fence:
-            if match and match[1].startswith(fence) and not line.strip().strip(fence[0]):
+        closes = match is not None and not line[match.end() :].strip()
+        if match is None:
+            if not fence:
+                yield number, line
+        elif fence:
+            if closes and match[1].startswith(fence):
                 fence = ""
-            continue
-        if match:
-            if not line[match.end() :].startswith("{"):
-                fence = match[1]
-            continue
-        yield number, line
+        elif closes and admonitions and match[1].startswith(admonitions[-1]):
+            admonitions.pop()
+        elif re.match(r"\{(note|tip|important|warning)\}", line[match.end() :]):
+            admonitions.append(match[1])
+        else:
+            fence = match[1]
 
 
 def links(text: str) -> Iterator[tuple[int, str]]:

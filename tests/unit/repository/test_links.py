@@ -53,3 +53,8 @@ def test_code_is_no_link_and_anchors_are_those_of_github() -> None:
     )
     assert [target for _, target in links(text)] == ["z_(1).md"]
     assert anchors(text) == {"a-b--c-d", "twice", "twice-1"}
+
+
+def test_what_follows_a_directive_is_prose_again() -> None:
+    text = "```{toctree}\n[no](link)\n```\n[a](b)\n````{note}\n[c](d)\n```\n[no](link)\n```\n````\n[e](f)\n"
+    assert list(links(text)) == [(4, "b"), (6, "d"), (11, "f")]
