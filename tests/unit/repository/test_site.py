@@ -56,14 +56,32 @@ def test_what_would_be_loaded_from_another_host_is_named(tmp_path: Path, name: s
     checked = _check(tmp_path)
     assert checked.returncode == 1
     assert f"{name}:2: " in checked.stderr
+    assert "another host" in checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"),
+    [
+        ("missing.html", "no such file"),
+        ("other.html#missing", "no such anchor"),
+        ("#missing", "no such anchor"),
+    ],
+)
+def test_a_link_within_the_site_leads_somewhere(tmp_path: Path, link: str, reason: str) -> None:
+    (tmp_path / "other.html").write_text("<p id='there'>")
+    (tmp_path / "index.html").write_text(f'<a href="other.html#there"></a>\n<a href="{link}"></a>')
+    checked = _check(tmp_path)
+    assert checked.returncode == 1
+    assert checked.stderr == f"{tmp_path}/index.html:2: {link}: {reason}\n"
 
 
 def test_links_and_own_files_are_allowed(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text(
-        '<link rel="stylesheet" href="_static/a.css"><link rel="canonical" href="https://site.example/">'
+        '<link rel="stylesheet" href="a.css"><link rel="canonical" href="https://site.example/">'
         '<a href="https://site.example/">x</a>'
         '<script src="a.js"></script><img src="data:image/png;base64,AA">'
     )
     (tmp_path / "a.css").write_text("a { background: url(a.svg) }")
+    (tmp_path / "a.js").touch()
     assert _check(tmp_path).returncode == 0
     assert _check(tmp_path / "missing").returncode == 2
