@@ -36,7 +36,6 @@ myst_heading_anchors = 4  # GitHub's anchors: a link to a heading works in both 
 default_role = "literal"  # `x` in a docstring is code, as in Markdown
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True
 python_maximum_signature_line_length = 90

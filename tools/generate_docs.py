@@ -39,7 +39,7 @@ The text is UTF-8 in every locale. A byte of a path that isn't text is escaped: 
 | `tree` | an array of LineageNodes |
 | `pool`, `serve` | a PoolReport |
 | `stats` | an array of Usages; given a reference, one Usage |
-| `logs` | a LogDocument; with `-f` one a line |
+| `logs` | a LogDocument; with `-f` one per line |
 | `exec` | a CommandResult; with `-d` a Spawned |
 | `fork` | a ForkReport |
 | `rm`, `snapshot rm` | a Removed, or a PartlyRemoved |
