@@ -1,4 +1,4 @@
-"""The pages of docs/how-to and docs/index.md: each command prints what the page shows."""
+"""The pages of docs/how-to: each command prints what the page shows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tests.support.transcripts import Page, commands, fits
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = sorted(
-    path.relative_to(DOCS)
-    for path in (DOCS / "index.md", *(DOCS / "how-to").glob("*.md"))
-    if "```console\n" in path.read_text()
+    path.relative_to(DOCS) for path in (DOCS / "how-to").glob("*.md") if "```console\n" in path.read_text()
 )
+# One waits for a pool to fill, the other runs the whole demo, which has its own tests.
+_LONG = ("warm-pool", "ci-without-kvm")
 
 
 def test_there_are_pages() -> None:
@@ -23,7 +23,13 @@ def test_there_are_pages() -> None:
 
 @pytest.mark.vm
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.deep] if page.stem in _LONG else [], id=page.stem)
+        for page in PAGES
+    ],
+)
 def test_its_commands_print_what_it_shows(
     page: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
