@@ -39,7 +39,7 @@ def trace(origin: Origin, report: ForkReport, called_at: float, captured: Captur
 
 
 class _Trace:
-    """One call's spans. Numbers of receipts are whole microseconds, so they are exact in nanoseconds."""
+    """The spans of a call. Numbers of receipts are whole microseconds, so they are exact in nanoseconds."""
 
     def __init__(self, called_at: float) -> None:
         from opentelemetry import trace as api
