@@ -1,4 +1,4 @@
-"""Progress of long work: reported where the work is done, received by whoever waits for its end.
+"""Progress of long work: reported where the work is done, received by the caller that waits for its end.
 
 A context variable carries the receiver into worker threads and tasks, so no function in between needs a
 parameter for it. Without a receiver a report costs less than a microsecond.
