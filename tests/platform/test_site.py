@@ -1,4 +1,4 @@
-"""The site builds: `make docs` with warnings as errors, its doctests, the links and files of the built pages."""
+"""The site builds: `make docs`, its doctests, and the links and files of the built pages."""
 
 from __future__ import annotations
 
