@@ -1,15 +1,16 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-deep test-soak durations check bench bench-quick wheel test-wheel emulated-host fuzz format lock clean
+.PHONY: help setup demo test test-deep test-soak durations check bench bench-quick wheel test-wheel docs emulated-host fuzz format lock clean
 
 BIN := .venv/bin
-SOURCES := src tests tools benchmarks
+SOURCES := src tests tools benchmarks docs examples
 
 define LINT
 $(BIN)/ruff check $(SOURCES)
 $(BIN)/ruff format --check $(SOURCES)
 $(BIN)/mypy
 $(BIN)/lint-imports
+$(BIN)/codespell
 endef
 
 # Thousands of starts of Python, and the rewriting of all tests, take twice as long without what is compiled once.
@@ -46,7 +47,7 @@ test-soak: setup ## what takes longer still, by hand: every point of a crash, lo
 durations: setup ## write tests/durations.json anew, from a run of what `make test` runs
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not deep and not soak" --record-durations
 
-bench: setup .venv/.done-bench ## measure everything anew (10 minutes): docs/benchmarks.md, its data and plots
+bench: setup .venv/.done-bench ## measure everything anew (10 minutes): docs/internals/benchmarks.md, its data and plots
 	$(BIN)/python -m benchmarks
 
 bench-quick: setup .venv/.done-bench ## a few values of everything (1 minute): build/benchmarks.md
@@ -54,6 +55,16 @@ bench-quick: setup .venv/.done-bench ## a few values of everything (1 minute): b
 
 # Plots want a library of 50 MB, and nothing else does.
 .venv/.done-bench: requirements-bench.lock | .venv
+	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+docs: .venv/.done-docs ## build the site into build/docs, warnings are errors; run the doctests of docstrings
+	$(BIN)/sphinx-build -b html -W --keep-going -q -E -a -d build/doctrees docs build/docs
+	$(BIN)/sphinx-build -b doctest -W --keep-going -q -d build/doctrees docs build/doctest
+	$(BIN)/python tools/check_site.py build/docs
+
+# The site wants libraries of 60 MB, and nothing else does.
+.venv/.done-docs: requirements-docs.lock | .venv
 	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
@@ -87,6 +98,9 @@ lock: | .venv ## write all lock files anew, with the newest versions that pyproj
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
 	    --python-version 3.11 --group bench --constraints requirements.lock --no-emit-index-url --no-annotate \
 	    --custom-compile-command "make lock" --output-file requirements-bench.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade \
+	    --python-version 3.11 --group docs --constraints requirements.lock --no-emit-index-url --no-annotate \
+	    --custom-compile-command "make lock" --output-file requirements-docs.lock
 
 clean: ## remove what was made in this directory; kernels and images in the cache stay
 	rm -rf .venv .venv-wheel build dist src/*.egg-info src/ramet/guest/bin

@@ -1,10 +1,10 @@
 """Measure, and write what came out: `DIRECTORY/benchmarks/results.json`, plots beside it, and the page
 `DIRECTORY/benchmarks.md`.
 
-    python -m benchmarks                        # everything, at most ten minutes, into docs/
+    python -m benchmarks                        # everything, at most ten minutes, into docs/internals/
     python -m benchmarks --quick                # few values, at most one minute, into build/
     python -m benchmarks --only latency depth   # some of it, into build/
-    python -m benchmarks --page                 # page and plots anew from docs/benchmarks/results.json
+    python -m benchmarks --page                 # measure nothing: page and plots from the last results.json
 
 Exit code 1 when a benchmark failed; what was measured is written all the same. Ctrl-C leaves nothing behind,
 and writes nothing.
@@ -61,10 +61,12 @@ def main(words: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="few values of everything")
     parser.add_argument("--only", nargs="+", choices=list(BY_NAME), metavar="NAME", help=", ".join(BY_NAME))
     parser.add_argument("--page", action="store_true", help="measure nothing, write page and plots anew")
-    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="default: docs/, build/ for a part")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIRECTORY", help="default: docs/internals/, build/ for a part"
+    )
     chosen = parser.parse_args(words)
     whole = not chosen.quick and not chosen.only
-    directory = chosen.output or ROOT / ("docs" if whole else "build")
+    directory = chosen.output or ROOT / ("docs/internals" if whole else "build")
     (directory / DATA).mkdir(parents=True, exist_ok=True)
     if chosen.page:
         publish(read(directory / DATA / RESULTS), directory)

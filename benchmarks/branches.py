@@ -48,10 +48,10 @@ async def _branch(run: Run, driver: str, source: ramet.VM, who: str, mib: int) -
 BENCHMARK: Final = Benchmark(
     name="branches",
     title="Branches",
-    about="How long a running guest is paused when it is forked: from its VMM's own word that it has "
-    "stopped to its own word that it goes on (QEMU's events, Firecracker's log). x is the memory that "
-    "was written on purpose since; `changed memory` what was in fact different and copied. Idle "
-    "disks. `python -m benchmarks.pause` has more: busy disks, and heartbeats that another process "
+    about="The pause of a running guest when it is forked, from the VMM's own message that it stopped "
+    "to its own message that it runs again (QEMU's events, Firecracker's log). x is the memory "
+    "that was written on purpose since; `changed memory` is what differed and was copied. Disks "
+    "are idle. `python -m benchmarks.pause` adds busy disks, and heartbeats that another process "
     "misses.",
     measure=measure,
     budget_s=30,

@@ -96,10 +96,11 @@ def _run(words: list[str | Path], made: Path) -> None:
 BENCHMARK: Final = Benchmark(
     name="compressed",
     title="Compressed memory",
-    about="The memory of a template compressed at level 3, and decompressed by its first fork, beside "
-    "`zstd -T0 -3` and `zstd -d --sparse` on the same file, synced. ramet's times have in them that every "
-    "frame is read back and that the content has its digest, both ways. Under Linux the guest has written "
-    "random bytes, text and programs in equal parts; the bare-metal guest one pattern.",
+    about="The memory of a template compressed at level 3 and decompressed by its first fork, beside "
+    "`zstd -T0 -3` and `zstd -d --sparse` on the same file, synced. ramet's times include reading "
+    "back every frame and comparing the content with its digest, both ways. Under Linux the guest "
+    "has written random bytes, text and programs in equal parts; the bare-metal guest one "
+    "pattern.",
     measure=measure,
     budget_s=45,
     axis="bytes written by the guest",

@@ -51,8 +51,8 @@ async def _change(vm: ramet.VM, driver: str, depth: int) -> None:
 BENCHMARK: Final = Benchmark(
     name="depth",
     title="Depth",
-    about="A fork of a snapshot at the end of a line of running forks, each of which has changed a page and "
-    "was forked in turn. `delta` is what such a fork holds of its ancestors' changes: they add up "
+    about="A fork of a snapshot at the end of a line of running forks, each of which changed a page and "
+    "was forked in turn. `delta` is what such a fork holds of its ancestors' changes. They add up "
     "where each one changes another page, and an emulated Linux changes some by itself.",
     measure=measure,
     budget_s=25,

@@ -81,9 +81,9 @@ def _note(run: Run, who: str, count: int, wall_ms: float, cpu_ms: float) -> None
 BENCHMARK: Final = Benchmark(
     name="fanout",
     title="Many forks in one call",
-    about="`fork(N)` of a template of 512 MiB, until all N have proved themselves; the floor starts as "
-    "many, with as many at a time. Processor time is this process's and that of the VMMs' threads "
-    "(schedstat).",
+    about="`fork(N)` of a template of 512 MiB, until all N have given their proof. The floor starts as "
+    "many, with as many at a time. Processor time is that of this process and of the VMMs' "
+    "threads (schedstat).",
     measure=measure,
     budget_s=45,
     axis="forks",

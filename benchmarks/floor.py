@@ -110,7 +110,7 @@ def receive_until(stream: socket.socket, found: Callable[[bytes], bool]) -> byte
 
 
 def greet(stream: socket.socket) -> None:
-    """HELLO of docs/protocol.md, and its WELCOME. Nothing in it needs stuffing: the nonce is of digits.
+    """Exchange HELLO and WELCOME of docs/reference/protocol.md. The nonce is digits: no byte needs stuffing.
 
     Said again when it isn't answered soon: the guest of a fork may still be closing its parent's session, and
     drops what it reads meanwhile.

@@ -104,10 +104,10 @@ BENCHMARK: Final = Benchmark(
     name="footprint",
     title="What a living fork costs",
     about="PSS and disk of forks of 512 MiB, all alive at once, when they are ready and after each has "
-    "worked (8 MiB written; under Linux drawn from its generator and hashed). The floor's have only "
-    "answered. ramet's own: what a process with a Host has more of private memory with N instances "
-    "than without, for each (100 on Firecracker, 10 on QEMU, a connection to each guest's agent "
-    "open), and the processor time that it uses for each while nothing happens.",
+    "worked (8 MiB written; under Linux drawn from its generator and hashed). The floor's have "
+    "only answered. ramet's own: the additional private memory of a process with a Host and N "
+    "instances, per instance (100 on Firecracker, 10 on QEMU, with a connection to each guest's "
+    "agent), and its processor time per instance while nothing happens.",
     measure=measure,
     budget_s=20,
     plots=(Plot(READY, "PSS of a fork that is ready"),),

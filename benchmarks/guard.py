@@ -50,7 +50,7 @@ async def guard(
     await _call(base, count, None)
     for _ in range(_MOST_TIMES):
         for number in range(_ROUNDS[count]):
-            # Now one first, now the other: what was there just before matters (docs/benchmarks.md).
+            # Now one first, now the other: what was there just before matters (docs/internals/benchmarks.md).
             if number % 2 == 0:
                 own.values.append(await _call(base, count, delay))
             done = floor.round(count, guests.concurrency())

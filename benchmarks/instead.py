@@ -153,11 +153,11 @@ async def _firecracker(run: Run, base: ramet.VM, scratch: Path) -> None:
 BENCHMARK: Final = Benchmark(
     name="instead",
     title="What one would do instead",
-    about="The same guest of 512 MiB, of which it has written 64 MiB: a fork; QEMU loading its state and "
-    "all of its RAM from a file, as `migrate` writes it (and `savevm`, into a qcow2 file); and a "
-    "boot. The probe boots in milliseconds, as it has nothing to boot; that Firecracker maps its "
-    "snapshot privately is what a fork uses, so there the alternative is to copy the mem-file for "
-    "each guest: see *Touched memory*.",
+    about="The same guest of 512 MiB, which has written 64 MiB of it: a fork; QEMU loading its state "
+    "and all of its RAM from a file, as `migrate` writes it (and `savevm`, into a qcow2 file); "
+    "and a boot. The probe boots in milliseconds, because it has nothing to boot. A fork uses the "
+    "fact that Firecracker maps its snapshot privately, so the alternative there is to copy the "
+    "mem-file for each guest: see *Touched memory*.",
     measure=measure,
     budget_s=20,
     plots=(Plot(READY, "A fork, and what one would do instead", log_x=True),),

@@ -87,11 +87,11 @@ async def _pooled(run: Run, stack: AsyncExitStack, driver: str) -> tuple[ramet.H
 BENCHMARK: Final = Benchmark(
     name="latency",
     title="One fork",
-    about="A fork of a template of 512 MiB, one at a time: from the call until its guest has proved itself "
-    "(`fork to ready`, the receipt's `total`), until the call returns, with what the fork's VMM holds "
-    "counted and all of it written down, and until a command in it, `true`, has ended (`fork to first "
-    "exec`). The floor is link, spawn, load, resume and the guest's first answer, without ramet. `copying` "
-    "is `share_memory=False`. The steps are the receipt's.",
+    about="Forks of a template of 512 MiB, one at a time. `fork to ready` (the receipt's `total`) runs "
+    "from the call to the proof. The others run until the call returns, with the receipt "
+    "complete, and until a command in the fork, `true`, has ended (`fork to first exec`). The "
+    "floor is link, spawn, load, resume and the guest's first answer, without ramet. `copying` is "
+    "`share_memory=False`. The steps are the receipt's.",
     measure=measure,
     budget_s=30,
     plots=(Plot(READY, "One fork, call to ready", log_x=True),),

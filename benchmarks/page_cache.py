@@ -40,9 +40,9 @@ async def _one(run: Run, driver: str, base: ramet.VM, who: str) -> None:
 BENCHMARK: Final = Benchmark(
     name="page_cache",
     title="Cold and warm",
-    about="A fork of a guest of 512 MiB that has written 64 MiB, its mem-file in the page cache, and after "
-    "the kernel has been told to forget it (`POSIX_FADV_DONTNEED`). The VMM's own files stay in the "
-    "cache.",
+    about="A fork of a guest of 512 MiB that has written 64 MiB: with its mem-file in the page cache, "
+    "and after the kernel was told to drop the file (`POSIX_FADV_DONTNEED`). The VMM's own files "
+    "stay in the cache.",
     measure=measure,
     budget_s=12,
     plots=(Plot(READY, "Cold and warm page cache", log_x=True),),

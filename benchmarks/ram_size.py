@@ -47,7 +47,7 @@ async def measure(run: Run, driver: str) -> None:
 BENCHMARK: Final = Benchmark(
     name="ram_size",
     title="RAM",
-    about="A fork of guests that have booted and touched nothing else, by the size of their RAM.",
+    about="A fork of guests that booted and touched nothing else, by the size of their RAM.",
     measure=measure,
     budget_s=20,
     axis="bytes of RAM",

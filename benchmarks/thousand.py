@@ -54,9 +54,9 @@ async def measure(run: Run, driver: str) -> None:
 BENCHMARK: Final = Benchmark(
     name="thousand",
     title="A thousand at once",
-    about="1,000 probe forks of one template in one call, all alive at once: each is asked its name, then "
-    "all are removed. Then as many of the floor's. Once: what it shows is that it works, and how long "
-    "it takes to clear away.",
+    about="1,000 probe forks of one template in one call, all alive at once: each is asked for its "
+    "name, then all are removed. Then as many of the floor's. Measured once: it shows that this "
+    "works, and how long the removal takes.",
     measure=measure,
     budget_s=40,
     drivers=("firecracker",),

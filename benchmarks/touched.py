@@ -66,10 +66,10 @@ async def _one(
 BENCHMARK: Final = Benchmark(
     name="touched",
     title="Touched memory",
-    about="A fork of guests that have written so much of their RAM (a file in a tmpfs under Linux), shared "
-    "and copied (`share_memory=False`: the behaviour before mem-files were linked). Disk is what the "
-    "fork's directory occupies and nobody else has a link to. Memory is what its VMM alone has, and "
-    "of a copy its mem-file in the page cache too, which nobody else uses.",
+    about="A fork of guests by the memory that they have written (a file in a tmpfs under Linux), "
+    "shared and copied (`share_memory=False`: the behaviour before mem-files were linked). Disk "
+    "is the space of the fork's directory that no other link shares. Memory is what its VMM alone "
+    "holds and, for a copy, also its mem-file in the page cache.",
     measure=measure,
     budget_s=60,
     axis="bytes touched",

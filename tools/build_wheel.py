@@ -2,8 +2,8 @@
 wherever it is.
 
 The cross-compiler and the build backend come from `requirements-wheel.lock`, hashes checked, into
-`.venv-wheel`, which is made when it is missing or the lock has changed. `docs/packaging.md` says what makes
-the bytes the same.
+`.venv-wheel`, which is made when it is missing or the lock has changed. `docs/internals/packaging.md` says
+what makes the bytes the same.
 """
 
 from __future__ import annotations

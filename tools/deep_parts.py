@@ -89,7 +89,7 @@ PARTS: Final = (
     ),
     Part("hunt", ("tests/endurance/hunt",), (*_ENGINE, *_BYTES, "src/ramet/drivers/"), 3),
     Part("measured", ("tests",), (*_ENGINE, *_BYTES, *_GUEST, "benchmarks/"), 4, alone=True),
-    Part("behaviours", ("tests",), ("src/ramet/",), 8, rest=True),
+    Part("behaviours", ("tests",), ("src/ramet/", "examples/"), 8, rest=True),
     Part(
         "users",
         ("tests/platform/not_root", "tests/platform/environments"),
@@ -110,5 +110,21 @@ PARTS: Final = (
         ),
         3,
         before=("make", "wheel"),
+    ),
+    Part(
+        "site",
+        ("tests/platform/test_site.py",),
+        (
+            "docs/",
+            "examples/",
+            "requirements-docs.lock",
+            "tools/check_site.py",
+            "src/ramet/api/",
+            "src/ramet/model/",
+            "src/ramet/errors.py",
+            "src/ramet/sync.py",
+        ),
+        1,
+        before=("make", ".venv/.done-docs"),
     ),
 )

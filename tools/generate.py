@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import generate_docs
+import generate_examples
 import generate_invariants
 import generate_rooms
 import generate_sync
@@ -18,6 +19,7 @@ TARGETS: dict[str, Callable[[], str]] = {
     **generate_docs.TARGETS,
     **generate_rooms.TARGETS,
     **generate_invariants.TARGETS,
+    **generate_examples.TARGETS,
 }
 
 

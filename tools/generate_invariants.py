@@ -1,4 +1,4 @@
-"""The lists of tests in docs/invariants.md, and tests/INDEX.md: both read from the tests' source."""
+"""The lists of tests in docs/concepts/invariants.md, and tests/INDEX.md: both read from the tests' source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parent.parent
-PAGE: Final = "docs/invariants.md"
+PAGE: Final = "docs/concepts/invariants.md"
 INDEX: Final = "tests/INDEX.md"
 INVARIANTS: Final = tuple(f"I{number}" for number in range(1, 10))
 _SECTION: Final = re.compile(r"(<!-- tests of (I\d) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -83,12 +83,12 @@ def proofs() -> dict[str, list[Proof]]:
 
 
 def page() -> str:
-    """`docs/invariants.md`: its own text with the lists anew."""
+    """`docs/concepts/invariants.md`: its own text with the lists anew."""
     proved = proofs()
 
     def section(match: re.Match[str]) -> str:
         lines = ["Shown by:", ""]
-        lines += [f"- [`{proof.path}::{proof.name}`](../{proof.path})" for proof in proved[match[2]]]
+        lines += [f"- [`{proof.path}::{proof.name}`](../../{proof.path})" for proof in proved[match[2]]]
         return match[1] + "\n".join(lines) + "\n" + match[3]
 
     return _SECTION.sub(section, (ROOT / PAGE).read_text())

@@ -1,6 +1,6 @@
 """Draws the rooms of `src/ramet` and counts what their order forbids, from the imports themselves.
 
-`generate.py` writes `docs/rooms.md` and `docs/rooms.svg` with it. Run by itself it prints a report.
+`generate.py` writes `rooms.md` and `rooms.svg` of `docs/internals` with it. Run by itself it prints a report.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _pictures() -> tuple[Picture, Picture, Picture]:
 
 
 def page() -> str:
-    """`docs/rooms.md`."""
+    """`docs/internals/rooms.md`."""
     lines = [
         "# Rooms",
         "",
@@ -263,11 +263,11 @@ def page() -> str:
 
 
 def drawing() -> str:
-    """`docs/rooms.svg`."""
+    """`docs/internals/rooms.svg`."""
     return svg(_pictures())
 
 
-TARGETS: Final = {"docs/rooms.md": page, "docs/rooms.svg": drawing}
+TARGETS: Final = {"docs/internals/rooms.md": page, "docs/internals/rooms.svg": drawing}
 
 
 def report() -> str:

@@ -55,8 +55,8 @@ _ATTRIBUTES = {
 }
 """Public attributes that `__init__` sets, and their types."""
 _REWORDED = {
-    "`await` it for a list, or use it with `async with`, which removes\nthe forks at the end.": (
-        "a list, and with `with` it removes the forks at the end."
+    "`await` the call for a list, or use it with `async with`.": (
+        "the result is a list, which also works with `with`."
     ),
     "`async with`": "`with`",
     "result = await ": "result = ",

@@ -1,4 +1,4 @@
-"""Run `make test` several times: `tools/repeat_tests.py --runs 3`. Each is a line in docs/test-runs.md.
+"""Run `make test` several times: `tools/repeat_tests.py --runs 3`. Each run adds a line to test-runs.md.
 
 Ends with 1 when a run failed. Each run's output is in `build/runs/`. Further words are what make is to make
 instead of `test`.

@@ -3,7 +3,7 @@
 They are those with the marker `timing`, of whichever tier. Each run is a pytest of its own, one test after
 another, beside `--busy` processes that only compute. Ends with 1 when a run failed; what failed is printed,
 with how often, and each run's output is in `build/timing/`. Further words are handed to pytest: a path, `-k`.
-A run of all that is marked, without further words, is a line in docs/test-runs.md.
+A run of all that is marked, without further words, is a line in docs/internals/test-runs.md.
 """
 
 from __future__ import annotations

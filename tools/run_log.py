@@ -1,4 +1,4 @@
-"""docs/test-runs.md: a line for each run of tests that was counted, appended as the run ends."""
+"""docs/internals/test-runs.md: a line for each run of tests that was counted, appended as the run ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
-FILE: Final = ROOT / "docs" / "test-runs.md"
+FILE: Final = ROOT / "docs" / "internals" / "test-runs.md"
 _HEAD: Final = """\
 # Runs of the tests, counted
 

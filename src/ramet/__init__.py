@@ -187,7 +187,7 @@ _HOMES = {
         "ramet.model.schema",
     ),
 }
-"""Where each public name is defined; every other one is an error."""
+"""The module of each public name; every other name is an error."""
 
 
 if not TYPE_CHECKING:  # with it, a type checker would take any name for one of these
@@ -203,5 +203,5 @@ if not TYPE_CHECKING:  # with it, a type checker would take any name for one of 
 
 
 def __dir__() -> list[str]:
-    """The public names alone: the import system also puts here each room that has been imported."""
+    """List the public names alone: the import system also puts here each room that has been imported."""
     return [*__all__, *(name for name in globals() if name.startswith("__"))]

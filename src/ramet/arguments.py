@@ -33,7 +33,7 @@ _SHOWN: Final = 60
 
 
 def checked(checks: Mapping[str, Check]) -> Callable[[F], F]:
-    """A decorator for methods: `checks` has one for each parameter but `self`, by name.
+    """Make a decorator for methods: `checks` has one check for each parameter but `self`, by name.
 
     Raises `TypeError` when a parameter has no check: none can be forgotten.
     """
@@ -102,7 +102,7 @@ def checked(checks: Mapping[str, Check]) -> Callable[[F], F]:
 
 
 def _guarded(check: Check) -> Check:
-    """`check`, also of objects that fail when they are looked at."""
+    """Guard `check` against objects that fail when they are looked at."""
 
     def guarded(value: Any, what: str) -> Any:
         try:
@@ -116,7 +116,7 @@ def _guarded(check: Check) -> Check:
 
 
 def shown(value: object) -> str:
-    """A value for a message: its kind and the beginning of how Python writes it."""
+    """Show a value in a message: its kind and the beginning of Python's text for it."""
     kind = type(value).__name__
     try:
         text = repr(value)
@@ -126,7 +126,7 @@ def shown(value: object) -> str:
 
 
 def text(value: Any, what: str) -> str:
-    """A text of at most `MOST_TEXT_BYTES` bytes, without NUL."""
+    """Take a text of at most `MOST_TEXT_BYTES` bytes, without NUL."""
     if not isinstance(value, str):
         raise UsageError(f"{what}: {shown(value)}; it takes a text")
     return _plain(value, what)
@@ -141,7 +141,7 @@ def _plain(value: str, what: str, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
 
 
 def kept_text(value: Any, what: str) -> str:
-    """A text that goes into a record: it has to be UTF-8, too."""
+    """Take a text that goes into a record: it has to be UTF-8, too."""
     checked = text(value, what)
     if not _is_utf8(checked):
         raise UsageError(f"{what}: {shown(checked)} isn't text that can be written as UTF-8")
@@ -157,12 +157,12 @@ def _is_utf8(value: str) -> bool:
 
 
 def optional(check: Check) -> Check:
-    """None, or what `check` takes."""
+    """Take None, or what `check` takes."""
     return lambda value, what: None if value is None else check(value, what)
 
 
 def flag(value: Any, what: str) -> bool:
-    """A bool, also NumPy's."""
+    """Take a bool, also NumPy's."""
     if isinstance(value, bool):
         return value
     if type(value).__module__ == "numpy" and type(value).__name__ in {"bool", "bool_"}:
@@ -171,7 +171,7 @@ def flag(value: Any, what: str) -> bool:
 
 
 def whole_number(value: Any, what: str) -> int:
-    """A whole number, also NumPy's. A bool is none, and neither is a float."""
+    """Take a whole number, also NumPy's. A bool is none, and neither is a float."""
     if isinstance(value, bool) or type(value).__name__ in {"bool_"}:
         raise UsageError(f"{what}: {shown(value)}; it takes a whole number")
     try:
@@ -184,7 +184,7 @@ def whole_number(value: Any, what: str) -> int:
 
 
 def count(value: Any, what: str) -> int:
-    """A whole number that isn't negative."""
+    """Take a whole number that isn't negative."""
     number = whole_number(value, what)
     if number < 0:
         raise UsageError(f"{what}: {number} is negative")
@@ -192,19 +192,19 @@ def count(value: Any, what: str) -> int:
 
 
 def time_limit(value: Any, what: str) -> float | None:
-    """Seconds: finite and more than 0; None: no limit."""
+    """Take a time limit in seconds: finite and more than 0; None: no limit."""
     return parse_time_limit(value, what=what)
 
 
 def grace_period(value: Any, what: str) -> float | None:
-    """A time limit, or 0: none is given at all."""
+    """Take a time limit, or 0: no time is given at all."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
         return 0.0
     return parse_time_limit(value, what=what)
 
 
 def word(value: Any, what: str) -> str:
-    """A word of a command, as `subprocess` has it: text, bytes or a path. Bytes arrive as they are."""
+    """Take a word of a command, as `subprocess` does: text, bytes or a path. Bytes arrive unchanged."""
     if isinstance(value, list | tuple):
         raise UsageError(
             f"{what}: {shown(value)}; each word is an argument of its own", hint="write it as exec(*words)"
@@ -225,7 +225,7 @@ def _decoded(value: Any, what: str, takes: str) -> str:
 
 
 def path(value: Any, what: str) -> str:
-    """A path: text, bytes or `os.PathLike`, not empty."""
+    """Take a path: text, bytes or `os.PathLike`, not empty."""
     checked = _plain(_decoded(value, what, "it takes a path"), what)
     if not checked:
         raise UsageError(f"{what}: it is empty", hint="give it a path")
@@ -233,7 +233,7 @@ def path(value: Any, what: str) -> str:
 
 
 def user(value: Any, what: str) -> str:
-    """A user of the guest: `name`, `uid` or `uid:gid`; a whole number is a uid."""
+    """Take a user of the guest: `name`, `uid` or `uid:gid`; a whole number is a uid."""
     if isinstance(value, str):
         checked = _plain(value, what)
         if not checked:
@@ -243,7 +243,7 @@ def user(value: Any, what: str) -> str:
 
 
 def mapping(value: Any, what: str, *, most: int) -> list[tuple[Any, Any]]:
-    """The pairs of a mapping, of which there are at most `most`."""
+    """Take a mapping of at most `most` pairs, and return the pairs."""
     if not isinstance(value, Mapping):
         raise UsageError(f"{what}: {shown(value)}; it takes a mapping", hint='such as {"key": "value"}')
     if len(value) > most:
@@ -252,7 +252,7 @@ def mapping(value: Any, what: str, *, most: int) -> list[tuple[Any, Any]]:
 
 
 def labels(value: Any, what: str) -> dict[str, str]:
-    """Labels, of which every record has some: text to text, bounded, without control characters in keys."""
+    """Take labels: text to text, bounded, without control characters in keys."""
     checked: dict[str, str] = {}
     for key, content in mapping(value, what, most=MOST_ENTRIES):
         name = kept_text(key, f"a key in {what}")
@@ -267,7 +267,7 @@ def labels(value: Any, what: str) -> dict[str, str]:
 
 
 def environment(value: Any, what: str) -> dict[str, str]:
-    """Variables, as `subprocess` has them: names and values are text, bytes or paths."""
+    """Take environment variables, as `subprocess` does: names and values are text, bytes or paths."""
     checked: dict[str, str] = {}
     for key, content in mapping(value, what, most=MOST_VARIABLES):
         name = _decoded(key, f"a name in {what}", "variables have names of text")
@@ -278,14 +278,14 @@ def environment(value: Any, what: str) -> dict[str, str]:
 
 
 def function(value: Any, what: str) -> Any:
-    """Something that can be called."""
+    """Take a callable object."""
     if not callable(value):
         raise UsageError(f"{what}: {shown(value)}; it takes a function")
     return value
 
 
 def few(check: Check, *, most: int) -> Check:
-    """A sequence of at most `most` of what `check` takes; a text is none."""
+    """Take a sequence of at most `most` items that `check` takes; a text is no sequence."""
 
     def checked_all(value: Any, what: str) -> list[Any]:
         if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
@@ -301,7 +301,7 @@ def few(check: Check, *, most: int) -> Check:
 
 
 def data(value: Any, what: str) -> bytes:
-    """Bytes, or a text, which is UTF-8."""
+    """Take bytes, or a text, which is UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape") if _escapes_only(value) else _refuse_text(value, what)
     try:
@@ -323,7 +323,7 @@ def _refuse_text(value: str, what: str) -> bytes:
 
 
 def standard_input(value: Any, what: str) -> Any:
-    """None, bytes, a text, or a file that is open for reading: anything with `read`."""
+    """Take None, bytes, a text, or a file that is open for reading: anything with `read`."""
     if value is None:
         return None
     if callable(getattr(value, "read", None)):
@@ -336,7 +336,7 @@ def standard_input(value: Any, what: str) -> Any:
 
 
 def signal_number(value: Any, what: str) -> int:
-    """A signal by its number, or by its name: `SIGTERM`, `TERM`."""
+    """Take a signal by its number, or by its name: `SIGTERM`, `TERM`."""
     if isinstance(value, str):
         name = value.upper()
         known = {**signals.Signals.__members__}

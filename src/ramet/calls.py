@@ -19,7 +19,7 @@ import anyio
 from ramet.errors import UsageError
 
 _LEAVE_LIMIT_S: Final = 30.0
-"""A call that doesn't end within this time is abandoned: its task goes on without a Host."""
+"""A call that doesn't end within this time is abandoned: its task continues without a Host."""
 
 _K = TypeVar("_K")
 
@@ -28,7 +28,7 @@ class Admission(Protocol):
     """Admits calls: `Calls`, or `UNBOUND`."""
 
     def call(self) -> AbstractContextManager[None]:
-        """A context that the whole call is made in."""
+        """Return a context in which the whole call is made."""
 
 
 class _MakesCalls(Protocol):
@@ -57,17 +57,16 @@ class Calls:
         self._was_left = False
 
     def require_open(self) -> None:
-        """Raise `UsageError` when the Host was left, or belongs to the process that this one was forked
-        from.
-        """
+        """Raise `UsageError` when the Host was closed, or belongs to the parent of this forked process."""
         if os.getpid() != self._pid:
             raise was_forked()
         if self._was_left:
             raise was_left()
 
     def may_leave(self, kind: type[BaseException] | None) -> bool:
-        """As `require_open`, for the end of a block; False instead of an error where the exception `kind` is
-        on its way, which says more.
+        """Check as `require_open` for the end of a block; return False instead if `kind` is being raised.
+
+        That exception says more than the error would.
         """
         try:
             self.require_open()
@@ -87,7 +86,7 @@ class Calls:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Everything inside ends with `UsageError` when another task leaves the Host.
+        """End everything inside with `UsageError` when another task closes the Host.
 
         Raises `UsageError` as `require_open`, and in any other event loop than the Host's.
         """
@@ -110,7 +109,7 @@ class Calls:
 
     @property
     def loop_has_ended(self) -> bool:
-        """Nothing of this Host runs any more: `asyncio.run` has ended without leaving it."""
+        """True when this Host can't run any more: `asyncio.run` has ended without closing it."""
         return self._loop.is_closed()
 
     async def leave(self, leaving: asyncio.Task[Any] | None) -> None:
@@ -133,7 +132,7 @@ class Calls:
 
     @contextmanager
     def ends_with_the_host(self, end: Callable[[], Awaitable[None]]) -> Iterator[None]:
-        """`end` is awaited when the Host is left while the block lasts. It has a time limit of its own."""
+        """Await `end`, which has its own time limit, when the Host is closed during the block."""
         self._open.append(end)
         try:
             yield
@@ -142,14 +141,14 @@ class Calls:
 
 
 def was_left() -> UsageError:
-    """The error of a call whose Host was left."""
+    """Make the error of a call whose Host was closed."""
     return UsageError(
         "this Host was left", hint="open a Host and get the instance or snapshot from it again, by name or id"
     )
 
 
 def was_forked() -> UsageError:
-    """The error of a call in a child of the process that opened the Host."""
+    """Make the error of a call in a child of the process that opened the Host."""
     return UsageError(
         "this Host was opened by the process that this one was forked from",
         hint="open a Host of its own in each process",

@@ -1,5 +1,7 @@
-"""Structured concurrency that anyio has no function for: work that outlives its caller's cancellation, work
-next to a block, work that may fail, and tries that are repeated where nothing sets an event.
+"""Structured concurrency that anyio has no function for.
+
+Work that outlives its caller's cancellation, work next to a block, work that may fail, and tries that are
+repeated where nothing sets an event.
 """
 
 from __future__ import annotations
@@ -50,11 +52,11 @@ async def best_effort(work: Awaitable[object]) -> None:
 async def alongside(
     work: Callable[[], Coroutine[Any, Any, None]], *, finish: bool = False
 ) -> AsyncIterator[anyio.CancelScope]:
-    """Run `work` next to the block. At the block's end `work` is cancelled; with `finish`, it is awaited, and
-    cancelled only when the block fails.
+    """Run `work` next to the block, and cancel it at the block's end; with `finish`, await it then.
 
-    Unlike from a bare task group, the block's own error is raised as it is and not in an exception group. The
-    scope that is given contains both: `work` may cancel the block, which then ends without an error.
+    With `finish` it is cancelled only when the block fails. Unlike from a bare task group, the block's own
+    error is raised and not an exception group. The yielded scope contains both: `work` may cancel the block,
+    which then ends without an error.
     """
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
@@ -72,10 +74,10 @@ async def alongside(
 def pauses_s(
     first_s: float, longest_s: float, *, within_s: float, late: Callable[[], Exception], growth: float = 2.0
 ) -> Iterator[float]:
-    """Give the pause before each further try, in seconds: growing from `first_s` to `longest_s`, and none
-    longer than what is left of `within_s`. Then raise `late()`.
+    """Yield the pause before each further try, in seconds, and raise `late()` when the time is over.
 
-    The first try comes before the first pause; a last one comes when the time is over.
+    Pauses grow from `first_s` to `longest_s`, and none is longer than the rest of `within_s`. The first try
+    comes before the first pause; a last one comes when the time is over.
     """
     deadline = time.monotonic() + within_s
     pause_s = first_s

@@ -15,9 +15,9 @@ from ramet.errors import UnavailableError
 
 
 def home_directory() -> Path:
-    """`RAMET_HOME`, else `$XDG_DATA_HOME/ramet`, else `~/.local/share/ramet`.
+    """Return `RAMET_HOME`, else `$XDG_DATA_HOME/ramet`, else `~/.local/share/ramet`.
 
-    Raises `UnavailableError` when none of these can be told: no HOME, and a user without a passwd entry.
+    Raises `UnavailableError` when none of these is known: no HOME, and a user without a passwd entry.
     """
     if chosen := _path_of("RAMET_HOME"):
         return chosen
@@ -25,10 +25,10 @@ def home_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """`RAMET_CACHE`, else `$XDG_CACHE_HOME/ramet`, else `~/.cache/ramet`, else `cache` in ramet's home:
-    kernels and images, re-creatable.
+    """Return the cache of kernels and images, which can be made again.
 
-    Raises `UnavailableError` when none of these can be told.
+    It is `RAMET_CACHE`, else `$XDG_CACHE_HOME/ramet`, else `~/.cache/ramet`, else `cache` in ramet's home.
+    Raises `UnavailableError` when none of these is known.
     """
     if chosen := _path_of("RAMET_CACHE"):
         return chosen
@@ -41,44 +41,45 @@ def cache_directory() -> Path:
 
 
 def driver() -> str:
-    """`RAMET_DRIVER`: the driver that is used where none is named. Default `auto`."""
+    """Return `RAMET_DRIVER`, the driver that is used if none is named. Default `auto`."""
     return text("RAMET_DRIVER") or "auto"
 
 
 def qemu_binary() -> str:
-    """`RAMET_QEMU`: an absolute path, or a name on PATH. Default `qemu-system-x86_64`."""
+    """Return `RAMET_QEMU`, an absolute path, or a name on PATH. Default `qemu-system-x86_64`."""
     return _program_setting("RAMET_QEMU") or "qemu-system-x86_64"
 
 
 def tools_directory() -> Path:
-    """Programs that ramet looks for where PATH hasn't got them: `<cache>/tools`."""
+    """Return the directory of programs that PATH hasn't got: `<cache>/tools`."""
     return cache_directory() / "tools"
 
 
 def agent_binary() -> Path | None:
-    """`RAMET_AGENT`: a guest agent to use instead of the one that ramet carries."""
+    """Return `RAMET_AGENT`, a guest agent to use instead of the one that ramet carries."""
     return _path_of("RAMET_AGENT")
 
 
 def kernel_image() -> Path | None:
-    """`RAMET_KERNEL`: a bzImage or vmlinux to use; its modules are looked for as `docs/images.md` says."""
+    """Return `RAMET_KERNEL`, a bzImage or vmlinux; its modules' place: `docs/reference/images.md`."""
     return _path_of("RAMET_KERNEL")
 
 
 def _program_setting(variable: str) -> str | None:
-    """A program that `variable` names: an absolute path where it has a slash in it, else a name on PATH."""
+    """Return the program in `variable`: an absolute path if it has a slash, else a name on PATH."""
     value = text(variable)
     return value if value is None or "/" not in value else str(_path_of(variable))
 
 
 def text(variable: str) -> str | None:
-    """The value of a variable; None when it is unset or empty."""
+    """Return the value of a variable; None when it is unset or empty."""
     return os.environ.get(variable) or None
 
 
 def absolute(value: str, *, meaning: str) -> Path:
-    """`value` as an absolute path. The same relative value means the same path for as long as this process
-    runs, wherever that has gone since. `meaning` is where the value comes from, for the error.
+    """Return `value` as an absolute path, the same for the same relative value while this process runs.
+
+    The process may change its directory meanwhile. `meaning` is the source of the value, for the error.
 
     Raises `UnavailableError` for a relative path when the working directory is gone, and for `~user` without
     such a user.
@@ -102,7 +103,7 @@ def _from_here(value: str) -> Path:
 
 
 def _expanded(value: str, meaning: str) -> Path:
-    """As a shell has `~` and `~user`: what sets a variable without a shell leaves them as they are."""
+    """Expand `~` and `~user` as a shell does: a variable that was set without a shell still has them."""
     name, _, rest = value[1:].partition("/")
     try:
         home = Path(pwd.getpwnam(name).pw_dir) if name else _user_home(meaning)
@@ -119,14 +120,16 @@ def _path_of(variable: str) -> Path | None:
 
 
 def _base(variable: str) -> Path | None:
-    """An XDG base directory. A relative one is to be ignored (XDG Base Directory Specification, "Basics")."""
+    """Return an XDG base directory; ignore a relative path (XDG Base Directory Specification, "Basics")."""
     value = text(variable)
     return Path(value) if value is not None and value.startswith("/") else None
 
 
 def _user_home(variable: str) -> Path:
-    """The user's home directory: HOME, else that of the passwd entry. It has to be there: who has none is
-    given `/nonexistent`, and that isn't to be made. `variable` is what can be set instead.
+    """Return the user's home directory: HOME, else that of the passwd entry.
+
+    It has to exist: a user without one is given `/nonexistent`, which must not be made. `variable` is what
+    can be set instead.
     """
     hint = f"set {variable} to a directory of yours, or HOME to your home directory"
     if (home := text("HOME")) and home.startswith("/"):

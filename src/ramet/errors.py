@@ -1,6 +1,7 @@
 """The one error tree. Each class carries the `code` that JSON shows and the `exit_code` that the shell sees.
 
-A message names the thing and the reason; the hint is the next step. `docs/errors.md` is generated from here.
+A message names the thing and the reason; the hint is the next step. `docs/reference/errors.md` is generated
+from this module.
 """
 
 from typing import ClassVar, Self, TypeVar
@@ -12,7 +13,7 @@ E = TypeVar("E", bound="RametError")
 
 @exported
 class RametError(Exception):
-    """Something that ramet was asked for didn't happen. Base of every error that ramet raises on purpose."""
+    """A request to ramet failed. Base of every error that ramet raises on purpose."""
 
     code: ClassVar[str] = "failed"
     exit_code: ClassVar[int] = 1
@@ -26,11 +27,11 @@ class RametError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Errors travel between processes as what they hold, whatever their constructors take."""
+        """Carry errors between processes by their attributes, for any constructor."""
         return _remade, (type(self), self.args, self._carried())
 
     def _carried(self) -> dict[str, object]:
-        """The attributes that may leave this process."""
+        """Return the attributes that may leave this process."""
         return dict(vars(self))
 
     def __copy__(self) -> Self:
@@ -41,7 +42,7 @@ class RametError(Exception):
 
 
 def _remade(kind: type[E], args: tuple[object, ...], attributes: dict[str, object]) -> E:
-    """An error as it was, without its constructor."""
+    """Make an error again without its constructor."""
     made = kind.__new__(kind)
     made.args = args
     vars(made).update(attributes)
@@ -82,8 +83,9 @@ class UnavailableError(RametError):
 
 @exported
 class UnseenError(UnavailableError):
-    """A process can't be seen from here: it belongs to another PID namespace (a container) or to another
-    machine. It may live, so nothing was done about it.
+    """A process can't be seen from here, and may live, so nothing was done about it.
+
+    It belongs to another PID namespace (a container) or to another machine.
     """
 
     code = "unseen"
@@ -227,7 +229,7 @@ class CannotReflinkError(UnavailableError):
 
 @exported
 class LockBusyError(RametError):
-    """Somebody else held a lock for as long as the caller was ready to wait. Nothing is lost."""
+    """Another holder kept a lock for as long as the caller was ready to wait. Nothing is lost."""
 
     code: ClassVar[str] = "busy"
 
@@ -248,6 +250,6 @@ class StoreError(RametError):
 
 @exported
 class UnreadableError(StoreError):
-    """One record of the home's database can't be read. It is left as it is; others aren't affected."""
+    """A record of the home's database can't be read. The record is left alone; others aren't affected."""
 
     code = "unreadable"

@@ -1,4 +1,4 @@
-"""Where everything of a home lies. The only file that knows."""
+"""The paths of a home. Only this file knows them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INITRAMFS_FILE = "initramfs"
 MANIFEST_FILE = "manifest.json"
 DELTA_FILE = "delta"
 ORIGIN_FILE = "origin.json"
-"""In the directory of what was restored from a capture: that one's manifest, by a link."""
+"""In the directory of an instance that was restored from a capture: the capture's manifest, by a link."""
 CONFIRMED_FILE = "confirmed.json"
 """In a capture's directory: facts of parts that were found whole though their facts had changed."""
 CONFIG_FILE = "config.json"
@@ -23,18 +23,18 @@ CONSOLE_LOG = "console.log"
 VMM_LOG = "vmm.log"
 LIFECYCLE_LOCK = "lifecycle.lock"
 WARM_FILE = "warm.json"
-"""In the directory of a warm VMM: what it is."""
+"""In the directory of a warm VMM: its description."""
 VSOCK_SOCKET = "vsock.sock"
 
 
 def agent_socket(number: int) -> str:
-    """The socket of the agent's virtio-serial port with that number, from 0."""
+    """Return the socket of the agent's virtio-serial port with that number, from 0."""
     return f"agent{number}.sock"
 
 
 @dataclass(frozen=True)
 class Home:
-    """One data directory: `RAMET_HOME`."""
+    """A data directory: `RAMET_HOME`."""
 
     root: Path
 
@@ -45,39 +45,42 @@ class Home:
 
     @property
     def instances(self) -> Path:
-        """One directory an instance, named by its id."""
+        """The parent of instances' directories, one per instance, named by its id."""
         return self.root / "instances"
 
     def instance(self, instance_id: str) -> Path:
-        """The directory of one instance, its VMM's working directory."""
+        """Return the directory of an instance, its VMM's working directory."""
         return self.instances / instance_id
 
     @property
     def snapshots(self) -> Path:
-        """One directory a snapshot, named by its id."""
+        """The parent of snapshots' directories, one per snapshot, named by its id."""
         return self.root / "snapshots"
 
     def snapshot(self, snapshot_id: str) -> Path:
-        """The directory of one snapshot."""
+        """Return the directory of a snapshot."""
         return self.snapshots / snapshot_id
 
     @property
     def staging(self) -> Path:
-        """One directory an instance that is being restored or rewound."""
+        """The parent of staged directories, one per instance that is being restored or rewound."""
         return self.root / "staging"
 
     def staged(self, instance_id: str) -> Path:
-        """Where an instance's next working directory is made, to be exchanged with the one that it has."""
+        """Return the place of an instance's next working directory, to be exchanged with the present one."""
         return self.staging / instance_id
 
     @property
     def pool(self) -> Path:
-        """One directory a warm VMM; there while somebody keeps some. Their names are `engine.pool`'s."""
+        """The parent of warm VMMs' directories, which exists while a process keeps some.
+
+        `engine.pool` names them.
+        """
         return self.root / "pool"
 
     @property
     def compressing(self) -> Path:
-        """One file a capture whose memory is being compressed or unpacked, held by whoever does it."""
+        """The parent of a locked file per capture whose memory is being compressed or unpacked."""
         return self.root / "compressing"
 
     @property
@@ -102,7 +105,7 @@ class Home:
 
     @property
     def places(self) -> tuple[Path, ...]:
-        """All that state is kept in. Each may be a mount of its own."""
+        """All places of state. Each may be a separate mount."""
         return (
             self.root,
             self.database,

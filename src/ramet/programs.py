@@ -29,8 +29,10 @@ _SHEBANG_BYTES: Final = 256  # BINPRM_BUF_SIZE, linux/binfmts.h
 
 
 class Program:
-    """A program that ramet needs: `name` on PATH, in the directories `beside`, or what the variable `setting`
-    or `given` says instead. `label` is its name for people, `hint` the next step where there is none.
+    """A program that ramet needs.
+
+    It is `name` on PATH, in the directories `beside`, or what the variable `setting` or `given` says instead.
+    `label` is its name for people, `hint` the next step if it is missing.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Program:
                 pass  # `path` raises it, when somebody needs the program
 
     def path(self) -> str:
-        """Its absolute path, the same one each time while the file can be executed.
+        """Return the program's absolute path, the same each time while the file can be executed.
 
         Raises `UnavailableError`, which names the setting, its value and the reason.
         """
@@ -93,7 +95,7 @@ class Program:
 
 
 def why_not(path: str) -> str | None:
-    """The reason why a file can't be executed, as the end of a sentence; None when it can be."""
+    """Return the reason that a file can't be executed, as the end of a sentence; None when it can be."""
     file = Path(path)
     try:
         kind = file.stat().st_mode
@@ -114,7 +116,7 @@ def why_not(path: str) -> str | None:
 
 
 def _interpreter(file: Path) -> str | None:
-    """A script's interpreter (execve(2), "Interpreter scripts"); None for what is no script, or secret."""
+    """Return a script's interpreter (execve(2), "Interpreter scripts"); None for other files."""
     try:
         with file.open("rb", buffering=0) as opened:
             head = opened.read(_SHEBANG_BYTES) or b""
@@ -152,7 +154,10 @@ def _from_here(entry: str) -> Path:
 
 
 def python() -> str:
-    """The interpreter that runs this. Raises `UnavailableError` where a program has Python built in."""
+    """Return the interpreter that runs this.
+
+    Raises `UnavailableError` where a program has Python built in.
+    """
     why = why_not(sys.executable) if sys.executable else "isn't known"
     if why is not None:
         raise UnavailableError(
@@ -163,7 +168,7 @@ def python() -> str:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment for a ramet that starts in another directory: no path in it is relative."""
+    """Return this process's environment for a ramet in another directory: no path in it is relative."""
     environment = dict(os.environ)
     for name in _SETTINGS:
         if (value := environment.get(name)) and (name not in _MAY_BE_NAMES or "/" in value):

@@ -546,39 +546,47 @@ class Process(Handle):
 
     @property
     def awaits_its_user(self) -> bool:
-        """Whether output waits to be taken: the command's end comes behind it."""
+        """True while output waits to be taken: the command's end comes behind the output."""
         self._portal.require()
         return self._wrapped.awaits_its_user
 
     def write(self, data: bytes | str) -> None:
-        """Feeds standard input, as fast as the guest takes it. What the command doesn't read any more,
-        because it has ended or closed its input, is dropped.
+        """Feed standard input, as fast as the guest takes it.
+
+        Bytes that the command no longer reads, because it has ended or closed its input, are dropped.
         """
         self._portal.call(lambda: self._wrapped.write(data))
 
     def close_stdin(self) -> None:
-        """Lets the command read end of file after what was written. Twice does nothing."""
+        """Let the command read end of file after the written bytes. A second call does nothing."""
         self._portal.call(lambda: self._wrapped.close_stdin())
 
     def signal(self, number: int | str) -> None:
-        """Sends a signal, by number or by name (`SIGTERM`), to the command's process group. Does nothing when
-        it has ended.
+        """Send a signal, by number or by name (`SIGTERM`), to the command's process group.
+
+        Does nothing when the command has ended.
         """
         self._portal.call(lambda: self._wrapped.signal(number))
 
     def output(self) -> Iterator[Chunk]:
-        """What the command writes, in the order in which the guest sent it, to its end. For one consumer."""
+        """Yield the command's output, in the order in which the guest sent it, to its end.
+
+        For one consumer.
+        """
         return self._portal.iterate(lambda: self._wrapped.output())
 
     def wait(self) -> ExitStatus:
-        """How it ended. Doesn't take output: a command that writes more than fits waits for `output`."""
+        """Wait for the command's end, and return its status.
+
+        Doesn't take output: a command that writes more than fits waits for `output`.
+        """
         return self._portal.call(lambda: self._wrapped.wait())
 
 
 class Snapshot(Handle):
-    """One snapshot: immutable, and independent of its source and of its forks.
+    """The handle of a snapshot, which is immutable and independent of its source and its forks.
 
-    Every method raises `NotFoundError` once it has been removed.
+    Every method raises `NotFoundError` after the removal of the snapshot.
     """
 
     def __init__(self, wrapped: ramet.api.handles.Snapshot, portal: _Portal) -> None:
@@ -598,38 +606,36 @@ class Snapshot(Handle):
 
     @property
     def directory(self) -> Path:
-        """Where its parts and its manifest lie."""
+        """The directory of its parts and its manifest."""
         self._portal.require()
         return self._wrapped.directory
 
     def info(self) -> SnapshotInfo:
-        """What `snapshot ls` shows of it. Raises `DamagedError` when its manifest can't be read."""
+        """Return the description that `snapshot ls` shows. Raises `DamagedError` for a bad manifest."""
         return self._portal.call(lambda: self._wrapped.info())
 
     def inspect(self) -> SnapshotInspection:
-        """All that is known of it: the machine that fits it, its parts and their digests. Errors as
-        `info`.
-        """
+        """Return everything about the snapshot, with its machine, parts and digests. Errors as `info`."""
         return self._portal.call(lambda: self._wrapped.inspect())
 
     def verify(self) -> Verification:
-        """Read every part and check it against its digest. A bad one is in the result; nothing is raised for
-        it.
+        """Read every part and check it against its digest.
 
-        Raises `DamagedError` when the manifest can't be read.
+        A damaged part is reported in the result and raises nothing. Raises `DamagedError` when the manifest
+        can't be read.
         """
         return self._portal.call(lambda: self._wrapped.verify())
 
     def export(self, file: str | os.PathLike[str]) -> Exported:
-        """Write it to one file, sparse, from which `Host.import_snapshot` makes it again, here or elsewhere.
+        """Write the snapshot to a file, which `Host.import_snapshot` reads on this machine or another.
 
-        `-` is standard output. Raises `DamagedError` when a part isn't as it was published,
-        `FilesystemError`; no file is left then.
+        Zeros take no space in the file. `-` is standard output. Raises `DamagedError` when a part has
+        changed, and `FilesystemError`. Then no file is left.
         """
         return self._portal.call(lambda: self._wrapped.export(file))
 
     def remove(self) -> None:
-        """Remove it. Its forks don't notice, and neither do other snapshots."""
+        """Remove the snapshot. Its forks keep running, and other snapshots stay usable."""
         self._portal.call(lambda: self._wrapped.remove())
 
     def fork(
@@ -642,14 +648,15 @@ class Snapshot(Handle):
         return_exceptions: bool = False,
         detach: bool = False,
     ) -> Forks:
-        """Fork it `count` times: a list, and with `with` it removes the forks at the end.
+        """Fork `count` times: the result is a list, which also works with `with`.
 
-        A snapshot (whose source may be gone), a template and an instance in standby are forked as they are.
-        An instance that runs is captured first, which pauses it for some milliseconds. If some forks fail,
-        `ForkError` has those that live and why the others don't; with `return_exceptions` both come back in
-        order. With `detach` all of them live on when the Host is left, as after `VM.detach`: they are
-        detached in the one step that writes them down, and a process that is killed before that leaves none
-        of them.
+        The block of `with` removes the forks at its end.
+
+        A snapshot, a template and an instance in standby are forked as they are. A running instance is
+        captured first, which pauses it for a few milliseconds. If some forks fail, `ForkError` has the living
+        forks and the errors of the others; with `return_exceptions`, both are returned in order. With
+        `detach`, all forks stay after the Host is closed, as after `VM.detach`. They are recorded and
+        detached in one step: a process that is killed before that step leaves no fork.
         """
         return _forked(
             self._portal,
@@ -672,8 +679,9 @@ class Snapshot(Handle):
         share_memory: bool = True,
         detach: bool = False,
     ) -> ForkReport:
-        """Fork as `fork` does, but return the contract's report: a receipt or a failure for each fork, in
-        order. Nothing is raised for a fork that fails.
+        """Fork as `fork` does, but return a report: a receipt or a failure per fork, in order.
+
+        A fork that fails raises nothing.
         """
         return self._portal.call(
             lambda: self._wrapped.fork_report(
@@ -684,13 +692,12 @@ class Snapshot(Handle):
     def compress(
         self, *, level: int | None = None, progress: Callable[[int, int], object] | None = None
     ) -> Compression:
-        """Compress the memory of a snapshot, a template or an instance in standby with zstd on all CPUs, then
-        remove the raw file.
+        """Compress the memory of a snapshot, a template or an instance in standby, and remove the raw file.
 
-        `level` is 1 (fast) to 19 (small); the level that it has unless given, or else 3. The first fork
-        afterwards decompresses the memory once, for all forks; both files stay until `compress` or
-        `decompress` is called again. `progress(done_bytes, total_bytes)` is called from a worker thread, in
-        bytes of the guest's memory.
+        All CPUs compress, with zstd. `level` is 1 (fast) to 19 (small); the present level, or 3, unless
+        given. The first fork afterwards decompresses the memory once, for all forks; both files stay until
+        `compress` or `decompress` is called again. `progress(done_bytes, total_bytes)` is called from a
+        worker thread, in bytes of the guest's memory.
 
             result = snapshot.compress(level=3)
             print(result.raw_bytes, result.compressed_bytes)
@@ -705,7 +712,7 @@ class Snapshot(Handle):
         return self._portal.call(lambda: self._wrapped.compress(level=level, progress=progress))
 
     def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
-        """Make the memory raw again, and remove the compressed file. Nothing happens where it is raw.
+        """Decompress the memory, and remove the compressed file. Does nothing for raw memory.
 
         Errors as `compress`.
         """
@@ -713,10 +720,10 @@ class Snapshot(Handle):
 
 
 class VM(Handle):
-    """One instance. A handle holds no connection; several handles of one instance may be used at once, also
-    in several processes.
+    """The handle of an instance.
 
-    Every method raises `NotFoundError` once the instance has been removed.
+    A handle holds no connection. Several handles of an instance may be used at once, also in several
+    processes. Every method raises `NotFoundError` after the removal of the instance.
     """
 
     def __init__(self, wrapped: ramet.api.handles.VM, portal: _Portal) -> None:
@@ -742,128 +749,133 @@ class VM(Handle):
 
     @property
     def receipt(self) -> Receipt:
-        """What this fork proved about itself when it was made.
+        """The receipt of this fork: the proof of its memory, disks and identity.
 
-        Raises `WrongStateError` for an instance that isn't a fork, or that has been made a template since.
+        Raises `WrongStateError` for an instance that isn't a fork, or that became a template.
         """
         self._portal.require()
         return self._wrapped.receipt
 
     def info(self) -> Instance:
-        """What `ps` shows of it: from files and pidfds."""
+        """Return the description that `ps` shows, from files and pidfds."""
         return self._portal.call(lambda: self._wrapped.info())
 
     def inspect(self) -> Inspection:
-        """What `inspect` shows: its VMM and its guest are asked too.
+        """Return everything about the instance, with answers of its VMM and its guest.
 
-        One that doesn't answer leaves its part null.
+        The part of a VMM or a guest that doesn't answer is null.
         """
         return self._portal.call(lambda: self._wrapped.inspect())
 
     def template(self) -> VM:
-        """Make a template of this instance, which runs, is paused or in standby: its VMM ends, its memory is
-        kept for forks. Final.
+        """Make this instance a template: its VMM ends, and its memory stays for forks.
 
-        On a failure it is as it was, and runs if it ran.
+        The instance is running, paused or in standby. This is final. After a failure the instance is as
+        before, and runs if it ran.
         """
         return VM(self._portal.call(lambda: self._wrapped.template()), self._portal)
 
     def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
-        """Take a snapshot of this instance, which goes on when it runs; it may also be paused or in standby.
+        """Take a snapshot of this instance, which is running, paused or in standby.
 
-        Without a name one is invented. It stays until it is removed, also when the Host is left. Raises
-        `WrongStateError`, `NameTakenError` when it has another of that name, `UnavailableError`,
-        `FilesystemError`; nothing of it is left then, and the instance is as it was.
+        A running instance is paused for a few milliseconds. Without a `name`, ramet invents one. The snapshot
+        stays until it is removed, also after the Host is closed. Raises `WrongStateError`; `NameTakenError`
+        when the instance has another snapshot of that name; `UnavailableError`; `FilesystemError`. Then no
+        snapshot is left, and the instance is as before.
         """
         return Snapshot(self._portal.call(lambda: self._wrapped.snapshot(name, labels=labels)), self._portal)
 
     def pause(self) -> None:
-        """Stop the virtual CPUs; memory stays. Raises `WrongStateError` unless it runs, `VmmError` or
-        `VmmTimeoutError` when its VMM fails: `inspect` then says whether it runs.
+        """Stop the virtual CPUs. The memory stays in RAM.
+
+        Raises `WrongStateError` unless the instance runs, and `VmmError` or `VmmTimeoutError` when its VMM
+        fails: `inspect` then says whether the instance runs.
         """
         self._portal.call(lambda: self._wrapped.pause())
 
     def resume(self) -> Instance:
-        """Let a paused instance go on, its clock put right. It is returned as it is then; its `reason` says
-        so when its guest didn't take the time.
+        """Resume this paused instance, correct its clock, and return its description.
 
-        Errors as `pause`; `WrongStateError` unless it is paused.
+        The `reason` in the description says so if the guest didn't accept the time. Errors as `pause`;
+        `WrongStateError` unless the instance is paused.
         """
         return self._portal.call(lambda: self._wrapped.resume())
 
     def standby(self) -> None:
-        """Capture this running or paused instance and end its VMM: it uses no memory until `restore`.
+        """Capture this running or paused instance and end its VMM: it uses no RAM until `restore`.
 
-        Raises `WrongStateError`, `UnavailableError`, `FilesystemError`; it is as it was then, and runs if it
-        ran.
+        Raises `WrongStateError`, `UnavailableError`, `FilesystemError`. Then the instance is as before, and
+        runs if it ran.
         """
         self._portal.call(lambda: self._wrapped.standby())
 
     def restore(self) -> None:
-        """Bring it back from standby, with a new generation.
+        """Restore this instance from standby, with a new generation.
 
-        Raises `WrongStateError` unless it is in standby, and what a fork may fail with; it is still in
-        standby then.
+        Raises `WrongStateError` unless the instance is in standby, and the errors of a fork. Then the
+        instance is still in standby.
         """
         self._portal.call(lambda: self._wrapped.restore())
 
     def rewind(self, snapshot: str | None = None) -> None:
-        """Take it back to a snapshot of itself, the youngest unless one is named: memory and disks are what
-        they were then. What has happened since is lost; its commands end.
+        """Return this instance to one of its snapshots, the latest unless `snapshot` names another.
 
-        Raises `NotFoundError`, `WrongStateError` for a template, and what a fork may fail with; it is as it
-        was then.
+        Memory and disks become what they were at the snapshot. Everything since is lost, and the commands in
+        the guest end. Raises `NotFoundError`, `WrongStateError` for a template, and the errors of a fork.
+        Then the instance is as before.
         """
         self._portal.call(lambda: self._wrapped.rewind(snapshot))
 
     def stop(self, *, timeout: float | None = 10.0) -> Instance:
-        """Power the guest off; after `timeout` seconds its VMM is killed (None: never). Disks are kept,
-        memory is gone.
+        """Power the guest off, and return the description of the stopped instance.
 
-        One that is paused, or in standby with disks, is brought back first: what it hasn't written yet is in
-        its memory. A `timeout` of 0 kills at once. It is returned as it is then; its `reason` says so when
-        its VMM was killed: what its guest hadn't synced is lost.
+        Disks are kept; memory is lost. After `timeout` seconds the VMM is killed; 0 kills it at once, None
+        never. The `reason` in the description says so if the VMM was killed: data that the guest hadn't
+        synced is lost. An instance that is paused, or in standby with disks, is resumed or restored first,
+        because its memory holds unwritten data. An instance made with `auto_remove` is removed.
 
-        An instance made with `auto_remove` is removed then. Raises `WrongStateError` for a template and for
-        one that is stopped already; what a restore may fail with, and it is in standby then.
+        Raises `WrongStateError` for a template and for a stopped instance; the errors of a restore, after
+        which the instance is in standby.
         """
         return self._portal.call(lambda: self._wrapped.stop(timeout=timeout))
 
     def start(self) -> None:
-        """Start a stopped instance cold: its identity and disks are kept, its memory is new.
+        """Boot this stopped instance. Its identity and disks are kept; its memory is new.
 
-        Raises `WrongStateError` unless it is stopped, and what `Host.run` raises; it is still stopped then.
+        Raises `WrongStateError` unless the instance is stopped, and the errors of `Host.run`. Then the
+        instance is still stopped.
         """
         self._portal.call(lambda: self._wrapped.start())
 
     def wait(self) -> None:
-        """Wait until it doesn't run any more. A guest that reboots goes on running."""
+        """Wait until the instance stops. A guest that reboots keeps running."""
         self._portal.call(lambda: self._wrapped.wait())
 
     def remove(self, *, force: bool = False, lost: bool = False) -> None:
-        """Remove it. A running one wants `force`, else `WrongStateError`. Its forks don't notice.
+        """Remove this instance. Its forks keep running.
 
-        With `lost` also when its VMM can't be seen from here (`Instance.seen`), because the machine or the
-        container where it ran is gone for good; nothing is ended then. Raises `UnseenError` without,
-        `UnavailableError` when it is another user's: nothing was removed then. Whatever later step fails, the
-        others are taken, and the first error is raised; the next ramet process clears the rest away.
+        Without `force`, a running instance raises `WrongStateError`. With `lost`, an instance is removed even
+        if its VMM can't be seen from here (`Instance.seen`), because its machine or container no longer
+        exists; no process is ended. Raises `UnseenError` without `lost`, `UnavailableError` for another
+        user's instance: nothing is removed then. If a later step fails, the other steps are done and the
+        first error is raised; the next ramet process deletes the rest.
         """
         self._portal.call(lambda: self._wrapped.remove(force=force, lost=lost))
 
     def keep(self) -> VM:
-        """Keep this fork of a family: it no longer leaves with its Host, its siblings are removed.
+        """Keep this fork, detached from its Host, and remove its siblings, whoever made them.
 
-        Whoever made them. Raises the first error of a sibling that couldn't be removed; this one is
-        kept all the same. An instance that isn't a fork is just detached.
+        Raises the first error of a sibling that couldn't be removed; this fork is kept all the same. An
+        instance that isn't a fork is only detached.
         """
         return VM(self._portal.call(lambda: self._wrapped.keep()), self._portal)
 
     def detach(self) -> VM:
-        """Let it live on when the Host that made it is left."""
+        """Detach this instance from the Host that made it, so that it stays when the Host is closed."""
         return VM(self._portal.call(lambda: self._wrapped.detach()), self._portal)
 
     def stats(self) -> Usage:
-        """What it uses of the host now. Raises `WrongStateError` when it has no VMM."""
+        """Measure the resources that this instance uses. Raises `WrongStateError` without a VMM."""
         return self._portal.call(lambda: self._wrapped.stats())
 
     def fork(
@@ -876,14 +888,15 @@ class VM(Handle):
         return_exceptions: bool = False,
         detach: bool = False,
     ) -> Forks:
-        """Fork it `count` times: a list, and with `with` it removes the forks at the end.
+        """Fork `count` times: the result is a list, which also works with `with`.
 
-        A snapshot (whose source may be gone), a template and an instance in standby are forked as they are.
-        An instance that runs is captured first, which pauses it for some milliseconds. If some forks fail,
-        `ForkError` has those that live and why the others don't; with `return_exceptions` both come back in
-        order. With `detach` all of them live on when the Host is left, as after `VM.detach`: they are
-        detached in the one step that writes them down, and a process that is killed before that leaves none
-        of them.
+        The block of `with` removes the forks at its end.
+
+        A snapshot, a template and an instance in standby are forked as they are. A running instance is
+        captured first, which pauses it for a few milliseconds. If some forks fail, `ForkError` has the living
+        forks and the errors of the others; with `return_exceptions`, both are returned in order. With
+        `detach`, all forks stay after the Host is closed, as after `VM.detach`. They are recorded and
+        detached in one step: a process that is killed before that step leaves no fork.
         """
         return _forked(
             self._portal,
@@ -906,8 +919,9 @@ class VM(Handle):
         share_memory: bool = True,
         detach: bool = False,
     ) -> ForkReport:
-        """Fork as `fork` does, but return the contract's report: a receipt or a failure for each fork, in
-        order. Nothing is raised for a fork that fails.
+        """Fork as `fork` does, but return a report: a receipt or a failure per fork, in order.
+
+        A fork that fails raises nothing.
         """
         return self._portal.call(
             lambda: self._wrapped.fork_report(
@@ -918,13 +932,12 @@ class VM(Handle):
     def compress(
         self, *, level: int | None = None, progress: Callable[[int, int], object] | None = None
     ) -> Compression:
-        """Compress the memory of a snapshot, a template or an instance in standby with zstd on all CPUs, then
-        remove the raw file.
+        """Compress the memory of a snapshot, a template or an instance in standby, and remove the raw file.
 
-        `level` is 1 (fast) to 19 (small); the level that it has unless given, or else 3. The first fork
-        afterwards decompresses the memory once, for all forks; both files stay until `compress` or
-        `decompress` is called again. `progress(done_bytes, total_bytes)` is called from a worker thread, in
-        bytes of the guest's memory.
+        All CPUs compress, with zstd. `level` is 1 (fast) to 19 (small); the present level, or 3, unless
+        given. The first fork afterwards decompresses the memory once, for all forks; both files stay until
+        `compress` or `decompress` is called again. `progress(done_bytes, total_bytes)` is called from a
+        worker thread, in bytes of the guest's memory.
 
             result = snapshot.compress(level=3)
             print(result.raw_bytes, result.compressed_bytes)
@@ -939,7 +952,7 @@ class VM(Handle):
         return self._portal.call(lambda: self._wrapped.compress(level=level, progress=progress))
 
     def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
-        """Make the memory raw again, and remove the compressed file. Nothing happens where it is raw.
+        """Decompress the memory, and remove the compressed file. Does nothing for raw memory.
 
         Errors as `compress`.
         """
@@ -988,9 +1001,9 @@ class VM(Handle):
         timeout: float | None = None,
         stdin: bool = False,
     ) -> AbstractContextManager[Process]:
-        """A program in the guest whose streams are read and written as it runs.
+        """Run a program in the guest, and read and write its streams inside the block.
 
-        Leaving the block early kills it.
+        Leaving the block early kills the program.
         """
         return self._portal.entered(
             lambda: self._wrapped.process(*argv, env=env, cwd=cwd, user=user, timeout=timeout, stdin=stdin),
@@ -1005,30 +1018,30 @@ class VM(Handle):
         user: str | int | None = None,
         console: bool = True,
     ) -> int:
-        """Start a program in the guest that nobody waits for, and return its pid there.
+        """Start a program in the guest without waiting for its end, and return its pid there.
 
-        Its output goes to the console, and so into `logs`.
+        The output goes to the console, which `logs` returns.
         """
         return self._portal.call(
             lambda: self._wrapped.spawn(*argv, env=env, cwd=cwd, user=user, console=console)
         )
 
     def logs(self, *, vmm: bool = False) -> bytes:
-        """The end of the guest's console, or of the VMM's own log.
+        """Return the end of the guest's console, or of the VMM's log.
 
-        What a guest wrote may hold anything: don't send it to a terminal as it is.
+        A guest can write any bytes: don't send them to a terminal unfiltered.
         """
         return self._portal.call(lambda: self._wrapped.logs(vmm=vmm))
 
     def follow_logs(self, *, vmm: bool = False) -> Iterator[bytes]:
-        """As `logs`, then what is added, until the instance stops."""
+        """Yield the end of the log as `logs` returns it, then each addition, until the instance stops."""
         return self._portal.iterate(lambda: self._wrapped.follow_logs(vmm=vmm))
 
 
 class Forks(Handle, list[VM]):
-    """Instances made by one `fork` call, in order.
+    """The instances that a `fork` call made, in order.
 
-    As a context it removes at its end those that weren't kept or detached.
+    As a context, it removes the instances at its end, except those that were kept or detached.
     """
 
     def __init__(self, wrapped: ramet.model.forks.Forks[ramet.api.handles.VM], portal: _Portal) -> None:
@@ -1060,11 +1073,10 @@ class Forks(Handle, list[VM]):
         user: str | int | None = None,
         timeout: float | None = None,
     ) -> list[ExecResult | Exception]:
-        """Run the same program in all of them at once: a result, or the exception that took its place, for
-        each in order.
+        """Run a program in all instances at once; return a result or an exception per instance, in order.
 
-        A `stdin` that is a file is read once, at most 64 MiB, and given to each. Errors of what is asked for
-        itself are raised.
+        A `stdin` that is a file is read once, up to 64 MiB, and passed to each instance. Errors in the
+        arguments are raised.
         """
         return self._portal.call(
             lambda: self._wrapped.exec(*argv, stdin=stdin, env=env, cwd=cwd, user=user, timeout=timeout)
@@ -1072,12 +1084,12 @@ class Forks(Handle, list[VM]):
 
 
 class Host(Handle):
-    """This machine, with one home of instances.
+    """This machine, with a home of instances. Use it with `with`.
 
-    Used with `with`; any number of Hosts, in any number of processes, may have the same home open.
-    Leaving removes the instances that were made through this Host, unless they were detached. `home` is
-    `RAMET_HOME`'s directory unless given; `accel` is `auto` (KVM where it really runs Linux, else emulation),
-    `kvm` or `tcg`. With `warm` it keeps up to so many VMMs warm for forks, of this process and of any other.
+    Any number of Hosts, in any number of processes, may have the same home open. At its end the block removes
+    the instances that this Host made, unless they were detached. `home` is the directory in `RAMET_HOME`
+    unless given. `accel` is `auto` (KVM where it runs Linux, else emulation), `kvm` or `tcg`. With `warm`,
+    the Host keeps up to that many VMMs ready for the forks of every process.
     """
 
     def __init__(
@@ -1088,9 +1100,9 @@ class Host(Handle):
         self._exits = ExitStack()
 
     def __enter__(self) -> Host:
-        """Open the home, making it if need be, and undo what killed ramet processes left in it.
+        """Open the home, make it if there is none, and undo the leftovers of killed ramet processes.
 
-        This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
+        This process's limit on open files is raised as far as allowed. Raises `UnavailableError` when the
         directory can't be written, has too long a path, or is on a filesystem that other machines may see
         (nothing is written then); `StoreError` when its database can't be used; `UsageError` when this Host
         is open already.
@@ -1109,10 +1121,10 @@ class Host(Handle):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave: calls of other tasks end with `UsageError`, then the instances of this Host are removed.
+        """Close the Host: end the calls of other tasks with `UsageError`, then remove its instances.
 
-        Also for a task that is cancelled meanwhile, all is done before this returns. A child of the process
-        that opened the Host can't leave it: `UsageError`, unless an exception is on its way already.
+        Everything is done before this returns, also for a cancelled task. A child of the process that opened
+        the Host can't close it: that raises `UsageError`, unless an exception is raised already.
         """
         if not self._portal.may_leave(kind):
             return
@@ -1142,15 +1154,14 @@ class Host(Handle):
         labels: Mapping[str, str] | None = None,
         auto_remove: bool = False,
     ) -> VM:
-        """Boot an instance of `image`: `builtin`, or `bare` (the image `probe`). Returned when its guest has
-        answered.
+        """Boot an instance of `image`, and return it when its guest has answered.
 
-        `memory` is a size such as `256M` or `2G`, or bytes. `driver` is `auto` (Firecracker where there is
-        one and KVM really runs the guest, else QEMU) or a driver's name. For each of `disks` the guest has an
-        empty data disk: a size, or `SIZE:PATH` for one with a filesystem, which is mounted at PATH by the
-        time the guest answers (built-in image). With `auto_remove` it is removed once it has stopped. Raises
-        `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`, `UnavailableError`, `VmmError`
-        and `GuestError`; nothing of it is left then.
+        `image` is `builtin`, or `bare` (the image `probe`). `memory` is a size such as `256M` or `2G`, or
+        bytes. `driver` is `auto` (Firecracker where there is one and KVM really runs the guest, else QEMU) or
+        a driver's name. Each of `disks` adds an empty data disk: a size, or `SIZE:PATH` for a disk with a
+        filesystem that is mounted at PATH (built-in image). With `auto_remove`, the instance is removed when
+        it stops. Raises `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`,
+        `UnavailableError`, `VmmError` and `GuestError`. Then nothing of the instance is left.
         """
         return VM(
             self._portal.call(
@@ -1170,35 +1181,40 @@ class Host(Handle):
         )
 
     def get(self, reference: str) -> VM:
-        """The instance that `reference` names: exact name, else id, else unique id prefix of at least 4
-        digits. Raises `NotFoundError`, `UnreadableError` when its record can't be read.
+        """Return the instance that `reference` names.
+
+        The order is: exact name, id, unique first digits of an id (at least 4). Raises `NotFoundError`;
+        `UnreadableError` when the record can't be read.
         """
         return VM(self._portal.call(lambda: self._wrapped.get(reference)), self._portal)
 
     def snapshot(self, reference: str) -> Snapshot:
-        """The snapshot that `reference` names: `SOURCE/NAME`, its name where only one has it, its id or a
-        unique beginning of that. Raises `NotFoundError`, `UsageError` when it fits several.
+        """Return the snapshot that `reference` names.
+
+        A reference is `SOURCE/NAME`, a unique name, an id, or unique first digits of an id. Raises
+        `NotFoundError`; `UsageError` when it fits several snapshots.
         """
         return Snapshot(self._portal.call(lambda: self._wrapped.snapshot(reference)), self._portal)
 
     def snapshots(
         self, of: str | None = None, *, labels: Mapping[str, str] | None = None
     ) -> builtins.list[SnapshotInfo]:
-        """What snapshots there are, oldest first; only those of the instance `of`, which may be gone, by name
-        or id.
+        """List snapshots, oldest first.
 
-        `labels` selects those that carry them all. One that can't be read any more isn't in the list.
+        `of`, a name or an id, selects the snapshots of an instance, which may be removed. `labels` selects
+        the snapshots that have all of them. A snapshot that can't be read isn't in the list.
         """
         return self._portal.call(lambda: self._wrapped.snapshots(of, labels=labels))
 
     def import_snapshot(self, file: str | os.PathLike[str], *, name: str | None = None) -> Snapshot:
-        """Make a snapshot of a file that `Snapshot.export` wrote, here or elsewhere. `-` is standard input.
+        """Make a snapshot from a file that `Snapshot.export` wrote. `-` is standard input.
 
-        The identity of a snapshot is its content: where one of the same source with the same content is here
-        already, an import without a `name` gives that one, and one with a `name` shares its files.
+        The identity of a snapshot is its content. If the home has a snapshot of the same source with the same
+        content, the result without a `name` is that snapshot, and with a `name` a new one that shares its
+        files.
 
-        Nothing in the file is believed. Raises `DamagedError` when it is cut short, altered, hostile or newer
-        than this ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
+        The file is checked completely before it is used. Raises `DamagedError` for a file that is cut short,
+        altered, hostile or newer than this ramet; `NameTakenError`; `FilesystemError`. Then nothing is left.
         """
         return Snapshot(
             self._portal.call(lambda: self._wrapped.import_snapshot(file, name=name)), self._portal
@@ -1207,55 +1223,52 @@ class Host(Handle):
     def list(
         self, *, everything: bool = False, labels: Mapping[str, str] | None = None
     ) -> builtins.list[Instance]:
-        """What there is, oldest first; stopped and failed instances only with `everything`.
+        """List instances, oldest first; stopped and failed instances only with `everything`.
 
-        `labels` selects those that carry them all. An instance whose record can't be read comes last, in the
-        state `unreadable`.
+        `labels` selects the instances that have all of them. An instance whose record can't be read comes
+        last, in the state `unreadable`.
         """
         return self._portal.call(lambda: self._wrapped.list(everything=everything, labels=labels))
 
     def unreadable(self) -> builtins.list[UnreadableRecord]:
-        """Instances and snapshots whose records can't be read, which other methods leave out or refuse.
+        """List the instances and snapshots whose records can't be read: other methods leave them out.
 
-        They are left as they are. `remove_unreadable` removes one.
+        Nothing changes them. `remove_unreadable` removes one.
         """
         return self._portal.call(lambda: self._wrapped.unreadable())
 
     def remove_unreadable(self, reference: str) -> str:
         """Remove an instance or a snapshot whose record can't be read, by name or id, and return its id.
 
-        Its VMM ends, and its files are gone.
-
-        Raises `NotFoundError` when there is no such record, `UnavailableError` when its VMM can't be ended;
-        everything is as it was then.
+        Its VMM ends and its files are deleted. Raises `NotFoundError` when there is no such record,
+        `UnavailableError` when the VMM can't be ended. Then everything is as before.
         """
         return self._portal.call(lambda: self._wrapped.remove_unreadable(reference))
 
     def tree(self) -> builtins.list[LineageNode]:
-        """Everything, by who was forked from whom."""
+        """Return all instances as trees of forks."""
         return self._portal.call(lambda: self._wrapped.tree())
 
     def stats(self) -> builtins.list[Usage]:
-        """Measure what each instance that has a VMM uses of the host.
+        """Measure the resources of each instance that has a VMM.
 
-        One that ends meanwhile isn't in the list, nor is one whose VMM can't be seen from here.
+        An instance that ends meanwhile, or whose VMM can't be seen from here, isn't in the list.
         """
         return self._portal.call(lambda: self._wrapped.stats())
 
     def pool(self, *, wait: float | None = None) -> PoolReport:
-        """The warm VMMs of this home, and which processes keep them.
+        """List the warm VMMs of this home, and the processes that keep them.
 
-        With `wait` the answer comes when this Host, which has to keep some itself for that, has nothing more
-        to make, or nothing that it can, after so many seconds at most.
+        With `wait`, a Host that keeps VMMs itself first makes all that it can, for up to `wait` seconds.
         """
         return self._portal.call(lambda: self._wrapped.pool(wait=wait))
 
 
 class ForkError(ramet.model.forks.ForkError[VM]):
-    """Some forks of one call failed.
+    """Some forks of a call failed.
 
-    `forks` are those that live, `errors` what became of the others, by name. Pickled, `forks` become their
-    ids and names, as `InstanceName`: handles stay with their Host. `Host.get` there gives others.
+    `forks` are the living forks; `errors` are the errors of the others, by name. In a pickle, `forks` become
+    ids and names (`InstanceName`), because handles stay with their Host. `Host.get` returns new handles.
     """
 
 
@@ -1302,13 +1315,12 @@ async def _unwanted(
 
 
 def doctor(home: str | os.PathLike[str] | None = None) -> DoctorReport:
-    """Examine this machine: KVM, the drivers, the parts of guests, limits, and the filesystem of `home` (the
-    user's own unless given). The home need not exist, and none is made; nothing is changed but the cached
-    verdict on KVM.
+    """Examine this machine: KVM, the drivers, the parts of guests, limits, and the filesystem of `home`.
 
-    `DoctorReport.ok` says whether a driver can run guests here; each `Check` that isn't ok comes with advice.
-    Raises `UnavailableError` when no path is known for the home or for the cache, `UsageError` for a `home`
-    that is no path.
+    The user's own home is examined unless `home` is given. No home is made, and only the cached verdict on
+    KVM changes. `DoctorReport.ok` is true if a driver can run guests here; each `Check` that isn't ok has
+    advice. Raises `UnavailableError` when no path is known for the home or for the cache, `UsageError` for a
+    `home` that is no path.
     """
     portal = _Portal()
     try:

@@ -15,7 +15,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """`text` with each byte that couldn't be decoded as `\\xNN`, so that it can be encoded and read."""
+    r"""Replace each undecodable byte in `text` by `\xNN`, so that the text can be encoded and read."""
     return _SURROGATES.sub(_escape, text)
 
 
@@ -25,7 +25,7 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def encode_json(document: Any) -> bytes:
-    """A JSON document, always in UTF-8 and always valid: what couldn't be decoded is `visible`."""
+    """Encode a JSON document, always in UTF-8 and always valid: undecoded bytes are made `visible`."""
     import msgspec
 
     try:
@@ -47,7 +47,7 @@ def _all_visible(value: Any) -> Any:
 
 
 def as_typed(word: str) -> str:
-    """A word of the command line for a guest: whatever this locale is, its bytes arrive as they were typed.
+    """Turn a word of the command line into a guest's text: its bytes arrive as typed, under any locale.
 
     A guest's texts are UTF-8, and bytes that aren't stay what they are (`os.fsencode`, "surrogateescape").
     """
@@ -69,8 +69,10 @@ _UNSEEN: Final = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u
 
 
 def printable(data: bytes) -> str:
-    """Return a guest's output as text that can't drive a terminal: no escape sequences, no control characters
-    but newline and tab. Carriage returns become newlines, invalid UTF-8 becomes U+FFFD. Takes linear time.
+    """Return a guest's output as text that can't drive a terminal.
+
+    It has no escape sequences, and no control characters but newline and tab. Carriage returns become
+    newlines, invalid UTF-8 becomes U+FFFD. Takes linear time.
     """
     # Compiled at the first call, and then kept by `re`: most commands of the command line print no such text.
     text = re.sub(_SEQUENCES, "", data.decode(errors="replace"))

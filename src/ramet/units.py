@@ -30,7 +30,7 @@ _FACTOR: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes from `256M`, `2G`, `512MiB` or a plain number of bytes. Units are powers of 1024.
+    """Parse a size into bytes: `256M`, `2G`, `512MiB` or a plain number of bytes. Units are powers of 1024.
 
     Raises `UsageError` for anything else.
     """
@@ -45,9 +45,10 @@ def parse_size(text: str | int) -> int:
 
 
 def parse_time_limit(value: float | str | None, *, what: str = "the time limit") -> float | None:
-    """Seconds, the one meaning of every time limit: finite, more than 0, at most ten years; None: no limit.
+    """Parse a time limit in seconds: finite, more than 0, at most ten years; None: no limit.
 
-    A text is a number, as a command line has it. Raises `UsageError` for anything else.
+    Every time limit has this meaning. A text is a number, as a command line has it. Raises `UsageError` for
+    anything else.
     """
     if value is None:
         return None
@@ -79,10 +80,10 @@ def format_bytes(count_bytes: int) -> str:
 
 
 def round_up(count_bytes: int, quantum_bytes: int) -> int:
-    """The next multiple of `quantum_bytes`, or `count_bytes` itself when it is one."""
+    """Return the next multiple of `quantum_bytes`, or `count_bytes` itself when it is one."""
     return -(-count_bytes // quantum_bytes) * quantum_bytes
 
 
 def round_up_to_page(count_bytes: int) -> int:
-    """The next multiple of the page size, or `count_bytes` itself when it is one."""
+    """Return the next multiple of the page size, or `count_bytes` itself when it is one."""
     return round_up(count_bytes, PAGE_SIZE_BYTES)

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md is what its data and the findings make; bars say what was measured and nothing else."""
+"""docs/internals/benchmarks.md is made of its data and the findings; bars show the measured values only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.page import FINDINGS, render
 from benchmarks.run import Outcome
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs" / "benchmarks" / "results.json"
+RESULTS = ROOT / "docs" / "internals" / "benchmarks" / "results.json"
 
 
 def document(*outcomes: Outcome) -> Document:
@@ -46,11 +46,11 @@ def latency(above: list[float], below: list[float]) -> Outcome:
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="no full run has been committed")
 def test_the_page_is_up_to_date() -> None:
-    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    page = (ROOT / "docs" / "internals" / "benchmarks.md").read_text()
     made = render(read(RESULTS), FINDINGS.read_text(), directory="benchmarks")
     assert page == made, "run `python -m benchmarks --page`"
     for name in re.findall(r"\]\((benchmarks/[^)]+)\)", page):
-        assert (ROOT / "docs" / name).is_file()
+        assert (ROOT / "docs" / "internals" / name).is_file()
 
 
 def test_a_bar_is_met_or_not_or_was_not_measured() -> None:

@@ -1,4 +1,4 @@
-"""Archives put together byte by byte from docs/archive.md, right ones and wrong ones."""
+"""Archives put together byte by byte from docs/reference/archive.md, right ones and wrong ones."""
 
 from __future__ import annotations
 

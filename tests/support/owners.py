@@ -22,7 +22,7 @@ from ramet.system import liveness, spawn
 from ramet.system.owner_watcher import DOING, TODO
 
 PROMISED_S = 5.0
-"""What docs/owners.md promises for the guests of a killed owner."""
+"""What docs/concepts/owners.md promises for the guests of a killed owner."""
 CLEAN_LIMIT_S = 60.0
 """For what has no promise of its own: directories, after the guests."""
 _FORKS = """

@@ -1,1 +1,1 @@
-"""The Python API: what `import ramet` gives."""
+"""The Python API, as `import ramet` exports it."""

@@ -13,11 +13,11 @@ from ramet.units import parse_size
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MOST_ITEMS: Final = 256
-"""Of any list: how many disks a guest can have is for `model.disks` to say."""
+"""The limit of any list. `model.disks` knows how many disks a guest can have."""
 
 
 def _size(value: Any, what: str) -> int:
-    """Bytes, of a number or a text such as `256M`."""
+    """Return bytes from a number, or from a text such as `256M`."""
     if isinstance(value, str):
         return parse_size(arguments.text(value, what))
     if isinstance(value, float):
@@ -64,19 +64,19 @@ CHECKS: Final[dict[str, Check]] = {
     "wait": arguments.time_limit,
     "warm": arguments.count,
 }
-"""One for each parameter's name."""
+"""The check of each parameter, by its name."""
 
 _OTHERWISE: Final[dict[str, dict[str, Check]]] = {
     "pool": {"wait": arguments.grace_period},
     "process": {"stdin": flag},
     "stop": {"timeout": arguments.grace_period},
 }
-"""Where a method means something else by it."""
+"""The checks of methods in which a parameter has another meaning."""
 
 
 def public(function: F) -> F:
-    """A method that users call: what it is given is checked by `CHECKS`.
+    """Decorate a method that users call: its arguments are checked by `CHECKS`.
 
-    Raises `UsageError`; nothing has been done then.
+    Raises `UsageError` before anything is done.
     """
     return arguments.checked({**CHECKS, **_OTHERWISE.get(function.__name__, {})})(function)

@@ -65,9 +65,9 @@ class Commands:
         timeout: float | None = None,
         stdin: bool = False,
     ) -> AbstractAsyncContextManager[Process]:
-        """A program in the guest whose streams are read and written as it runs.
+        """Run a program in the guest, and read and write its streams inside the block.
 
-        Leaving the block early kills it.
+        Leaving the block early kills the program.
         """
         command = commands.request(argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin)
         return commands.process(self._context, self._record, command)
@@ -81,9 +81,9 @@ class Commands:
         user: str | int | None = None,
         console: bool = True,
     ) -> int:
-        """Start a program in the guest that nobody waits for, and return its pid there.
+        """Start a program in the guest without waiting for its end, and return its pid there.
 
-        Its output goes to the console, and so into `logs`.
+        The output goes to the console, which `logs` returns.
         """
         command = commands.request(argv, env=env, cwd=cwd, user=user, console=console)
         return await commands.spawn(self._context, self._record, command)

@@ -18,20 +18,19 @@ class Compressible:
     _context: Context
 
     def _target(self) -> compression.Target:
-        """The memory of this snapshot or instance."""
+        """Return the memory of this snapshot or instance."""
         raise NotImplementedError
 
     @public
     async def compress(
         self, *, level: int | None = None, progress: Callable[[int, int], object] | None = None
     ) -> Compression:
-        """Compress the memory of a snapshot, a template or an instance in standby with zstd on all CPUs, then
-        remove the raw file.
+        """Compress the memory of a snapshot, a template or an instance in standby, and remove the raw file.
 
-        `level` is 1 (fast) to 19 (small); the level that it has unless given, or else 3. The first fork
-        afterwards decompresses the memory once, for all forks; both files stay until `compress` or
-        `decompress` is called again. `progress(done_bytes, total_bytes)` is called from a worker thread, in
-        bytes of the guest's memory.
+        All CPUs compress, with zstd. `level` is 1 (fast) to 19 (small); the present level, or 3, unless
+        given. The first fork afterwards decompresses the memory once, for all forks; both files stay until
+        `compress` or `decompress` is called again. `progress(done_bytes, total_bytes)` is called from a
+        worker thread, in bytes of the guest's memory.
 
             result = await snapshot.compress(level=3)
             print(result.raw_bytes, result.compressed_bytes)
@@ -47,7 +46,7 @@ class Compressible:
 
     @public
     async def decompress(self, *, progress: Callable[[int, int], object] | None = None) -> Compression:
-        """Make the memory raw again, and remove the compressed file. Nothing happens where it is raw.
+        """Decompress the memory, and remove the compressed file. Does nothing for raw memory.
 
         Errors as `compress`.
         """

@@ -1,7 +1,7 @@
-"""The demo, step by step: what is done in the guests, and what has to be true of it.
+"""The demo, step by step: the commands in the guests, and the checks of their results.
 
-64 MiB of random data stand for what took long to prepare. Every fork must find them; what it then writes
-nobody else may see, the template's mem-file least of all.
+64 MiB of random data stand for a state that took long to prepare. Every fork must find the data. No other
+fork, and not the template's mem-file, may see what a fork writes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DIVERGE = (
 
 
 def require_memory(memory: str) -> str:
-    """`memory` itself. Raises `UsageError` when the data wouldn't fit."""
+    """Return `memory`. Raises `UsageError` when it is too small for the data."""
     if parse_size(memory) < _SMALLEST_BYTES:
         raise UsageError(
             f"{memory} is too little for {DATA_MIB} MiB of data", hint=f"at least {_SMALLEST_BYTES // MIB}M"
@@ -49,7 +49,7 @@ def require_memory(memory: str) -> str:
 
 
 async def demonstrate(host: Host, *, count: int, memory: str, step: Step) -> DemoReport:
-    """Do it all. `step` is entered around each step, with what is done in it."""
+    """Run the demo. `step` is entered around each step, with the words for it."""
     began = time.perf_counter()
     with step("boot the built-in guest"):
         vm = await host.run("builtin", name="warm", memory=memory)
@@ -102,7 +102,7 @@ async def _digest(vm: VM) -> str:
 
 
 async def _diverge(forks: Forks[VM], living: Sequence[VM]) -> list[tuple[str, str]]:
-    """(digest of what was inherited, digest after overwriting a part), for each fork that lives."""
+    """Return (digest of the inherited data, digest after overwriting a part) per living fork."""
     forks[:] = living
     results: list[Any] = await forks.exec("sh", "-c", _DIVERGE)
     return [_two_lines(result) for result in results]
@@ -116,7 +116,7 @@ def _two_lines(result: ExecResult | Exception) -> tuple[str, str]:
 
 
 def _false(forks: Sequence[DemoFork], *, original: str, inode: int) -> list[str]:
-    """What isn't as it should be, in words."""
+    """Return the checks that failed, in words."""
     wrong = []
     for fork in forks:
         memory = fork.receipt.memory

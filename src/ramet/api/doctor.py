@@ -1,4 +1,4 @@
-"""What this machine can do, and why not."""
+"""Checks of this machine: the guests that it can run, and the obstacles."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from ramet.surface import exported
 
 @exported
 async def doctor(home: str | os.PathLike[str] | None = None) -> DoctorReport:
-    """Examine this machine: KVM, the drivers, the parts of guests, limits, and the filesystem of `home` (the
-    user's own unless given). The home need not exist, and none is made; nothing is changed but the cached
-    verdict on KVM.
+    """Examine this machine: KVM, the drivers, the parts of guests, limits, and the filesystem of `home`.
 
-    `DoctorReport.ok` says whether a driver can run guests here; each `Check` that isn't ok comes with advice.
-    Raises `UnavailableError` when no path is known for the home or for the cache, `UsageError` for a `home`
-    that is no path.
+    The user's own home is examined unless `home` is given. No home is made, and only the cached verdict on
+    KVM changes. `DoctorReport.ok` is true if a driver can run guests here; each `Check` that isn't ok has
+    advice. Raises `UnavailableError` when no path is known for the home or for the cache, `UsageError` for a
+    `home` that is no path.
     """
     given = arguments.optional(arguments.path)(home, "home of doctor")
     root = config.home_directory() if given is None else Path(given)

@@ -36,7 +36,7 @@ class Forkable(Handle, Generic[V]):
         raise NotImplementedError
 
     def _handle(self, record: Record, receipt: Receipt) -> V:
-        """The handle of a fork that has been made."""
+        """Make the handle of a fork."""
         raise NotImplementedError
 
     @public
@@ -50,15 +50,15 @@ class Forkable(Handle, Generic[V]):
         return_exceptions: bool = False,
         detach: bool = False,
     ) -> ForkCall[V]:
-        """Fork it `count` times: `await` it for a list, or use it with `async with`, which removes
-        the forks at the end.
+        """Fork `count` times: `await` the call for a list, or use it with `async with`.
 
-        A snapshot (whose source may be gone), a template and an instance in standby are forked as they are.
-        An instance that runs is captured first, which pauses it for some milliseconds. If some forks fail,
-        `ForkError` has those that live and why the others don't; with `return_exceptions` both come back in
-        order. With `detach` all of them live on when the Host is left, as after `VM.detach`: they are
-        detached in the one step that writes them down, and a process that is killed before that leaves none
-        of them.
+        The block of `async with` removes the forks at its end.
+
+        A snapshot, a template and an instance in standby are forked as they are. A running instance is
+        captured first, which pauses it for a few milliseconds. If some forks fail, `ForkError` has the living
+        forks and the errors of the others; with `return_exceptions`, both are returned in order. With
+        `detach`, all forks stay after the Host is closed, as after `VM.detach`. They are recorded and
+        detached in one step: a process that is killed before that step leaves no fork.
         """
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
 
@@ -85,8 +85,9 @@ class Forkable(Handle, Generic[V]):
         share_memory: bool = True,
         detach: bool = False,
     ) -> ForkReport:
-        """Fork as `fork` does, but return the contract's report: a receipt or a failure for each fork, in
-        order. Nothing is raised for a fork that fails.
+        """Fork as `fork` does, but return a report: a receipt or a failure per fork, in order.
+
+        A fork that fails raises nothing.
         """
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
         outcome = await self._forked(count, name, options, detach=detach)
@@ -94,7 +95,7 @@ class Forkable(Handle, Generic[V]):
         return outcome.report
 
     def _adopt(self, outcome: ForkOutcome, *, detach: bool) -> None:
-        """Watch the forks while this Host is open. Unless they are detached, they leave with it."""
+        """Watch the forks while this Host is open. Closing the Host removes them unless they are detached."""
         for fork in outcome.report.forks:
             if isinstance(fork, Receipt):
                 if not detach:

@@ -54,10 +54,10 @@ from ramet.units import LONGEST_TIME_LIMIT_S
 @exported
 @calls_into_host()
 class VM(Forkable["VM"], Compressible, Commands, Logs):
-    """One instance. A handle holds no connection; several handles of one instance may be used at once, also
-    in several processes.
+    """The handle of an instance.
 
-    Every method raises `NotFoundError` once the instance has been removed.
+    A handle holds no connection. Several handles of an instance may be used at once, also in several
+    processes. Every method raises `NotFoundError` after the removal of the instance.
     """
 
     def __init__(self, context: Context, record: Record, receipt: Receipt | None = None) -> None:
@@ -80,9 +80,9 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @property
     def receipt(self) -> Receipt:
-        """What this fork proved about itself when it was made.
+        """The receipt of this fork: the proof of its memory, disks and identity.
 
-        Raises `WrongStateError` for an instance that isn't a fork, or that has been made a template since.
+        Raises `WrongStateError` for an instance that isn't a fork, or that became a template.
         """
         if self._receipt is None:
             self._context.calls.require_open()
@@ -95,7 +95,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def info(self) -> Instance:
-        """What `ps` shows of it: from files and pidfds."""
+        """Return the description that `ps` shows, from files and pidfds."""
         return self._shown(state_of(self._context, self._record).record)
 
     async def _forked(
@@ -116,9 +116,9 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def inspect(self) -> Inspection:
-        """What `inspect` shows: its VMM and its guest are asked too.
+        """Return everything about the instance, with answers of its VMM and its guest.
 
-        One that doesn't answer leaves its part null.
+        The part of a VMM or a guest that doesn't answer is null.
         """
         receipt = None
         with suppress(RametError):  # null is shown: it isn't a fork
@@ -127,10 +127,10 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def template(self) -> VM:
-        """Make a template of this instance, which runs, is paused or in standby: its VMM ends, its memory is
-        kept for forks. Final.
+        """Make this instance a template: its VMM ends, and its memory stays for forks.
 
-        On a failure it is as it was, and runs if it ran.
+        The instance is running, paused or in standby. This is final. After a failure the instance is as
+        before, and runs if it ran.
         """
         await suspend.promote(self._context, self._record)
         claims.expect(self._context, self.directory)
@@ -138,11 +138,12 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
-        """Take a snapshot of this instance, which goes on when it runs; it may also be paused or in standby.
+        """Take a snapshot of this instance, which is running, paused or in standby.
 
-        Without a name one is invented. It stays until it is removed, also when the Host is left. Raises
-        `WrongStateError`, `NameTakenError` when it has another of that name, `UnavailableError`,
-        `FilesystemError`; nothing of it is left then, and the instance is as it was.
+        A running instance is paused for a few milliseconds. Without a `name`, ramet invents one. The snapshot
+        stays until it is removed, also after the Host is closed. Raises `WrongStateError`; `NameTakenError`
+        when the instance has another snapshot of that name; `UnavailableError`; `FilesystemError`. Then no
+        snapshot is left, and the instance is as before.
         """
         made = await create.create(self._context, self._record, name=name, labels=dict(labels or {}))
         claims.expect(self._context, self._context.home.snapshot(made.id))
@@ -150,45 +151,47 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def pause(self) -> None:
-        """Stop the virtual CPUs; memory stays. Raises `WrongStateError` unless it runs, `VmmError` or
-        `VmmTimeoutError` when its VMM fails: `inspect` then says whether it runs.
+        """Stop the virtual CPUs. The memory stays in RAM.
+
+        Raises `WrongStateError` unless the instance runs, and `VmmError` or `VmmTimeoutError` when its VMM
+        fails: `inspect` then says whether the instance runs.
         """
         await power.pause(self._context, self._record)
 
     @public
     async def resume(self) -> Instance:
-        """Let a paused instance go on, its clock put right. It is returned as it is then; its `reason` says
-        so when its guest didn't take the time.
+        """Resume this paused instance, correct its clock, and return its description.
 
-        Errors as `pause`; `WrongStateError` unless it is paused.
+        The `reason` in the description says so if the guest didn't accept the time. Errors as `pause`;
+        `WrongStateError` unless the instance is paused.
         """
         return self._shown(await power.resume(self._context, self._record))
 
     @public
     async def standby(self) -> None:
-        """Capture this running or paused instance and end its VMM: it uses no memory until `restore`.
+        """Capture this running or paused instance and end its VMM: it uses no RAM until `restore`.
 
-        Raises `WrongStateError`, `UnavailableError`, `FilesystemError`; it is as it was then, and runs if it
-        ran.
+        Raises `WrongStateError`, `UnavailableError`, `FilesystemError`. Then the instance is as before, and
+        runs if it ran.
         """
         await suspend.standby(self._context, self._record)
 
     @public
     async def restore(self) -> None:
-        """Bring it back from standby, with a new generation.
+        """Restore this instance from standby, with a new generation.
 
-        Raises `WrongStateError` unless it is in standby, and what a fork may fail with; it is still in
-        standby then.
+        Raises `WrongStateError` unless the instance is in standby, and the errors of a fork. Then the
+        instance is still in standby.
         """
         watch(self._context, await in_place.restore(self._context, self._record))
 
     @public
     async def rewind(self, snapshot: str | None = None) -> None:
-        """Take it back to a snapshot of itself, the youngest unless one is named: memory and disks are what
-        they were then. What has happened since is lost; its commands end.
+        """Return this instance to one of its snapshots, the latest unless `snapshot` names another.
 
-        Raises `NotFoundError`, `WrongStateError` for a template, and what a fork may fail with; it is as it
-        was then.
+        Memory and disks become what they were at the snapshot. Everything since is lost, and the commands in
+        the guest end. Raises `NotFoundError`, `WrongStateError` for a template, and the errors of a fork.
+        Then the instance is as before.
         """
         record = self._record
         chosen = (
@@ -200,15 +203,15 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def stop(self, *, timeout: float | None = limits.STOP_S) -> Instance:
-        """Power the guest off; after `timeout` seconds its VMM is killed (None: never). Disks are kept,
-        memory is gone.
+        """Power the guest off, and return the description of the stopped instance.
 
-        One that is paused, or in standby with disks, is brought back first: what it hasn't written yet is in
-        its memory. A `timeout` of 0 kills at once. It is returned as it is then; its `reason` says so when
-        its VMM was killed: what its guest hadn't synced is lost.
+        Disks are kept; memory is lost. After `timeout` seconds the VMM is killed; 0 kills it at once, None
+        never. The `reason` in the description says so if the VMM was killed: data that the guest hadn't
+        synced is lost. An instance that is paused, or in standby with disks, is resumed or restored first,
+        because its memory holds unwritten data. An instance made with `auto_remove` is removed.
 
-        An instance made with `auto_remove` is removed then. Raises `WrongStateError` for a template and for
-        one that is stopped already; what a restore may fail with, and it is in standby then.
+        Raises `WrongStateError` for a template and for a stopped instance; the errors of a restore, after
+        which the instance is in standby.
         """
         return self._shown(
             await stopping.stop(
@@ -218,34 +221,36 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def start(self) -> None:
-        """Start a stopped instance cold: its identity and disks are kept, its memory is new.
+        """Boot this stopped instance. Its identity and disks are kept; its memory is new.
 
-        Raises `WrongStateError` unless it is stopped, and what `Host.run` raises; it is still stopped then.
+        Raises `WrongStateError` unless the instance is stopped, and the errors of `Host.run`. Then the
+        instance is still stopped.
         """
         await start(self._context, self._record)
 
     @public
     async def wait(self) -> None:
-        """Wait until it doesn't run any more. A guest that reboots goes on running."""
+        """Wait until the instance stops. A guest that reboots keeps running."""
         await wait(self._context, self._record)
 
     @public
     async def remove(self, *, force: bool = False, lost: bool = False) -> None:
-        """Remove it. A running one wants `force`, else `WrongStateError`. Its forks don't notice.
+        """Remove this instance. Its forks keep running.
 
-        With `lost` also when its VMM can't be seen from here (`Instance.seen`), because the machine or the
-        container where it ran is gone for good; nothing is ended then. Raises `UnseenError` without,
-        `UnavailableError` when it is another user's: nothing was removed then. Whatever later step fails, the
-        others are taken, and the first error is raised; the next ramet process clears the rest away.
+        Without `force`, a running instance raises `WrongStateError`. With `lost`, an instance is removed even
+        if its VMM can't be seen from here (`Instance.seen`), because its machine or container no longer
+        exists; no process is ended. Raises `UnseenError` without `lost`, `UnavailableError` for another
+        user's instance: nothing is removed then. If a later step fails, the other steps are done and the
+        first error is raised; the next ramet process deletes the rest.
         """
         await removal.remove(self._context, self._record, force=force, lost=lost)
 
     @public
     async def keep(self) -> VM:
-        """Keep this fork of a family: it no longer leaves with its Host, its siblings are removed.
+        """Keep this fork, detached from its Host, and remove its siblings, whoever made them.
 
-        Whoever made them. Raises the first error of a sibling that couldn't be removed; this one is
-        kept all the same. An instance that isn't a fork is just detached.
+        Raises the first error of a sibling that couldn't be removed; this fork is kept all the same. An
+        instance that isn't a fork is only detached.
         """
         record = self._record
         await self.detach()
@@ -256,23 +261,23 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def detach(self) -> VM:
-        """Let it live on when the Host that made it is left."""
+        """Detach this instance from the Host that made it, so that it stays when the Host is closed."""
         self._context.ours.discard(self.id)
         self._context.store.change(self.id, lambda row: msgspec.structs.replace(row, owner=None))
         return self
 
     @public
     async def stats(self) -> Usage:
-        """What it uses of the host now. Raises `WrongStateError` when it has no VMM."""
+        """Measure the resources that this instance uses. Raises `WrongStateError` without a VMM."""
         return describe.usage(self._context, state_of(self._context, self._record).record)
 
 
 @exported
 @calls_into_host()
 class Snapshot(Forkable["VM"], Compressible):
-    """One snapshot: immutable, and independent of its source and of its forks.
+    """The handle of a snapshot, which is immutable and independent of its source and its forks.
 
-    Every method raises `NotFoundError` once it has been removed.
+    Every method raises `NotFoundError` after the removal of the snapshot.
     """
 
     def __init__(self, context: Context, record: SnapshotRecord) -> None:
@@ -302,27 +307,25 @@ class Snapshot(Forkable["VM"], Compressible):
 
     @property
     def directory(self) -> Path:
-        """Where its parts and its manifest lie."""
+        """The directory of its parts and its manifest."""
         return self._context.home.snapshot(self.id)
 
     @public
     async def info(self) -> SnapshotInfo:
-        """What `snapshot ls` shows of it. Raises `DamagedError` when its manifest can't be read."""
+        """Return the description that `snapshot ls` shows. Raises `DamagedError` for a bad manifest."""
         return snapshots_describe.describe(self._context, self._record)
 
     @public
     async def inspect(self) -> SnapshotInspection:
-        """All that is known of it: the machine that fits it, its parts and their digests. Errors as
-        `info`.
-        """
+        """Return everything about the snapshot, with its machine, parts and digests. Errors as `info`."""
         return snapshots_describe.inspect(self._context, self._record)
 
     @public
     async def verify(self) -> Verification:
-        """Read every part and check it against its digest. A bad one is in the result; nothing is raised for
-        it.
+        """Read every part and check it against its digest.
 
-        Raises `DamagedError` when the manifest can't be read.
+        A damaged part is reported in the result and raises nothing. Raises `DamagedError` when the manifest
+        can't be read.
         """
         record = self._record
         parts = await snapshots_verify.verify(self._context, record)
@@ -330,10 +333,10 @@ class Snapshot(Forkable["VM"], Compressible):
 
     @public
     async def export(self, file: str | os.PathLike[str]) -> Exported:
-        """Write it to one file, sparse, from which `Host.import_snapshot` makes it again, here or elsewhere.
+        """Write the snapshot to a file, which `Host.import_snapshot` reads on this machine or another.
 
-        `-` is standard output. Raises `DamagedError` when a part isn't as it was published,
-        `FilesystemError`; no file is left then.
+        Zeros take no space in the file. `-` is standard output. Raises `DamagedError` when a part has
+        changed, and `FilesystemError`. Then no file is left.
         """
         record = self._record
         written = await transfer.export_snapshot(self._context, record, transfer.named_file(file))
@@ -341,8 +344,8 @@ class Snapshot(Forkable["VM"], Compressible):
 
     @public
     async def remove(self) -> None:
-        """Remove it. Its forks don't notice, and neither do other snapshots."""
+        """Remove the snapshot. Its forks keep running, and other snapshots stay usable."""
         if not await catalog.remove(self._context, self._record):
             raise NotFoundError(
-                f"snapshot {self.name} is gone", hint="`ramet snapshot ls` lists what there is"
+                f"snapshot {self.name} is gone", hint="`ramet snapshot ls` lists all snapshots"
             )

@@ -1,4 +1,4 @@
-"""The Host: one home, in this process, no daemon."""
+"""The Host: a home, opened by this process, without a daemon."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ from ramet.units import parse_size
 @exported
 @calls_into_host()
 class Host(Handle):
-    """This machine, with one home of instances.
+    """This machine, with a home of instances. Use it with `async with`.
 
-    Used with `async with`; any number of Hosts, in any number of processes, may have the same home open.
-    Leaving removes the instances that were made through this Host, unless they were detached. `home` is
-    `RAMET_HOME`'s directory unless given; `accel` is `auto` (KVM where it really runs Linux, else emulation),
-    `kvm` or `tcg`. With `warm` it keeps up to so many VMMs warm for forks, of this process and of any other.
+    Any number of Hosts, in any number of processes, may have the same home open. At its end the block removes
+    the instances that this Host made, unless they were detached. `home` is the directory in `RAMET_HOME`
+    unless given. `accel` is `auto` (KVM where it runs Linux, else emulation), `kvm` or `tcg`. With `warm`,
+    the Host keeps up to that many VMMs ready for the forks of every process.
     """
 
     @checked(CHECKS)
@@ -85,9 +85,9 @@ class Host(Handle):
         return self._home.root
 
     async def __aenter__(self) -> Host:
-        """Open the home, making it if need be, and undo what killed ramet processes left in it.
+        """Open the home, make it if there is none, and undo the leftovers of killed ramet processes.
 
-        This process's limit on open files is raised to what it may be. Raises `UnavailableError` when the
+        This process's limit on open files is raised as far as allowed. Raises `UnavailableError` when the
         directory can't be written, has too long a path, or is on a filesystem that other machines may see
         (nothing is written then); `StoreError` when its database can't be used; `UsageError` when this Host
         is open already, or where no asyncio event loop runs.
@@ -107,10 +107,10 @@ class Host(Handle):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave: calls of other tasks end with `UsageError`, then the instances of this Host are removed.
+        """Close the Host: end the calls of other tasks with `UsageError`, then remove its instances.
 
-        Also for a task that is cancelled meanwhile, all is done before this returns. A child of the process
-        that opened the Host can't leave it: `UsageError`, unless an exception is on its way already.
+        Everything is done before this returns, also for a cancelled task. A child of the process that opened
+        the Host can't close it: that raises `UsageError`, unless an exception is raised already.
         """
         context = self._opened
         if not context.calls.may_leave(kind):
@@ -157,15 +157,14 @@ class Host(Handle):
         labels: Mapping[str, str] | None = None,
         auto_remove: bool = False,
     ) -> VM:
-        """Boot an instance of `image`: `builtin`, or `bare` (the image `probe`). Returned when its guest has
-        answered.
+        """Boot an instance of `image`, and return it when its guest has answered.
 
-        `memory` is a size such as `256M` or `2G`, or bytes. `driver` is `auto` (Firecracker where there is
-        one and KVM really runs the guest, else QEMU) or a driver's name. For each of `disks` the guest has an
-        empty data disk: a size, or `SIZE:PATH` for one with a filesystem, which is mounted at PATH by the
-        time the guest answers (built-in image). With `auto_remove` it is removed once it has stopped. Raises
-        `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`, `UnavailableError`, `VmmError`
-        and `GuestError`; nothing of it is left then.
+        `image` is `builtin`, or `bare` (the image `probe`). `memory` is a size such as `256M` or `2G`, or
+        bytes. `driver` is `auto` (Firecracker where there is one and KVM really runs the guest, else QEMU) or
+        a driver's name. Each of `disks` adds an empty data disk: a size, or `SIZE:PATH` for a disk with a
+        filesystem that is mounted at PATH (built-in image). With `auto_remove`, the instance is removed when
+        it stops. Raises `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`,
+        `UnavailableError`, `VmmError` and `GuestError`. Then nothing of the instance is left.
         """
         context = self._opened
         resolved = await threads.run(resolve_image, image, agent_path, probe_path)
@@ -186,15 +185,19 @@ class Host(Handle):
 
     @public
     async def get(self, reference: str) -> VM:
-        """The instance that `reference` names: exact name, else id, else unique id prefix of at least 4
-        digits. Raises `NotFoundError`, `UnreadableError` when its record can't be read.
+        """Return the instance that `reference` names.
+
+        The order is: exact name, id, unique first digits of an id (at least 4). Raises `NotFoundError`;
+        `UnreadableError` when the record can't be read.
         """
         return VM(self._opened, unreadable.resolve_instance(self._opened, reference))
 
     @public
     async def snapshot(self, reference: str) -> Snapshot:
-        """The snapshot that `reference` names: `SOURCE/NAME`, its name where only one has it, its id or a
-        unique beginning of that. Raises `NotFoundError`, `UsageError` when it fits several.
+        """Return the snapshot that `reference` names.
+
+        A reference is `SOURCE/NAME`, a unique name, an id, or unique first digits of an id. Raises
+        `NotFoundError`; `UsageError` when it fits several snapshots.
         """
         return Snapshot(self._opened, resolve_snapshot(self._opened, reference))
 
@@ -202,10 +205,10 @@ class Host(Handle):
     async def snapshots(
         self, of: str | None = None, *, labels: Mapping[str, str] | None = None
     ) -> builtins.list[SnapshotInfo]:
-        """What snapshots there are, oldest first; only those of the instance `of`, which may be gone, by name
-        or id.
+        """List snapshots, oldest first.
 
-        `labels` selects those that carry them all. One that can't be read any more isn't in the list.
+        `of`, a name or an id, selects the snapshots of an instance, which may be removed. `labels` selects
+        the snapshots that have all of them. A snapshot that can't be read isn't in the list.
         """
         context = self._opened
         matching = []
@@ -220,13 +223,14 @@ class Host(Handle):
 
     @public
     async def import_snapshot(self, file: str | os.PathLike[str], *, name: str | None = None) -> Snapshot:
-        """Make a snapshot of a file that `Snapshot.export` wrote, here or elsewhere. `-` is standard input.
+        """Make a snapshot from a file that `Snapshot.export` wrote. `-` is standard input.
 
-        The identity of a snapshot is its content: where one of the same source with the same content is here
-        already, an import without a `name` gives that one, and one with a `name` shares its files.
+        The identity of a snapshot is its content. If the home has a snapshot of the same source with the same
+        content, the result without a `name` is that snapshot, and with a `name` a new one that shares its
+        files.
 
-        Nothing in the file is believed. Raises `DamagedError` when it is cut short, altered, hostile or newer
-        than this ramet, `NameTakenError`, `FilesystemError`; nothing of it is left then.
+        The file is checked completely before it is used. Raises `DamagedError` for a file that is cut short,
+        altered, hostile or newer than this ramet; `NameTakenError`; `FilesystemError`. Then nothing is left.
         """
         made = await import_file(self._opened, named_file(file), name=name)
         claims.expect(self._opened, self._opened.home.snapshot(made.id))
@@ -236,10 +240,10 @@ class Host(Handle):
     async def list(
         self, *, everything: bool = False, labels: Mapping[str, str] | None = None
     ) -> builtins.list[Instance]:
-        """What there is, oldest first; stopped and failed instances only with `everything`.
+        """List instances, oldest first; stopped and failed instances only with `everything`.
 
-        `labels` selects those that carry them all. An instance whose record can't be read comes last, in the
-        state `unreadable`.
+        `labels` selects the instances that have all of them. An instance whose record can't be read comes
+        last, in the state `unreadable`.
         """
         context = self._opened
         records, damaged = context.store.rows()
@@ -255,9 +259,9 @@ class Host(Handle):
 
     @public
     async def unreadable(self) -> builtins.list[UnreadableRecord]:
-        """Instances and snapshots whose records can't be read, which other methods leave out or refuse.
+        """List the instances and snapshots whose records can't be read: other methods leave them out.
 
-        They are left as they are. `remove_unreadable` removes one.
+        Nothing changes them. `remove_unreadable` removes one.
         """
         return unreadable.listed(self._opened)
 
@@ -265,23 +269,21 @@ class Host(Handle):
     async def remove_unreadable(self, reference: str) -> str:
         """Remove an instance or a snapshot whose record can't be read, by name or id, and return its id.
 
-        Its VMM ends, and its files are gone.
-
-        Raises `NotFoundError` when there is no such record, `UnavailableError` when its VMM can't be ended;
-        everything is as it was then.
+        Its VMM ends and its files are deleted. Raises `NotFoundError` when there is no such record,
+        `UnavailableError` when the VMM can't be ended. Then everything is as before.
         """
         return await unreadable.remove(self._opened, reference)
 
     @public
     async def tree(self) -> builtins.list[LineageNode]:
-        """Everything, by who was forked from whom."""
+        """Return all instances as trees of forks."""
         return forest(await self.list(everything=True))
 
     @public
     async def stats(self) -> builtins.list[Usage]:
-        """Measure what each instance that has a VMM uses of the host.
+        """Measure the resources of each instance that has a VMM.
 
-        One that ends meanwhile isn't in the list, nor is one whose VMM can't be seen from here.
+        An instance that ends meanwhile, or whose VMM can't be seen from here, isn't in the list.
         """
         context = self._opened
         used = []
@@ -294,10 +296,9 @@ class Host(Handle):
 
     @public
     async def pool(self, *, wait: float | None = None) -> PoolReport:
-        """The warm VMMs of this home, and which processes keep them.
+        """List the warm VMMs of this home, and the processes that keep them.
 
-        With `wait` the answer comes when this Host, which has to keep some itself for that, has nothing more
-        to make, or nothing that it can, after so many seconds at most.
+        With `wait`, a Host that keeps VMMs itself first makes all that it can, for up to `wait` seconds.
         """
         if self._controller is not None and wait is not None:
             with anyio.move_on_after(wait):

@@ -1,4 +1,4 @@
-"""Images and kernels of this machine: what there is to boot."""
+"""The images and kernels that guests of this machine can boot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ramet.system import threads
 
 
 async def list_images() -> list[ImageEntry]:
-    """List the images in the cache, newest first; then those that can be made and never were.
+    """List the images in the cache, newest first, then the images that haven't been made yet.
 
     Raises `UnavailableError` when no path is known for the cache, `OSError` when the cache can't be read.
     """
@@ -22,7 +22,7 @@ async def list_images() -> list[ImageEntry]:
 
 
 async def list_kernels() -> list[KernelEntry]:
-    """List the kernels for guests, in the order in which they are taken: new guests have the first.
+    """List the kernels for guests. New guests boot the first kernel.
 
     Raises `UnavailableError` when `RAMET_KERNEL` is set to something that is no kernel.
     """
@@ -30,9 +30,9 @@ async def list_kernels() -> list[KernelEntry]:
 
 
 async def add_kernel(*packages: str | os.PathLike[str]) -> KernelEntry:
-    """Take a kernel and its modules out of a Debian package, or of several that belong together, into the
-    cache. A version that is in the cache already is left as it is.
+    """Add the kernel and the modules of a Debian package, or of several packages, to the cache.
 
+    A version that is in the cache already stays as it is.
     Raises `UsageError` when there isn't exactly one kernel with modules, `DamagedError` for a broken package,
     `UnavailableError` when the kernel has no virtio, `OSError` for files. Nothing is added then.
     """

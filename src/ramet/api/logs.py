@@ -36,9 +36,9 @@ class Logs:
 
     @public
     async def logs(self, *, vmm: bool = False) -> bytes:
-        """The end of the guest's console, or of the VMM's own log.
+        """Return the end of the guest's console, or of the VMM's log.
 
-        What a guest wrote may hold anything: don't send it to a terminal as it is.
+        A guest can write any bytes: don't send them to a terminal unfiltered.
         """
         path = self._log(vmm=vmm)
         with filesystem_errors("read", path):
@@ -47,7 +47,7 @@ class Logs:
 
     @public
     async def follow_logs(self, *, vmm: bool = False) -> AsyncIterator[bytes]:
-        """As `logs`, then what is added, until the instance stops."""
+        """Yield the end of the log as `logs` returns it, then each addition, until the instance stops."""
 
         async def end() -> None:
             await wait(self._context, self._record)

@@ -1,4 +1,4 @@
-"""The names in a home, read from its database alone: for completion, which opens no home."""
+"""The names in a home, read from its database: for completion, which opens no home."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ class InstanceEntry(NamedTuple):
     id: str
     name: str
     state: str
+    labels: dict[str, str]
 
 
 class SnapshotEntry(NamedTuple):
-    """A snapshot's row. `title` is SOURCE/NAME."""
+    """A snapshot's row. `title` is SOURCE/NAME, `source` the id of its source."""
 
     id: str
     title: str
+    name: str
+    source: str
+    labels: dict[str, str]
 
 
 class Names(NamedTuple):
@@ -36,7 +40,7 @@ class Names(NamedTuple):
 def read_names(home: str | os.PathLike[str] | None = None) -> Names:
     """Read the names in `home`, the user's own unless given. A home that isn't there has none.
 
-    Takes milliseconds: nothing is undone, made or locked. Raises `StoreError` when the database can't be
+    This takes milliseconds: nothing is undone, made or locked. Raises `StoreError` when the database can't be
     read.
     """
     database = Home(config.home_directory() if home is None else Path(home)).database
@@ -45,9 +49,12 @@ def read_names(home: str | os.PathLike[str] | None = None) -> Names:
     store = Store(database)
     try:
         return Names(
-            [InstanceEntry(record.id, record.name, str(record.state)) for record in store.all()],
             [
-                SnapshotEntry(row.id, row.title)
+                InstanceEntry(record.id, record.name, str(record.state), record.labels)
+                for record in store.all()
+            ],
+            [
+                SnapshotEntry(row.id, row.title, row.name, row.source, row.labels)
                 for row in store.snapshots.all()
                 if row.is_published and row.name is not None
             ],

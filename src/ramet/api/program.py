@@ -1,4 +1,4 @@
-"""The beginning and the last error of ramet's own programs, such as the command line."""
+"""The beginning and the last error of a ramet program, such as the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def begin() -> None:
-    """Let this process's children have exit statuses, and signals arrive, whatever it was started with."""
+    """Reset the signals of this process: children have exit statuses, and signals arrive."""
     launching.reset()
 
 

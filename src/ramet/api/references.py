@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ramet.api.handles import VM, Snapshot
     from ramet.api.host import Host
 
-_LIST = "`ramet ps -a` and `ramet snapshot ls` list what there is"
+_LIST = "`ramet ps -a` and `ramet snapshot ls` list all sources"
 
 
 async def resolve(host: Host, reference: str) -> VM | Snapshot:
-    """The instance or snapshot that `reference` names, such as the source of a fork.
+    """Return the instance or snapshot that `reference` names, such as the source of a fork.
 
     Raises `NotFoundError`, with near misses of both kinds in its hint; `UsageError` when it fits several.
     """
@@ -48,7 +48,7 @@ async def resolve(host: Host, reference: str) -> VM | Snapshot:
 
 
 async def find_instance(host: Host, reference: str) -> VM | None:
-    """The instance that `reference` names, or None. Raises `UsageError`, `UnreadableError`."""
+    """Return the instance that `reference` names, or None. Raises `UsageError`, `UnreadableError`."""
     try:
         return await host.get(reference)
     except NotFoundError:
@@ -56,7 +56,7 @@ async def find_instance(host: Host, reference: str) -> VM | None:
 
 
 async def find_snapshot(host: Host, reference: str) -> Snapshot | None:
-    """The snapshot that `reference` names, or None. Raises `UsageError`."""
+    """Return the snapshot that `reference` names, or None. Raises `UsageError`."""
     try:
         return await host.snapshot(reference)
     except NotFoundError:

@@ -24,12 +24,12 @@ from ramet.system.filesystems import shared_filesystem
 
 _NAME = re.compile(r"demo-(?P<owner>\d+-\d+-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-\d+)-\w+", re.ASCII)
 _OLD_NAME = re.compile(r"demo-(?P<pid>\d+)-(?P<started>\d+)-\w+", re.ASCII)
-"""As ramet wrote it before it noted the boot: the present one was meant."""
+"""The name in an older ramet, without the boot: it means the present boot."""
 
 
 @asynccontextmanager
 async def temporary_home() -> AsyncIterator[Path]:
-    """Make an empty directory for a home. It is removed when the block ends, in whatever way.
+    """Make an empty directory for a home, and remove it at the end of the block, also after an error.
 
     Raises `UnavailableError` when the cache can't be written.
     """
@@ -57,7 +57,7 @@ def _parent() -> Path:
 
 
 async def remove_abandoned(parent: Path) -> None:
-    """Remove the homes in `parent` whose demo doesn't live any more."""
+    """Remove the homes in `parent` whose demo has ended."""
     for home in parent.glob("demo-*"):
         owner = _owner(home.name)
         if owner is None or liveness.is_alive(owner):

@@ -1,7 +1,7 @@
-"""How a verb is carried out: an event loop, an open Host, signals, and errors turned into exit codes.
+"""The run of a verb: an event loop, an open Host, signals, and errors turned into exit codes.
 
-The first SIGINT, SIGTERM or SIGHUP cancels the verb; what it had begun is undone, shielded, and the exit code
-is 128 + the signal's number. Further signals change nothing but are answered with a line.
+The first SIGINT, SIGTERM or SIGHUP cancels the verb. Its effects are undone, shielded from further signals,
+and the exit code is 128 + the signal's number. A further signal is answered with a line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OWN_TROUBLE = 125
-"""Where a guest's exit code is returned, ramet's own trouble has this one, as with Docker."""
+"""The exit code for errors in ramet itself, in verbs that return a guest's exit code, as with Docker."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
@@ -39,15 +39,15 @@ def with_host(
     warm: int = 0,
     serves: bool = False,
 ) -> NoReturn:
-    """Run a verb with the user's home open, and leave with its exit code (none: 0).
+    """Run a verb with the user's home open, and exit with its exit code (none: 0).
 
-    One that `serves` goes on until a signal comes, and that is its good end.
+    A verb that `serves` runs until a signal comes, and then exits with 0.
     """
 
     async def opened(scope: anyio.CancelScope) -> int | None:
         from ramet.api.host import Host
 
-        # The Host is outside of what a signal cancels: a command in a guest is killed over its connection.
+        # A signal doesn't cancel the Host: it kills a command in a guest over its connection.
         async with Host(accel=accel, warm=warm) as host:
             with scope:
                 return await body(host)
@@ -57,7 +57,7 @@ def with_host(
 
 
 def call(body: Callable[[], Awaitable[int | None]], *, json: bool) -> NoReturn:
-    """Run a verb that doesn't need the user's home, and leave with its exit code."""
+    """Run a verb that doesn't need the user's home, and exit with its exit code."""
 
     async def cancellable(scope: anyio.CancelScope) -> int | None:
         with scope:
@@ -74,14 +74,14 @@ def _leave(
     in_guest: bool,
     serves: bool = False,
 ) -> NoReturn:
-    """Carry `work` out and leave. `in_guest`: the code that it normally gives is a guest's own."""
+    """Run `work` and exit. With `in_guest`, the exit code of `work` is a guest's."""
     import anyio
 
     caught: list[int] = []
     try:
         code = anyio.run(_unless_signalled, work, caught)
     except output.Interrupted:
-        code = None  # `caught` says by what
+        code = None  # `caught` has the signal
     except BrokenPipeError:
         output.silence()
         code = BROKEN_PIPE
@@ -97,7 +97,7 @@ def _leave(
 async def _unless_signalled(
     work: Callable[[anyio.CancelScope], Awaitable[int | None]], caught: list[int]
 ) -> int | None:
-    """`work` with a scope that the first signal cancels; the signal is then in `caught`."""
+    """Await `work` with a scope that the first signal cancels; the signal is then in `caught`."""
     import asyncio
 
     import anyio
@@ -115,13 +115,13 @@ async def _unless_signalled(
         if over or (raised and raised.pop()):
             return
         if caught:
-            output.warn("ramet: still cleaning up; nothing of it can be skipped")
+            output.warn("ramet: still cleaning up; the cleanup can't be skipped")
             return
         caught.append(number)
         scope.cancel()
 
     def at_once(number: int, _frame: object) -> None:
-        # Before the loop hears of it, which isn't running while a document waits for its reader.
+        # Python calls this before the loop, which isn't running while a document waits for its reader.
         if output.is_waiting() and not over and not caught:
             caught.append(number)
             raised.append(number)
@@ -133,13 +133,12 @@ async def _unless_signalled(
     try:
         code = await work(scope)
         if not scope.cancelled_caught:
-            caught.clear()  # it came when the verb was done: what has been made stays, and that is said
+            caught.clear()  # the verb had completed: its results stay, and the exit code says so
         return code
     except BaseExceptionGroup as group:
         raise _plainest(group) from group
     finally:
-        # What is done can't be interrupted any more, and the exit code says so: 130 would mean that nothing
-        # was made.
+        # A completed verb can't be interrupted any more: exit code 130 would mean that nothing was made.
         over = True
         for number in heard:
             loop.remove_signal_handler(number)
@@ -147,10 +146,10 @@ async def _unless_signalled(
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio does with an error in a callback, but for one that means nothing.
+    """Handle an error in a callback as asyncio does, except for a harmless one.
 
-    A read of anyio's that is cancelled in the very turn of the loop in which its socket becomes readable
-    is told of both; the second finds its future done.
+    If a read of anyio's is cancelled in the same turn of the loop in which its socket becomes readable, the
+    second of the two callbacks finds the future done.
     """
     import asyncio
 
@@ -159,7 +158,7 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 
 
 def _plainest(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The exception of a group that tells most: a task group wraps what its tasks raise."""
+    """Return the most telling exception of a group: a task group wraps the exceptions of its tasks."""
     leaves = list(_leaves(group))
     for kind in (output.Interrupted, BrokenPipeError, RametError, Exception):
         for leaf in leaves:
@@ -177,7 +176,7 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
 
 
 def report(error: Exception, *, json: bool, in_guest: bool = False) -> int:
-    """Tell people and programs about an error, and return the exit code that it means."""
+    """Report an error to people and programs, and return its exit code."""
     if isinstance(error, (OSError, RametError)):
         from ramet.api.program import explained
 
@@ -195,33 +194,31 @@ def report(error: Exception, *, json: bool, in_guest: bool = False) -> int:
 
 
 def _emit_error(shape: ErrorShape) -> None:
-    """The JSON document of an error. The error is what counts, and its exit code, whether or not it can be
-    written.
-    """
+    """Write the JSON document of an error. A failure to write it doesn't change the exit code."""
     try:
         output.emit({"error": shape})
     except BrokenPipeError:
-        pass  # nobody reads it
+        pass  # it has no reader
     except OSError as unwritable:
         tell(error_shape(unwritable))
 
 
 def tell(error: ErrorShape, *, about: str | None = None) -> None:
-    """Tell people about an error, on standard error."""
+    """Write an error and its hint to standard error."""
     output.warn(f"ramet: {about}: {error.message}" if about else f"ramet: {error.message}")
     if error.hint:
         output.warn(f"hint: {error.hint}")
 
 
 def error_shape(error: Exception) -> ErrorShape:
-    """The shape of an error, at the edge of this program: an error that ramet didn't foresee is internal."""
+    """Return the shape of an error. An error outside ramet's tree is internal."""
     from ramet.model import failures
 
     return failures.error_shape(error, internal=True)
 
 
 def exit_code_of(code: str) -> int:
-    """The exit code of the error class with that `code`."""
+    """Return the exit code of the error class with that `code`."""
     kinds = [RametError]
     for kind in kinds:
         if kind.code == code:

@@ -1,40 +1,165 @@
-"""Completion of references in a shell: reads the names in the home's database and nothing else."""
+"""Completion in a shell: values of arguments and options, from the home's database and from constants.
+
+Nothing here opens a home, makes a file, or says a word: where the database can't be read there is nothing to
+complete. Only plain words are offered, since zsh evaluates what it is given.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import typer
 
 if TYPE_CHECKING:
-    from ramet.api.names import Names
+    from ramet.api.names import InstanceEntry, Names
+
+Words = list[tuple[str, str]]
+"""Words that may stand there, each with a description."""
+
+IMAGES: Final = {"builtin": "Linux with busybox", "probe": "bare-metal test guest", "bare": "alias of probe"}
+DRIVERS: Final = {"auto": "the first that can", "firecracker": "needs KVM", "qemu": "KVM or emulation"}
+ACCELERATORS: Final = {"auto": "KVM where it runs the guest", "kvm": "KVM", "tcg": "emulation"}
+SIZES: Final = ("256M", "512M", "1G", "2G", "4G", "8G")
+LEVELS: Final = range(1, 20)
+STATES: Final = ("running", "paused", "standby", "template", "stopped", "failed")
+_COMPRESSIBLE: Final = ("template", "standby")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/=+@%-]*")
 
 
-def complete_reference(incomplete: str) -> list[tuple[str, str]]:
-    """Names of instances that begin so, each with its state; ids when no name does. Silent about every
-    trouble.
-    """
-    return [] if (names := _known()) is None else _instances(names, incomplete)
+def complete_reference(incomplete: str) -> Words:
+    """Return instances by name, each with its state; by id when no name begins so."""
+    names = _known()
+    return [] if names is None else _instances(names.instances, incomplete)
 
 
-def complete_snapshot(incomplete: str) -> list[tuple[str, str]]:
-    """Snapshots, SOURCE/NAME, that begin so; ids when none does."""
-    return [] if (names := _known()) is None else _snapshots(names, incomplete)
+def complete_references(context: typer.Context, incomplete: str) -> Words:
+    """Return instances as `complete_reference` does, without those on the line already."""
+    return _without(_given(context), complete_reference(incomplete))
 
 
-def complete_source(incomplete: str) -> list[tuple[str, str]]:
-    """Sources of forks: instances, then snapshots."""
-    if (names := _known()) is None:
+def complete_snapshot(incomplete: str) -> Words:
+    """Return snapshots as SOURCE/NAME; by id when no SOURCE/NAME begins so."""
+    names = _known()
+    return [] if names is None else _snapshots(names, incomplete)
+
+
+def complete_snapshots(context: typer.Context, incomplete: str) -> Words:
+    """Return snapshots as `complete_snapshot` does, without those on the line already."""
+    return _without(_given(context), complete_snapshot(incomplete))
+
+
+def complete_source(incomplete: str) -> Words:
+    """Return the sources of forks: instances, then snapshots."""
+    names = _known()
+    if names is None:
         return []
-    return _instances(names, incomplete) + _snapshots(names, incomplete)
+    return _instances(names.instances, incomplete) + _snapshots(names, incomplete)
 
 
-def _instances(names: Names, incomplete: str) -> list[tuple[str, str]]:
-    matches = [(vm.name, vm.state) for vm in names.instances if vm.name.startswith(incomplete)]
-    return matches or [(vm.id, vm.name) for vm in names.instances if vm.id.startswith(incomplete)]
+def complete_compressible(incomplete: str) -> Words:
+    """Return snapshots, and the instances whose memory is in a file."""
+    names = _known()
+    if names is None:
+        return []
+    captured = [entry for entry in names.instances if entry.state in _COMPRESSIBLE]
+    return _snapshots(names, incomplete) + _instances(captured, incomplete)
 
 
-def _snapshots(names: Names, incomplete: str) -> list[tuple[str, str]]:
-    matches = [(each.title, "snapshot") for each in names.snapshots if each.title.startswith(incomplete)]
-    return matches or [(each.id, each.title) for each in names.snapshots if each.id.startswith(incomplete)]
+def complete_own_snapshot(context: typer.Context, incomplete: str) -> Words:
+    """Return the names of the snapshots of the instance that is on the line already."""
+    names = _known()
+    if names is None:
+        return []
+    given = _given(context)
+    ids = {entry.id for entry in names.instances if entry.name in given or entry.id in given}
+    return _beginning(
+        incomplete, ((entry.name, "snapshot") for entry in names.snapshots if entry.source in ids)
+    )
+
+
+def complete_instance_filter(incomplete: str) -> Words:
+    """Return `state=STATE` and the labels of instances, for `ps --filter`."""
+    states = [(f"state={state}", "state") for state in STATES]
+    return _beginning(incomplete, states) + complete_label(incomplete)
+
+
+def complete_label(incomplete: str) -> Words:
+    """Return the labels of instances, as `key=value`."""
+    names = _known()
+    return [] if names is None else _labels(incomplete, (entry.labels for entry in names.instances))
+
+
+def complete_snapshot_label(incomplete: str) -> Words:
+    """Return the labels of snapshots, as `key=value`."""
+    names = _known()
+    return [] if names is None else _labels(incomplete, (entry.labels for entry in names.snapshots))
+
+
+def complete_image(incomplete: str) -> Words:
+    """Return images and their aliases."""
+    return _beginning(incomplete, IMAGES.items())
+
+
+def complete_driver(incomplete: str) -> Words:
+    """Return drivers."""
+    return _beginning(incomplete, DRIVERS.items())
+
+
+def complete_accelerator(incomplete: str) -> Words:
+    """Return accelerators."""
+    return _beginning(incomplete, ACCELERATORS.items())
+
+
+def complete_size(incomplete: str) -> Words:
+    """Return usual sizes of RAM."""
+    return _beginning(incomplete, ((size, "RAM") for size in SIZES))
+
+
+def complete_level(incomplete: str) -> Words:
+    """Return the levels of compression."""
+    return _beginning(incomplete, ((str(level), "level") for level in LEVELS))
+
+
+def complete_variable(incomplete: str) -> Words:
+    """Return the names of this shell's environment variables."""
+    return _beginning(incomplete, ((name, "variable") for name in sorted(os.environ)))
+
+
+def _instances(instances: Iterable[InstanceEntry], incomplete: str) -> Words:
+    known = list(instances)
+    matches = _beginning(incomplete, ((entry.name, entry.state) for entry in known))
+    return matches or _beginning(incomplete, ((entry.id, entry.name) for entry in known))
+
+
+def _snapshots(names: Names, incomplete: str) -> Words:
+    matches = _beginning(incomplete, ((entry.title, "snapshot") for entry in names.snapshots))
+    return matches or _beginning(incomplete, ((entry.id, entry.title) for entry in names.snapshots))
+
+
+def _labels(incomplete: str, labels: Iterable[dict[str, str]]) -> Words:
+    pairs = sorted({f"{key}={value}" for each in labels for key, value in each.items()})
+    return _beginning(incomplete, ((pair, "label") for pair in pairs))
+
+
+def _beginning(incomplete: str, words: Iterable[tuple[str, str]]) -> Words:
+    return [(word, about) for word, about in words if word.startswith(incomplete) and _PLAIN.fullmatch(word)]
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Return the words on the line that stand for arguments and options already."""
+    words: set[str] = set()
+    for value in context.params.values():
+        words |= (
+            {value} if isinstance(value, str) else set(value) if isinstance(value, (list, tuple)) else set()
+        )
+    return words
+
+
+def _without(given: set[str], words: Words) -> Words:
+    return [(word, about) for word, about in words if word not in given]
 
 
 def _known() -> Names | None:
@@ -43,4 +168,4 @@ def _known() -> Names | None:
 
         return read_names()
     except Exception:
-        return None  # nothing can be completed then, and a shell's prompt is no place to say why
+        return None  # nothing can be completed, and a prompt is no place for an error

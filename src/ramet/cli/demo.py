@@ -1,4 +1,4 @@
-"""demo: the main job end to end, on the built-in image, in a temporary home."""
+"""demo: boot, fork and measure, in a temporary home."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ramet.cli import calling, output
+from ramet.cli.completion import complete_size
 from ramet.cli.options import Json
 
 if TYPE_CHECKING:
@@ -17,15 +18,18 @@ if TYPE_CHECKING:
 
 
 def demo(
-    forks: Annotated[int, typer.Option(metavar="N", help="How many forks.")] = 8,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="RAM of each guest.")] = "256M",
+    forks: Annotated[int, typer.Option(metavar="N", help="The number of forks.")] = 8,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", autocompletion=complete_size, help="The RAM of each guest.")
+    ] = "256M",
     json: Json = False,
 ) -> None:
-    """Show it all: boot a guest, fork it, prove that the forks share its memory and that none sees another.
+    """Boot a guest, fork it, and measure what the forks share.
 
-    The last line compares what the forks' memory would occupy if each had a copy of the mem-file (their
-    number times its blocks on disk) with what it does occupy: the mem-file once, and the pages that each fork
-    has changed. Nothing is left behind.
+    Each fork proves that it inherited the guest's memory and that no other fork sees what it writes. The last
+    line compares two sizes: the memory of the forks if each had a copy of the mem-file, and the memory that
+    they really occupy, which is one mem-file plus the pages that each fork changed. The demo uses a temporary
+    home and removes everything it made.
     """
 
     async def body() -> int:
@@ -49,9 +53,11 @@ def demo(
 
 @contextmanager
 def _step(what: str) -> Iterator[None]:
-    """A line for a step that has been done, with the time it took."""
+    """Write a line for a step when it is done, with its time."""
+    from ramet.cli.progress import working
+
     began = time.perf_counter()
-    with output.working(what):
+    with working(what):
         yield
     output.say(f"{time.perf_counter() - began:6.1f} s  {what}")
 
@@ -62,6 +68,7 @@ def _silent(_what: str) -> Iterator[None]:
 
 
 def _show(report: DemoReport) -> None:
+    from ramet.cli import tables
     from ramet.units import format_bytes
 
     headers = (
@@ -88,11 +95,11 @@ def _show(report: DemoReport) -> None:
         for fork in report.forks
     ]
     output.say("")
-    output.table(headers, rows)
+    tables.table(headers, rows)
     output.say("")
     digest = report.template_digest.rpartition(":")[2]
     if not report.failed_checks:
-        output.say(f"the template's mem-file is what it was: digest {digest[:16]}")
+        output.say(f"the template's mem-file is unchanged: digest {digest[:16]}")
     copied, fact = format_bytes(report.if_copied_bytes), format_bytes(report.in_fact_bytes)
     took = f"{report.total_ms / 1000:.1f} s in all"
     output.say(f"{len(report.forks)} forks: {copied} if copied, {fact} in fact ({took})")

@@ -1,4 +1,4 @@
-"""doctor: what this machine can do, and why not."""
+"""doctor: what this machine can run, and why not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ _MARKS: Final = {"ok": "ok", "warning": "!", "missing": "missing"}
 
 
 def doctor(json: Json = False) -> None:
-    """Say what this machine can do, and why not. Exit code 5 when no driver can run a guest."""
+    """Check what this machine can run.
+
+    Each problem is listed with its remedy. The exit code is 5 when no driver can run a guest.
+    """
 
     async def body() -> int:
         from ramet.api.doctor import doctor as examine
+        from ramet.cli.progress import working
 
-        report = await examine()
+        with working("examining this machine", quiet=json):
+            report = await examine()
         if json:
             output.emit(report)
         else:
@@ -31,8 +36,10 @@ def doctor(json: Json = False) -> None:
 
 
 def _show(report: DoctorReport) -> None:
+    from ramet.cli import tables
+
     rows = [(check.name, _MARKS[check.status], check.found) for check in report.checks]
-    output.table(("WHAT", "", "FOUND"), rows)
+    tables.table(("WHAT", "", "FOUND"), rows)
     for check in report.checks:
         if check.advice:
             output.say(f"{check.name}: {output.clean(check.advice)}")

@@ -1,4 +1,4 @@
-"""exec: a command in a guest, with this process's streams."""
+"""exec: run a command in a guest, with this process's streams."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ramet.cli import calling, output
+from ramet.cli.completion import complete_variable
 from ramet.cli.options import Command, Json, Reference, environment, without_separator
 from ramet.errors import UsageError
 from ramet.text import as_typed
@@ -28,37 +29,47 @@ def execute(
     reference: Reference,
     command: Command = None,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Don't wait; output goes to `logs`; print the pid.")
+        bool,
+        typer.Option("--detach", "-d", help="Don't wait: print the pid. The output goes to `ramet logs`."),
     ] = False,
     interactive: Annotated[
         bool,
         typer.Option(
             "--interactive",
             "-i",
-            help="Forward standard input from a terminal, too; from a pipe or file it always is.",
+            help="Forward standard input from a terminal. A pipe or a file is always forwarded.",
         ),
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds until it is killed (exit code 124).")
+        float | None, typer.Option(metavar="S", help="Kill the command after S seconds (exit code 124).")
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option("--env", "-e", metavar="K=V", help="A variable; K alone takes it from here."),
+        typer.Option(
+            "--env",
+            "-e",
+            metavar="K=V",
+            autocompletion=complete_variable,
+            help="Set a variable. K alone copies it from this shell.",
+        ),
     ] = None,
     cwd: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Working directory; default: the user's home.")
+        str | None, typer.Option(metavar="PATH", help="The working directory; the user's home unless given.")
     ] = None,
     user: Annotated[
-        str | None, typer.Option("--user", "-u", metavar="USER", help="Name, uid or uid:gid.")
+        str | None, typer.Option("--user", "-u", metavar="USER", help="The user: a name, uid or uid:gid.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Run a command in a guest. Its exit code is returned; ramet's own troubles are 124 to 127."""
+    """Run a command in a guest.
+
+    The exit code is the command's. ramet's own errors use 124 to 127.
+    """
 
     async def body(host: Host) -> int:
         words = without_separator(command)
         if not words:
-            raise UsageError("there is no command", hint=f"ramet exec {reference} -- CMD")
+            raise UsageError("there is no command", hint=f"write `ramet exec {reference} -- CMD`")
         limit_s = parse_time_limit(timeout, what="--timeout")
         vm = await host.get(reference)
         variables = environment(env or [])
@@ -118,8 +129,10 @@ async def run_command(
     collect: bool = False,
     started: Callable[[], Awaitable[None]] | None = None,
 ) -> ExecResult:
-    """Run a command from its start to its end. With `collect` its output is in the result, else it is passed
-    on to this process's streams. `started` is awaited once the command runs.
+    """Run a command from its start to its end.
+
+    With `collect` the output is in the result, else it goes to this process's streams. `started` is awaited
+    as soon as the command runs.
     """
     from ramet.cli import streams
     from ramet.model.exec_result import Collector

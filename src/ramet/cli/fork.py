@@ -1,4 +1,4 @@
-"""fork: running copies of an instance or a snapshot."""
+"""fork: make running copies of an instance or a snapshot."""
 
 from __future__ import annotations
 
@@ -20,33 +20,39 @@ if TYPE_CHECKING:
 
 def fork(
     reference: Source,
-    count: Annotated[int, typer.Option("--count", "-n", metavar="N", help="How many.")] = 1,
+    count: Annotated[int, typer.Option("--count", "-n", metavar="N", help="The number of forks.")] = 1,
     name: Annotated[
-        str | None, typer.Option(metavar="X", help="The fork's name; of several X-1, X-2 and so on.")
+        str | None,
+        typer.Option(metavar="X", help="The name of the fork. Several forks are named X-1, X-2 and so on."),
     ] = None,
     require_shared: Annotated[
-        bool, typer.Option("--require-shared", help="Fail rather than copy memory or a disk.")
+        bool, typer.Option("--require-shared", help="Fail instead of copying memory or a disk.")
     ] = False,
-    no_share: Annotated[bool, typer.Option("--no-share", help="Copy memory on purpose.")] = False,
+    no_share: Annotated[
+        bool, typer.Option("--no-share", help="Copy the memory instead of sharing it.")
+    ] = False,
     timings: Annotated[
-        bool, typer.Option("--timings", help="Show where the time went, in ms. With --json it always is.")
+        bool, typer.Option("--timings", help="Show the time of each step, in ms. --json always has it.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
     json: Json = False,
 ) -> None:
-    """Make running copies of an instance or a snapshot, each with an identity of its own.
+    """Fork an instance or a snapshot.
 
-    A template, an instance in standby and a snapshot are forked as they are. An instance that runs is
-    captured first (a branch): it is paused for a few milliseconds.
+    Each fork is a running copy with its own identity. A template, an instance in standby and a snapshot are
+    forked as they are. A running instance is captured first (a branch), which pauses it for a few
+    milliseconds.
     """
 
     async def body(host: Host) -> int:
+        from ramet.cli.progress import working
+
         if require_shared and no_share:
             raise UsageError("--require-shared and --no-share contradict each other", hint="use one of them")
         if timings and quiet:
             raise UsageError("--quiet prints ids only, no --timings", hint="use one of them")
         source = await resolve(host, reference)
-        with output.working(f"forking {source.name}", quiet=json):
+        with working(f"forking {source.name}", quiet=json):
             report = await source.fork_report(
                 count, name=name, require_shared=require_shared, share_memory=not no_share, detach=True
             )
@@ -79,7 +85,8 @@ def _exit_code(living: Sequence[Receipt], failures: Sequence[ForkFailure]) -> in
 
 
 def show_receipts(receipts: Sequence[Receipt]) -> None:
-    """A table, a fork a row."""
+    """Write a table with one row per fork."""
+    from ramet.cli import tables
     from ramet.units import format_bytes
 
     with_delta = any(receipt.memory.delta_bytes for receipt in receipts)
@@ -100,13 +107,14 @@ def show_receipts(receipts: Sequence[Receipt]) -> None:
         )
         for receipt in receipts
     ]
-    output.table(headers, rows)
+    tables.table(headers, rows)
 
 
 def show_timings(receipts: Sequence[Receipt]) -> None:
-    """The receipts' `timings_ms`, a fork a row; for several also the median and the largest of each step."""
+    """Write the receipts' `timings_ms`, one row per fork, then the median and the maximum of each step."""
     import statistics
 
+    from ramet.cli import tables
     from ramet.model.schema import Timings
 
     steps = [
@@ -119,7 +127,7 @@ def show_timings(receipts: Sequence[Receipt]) -> None:
         columns = [*zip(*rows, strict=True)][1:]
         rows += [[f"({what.__name__})", *map(what, columns)] for what in (statistics.median, max)]
     shown = [[name, *(f"{took_ms:.3f}" for took_ms in took)] for name, *took in rows]
-    output.table(("TIMINGS IN MS", *(step.upper() for step in steps)), shown)
+    tables.table(("TIMINGS IN MS", *(step.upper() for step in steps)), shown)
 
 
 def _summary(report: ForkReport, living: Sequence[Receipt], source: str) -> str:

@@ -1,4 +1,4 @@
-"""image and kernel: what there is to boot."""
+"""image, kernel: the images and kernels that guests boot."""
 
 from __future__ import annotations
 
@@ -7,28 +7,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ramet.cli import calling, output
+from ramet.cli import calling, examples, output
 from ramet.cli.options import Json
 
 if TYPE_CHECKING:
     from ramet.model.images import ImageEntry
 
-image = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What there is to boot.")
-kernel = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Linux kernels for guests.")
+image = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List the images that guests boot.")
+kernel = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="List and add Linux kernels for guests."
+)
 
 
-@image.command("ls")
+@image.command("ls", epilog=examples.epilog("image ls"))
 def list_images(json: Json = False) -> None:
-    """List images. One that ramet makes itself is made when it is first used."""
+    """List images.
+
+    ramet makes an image when the image is first used.
+    """
 
     async def body() -> None:
         from ramet.api import images
+        from ramet.cli import tables
 
         entries = await images.list_images()
         if json:
             output.emit(entries)
             return
-        output.table(
+        tables.table(
             ("NAME", "KEY", "KERNEL", "SIZE", "CREATED"),
             [
                 (
@@ -53,40 +59,46 @@ def _size(entry: ImageEntry) -> str:
     return format_bytes(entry.kernel_bytes + (entry.initramfs_bytes or 0))
 
 
-@kernel.command("ls")
+@kernel.command("ls", epilog=examples.epilog("kernel ls"))
 def list_kernels(json: Json = False) -> None:
-    """List kernels for guests; the first one is used."""
+    """List the kernels for guests.
+
+    New guests boot the first kernel of the list.
+    """
 
     async def body() -> None:
         from ramet.api import images
+        from ramet.cli import tables
 
         entries = await images.list_kernels()
         if json:
             output.emit(entries)
         else:
-            output.table(
+            tables.table(
                 ("VERSION", "FROM", "PATH"), [(entry.version, entry.source, entry.path) for entry in entries]
             )
 
     calling.call(body, json=json)
 
 
-@kernel.command("add")
+@kernel.command("add", epilog=examples.epilog("kernel add"))
 def add_kernel(
     packages: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PACKAGE.deb...", help="A Debian kernel package, or several that belong together."
+            metavar="PACKAGE.deb...", help="A Debian kernel package, or several packages of one kernel."
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Take a kernel and its modules out of Debian packages."""
+    """Add a kernel and its modules from Debian packages."""
 
     async def body() -> None:
         from ramet.api import images
+        from ramet.cli.progress import working
 
-        added = await images.add_kernel(*packages)
+        with working("adding the kernel", quiet=json):
+            added = await images.add_kernel(*packages)
         if json:
             output.emit(added)
         else:

@@ -1,7 +1,8 @@
-"""Verbs that change the state of instances: stop, start, pause, resume, standby, restore, rewind, rm,
-template, keep, wait.
+"""Verbs that change the state of instances, and `wait`.
 
-Given several references, one failure doesn't stop the rest (I7): exit code 6 when some failed.
+stop, start, pause, resume, standby, restore, rewind, rm, template, keep.
+
+With several references, the failure of one doesn't stop the others (I7). The exit code is 6 when some failed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn, TypeVar
 import typer
 
 from ramet.cli import calling, output, references
+from ramet.cli.completion import complete_own_snapshot
 from ramet.cli.options import Json, Reference, References
 from ramet.errors import NotFoundError, PartlyFailedError, RametError, UnreadableError
 
@@ -28,37 +30,50 @@ T = TypeVar("T")
 def stop(
     wanted: References,
     timeout: Annotated[
-        float, typer.Option(metavar="S", help="Seconds to wait for the guest before its VMM is ended.")
+        float, typer.Option(metavar="S", help="The seconds to wait for the guest before its VMM is killed.")
     ] = 10.0,
     json: Json = False,
 ) -> None:
-    """Power instances off. Disks are kept, memory is gone."""
-    _each(wanted, lambda vm: vm.stop(timeout=timeout), json=json)
+    """Power instances off.
+
+    Disks are kept; memory is lost.
+    """
+    _each(wanted, lambda vm: vm.stop(timeout=timeout), "stopping", json=json)
 
 
 def start(wanted: References, json: Json = False) -> None:
-    """Start stopped instances cold."""
-    _each(wanted, lambda vm: vm.start(), json=json)
+    """Boot stopped instances.
+
+    An instance keeps its identity and its disks; its memory is new.
+    """
+    _each(wanted, lambda vm: vm.start(), "booting", json=json)
 
 
 def pause(wanted: References, json: Json = False) -> None:
-    """Stop the virtual CPUs of instances; their memory stays."""
-    _each(wanted, lambda vm: vm.pause(), json=json)
+    """Pause instances.
+
+    Their virtual CPUs stop; their memory stays in RAM.
+    """
+    _each(wanted, lambda vm: vm.pause(), "pausing", json=json)
 
 
 def resume(wanted: References, json: Json = False) -> None:
-    """Let paused instances go on."""
-    _each(wanted, lambda vm: vm.resume(), json=json)
+    """Resume paused instances."""
+    _each(wanted, lambda vm: vm.resume(), "resuming", json=json)
 
 
 def standby(wanted: References, json: Json = False) -> None:
-    """Capture instances and end their VMMs: no memory is used until `restore`. Connections to them end."""
-    _each(wanted, lambda vm: vm.standby(), json=json)
+    """Put instances into standby.
+
+    The memory is written to a file and the VMM ends, so the instance uses no RAM until `ramet restore`.
+    Connections to the guest end.
+    """
+    _each(wanted, lambda vm: vm.standby(), "capturing", json=json)
 
 
 def restore(wanted: References, json: Json = False) -> None:
-    """Bring instances back from standby."""
-    _each(wanted, lambda vm: vm.restore(), json=json)
+    """Restore instances from standby."""
+    _each(wanted, lambda vm: vm.restore(), "restoring", json=json)
 
 
 def rewind(
@@ -66,16 +81,24 @@ def rewind(
     snapshot: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SNAPSHOT]", help="One of its own; the youngest unless given.", show_default=False
+            metavar="[SNAPSHOT]",
+            autocompletion=complete_own_snapshot,
+            help="A snapshot of the instance; the latest unless given.",
+            show_default=False,
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Take an instance back to a snapshot of itself: memory and disks. What has happened since is lost."""
+    """Return an instance to one of its snapshots.
+
+    Memory and disks become what they were at the snapshot. Everything that happened since is lost.
+    """
 
     async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+
         vm = await references.instance(host, reference)
-        with output.working(f"rewinding {vm.name}", quiet=json):
+        with working(f"rewinding {vm.name}", quiet=json):
             await vm.rewind(snapshot)
         await _show(vm, json=json)
 
@@ -83,12 +106,16 @@ def rewind(
 
 
 def template(reference: Reference, json: Json = False) -> None:
-    """Make an instance a template: its VMM ends, its memory stays for forks. Final: it is never started or
-    restored again. (Not a build recipe.)
+    """Make an instance a template for forks.
+
+    The VMM ends and the memory is kept. This is final: a template is never started or restored again.
+    (Not a build recipe.)
     """
 
     async def body(host: Host) -> None:
-        with output.working(f"freezing {reference}", quiet=json):
+        from ramet.cli.progress import working
+
+        with working(f"capturing {reference}", quiet=json):
             vm = await (await references.instance(host, reference)).template()
         await _show(vm, json=json)
 
@@ -96,16 +123,24 @@ def template(reference: Reference, json: Json = False) -> None:
 
 
 def keep(reference: Reference, json: Json = False) -> None:
-    """Keep one fork of a family and remove its siblings."""
+    """Keep one fork and remove its siblings.
+
+    Siblings are the other forks of the same source, whoever made them.
+    """
 
     async def body(host: Host) -> None:
-        await _show(await (await host.get(reference)).keep(), json=json)
+        from ramet.cli.progress import working
+
+        vm = await host.get(reference)
+        with working(f"removing the siblings of {vm.name}", quiet=json):
+            kept = await vm.keep()
+        await _show(kept, json=json)
 
     calling.with_host(body, json=json)
 
 
 def wait(reference: Reference, json: Json = False) -> None:
-    """Wait until an instance doesn't run any more, and print the state that it is then in."""
+    """Wait until an instance stops, and print its state."""
 
     async def body(host: Host) -> None:
         import msgspec
@@ -130,17 +165,19 @@ def wait(reference: Reference, json: Json = False) -> None:
 def remove(
     wanted: References,
     force: Annotated[
-        bool, typer.Option("--force", "-f", help="Also those that run, and those that can't be read.")
+        bool,
+        typer.Option("--force", "-f", help="Remove running instances too, and records that can't be read."),
     ] = False,
     lost: Annotated[
         bool,
-        typer.Option(
-            "--lost", help="Also those of a machine or a container that is gone for good and can't be seen."
-        ),
+        typer.Option("--lost", help="Remove instances of a machine or a container that no longer exists."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Remove instances. Their forks don't notice."""
+    """Remove instances.
+
+    Forks of a removed instance keep running.
+    """
 
     async def body(host: Host) -> int:
         async def find(host: Host, reference: str) -> Removal:
@@ -163,15 +200,15 @@ def remove(
 
 
 def forced(reference: str, verb: str) -> UnreadableError:
-    """The error for whoever wants to remove a record that can't be read, and hasn't said so twice."""
+    """Return the error for the removal of a record that can't be read, without --force."""
     return UnreadableError(
         f"the record of {reference} can't be read: it isn't known whether its guest still runs",
-        hint=f"`{verb} -f {reference}` ends what runs for it and removes its files for good",
+        hint=f"`{verb} -f {reference}` ends its VMM and deletes its files for good",
     )
 
 
 class Removal(NamedTuple):
-    """One thing that is to be removed: its name, and how; that gives its id."""
+    """Something to remove: its name, and the step that removes it and returns its id."""
 
     name: str
     act: Callable[[], Awaitable[str]]
@@ -184,7 +221,7 @@ async def remove_each(
     *,
     json: bool,
 ) -> int:
-    """Remove each thing that `find` gives for a reference. The exit code."""
+    """Remove what `find` returns for each reference, and return the exit code."""
     from ramet.model.documents import PartlyRemoved
     from ramet.model.schema import Removed
 
@@ -194,7 +231,7 @@ async def remove_each(
     def told(removal: Removal) -> str:
         return removal.name
 
-    outcomes, failures = await _act_on_each(host, wanted, find, act, None if json else told)
+    outcomes, failures = await _act_on_each(host, wanted, find, act, None if json else told, "removing")
     removed = [outcome for outcome in outcomes if isinstance(outcome, str)]
     code = _code(failures, len(wanted))
     if json and failures:
@@ -204,10 +241,12 @@ async def remove_each(
     return code
 
 
-def _each(wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], *, json: bool) -> NoReturn:
-    """Do the same to each instance; print an INSTANCE, or an array when several were asked for.
+def _each(
+    wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], doing: str, *, json: bool
+) -> NoReturn:
+    """Do the same to each instance, then print an INSTANCE, or an array if there are several references.
 
-    What an act says of the instance that it gives back, such as that it had to be killed, people are told.
+    The reason in an instance that `act` returns, such as that its VMM was killed, goes to standard error.
     """
 
     async def body(host: Host) -> int:
@@ -221,7 +260,7 @@ def _each(wanted: list[str], act: Callable[[VM], Awaitable[Instance | None]], *,
             return vm.name
 
         outcomes, failures = await _act_on_each(
-            host, wanted, references.instance, one, None if json else told
+            host, wanted, references.instance, one, None if json else told, doing
         )
         code = _code(failures, len(wanted))
         if json:
@@ -237,21 +276,26 @@ async def _act_on_each(
     find: Callable[[Host, str], Awaitable[F]],
     act: Callable[[F], Awaitable[T]],
     label: Callable[[F], str] | None,
+    doing: str,
 ) -> tuple[list[T | Failure], list[Failure]]:
-    """What `act` gave for what `find` found, or what became of it instead, in order; and the failures.
+    """Act on each reference; return the outcomes, in order, and the failures among them.
 
-    A line of what was done, `label`, that can't be written stops none of the others, and is no failure of
-    what was done: unless there are failures, its `OSError` is raised when all is done.
+    An outcome is the result of `act`, or a failure. A `label` that can't be written stops no other reference
+    and is no failure: unless there are failures, its `OSError` is raised at the end. `doing` is shown
+    meanwhile; without `label`, nothing is.
     """
+    from ramet.cli.progress import working
     from ramet.model.documents import Failure
 
     outcomes: list[T | Failure] = []
     failures: list[Failure] = []
     unwritten: OSError | None = None
-    for reference in wanted:
+    for number, reference in enumerate(wanted, start=1):
+        place = f" ({number} of {len(wanted)})" if len(wanted) > 1 else ""
         try:
             target = await find(host, reference)
-            outcomes.append(await act(target))
+            with working(f"{doing} {reference}{place}", quiet=label is None):
+                outcomes.append(await act(target))
             if label is not None and unwritten is None:
                 try:
                     output.say(label(target))
@@ -268,7 +312,7 @@ async def _act_on_each(
 
 
 def _code(failures: list[Failure], asked: int) -> int:
-    """Tell about the failures, and the exit code that they mean together."""
+    """Report the failures, and return the exit code for all of them."""
     for failure in failures:
         calling.tell(failure.error)
     if not failures:

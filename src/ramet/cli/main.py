@@ -1,4 +1,4 @@
-"""The application: its verbs, and what becomes of an error that no verb has dealt with.
+"""The application: its verbs, and the errors that no verb has handled.
 
 Modules of verbs import the engine when they are called, not before: help and completion are quick.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ from ramet.cli import (
     calling,
     demo,
     doctor,
+    examples,
     execute,
     fork,
     images,
@@ -31,9 +33,10 @@ from ramet.version import __version__
 
 app = typer.Typer(
     name="ramet",
-    help="Boot a microVM once, fork it into hundreds of running copies that share one copy of its memory.",
+    help="Boot a microVM once, fork it into hundreds of copies that share its memory.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    epilog=examples.epilog(""),
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -54,29 +57,33 @@ def options(
     """Options that come before the verb."""
 
 
-app.command()(doctor.doctor)
-app.command()(demo.demo)
-app.command()(run.run)
-app.command()(show.ps)
-app.command()(show.tree)
-app.command()(show.inspect)
-app.command()(show.logs)
-app.command()(show.stats)
-app.command()(lifecycle.wait)
-app.command("exec", context_settings=execute.SETTINGS)(execute.execute)
-app.command()(lifecycle.stop)
-app.command()(lifecycle.start)
-app.command()(lifecycle.pause)
-app.command()(lifecycle.resume)
-app.command()(lifecycle.standby)
-app.command()(lifecycle.restore)
-app.command("rm")(lifecycle.remove)
-app.command()(lifecycle.template)
-app.command()(fork.fork)
-app.command()(lifecycle.keep)
-app.command()(lifecycle.rewind)
-app.command()(pool.serve)
-app.command()(pool.pool)
+def _add(name: str, verb: Callable[..., None], **settings: Any) -> None:
+    app.command(name, epilog=examples.epilog(name), **settings)(verb)
+
+
+_add("doctor", doctor.doctor)
+_add("demo", demo.demo)
+_add("run", run.run)
+_add("ps", show.ps)
+_add("tree", show.tree)
+_add("inspect", show.inspect)
+_add("logs", show.logs)
+_add("stats", show.stats)
+_add("wait", lifecycle.wait)
+_add("exec", execute.execute, context_settings=execute.SETTINGS)
+_add("stop", lifecycle.stop)
+_add("start", lifecycle.start)
+_add("pause", lifecycle.pause)
+_add("resume", lifecycle.resume)
+_add("standby", lifecycle.standby)
+_add("restore", lifecycle.restore)
+_add("rm", lifecycle.remove)
+_add("template", lifecycle.template)
+_add("fork", fork.fork)
+_add("keep", lifecycle.keep)
+_add("rewind", lifecycle.rewind)
+_add("serve", pool.serve)
+_add("pool", pool.pool)
 app.add_typer(snapshots.snapshot, name="snapshot")
 app.add_typer(images.image, name="image")
 app.add_typer(images.kernel, name="kernel")
@@ -87,6 +94,8 @@ def main() -> int:
     _open_missing_streams()
     program.begin()
     output.take_over()
+    if "_RAMET_COMPLETE" in os.environ:
+        return _complete()
     try:
         code = app(prog_name="ramet", standalone_mode=False) or 0
     except typer.TyperException as error:
@@ -95,7 +104,7 @@ def main() -> int:
         output.silence()
         code = calling.BROKEN_PIPE
     except SystemExit as error:
-        # Typer's own end: of completion, or of help that nobody reads (EPIPE).
+        # Typer's own exit: after help, which may have lost its reader (EPIPE).
         broken = isinstance(error.__context__, BrokenPipeError)
         code = calling.BROKEN_PIPE if broken else error.code if isinstance(error.code, int) else 1
     except (KeyboardInterrupt, typer.Abort):
@@ -105,30 +114,45 @@ def main() -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        output.silence()  # what Typer wrote; that it couldn't has been said
+        output.silence()  # Typer's output; its failure has been reported
     return int(code)
 
 
+def _complete() -> int:
+    """Print the completions that a shell asks for. Errors are silent: a prompt is no place for them."""
+    # Typer renders descriptions with rich if it finds rich, and importing that takes half of the time.
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        app(prog_name="ramet", standalone_mode=False)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        output.silence()
+        return 1
+    return 0
+
+
 def _report_usage(error: typer.TyperException) -> int:
-    """Typer's own errors: an option that isn't there, an argument that is missing."""
+    """Report an error of Typer's: an unknown option, a missing argument."""
     message = error.format_message()
     context = getattr(error, "ctx", None)
     if context is not None and not _wants_json() and type(error).__name__ == "NoArgsIsHelpError":
         output.warn(message)
         return error.exit_code
-    hint = f"`{context.command_path} --help` lists what there is" if context is not None else None
+    hint = f"`{context.command_path} --help` shows the usage" if context is not None else None
     return calling.report(UsageError(message, hint=hint), json=_wants_json())
 
 
 def _wants_json() -> bool:
-    """Whether --json was given, as far as can be told when the words couldn't be parsed."""
+    """Say whether --json was given, as far as words show that couldn't be parsed."""
     words = sys.argv[1:]
     return "--json" in words[: words.index("--")] if "--" in words else "--json" in words
 
 
 def _open_missing_streams() -> None:
-    """Put /dev/null where a standard stream is closed: otherwise the next file to be opened, perhaps the
-    database, would be taken for it.
+    """Put /dev/null where a standard stream is closed.
+
+    Otherwise the next file that is opened, perhaps the database, gets the stream's number.
     """
     for descriptor in (0, 1, 2):
         try:

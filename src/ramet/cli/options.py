@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs have in common."""
+"""Arguments and options that several verbs share."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Annotated
 
 import typer
 
-from ramet.cli.completion import complete_reference, complete_source
+from ramet.cli.completion import complete_reference, complete_references, complete_source
 from ramet.errors import UsageError
 from ramet.text import as_typed, visible
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 Reference = Annotated[
     str,
     typer.Argument(
         metavar="REF",
         autocompletion=complete_reference,
-        help="An instance: its name, its id, or the first 4 or more digits of the id.",
+        help="An instance: its name, its id, or 4 or more first digits of the id.",
         show_default=False,
     ),
 ]
@@ -30,7 +30,7 @@ Source = Annotated[
     typer.Argument(
         metavar="SOURCE",
         autocompletion=complete_source,
-        help="An instance, or a snapshot: SOURCE/NAME, NAME where only one has it, or its id.",
+        help="An instance or a snapshot: its name or id; SOURCE/NAME for a snapshot.",
         show_default=False,
     ),
 ]
@@ -39,8 +39,8 @@ References = Annotated[
     list[str],
     typer.Argument(
         metavar="REF...",
-        autocompletion=complete_reference,
-        help="Instances: names, ids, or the first 4 or more digits of an id.",
+        autocompletion=complete_references,
+        help="Instances: names, ids, or 4 or more first digits of an id.",
         show_default=False,
     ),
 ]
@@ -52,7 +52,7 @@ Command = Annotated[
 
 
 def pairs(texts: Iterable[str], *, what: str) -> dict[str, str]:
-    """`key=value` texts as a dictionary. Raises `UsageError` for one without `=`."""
+    """Parse `key=value` texts. Raises `UsageError` for a text without `=`."""
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -60,7 +60,7 @@ def pairs(texts: Iterable[str], *, what: str) -> dict[str, str]:
             raise UsageError(f"{text!r} is not a {what}", hint="write it as key=value")
         if visible(text) != text:
             raise UsageError(
-                f"the {what} {visible(text)} is no text in this locale's {sys.getfilesystemencoding()}",
+                f"the {what} {visible(text)} isn't text in this locale's {sys.getfilesystemencoding()}",
                 hint="set LC_ALL to the locale in which it was typed",
             )
         pairs[key] = value
@@ -68,7 +68,7 @@ def pairs(texts: Iterable[str], *, what: str) -> dict[str, str]:
 
 
 def environment(texts: Iterable[str]) -> dict[str, str]:
-    """`--env`: `K=V`, or `K` alone for what it is here (nothing when it isn't set)."""
+    """Parse the texts of `--env`: `K=V`, or `K` alone for its value here, if it has one."""
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -82,6 +82,6 @@ def environment(texts: Iterable[str]) -> dict[str, str]:
 
 
 def without_separator(words: Iterable[str] | None) -> list[str]:
-    """CMD without the `--` that may stand before it, as it was typed."""
+    """Return the words of CMD as they were typed, without a `--` before them."""
     command = list(map(as_typed, words or []))
     return command[1:] if command[:1] == ["--"] else command

@@ -1,4 +1,4 @@
-"""serve, pool: warm VMMs for forks, kept by a process in the foreground."""
+"""serve, pool: VMMs that are ready for forks, kept by a process in the foreground."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ _IDLE_WAIT_S = 60.0
 
 def serve(
     warm: Annotated[
-        int, typer.Option("--warm", metavar="N", min=1, help="How many VMMs to keep warm at most.")
+        int, typer.Option("--warm", metavar="N", min=1, help="The largest number of VMMs to keep ready.")
     ] = _DEFAULT_WARM,
     json: Json = False,
 ) -> None:
-    """Keep VMMs warm for the forks of every ramet process in this home, until Ctrl-C or SIGTERM.
+    """Keep VMMs ready for forks, until Ctrl-C or SIGTERM.
 
-    They wait with a guest in them, of what was forked lately; a fork then has nothing to start or to load.
-    Ending it ends those that wait, and no fork. (A REST API will be served by this verb; it isn't yet.)
+    Each VMM holds a loaded guest of a source that was forked recently, so a fork has nothing to start or to
+    load. Every ramet process in this home uses the VMMs. When this command ends, the unused VMMs end, and the
+    forks keep running.
     """
 
     async def body(host: Host) -> None:
         import anyio
 
+        from ramet.cli.progress import working
+
         _tell_of_trouble()
-        report = await host.pool(wait=_IDLE_WAIT_S)
+        with working("preparing VMMs", quiet=json):
+            report = await host.pool(wait=_IDLE_WAIT_S)
         if json:
             output.emit(report)
         else:
@@ -45,7 +49,7 @@ def serve(
 
 
 def _tell_of_trouble() -> None:
-    """Send the log of the pool controller to standard error."""
+    """Write the log of the pool controller to standard error."""
     import logging
 
     class Lines(logging.Handler):
@@ -59,7 +63,11 @@ def _tell_of_trouble() -> None:
 
 
 def pool(json: Json = False) -> None:
-    """List the VMMs that wait for forks, and who keeps them (`ramet serve`, `ramet.Host(warm=N)`)."""
+    """List the VMMs that are ready for forks.
+
+    The list names the process that keeps each VMM: `ramet serve`, or a Python program with
+    `ramet.Host(warm=N)`.
+    """
 
     async def body(host: Host) -> None:
         report = await host.pool()
@@ -72,6 +80,7 @@ def pool(json: Json = False) -> None:
 
 
 def _show(report: PoolReport) -> None:
+    from ramet.cli import tables
     from ramet.units import format_bytes
 
     rows = [
@@ -83,12 +92,12 @@ def _show(report: PoolReport) -> None:
             entry.state if entry.seen else f"{entry.state} (unseen)",
             entry.pid or "-",
             format_bytes(entry.pss_bytes) if entry.pss_bytes is not None else "-",
-            output.age_since(entry.created_at) if entry.created_at else "-",
+            tables.age_since(entry.created_at) if entry.created_at else "-",
             entry.controller,
         )
         for entry in report.entries
     ]
-    output.table(("ID", "DRIVER", "WARM", "SOURCE", "STATE", "PID", "PSS", "AGE", "CONTROLLER"), rows)
+    tables.table(("ID", "DRIVER", "WARM", "SOURCE", "STATE", "PID", "PSS", "AGE", "CONTROLLER"), rows)
     for controller in report.controllers:
         line = f"process {controller.pid} keeps at most {controller.warm}"
         if not controller.seen:

@@ -1,4 +1,4 @@
-"""References on the command line: what people are told when a reference names something of the other kind."""
+"""References on the command line, and the error when a reference names the other kind of thing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 async def instance(host: Host, reference: str, *, instead: str = "ramet fork") -> VM:
-    """The instance of that name or id. `instead` is the command that takes a snapshot, for the hint.
+    """Return the instance with that name or id. The hint names `instead`, the command for snapshots.
 
-    Raises `NotFoundError`, which says so when it is a snapshot; `UsageError`.
+    Raises `NotFoundError`, which says so when the reference is a snapshot's; `UsageError`.
     """
     try:
         return await host.get(reference)
@@ -29,9 +29,9 @@ async def instance(host: Host, reference: str, *, instead: str = "ramet fork") -
 
 
 async def snapshot(host: Host, reference: str, *, instead: str) -> Snapshot:
-    """The snapshot of that name or id. `instead` is the command that takes an instance, for the hint.
+    """Return the snapshot with that name or id. The hint names `instead`, the command for instances.
 
-    Raises `NotFoundError`, which says so when it is an instance; `UsageError`.
+    Raises `NotFoundError`, which says so when the reference is an instance's; `UsageError`.
     """
     try:
         return await host.snapshot(reference)
@@ -44,7 +44,7 @@ async def snapshot(host: Host, reference: str, *, instead: str) -> Snapshot:
 
 
 async def warn_of_unreadable(host: Host, *kinds: str) -> None:
-    """Say on standard error which records of those kinds can't be read: they are in no list as themselves."""
+    """List the records of those kinds that can't be read on standard error: no other list has them."""
     for row in await host.unreadable():
         if row.kind in kinds:
             output.warn(f"ramet: the {row.kind} {row.name} ({row.id}) can't be read: {row.problem}")

@@ -1,4 +1,4 @@
-"""run: boot an instance, and perhaps a command in it."""
+"""run: boot an instance, and run a command in it if there is one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ramet.cli import calling, output
+from ramet.cli.completion import (
+    complete_accelerator,
+    complete_driver,
+    complete_image,
+    complete_label,
+    complete_size,
+)
 from ramet.cli.options import Command, Json, pairs, without_separator
 
 if TYPE_CHECKING:
@@ -17,49 +24,76 @@ if TYPE_CHECKING:
 def run(
     image: Annotated[
         str,
-        typer.Argument(metavar="IMAGE", help="What to boot; `ramet image ls` lists them. `bare` is `probe`."),
+        typer.Argument(
+            metavar="IMAGE",
+            autocompletion=complete_image,
+            help="The image to boot: `builtin`, or `bare` for `probe`.",
+        ),
     ],
     command: Command = None,
-    name: Annotated[str | None, typer.Option(metavar="N", help="Its name; invented if not given.")] = None,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="RAM, such as 256M or 2G.")] = "256M",
-    cpus: Annotated[int, typer.Option(metavar="N", help="Virtual CPUs.")] = 1,
-    driver: Annotated[str, typer.Option(metavar="D", help="auto, or a driver's name.")] = "auto",
+    name: Annotated[
+        str | None, typer.Option(metavar="N", help="The name of the instance; invented unless given.")
+    ] = None,
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE", autocompletion=complete_size, help="The RAM of the guest, such as 256M or 2G."
+        ),
+    ] = "256M",
+    cpus: Annotated[int, typer.Option(metavar="N", help="The number of virtual CPUs.")] = 1,
+    driver: Annotated[
+        str, typer.Option(metavar="D", autocompletion=complete_driver, help="qemu, firecracker or auto.")
+    ] = "auto",
     accel: Annotated[
-        str, typer.Option(metavar="A", help="auto (KVM where it runs Linux, else emulation), kvm or tcg.")
+        str,
+        typer.Option(
+            metavar="A",
+            autocompletion=complete_accelerator,
+            help="kvm, tcg (emulation) or auto (KVM where it runs the guest).",
+        ),
     ] = "auto",
     disks: Annotated[
         list[str] | None,
         typer.Option(
             "--disk",
             metavar="SIZE[:PATH]",
-            help="An empty data disk, /dev/vda and on; with PATH it has a filesystem, mounted there."
-            " Can be repeated.",
+            help="Add an empty disk: /dev/vda, then /dev/vdb. With PATH, the disk has a filesystem that is"
+            " mounted there. May be repeated.",
         ),
     ] = None,
     labels: Annotated[
-        list[str] | None, typer.Option("--label", metavar="K=V", help="A label. Can be given several times.")
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="K=V", autocompletion=complete_label, help="Add a label. May be repeated."
+        ),
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Don't wait for CMD; its output goes to `logs`.")
+        bool, typer.Option("--detach", "-d", help="Don't wait for CMD. Its output goes to `ramet logs`.")
     ] = False,
     remove: Annotated[
-        bool, typer.Option("--rm", help="Remove the instance when CMD has ended, or once it has stopped.")
+        bool, typer.Option("--rm", help="Remove the instance when CMD ends, or when the guest stops.")
     ] = False,
     interactive: Annotated[
         bool,
         typer.Option(
             "--interactive",
             "-i",
-            help="Forward standard input from a terminal, too; from a pipe or file it always is.",
+            help="Forward standard input from a terminal. A pipe or a file is always forwarded.",
         ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Boot an instance. It goes on running: with a command, it outlives that, too, unless --rm is given."""
+    """Boot an instance.
+
+    The instance keeps running until it is stopped, also when CMD has ended, unless --rm is given. With CMD
+    the exit code is the command's.
+    """
     words = without_separator(command)
 
     async def body(host: Host) -> int:
-        with output.working(f"booting {image}", quiet=json):
+        from ramet.cli.progress import working
+
+        with working(f"booting {image}", quiet=json):
             vm = await host.run(
                 image,
                 name=name,
@@ -85,7 +119,7 @@ def run(
 
 
 async def _with_command(vm: VM, words: list[str], *, remove: bool, interactive: bool, json: bool) -> int:
-    """Run CMD in a new instance. Not detached yet, it is removed if CMD can't even be started."""
+    """Run CMD in a new instance, which is removed if CMD can't be started."""
     import msgspec
 
     from ramet.cli.execute import run_command

@@ -1,4 +1,4 @@
-"""Verbs that only look: ps, tree, inspect, logs, stats."""
+"""Verbs that change nothing: ps, tree, inspect, logs, stats."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ramet.cli import calling, output, references
+from ramet.cli.completion import complete_instance_filter, complete_reference
 from ramet.cli.options import Json, Reference, pairs
 from ramet.errors import UsageError
 
@@ -21,16 +22,24 @@ _FINAL = frozenset({"stopped", "failed"})
 
 def ps(
     everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Also those that have stopped or failed.")
+        bool, typer.Option("--all", "-a", help="List stopped and failed instances too.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", metavar="K=V", help="Only those with this label, or with state=STATE."),
+        typer.Option(
+            "--filter",
+            metavar="K=V",
+            autocompletion=complete_instance_filter,
+            help="List instances with this label, or with state=STATE.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List instances."""
+    """List instances.
+
+    Stopped and failed instances are listed with --all, or when --filter asks for their state.
+    """
 
     async def body(host: Host) -> None:
         from ramet.model.lifecycle import State
@@ -59,58 +68,69 @@ def _require_state(state: str | None) -> None:
     from ramet.model.lifecycle import State
 
     if state is not None and state not in set(State):
-        raise UsageError(f"{state!r} is not a state", hint=f"there is {', '.join(State)}")
+        raise UsageError(f"{state!r} is not a state", hint=f"states are {', '.join(State)}")
 
 
 def _show_instances(instances: Sequence[Instance], names: dict[str, str]) -> None:
+    from ramet.cli import tables
     from ramet.units import format_bytes
 
     rows = [
         (
             instance.name,
             instance.id,
-            output.state(instance),
+            tables.state(instance),
             instance.image,
             format_bytes(instance.memory_bytes),
             instance.cpus,
             f"{instance.driver}/{instance.accelerator}",
             names.get(instance.parent, instance.parent) if instance.parent else "-",
             instance.forks,
-            output.age(instance),
+            tables.age(instance),
         )
         for instance in instances
     ]
     headers = ("NAME", "ID", "STATE", "IMAGE", "MEMORY", "CPUS", "DRIVER", "PARENT", "FORKS", "AGE")
-    output.table(headers, rows)
+    tables.table(headers, rows)
     for instance in instances:
         if not instance.seen and instance.reason:
             output.warn(f"ramet: {instance.name}: {output.clean(instance.reason)}")
 
 
 def tree(json: Json = False) -> None:
-    """Show who was forked from whom, and the snapshots of each."""
+    """Show which instance was forked from which.
+
+    Snapshots and forks are listed below their source.
+    """
 
     async def body(host: Host) -> None:
+        from ramet.cli import tables
+
         nodes = await host.tree()
         await references.warn_of_unreadable(host, "instance", "snapshot")
         if json:
             output.emit(nodes)
         else:
-            output.tree(nodes, await host.snapshots())
+            tables.tree(nodes, await host.snapshots())
 
     calling.with_host(body, json=json)
 
 
 def inspect(reference: Reference, json: Json = False) -> None:
-    """Show everything about an instance; its VMM and its guest are asked too."""
+    """Show everything about an instance.
+
+    The VMM and the guest are asked too.
+    """
 
     async def body(host: Host) -> None:
+        from ramet.cli import tables
+
         vm = await references.instance(host, reference, instead="ramet snapshot inspect")
         inspection = await vm.inspect()
         if json:
             output.emit(inspection)
         else:
-            output.fields(inspection)
+            tables.fields(inspection)
 
     calling.with_host(body, json=json)
 
@@ -118,12 +138,17 @@ def inspect(reference: Reference, json: Json = False) -> None:
 def logs(
     reference: Reference,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Follow what is added, until the instance stops.")
+        bool, typer.Option("--follow", "-f", help="Print what is added, until the instance stops.")
     ] = False,
-    vmm: Annotated[bool, typer.Option("--vmm", help="The VMM's own log instead of the console.")] = False,
+    vmm: Annotated[
+        bool, typer.Option("--vmm", help="Print the log of the VMM instead of the console.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Print the end of a guest's console. In a pipe as it is; on a terminal without control sequences."""
+    """Print the end of a guest's console.
+
+    In a pipe the bytes are unchanged. On a terminal control sequences are removed.
+    """
 
     async def body(host: Host) -> None:
         import anyio
@@ -157,11 +182,20 @@ def _write_log(instance_id: str, data: bytes, *, json: bool) -> None:
 
 def stats(
     reference: Annotated[
-        str | None, typer.Argument(metavar="[REF]", help="One instance only.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[REF]",
+            autocompletion=complete_reference,
+            help="Measure this instance only.",
+            show_default=False,
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what instances use of this machine, measured now."""
+    """Measure the CPU time and the memory of instances.
+
+    The sizes are measured now, in the VMMs' processes.
+    """
 
     async def body(host: Host) -> None:
         if reference is not None:
@@ -181,6 +215,7 @@ def stats(
 
 
 def _show_usage(usages: Sequence[Usage]) -> None:
+    from ramet.cli import tables
     from ramet.units import format_bytes
 
     rows = [
@@ -196,4 +231,4 @@ def _show_usage(usages: Sequence[Usage]) -> None:
         )
         for usage in usages
     ]
-    output.table(("NAME", "ID", "CPU", "RSS", "PSS", "PRIVATE", "OWN RAM", "LINKS"), rows)
+    tables.table(("NAME", "ID", "CPU", "RSS", "PSS", "PRIVATE", "OWN RAM", "LINKS"), rows)

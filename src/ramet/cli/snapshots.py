@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ramet.api.references import resolve
-from ramet.cli import calling, lifecycle, output, references
-from ramet.cli.completion import complete_snapshot
+from ramet.cli import calling, examples, lifecycle, output, references
+from ramet.cli.completion import (
+    complete_compressible,
+    complete_label,
+    complete_level,
+    complete_reference,
+    complete_snapshot,
+    complete_snapshot_label,
+    complete_snapshots,
+)
 from ramet.cli.options import Json, Reference, pairs
 from ramet.errors import DamagedError, FilesystemError, NotFoundError, UnreadableError, UsageError
 
@@ -23,52 +31,69 @@ if TYPE_CHECKING:
     from ramet.model.schema import Compression, SnapshotInfo, Verification
 
 snapshot = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Immutable, named captures of instances."
+    no_args_is_help=True, rich_markup_mode=None, help="Create, check and move snapshots of instances."
 )
 
 _STREAM = "-"
-_WHAT = "A snapshot: SOURCE/NAME, NAME where only one has it, its id, or the first 4 or more digits of that."
+_WHAT = "A snapshot: SOURCE/NAME, NAME if it is unique, its id, or 4 or more first digits of the id."
 
 SnapshotReference = Annotated[
     str, typer.Argument(metavar="S", autocompletion=complete_snapshot, help=_WHAT, show_default=False)
 ]
 
 
-@snapshot.command()
+@snapshot.command(epilog=examples.epilog("snapshot create"))
 def create(
     reference: Reference,
     name: Annotated[
         str | None,
-        typer.Option(metavar="S", help="Its name, unique among its source's; invented unless given."),
+        typer.Option(metavar="S", help="The name of the snapshot; invented unless given."),
     ] = None,
     labels: Annotated[
-        list[str] | None, typer.Option("--label", metavar="K=V", help="A label; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="K=V", autocompletion=complete_label, help="Add a label. May be repeated."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Capture an instance that runs, is paused or in standby. One that runs is paused for a moment."""
+    """Take a snapshot of an instance.
+
+    The instance may be running, paused or in standby. A running instance is paused for a few milliseconds.
+    """
 
     async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+
         wanted = pairs(labels or [], what="label")
         vm = await references.instance(host, reference)
-        with output.working(f"capturing {vm.name}", quiet=json):
+        with working(f"capturing {vm.name}", quiet=json):
             made = await vm.snapshot(name, labels=wanted)
         await _show(made, json=json)
 
     calling.with_host(body, json=json)
 
 
-@snapshot.command("ls")
+@snapshot.command("ls", epilog=examples.epilog("snapshot ls"))
 def list_snapshots(
     reference: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REF]", help="Only those of this instance, which may be gone.", show_default=False
+            metavar="[REF]",
+            autocompletion=complete_reference,
+            help="List the snapshots of this instance, which may be removed.",
+            show_default=False,
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
     filters: Annotated[
-        list[str] | None, typer.Option("--filter", metavar="K=V", help="Only those with this label.")
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="K=V",
+            autocompletion=complete_snapshot_label,
+            help="List snapshots with this label.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -90,7 +115,7 @@ def list_snapshots(
 
 
 async def _of(host: Host, reference: str | None, labels: dict[str, str]) -> Sequence[SnapshotInfo]:
-    """The snapshots of an instance that is there, or that was when they were taken."""
+    """Return the snapshots of an instance, which may have been removed since."""
     if reference is None:
         return await host.snapshots(labels=labels)
     try:
@@ -103,6 +128,7 @@ async def _of(host: Host, reference: str | None, labels: dict[str, str]) -> Sequ
 
 
 def _table(snapshots: Sequence[SnapshotInfo]) -> None:
+    from ramet.cli import tables
     from ramet.units import format_bytes
 
     headers = ("SOURCE", "NAME", "ID", "IMAGE", "MEMORY", "DELTA", "SIZE", "OWN", "FORKS", "AGE")
@@ -117,45 +143,53 @@ def _table(snapshots: Sequence[SnapshotInfo]) -> None:
             format_bytes(snapshot.allocated_bytes),
             format_bytes(snapshot.own_bytes),
             snapshot.forks,
-            output.age(snapshot),
+            tables.age(snapshot),
         )
         for snapshot in snapshots
     ]
-    output.table(headers, rows)
+    tables.table(headers, rows)
 
 
-@snapshot.command()
+@snapshot.command(epilog=examples.epilog("snapshot inspect"))
 def inspect(reference: SnapshotReference, json: Json = False) -> None:
-    """Show everything about a snapshot: the machine that fits it, its parts and their digests."""
+    """Show everything about a snapshot.
+
+    That includes the machine it needs, its parts and their digests.
+    """
 
     async def body(host: Host) -> None:
+        from ramet.cli import tables
+
         snapshot = await references.snapshot(host, reference, instead="ramet inspect")
         inspection = await snapshot.inspect()
         if json:
             output.emit(inspection)
         else:
-            output.fields(inspection)
+            tables.fields(inspection)
 
     calling.with_host(body, json=json)
 
 
-@snapshot.command("rm")
+@snapshot.command("rm", epilog=examples.epilog("snapshot rm"))
 def remove(
     references_: Annotated[
         list[str],
         typer.Argument(
             metavar="S...",
-            autocompletion=complete_snapshot,
-            help="Snapshots: SOURCE/NAME, NAME where only one has it, or ids.",
+            autocompletion=complete_snapshots,
+            help="Snapshots: SOURCE/NAME, NAME if it is unique, or ids.",
             show_default=False,
         ),
     ],
     force: Annotated[
-        bool, typer.Option("--force", "-f", help="Also those whose record can't be read.")
+        bool, typer.Option("--force", "-f", help="Remove records that can't be read, too.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Remove snapshots. Their forks don't notice."""
+    """Remove snapshots.
+
+    Forks of a removed snapshot keep running.
+    """
 
     async def find(host: Host, reference: str) -> lifecycle.Removal:
         try:
@@ -177,13 +211,18 @@ def remove(
     calling.with_host(body, json=json)
 
 
-@snapshot.command()
+@snapshot.command(epilog=examples.epilog("snapshot verify"))
 def verify(reference: SnapshotReference, json: Json = False) -> None:
-    """Read every part of a snapshot and check it against its digest. Exit code 1 when one is bad."""
+    """Check every part of a snapshot against its digest.
+
+    All parts are read. The exit code is 1 when a part is damaged.
+    """
 
     async def body(host: Host) -> int:
+        from ramet.cli.progress import working
+
         snapshot = await references.snapshot(host, reference, instead="ramet inspect")
-        with output.working(f"reading {snapshot.name}", quiet=json):
+        with working(f"checking {snapshot.name}", quiet=json):
             verification = await snapshot.verify()
         if json:
             output.emit(verification)
@@ -201,71 +240,83 @@ def verify(reference: SnapshotReference, json: Json = False) -> None:
 
 
 def _next_step(snapshot_id: str, verification: Verification) -> str:
-    """Where memory lies there raw and compressed, one of them is made anew of the other."""
+    """Return a hint: of raw and compressed memory, the damaged file can be made anew from the other."""
     memory = [part for part in verification.parts if part.name.startswith("mem")]
     others_are_whole = all(part.ok for part in verification.parts if part not in memory)
     if others_are_whole and any(part.ok for part in memory):
         verb = (
             "compress" if any(part.ok and not part.name.endswith(".zst") for part in memory) else "decompress"
         )
-        return f"`ramet snapshot {verb} {snapshot_id}` makes the damaged file anew from the other one"
-    return "forks that are there don't notice; take another one, or import an export of it"
+        return f"`ramet snapshot {verb} {snapshot_id}` replaces the damaged file"
+    return "existing forks aren't affected; take a new snapshot, or import an export of this one"
 
 
 def _show_parts(verification: Verification) -> None:
+    from ramet.cli import tables
     from ramet.units import format_bytes
 
     rows = [
         (part.name, format_bytes(part.size_bytes), "ok" if part.ok else "damaged")
         for part in verification.parts
     ]
-    output.table(("PART", "SIZE", "STATE"), rows)
+    tables.table(("PART", "SIZE", "STATE"), rows)
 
 
 Compressible = Annotated[
     str,
     typer.Argument(
         metavar="S",
-        autocompletion=complete_snapshot,
+        autocompletion=complete_compressible,
         help="A snapshot, or an instance that is a template or in standby.",
         show_default=False,
     ),
 ]
 
 
-@snapshot.command()
+@snapshot.command(epilog=examples.epilog("snapshot compress"))
 def compress(
     reference: Compressible,
     level: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="1 (quick) to 19 (small). The one that it has, or 3.", show_default=False
+            metavar="N",
+            autocompletion=complete_level,
+            help="1 (quick) to 19 (small); the level it has, or 3, unless given.",
+            show_default=False,
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compress the memory of a snapshot, a template or an instance in standby.
+    """Compress the memory of a snapshot.
 
-    The first fork afterwards decompresses it once, for all. Both files stay then, until it is compressed
-    again, which removes the raw one, or decompressed.
+    S may also be a template or an instance in standby. The next fork decompresses the memory once, for all
+    forks, and both files are kept. A second `compress` removes the raw file again; `decompress` removes the
+    compressed file.
     """
 
     async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+
         target = await resolve(host, reference)
-        with output.working(f"compressing {target.name}", quiet=json) as progress:
-            _show_compression(await target.compress(level=level, progress=progress), json=json)
+        with working(f"compressing {target.name}", quiet=json):
+            _show_compression(await target.compress(level=level), json=json)
 
     calling.with_host(body, json=json)
 
 
-@snapshot.command()
+@snapshot.command(epilog=examples.epilog("snapshot decompress"))
 def decompress(reference: Compressible, json: Json = False) -> None:
-    """Make the memory of what was compressed raw again, for good."""
+    """Decompress the memory of a snapshot for good.
+
+    S may also be a template or an instance in standby.
+    """
 
     async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+
         target = await resolve(host, reference)
-        with output.working(f"decompressing {target.name}", quiet=json) as progress:
-            _show_compression(await target.decompress(progress=progress), json=json)
+        with working(f"decompressing {target.name}", quiet=json):
+            _show_compression(await target.decompress(), json=json)
 
     calling.with_host(body, json=json)
 
@@ -283,20 +334,27 @@ def _show_compression(done: Compression, *, json: bool) -> None:
         )
 
 
-@snapshot.command()
+@snapshot.command(epilog=examples.epilog("snapshot export"))
 def export(
     reference: SnapshotReference,
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="A new file, or - for standard output (not a terminal).", show_default=False
+            metavar="FILE",
+            help="A new file, or - for standard output, which must not be a terminal.",
+            show_default=False,
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Write a snapshot to one file, without its holes, for `import` here or elsewhere."""
+    """Write a snapshot to a file.
+
+    Zeros take no space in the file. `ramet snapshot import` reads it, on this machine or another.
+    """
 
     async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+
         if file == _STREAM and json:
             raise UsageError(
                 "--json and the snapshot can't both go to standard output", hint="export it to a file"
@@ -311,7 +369,7 @@ def export(
                 f"can't write {file}: there is no directory {directory}", hint="make it first"
             )
         snapshot = await references.snapshot(host, reference, instead="ramet snapshot create")
-        with output.working(f"exporting {snapshot.name}", quiet=json):
+        with working(f"exporting {snapshot.name}", quiet=json):
             try:
                 exported = await snapshot.export(_place(file))
             except FilesystemError as error:
@@ -326,27 +384,29 @@ def export(
     calling.with_host(body, json=json)
 
 
-@snapshot.command("import")
+@snapshot.command("import", epilog=examples.epilog("snapshot import"))
 def import_(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="What `export` wrote, or - for standard input.", show_default=False
+            metavar="FILE", help="A file that `export` wrote, or - for standard input.", show_default=False
         ),
     ],
     name: Annotated[
         str | None,
-        typer.Option(metavar="S", help="Its name, unique among its source's; invented unless given."),
+        typer.Option(metavar="S", help="The name of the snapshot; invented unless given."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a snapshot of an exported file. Nothing in it is believed.
+    """Make a snapshot from an exported file.
 
-    Where the same content is here already, no second copy is made: that snapshot is the result, or, with
-    --name, another one that shares its files.
+    The file is checked completely before it is used. If a snapshot with the same content exists, the result
+    is that snapshot, or with --name a new snapshot that shares its files.
     """
 
     async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+
         if file == _STREAM and os.isatty(0):
             raise UsageError(
                 "a snapshot isn't read from a terminal",
@@ -357,7 +417,7 @@ def import_(
                 f"there is no file {file}",
                 hint="`ramet snapshot export S FILE` writes one; - is standard input",
             )
-        with output.working(f"importing {file}", quiet=json):
+        with working(f"importing {'standard input' if file == _STREAM else Path(file).name}", quiet=json):
             made = await host.import_snapshot(_place(file), name=name)
         await _show(made, json=json)
 
@@ -365,7 +425,7 @@ def import_(
 
 
 def _place(file: str) -> str:
-    """`./-` is a file: said so that it can't be taken for the stream."""
+    """Return the path for `file`. `./-` is a file, and must not be taken for the stream."""
     return str(Path.cwd() / file) if file != _STREAM and Path(file) == Path(_STREAM) else file
 
 

@@ -1,7 +1,7 @@
-"""A guest's command on this process's own standard streams.
+"""A guest's command on this process's standard streams.
 
-Nothing here blocks the event loop or leaves a thread behind: a descriptor is waited for, then read or written
-without blocking. Regular files can't be waited for (epoll(7)) and never block.
+Nothing here blocks the event loop or leaves a thread behind: each read and write first waits until the
+descriptor is ready. Regular files can't be waited for (epoll(7)) and never block.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READ_BYTES = 64 * KIB
 
 
 def stdin_is_worth_forwarding(*, interactive: bool) -> bool:
-    """Whether standard input goes to the guest: asked for, or not a terminal (a file, a pipe)."""
+    """Say whether standard input goes to the guest: if the user asks for it, or if it is no terminal."""
     if sys.stdin is None or not _is_readable(0):
         return False  # nohup(1) gives a program an input that can't be read
     return interactive or not os.isatty(0)
@@ -43,7 +43,7 @@ def _is_readable(descriptor: int) -> bool:
 async def stream(
     process: Process, *, forward_stdin: bool, take: Callable[[Chunk], Awaitable[None]]
 ) -> ExitStatus:
-    """Feed a command and take what it writes, to its end, whatever standard input does."""
+    """Feed a command and take its output until it ends, whatever standard input does."""
     async with _fed(process, forward_stdin=forward_stdin):
         async for chunk in process.output():
             await take(chunk)
@@ -52,7 +52,7 @@ async def stream(
 
 @asynccontextmanager
 async def _fed(process: Process, *, forward_stdin: bool) -> AsyncIterator[None]:
-    """Standard input goes to the command for as long as the block lasts."""
+    """Forward standard input to the command inside the block."""
     async with AsyncExitStack() as stack:
         if forward_stdin:
             tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -68,8 +68,10 @@ async def _feed(process: Process) -> None:
 
 
 async def read_some(descriptor: int) -> bytes:
-    """What there is to read; nothing at the end of file. "Nothing yet" isn't the end: the descriptor may be
-    non-blocking, and it may be somebody else's, too, who reads what was there.
+    """Read some bytes; none at the end of the file.
+
+    "Nothing yet" isn't the end: the descriptor may be non-blocking, and another process may take the bytes
+    first.
     """
     while True:
         try:
@@ -83,9 +85,9 @@ async def read_some(descriptor: int) -> bytes:
 
 
 async def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything, as fast as the reader takes it. Raises `BrokenPipeError` when it has gone."""
+    """Write everything, as fast as the reader takes it. Raises `BrokenPipeError` without a reader."""
     view = memoryview(data)
-    # So much fits in a pipe that is called writable (pipe(7)); more would block this process.
+    # A writable pipe has room for PIPE_BUF bytes (pipe(7)); more could block this process.
     most = len(view) if _is_nonblocking(descriptor) else select.PIPE_BUF
     while view:
         try:
@@ -103,10 +105,10 @@ def _is_nonblocking(descriptor: int) -> bool:
 
 
 async def fail_when_unread(descriptor: int) -> None:
-    """Raise `BrokenPipeError` as soon as nobody reads that pipe any more, also while nothing is written.
+    """Raise `BrokenPipeError` as soon as a pipe has no reader, also while nothing is written.
 
-    Only a pipe tells: poll(2) calls its writing end readable when the last reader has gone. (One that is open
-    for reading, too, has a reader: this process.)
+    Only a pipe tells: poll(2) calls its writing end readable when the last reader has closed it. (A
+    descriptor that is open for reading too has a reader: this process.)
     """
     if stat.S_ISFIFO(os.fstat(descriptor).st_mode) and not _is_readable(descriptor):
         await anyio.wait_readable(descriptor)
@@ -114,5 +116,5 @@ async def fail_when_unread(descriptor: int) -> None:
 
 
 async def to_own_streams(chunk: Chunk) -> None:
-    """Pass output on, unbuffered."""
+    """Write output to this process's own stream, unbuffered."""
     await write_all(1 if chunk.stream == "stdout" else 2, chunk.data)

@@ -1,1 +1,1 @@
-"""What an instance keeps in files beside its memory. See README.md."""
+"""The files of an instance beside its memory. See README.md."""

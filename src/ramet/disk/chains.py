@@ -1,7 +1,8 @@
-"""Chains of qcow2 files: a frozen one under each overlay, all in one directory. Read, and made shorter.
+"""Chains of qcow2 files: a frozen file under each overlay, all in one directory. Read, and shortened.
 
-An image's header may name any file of the host as its backing file, or a server somewhere: what came from
-elsewhere is read here before a VMM opens it, and what isn't a chain of ramet's own kind is refused.
+An image's header may name any file of the host as its backing file, or a server somewhere. So an image from
+elsewhere is read here before a VMM opens it, and anything but a chain of the kind that ramet makes is
+refused.
 
 Source: QEMU's docs/interop/qcow2.rst, "Header", "Header extensions"; qemu-img(1), "convert".
 """
@@ -32,13 +33,13 @@ _LONGEST_NAME: Final = 255
 _FILE_NAME: Final = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _NEXT_STEP: Final = "go back to a snapshot that `ramet snapshot verify` finds whole"
 _IDENTICAL: Final = b"Images are identical."
-"""What `qemu-img compare` prints (QEMU's qemu-img.c)."""
+"""Output of `qemu-img compare` for equal images (QEMU's qemu-img.c)."""
 _CONVERT_BASE_S: Final = 60.0
 _CONVERT_BYTES_A_S: Final = 8 * MIB
 
 
 class ImageFacts(NamedTuple):
-    """What a qcow2 file's header says: the size that a guest sees, and the file that it lies over."""
+    """The facts in a qcow2 file's header: the size that a guest sees, and the backing file."""
 
     size_bytes: int
     backing: str | None
@@ -87,15 +88,15 @@ def image_facts(path: Path) -> ImageFacts:
 
 
 def backing_of(path: Path) -> str | None:
-    """The name of the file, in the same directory, that an image lies over. Errors as `image_facts`."""
+    """Return the name of an image's backing file, in the same directory. Errors as `image_facts`."""
     return image_facts(path).backing
 
 
 def chain_of(directory: Path, file: str) -> tuple[str, ...]:
-    """The names of the files that make up an image, the lowest first, `file` the last.
+    """List the files that make up an image, the lowest first, `file` the last.
 
-    Raises `DamagedError` when one is missing or not as `image_facts` wants it, and for a chain that goes
-    round or is longer than `LONGEST_CHAIN`; `FilesystemError` when one can't be read.
+    Raises `DamagedError` when a file is missing or `image_facts` refuses it, and for a chain that is circular
+    or longer than `LONGEST_CHAIN`; `FilesystemError` when a file can't be read.
     """
     chain = [file]
     while True:
@@ -175,7 +176,7 @@ def _unfinished(chain: Path, out: Path, output: str) -> FilesystemError:
 
 
 def _backing_format(head: bytes, at: int, end: int) -> bytes | None:
-    """The header extension that says of which format the backing file is, or None when there is none."""
+    """Return the header extension that gives the backing file's format, or None when there is none."""
     while at + EXTENSION.size <= min(end, len(head)):
         kind, length = EXTENSION.unpack_from(head, at)
         at += EXTENSION.size

@@ -1,10 +1,10 @@
-"""Clone an instance's directory: what a fork gets of its own, beside what it shares.
+"""Clone an instance's directory: the files that a fork has for itself, beside the shared files.
 
 Every name is looked up relative to an open directory and never through a symbolic link, so nothing that
 changes the tree meanwhile can lead the walk out of it. What belongs to a running process and not to the disk
 is left out: sockets, FIFOs, devices, logs, locks, pid files, temporaries.
 
-Ownership, extended attributes and access lists aren't kept: a clone belongs to whoever makes it.
+Ownership, extended attributes and access lists aren't kept: a clone belongs to the user who makes it.
 
 Source: openat(2), "Rationale for openat()"; O_NOFOLLOW in open(2).
 """
@@ -38,7 +38,7 @@ _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class ClonedFile(msgspec.Struct, frozen=True):
-    """One regular file of the clone: how its content came there, and why not in a better way."""
+    """A regular file of the clone: the way that its content was made, and the reason for no better way."""
 
     path: str
     """Relative to the clone, with `/`."""
@@ -64,17 +64,17 @@ def clone_directory(
     allow_reflink: bool = True,
     into: bool = False,
 ) -> list[ClonedFile]:
-    """Create `destination` with what `source` holds, less what is skipped or left out; a result a file.
+    """Create `destination` with the content of `source`, except what is skipped. Returns a result per file.
 
     Files are reflinked or sparsely copied, hard links become separate files, symbolic links are copied as
     links and never followed. Permissions and modification times (ns) are kept, of files, directories and
-    links; set-id bits only where the owner stays the same. `skip_rel_paths` are files or whole directories,
-    relative to `source`: they are neither walked nor opened nor looked at. Nor is whatever `leave_out` says
-    yes to, by its name, anywhere in the tree, also what comes into being while it is walked.
+    links; set-id bits only if the owner stays the same. `skip_rel_paths` are files or whole directories,
+    relative to `source`: they are neither walked nor opened nor looked at. Nor is any name for which
+    `leave_out` returns true, anywhere in the tree, also a name that appears during the walk.
 
-    `into` a directory that is there, and has none of those names. Nothing is synced. Raises `UsageError` when
-    a path to skip leads out of the tree or `destination` is inside `source`, and `FilesystemError`, which
-    names the file; `destination` is gone then, unless it existed before.
+    `into` means that the directory exists and has none of those names. Nothing is synced. Raises `UsageError`
+    when a path to skip leads out of the tree or `destination` is inside `source`, and `FilesystemError`,
+    which names the file; then `destination` is removed, unless it existed before.
     """
     skipped = frozenset(_relative(path) for path in skip_rel_paths)
     if destination.parent != source.parent and destination.resolve().is_relative_to(source.resolve()):
@@ -95,9 +95,9 @@ def clone_directory(
 
 
 class _Walk:
-    """One clone under way.
+    """A clone under way.
 
-    Paths are for messages and results; what is opened is opened by name in a directory.
+    Paths are for messages and results; files are opened by name in an open directory.
     """
 
     def __init__(
@@ -177,9 +177,9 @@ def _mode(facts: os.stat_result) -> int:
 
 
 def _relative(path: str | PurePath) -> str:
-    """The one spelling of a path to skip.
+    """Normalize a path to skip.
 
-    Raises `UsageError` for one that is empty, absolute or leads upwards.
+    Raises `UsageError` for a path that is empty, absolute or leads upwards.
     """
     pure = PurePosixPath(path)
     if not pure.parts or pure.is_absolute() or ".." in pure.parts:

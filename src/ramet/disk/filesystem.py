@@ -45,7 +45,7 @@ all in its own file.
 
 
 def find_mke2fs() -> str:
-    """The program that makes filesystems. Raises `UnavailableError` naming the package that has it."""
+    """Find the program that makes filesystems. Raises `UnavailableError` naming the package that has it."""
     # An ordinary user's PATH doesn't have the administrator's programs.
     return Program("mke2fs", _PROGRAM, hint=_INSTALL, beside=("/usr/sbin", "/sbin")).path()
 
@@ -79,8 +79,9 @@ def make_ext4(path: Path, size_bytes: int, identity: uuid.UUID) -> None:
 
 
 def _is_whole(descriptor: int, identity: uuid.UUID) -> bool:
-    """Whether mke2fs came to its end: it writes the superblock last, and marks it as valid only then
-    (libext2fs, `ext2fs_flush2`; the superblock's fields: ext4's documentation, "The Super Block").
+    """Tell whether mke2fs finished: it writes the superblock last, and marks it as valid only then.
+
+    Sources: libext2fs, `ext2fs_flush2`; for the superblock's fields ext4's documentation, "The Super Block".
     """
     block = os.pread(descriptor, _SUPERBLOCK.size, _SUPERBLOCK_AT)
     if len(block) != _SUPERBLOCK.size:

@@ -1,7 +1,7 @@
-"""qcow2 images: a new disk, empty or with what a raw file has, or an overlay over a frozen one.
+"""qcow2 images: a new disk, empty or with the content of a raw file, or an overlay over a frozen disk.
 
-Written here and not by `qemu-img create`, because a fork makes one for each of its disks and a process of its
-own takes 14 ms where this takes a tenth of one. What is read of one that is there is in `chains.py`.
+Written here and not by `qemu-img create`, because a fork makes one image per disk, and a separate process
+takes 14 ms where this takes a tenth. Existing images are read in `chains.py`.
 
 Source: QEMU's docs/interop/qcow2.rst, "Header", "Header extensions", "Refcounts", "Cluster mapping".
 """
@@ -30,17 +30,17 @@ _L2_ENTRIES: Final = CLUSTER_BYTES // 8
 _L1_ENTRY_COVERS_BYTES: Final = _L2_ENTRIES * CLUSTER_BYTES
 _REFCOUNTS_A_BLOCK: Final = CLUSTER_BYTES // 2  # of 16 bits
 _COPIED: Final = 1 << 63
-"""In an entry of either table: what it points to has a refcount of one and may be written in place."""
+"""Flag in an entry of either table: the target has a refcount of one and may be written in place."""
 _REFCOUNT_TABLE: Final = 1
 """The cluster after the header's. The refcount blocks follow, then the L1 table, L2 tables and data."""
 _ZEROS: Final = bytes(CLUSTER_BYTES)
 
 
 def make_qcow2(path: Path, size_bytes: int, *, backing: str | None = None) -> None:
-    """Make an empty image of `size_bytes`: all zeros or, with `backing`, a qcow2 file named relative to this
-    one, what that one has.
+    """Make an image of `size_bytes`: all zeros or, with `backing`, the content of that qcow2 file.
 
-    `path` must not exist. Not synced. Raises `FilesystemError`; there is no file then.
+    `backing` is named relative to the new image. `path` must not exist. Not synced. Raises `FilesystemError`;
+    there is no file then.
     """
     with filesystem_errors("make", path), new_file(path) as descriptor:
         _write_tables(descriptor, size_bytes, [], backing=backing)
@@ -66,7 +66,7 @@ def fill_qcow2(path: Path, size_bytes: int, raw: int) -> None:
 
 
 def _data_clusters(raw: int, size_bytes: int) -> Iterator[int]:
-    """Numbers of the clusters of the raw file that aren't all zeros, ascending."""
+    """Yield the numbers of the clusters of the raw file that aren't all zeros, ascending."""
     following = 0
     for start, end in data_extents(raw, size_bytes):
         for cluster in range(max(following, start // CLUSTER_BYTES), -(-end // CLUSTER_BYTES)):
@@ -77,7 +77,7 @@ def _data_clusters(raw: int, size_bytes: int) -> Iterator[int]:
 
 
 def _write_tables(descriptor: int, size_bytes: int, clusters: list[int], *, backing: str | None) -> list[int]:
-    """Everything but the data of the guest's `clusters`; returns at which offset each has its place."""
+    """Write everything except the data of the guest's `clusters`. Returns the file offset of each cluster."""
     l1_entries = -(-size_bytes // _L1_ENTRY_COVERS_BYTES)
     l1_clusters = -(-l1_entries * 8 // CLUSTER_BYTES)
     tables = sorted({cluster // _L2_ENTRIES for cluster in clusters})

@@ -1,8 +1,8 @@
 """Data disks: made, frozen with their instance, forked.
 
-A raw disk is duplicated: by reflink where the filesystem can, else by a copy that keeps holes. A qcow2 disk
-isn't: the frozen file is hard-linked and becomes the backing file of a new, empty one, whatever was written
-to it (I4 says of each which it was).
+A raw disk is duplicated: by reflink if the filesystem has reflinks, else by a copy that keeps holes. A qcow2
+disk isn't duplicated: its frozen file, of any size, is hard-linked and becomes the backing file of a new,
+empty one. The result names the way of each disk (I4).
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class ForkedDisk(NamedTuple):
 
 
 def with_capture(forked: ForkedDisk, captured: Shared | None) -> ForkedDisk:
-    """How a fork came by a disk in all, where its running source was captured for it first: the worse way of
-    the two, and what both copied.
+    """Combine the ways in which a fork got a disk when its running source was captured for it first.
+
+    The result has the worse way of capture and fork, and the bytes that both copied.
     """
     if captured is None:
         return forked
@@ -85,15 +86,15 @@ def _make_with_filesystem(path: Path, disk: Disk, identity: uuid.UUID) -> None:
 
 
 def files_of(disk: Disk) -> tuple[str, ...]:
-    """The names of all files that make up a disk, the lowest first."""
+    """List the names of all files that make up a disk, the lowest first."""
     return (*disk.backing, disk.file)
 
 
 def next_overlay(disk: Disk, *directories: Path) -> Disk:
-    """The disk whose file, still to be made, lies over the frozen `disk`: `disk-<N>.qcow2`.
+    """Describe the disk whose file, still to be made, lies over the frozen `disk`: `disk-<N>.qcow2`.
 
-    N is above every number that the chain, or anything else in `directories`, has: what a change that failed
-    left behind keeps its name. Raises `FilesystemError` when a directory can't be read.
+    N is above every number in the chain and in `directories`: files that a failed operation left keep their
+    names. Raises `FilesystemError` when a directory can't be read.
     """
     numbered = _numbered(disk)
     names = set(files_of(disk))
@@ -108,8 +109,8 @@ def next_overlay(disk: Disk, *directories: Path) -> Disk:
 def make_overlay(directory: Path, disk: Disk) -> None:
     """Make the empty file of a disk that `next_overlay` gave, over its backing files in `directory`.
 
-    It has its name only once it is complete: whoever dies while it is made leaves nothing that could be taken
-    for a disk's uppermost file. Raises `FilesystemError`; there is no file then.
+    The file gets its name only when it is complete, so a process that dies here leaves nothing that could be
+    taken for a disk's uppermost file. Raises `FilesystemError`; there is no file then.
     """
     made = directory / f"{TEMPORARY_PREFIX}{disk.file}"
     with filesystem_errors("make", directory / disk.file):
@@ -123,10 +124,10 @@ def make_overlay(directory: Path, disk: Disk) -> None:
 
 
 def snapshot_raw(source: Path, destination: Path, *, share: bool = True, mode: int = 0o600) -> Shared:
-    """Make `destination`, a file of its own with the content of the raw disk `source`, which nobody writes.
+    """Make `destination`, a separate file with the content of the raw disk `source`, which nobody writes.
 
-    By reflink, else by a copy that keeps holes; `share=False` copies outright. The result says which it was,
-    and why. Not synced. Raises `FilesystemError`; there is no `destination` then.
+    By reflink, else by a copy that keeps holes; `share=False` copies outright. The result names the way, and
+    the reason. Not synced. Raises `FilesystemError`; there is no `destination` then.
     """
     with (
         filesystem_errors("duplicate", f"{source} as {destination}"),
@@ -142,8 +143,8 @@ def snapshot_raw(source: Path, destination: Path, *, share: bool = True, mode: i
 def link_frozen(source: Path, destination: Path, disk: Disk, *, share: bool = True) -> Shared:
     """Give the directory `destination` the frozen files of a qcow2 disk in `source`, under the same names.
 
-    By hard links; what can't be linked is reflinked or copied, and the result is the worst of them. Raises
-    `FilesystemError`; what is there of the disk then is of no use.
+    By hard links; a file that can't be linked is reflinked or copied, and the result is the worst way of all
+    files. Raises `FilesystemError`; the files made until then can't be used.
     """
     given = [link_or_copy(source / name, destination / name, share_memory=share) for name in files_of(disk)]
     worst = max(given, key=lambda part: _MODES.index(part.mode))
@@ -151,9 +152,10 @@ def link_frozen(source: Path, destination: Path, disk: Disk, *, share: bool = Tr
 
 
 def uppermost(directory: Path, disk: Disk) -> Disk:
-    """`disk`, or what lies over it in its directory: a capture may have put an overlay there and died before
-    anybody wrote that down. An overlay that nobody used has what is under it, so the uppermost is always
-    right.
+    """Return `disk`, or the disk whose overlay lies over it in its directory.
+
+    A capture may have made an overlay and died before the overlay was recorded. An unused overlay has the
+    content of the file under it, so the uppermost file is always right.
 
     Raises `FilesystemError`, `DamagedError` when an overlay can't be read.
     """
@@ -177,8 +179,10 @@ def _numbered(disk: Disk) -> re.Pattern[str]:
 
 
 def unshare_disk(directory: Path, disk: Disk) -> Disk:
-    """A disk that may be written to, in place of one whose file others have too: an overlay over it, or a
-    copy in its place. Raises `FilesystemError`; the disk is as it was then.
+    """Make a writable disk in place of a disk whose file is shared.
+
+    The new disk is an overlay over the old, or a copy in its place. Raises `FilesystemError`; the disk is
+    unchanged then.
     """
     if disk.format == "qcow2":
         new = next_overlay(disk, directory)
@@ -193,12 +197,12 @@ def unshare_disk(directory: Path, disk: Disk) -> Disk:
 
 
 def sync_disks(directory: Path, disks: Sequence[Disk]) -> None:
-    """Have the host write out what lies in its cache of the files that the disks write to.
+    """Write the host's cached data of the disks' writable files to storage.
 
-    For right before a pause: a VMM flushes its disks when its guest stops, and waits for all that has come
-    together since the last time (93 ms after 1.5 GB). Done here, what is left for it is what came
-    meanwhile; so a second round follows a long one. Blocks its thread, which shouldn't be an event loop's.
-    Raises `FilesystemError`.
+    Call it right before a pause: a VMM flushes its disks when its guest is paused, and waits for all data
+    since the last flush (93 ms after 1.5 GB). After this call the VMM waits only for later data, so a second
+    round follows a long round. Blocks its thread, which shouldn't be an event loop's. Raises
+    `FilesystemError`.
     """
     for disk in disks:
         path = directory / disk.file
@@ -213,8 +217,8 @@ def sync_disks(directory: Path, disks: Sequence[Disk]) -> None:
 def fork_disk(source: Path, destination: Path, disk: Disk, *, share: bool = True) -> ForkedDisk:
     """Give the directory `destination` a disk that begins as the frozen `disk` in `source`.
 
-    What is written to it afterwards goes to a file of its own. `share=False` copies outright. Raises
-    `FilesystemError`; what is there of the disk then is of no use.
+    Later writes go to a separate file. `share=False` copies outright. Raises `FilesystemError`; the files
+    made until then can't be used.
     """
     if disk.format == "raw":
         made = snapshot_raw(source / disk.file, destination / disk.file, share=share)

@@ -1,1 +1,1 @@
-"""One adapter for each hypervisor. See README.md."""
+"""The adapters of hypervisors, one per hypervisor. See README.md."""

@@ -1,9 +1,9 @@
-"""How a guest whose machine was reset came to that, as far as its console tells.
+"""The reason of a guest's reset, as far as its console tells.
 
 A VMM can't tell a reboot from a crash: after a panic, after a triple fault and in a reboot the machine is
-reset in the same way. A kernel that reboots because it was asked to says so just before, as its last word
+reset in the same way. A kernel that reboots because it was asked to says so just before, as its last line
 (Linux, kernel/reboot.c, `kernel_restart`: at the highest level, so also when it boots with `quiet`), and so
-does the probe. A reset without that word is a crash.
+does the probe. A reset without that line is a crash.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CRASH: Final = re.compile(rb"Kernel panic - not syncing|^probe: exception")
 
 
 def announced_power_off(directory: Path, console_start: int) -> bool:
-    """Whether the agent said that its guest powers off. The kernel may have added a line of its own."""
+    """Tell whether the agent said that its guest powers off. The kernel may have added a line."""
     lines = _last_lines(directory, console_start)
     if lines and b"reboot: " in lines[-1]:
         lines.pop()
@@ -36,7 +36,7 @@ def announced_power_off(directory: Path, console_start: int) -> bool:
 
 
 def announced_reboot(directory: Path, console_start: int) -> bool:
-    """Whether the guest said that it reboots, and didn't crash on its way."""
+    """Tell whether the guest said that it reboots, and didn't crash on its way."""
     for line in reversed(_last_lines(directory, console_start)):
         if _CRASH.search(line):
             return False
@@ -46,6 +46,6 @@ def announced_reboot(directory: Path, console_start: int) -> bool:
 
 
 def _last_lines(directory: Path, console_start: int) -> list[bytes]:
-    """Of what was written since the VMM was started: an earlier one's last word is in the same file."""
+    """Return the last lines since the VMM's start: an earlier VMM's last line is in the same file."""
     console = bounded_log.since(directory / CONSOLE_LOG, console_start, _LOOKED_AT_BYTES)
     return [line.strip() for line in console.splitlines() if line.strip()][-_LAST_LINES:]

@@ -1,7 +1,7 @@
-"""What a driver is: how a VMM is started, asked and ended, whatever its make.
+"""The driver interface: how a VMM of any hypervisor is started, asked and ended.
 
-Decisions are made by ability, never by name. What not every VMM can be asked for is a Protocol of its own
-(`SavesState`, `ResumesOnLoad`, `FreezesDisks`, `StartsEmpty`); an `Ability` says how it behaves.
+Decisions are made by ability, never by name. A request that not every VMM takes is a separate Protocol
+(`SavesState`, `ResumesOnLoad`, `FreezesDisks`, `StartsEmpty`); an `Ability` says how a VMM behaves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ramet.system.pause_watchdog import ResumeSteps
 
 
 class Ability(StrEnum):
-    """What a VMM can do that ramet depends on somewhere."""
+    """A VMM's ability that ramet depends on somewhere."""
 
     MAPS_PRIVATELY = "maps the mem-file privately on restore"
     OPENS_MEM_FILE_READ_ONLY = "opens the mem-file read-only"
@@ -30,7 +30,7 @@ class Ability(StrEnum):
 
 
 class Ending(StrEnum):
-    """How a VMM that is gone came to its end, as far as its log tells."""
+    """The way in which a VMM ended, as far as its log tells."""
 
     POWERED_OFF = "the guest powered off"
     REBOOTED = "the guest rebooted"
@@ -40,8 +40,10 @@ class Ending(StrEnum):
 
 
 class Standing(NamedTuple):
-    """What is known of a VMM's version: `is_run` says that ramet's tests were run with it, `words` is for
-    people, `advice` what to do about a fault of its own, if it has one.
+    """The knowledge about a VMM's version.
+
+    `is_run` says that ramet's tests were run with it, `words` is for people, `advice` helps with a fault of
+    that version, if it has one.
     """
 
     is_run: bool
@@ -56,22 +58,25 @@ class Vmm(Protocol):
     def process(self) -> ProcessRef: ...
 
     def session(self) -> AbstractAsyncContextManager[None]:
-        """One lease of the VMM's control socket for everything that this task asks of it inside.
+        """Lease the VMM's control socket for all requests of this task inside the block.
 
-        Sessions nest. Other tasks and processes wait meanwhile, so nothing that asks this VMM in another task
-        may be waited for. Each call keeps its own limit; the whole has one of a minute and more, by the size
-        of RAM. Entering raises `VmmTimeoutError`, on QEMU also `VmmError`; when the whole takes too long what
-        goes on inside is cancelled, can still use the lease to clean up, and leaving raises
+        Sessions nest. Other tasks and processes wait meanwhile, so a session must not wait for another task's
+        request to this VMM. Each call keeps its own limit; the whole session has a limit of a minute and
+        more, by the size of RAM. Entering raises `VmmTimeoutError`, on QEMU also `VmmError`. When the whole
+        takes too long, the block is cancelled, can still use the lease to clean up, and leaving raises
         `VmmTimeoutError`.
         """
 
     def resume_steps(self) -> ResumeSteps:
-        """What `system.pause_watchdog` says to the control socket so that the guest goes on. Asks nothing."""
+        """Return what `system.pause_watchdog` sends to the control socket to resume the guest.
+
+        Makes no request.
+        """
 
     async def status(self) -> str:
-        """The VMM's own word for its run state.
+        """Return the VMM's own word for its run state.
 
-        Raises `VmmError` when it is gone, `VmmTimeoutError` when it hangs.
+        Raises `VmmError` when the VMM is gone, `VmmTimeoutError` when it hangs.
         """
 
     async def pause(self) -> None:
@@ -95,12 +100,12 @@ class SavesState(Protocol):
     """A VMM that saves device and CPU state without RAM, or with no more of it than can be thrown away."""
 
     async def save_vmstate(self, vmstate_fd: int) -> None:
-        """Write device and CPU state to the *empty* file that is open at `vmstate_fd` in this process, such
-        as a memfd. The guest is paused before and after.
+        """Write device and CPU state to the *empty* file that this process has open at `vmstate_fd`.
 
-        Saving may itself change guest RAM: look at that afterwards. A file that isn't empty is refused: it
-        may be another instance's by a link. The VMM opens it through `/proc`, so it needs no name, but the
-        VMM has to be of this process's user. Raises `VmmError`; what is in the file then is no vmstate.
+        The file may be a memfd. The guest is paused before and after. Saving may itself change guest RAM, so
+        read RAM afterwards. A file that isn't empty is refused, because a link may make it another
+        instance's. The VMM opens the file through `/proc`, so the file needs no name, but the VMM has to be
+        of this process's user. Raises `VmmError`; the file's content is no vmstate then.
         """
 
 
@@ -109,8 +114,9 @@ class TellsVersion(Protocol):
     """A VMM that can be asked for its own version. The program may be another one by now."""
 
     async def own_version(self) -> str:
-        """The version of the process that runs, as `Driver.version` has it; empty when it doesn't say. Raises
-        as `Vmm.status`.
+        """Return the version of the running process, as `Driver.version`; empty if it doesn't tell.
+
+        Raises as `Vmm.status`.
         """
 
 
@@ -119,8 +125,10 @@ class ResumesOnLoad(Protocol):
     """A VMM that can be told once to load a vmstate and to resume the guest."""
 
     async def load_and_resume(self, name: str) -> None:
-        """`load_vmstate` and `resume` in one request. Only for a guest whose RAM is complete: there is no
-        moment in between at which a delta could be written. Errors as `load_vmstate`.
+        """Load a vmstate and resume the guest in one request. Errors as `load_vmstate`.
+
+        Only for a guest whose RAM is complete: there is no moment in between at which a delta could be
+        written.
         """
 
 
@@ -129,35 +137,34 @@ class SavesSnapshot(Protocol):
     """A VMM that can save all of guest RAM itself: for comparison with what is read from outside."""
 
     async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
-        """Write device and CPU state, and guest RAM, to two *new* files in the instance's directory. The
-        guest is paused before and after.
+        """Write state and guest RAM to two *new* files in the instance's directory.
 
-        `mem` is as long as guest RAM. With `diff` only the pages that the VMM knows to have changed since it
-        last saved are in it, the rest is holes; without, all of RAM is, zeros written out. A file of either
-        name that exists is refused. Raises `VmmError`; what is there of the files then is no snapshot.
+        The guest is paused before and after. `mem` is as long as guest RAM. With `diff` it has only the pages
+        that the VMM knows to have changed since its last save, and holes elsewhere; without, all of RAM,
+        zeros written out. An existing file of either name is refused. Raises `VmmError`; the files are no
+        snapshot then.
         """
 
 
 @runtime_checkable
 class FreezesDisks(Protocol):
-    """A VMM that can put its disks' files under new ones while it lives, so that they are frozen.
+    """A VMM that can put its disks' files under new files while it lives, which freezes them.
 
-    A pair is a disk as it is, and as it will be: `file` a new overlay, an empty qcow2 in the directory whose
-    header names the present file; `backing` the present files.
+    A pair is a disk before and after: the second has as `file` a new overlay, an empty qcow2 in the directory
+    whose header names the present file, and as `backing` the present files.
     """
 
     async def prepare_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-        """Have the VMM open the overlays. Before the pause; the guest runs on, with its disks as they are.
+        """Have the VMM open the overlays, before the pause. The guest keeps running on its present disks.
 
-        A chain that is being shortened stays as long as it was. Raises `VmmError`; none is open then.
+        A chain that is being shortened stays as long as it was. Raises `VmmError`; no overlay is open then.
         """
 
     async def switch_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-        """Let the overlays take the writes from here on: for all disks or, on an error, for none. The guest
-        is paused.
+        """Switch writes to the overlays, of a paused guest: for all disks or, on an error, for none.
 
         The files beneath are flushed to the host, opened for reading alone, and never written again. After a
-        `VmmTimeoutError` `active_files` tells which it was.
+        `VmmTimeoutError`, `active_files` tells whether the switch was made.
         """
 
     async def drop_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
@@ -167,7 +174,7 @@ class FreezesDisks(Protocol):
         """
 
     async def active_files(self) -> dict[str, str]:
-        """The file that each disk writes to, by the disk's name: what holds, whatever a record says."""
+        """Return the file that each disk really writes to, by the disk's name; a record may differ."""
 
 
 @runtime_checkable
@@ -175,19 +182,22 @@ class ShortensDisks(Protocol):
     """A VMM that can shorten the chains of its disks while its guest runs."""
 
     async def shorten(self, disk: Disk) -> Disk:
-        """Copy what the layers between the lowest file and the active one have into the active one, and wait
-        until it is done; the disk as it is then. No file beneath is written.
+        """Shorten a disk's chain, and return the new disk.
 
-        Bounded by the disk's size. Takes short leases only, so captures go on meanwhile: one cancels it, and
-        the disk that is returned is as long as before. A chain that was longer on the medium than a record
-        says, or shorter, still reads the same, as long as the files are there: they go last. Cancelled
-        itself, it ends the VMM's job. Raises `VmmError`; the chain is as it was then.
+        The layers between the lowest file and the active file are copied into the active file. Files beneath
+        aren't written. The time is bounded by the disk's size. Takes short leases only, so captures can be
+        made meanwhile: a capture cancels the shortening, and the returned disk's chain is as long as before.
+        A chain that is longer or shorter on the medium than a record says still reads the same, as long as
+        its files exist: they are deleted last. A cancellation ends the VMM's job. Raises `VmmError`; the
+        chain is unchanged then.
         """
 
     async def stop_shortening(self, disk: Disk) -> None:
-        """Cancel the shortening of that disk, whoever began it. Its chain is valid, and as long as before.
+        """Cancel the shortening of that disk, begun by any process.
 
-        Nothing happens when there is none.
+        Its chain is valid, and as long as before.
+
+        Does nothing when there is none.
         """
 
 
@@ -210,21 +220,22 @@ class Driver(Protocol):
 
     @property
     def most_cpus(self) -> int:
-        """How many virtual CPUs a guest can have."""
+        """Largest number of virtual CPUs of a guest."""
 
     async def version(self) -> str:
-        """The VMM's version, asked of the program once, and again when it has been upgraded.
+        """Return the VMM's version, asked of the program once, and again after an upgrade.
 
-        Raises `UnavailableError` when it is missing or too old.
+        Raises `UnavailableError` when the program is missing or too old.
         """
 
     def as_of(self, version: str) -> Driver:
-        """This driver as it is for a VMM of that version, which runs and may have been started before the
-        program was upgraded: with that version's abilities, machines and arguments. Pure.
+        """Return this driver with the abilities, machines and arguments of a VMM of that version. Pure.
+
+        The VMM runs and may have been started before the program was upgraded.
         """
 
     def standing(self) -> Standing:
-        """What is known of this VMM's version. `version` has to have been asked before."""
+        """Return what is known of this VMM's version. Await `version` before."""
 
     def machine(
         self,
@@ -235,25 +246,29 @@ class Driver(Protocol):
         guest: Guest = "linux",
         disk_bytes: tuple[int, ...] = (),
     ) -> Machine:
-        """The machine that this driver makes for those sizes, with a data disk for each of `disk_bytes`.
+        """Describe the machine that this driver makes for those sizes.
 
-        Its RAM is rounded up to `memory_quantum_bytes`.
+        The machine has a data disk for each of `disk_bytes`. Its RAM is rounded up to `memory_quantum_bytes`.
         """
 
     def for_cold_start(self, machine: Machine) -> Machine:
-        """That machine as this VMM makes it when it boots: an instance may have run on another release
-        before. Pure; `version` has to have been asked before.
+        """Return that machine as this VMM boots it: the instance may have run on another release before.
+
+        Pure. Await `version` before.
         """
 
     def arguments(self, machine: Machine) -> list[str]:
-        """All that decides what the guest of that machine sees, as the VMM is told it: device addresses,
-        chains of disks, CPU. Descriptors are placeholders. Pure; `version` has to have been asked before.
+        """Return the VMM's arguments for that machine. A vmstate fits if they are equal.
 
-        A vmstate fits where this is equal.
+        They have everything that the guest sees: device addresses, chains of disks, CPU. Descriptors are
+        placeholders. Pure. Await `version` before.
         """
 
     def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
-        """Where the guest sees its RAM, and where that lies in a mem-file, in the file's order. Pure."""
+        """Return where the guest sees its RAM, and where that lies in a mem-file, in the file's order.
+
+        Pure.
+        """
 
     async def boot(self, directory: Path, machine: Machine, *, tag: Path | None = None) -> Vmm:
         """Start a VMM in `directory` whose guest boots from the kernel there. It runs when this returns.
@@ -270,24 +285,25 @@ class Driver(Protocol):
         tag: Path | None = None,
         sessions: AsyncExitStack | None = None,
     ) -> Vmm:
-        """Start a VMM in `directory` that waits, paused, for `load_vmstate` or `load_and_resume`: on the
-        mem-file there.
+        """Start a paused VMM on the mem-file in `directory`, ready for `load_vmstate` or `load_and_resume`.
 
-        With `sessions` the session in which it was waited for stays open until that is left, so that what is
-        said next needs no other. `tag` and errors as for `boot`.
+        With `sessions` the session that waited for the VMM stays open until `sessions` is left, so that the
+        next requests need no other. `tag` and errors as for `boot`.
         """
 
     def attach(
         self, directory: Path, process: ProcessRef, machine: Machine, *, just_loaded: bool = False
     ) -> Vmm:
-        """A VMM that was started earlier, perhaps by another process. Doesn't ask whether it lives.
+        """Return the handle of a VMM that was started earlier, perhaps by another process.
 
-        `just_loaded` says that its guest is paused since its vmstate was loaded.
+        The call doesn't ask whether the VMM lives. `just_loaded` says that its guest is paused since its
+        vmstate was loaded.
         """
 
     def ending(self, directory: Path, *, console_start: int = 0) -> Ending:
-        """How the VMM that last worked in `directory` ended, from its log and from its guest's console, whose
-        first `console_start` bytes are an earlier VMM's. Only to be asked when it has.
+        """Tell how the VMM that last worked in `directory` ended, from its log and its guest's console.
+
+        The console's first `console_start` bytes are an earlier VMM's. Call it only after the VMM's end.
         """
 
 
@@ -296,8 +312,9 @@ class NamesDiskErrors(Protocol):
     """A VMM that says which disks the host has refused to write."""
 
     async def disk_errors(self) -> dict[str, str]:
-        """The last error of each disk that had one since the guest was resumed, or shortly before, by the
-        disk's name: `nospace`, or `failed` for any other. Raises `VmmError`.
+        """Return the last error of each disk that had one, by the disk's name: `nospace`, or `failed`.
+
+        Errors count since the guest was resumed, or shortly before. Raises `VmmError`.
         """
 
 
@@ -306,7 +323,7 @@ class StopsOnWriteErrors(Protocol):
     """A driver whose VMMs pause the guest when the host refuses to write one of its disks."""
 
     def is_stopped_by_disk(self, directory: Path) -> bool:
-        """Whether the living VMM in `directory` has paused its guest so, from its log alone."""
+        """Tell from the log alone whether the living VMM in `directory` has paused its guest so."""
 
 
 @runtime_checkable
@@ -319,8 +336,8 @@ class StartsEmpty(Protocol):
     async def attach_guest(
         self, directory: Path, process: ProcessRef, machine: Machine, sessions: AsyncExitStack
     ) -> Vmm:
-        """What `Driver.restore` gives, of an empty VMM and the parts that have been put into its directory.
+        """Give an empty VMM its guest, from the parts in its directory. Returns what `Driver.restore` does.
 
-        Raises `UnavailableError` for a machine that a VMM has to be started for: it is as it was then. Other
-        errors as `Driver.restore`: no process is left.
+        Raises `UnavailableError` for a machine that needs a newly started VMM: the VMM is unchanged then.
+        Other errors as `Driver.restore`: no process is left.
         """

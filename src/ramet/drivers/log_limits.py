@@ -1,8 +1,8 @@
-"""How large a VMM's files may become, by the kernel's own limit.
+"""The limit on the size of a VMM's files, which the kernel enforces.
 
 One limit holds for all files of a process (RLIMIT_FSIZE, getrlimit(2)): for the guest's console and the VMM's
-log, which nobody may be there to cut, and for its disks. So a guest without disks can fill 16 MiB with what
-it says, and one with disks as much as it was given anyway.
+log, which nobody may be there to cut, and for its disks. So a guest without disks can fill 16 MiB with its
+output, and a guest with disks as much as it was given anyway.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ _METADATA_DIVISOR: Final = 1024
 
 
 def largest_file_bytes(machine: Machine) -> int:
-    """The limit for the VMM of that machine."""
+    """Return the limit for the VMM of that machine."""
     largest = max((disk.size_bytes for disk in machine.disks), default=0)
     return max(LARGEST_LOG_BYTES, largest + largest // _METADATA_DIVISOR + MIB if largest else 0)
 
 
 def needs_of(machine: Machine) -> Needs:
-    """What the VMM of that machine has to be able to do, whatever limits its caller has."""
+    """Return what the VMM of that machine must be able to do, regardless of its caller's limits."""
     mapped_bytes = machine.memory_bytes + (_translation_bytes() if machine.accelerator == "tcg" else 0)
     return Needs(file_bytes=largest_file_bytes(machine), mapped_bytes=mapped_bytes)
 
 
 def _translation_bytes() -> int:
-    """The addresses that an emulating QEMU takes for translated code (7.2, tcg/region.c,
-    `size_code_gen_buffer`).
+    """Return the address space that an emulating QEMU takes for translated code.
+
+    Source: QEMU 7.2, tcg/region.c, `size_code_gen_buffer`.
     """
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(GIB, machine_bytes // 8)

@@ -22,7 +22,7 @@ _SLOWEST_MIB_PER_S: Final = 64
 
 
 def session_limit_s(machine: Machine) -> float:
-    """How long one session with the VMM of that machine may last."""
+    """Return the longest time of a session with the VMM of that machine."""
     return _SESSION_S + machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
 
 
@@ -53,7 +53,7 @@ class Sessions(Generic[T]):
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[T]:
-        """This task's lease or, where it has no session, a short one."""
+        """Yield this task's lease or, if it has no session, a short lease."""
         held = self._held.get(asyncio.current_task())
         if held is not None:
             yield held

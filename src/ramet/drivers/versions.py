@@ -19,19 +19,19 @@ from ramet.system.publishing import write_durably
 from ramet.text import visible
 
 LIMIT_S: Final = 20.0
-"""How long a program may take to tell."""
+"""Longest time for a program to tell its version."""
 _FIRST_PRE_RELEASE: Final = 50
 _ELF: Final = b"\x7fELF"
 _VERSION: Final = re.compile(r"\d+\.\d+(\.\d+)?([-+][0-9A-Za-z.+-]{1,64})?")
 
 
 Facts = tuple[int, int, int, int, int]
-"""Device, inode, size and both times of change of a file: other content has others, whoever set its dates."""
+"""Device, inode, size and both times of change of a file, which differ for other content."""
 
 
 class _Binary(NamedTuple):
     path: str
-    """As `visible`: a key in JSON."""
+    """The path, made `visible`: a key in JSON."""
     facts: Facts
 
 
@@ -47,8 +47,9 @@ def release(version: str) -> tuple[int, int]:
 
 
 def is_pre_release(version: str) -> bool:
-    """Whether it leads to a release: `1.16.1-dev`, or `11.1.90`, as QEMU numbers what lies between two of its
-    releases (.50 is its tree, .90 and up are candidates).
+    """Tell whether the version leads to a release: `1.16.1-dev`, or `11.1.90`.
+
+    QEMU numbers its tree between two releases .50, and candidates .90 and up.
     """
     numbers, dash, _ = version.partition("-")
     micro = numbers.partition("+")[0].split(".")[2:]
@@ -56,8 +57,9 @@ def is_pre_release(version: str) -> bool:
 
 
 def is_same_release(version: str, other: str) -> bool:
-    """Whether a VMM of one version takes the vmstate of the other: the same major and minor number and, where
-    one of them only leads to a release, the very same version.
+    """Tell whether a VMM of one version takes the vmstate of the other.
+
+    It does with the same major and minor number; a pre-release takes only that of the very same version.
     """
     if is_pre_release(version) or is_pre_release(other):
         return version == other
@@ -69,9 +71,9 @@ def _facts(status: os.stat_result) -> Facts:
 
 
 class ProgramVersion:
-    """The version of a driver's program, which is asked again once its file is another one: an upgrade.
+    """The version of a driver's program, which is asked again when its file has changed: an upgrade.
 
-    What it told holds until then, for whoever is in the middle of something. `pattern`, `oldest` and
+    Until then the last answer holds, for callers in the middle of an operation. `pattern`, `oldest` and
     `setting` as in `ask_version`.
     """
 
@@ -87,7 +89,7 @@ class ProgramVersion:
         self._told_by: Facts | None = None
 
     async def ask(self) -> str:
-        """Costs a stat when nothing has changed. Raises as `ask_version`."""
+        """Return the version. Costs a stat when nothing has changed. Raises as `ask_version`."""
         path = self._program.path()
         try:
             facts = _facts(os.stat(path))  # noqa: PTH116 - on each fork's path
@@ -106,7 +108,7 @@ class ProgramVersion:
         return self._told
 
     def known(self) -> str:
-        """What it told last. `ask` has to have been awaited before."""
+        """Return the last answer. Await `ask` before."""
         assert self._told is not None, f"{self._name}'s version has to be asked first"
         return self._told
 
@@ -115,7 +117,7 @@ class ProgramVersion:
         self._told_by = None
 
     def taken_for(self, version: str) -> Self:
-        """A copy that says `version`."""
+        """Return a copy whose answer is `version`."""
         made = copy.copy(self)
         made._told = version  # noqa: SLF001 - of this very class
         return made
@@ -124,12 +126,14 @@ class ProgramVersion:
 async def ask_version(
     name: str, binary: str, pattern: str, *, oldest: tuple[int, int], install: str, setting: str
 ) -> str:
-    """What `binary --version` says, by the first group of `pattern`; or said, when it was asked before and is
-    the same file: a QEMU takes 15 ms to tell, and each `ramet fork` is a process of its own. `binary` is an
-    absolute path (`ramet.programs`).
+    """Return what `binary --version` says, by the first group of `pattern`.
 
-    Raises `UnavailableError` when it can't be run or doesn't end within `LIMIT_S` (`install` is the hint
-    then), isn't the program `name`, or is older than `oldest` (`setting` names where a newer one is given).
+    An unchanged file's answer comes from a cache: QEMU takes 15 ms, and each `ramet fork` is a new process.
+    `binary` is an absolute path (`ramet.programs`).
+
+    Raises `UnavailableError` when the program can't be run or doesn't end within `LIMIT_S` (`install` is the
+    hint then), isn't the program `name`, or is older than `oldest` (`setting` names where a newer program is
+    given).
     """
     program = _look(binary)
     remembered = _read()
@@ -174,7 +178,7 @@ async def _ask(name: str, binary: str, pattern: str, *, install: str) -> str | N
 
 
 def _look(binary: str) -> _Binary | None:
-    """None for what isn't itself a program: a script may start another one tomorrow."""
+    """Return the program's facts; None for a script, which may start another program tomorrow."""
     try:
         path = Path(binary).resolve()
         with path.open("rb") as opened:
@@ -191,7 +195,7 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, _Told]:
-    """What programs have told, by path. A cache that can't be read costs time and nothing else."""
+    """Read the programs' remembered versions, by path. A cache that can't be read costs only time."""
     try:
         remembered = msgspec.json.decode(_file().read_bytes(), type=dict[str, _Told])
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError, UnavailableError):

@@ -1,4 +1,4 @@
-"""Files of ours that a VMM is to write to: named through `/proc`, so that they need no name of their own."""
+"""Files of this process that a VMM writes to: named through `/proc`, so that they need no names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ramet.errors import VmmError
 
 
 def path_of(descriptor: int) -> str:
-    """A path by which another process of this user opens what this one has open.
+    """Return a path by which another process of this user opens this process's open file.
 
-    proc(5), `/proc/PID/fd`: it leads to the file itself, also to a memfd.
+    proc(5), `/proc/PID/fd`: the path leads to the file itself, also to a memfd.
     """
     return f"/proc/{os.getpid()}/fd/{descriptor}"
 
@@ -28,8 +28,9 @@ _POLYNOMIAL: Final = 0x95AC9329AC4BC9B5  # CRC-64 of Redis (Jones), the bits rev
 
 
 def has_checksum(descriptor: int) -> bool:
-    """Whether the file ends with the CRC-64 of what stands before, as each Firecracker state does: it is
-    whole then (its `src/vmm/src/snapshot/crc.rs`). Takes some milliseconds.
+    """Tell whether the file ends with the CRC-64 of the content before it, as a whole Firecracker state does.
+
+    Source: Firecracker's `src/vmm/src/snapshot/crc.rs`. Takes a few milliseconds.
     """
     size = os.fstat(descriptor).st_size
     content = os.pread(descriptor, size, 0)

@@ -9,9 +9,9 @@ import anyio.abc
 
 
 class Background:
-    """A task group in a task of its own.
+    """A task group in a separate task.
 
-    A Host may so be left by another task than the one that entered it (fixtures of test frameworks, cells of
+    So a Host may be left by another task than the task that entered it (fixtures of test frameworks, cells of
     a notebook), and in any order with other contexts of that task. A cancelled caller's background tasks last
     until it leaves the Host.
     """
@@ -21,7 +21,7 @@ class Background:
         self._holding: asyncio.Task[None] | None = None
 
     async def start(self) -> anyio.abc.TaskGroup:
-        """The task group, ready for use."""
+        """Start the task group, and return it ready for use."""
         ready: asyncio.Future[anyio.abc.TaskGroup] = asyncio.get_running_loop().create_future()
         self._holding = asyncio.create_task(self._hold(ready), name="ramet Host")
         return await ready

@@ -1,6 +1,4 @@
-"""What every operation of the engine works with: one home, its records, its drivers and the agents that
-are talked to.
-"""
+"""The context of every operation of the engine: a home, its records, its drivers, its agents' connections."""
 
 from __future__ import annotations
 
@@ -29,15 +27,15 @@ class ControlsPool(Protocol):
     """The controller of a pool of warm VMMs, in this Host."""
 
     def report_demand(self, source: str, count: int) -> None:
-        """So many forks were made of what lies at `source` in the home."""
+        """Note that `count` forks were made of the capture at `source` in the home."""
 
     def quiet(self) -> AbstractContextManager[None]:
-        """Nothing is made ahead for as long as the block lasts, and a moment more."""
+        """Keep the pool from making VMMs during the block, and a moment longer."""
 
 
 @dataclass
 class Context:
-    """One open home. `tasks` lives as long as the Host does."""
+    """An open home. `tasks` lives as long as the Host does."""
 
     home: Home
     cache: Path
@@ -46,7 +44,7 @@ class Context:
     agents: Agents
     tasks: anyio.abc.TaskGroup
     accelerator: str
-    """What the user asked for: `auto`, `kvm` or `tcg`."""
+    """The user's choice: `auto`, `kvm` or `tcg`."""
     calls: Calls
     ours: set[str] = field(default_factory=set)
     """Ids of the instances that leave with this Host."""
@@ -55,11 +53,11 @@ class Context:
     controller: ControlsPool | None = None
 
     def directory(self, record: Record) -> Path:
-        """The instance's directory."""
+        """Return the instance's directory."""
         return self.home.instance(record.id)
 
     def driver(self, name: str) -> Driver:
-        """The driver called `name`. Raises `UsageError`."""
+        """Return the driver called `name`. Raises `UsageError`."""
         try:
             return self.drivers[name]
         except KeyError:
@@ -69,19 +67,19 @@ class Context:
             ) from None
 
     def vmm(self, record: Record) -> Vmm:
-        """The VMM of an instance that has one. Raises `VmmError` when its record names none."""
+        """Return the VMM of an instance that has one. Raises `VmmError` when its record names none."""
         if record.vmm is None:
             raise VmmError(f"{record.name} has no VMM")
         return self.driver(record.driver).attach(self.directory(record), record.vmm.process, record.machine)
 
     def lifecycle(self, record: Record) -> AbstractAsyncContextManager[int]:
-        """The lock under which an instance's state is changed: one change at a time, by whichever process.
+        """Lock the instance's state, for one job at a time of any process.
 
-        Entering raises `WrongStateError` when another change goes on for a minute, `NotFoundError` when the
+        Entering raises `WrongStateError` when another job lasts for a minute, `NotFoundError` when the
         instance has been removed, `UnavailableError` when it is another user's.
         """
         if not self.directory(record).is_dir():
-            raise NotFoundError(f"{record.name} has been removed", hint="`ramet ps -a` lists what there is")
+            raise NotFoundError(f"{record.name} has been removed", hint="`ramet ps -a` lists all instances")
         require_removable(self.directory(record), name=record.name)
         busy = WrongStateError(
             f"another ramet process has been changing {record.name} for {_LIFECYCLE_WAIT_S:.0f} s",

@@ -146,10 +146,10 @@ def _unseen(home: Path) -> Iterator[Finding]:
 
 
 def left_alone(home: Home) -> list[str]:
-    """Count what a home holds that belongs to another machine or another PID namespace, one line per kind and
-    reason. Nothing of it is undone, ended or removed from here.
+    """Count what a home holds of other machines or other PID namespaces, one line per kind and reason.
 
-    Raises `StoreError`, `UnavailableError` when the home's database can't be read.
+    Nothing of it is undone, ended or removed from here. Raises `StoreError`, `UnavailableError` when the
+    home's database can't be read.
     """
     if not home.database.exists():
         return []
@@ -178,9 +178,7 @@ def _line(count: int, what: str, why: str) -> str:
 
 
 def _page_scan() -> Finding:
-    """Try how the kernel lists changed pages, on this very process: with a file that it maps privately, as a
-    VMM does.
-    """
+    """Try how the kernel lists changed pages, on this process, with a file mapped privately as a VMM does."""
     page = mmap.PAGESIZE
     try:
         with tempfile.NamedTemporaryFile() as file:

@@ -60,12 +60,13 @@ class Fit(Enum):
 
 
 async def choose(context: Context, driver_name: str, image: Image, *, failed: Sequence[Trial] = ()) -> Choice:
-    """Choose the driver, and `kvm` or `tcg`. `auto` is what `RAMET_DRIVER` says; where that says nothing, the
-    first that can: Firecracker where KVM really runs such a guest, else QEMU. `failed` are trials of this
-    very call, which the cache may not have taken.
+    """Choose the driver, and `kvm` or `tcg`.
 
-    Raises `UsageError` for a name that isn't known, `UnavailableError` with the reason of each driver that
-    was asked for when this machine can't.
+    `auto` is what `RAMET_DRIVER` says; if that is unset, the first driver that can: Firecracker if KVM really
+    runs such a guest, else QEMU. `failed` are trials of this very call, which the cache may not have taken.
+
+    Raises `UsageError` for an unknown name, `UnavailableError` with the reason of each driver that was asked
+    for when this machine can't.
     """
     if driver_name == "auto":
         driver_name = config.driver()
@@ -98,8 +99,10 @@ async def choose(context: Context, driver_name: str, image: Image, *, failed: Se
 
 
 async def _fit(trial: Trial | None, verdict: KvmVerdict, image: Image, *, is_asked_for: bool) -> Fit | None:
-    """Return the knowledge of a kernel. None: there is none, and a trial of some seconds isn't worth it: the
-    kernel is neither known to be built for this KVM, nor named by a user who asks for KVM.
+    """Return what is known of a kernel's fit for this KVM; None for an unknown kernel not worth a trial.
+
+    A trial takes a few seconds. The kernel is worth it if it is known to be built for this KVM, or named by a
+    user who asks for KVM.
     """
     if trial is not None:
         return Fit.RUNS if trial.runs else Fit.FAILS
@@ -122,10 +125,10 @@ async def accelerator_of(
     fit: Fit | None = None,
     trial: Trial | None = None,
 ) -> str:
-    """Return `kvm` or `tcg`, with which `driver` would run such a guest here. `fit` is what is known of its
-    kernel, `trial` how.
+    """Return `kvm` or `tcg`, with which `driver` would run such a guest here.
 
-    Raises `UnavailableError` with the reason when it can't; what `Driver.version` raises.
+    `fit` is what is known of its kernel, `trial` how. Raises `UnavailableError` with the reason when it
+    can't; what `Driver.version` raises.
     """
     await driver.version()
     if guest == "bare-metal" and Ability.BOOTS_BARE_METAL not in driver.abilities:

@@ -1,6 +1,6 @@
-"""How long ramet waits for guests: where one wait contains another, the inner limit is the shorter.
+"""Limits on ramet's waits for guests: where one wait contains another, the inner limit is the shorter.
 
-A caller's own limit is passed down, and nothing below has a longer one that could hide its error.
+A caller's own limit is passed down, and nothing below has a longer limit that could hide its error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ANSWER_S: Final = 30.0
 ACCEPT_S: Final = 120.0
 """For a vsock connection to be accepted. The only one that is longer than its callers': they leave it."""
 RECONNECT_S: Final = 15.0
-"""For another connection to the VMM of a session that goes on: shorter than the session's own limit."""
+"""For another connection to the VMM of a resumed session: shorter than the session's own limit."""
 CLOCK_S: Final = 5.0
 """For a guest's clock to be put right."""
 INSPECT_S: Final = 3.0

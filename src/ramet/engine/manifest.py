@@ -28,9 +28,9 @@ from ramet.units import format_bytes
 FORMAT = 3
 """The newest that this ramet knows: one whose memory is compressed."""
 USUAL_FORMAT = 2
-"""Of all others: a ramet that doesn't know compression can use those."""
+"""The format of all other captures: a ramet that doesn't know compression can use them."""
 MANIFEST_TRIES = 3
-"""How often to look at a capture that is compacted meanwhile: the same content is in other files then."""
+"""Tries with a capture that is compacted meanwhile: the same content is in other files then."""
 _AGAIN = "make the capture again"
 _PART_NAMES = re.compile(
     r"(mem|delta)(-[0-9a-f]+)?|mem(-[0-9a-f]+)?\.zst|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)"
@@ -38,9 +38,9 @@ _PART_NAMES = re.compile(
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One published file: what `stat` says of it, and its digest.
+    """A published file: its facts by `stat`, and its digest.
 
-    The capture that forks of a running instance are made from has no digests: it goes with the call.
+    The capture that forks of a running instance are made from has no digests: it is removed with the call.
     """
 
     facts: PartFacts
@@ -56,18 +56,18 @@ class Compressed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Guest RAM as it was captured: the part `base`, with the pages in the part `delta` over it."""
+    """Captured guest RAM: the part `base`, with the pages in the part `delta` over it."""
 
     base: str = MEM_FILE
     delta: str | None = None
     delta_bytes: int = 0
-    """What a fork has to write into its own memory, zeros included."""
+    """Bytes that a fork has to write into its own memory, zeros included."""
     compressed: Compressed | None = None
     """There when `base` has been compressed. That part then lies beside it, if it has been needed since."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """What was captured."""
+    """The captured instance."""
 
     id: str
     name: str
@@ -76,7 +76,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a capture publishes beside its parts."""
+    """The description that a capture publishes beside its parts."""
 
     format: int
     driver: str
@@ -85,7 +85,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     arguments: list[str] | None = None
     """The VMM's whole argument vector, device addresses and all; null in one of format 1."""
     ram: tuple[RamRegion, ...] = ()
-    """Where the guest sees which part of the mem-file."""
+    """The regions of the mem-file at the addresses where the guest sees them."""
     memory: Memory = Memory()
     image: str
     kernel_version: str
@@ -102,19 +102,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def files(self) -> list[str]:
-        """What it names, whether it is there or not: the parts, and the compressed memory."""
+        """The named files, existing or not: the parts, and the compressed memory."""
         compressed = self.memory.compressed
         return [*self.parts, *([compressed.file] if compressed is not None else ())]
 
     def facts_of(self, file: str) -> PartFacts:
-        """The published facts of one of `files`."""
+        """Return the published facts of one of `files`."""
         compressed = self.memory.compressed
         if compressed is not None and file == compressed.file:
             return compressed.facts
         return self.parts[file].facts
 
     def with_compressed(self, compressed: Compressed | None) -> Manifest:
-        """The same capture, its memory compressed so, or raw."""
+        """Return the manifest of the same capture, its memory compressed so, or raw."""
         return msgspec.structs.replace(
             self,
             format=USUAL_FORMAT if compressed is None else FORMAT,
@@ -122,12 +122,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def encoded(self) -> bytes:
-        """As JSON."""
+        """Encode the manifest as JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
 def decode_manifest(data: bytes, *, where: str) -> Manifest:
-    """A manifest from its JSON, of which nothing is believed. `where` is for the message.
+    """Decode and check a manifest from untrusted JSON. `where` is for the message.
 
     Raises `DamagedError` when it is unreadable, inconsistent, or from a newer ramet.
     """
@@ -155,30 +155,32 @@ def require_whole(manifest: Manifest, *, where: str) -> None:
 
 
 def is_compressed(manifest: Manifest, directory: Path) -> bool:
-    """Whether its memory has to be unpacked before a guest can be restored from it."""
+    """Tell whether the memory has to be unpacked before a guest can be restored from the capture."""
     return manifest.memory.compressed is not None and not (directory / manifest.memory.base).exists()
 
 
 def files_there(manifest: Manifest, directory: Path) -> list[str]:
-    """The files that a capture consists of at this moment, as far as the manifest decides it."""
+    """List the files that a capture consists of at this moment, as far as the manifest decides it."""
     base = manifest.memory.base
     return [name for name in manifest.files if name != base or not is_compressed(manifest, directory)]
 
 
 def parts_there(manifest: Manifest, directory: Path) -> list[str]:
-    """Those of its parts that lie there: all, but raw memory where it is compressed."""
+    """List the existing parts: all, except raw memory that is compressed."""
     return [name for name in files_there(manifest, directory) if name in manifest.parts]
 
 
 def is_part_name(name: str) -> bool:
-    """Whether a capture's parts are called so. A part of any other name could be taken for something else of
-    the instance that it is linked into: its log, its socket, its settings.
+    """Tell whether a capture's part can have that name.
+
+    A part of any other name could be taken for something else of the instance that it is linked into: its
+    log, its socket, its settings.
     """
     return _PART_NAMES.fullmatch(name) is not None
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` can be nothing but a file in the directory that it is looked for in."""
+    """Tell whether `name` can only be a file in the directory in which it is looked for."""
     return 0 < len(name) <= 64 and name[0] != "." and all(c.isalnum() or c in "-_." for c in name)
 
 
@@ -198,7 +200,10 @@ def _newer(where: str, written: int) -> DamagedError:
 
 
 def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> Manifest:
-    """The manifest in `directory`. Raises `DamagedError` as `decode_manifest`, also when it is missing."""
+    """Read the manifest in `directory`.
+
+    Raises `DamagedError` as `decode_manifest`, also when it is missing.
+    """
     path = directory / file
     try:
         # Where a VMM has worked, links and FIFOs may lie.
@@ -257,19 +262,21 @@ def _difference(saved: list[str], here: list[str]) -> str:
 def check_part(
     manifest: Manifest, directory: Path, part: str, *, name: str | None = None, capture: Path | None = None
 ) -> None:
-    """Raise `DamagedError` unless a part is what was published. Content isn't read while size, mode and mtime
-    hold; where they don't, its digest decides, once (`memory.confirmed`).
+    """Raise `DamagedError` unless a part is unchanged since it was published.
 
-    `name` is what it is called in `directory`, where that is something else, and `capture` the directory of
-    the capture that it was taken from, where that is another one.
+    Content isn't read if size, mode and mtime hold; if they don't, its digest decides, once
+    (`memory.confirmed`). `name` is its name in `directory`, if that differs, and `capture` the directory of
+    the capture that it was taken from, if that is another.
     """
     known = manifest.parts[part]
     require_intact(directory / (name or part), part, known.facts, known.digest, capture or directory)
 
 
 def check_vmstate(manifest: Manifest, directory: Path) -> None:
-    """Raise `DamagedError` unless the vmstate is what was published, by its content: a VMM that loads another
-    one refuses it in words of its own, or doesn't notice. It is small, and read once per call.
+    """Raise `DamagedError` unless the vmstate has the published content.
+
+    A VMM that loads a changed vmstate refuses it in its own words, or doesn't notice. The file is small, and
+    read once per call.
     """
     expected = manifest.parts[VMSTATE_FILE].digest
     if expected is not None and digest(directory / VMSTATE_FILE) != expected:
@@ -279,9 +286,9 @@ def check_vmstate(manifest: Manifest, directory: Path) -> None:
 
 
 def parts_to_read(manifest: Manifest, directory: Path) -> list[str]:
-    """The parts of which `check_part` would read the content.
+    """List the parts of which `check_part` would read the content.
 
-    Raises `DamagedError` when one can't be whole.
+    Raises `DamagedError` when a part can't be whole.
     """
     return [
         name

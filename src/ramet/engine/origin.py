@@ -31,24 +31,24 @@ class Origin(NamedTuple):
     directory: Path
     manifest: Manifest
     name: str
-    """What its guests are named after."""
+    """The name from which its guests' names are made."""
     parent: str
     """The id of what was captured."""
     snapshot: str | None
     """The id of the snapshot that it is, if people can refer to it."""
     title: str
-    """What it is called in messages."""
+    """The name in messages."""
     require_there: Callable[[], object]
     """Raises `NotFoundError` once it has been removed: nothing is damaged then, and that is said instead."""
 
     @property
     def ref(self) -> str:
-        """What commands take for it: an id."""
+        """The reference that commands take: an id."""
         return self.snapshot or self.parent
 
 
 def origin_of(context: Context, record: Record) -> Origin:
-    """The capture that an instance's own directory is: a template's, or one's in standby.
+    """Return the capture in an instance's own directory: a template's, or a standby's.
 
     Raises `DamagedError`, or `NotFoundError` when it has just been removed.
     """
@@ -76,10 +76,10 @@ def _require_capture(context: Context, record: Record) -> None:
 
 
 async def require_parts(origin: Origin) -> None:
-    """Check each of its parts against the manifest, once per call: one that is missing is damage, and not a
-    link that failed. Content is read where the facts alone don't tell, in a thread; the vmstate's always.
+    """Check each part against the manifest, once per call: a missing part is damage, not a failed link.
 
-    Raises `DamagedError`; nothing when it was compacted meanwhile: `take_parts` looks again.
+    Content is read if the facts alone don't decide, in a thread; the vmstate's always. Raises `DamagedError`,
+    but not for a capture that was compacted meanwhile: `take_parts` looks again.
     """
     try:
         for part in parts_to_read(origin.manifest, origin.directory):

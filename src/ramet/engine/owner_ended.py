@@ -29,8 +29,8 @@ _PAUSES_S: Final = (0.0, 0.2, 1.0, 5.0, 30.0)
 def end_guests(home: Path) -> int:
     """Remove the records of instances whose owner has ended, and end their VMMs, without waiting for that.
 
-    Returns how many there were. What no record names, and directories, are left to whoever opens the home.
-    Raises `StoreError`.
+    Returns their number. Processes that no record names, and directories, are left to the next process that
+    opens the home. Raises `StoreError`.
     """
     store = Store(Home(home).database)
     try:
@@ -57,7 +57,7 @@ def _has_ended(process: ProcessRef) -> bool:
 
 
 def _may_end(record: Record) -> bool:
-    """Its record goes only if its VMM can be ended by this process."""
+    """Tell whether this process can end the record's VMM: only then is the record removed."""
     return record.vmm is None or _signal(record.vmm.process, 0)
 
 
@@ -81,8 +81,9 @@ def _signal(process: ProcessRef, number: int) -> bool:
 
 
 def clean(home: Path) -> str | None:
-    """Undo everything else that killed processes left, as opening the home does: None, or why some of it is
-    still there.
+    """Undo everything else that killed processes left, as opening the home does.
+
+    Returns None, or why some of it is still there.
     """
     import anyio
 

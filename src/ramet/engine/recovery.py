@@ -35,10 +35,10 @@ from ramet.system.rlimits import raise_open_files_limit
 
 
 async def open_home(home: Home, accel: str, exits: AsyncExitStack) -> Context:
-    """Open a home, making it if need be, and undo what killed ramet processes left in it.
+    """Open a home, make it if there is none, and undo what killed ramet processes left in it.
 
-    Whatever has to be closed again is pushed onto `exits`. This process's limit on open files is raised to
-    what it may be. Raises `UnavailableError` and `StoreError`, as opening a Host does.
+    Everything to be closed again is pushed onto `exits`. This process's limit on open files is raised as far
+    as allowed. Raises `UnavailableError` and `StoreError`, as opening a Host does.
     """
     raise_open_files_limit()
     require_local(home.places)
@@ -66,11 +66,12 @@ async def open_home(home: Home, accel: str, exits: AsyncExitStack) -> Context:
 
 
 async def recover_home(context: Context) -> None:
-    """Undo what killed ramet processes left: changes half done, VMMs that no record names, instances whose
-    owner is dead, `--rm` instances that have stopped, directories without a record.
+    """Undo what killed ramet processes left in a home.
 
-    Called when a home is opened, which is also when logs that have grown are trimmed. One failure
-    doesn't stop the rest: what can't be removed now is tried again next time.
+    That is: changes half done, VMMs that no record names, instances whose owner is dead, `--rm` instances
+    that have stopped, directories without a record. Called when a home is opened, which is also when logs
+    that have grown are trimmed. One failure doesn't stop the rest: what can't be removed now is tried again
+    next time.
     """
     # Directories first: each that has an owner got its record before it was made.
     directories = [*context.home.instances.iterdir(), *context.home.staging.iterdir()]
@@ -148,8 +149,10 @@ async def recover(context: Context, record: Record) -> None:
 
 
 async def _as_the_vmm_says(context: Context, record: Record) -> Record:
-    """An instance that ran before a capture was begun of it goes on, its disks in whichever files they are; a
-    pause or a resume that was begun has happened or not.
+    """Return the record of an instance by what its VMM says.
+
+    An instance that ran before a capture began is resumed, and its disks' actual files are recorded; a pause
+    or a resume that was begun has happened or not.
     """
     vmm = context.vmm(record)
     if record.pending is not None and record.pending.what in {"template", "standby", "capture"}:
@@ -177,11 +180,11 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
 
 
 async def end_orphans(context: Context) -> None:
-    """End VMMs that no record names: a killed ramet had started them and not yet written them down.
+    """End VMMs that no record names: a killed ramet had started them and not yet recorded them.
 
-    Processes are listed before records: whoever starts a VMM has written an intent into the record before,
-    and names the VMM there before the intent goes. A warm VMM works in the pool's directory until it has a
-    record.
+    Processes are listed before records: a process that starts a VMM has written an intent into the record
+    before, and names the VMM there before the intent is cleared. A warm VMM works in the pool's directory
+    until it has a record.
     """
     spawned = spawn.spawned_below(context.home.instances)
     if not spawned:

@@ -25,19 +25,21 @@ from ramet.system import processes, threads
 _KILLED = "killed: "
 _A_LOOK_S = 0.05
 _LEASE_SHARE = 0.8
-"""Of the limit, for the guest's first answer: so that the error that says why there is none comes in time."""
+"""Share of the limit for the guest's first answer, so that its own error comes in time."""
 
 
 async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP_S) -> Record:
-    """Power the guest off, or end its VMM when that takes longer than `limit_s`. Disks are kept, memory is
-    gone. The record's reason says so when its VMM was killed: what its guest hadn't synced is lost then.
+    """Power the guest off, or end its VMM when that takes longer than `limit_s`. Disks are kept.
 
-    A guest that is paused, or in standby with disks, is brought back to be powered off; with a limit of 0
-    nothing is asked or brought back. An instance made with `--rm` is removed then. Raises `WrongStateError`
-    for a template, for what is stopped already, and for a guest that is paused because the host can't write
-    its disk: it is paused then, and has lost nothing; what a restore may fail with: it is in standby then, as
-    before. Who compresses or decompresses the memory of one in standby is made to stop, and so are the forks
-    that wait for that.
+    Memory is lost. The record's reason says so when its VMM was killed: data that its guest hadn't synced is
+    lost then.
+
+    A guest that is paused, or in standby with disks, is resumed or restored to be powered off; with a limit
+    of 0 nothing is asked or restored. An instance made with `--rm` is removed then. Raises `WrongStateError`
+    for a template, for a stopped instance, and for a guest that is paused because the host can't write its
+    disk: it stays paused then, and has lost nothing. Raises what a restore may raise: the instance is in
+    standby then, as before. A process that compresses or decompresses the memory of an instance in standby is
+    made to stop, and so are the forks that wait for that.
     """
     now = context.store.get(record.id)
     if now.state is State.STANDBY and now.machine.disks and limit_s > 0 and now.pending is None:
@@ -67,7 +69,7 @@ def _stopped(record: Record, reason: str | None) -> Record:
 
 
 async def _bring_back(context: Context, record: Record) -> None:
-    """What a guest in standby hasn't written to its disks yet is in its memory alone."""
+    """Restore a guest in standby: data that it hasn't written to its disks yet is only in its memory."""
     try:
         await restore(context, record)
     except RametError as error:
@@ -133,7 +135,7 @@ async def _power_off(context: Context, record: Record, limit_s: float) -> str:
 
 
 def _unless_in_order(context: Context, record: Record, lost: str) -> str | None:
-    """What to say of a VMM that ended by itself: nothing, unless it died or its guest crashed."""
+    """Return the reason of a VMM that ended by itself: None, unless it died or its guest crashed."""
     assert record.vmm is not None
     driver, directory = context.driver(record.driver), context.directory(record)
     ending = driver.ending(directory, console_start=record.vmm.console_start)

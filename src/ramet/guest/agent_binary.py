@@ -1,4 +1,4 @@
-"""Where the programs for guests are that ramet carries: the agent, and the probe."""
+"""The programs for guests that ramet carries: the agent, and the probe."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ _CARRIED = Path(__file__).parent / "bin"
 
 
 def agent_path(arch: str = "x86_64") -> Path:
-    """The agent for guests of that architecture (`x86_64`, `aarch64`): `RAMET_AGENT`, else the one that ramet
-    carries.
+    """Return the agent for guests of that architecture: `RAMET_AGENT`, else the agent that ramet carries.
 
-    Raises `UnavailableError` when there is none.
+    Architectures are `x86_64` and `aarch64`. Raises `UnavailableError` when there is no agent.
     """
     if (chosen := agent_binary()) is not None:
         if not chosen.is_file():
@@ -26,9 +25,9 @@ def agent_path(arch: str = "x86_64") -> Path:
 
 
 def probe_path(arch: str = "x86_64") -> Path:
-    """The probe, a bare-metal guest that speaks the agent's protocol.
+    """Return the probe, a bare-metal guest that speaks the agent's protocol.
 
-    Raises `UnavailableError` when there is none: it exists for x86-64 only.
+    Raises `UnavailableError` when there is none: the probe exists for x86-64 only.
     """
     return _carried(f"probe-{arch}", f"the probe guest for {arch}")
 

@@ -1,7 +1,7 @@
-"""Connections to guests' agents, one an instance for as long as somebody in this process uses it.
+"""Connections to guests' agents, one per instance as long as a task of this process uses it.
 
-An agent port serves one client, a client many requests: whatever this process wants of an instance at one
-time shares one port, and other processes have the other ports. Over vsock it is the same, for the sake of one
+An agent port serves one client, and a client many requests. So all requests of this process to an instance
+share a port, and other processes have the other ports. Vsock connections are shared too, to keep a single
 way.
 """
 
@@ -58,14 +58,15 @@ class Agents:
         claim: Claim = nullcontext,
         own: bool = False,
     ) -> AsyncIterator[AgentClient]:
-        """The agent of an instance, over the stream that is open to it or else a new one. `timeout_s` bounds
-        this caller's wait for its first answer: the only limit there is, so that the error names the step
-        that took too long. A stream that is lost later is made again with `reopen`, which has to lead to the
-        same VMM, and what is under way goes on there, where the agent can do that.
+        """Lease the agent of an instance, over the stream that is open to it or else a new stream.
 
-        `claim` is entered before the first stream is opened, and left after the last. `own`: while no stream
-        is open that has been answered, this caller gets one that isn't shared with others that aren't `own`:
-        theirs may wait for a claim, or never be answered.
+        `timeout_s` limits this caller's wait for the first answer. There is no other limit, so that the error
+        names the step that took too long. A lost stream is replaced with `reopen`, which has to lead to the
+        same VMM, and open requests continue there, if the agent can do that.
+
+        `claim` is entered before the first stream is opened, and left after the last. `own`: while no
+        answered stream is open, this caller gets a stream that it doesn't share with callers without `own`:
+        their stream may wait for a claim, or never be answered.
 
         Raises `PortsBusyError` when the claim takes too long, `GuestTimeoutError` when the answer does,
         `GuestError` or what `claim` and `open_stream` raise. A connection that fails in use is not used
@@ -102,8 +103,9 @@ class Agents:
                 connection.scope.cancel()
 
     def probe_liveness(self, instance_id: str) -> None:
-        """Let the connection to an instance, if there is one, find out at once whether it was cut: for
-        whoever has saved its VMM's state.
+        """Have the connection to an instance, if there is one, find out at once whether it was cut.
+
+        Call it after saving the VMM's state.
         """
         for which in (instance_id, f"{instance_id}:own"):
             connection = self._open.get(which)
@@ -127,8 +129,9 @@ class Agents:
         open_stream: OpenStream,
         reopen: OpenStream | None,
     ) -> None:
-        """Own the connection, being made or made, until nobody uses it: its reader task and its port's
-        lock are here.
+        """Own the connection while it is being made and until it has no users.
+
+        Its reader task and its port's lock belong to this task.
         """
         try:
             with connection.scope:

@@ -45,7 +45,7 @@ class AgentClient:
     """A session with a guest's agent. Any number of tasks may use it at once.
 
     A failed request leaves the session usable. When the connection ends, or the guest breaks the protocol,
-    every waiting and every later call raises; in the guest the session's commands go on as orphans.
+    every waiting and every later call raises; in the guest the session's commands keep running as orphans.
     """
 
     def __init__(self, connection: Connection, welcome: Welcome) -> None:
@@ -62,10 +62,11 @@ class AgentClient:
         resend_s: float = 0.25,
         reopen: OpenStream | None = None,
     ) -> AsyncIterator[AgentClient]:
-        """Begins a session on `stream`, whatever is still in it. The stream stays the caller's to close.
+        """Begin a session on `stream`, even if old data is in it. The caller closes the stream.
 
-        With `reopen` the session outlives it: when it ends after the handshake, `reopen` makes another one to
-        the same guest, and what was under way goes on there, as far as the agent can do that.
+        With `reopen` the session outlives the stream: when the stream ends after the handshake, `reopen`
+        makes another stream to the same guest, and open requests continue there, as far as the agent can do
+        that.
 
         Raises `GuestTimeoutError` when no agent answers within `timeout_s`, `GuestError` when the stream
         ends.
@@ -77,13 +78,18 @@ class AgentClient:
             yield cls(connection, connection.welcome)
 
     def probe_liveness(self) -> None:
-        """Finds out soon whether the connection still is one. For whoever has just saved the VM's state: that
-        cuts connections in the guest, and their ends on the host don't notice.
+        """Find out soon whether the connection still works.
+
+        Call it after saving the VM's state: that cuts connections in the guest, and their ends on the host
+        don't notice.
         """
         self._connection.probe_liveness()
 
     async def ping(self, *, timeout_s: float = 5) -> Pong:
-        """The guest's clocks, and proof that its agent runs *now*: the answer repeats a fresh number."""
+        """Return the guest's clocks, and prove that its agent runs *now*.
+
+        The answer repeats a fresh number.
+        """
         proof = os.urandom(16)
         answer = await self._connection.request(
             Message.PING, proof, Message.PONG, what="a ping", timeout_s=timeout_s
@@ -96,11 +102,11 @@ class AgentClient:
     async def identity(
         self, request: IdentityRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> IdentityReply:
-        """Makes the guest somebody else: entropy, clock, hostname, machine-id, generation.
+        """Give the guest a new identity: entropy, clock, hostname, machine-id, generation.
 
         The clock is set to the host's at the moment of sending; `clock_error_ms` compares the guest's clock
-        in the answer with the host's at the middle of the round trip. When it fails, some of it may be done:
-        such a fork is not to be used.
+        in the answer with the host's at the middle of the round trip. After an error a part of the identity
+        may be set: such a fork must not be used.
         """
         sent_ns = 0
 
@@ -115,10 +121,9 @@ class AgentClient:
         return IdentityReply.decode(answer.payload, (sent_ns + answer.arrived_realtime_ns) // 2)
 
     async def set_clock(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> float:
-        """Sets the guest's wall clock, and nothing else, to the host's; the error that is left, in
-        milliseconds.
+        """Set only the guest's wall clock, to the host's. Returns the remaining error in milliseconds.
 
-        Its monotonic clock stays. When it fails the clock may be set or not.
+        The guest's monotonic clock stays. After an error the clock may be set or not.
         """
         sent_ns = 0
 
@@ -139,8 +144,8 @@ class AgentClient:
     ) -> AsyncIterator[Process]:
         """Start a command; `timeout_s` is for the start alone.
 
-        Leaving the block, however that comes about, kills the command's process group if it still runs.
-        Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it can't be started, and
+        Leaving the block, for any reason, kills the command's process group if it still runs. Raises
+        `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when the command can't be started, and
         `UsageError` (nothing was sent) when it isn't a command or is larger than a frame.
         """
         async with self.start_stream(request, timeout_s=timeout_s) as stream:
@@ -159,7 +164,7 @@ class AgentClient:
             await stream.end()
 
     async def spawn(self, request: ExecRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
-        """Starts a command that nobody waits for and returns its process number. Raises as `start` does."""
+        """Start a command that nobody waits for, and return its process number. Raises as `start` does."""
         waiting = _Spawn(request)
         payload = request.encode(detached=True)
         number = self._connection.open(waiting)
@@ -180,7 +185,7 @@ class AgentClient:
         return waiting.pid
 
     async def processes(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[GuestProcess]:
-        """The commands that were started through the agent and still run, whoever started them."""
+        """List the running commands that were started through the agent, by any client."""
         answer = await self._connection.request(
             Message.LIST, b"", Message.LIST_DONE, what="the list of processes", timeout_s=timeout_s
         )
@@ -190,7 +195,10 @@ class AgentClient:
         return [GuestProcess.decode(value) for value in values]
 
     async def shutdown(self, *, reboot: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Asks the guest to power off, or to reboot. Returns when it has said yes: it is going down then."""
+        """Ask the guest to power off, or to reboot.
+
+        Returns after the guest's yes, when it is shutting down.
+        """
         await self._connection.request(
             Message.SHUTDOWN,
             put_number(1, 1, int(reboot)),
@@ -242,9 +250,9 @@ async def run_exec(
 
 
 async def run_to_end(process: Process, stdin: Source | None, collector: Collector) -> ExitStatus:
-    """Feed a command `stdin` (None: it was started without) and collect both streams, to its end.
+    """Feed a command `stdin` (None: the command has no stdin) and collect both streams, to its end.
 
-    Raises what `collector` raises: whoever started the command kills it by leaving its block.
+    Raises what `collector` raises: the caller kills the command by leaving the command's block.
     """
     collecting, unread = anyio.CancelScope(), list[RametError]()
 

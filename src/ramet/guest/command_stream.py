@@ -51,7 +51,7 @@ _START_ERRORS: Final[dict[int, type[ExecError]]] = {
 
 
 def start_error(request: ExecRequest, payload: bytes) -> ExecError:
-    """The error that an ERROR in answer to EXEC means to the caller.
+    """Make the caller's error from an ERROR that answers EXEC.
 
     The step that failed decides: ENOENT of execve(2) is a missing program, ENOENT of chdir(2) isn't.
     """
@@ -94,7 +94,7 @@ class CommandStream:
 
     @property
     def awaits_its_user(self) -> bool:
-        """Whether output waits to be taken: the command's end comes behind it."""
+        """True while output waits to be taken: the command's end comes behind the output."""
         return bool(self._chunks)
 
     async def write(self, data: bytes) -> None:
@@ -115,7 +115,7 @@ class CommandStream:
         self._raise_error()
 
     async def close_stdin(self) -> None:
-        """Let the command read end of file after what was written. Twice does nothing."""
+        """Let the command read end of file after the written bytes. A second call does nothing."""
         if self._stdin_open:
             self._stdin_open = False
             if not self._over():
@@ -127,7 +127,7 @@ class CommandStream:
             await self._connection.send(Message.SIGNAL, self._number, put_number(1, 4, number))
 
     async def output(self) -> AsyncIterator[Chunk]:
-        """What the command writes, in the order in which the guest sent it, to its end. For one consumer."""
+        """Yield the command's output, in the order in which the guest sent it, to its end."""
         while True:
             while self._chunks:
                 stream, data = self._chunks.popleft()
@@ -139,7 +139,7 @@ class CommandStream:
         self._raise_error()
 
     async def wait(self) -> ExitStatus:
-        """How it ended. Doesn't take output: a command that writes more than fits waits for `output`."""
+        """Wait for the command's end, and return its status."""
         while not self._over():
             await self._changed.wait()
         self._raise_error()
@@ -147,7 +147,7 @@ class CommandStream:
         return self._status
 
     def receive(self, frame: Frame) -> None:
-        """A frame of this stream, from the reader."""
+        """Take a frame of this stream from the reader."""
         if (self.pid == 0) != (frame.type == Message.STARTED) and frame.type != Message.ERROR:
             when = "before its start" if self.pid == 0 else "after its start"
             raise ProtocolError(f"the guest sent a frame of type {frame.type:#04x} for a command {when}")
@@ -176,12 +176,12 @@ class CommandStream:
         self._wake()
 
     def lost(self, error: GuestError) -> None:
-        """The connection has ended. In the guest the command goes on as an orphan."""
+        """Note that the connection has ended. In the guest the command keeps running as an orphan."""
         self._error = type(error)(f"{error.message} while {self._request.argv[0]!r} ran", hint=error.hint)
         self._wake()
 
     async def begin(self, timeout_s: float) -> None:
-        """EXEC, and wait until the program runs. Raises `ExecError` and its kinds, `GuestTimeoutError`."""
+        """Send EXEC, and wait until the program runs. Raises `ExecError`, `GuestTimeoutError`."""
         payload = self._request.encode()
         self._number = self._connection.open(self)
         with anyio.move_on_after(timeout_s):
@@ -205,7 +205,7 @@ class CommandStream:
             await self._changed.wait()
 
     async def end(self) -> None:
-        """Kills the command's process group if it still runs and awaits its end: shielded, 2 s at most."""
+        """Kill the command's process group if it still runs, and await its end: shielded, 2 s at most."""
         if self._number == 0 or self._over():
             self._connection.close(self._number)
             return

@@ -1,5 +1,6 @@
-"""One session with an agent: the handshake, one reader for many streams, and what happens when the stream
-ends: the session goes on over another one, where the agent and the caller allow it.
+"""A session with an agent: the handshake, one reader for many streams, and the loss of the stream.
+
+After a loss the session continues over another stream, if the agent and the caller allow it.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ class Connection:
         self._due = anyio.Event()
 
     def open(self, receiver: Receiver) -> int:
-        """A stream number that was never used in this session, for `receiver`. Raises when the connection is
-        lost.
+        """Return a stream number for `receiver` that this session has never used.
+
+        Raises after the connection's loss.
         """
         self._raise_failure()
         self._last_number += 1
@@ -82,15 +84,15 @@ class Connection:
         return self._last_number
 
     def close(self, number: int) -> None:
-        """From now on frames of that stream are ignored."""
+        """Ignore later frames of that stream."""
         self._receivers.pop(number, None)
 
     async def send(self, type_: Message, number: int, payload: bytes | Callable[[], bytes] = b"") -> None:
-        """Sends one frame; a callable makes its payload at the moment of sending.
+        """Send a frame; a callable makes its payload at the moment of sending.
 
         Raises `GuestError` when the connection has ended, `UsageError` (nothing sent) when the payload is too
-        large. Cancelled half way, the guest drops what it got of the frame. While the stream is being made
-        again, it waits.
+        large. After a cancellation half way, the guest drops the part of the frame that it got. While the
+        stream is being replaced, the call waits.
         """
         while True:
             async with self._sending:
@@ -101,8 +103,10 @@ class Connection:
             await away.wait()
 
     async def _put(self, type_: Message, number: int, payload: bytes) -> None:
-        """Sends a frame; the caller has the lock. When the stream is lost with it and may be made again, that
-        is the reader's business: the frame is sent again, or its stream's receiver told.
+        """Send a frame; the caller has the lock.
+
+        If the stream is lost with the frame and may be replaced, the reader deals with that: the frame is
+        sent again, or its stream's receiver is told.
         """
         frame = encode_frame(type_, number, payload)
         kept = self._keeps and is_counted(type_)
@@ -140,8 +144,11 @@ class Connection:
         timeout_s: float | None,
         repeatable: bool = True,
     ) -> Answer:
-        """Sends a request and waits for its answer. After a failure the connection is as good as before,
-        unless it is the connection that failed. `repeatable`: made twice it does no harm.
+        """Send a request and wait for its answer.
+
+        After an error the connection is usable, unless it failed itself.
+
+        `repeatable`: the request does no harm when made twice.
 
         Raises `GuestTimeoutError`; `GuestError` with the guest's reason for a refusal, or when the stream
         ends.
@@ -170,7 +177,7 @@ class Connection:
         return answer
 
     async def read(self) -> None:
-        """Reads until the stream ends for good or is cancelled; every failure goes to those who wait."""
+        """Read until the stream ends finally or is cancelled; tell every failure to the waiting receivers."""
         patience = Patience()
         began_s = anyio.current_time()
         error = await self._read()
@@ -197,7 +204,7 @@ class Connection:
             await self._stream.aclose()
 
     async def _read(self) -> GuestError:
-        """Reads until the present stream ends and says why it did."""
+        """Read until the present stream ends, and return the reason."""
         decoder = FrameDecoder()
         try:
             while True:
@@ -216,7 +223,7 @@ class Connection:
             return error
 
     def _may_return(self) -> bool:
-        """Whether a lost stream is made again: to resume the session, or for what can be asked again."""
+        """Tell whether a lost stream is replaced: to resume the session, or to repeat requests."""
         return (
             self._reopen is not None
             and self.welcome is not None
@@ -225,8 +232,11 @@ class Connection:
         )
 
     async def _return(self) -> GuestError | None:
-        """Makes a stream, goes on with the session there and reads until it ends. Gives the reason of its
-        end; None when there is no stream to be had any more.
+        """Make a new stream, resume the session there and read until the stream ends.
+
+        Returns the reason of its end.
+
+        None when no stream can be made any more.
         """
         assert self._reopen is not None
         try:
@@ -265,10 +275,10 @@ class Connection:
             pass  # told to everybody already
 
     async def heartbeat(self) -> None:
-        """Acknowledges what came, and asks a guest for a word that is silent while something is under way.
+        """Acknowledge what came, and ask a guest for a frame that is silent while a request is open.
 
-        Less and less often, but for as long as it says nothing: a guest may have taken the question, and then
-        lost the connection before it could answer, which is found out when something is sent.
+        The questions become rarer, but don't stop while the guest is silent: a guest may have taken a
+        question, and then lost the connection before it could answer, which shows when something is sent.
         """
         quiet_s = QUIET_S
         with suppress(GuestError):  # the connection has failed, as everybody who waits is told
@@ -287,23 +297,24 @@ class Connection:
                     await self.send(Message.ACK, 0, lambda: put_number(1, 8, self._received))
 
     def probe_liveness(self) -> None:
-        """Asks the guest for a word now: a connection that was cut in the guest is found out so."""
+        """Ask the guest for a frame now: this shows whether the connection was cut in the guest."""
         self._due.set()
 
     async def bye(self) -> None:
-        """Tells the guest that the session is over, so that it doesn't wait for its client."""
+        """Tell the guest that the session is over, so that it doesn't wait for its client."""
         if self._keeps and self._away is None and self._failure is None:
             # An agent that isn't told waits for its client for a while, and then ends the session.
             with anyio.move_on_after(_BYE_S, shield=True), suppress(GuestError):
                 await self.send(Message.BYE, 0)
 
     def end(self) -> None:
-        """The session is over for whoever still waits for something, too."""
+        """End the session, also for receivers that still wait."""
         self._fail(GuestLostError("the session with the guest's agent was closed"))
 
     async def shake_hands(self, resend_s: float) -> Welcome:
-        """HELLO until one of them is answered. Raises `GuestError` when the stream ends or the version
-        differs.
+        """Send HELLO until it is answered.
+
+        Raises `GuestError` when the stream ends or the version differs.
         """
         for pause_s in resend_pauses_s(resend_s):
             if self._decided.is_set():
@@ -371,7 +382,7 @@ class Connection:
         )
 
     def _abandon(self, error: GuestError) -> None:
-        """Tells everybody but those who can ask again."""
+        """Tell the error to all receivers except those whose requests can be repeated."""
         for number, receiver in list(self._receivers.items()):
             if not is_repeatable(receiver):
                 del self._receivers[number]
@@ -398,7 +409,7 @@ class Connection:
 
 
 def resend_pauses_s(first_s: float = 0.25) -> Iterator[float]:
-    """How long to wait for a WELCOME before HELLO is said again, each time longer, up to 2 s."""
+    """Yield the seconds to wait for a WELCOME before HELLO is sent again, each longer, up to 2 s."""
     pause_s = first_s
     while True:
         yield pause_s
@@ -418,8 +429,9 @@ def require_version(welcome: Welcome) -> None:
 async def open_connection(
     stream: anyio.abc.ByteStream, *, timeout_s: float, resend_s: float, reopen: OpenStream | None = None
 ) -> AsyncIterator[Connection]:
-    """A connection whose session has begun. Leaving the block stops reading; the stream stays the caller's to
-    close. With `reopen`, others take its place when it ends after the handshake.
+    """Open a connection and begin its session. Leaving the block stops reading; the caller closes the stream.
+
+    With `reopen`, other streams replace the stream when it ends after the handshake.
 
     Raises `GuestTimeoutError` when no agent answers within `timeout_s`.
     """

@@ -1,4 +1,4 @@
-"""What a command is fed with: bytes, or a file that is read as fast as the command takes it."""
+"""A command's standard input: bytes, or a file that is read as fast as the command takes it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PIECE_BYTES: Final = 65_536
 
 
 async def pieces(source: Any) -> AsyncIterator[bytes]:
-    """The bytes of `source`: bytes themselves, or anything with `read`, plain or async, binary or text.
+    """Yield the bytes of `source`: bytes themselves, or anything with `read`, plain or async, binary or text.
 
-    A file is read piece by piece in a thread, so that it may be larger than memory, and may block. Raises
+    A file is read in pieces in a thread, so that it may be larger than memory, and may block. Raises
     `FilesystemError` when it can't be read, `UsageError` when it gives something else than bytes or text.
     """
     if isinstance(source, bytes | str):
@@ -27,7 +27,7 @@ async def pieces(source: Any) -> AsyncIterator[bytes]:
 
 
 async def read_all(source: Any, most_bytes: int) -> bytes:
-    """All of `source`, for several commands that are to read the same.
+    """Read `source` completely, for several commands that are to read the same.
 
     Errors as `pieces`; `UsageError` when it has more than `most_bytes`.
     """

@@ -1,4 +1,4 @@
-"""Fields of the protocol's messages: tag, length, value. Source: `docs/protocol.md`."""
+"""Fields of the protocol's messages: tag, length, value. Source: `docs/reference/protocol.md`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _NUMBER: Final = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 
 
 def put(tag: int, value: bytes) -> bytes:
-    """One field."""
+    """Encode a field."""
     return _FIELD.pack(tag, len(value)) + value
 
 
 def put_number(tag: int, width: int, number: int) -> bytes:
-    """One field with a little-endian number of `width` bytes (1, 2, 4 or 8).
+    """Encode a field with a little-endian number of `width` bytes (1, 2, 4 or 8).
 
     Raises `UsageError` when the number doesn't fit.
     """
@@ -30,7 +30,7 @@ def put_number(tag: int, width: int, number: int) -> bytes:
 
 
 def put_text(tag: int, text: str) -> bytes:
-    """One field with a text. Bytes that were no UTF-8 (as `os.fsdecode` keeps them) come out as they were."""
+    """Encode a field with a text. Bytes that weren't UTF-8 (as `os.fsdecode` keeps them) are restored."""
     value = text.encode("utf-8", "surrogateescape")
     if b"\0" in value:
         raise UsageError(f"{text!r} has a NUL character in it, which no program can be given")
@@ -38,9 +38,7 @@ def put_text(tag: int, text: str) -> bytes:
 
 
 class Fields:
-    """The fields of a payload from a guest. Everything here raises `ProtocolError` on what isn't as it should
-    be.
-    """
+    """The fields of a payload from a guest. All methods raise `ProtocolError` on malformed content."""
 
     def __init__(self, payload: bytes) -> None:
         self._values: dict[int, list[bytes]] = {}
@@ -48,11 +46,11 @@ class Fields:
             self._values.setdefault(tag, []).append(value)
 
     def all(self, tag: int) -> list[bytes]:
-        """Every value of that tag, in order."""
+        """Return all values of that tag, in order."""
         return self._values.get(tag, [])
 
     def one(self, tag: int, *, max_bytes: int = TEXT_MAX_BYTES) -> bytes:
-        """The value of a tag that must be there."""
+        """Return the value of a required tag."""
         values = self.all(tag)
         if not values:
             raise ProtocolError(f"the guest's answer lacks field {tag}")
@@ -61,18 +59,18 @@ class Fields:
         return values[-1]
 
     def number(self, tag: int, width: int) -> int:
-        """The number of `width` bytes in a tag that must be there."""
+        """Return the number of `width` bytes in a required tag."""
         value = self.one(tag)
         if len(value) != width:
             raise ProtocolError(f"field {tag} of the guest's answer is no number of {width} bytes")
         return int.from_bytes(value, "little")
 
     def number_or_none(self, tag: int, width: int) -> int | None:
-        """As `number`, or None when the tag isn't there."""
+        """Return the number in an optional tag, or None."""
         return self.number(tag, width) if self.all(tag) else None
 
     def text(self, tag: int, *, max_bytes: int = TEXT_MAX_BYTES) -> str:
-        """The text in a tag that must be there; what isn't UTF-8 is shown as U+FFFD."""
+        """Return the text in a required tag; bytes that aren't UTF-8 become U+FFFD."""
         return shown(self.one(tag, max_bytes=max_bytes))
 
 
@@ -90,7 +88,7 @@ def _fields(payload: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def shown(value: bytes) -> str:
-    """A guest's text, fit for a message to people: no control characters, whatever the guest sent."""
+    """Make any text of a guest fit for a message to people, without control characters."""
     text = value.decode("utf-8", "replace")
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text

@@ -1,7 +1,7 @@
 """Frames of the agent's protocol: octet stuffing, and finding frames again from any point of a stream.
 
-Source: `docs/protocol.md`, "Framing"; RFC 1662 §4.2. Lengths are bytes. The guest is untrusted: a decoder
-keeps at most one stuffed frame, and drops what isn't a frame instead of raising.
+Source: `docs/reference/protocol.md`, "Framing"; RFC 1662 §4.2. Lengths are bytes. The guest is untrusted: a
+decoder keeps at most one stuffed frame, and drops what isn't a frame instead of raising.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FRAME_LIKE: Final = re.compile(rb"[^\x7e]{%d,}" % _HEADER.size)
 
 
 class Frame(NamedTuple):
-    """One message: its type and stream number, and the payload that its type gives a meaning to."""
+    """A message: its type and stream number, and the payload, whose meaning depends on the type."""
 
     type: int
     stream: int
@@ -34,7 +34,7 @@ class Frame(NamedTuple):
 
 
 def encode_frame(type_: int, stream: int, payload: bytes = b"") -> bytes:
-    """The frame as it goes over the wire, a flag before and after it.
+    """Encode a frame for the wire, with a flag before and after it.
 
     Raises `UsageError` when the payload is longer than a frame holds.
     """
@@ -48,12 +48,12 @@ def encode_frame(type_: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def stuff(plain: bytes) -> bytes:
-    """`plain` without any 0x7e in it."""
+    """Escape every 0x7e in `plain`."""
     return plain.replace(_ESCAPE, _ESCAPED_ESCAPE).replace(_FLAG, _ESCAPED_FLAG)
 
 
 def unstuff(stuffed: bytes) -> bytes | None:
-    """What was stuffed, or None when an escape is cut off or stands before something that needs none."""
+    """Reverse `stuff`, or return None for an escape that is cut off or unnecessary."""
     escapes = stuffed.count(_ESCAPE)
     if escapes == 0:
         return stuffed
@@ -63,14 +63,17 @@ def unstuff(stuffed: bytes) -> bytes | None:
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames, whatever pieces it comes in. Never raises; holds one frame at most."""
+    """A decoder that cuts a byte stream, in pieces of any size, into frames.
+
+    Never raises; holds one frame at most.
+    """
 
     def __init__(self) -> None:
         self._pending = bytearray()
         self._dropping = False
 
     def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes, in order."""
+        """Return the frames that `data` completes, in order."""
         first, last = data.find(_FLAG), data.rfind(_FLAG)
         if first < 0:
             self._hold(data)

@@ -1,7 +1,7 @@
-"""One request of a guest that has just been booted or resumed, and its answer: a session that needs no more.
+"""The single request to a guest that has just been booted or resumed, and its answer.
 
-`connection.py` has sessions that last: a reader beside their users, streams that are made again. A fork's
-first word needs none of it, and forks are many: here one task sends and receives.
+`connection.py` has sessions that last: a reader beside their users, streams that are replaced. A fork's first
+request needs none of that, and forks are many: here one task sends and receives.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ async def handshake(
     *,
     what: str,
 ) -> Reply:
-    """Begin a session on `stream`, whatever is still in it, and ask for one thing that may be asked again.
+    """Begin a session on `stream`, even if old data is in it, and make one repeatable request.
 
-    HELLO and the request go together, so that the guest is woken once. While no HELLO is answered both are
-    sent again, from time to time: a guest that boots has no agent yet, and a VMM may drop what comes before
-    the guest's driver is there. `payload` is given the time of sending. The stream stays the caller's to
-    close; what is asked next on it begins a session of its own.
+    HELLO and the request go together, so that the guest is woken once. Until a HELLO is answered, both are
+    sent again from time to time: a guest that boots has no agent yet, and a VMM may drop data that comes
+    before the guest's driver is there. `payload` is given the time of sending. The caller closes the stream;
+    the next request on it begins a new session.
 
     Waits without a limit. Raises `GuestLostError` when the stream ends, `GuestError` when the guest refuses
     or speaks another version, `ProtocolError` when it answers something else.
@@ -74,7 +74,7 @@ async def handshake(
 
 
 def _frames(stream: anyio.abc.ByteStream) -> Callable[[], Awaitable[Frame]]:
-    """What gives the next frame. Cancelled, it loses nothing."""
+    """Return a function that awaits the next frame. A cancelled call loses nothing."""
     decoder = FrameDecoder()
     waiting: deque[Frame] = deque()
 
@@ -87,7 +87,10 @@ def _frames(stream: anyio.abc.ByteStream) -> Callable[[], Awaitable[Frame]]:
 
 
 def _is_welcome(frame: Frame, nonces: set[bytes]) -> bool:
-    """Whether it answers a HELLO of ours: what comes before it is another session's, cut by a fork."""
+    """Tell whether the frame answers a HELLO of this session.
+
+    Frames before it are another session's, cut by a fork.
+    """
     if frame.type != Message.WELCOME or frame.stream != 0:
         return False
     try:

@@ -1,7 +1,7 @@
-"""What the frames mean: message types, their fields, and the requests and answers of the Python surface.
+"""The meaning of frames: message types, their fields, and the requests and answers of the Python API.
 
-Source: `docs/protocol.md`, "Messages". Encoding takes what a caller of ramet gave; decoding takes what a
-guest sent, and raises `ProtocolError` for anything that the tables don't allow.
+Source: `docs/reference/protocol.md`, "Messages". Encoding takes what a caller of ramet gave; decoding takes
+what a guest sent, and raises `ProtocolError` for anything that the tables don't allow.
 """
 
 from __future__ import annotations
@@ -73,16 +73,17 @@ class StartStep(enum.IntEnum):
 
 
 def hello(nonce: bytes) -> bytes:
-    """The payload of a HELLO that begins a session; fields may follow it."""
+    """Encode the payload of a HELLO that begins a session; fields may follow it."""
     return put(1, nonce) + put_number(2, 2, PROTOCOL_VERSION)
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What the agent says of itself when a session begins, or goes on.
+    """The agent's facts at the beginning of a session, or at its resumption.
 
-    `grace_ms`: so long in the guest's time it waits for a client that lost its connection; None: not at all.
-    `received`: the session goes on, and so many of the client's frames have arrived; None: it is a new one.
+    `grace_ms`: the milliseconds, in the guest's time, that the agent waits for a client that lost its
+    connection; None: not at all. `received`: the session is resumed, and that many of the client's frames
+    have arrived; None: the session is new.
     """
 
     version: int
@@ -94,7 +95,7 @@ class Welcome:
 
     @classmethod
     def decode(cls, payload: bytes) -> tuple[bytes, Welcome]:
-        """The nonce that it answers, and the rest."""
+        """Decode the nonce that the WELCOME answers, and the rest."""
         fields = Fields(payload)
         nonce = fields.one(1, max_bytes=NONCE_BYTES)
         return nonce, cls(
@@ -158,7 +159,7 @@ class ExecRequest:
 
 
 def started_pid(payload: bytes) -> int:
-    """The process number in STARTED's payload."""
+    """Return the process number in STARTED's payload."""
     pid = Fields(payload).number(1, 4)
     if pid == 0:
         raise ProtocolError("the guest started a process without a number")
@@ -181,7 +182,7 @@ def exit_status(payload: bytes) -> ExitStatus:
 
 @dataclass(frozen=True, slots=True)
 class IdentityRequest:
-    """Who a fork shall be. `seed` has 32 to 512 random bytes; `machine_id` 32 hex digits."""
+    """The identity that a fork is to get. `seed` has 32 to 512 random bytes; `machine_id` 32 hex digits."""
 
     generation: int
     seed: bytes
@@ -205,7 +206,10 @@ class IdentityRequest:
 
 @dataclass(frozen=True, slots=True)
 class IdentityReply:
-    """Who a fork is, as its guest read it back. `clock_error_ms` is the guest's clock minus the host's."""
+    """A fork's identity, as its guest read it back.
+
+    `clock_error_ms` is the guest's clock minus the host's.
+    """
 
     generation: int
     boot_random: bytes
@@ -216,7 +220,7 @@ class IdentityReply:
 
     @classmethod
     def decode(cls, payload: bytes, host_realtime_ns: int) -> IdentityReply:
-        """From IDENTITY_DONE's payload and the host's clock at the middle of the round trip."""
+        """Decode IDENTITY_DONE's payload, given the host's clock at the middle of the round trip."""
         fields = Fields(payload)
         boot_random = fields.one(2, max_bytes=16)
         if len(boot_random) != 16:
@@ -253,7 +257,7 @@ class GuestProcess:
 
     @classmethod
     def decode(cls, value: bytes) -> GuestProcess:
-        """From one process field of LIST_DONE."""
+        """Decode a process field of LIST_DONE."""
         fields = Fields(value)
         argv = tuple(map(shown, fields.all(2)))
         return cls(fields.number(1, 4), argv, bool(fields.number(3, 1)), bool(fields.number(4, 1)))

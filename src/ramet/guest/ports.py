@@ -1,5 +1,6 @@
-"""Claiming one of an instance's agent ports. A VMM's socket serves one client at a time: hence a lock for
-each.
+"""Claims of an instance's agent ports.
+
+A VMM's socket serves one client at a time, so each port has a lock.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ _LONGEST_PAUSE_S: Final = 0.05
 
 
 VSOCK_COMMANDS: Final = 14
-"""How many clients may have commands in a guest at once over vsock. The agent takes 16 connections
-(`PORTS_OPEN_MAX` in link/port.h): two are kept for ramet's own needs.
+"""Clients that may have commands in a guest at once over vsock.
+
+The agent takes 16 connections (`PORTS_OPEN_MAX` in link/port.h), of which two are kept for ramet itself.
 """
 
 
 def command_ports(agent_ports: int) -> int:
-    """How many of a machine's agent ports clients with commands may claim: the first ones.
+    """Return how many of a machine's agent ports, the first ones, clients with commands may claim.
 
-    A client has its port for as long as its command runs. The last port is for what ramet itself needs of a
-    guest in any case: identity, clock, power-off. An instance of an older ramet, with fewer ports, keeps one
-    back too.
+    A client has its port as long as its command runs. The last port is for ramet's own requests: identity,
+    clock, power-off. An instance of an older ramet, with fewer ports, keeps one port too.
     """
     return VSOCK_COMMANDS if agent_ports == 0 else max(1, agent_ports - 1)
 
 
 @asynccontextmanager
 async def claim_port(directory: Path, count: int, wait_s: float) -> AsyncIterator[anyio.abc.ByteStream]:
-    """A connection to the first free one of `agent0.sock` … `agent<count-1>.sock` in `directory`.
+    """Connect to the first free socket of `agent0.sock` … `agent<count-1>.sock` in `directory`.
 
-    At the block's end, and when it is cancelled, the socket is closed first and the claim given back then.
+    At the block's end, and when it is cancelled, the socket is closed first and the claim released then.
     Errors as `claim_number` and `connect_port`. Nothing is held then.
     """
     async with claim_number(directory, count, wait_s) as number, connect_port(directory, number) as stream:
@@ -52,7 +53,7 @@ async def claim_port(directory: Path, count: int, wait_s: float) -> AsyncIterato
 
 @asynccontextmanager
 async def connect_port(directory: Path, number: int) -> AsyncIterator[anyio.abc.ByteStream]:
-    """A connection to `agent<number>.sock` in `directory`, whose number the caller has claimed.
+    """Connect to `agent<number>.sock` in `directory`, whose number the caller has claimed.
 
     Raises `GuestError` when the socket isn't there or nothing listens.
     """
@@ -66,11 +67,12 @@ async def connect_port(directory: Path, number: int) -> AsyncIterator[anyio.abc.
 
 @asynccontextmanager
 async def claim_number(directory: Path, count: int, wait_s: float) -> AsyncIterator[int]:
-    """The first free number below `count`, for the caller alone.
+    """Claim the first free number below `count` for the caller alone.
 
-    While the block runs, `agent<N>.lock` in `directory` is held by flock(2), by whichever process that is.
-    Low numbers come first: the pages that their buffers use in the guest are the ones that were used before.
-    Raises `PortsBusyError` when none is free within `wait_s`, `GuestError` when the directory isn't there.
+    While the block runs, `agent<N>.lock` in `directory` is held by flock(2), which excludes other processes
+    too. Low numbers come first, because their buffers in the guest use the pages that were used before.
+    Raises `PortsBusyError` when no number is free within `wait_s`, `GuestError` when the directory isn't
+    there.
     """
     try:
         directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -87,9 +89,7 @@ async def claim_number(directory: Path, count: int, wait_s: float) -> AsyncItera
 
 
 async def _lock_any(directory: Path, directory_fd: int, count: int, wait_s: float) -> tuple[int, int]:
-    """Tries again and again: a flock(2) that waits can't be cancelled, and it can't wait for any of several
-    files.
-    """
+    """Try repeatedly: a waiting flock(2) can't be cancelled, and can't wait for several files."""
     pauses = pauses_s(
         _FIRST_PAUSE_S,
         _LONGEST_PAUSE_S,

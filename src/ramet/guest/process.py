@@ -35,34 +35,42 @@ class Process(Handle):
 
     @property
     def awaits_its_user(self) -> bool:
-        """Whether output waits to be taken: the command's end comes behind it."""
+        """True while output waits to be taken: the command's end comes behind the output."""
         return self._stream.awaits_its_user
 
     @checked({"data": arguments.data})
     async def write(self, data: bytes | str) -> None:
-        """Feeds standard input, as fast as the guest takes it. What the command doesn't read any more,
-        because it has ended or closed its input, is dropped.
+        """Feed standard input, as fast as the guest takes it.
+
+        Bytes that the command no longer reads, because it has ended or closed its input, are dropped.
         """
         assert isinstance(data, bytes)
         await self._stream.write(data)
 
     async def close_stdin(self) -> None:
-        """Lets the command read end of file after what was written. Twice does nothing."""
+        """Let the command read end of file after the written bytes. A second call does nothing."""
         await self._stream.close_stdin()
 
     @checked({"number": arguments.signal_number})
     async def signal(self, number: int | str) -> None:
-        """Sends a signal, by number or by name (`SIGTERM`), to the command's process group. Does nothing when
-        it has ended.
+        """Send a signal, by number or by name (`SIGTERM`), to the command's process group.
+
+        Does nothing when the command has ended.
         """
         assert isinstance(number, int)
         await self._stream.signal(number)
 
     async def output(self) -> AsyncIterator[Chunk]:
-        """What the command writes, in the order in which the guest sent it, to its end. For one consumer."""
+        """Yield the command's output, in the order in which the guest sent it, to its end.
+
+        For one consumer.
+        """
         async for chunk in self._stream.output():
             yield chunk
 
     async def wait(self) -> ExitStatus:
-        """How it ended. Doesn't take output: a command that writes more than fits waits for `output`."""
+        """Wait for the command's end, and return its status.
+
+        Doesn't take output: a command that writes more than fits waits for `output`.
+        """
         return await self._stream.wait()

@@ -17,13 +17,13 @@ from ramet.guest.messages import Message
 
 
 class Receiver(Protocol):
-    """Whoever a stream number belongs to. Both are called by the reader, and may not wait."""
+    """The owner of a stream number. The reader calls both methods, which must not wait."""
 
     def receive(self, frame: Frame) -> None:
-        """Takes a frame of the stream. `ProtocolError` ends the whole connection."""
+        """Take a frame of the stream. `ProtocolError` ends the whole connection."""
 
     def lost(self, error: GuestError) -> None:
-        """The connection has ended: nothing more will come."""
+        """Note that the connection has ended: no more frames will come."""
 
 
 class Answer:
@@ -40,7 +40,7 @@ class Answer:
         self._what = what
 
     def receive(self, frame: Frame) -> None:
-        """Takes the answer, or the guest's refusal."""
+        """Take the answer, or the guest's refusal."""
         self.arrived_at_s, self.arrived_realtime_ns = time.monotonic(), time.time_ns()
         if frame.type == Message.ERROR:
             _errno, text = decode_error(frame.payload)
@@ -52,8 +52,10 @@ class Answer:
         self.done.set()
 
     def lost(self, error: GuestError) -> None:
-        """Nothing will come. What has come holds, also when nobody has looked at it yet: a guest that powers
-        off says so with its last word.
+        """Note that no more frames will come.
+
+        An answer that has arrived is valid, even if its caller hasn't read it yet: a guest that powers off
+        says so with its last frame.
         """
         if self.done.is_set():
             return
@@ -62,11 +64,11 @@ class Answer:
 
 
 def is_repeatable(receiver: Receiver) -> bool:
-    """Whether the request may be sent again over another stream."""
+    """Tell whether the request may be sent again over another stream."""
     return isinstance(receiver, Answer) and receiver.repeat is not None
 
 
 def decode_error(payload: bytes) -> tuple[int, str]:
-    """errno and text of an ERROR."""
+    """Decode the errno and the text of an ERROR."""
     fields = Fields(payload)
     return fields.number(1, 4), fields.text(2)

@@ -1,8 +1,8 @@
-"""What a session needs to go on over another connection: the frames that may have been lost with the last.
+"""The state that resumes a session over another connection: the frames that the last may have lost.
 
-Source: `docs/protocol.md`, "Resumption". Both sides count the frames of a session. When it is resumed each
-says how many it has had, and the other sends the rest again: nothing is lost, doubled or reordered, wherever
-the connection was cut.
+Source: `docs/reference/protocol.md`, "Resumption". Both sides count the frames of a session. At its
+resumption each tells the number of frames that it has received, and the other sends the rest again: nothing
+is lost, doubled or reordered, regardless of where the connection was cut.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ OpenStream = Callable[[], AbstractAsyncContextManager[anyio.abc.ByteStream]]
 """Makes a stream to a guest's agent, each time that it is called."""
 
 ACK_BYTES: Final = 16_384
-"""So much in one direction, and an acknowledgement is due. Commands wait when it keeps ten times that."""
+"""Bytes in one direction after which an acknowledgement is due.
+
+With ten times that unacknowledged, commands wait.
+"""
 QUIET_S: Final = 0.5
-"""So long without a word while something is under way, and the guest is asked for one. A VMM that saves its
-state may cut a connection in the guest alone: the host's end learns of it when it sends something."""
+"""Silence after which the guest is asked for a frame while a request is open.
+
+A VMM that saves its state may cut a connection in the guest alone: the host's end learns of it when it sends
+something.
+"""
 LONGEST_QUIET_S: Final = 10.0
 """Between two questions to a guest that doesn't answer: one that is paused gets few of them. Shorter than an
 agent waits for its client."""
@@ -43,7 +49,7 @@ _UNCOUNTED: Final = frozenset(
 
 
 def is_counted(type_: int) -> bool:
-    """Whether frames of that type belong to the session, and not to the connection that carries it."""
+    """Tell whether frames of that type belong to the session, and not to the connection that carries it."""
     return type_ not in _UNCOUNTED
 
 
@@ -56,8 +62,10 @@ class Outbox:
         self._acknowledged = 0
 
     def add(self, frame: bytes) -> None:
-        """The next one, about to be sent. Raises `ProtocolError` when too much is unacknowledged: a guest
-        that takes frames has to say so.
+        """Keep the next frame, which is about to be sent.
+
+        Raises `ProtocolError` when too much is unacknowledged: a guest that takes frames has to acknowledge
+        them.
         """
         if self.kept_bytes > _KEPT_MAX_BYTES:
             raise ProtocolError(f"the guest took {self.kept_bytes} bytes and acknowledged none of them")
@@ -65,12 +73,15 @@ class Outbox:
         self.kept_bytes += len(frame)
 
     def take_back(self) -> None:
-        """The last one wasn't sent as a whole: the guest drops what it got of it and doesn't count it."""
+        """Drop the last frame, which wasn't sent as a whole: the guest doesn't count it."""
         if self._frames:
             self.kept_bytes -= len(self._frames.pop())
 
     def acknowledge(self, count: int) -> None:
-        """The guest has had so many since the session began. Raises `ProtocolError` when it can't have."""
+        """Note that the guest has received `count` frames of the session.
+
+        Raises `ProtocolError` if it can't have.
+        """
         sent = self._acknowledged + len(self._frames)
         if not self._acknowledged <= count <= sent:
             raise ProtocolError(
@@ -81,7 +92,7 @@ class Outbox:
         self._acknowledged = count
 
     def frames(self) -> list[bytes]:
-        """Those that the guest may not have had."""
+        """List the frames that the guest may not have received."""
         return list(self._frames)
 
     def restart(self) -> None:
@@ -91,20 +102,23 @@ class Outbox:
 
 
 class Patience:
-    """How often and how soon a lost connection is made again: a guest may hang up again and again."""
+    """Limits on replacing a lost connection, by number and time: a guest may hang up again and again."""
 
     def __init__(self) -> None:
         self._tries = 0
         self._hasty = False
 
     def ended(self, *, seconds: float, welcomed: bool) -> None:
-        """A connection has ended after that long. One on which the agent answered starts the count anew."""
+        """Note the end of a connection after that long.
+
+        A connection that the agent answered restarts the count.
+        """
         self._hasty = seconds < _HASTY_S
         if welcomed:
             self._tries = 0
 
     def next_pause_s(self) -> float | None:
-        """How long to wait before the next try; None: it is given up."""
+        """Return the seconds to wait before the next try; None after the last."""
         self._tries += 1
         if self._tries > _TRIES:
             return None

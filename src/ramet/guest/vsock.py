@@ -1,8 +1,8 @@
-"""A connection to the agent of a guest under Firecracker, whose vsock device is a UNIX socket on the host.
+"""Connections to the agent of a guest under Firecracker, whose vsock device is a UNIX socket on the host.
 
-A client of that socket names a port of the guest, `CONNECT 1024\\n`, and reads `OK <its own port>\\n` when
-the guest has accepted; then it has the byte stream (Firecracker, docs/vsock.md). Any number may be connected
-at once: there is nothing to lock.
+A client of that socket names a port of the guest with a line `CONNECT 1024`, and reads a line `OK <its own
+port>` when the guest has accepted; then it has the byte stream (Firecracker, docs/vsock.md). Any number of
+clients may be connected at once: there is nothing to lock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ramet.paths import VSOCK_SOCKET
 from ramet.system.streams import SocketStream, connect_stream
 
 AGENT_PORT: Final = 1024
-"""Where the agent listens in the guest."""
+"""The port on which the agent listens in the guest."""
 
 _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.05
@@ -35,14 +35,14 @@ _ANSWER: Final = re.compile(rb"OK [0-9]{1,10}\n")
 async def connect_vsock(
     directory: Path, wait_s: float, *, listener_pid: int | None = None
 ) -> AsyncIterator[anyio.abc.ByteStream]:
-    """A connection to the agent of the guest whose `vsock.sock` is in `directory`.
+    """Connect to the agent of the guest whose `vsock.sock` is in `directory`.
 
-    Made before the guest's driver has activated the device, it waits in the socket's queue: Firecracker
-    watches the socket from the activation on (1.12, vsock/event_handler.rs, `handle_activate_event`). So a
-    guest's boot needs no polling. After that a request is put before the guest at once, and answered at once:
-    by `OK`, or by the end of the connection where nobody listens (yet), when the guest resets its connections
-    or when too many are connected. Then it is made again: the first time without a pause, later after 2 ms
-    and more, up to 50 ms.
+    A connection that is made before the guest's driver has activated the device waits in the socket's queue:
+    Firecracker watches the socket from the activation on (1.12, vsock/event_handler.rs,
+    `handle_activate_event`). So a guest's boot needs no polling. After that, a request is passed to the guest
+    at once, and answered at once: by `OK`, or by the end of the connection if nobody listens (yet), when the
+    guest resets its connections or when too many are connected. Then the connection is made again: the first
+    time without a pause, later after 2 ms and more, up to 50 ms.
 
     At the block's end, and when it is cancelled, the socket is closed. Raises `GuestTimeoutError` when the
     guest hasn't accepted within `wait_s`, `GuestError` when the directory or the socket isn't there or
@@ -68,7 +68,10 @@ async def connect_vsock(
 
 
 async def _try(directory: Path, deadline_s: float, listener_pid: int | None) -> SocketStream | None:
-    """One connection. None when it ended before the guest accepted it, or when the time is over."""
+    """Try to connect.
+
+    None when the connection ended before the guest accepted it, or when the time is over.
+    """
     try:
         stream = connect_stream(directory, VSOCK_SOCKET)
     except BlockingIOError:
@@ -91,8 +94,9 @@ async def _try(directory: Path, deadline_s: float, listener_pid: int | None) -> 
 
 
 async def _ask(stream: SocketStream) -> bool:
-    """True when the guest has accepted, False when the connection ended instead. What follows the answer
-    stays in the stream.
+    """Ask for the agent's port: True when the guest has accepted, False when the connection ended instead.
+
+    Bytes after the answer stay in the stream.
     """
     answer = b""
     try:

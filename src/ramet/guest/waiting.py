@@ -14,7 +14,7 @@ async def last_look(wait: Callable[[], Awaitable[object]]) -> None:
     """Await `wait` for a moment longer than its limit.
 
     A process that was stopped (Ctrl-Z, a debugger, a laptop that slept) finds its time over as soon as it
-    goes on, while the answer lies unread in its socket. Its reader needs a turn before that is a time-out.
+    continues, while the answer lies unread in its socket. Its reader needs a turn before that is a time-out.
     """
     with anyio.move_on_after(LAST_LOOK_S):
         await wait()

@@ -1,1 +1,4 @@
-"""What a VM boots: kernels, modules, initramfs and the built-in image. See README.md in this room."""
+"""The files that a VM boots: kernels, modules, initramfs and the built-in image.
+
+See README.md in this room.
+"""

@@ -22,6 +22,7 @@ from ramet.images.kernel import Kernel
 from ramet.images.publish import replace_file
 from ramet.images.skeleton import add_skeleton
 from ramet.programs import why_not
+from ramet.progress import report
 from ramet.system import outside
 
 NAME: Final = "builtin"
@@ -34,7 +35,10 @@ _BUSYBOX_HINT: Final = "install the package busybox-static (Debian, Ubuntu)"
 
 
 def find_busybox() -> Path:
-    """A statically linked busybox on this host. Raises `UnavailableError` naming the package that has it."""
+    """Find a statically linked busybox on this host.
+
+    Raises `UnavailableError` naming the package that has it.
+    """
     for path in (Path("/bin/busybox"), Path("/usr/bin/busybox"), Path("/usr/local/bin/busybox")):
         if why_not(str(path)) is None:
             return path
@@ -42,7 +46,7 @@ def find_busybox() -> Path:
 
 
 def build_builtin(kernel: Kernel, agent: Path, busybox: Path) -> Image:
-    """The built-in image of these ingredients, made now if it hasn't been made before.
+    """Return the built-in image of these ingredients, made now if it hasn't been made before.
 
     Raises `UnavailableError` when an ingredient is missing or can't work in the guest, `DamagedError` for a
     broken kernel or module, `OSError` for the cache; no half image is left then.
@@ -50,18 +54,19 @@ def build_builtin(kernel: Kernel, agent: Path, busybox: Path) -> Image:
     note = _note(kernel, agent, busybox)
     if image := _noted_image(note):
         return image
+    report("making the image")
     image = _make(kernel, _read_program(agent, "the guest agent", "run `make setup`"), busybox)
     replace_file(note, image.key)
     return image
 
 
 def _note(kernel: Kernel, agent: Path, busybox: Path) -> Path:
-    """The file that remembers which image came of these ingredients.
+    """Return the file that remembers the image of these ingredients.
 
-    Its name is a digest over what stat(2) says of them, as git's index does it: reading and hashing 60 MB at
-    every start would cost a hundred times more. The change time is in it, which no program can set back. The
-    modules of a kernel count by their directory and index files, which their installer rewrites; the recipe
-    counts by its source.
+    Its name is a digest of the ingredients' stat(2), as in git's index: reading and hashing 60 MB at every
+    start would cost a hundred times more. The digest includes the change time, which no program can set back.
+    The modules of a kernel count by their directory and index files, which their installer rewrites; the
+    recipe counts by its source.
     """
     sources = [kernel.vmlinuz, agent, busybox]
     if kernel.modules_dir:
@@ -118,7 +123,7 @@ def _make(kernel: Kernel, agent: bytes, busybox: Path) -> Image:
 
 
 def _bootable(kernel: Kernel) -> tuple[bytes, Literal["vmlinux", "vmlinuz"], bool, str | None]:
-    """(kernel, its file name, whether it can be entered directly, why not)."""
+    """Return (kernel, its file name, whether it can be entered directly, the reason why not)."""
     try:
         packed = kernel.vmlinuz.read_bytes()
     except OSError as error:
@@ -163,7 +168,7 @@ def _add_modules(tree: FileTree, kernel: Kernel) -> list[str]:
 
 
 def _applets(busybox: Path) -> list[str]:
-    """Paths of the programs that this busybox can be called as. Anything that isn't one is dropped."""
+    """List the paths of the programs in this busybox. Output that isn't a path is dropped."""
     try:
         listed = outside.run(
             [str(busybox), "--list-full"], limit_s=_BUSYBOX_TIMEOUT_S, most_bytes=_APPLETS_LIMIT_BYTES
@@ -179,7 +184,7 @@ def _applets(busybox: Path) -> list[str]:
 
 
 def _read_program(path: Path, what: str, hint: str) -> bytes:
-    """A program for the guest, where there is no dynamic linker.
+    """Read a program for the guest, which has no dynamic linker.
 
     A script passes; an ELF file has to be static.
     """

@@ -21,7 +21,7 @@ from ramet.images.elf import notes
 from ramet.units import MIB, format_bytes
 
 UNPACKED_LIMIT_BYTES: Final = 512 * MIB
-"""No kernel is larger; a crafted one that claims to be ends here."""
+"""Above the size of every kernel; a crafted kernel that claims to be larger ends here."""
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _SUFFIXES: Final = {
@@ -37,10 +37,10 @@ _XEN_ELFNOTE_PHYS32_ENTRY: Final = 18
 
 
 def unpack_vmlinux(image: bytes, *, limit_bytes: int = UNPACKED_LIMIT_BYTES) -> bytes:
-    """The ELF payload of a bzImage. An ELF image is returned as it is.
+    """Return the ELF payload of a bzImage, and an ELF image unchanged.
 
-    Raises `UnavailableError` when it is neither, or its compression is one that ramet doesn't read (LZO), and
-    `DamagedError` when the payload is cut, corrupt, larger than `limit_bytes` or no ELF file.
+    Raises `UnavailableError` when the image is neither, or its compression is one that ramet doesn't read
+    (LZO), and `DamagedError` when the payload is cut, corrupt, larger than `limit_bytes` or no ELF file.
     """
     if image[:4] == ELF_MAGIC:
         return image
@@ -51,18 +51,18 @@ def unpack_vmlinux(image: bytes, *, limit_bytes: int = UNPACKED_LIMIT_BYTES) -> 
 
 
 def has_pvh_entry(elf: bytes) -> bool:
-    """Whether the ELF file carries the note that QEMU's `-kernel` needs to boot it directly.
+    """Tell whether the ELF file carries the note that QEMU's `-kernel` needs to boot it directly.
 
-    `DamagedError` if it isn't ELF.
+    Raises `DamagedError` if the file isn't ELF.
     """
     return any(note == (b"Xen", _XEN_ELFNOTE_PHYS32_ENTRY) for note in notes(elf))
 
 
 def read_kernel_version(path: Path) -> str:
-    """The release, as `uname -r` shows it, that a bzImage or an ELF kernel was built as.
+    """Read the release of a bzImage or an ELF kernel, as `uname -r` shows it.
 
-    Reads a bzImage's header only; an ELF file is searched. Raises `DamagedError` for anything else,
-    `OSError` when it can't be read.
+    Reads a bzImage's header only; an ELF file is searched. Raises `DamagedError` for anything else, `OSError`
+    when it can't be read.
     """
     with path.open("rb") as file:
         head = file.read(0x400)

@@ -14,7 +14,7 @@ from ramet.errors import DamagedError, UnavailableError
 from ramet.units import KIB, format_bytes
 
 CHUNK_BYTES: Final = 16 * KIB
-"""How much to feed at once. Small, because a crafted chunk can unpack to a thousand times its size."""
+"""Bytes to feed per call. Small, because a crafted chunk can unpack to a thousand times its size."""
 
 _ERRORS: Final = (lzma.LZMAError, zlib.error, zstandard.ZstdError, OSError, EOFError, ValueError)
 
@@ -39,10 +39,10 @@ _DECOMPRESSORS: Final[dict[str, Callable[[], _Decompressor]]] = {
 
 
 def decompress_chunks(suffix: str, chunks: Iterable[bytes], *, limit_bytes: int) -> Iterator[bytes]:
-    """What the chunks of one stream unpack to. `suffix` says how it is packed; the empty one: not at all.
+    """Decompress the chunks of a stream. `suffix` names the compression; an empty suffix means none.
 
     Raises `UnavailableError` for another suffix; `DamagedError` when the stream is corrupt, cut, followed by
-    something else, or unpacks to more than `limit_bytes`. What was yielded before is of no use then.
+    something else, or unpacks to more than `limit_bytes`. The output until then can't be used.
     """
     if suffix and suffix not in _DECOMPRESSORS:
         raise UnavailableError(f"ramet doesn't unpack {suffix} files")
@@ -62,6 +62,6 @@ def decompress_chunks(suffix: str, chunks: Iterable[bytes], *, limit_bytes: int)
 
 
 def decompress(suffix: str, data: bytes | memoryview, *, limit_bytes: int) -> bytes:
-    """`decompress_chunks` of bytes that are in memory already."""
+    """Decompress bytes in memory as `decompress_chunks` does."""
     chunks = (bytes(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
     return b"".join(decompress_chunks(suffix, chunks, limit_bytes=limit_bytes))

@@ -1,4 +1,4 @@
-"""A reproducible initramfs: the same tree gives the same bytes, whoever builds it, wherever, whenever.
+"""A reproducible initramfs: the same tree gives the same bytes, for any user, in any place, at any time.
 
 Source: Documentation/driver-api/early-userspace/buffer-format.rst (the kernel's own page on "newc" archives).
 """
@@ -32,29 +32,29 @@ class FileTree:
         self._entries: dict[str, _Entry] = {}
 
     def directory(self, path: str, mode: int = 0o755) -> None:
-        """An empty directory with the permission bits `mode`."""
+        """Add an empty directory with the permission bits `mode`."""
         self._add(path, _Entry(stat.S_IFDIR | mode))
 
     def file(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
-        """A regular file; text is encoded as UTF-8. Files of 4 GiB and more don't fit into the format."""
+        """Add a regular file; text is encoded as UTF-8. Files of 4 GiB and more don't fit into the format."""
         content = data.encode() if isinstance(data, str) else data
         if len(content) > _FIELD_LIMIT:
             raise ValueError(f"{path} is too large for an initramfs")
         self._add(path, _Entry(stat.S_IFREG | mode, content))
 
     def symlink(self, path: str, target: str) -> None:
-        """A symbolic link. Its target isn't looked at."""
+        """Add a symbolic link. The target isn't checked."""
         self._add(path, _Entry(stat.S_IFLNK | 0o777, target.encode()))
 
     def character_device(self, path: str, major: int, minor: int, mode: int = 0o600) -> None:
-        """A character device, for what the guest needs before it has mounted devtmpfs."""
+        """Add a character device, for use in the guest before devtmpfs is mounted."""
         self._add(path, _Entry(stat.S_IFCHR | mode, device=(major, minor)))
 
     def __contains__(self, path: str) -> bool:
         return path in self._entries
 
     def pack(self) -> bytes:
-        """The tree as a newc archive, padded to a multiple of 512 bytes as cpio(1) does."""
+        """Return the tree as a newc archive, padded to a multiple of 512 bytes as cpio(1) does."""
         out = bytearray()
         for inode, path in enumerate(sorted(self._entries, key=lambda path: path.split("/")), start=1):
             _append(out, path, self._entries[path], inode)

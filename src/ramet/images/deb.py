@@ -24,10 +24,10 @@ _HEADER_BYTES: Final = 60
 
 @contextmanager
 def open_package(package: Path) -> Iterator[tarfile.TarFile]:
-    """The package's files, as a tar archive that can be read in any order.
+    """Open the package's files as a tar archive that can be read in any order.
 
-    It is decompressed into an unnamed temporary file. Raises `DamagedError` when this isn't a Debian package
-    or a damaged one, `OSError` when it can't be read.
+    The archive is decompressed into an unnamed temporary file. Raises `DamagedError` when `package` is
+    damaged or no Debian package, `OSError` when it can't be read.
     """
     with ExitStack() as stack:
         file = stack.enter_context(package.open("rb"))
@@ -46,7 +46,7 @@ def open_package(package: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _find_data(file: IO[bytes]) -> tuple[str, int]:
-    """Leaves `file` at the beginning of data.tar.*; returns the member's name and size."""
+    """Move `file` to the beginning of data.tar.*. Returns the member's name and size."""
     if file.read(len(_AR_MAGIC)) != _AR_MAGIC:
         raise ValueError("no ar archive")
     while header := file.read(_HEADER_BYTES):

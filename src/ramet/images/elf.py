@@ -25,18 +25,18 @@ class _Segment(NamedTuple):
 
 
 def machine(elf: bytes) -> int:
-    """The `e_machine` number: the architecture that the file is for."""
+    """Return the `e_machine` number: the architecture that the file is for."""
     _require_elf64(elf)
     return int(struct.unpack_from("<H", elf, 18)[0])
 
 
 def needs_interpreter(elf: bytes) -> bool:
-    """Whether the program names a dynamic linker, which a guest doesn't have."""
+    """Tell whether the program names a dynamic linker, which a guest doesn't have."""
     return any(segment.kind == _PT_INTERP for segment in _segments(elf))
 
 
 def notes(elf: bytes) -> Iterator[tuple[bytes, int]]:
-    """(name, type) of each note in the file's note segments."""
+    """Yield (name, type) of each note in the file's note segments."""
     for segment in _segments(elf):
         if segment.kind != _PT_NOTE:
             continue
@@ -48,7 +48,7 @@ def notes(elf: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def section(elf: bytes, wanted: bytes) -> bytes:
-    """The content of the first section of that name; empty when there is none."""
+    """Return the content of the first section of that name; empty when there is none."""
     _require_elf64(elf)
     try:
         (table,) = struct.unpack_from("<Q", elf, 40)

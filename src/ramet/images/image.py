@@ -18,12 +18,12 @@ MANIFEST: Final = "image.json"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What `image.json` says. Its file names are relative, so that a cache can be moved.
+    """The content of `image.json`. Its file names are relative, so that a cache can be moved.
 
-    `pvh` tells whether QEMU's `-kernel` enters the kernel directly; if not, `kernel_note` says why.
-    A `linux` guest has an initramfs. A `bare-metal` one is its kernel alone, which Firecracker enters in
-    64-bit mode, and which needs no KVM that runs Linux. `disk_bytes` is the size of the empty data disk that
-    an instance gets, 0 for none.
+    `pvh` tells whether QEMU's `-kernel` enters the kernel directly; if not, `kernel_note` says why. A `linux`
+    guest has an initramfs. A `bare-metal` guest is its kernel alone, which Firecracker enters in 64-bit mode,
+    and which needs no KVM that runs Linux. `disk_bytes` is the size of the empty data disk that an instance
+    gets, 0 for none.
     """
 
     name: str
@@ -62,14 +62,15 @@ class Image(Manifest, frozen=True, kw_only=True):
 
 
 def images_directory() -> Path:
-    """Where images are kept: `<cache>/images`."""
+    """Return the directory of images, `<cache>/images`."""
     return config.cache_directory() / "images"
 
 
 def load_image(directory: Path) -> Image | None:
-    """The image in `directory`, or None when a part of it is missing or has another size than it should.
+    """Load the image in `directory`; None when a part of it is missing or has the wrong size.
 
-    Costs a stat of each part and one small read; digests were taken when it was made and aren't checked here.
+    Costs a stat of each part and one small read; digests were taken when the image was made and aren't
+    checked here.
     """
     try:
         manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
@@ -83,10 +84,10 @@ def load_image(directory: Path) -> Image | None:
 
 
 def publish_image(manifest: Manifest, parts: Mapping[str, bytes]) -> Image:
-    """Puts an image into the cache, unless it is there. `parts` are contents by file name.
+    """Put an image into the cache unless the cache has it. `parts` are contents by file name.
 
-    One that is damaged is replaced. Raises `OSError` for the cache, `DamagedError` when what was written
-    isn't whole; no half image is left then.
+    A damaged image is replaced. Raises `OSError` for the cache, `DamagedError` when what was written isn't
+    whole; no half image is left then.
     """
     target = images_directory() / f"{manifest.name}-{manifest.key}"
     # In this order: a directory appears whole, so that one which is there and isn't whole was damaged later.
@@ -102,5 +103,5 @@ def publish_image(manifest: Manifest, parts: Mapping[str, bytes]) -> Image:
 
 
 def made_now() -> str:
-    """The time for a manifest's `created_at`."""
+    """Return the present time for a manifest's `created_at`."""
     return datetime.now(UTC).isoformat(timespec="seconds")

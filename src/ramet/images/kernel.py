@@ -43,7 +43,7 @@ class Kernel(msgspec.Struct, frozen=True):
 
 
 def find_kernel() -> Kernel:
-    """The kernel for new guests: `RAMET_KERNEL`, else the newest in the cache, else the best of the host.
+    """Find the kernel for new guests: `RAMET_KERNEL`, else the newest in the cache, else the host's best.
 
     Raises `UnavailableError` when there is none, or when `RAMET_KERNEL` is set to something that is no
     kernel.
@@ -57,9 +57,9 @@ def find_kernel() -> Kernel:
 
 
 def list_kernels(*, boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> list[Kernel]:
-    """Every kernel that could be used, in the order in which `find_kernel` would take them.
+    """List every usable kernel, in the order of `find_kernel`'s preference.
 
-    Of the host's own in `boot`, those are listed that this user may read and whose modules are installed;
+    Of the host's kernels in `boot`, those are listed that this user may read and whose modules are installed;
     Debian's `cloud` flavour first, because it is made for VMs. Raises `UnavailableError` as `find_kernel`
     does.
     """
@@ -74,13 +74,13 @@ def list_kernels(*, boot: Path = Path("/boot"), modules: Path = Path("/lib/modul
 
 
 def add_kernel_package(*packages: Path) -> Kernel:
-    """Takes a kernel and its modules out of a Debian package, or of several that belong together.
+    """Copy a kernel and its modules from a Debian package, or several that belong together, to the cache.
 
     Debian has both in `linux-image-VERSION`; Ubuntu has the modules in `linux-modules-VERSION`. Only the
-    kernel and the modules that ramet uses are taken, under names of our own, into the cache. A version that
-    is in the cache already is left as it is. Raises `UsageError` when there isn't exactly one kernel with
-    modules, `DamagedError` for a broken package, `UnavailableError` when the kernel has no virtio, `OSError`
-    for files; nothing is added then.
+    kernel and the modules that ramet uses are copied, under ramet's names. A version that is in the cache
+    already is left unchanged. Raises `UsageError` when there isn't exactly one kernel with modules,
+    `DamagedError` for a broken package, `UnavailableError` when the kernel has no virtio, `OSError` for
+    files; nothing is added then.
     """
     with ExitStack() as stack:
         archives = [stack.enter_context(open_package(package)) for package in packages]
@@ -109,7 +109,7 @@ _Reader = Callable[[], bytes]
 def _contents(
     archives: list[tarfile.TarFile], packages: tuple[Path, ...]
 ) -> tuple[str, _Reader, _Reader, dict[str, _Reader]]:
-    """(version, kernel, modules.builtin, modules by path) in the archives, none of them read yet."""
+    """Find (version, kernel, modules.builtin, modules by path) in the archives, without reading them."""
     kernels: dict[str, _Reader] = {}
     files: dict[str, dict[str, _Reader]] = {}
     try:
@@ -192,7 +192,7 @@ def _is_cloud(kernel: Kernel) -> bool:
 
 
 def _age(kernel: Kernel) -> list[tuple[bool, int, str]]:
-    """A key that sorts `6.10` after `6.9`: numbers by their value."""
+    """Make a key that sorts `6.10` after `6.9`: numbers by their value."""
     return [
         (part.isdigit(), int(part) if part.isdigit() else 0, part)
         for part in re.findall(r"\d+|[^\d.-]+", kernel.version)

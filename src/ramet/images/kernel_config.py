@@ -1,4 +1,4 @@
-"""What a kernel was built with, where it carries its configuration (`CONFIG_IKCONFIG`) or has it beside.
+"""The configuration of a kernel, inside the kernel (`CONFIG_IKCONFIG`) or in a file beside it.
 
 Source: Linux `kernel/configs.c`: a gzip stream between the texts `IKCFG_ST` and `IKCFG_ED`.
 """
@@ -17,7 +17,10 @@ _FOR_PVM: Final = re.compile(rb"^CONFIG_PVM_GUEST=y$", re.MULTILINE)
 
 
 def is_for_pvm(kernel: Path, version: str) -> bool:
-    """Whether that kernel, unpacked, is known to have been built for PVM. False also when nothing tells."""
+    """Tell whether that unpacked kernel is known to have been built for PVM.
+
+    False also for an unknown kernel.
+    """
     for config in (_embedded(kernel), _beside(Path("/boot") / f"config-{version}")):
         if config is not None:
             return _FOR_PVM.search(config) is not None

@@ -17,7 +17,7 @@ from ramet.images.elf import section
 from ramet.units import MIB
 
 BOOT_MODULES: Final = ("virtio_pci", "virtio_console")
-"""What the agent loads before it can speak to the host; what these depend on comes with them."""
+"""Modules that the agent loads before it can speak to the host. Their dependencies come with them."""
 BOOT_MODULES_IF_THERE: Final = (
     "virtio_blk",
     "virtio_mmio",
@@ -26,12 +26,15 @@ BOOT_MODULES_IF_THERE: Final = (
     "vmw_vsock_virtio_transport",
     "virtio_rng",
 )
-"""What it loads after them, where the kernel has it: data disks, and the devices of a Firecracker guest.
-`vsock` comes before its transport, because the agent listens in between.
+"""Modules that the agent loads after `BOOT_MODULES`, if the kernel has them.
+
+They are for data disks, and for the devices of a Firecracker guest. `vsock` comes before its transport,
+because the agent listens in between.
 """
 DISK_MODULES: Final = ("crc32c_generic", "ext4")
-"""What the agent loads before it mounts a disk, and only then, where the kernel hasn't built it in. ext4 asks
-for crc32c by name, so it isn't among what it depends on.
+"""Modules that the agent loads only before it mounts a disk, unless they are built into the kernel.
+
+ext4 asks for crc32c by name, so crc32c isn't among its dependencies.
 """
 AVAILABLE_MODULES: Final = (
     *DISK_MODULES,
@@ -40,14 +43,14 @@ AVAILABLE_MODULES: Final = (
     "loop",
     "fuse",
 )
-"""What `modprobe` in the guest can load. Left out in silence where the kernel has none."""
+"""Modules that `modprobe` in the guest can load. Those that the kernel doesn't have are left out silently."""
 
 _MODULE_LIMIT_BYTES: Final = 64 * MIB
 _FILE_NAME: Final = re.compile(r"(?P<stem>[A-Za-z0-9_+-]+)\.ko(?P<packed>\.xz|\.zst|\.gz)?")
 
 
 class Module(NamedTuple):
-    """One module, decompressed. `path` is relative to `/lib/modules/<version>`, as modules.dep wants it."""
+    """A module, decompressed. `path` is relative to `/lib/modules/<version>`, as in modules.dep."""
 
     name: str
     path: str
@@ -57,7 +60,7 @@ class Module(NamedTuple):
 
 
 def module_name(path: str) -> str | None:
-    """The kernel's name for a module's file, or None if it isn't one: `virtio-rng.ko.xz` is `virtio_rng`."""
+    """Return the kernel's name for a module's file, else None: `virtio-rng.ko.xz` is `virtio_rng`."""
     match = _FILE_NAME.fullmatch(path.rpartition("/")[2])
     return match["stem"].replace("-", "_") if match else None
 
@@ -77,7 +80,7 @@ class ModuleTree:
 
     @classmethod
     def from_directory(cls, directory: Path) -> ModuleTree:
-        """The tree in a `/lib/modules/<version>` or in a kernel of the cache. Raises `OSError`."""
+        """Read the tree in a `/lib/modules/<version>` or in a kernel of the cache. Raises `OSError`."""
         files = {
             str(path.relative_to(directory)): path.read_bytes
             for path in sorted((directory / "kernel").rglob("*.ko*"))
@@ -86,10 +89,10 @@ class ModuleTree:
         return cls(files, (directory / "modules.builtin").read_text())
 
     def needed(self, roots: Iterable[str], *, optional: bool = False) -> list[Module]:
-        """`roots` and all that they depend on, in an order in which they can be loaded.
+        """List `roots` and all their dependencies, in an order in which they can be loaded.
 
-        What is built into the kernel isn't listed. A module that is neither built in nor there raises
-        `UnavailableError`, or with `optional` takes out the root that wants it.
+        Modules that are built into the kernel aren't listed. A module that is neither built in nor present
+        raises `UnavailableError`, or with `optional` drops the root that needs it.
         """
         chosen: dict[str, Module] = {}
         for root in roots:
@@ -103,8 +106,9 @@ class ModuleTree:
         return list(chosen.values())
 
     def needed_at_boot(self) -> list[Module]:
-        """What the agent loads, in order. Raises `UnavailableError` when a module is missing without which no
-        guest can speak.
+        """List the modules that the agent loads, in order.
+
+        Raises `UnavailableError` when a module is missing without which no guest can speak.
         """
         needed = self.needed(BOOT_MODULES)
         names = {module.name for module in needed}
@@ -146,7 +150,10 @@ class ModuleTree:
 
 
 def read_modinfo(module: bytes) -> Iterator[tuple[str, str]]:
-    """The `key=value` entries of a module's .modinfo section. Raises `DamagedError` if it isn't a module."""
+    """Yield the `key=value` entries of a module's .modinfo section.
+
+    Raises `DamagedError` if it isn't a module.
+    """
     for entry in section(module, b".modinfo").split(b"\0"):
         key, separator, value = entry.partition(b"=")
         if separator:
@@ -154,16 +161,16 @@ def read_modinfo(module: bytes) -> Iterator[tuple[str, str]]:
 
 
 def paths_in_guest(version: str, modules: Iterable[Module]) -> list[str]:
-    """Where `install` puts modules of a kernel."""
+    """Return the paths at which `install` puts modules of a kernel."""
     return [f"/lib/modules/{version}/{module.path}" for module in modules]
 
 
 def install(
     tree: FileTree, version: str, boot: list[Module], available: list[Module], builtin: str
 ) -> list[str]:
-    """Adds the modules and their index files to an initramfs; returns the paths to load at boot, in order.
+    """Add the modules and their index files to an initramfs. Returns the paths to load at boot, in order.
 
-    Raises `ValueError` when a path can't be inside the initramfs; the tree is then of no use.
+    Raises `ValueError` when a path can't be inside the initramfs; then the tree can't be used.
     """
     root = f"lib/modules/{version}"
     modules = {module.name: module for module in (*boot, *available)}

@@ -22,9 +22,9 @@ _KERNEL: Final = "vmlinux"
 
 
 def build_probe(program: Path) -> Image:
-    """The image of that program, made now if it hasn't been made before.
+    """Return the image of that program, made now if it hasn't been made before.
 
-    Raises `UnavailableError` when it can't be read or is no program for x86-64, `OSError` for the cache; no
+    Raises `UnavailableError` when the program can't be read or isn't for x86-64, `OSError` for the cache; no
     half image is left then.
     """
     content = _read(program)

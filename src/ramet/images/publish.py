@@ -21,10 +21,10 @@ _ABANDONED_AFTER_S: Final = 3600
 
 @contextmanager
 def published_directory(target: Path) -> Iterator[Path]:
-    """An empty temporary directory to fill; when the block ends it becomes `target`, synced, its files 0444.
+    """Yield an empty temporary directory to fill, which becomes `target` at the end, synced, its files 0444.
 
-    If `target` exists by then, what was made is thrown away: the caller has to look at `target` itself.
-    After an exception nothing is left. What a killed process left is deleted an hour later.
+    If `target` exists by then, the new directory is deleted: the caller has to look at `target` itself. After
+    an exception nothing is left. The directory of a killed process is deleted an hour later.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _gc(target.parent)
@@ -44,7 +44,7 @@ def published_directory(target: Path) -> Iterator[Path]:
 
 
 def replace_file(target: Path, text: str) -> None:
-    """Writes a small file so that readers see the old text or the new one.
+    """Write a small file so that readers see either the old text or the new text.
 
     Not synced: for notes that can be lost.
     """
@@ -59,9 +59,9 @@ def replace_file(target: Path, text: str) -> None:
 
 
 def withdraw(target: Path) -> None:
-    """Takes a damaged directory out of the way in one step, then removes it.
+    """Rename a damaged directory away in one step, then delete it.
 
-    Links to its files go on living.
+    Hard links to its files stay.
     """
     aside = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
     try:

@@ -1,4 +1,4 @@
-"""From the name that a user gives to the image that a VM boots."""
+"""The image that a VM boots, by the name that a user gives."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ALIASES: Final = {"bare": probe.NAME}
 
 
 def resolve_image(ref: str, find_agent: Callable[[], Path], find_probe: Callable[[], Path]) -> Image:
-    """The image called `ref`, or whose alias it is, made first if need be.
+    """Return the image whose name or alias is `ref`, made first if necessary.
 
-    Of the two programs only the one that it needs is looked for: the agent, a Linux guest's init, or the
-    probe. Raises `NotFoundError` for a name that isn't known, else what looking for its ingredients and
-    making it raise.
+    Of the two programs only the one that the image needs is looked for: the agent, a Linux guest's init, or
+    the probe. Raises `NotFoundError` for an unknown name, else what looking for the ingredients and making
+    the image raise.
     """
     name = ALIASES.get(ref, ref)
     if name not in IMAGE_NAMES:

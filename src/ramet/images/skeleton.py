@@ -1,4 +1,4 @@
-"""What a Linux user finds in the built-in image beside its programs: directories, accounts, settings.
+"""The files of the built-in image beside its programs: directories, accounts, settings.
 
 Sources: hier(7), passwd(5), group(5), os-release(5), nsswitch.conf(5), Documentation/admin-guide/devices.txt.
 """
@@ -84,7 +84,7 @@ _LINKS: Final = {
 
 
 def add_skeleton(tree: FileTree) -> None:
-    """Adds the directories, device nodes and files of `/etc` to an empty tree."""
+    """Add the directories, device nodes and files of `/etc` to an empty tree."""
     for path in _DIRECTORIES:
         tree.directory(path)
     for path, mode in _SPECIAL_DIRECTORIES.items():

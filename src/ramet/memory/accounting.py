@@ -1,4 +1,4 @@
-"""What a process's memory costs: its own, and its share of what it has in common with others.
+"""The cost of a process's memory: its own pages, and its share of the pages that others map too.
 
 Source: Documentation/filesystems/proc.rst §1.1 (smaps, smaps_rollup).
 """
@@ -36,30 +36,30 @@ class MemoryUse(msgspec.Struct, frozen=True):
     """Memory of a process, or of a part of its address space, as the kernel counts it."""
 
     pss_bytes: int = 0
-    """Its own pages, and of each page that n processes map the n-th part."""
+    """The process's own pages, and the n-th part of each page that n processes map."""
     private_dirty_bytes: int = 0
-    """What it changed and nobody else has: what a fork costs."""
+    """Pages that the process changed and no other process has: the cost of a fork."""
     shared_bytes: int = 0
-    """Pages that it and others map, counted in full."""
+    """Pages that the process and others map, counted in full."""
     rss_bytes: int = 0
-    """All its pages in RAM, counted in full."""
+    """Resident pages of the process, counted in full."""
     swap_bytes: int = 0
-    """What it changed and the kernel has swapped out; in none of the figures above."""
+    """Changed pages that the kernel has swapped out; no figure above includes them."""
 
 
 def smaps_rollup(pid: int) -> MemoryUse:
-    """The memory of a whole process (Linux ≥ 4.14).
+    """Measure the memory of a whole process (Linux ≥ 4.14).
 
-    Raises `VmmError` when it has ended, `UnavailableError` when the kernel doesn't tell.
+    Raises `VmmError` when the process has ended, `UnavailableError` when the kernel doesn't tell.
     """
     return _sum(read_proc(pid, "smaps_rollup", "count the memory").splitlines())
 
 
 def mapping_use(pid: int, ram: Sequence[RamRange | Mapping]) -> MemoryUse:
-    """The memory within those ranges alone: of a VMM, its guest's RAM. Raises as `smaps_rollup` does.
+    """Measure the memory within these ranges alone, a VMM's guest RAM. Raises as `smaps_rollup` does.
 
-    What has since been mapped over a part of them (a balloon) is counted too. All zeros when nothing is
-    mapped there.
+    Memory that was mapped over a part of the ranges later (a balloon) is counted too. All figures are zero
+    when nothing is mapped there.
     """
     text = read_proc(pid, "smaps", "count the memory")
     # Every area begins with its line of /proc/PID/maps; its figures follow, a line each. A VMM has a hundred
@@ -76,9 +76,9 @@ def mapping_use(pid: int, ram: Sequence[RamRange | Mapping]) -> MemoryUse:
 
 
 def private_bytes(pid: int, ram: Sequence[RamRange], mem: FileIdentity) -> int:
-    """Guest RAM that is the process's own: the pages in which it differs from the mem-file `mem`.
+    """Measure the guest RAM that is the process's own: the pages in which it differs from the mem-file `mem`.
 
-    The kernel's list of them takes a fifth of the time that `mapping_use` does, and less memory to walk.
+    The kernel's list of these pages takes a fifth of the time of `mapping_use`, and less memory to walk.
     Raises as `smaps_rollup` does.
     """
     mapped = [
@@ -101,12 +101,14 @@ def _sum(lines: Iterable[bytes]) -> MemoryUse:
 
 
 def total_bytes() -> int:
-    """The memory that guests can have together: the machine's, or what a cgroup allows of it."""
+    """Return the memory that all guests together can have: the machine's, or a cgroup's smaller limit."""
     return cgroups.memory().total_bytes
 
 
 def available_bytes() -> int:
-    """What can be had without swapping: by the kernel's own estimate (proc(5), MemAvailable), and by what is
-    left in each cgroup that this process is in.
+    """Return the memory that can be allocated without swapping.
+
+    It is the smallest of the kernel's own estimate (proc(5), MemAvailable) and the room left in each cgroup
+    that this process is in.
     """
     return cgroups.memory().available_bytes

@@ -34,7 +34,7 @@ _CHUNK_BYTES: Final = MIB
 
 
 def is_guest_start(pid: int, start: int, length_bytes: int) -> bool:
-    """Whether the guest's address 0 is at `start`, in a region of that length in the process's memory.
+    """Tell whether the guest's address 0 is at `start`, in a region of that length in the process's memory.
 
     Raises as `starts_within`.
     """
@@ -42,10 +42,10 @@ def is_guest_start(pid: int, start: int, length_bytes: int) -> bool:
 
 
 def starts_within(pid: int, start: int, end: int, length_bytes: int) -> set[int]:
-    """Every page between `start` and `end` where a region of that length fits and the guest's address 0 is.
+    """Find the pages that hold the guest's address 0 and leave room for a region of that length.
 
-    Reads only pages that have content. Raises `UnavailableError` when the kernel doesn't permit a look,
-    `VmmError` when the process has ended.
+    The range is `start` to `end`. Reads only pages that have content. Raises `UnavailableError` when the
+    kernel doesn't permit reading, `VmmError` when the process has ended.
     """
     if length_bytes < LOW_END or end - start < length_bytes:
         return set()
@@ -61,7 +61,7 @@ def starts_within(pid: int, start: int, end: int, length_bytes: int) -> set[int]
 
 
 def _pointers(pid: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """The valid root pointers in that part of the process's anonymous memory, each with its address."""
+    """Find the valid root pointers in that part of the process's anonymous memory, each with its address."""
     mapping = Mapping(HostVirtual(start), end - start, FileOffset(0), ANONYMOUS)
     for run in changed_runs(pid, [mapping]):
         if run.host_start is None:
@@ -79,7 +79,7 @@ def _pointers(pid: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _is_pointer(pointer: bytes) -> bool:
-    """Whether its checksums are right: both, from its second version on."""
+    """Check the pointer's checksum, and from its second version on both checksums."""
     if len(pointer) < _FIRST_POINTER_BYTES or sum(pointer[:_FIRST_POINTER_BYTES]) % 256:
         return False
     return pointer[15] < 2 or (len(pointer) == _POINTER_BYTES and sum(pointer) % 256 == 0)
@@ -104,7 +104,7 @@ def _names_a_table(pid: int, begin: int, length_bytes: int, pointer: bytes) -> b
 
 
 def _read(pid: int, start: int, length_bytes: int) -> bytes:
-    """That memory; zeros when a part of it has gone meanwhile, which proves nothing."""
+    """Read that memory, or return zeros if a part of it is no longer mapped: zeros prove nothing."""
     buffer = ctypes.create_string_buffer(length_bytes)
     try:
         read_memory(pid, [start], [length_bytes], ctypes.addressof(buffer))

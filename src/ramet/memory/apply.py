@@ -24,19 +24,19 @@ from ramet.units import PAGE_SIZE_BYTES
 
 
 class MemFile(msgspec.Struct, frozen=True):
-    """A mem-file as it was just published."""
+    """The facts of a mem-file that has just been published."""
 
     size_bytes: int
     allocated_bytes: int
     changed_bytes: int
-    """What differed from the base, pages of zeros included."""
+    """Bytes that differed from the base, pages of zeros included."""
 
 
 @contextmanager
 def published(out: Path, what: str, mode: int) -> Iterator[tuple[int, Path]]:
-    """A new file to be filled (descriptor, temporary path), which becomes `out`, durable, on leaving (I2).
+    """Yield a new file to fill (descriptor, temporary path), and publish it durably as `out` at the end (I2).
 
-    Leaving with an error removes it again; an `OSError` becomes a `FilesystemError`.
+    After an error the new file is removed; an `OSError` becomes a `FilesystemError`.
     """
     temporary = temporary_beside(out)
     try:
@@ -109,7 +109,7 @@ class GatheringWriter:
 
 
 def zeros_over(data: list[tuple[int, int]], stretch: Stretch) -> Iterator[tuple[int, int]]:
-    """(start, end), whole pages, of where a stretch of zeros hides something of a file's data extents."""
+    """Yield (start, end), in whole pages, where a stretch of zeros covers data of a file."""
     end = stretch.file_offset + stretch.length_bytes
     behind = stretch.file_offset
     for first, last in data[bisect.bisect_right(data, behind, key=lambda extent: extent[1]) :]:

@@ -28,7 +28,7 @@ from ramet.system.zeros import not_zeros
 from ramet.units import MIB
 
 FRAME_BYTES: Final = 4 * MIB
-"""Of the raw file. Larger ones gain less than 1 %, smaller ones cost up to 7 %."""
+"""Bytes of the raw file per frame. Larger frames gain less than 1 %, smaller frames cost up to 7 %."""
 LOWEST_LEVEL: Final = 1
 HIGHEST_LEVEL: Final = 19
 """zstd has higher ones, which want hundreds of MiB for each frame that is made or read."""
@@ -47,7 +47,7 @@ _own: Final = threading.local()
 
 
 class Frame(NamedTuple):
-    """Where one frame lies, and which stretch of the raw file it holds."""
+    """The place of a frame, and the stretch of the raw file that the frame holds."""
 
     packed_offset: int
     packed_bytes: int
@@ -56,7 +56,7 @@ class Frame(NamedTuple):
 
 
 class Frames(Sequence[Frame]):
-    """Those of one file, in order; 8 bytes each, for a file from elsewhere may have millions."""
+    """The frames of a file, in order. Each takes 8 bytes, because a file from elsewhere may have millions."""
 
     def __init__(self, ends: array[int], size_bytes: int) -> None:
         self._ends = ends
@@ -80,20 +80,20 @@ class Frames(Sequence[Frame]):
 
 
 def starts(size_bytes: int) -> range:
-    """Where in a raw file of that size the stretch of each frame begins."""
+    """Return where the stretch of each frame begins in a raw file of that size."""
     return range(0, size_bytes, FRAME_BYTES)
 
 
 def length_at(start: int, size_bytes: int) -> int:
-    """How long that stretch is."""
+    """Return the length of the stretch that begins at `start`."""
     return min(FRAME_BYTES, size_bytes - start)
 
 
 def pack(descriptor: int, start: int, length: int, level: int) -> tuple[bytes, bytes | None]:
-    """The frame of that stretch of a raw file, and what the stretch holds: None for zeros.
+    """Compress a stretch of a raw file. Returns its frame and its content, None for zeros.
 
-    It is unpacked again before it is returned: the raw file may be gone when somebody needs it. Raises
-    `OSError`, `DamagedError` when the file is shorter or doesn't come back.
+    The frame is decompressed again and compared before it is returned, because the raw file may be gone when
+    the frame is needed. Raises `OSError`, `DamagedError` when the file is shorter or the comparison fails.
     """
     if _is_hole(descriptor, start, length):
         return _zeros(length, level), None
@@ -146,7 +146,7 @@ def _unpacked(packed: bytes, length: int) -> bytes:
 
 
 def table(packed_sizes: Sequence[int], size_bytes: int) -> bytes:
-    """What stands behind the frames, whose sizes those are."""
+    """Return the table that follows the frames, whose sizes are `packed_sizes`."""
     entries = b"".join(
         _ENTRY.pack(packed, length_at(start, size_bytes))
         for packed, start in zip(packed_sizes, starts(size_bytes), strict=True)
@@ -156,9 +156,9 @@ def table(packed_sizes: Sequence[int], size_bytes: int) -> bytes:
 
 
 def read_table(descriptor: int, path: Path, size_bytes: int) -> Frames:
-    """The frames of the compressed file `path`, which is open, of a raw file of `size_bytes`.
+    """Read the frames' places from the open compressed file `path` of a raw file of `size_bytes`.
 
-    Nothing in it is believed. Raises `DamagedError`, `OSError`.
+    Every field of the file is checked. Raises `DamagedError`, `OSError`.
     """
     expected = starts(size_bytes)
     length = _SKIPPABLE_HEAD.size + len(expected) * _ENTRY.size + _FOOTER.size
@@ -184,7 +184,7 @@ def read_table(descriptor: int, path: Path, size_bytes: int) -> Frames:
 
 
 def unpack(descriptor: int, path: Path, frame: Frame) -> bytes | None:
-    """What a frame holds; None for zeros. Raises `DamagedError`, `OSError`."""
+    """Return the content of a frame, None for zeros. Raises `DamagedError`, `OSError`."""
     packed = os.pread(descriptor, frame.packed_bytes, frame.packed_offset)
     if packed == _zeros(frame.length, USUAL_LEVEL):
         return None
@@ -196,7 +196,10 @@ def unpack(descriptor: int, path: Path, frame: Frame) -> bytes | None:
 
 
 def unpack_into(descriptor: int, path: Path, frame: Frame, out: int) -> bytes | None:
-    """As `unpack`, and written into the raw file `out`, whose size is set: pages of zeros stay holes."""
+    """Decompress a frame into the raw file `out`, whose size is set. Returns and raises as `unpack`.
+
+    Pages of zeros stay holes.
+    """
     data = unpack(descriptor, path, frame)
     if data is not None:
         view = memoryview(data)
@@ -206,5 +209,5 @@ def unpack_into(descriptor: int, path: Path, frame: Frame, out: int) -> bytes | 
 
 
 def damaged(path: Path, why: str) -> DamagedError:
-    """The error for a compressed file that isn't what was written."""
+    """Make the error for a compressed file whose content isn't what was written."""
     return DamagedError(f"{path} is damaged: {why}", hint=MAKE_AGAIN)

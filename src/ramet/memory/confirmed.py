@@ -1,9 +1,9 @@
-"""Parts whose facts have changed and whose content hasn't: found out by digest, once.
+"""Parts whose facts have changed but whose content hasn't, which a digest shows once.
 
 A home that was copied, restored or trimmed has other times, permissions or blocks than its manifests say. The
 content is read then and compared with the digest that was taken at publication. The result is kept beside the
-capture, in a file of its own: the manifest and the parts are published and stay as they are. Where that file
-can't be written, the process remembers the result for as long as it lives.
+capture, in a separate file: the manifest and the parts are published and never change. If that file can't be
+written, the process remembers the result until it ends.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _remembered: dict[tuple[Path, str], _Confirmed] = {}
 
 
 def is_intact_by_facts(path: Path, name: str, facts: PartFacts, expected: str | None, capture: Path) -> bool:
-    """Whether the part `name` of the capture in the directory `capture`, which lies at `path`, is what was
-    published, as far as can be told without its content. False: that has to be read, see `require_intact`.
+    """Check a part without reading its content. False: the content has to be read, see `require_intact`.
 
-    Without a digest (`expected`) size, mode and modification time decide. Raises `DamagedError` for a part
-    that can't be whole, `FilesystemError`.
+    The part `name` of the capture in the directory `capture` lies at `path`. Without a digest (`expected`),
+    size, mode and modification time decide. Raises `DamagedError` for a part that can't be whole,
+    `FilesystemError`.
     """
     present = current_facts(path)
     if not (differing := differences(present, facts)):
@@ -69,16 +69,18 @@ def require_intact(path: Path, name: str, facts: PartFacts, expected: str | None
 
 
 def confirm(path: Path, name: str, facts: PartFacts, known: str, capture: Path) -> None:
-    """A part at `path` has just been found to have the digest `known`: it isn't read again for that, however
-    its blocks lie. Nothing is written down where the facts tell it.
+    """Note that the part at `path` has the digest `known`, so that its content isn't read again.
+
+    Nothing is written if the part has the published `facts`.
     """
     if differences(present := current_facts(path), facts):
         _keep(capture, name, _Confirmed(known, present))
 
 
 def _with_mode(path: Path, facts: PartFacts, mode: int) -> PartFacts:
-    """What was found, with the permissions that a part was published with, where they can be had: it may
-    have become writable.
+    """Give the part its published permissions if possible, and return its facts.
+
+    The part may have become writable.
     """
     if facts.mode != mode:
         with suppress(OSError):  # not ours to change: its content is as it was all the same

@@ -1,8 +1,10 @@
-"""Deltas: what a capture differs in from its base. Written, laid into a fork, and merged with their base.
+"""Deltas: the pages in which a capture differs from its base.
 
-Everything that is written here is durable when the call returns (a temporary name, fsync, rename, fsync of
-the directory), so call it after the guest goes on. Nothing that is published is ever written to (I1). All of
-it may run in a worker thread.
+Written, applied to a fork, merged with the base.
+
+Each call returns when its file is durable (a temporary name, fsync, rename, fsync of the directory), so call
+it after the guest has been resumed. Published files are never written to (I1). Everything here may run in a
+worker thread.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ __all__ = [
 ]
 
 COMPACT_ABOVE_BYTES: Final = 8 * MIB
-"""When each fork writes more than this (`DeltaFacts.applied_bytes`), a delta is to be merged with its base.
+"""Limit of the bytes that each fork writes (`DeltaFacts.applied_bytes`): a larger delta is to be merged.
 
 Measured: for each MiB a fork pays 1 MiB of private memory and 0.5 (neighbours) to 2.0 ms (scattered pages),
-so here as much time as it takes without a delta (12-16 ms under Firecracker); and every capture of it copies
-these pages once more in its pause, 0.3-0.5 ms for each MiB. Compaction takes 1.1 ms for each MiB of base and
-delta where there are no reflinks, once, in nobody's way, and as much room on disk.
+so at this limit as much time as a fork takes without a delta (12-16 ms under Firecracker). Every capture of
+the fork copies these pages once more in its pause, 0.3-0.5 ms for each MiB. Compaction takes 1.1 ms for each
+MiB of base and delta without reflinks, once, in the background, and as much room on disk.
 """
 
 _ZEROS_BYTES: Final = 2 * MIB
@@ -50,12 +52,12 @@ _ZEROS_BYTES: Final = 2 * MIB
 def write_delta(
     path: Path, pages: Pages, *, memory_bytes: int, mode: int = 0o444, base: Path | None = None
 ) -> DeltaFacts:
-    """Publish `path` with those pages of a mem-file of `memory_bytes`; pages of zeros take 8 bytes a run.
+    """Publish `path` with those pages of a mem-file of `memory_bytes`; pages of zeros take 8 bytes per run.
 
-    With `base`, the mem-file that they lie over, zeros that are holes there aren't written down either: the
-    result is the same, and a fork needn't have them.
+    With `base`, the mem-file below the delta, zeros that are holes in `base` aren't written: the result is
+    the same, and a fork doesn't need them.
 
-    Raises `FilesystemError`, and what reading the pages raises; then `path` is as it was.
+    Raises `FilesystemError`, and what reading the pages raises; then `path` is unchanged.
     """
     extents = None if base is None else _extents(base)
     index = Index()
@@ -81,13 +83,15 @@ def write_delta(
 
 
 def apply_delta(source: Path | int, pid: int, ram: Sequence[RamRange]) -> DeltaFacts:
-    """Write a delta into the RAM of a process that has its base mapped privately, before anything looks at
-    it. The pages become the process's own, and a capture of it lists them again.
+    """Write a delta into the RAM of a process that has its base mapped privately.
+
+    Call it before anything reads the RAM. The pages become the process's own, and a capture of the process
+    lists them again.
 
     `source` is a path or a descriptor. Raises `DamagedError` when it isn't a delta for this RAM (then nothing
     was written), `WrongStateError` when the RAM isn't mapped there, `VmmError` when the process has ended,
-    `UnavailableError` when the kernel doesn't permit it, `FilesystemError`. With those the process has a part
-    of it, and is of no use any more.
+    `UnavailableError` when the kernel doesn't permit it, `FilesystemError`. After these errors the process
+    has a part of the delta and can't be used.
     """
     with open_delta(source, ram_bytes(ram)) as delta:
         data: tuple[list[int], list[int]] = [], []
@@ -107,7 +111,7 @@ def apply_delta(source: Path | int, pid: int, ram: Sequence[RamRange]) -> DeltaF
 
 
 def _addresses(ram: Sequence[RamRange], file_offset: int, length_bytes: int) -> Iterator[tuple[int, int]]:
-    """(host address, length) of a range of the mem-file, which may lie in several pieces."""
+    """Yield (host address, length) for a range of the mem-file, which may lie in several pieces."""
     end = file_offset + length_bytes
     covered_bytes = 0
     for piece in ram:
@@ -137,10 +141,12 @@ def _write_zeros(pid: int, starts: list[int], lengths: list[int]) -> None:
 
 
 def compact(base: Path, delta: Path, out: Path, *, mode: int = 0o444) -> MemFile:
-    """Publish `out`, a mem-file with the content of `base` and the delta over it; zeros of the delta are
-    holes. `base` is reflinked, or copied with its holes, and neither it nor the delta is written to.
+    """Publish `out`, a mem-file with the content of `base` and the delta applied.
 
-    Raises `DamagedError` when the delta isn't one for `base`, `FilesystemError`; then `out` is as it was.
+    The delta's zeros become holes. `base` is reflinked, or copied with its holes. Neither `base` nor the
+    delta is written to.
+
+    Raises `DamagedError` when the delta doesn't belong to `base`, `FilesystemError`; then `out` is unchanged.
     """
     with filesystem_errors("read", base), open_regular(base) as origin:
         size = os.fstat(origin).st_size
@@ -156,10 +162,10 @@ def compact(base: Path, delta: Path, out: Path, *, mode: int = 0o444) -> MemFile
 
 
 def write_mem_file(path: Path, pages: Pages, *, memory_bytes: int, mode: int = 0o444) -> MemFile:
-    """Publish a mem-file for pages that have no base: what isn't among them is zeros. Zeros are holes.
+    """Publish a mem-file for pages that have no base. All other pages are zeros, and zeros are holes.
 
     Raises `FilesystemError`, `UsageError` when a page lies outside, and what reading the pages raises; then
-    `path` is as it was.
+    `path` is unchanged.
     """
     return publish_over(
         path, pages, memory_bytes, mode, lambda file: os.ftruncate(file, memory_bytes), str(path)
@@ -174,7 +180,7 @@ class _DeltaPages:
         self.changed_bytes = delta.facts.applied_bytes
 
     def batches(self) -> Iterator[list[Stretch]]:
-        """As `Pages.batches`, each run in as many as it needs."""
+        """Yield the delta's pages in batches (`Pages.batches`), a long run in several stretches."""
         buffer = memoryview(bytearray(BUFFER_BYTES))
         batch: list[Stretch] = []
         filled = 0

@@ -1,7 +1,7 @@
-"""The file format of a delta: what differs from a mem-file, page by page. Version 1.
+"""The file format of a delta: the pages that differ from a mem-file. Version 1.
 
 From the beginning of the file: the data of the pages that aren't zeros, in the order of the index, so it is
-aligned to pages; then the index, 8 bytes a run; then a trailer of 64 bytes, little-endian:
+aligned to pages; then the index, 8 bytes per run; then a trailer of 64 bytes, little-endian:
 
     magic "RAMETDLT"   8 bytes
     version            u32
@@ -12,11 +12,11 @@ aligned to pages; then the index, 8 bytes a run; then a trailer of 64 bytes, lit
     check              u32: CRC-32 of the index and of the trailer up to here
     zeros              20 bytes
 
-An entry of the index is a u64: bits 63-28 the first page's number, bits 27-1 how many pages, bit 0 whether
-they are zeros (and have no data). Entries ascend and don't overlap.
+An entry of the index is a u64: bits 63-28 the first page's number, bits 27-1 the number of pages, bit 0 set
+for pages of zeros (which have no data). Entries ascend and don't overlap.
 
-The trailer is behind because only whoever has seen all pages knows the index, and pages are seen once. What
-the data is isn't checked here: the digest of the whole file is in its manifest.
+The trailer is at the end because the index is complete only after all pages, and pages are seen once. The
+data isn't checked here: the digest of the whole file is in its manifest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _MOST_PAGE: Final = (1 << 36) - 1
 
 
 class DeltaFacts(msgspec.Struct, frozen=True):
-    """What a delta holds."""
+    """The sizes of a delta."""
 
     memory_bytes: int
     """The size of the mem-file that it belongs to."""
@@ -67,7 +67,7 @@ class DeltaFacts(msgspec.Struct, frozen=True):
 
     @property
     def applied_bytes(self) -> int:
-        """What each fork writes, and has to itself."""
+        """Bytes that each fork writes, and that become its own."""
         return self.data_bytes + self.zero_bytes
 
 
@@ -88,7 +88,7 @@ class Index:
         self._pages = [0, 0]
 
     def add(self, file_offset: int, length_bytes: int, *, zeros: bool) -> None:
-        """One more run; one that goes on where an alike one ended becomes a part of that."""
+        """Add a run. A run that continues the last run, and is of its kind, extends the last run."""
         page, pages = file_offset // PAGE_SIZE_BYTES, length_bytes // PAGE_SIZE_BYTES
         assert page >= self._next_page
         assert page + pages <= _MOST_PAGE
@@ -108,7 +108,7 @@ class Index:
             page, pages = page + count, pages - count
 
     def finish(self, memory_bytes: int) -> tuple[bytes, DeltaFacts]:
-        """What follows the data in the file, and what the file then holds."""
+        """Return the bytes that follow the data in the file, and the facts of the delta."""
         assert self._next_page * PAGE_SIZE_BYTES <= memory_bytes
         data, zeros = (count * PAGE_SIZE_BYTES for count in self._pages)
         facts = DeltaFacts(memory_bytes, len(self._entries), data, zeros)
@@ -127,7 +127,7 @@ class Delta:
         self._entries = entries
 
     def runs(self) -> Iterator[DeltaRun]:
-        """What it has, ascending."""
+        """Yield the runs of the delta, ascending."""
         position = 0
         for entry in self._entries:
             length = (entry >> 1 & _MOST_PAGES) * PAGE_SIZE_BYTES
@@ -141,10 +141,10 @@ class Delta:
 
 @contextmanager
 def open_delta(source: Path | int, memory_bytes: int) -> Iterator[Delta]:
-    """A delta from a path, or from a descriptor, which stays open; for a mem-file of that size.
+    """Open a delta for a mem-file of that size, from a path or from a descriptor, which stays open.
 
-    Whatever the file has, no more memory is taken than 8 bytes for each page of `memory_bytes`. Raises
-    `DamagedError` when it isn't a delta for such a mem-file, `FilesystemError`.
+    Reading takes at most 8 bytes of memory for each page of `memory_bytes`, for any file. Raises
+    `DamagedError` when the file isn't a delta for such a mem-file, `FilesystemError`.
     """
     if isinstance(source, int):
         yield _read(source, f"descriptor {source}", memory_bytes)

@@ -20,11 +20,10 @@ _ZERO_WINDOW: Final = bytes(_WINDOW_BYTES)
 
 
 def punch_holes(path: Path) -> int:
-    """Give back the blocks of all pages of zeros in a file that nobody else uses yet, and return how many
-    bytes it occupies then. Its content stays the same.
+    """Free the blocks of all pages of zeros in a file that has no other user. Returns its allocated bytes.
 
-    Where the filesystem has no holes nothing changes. Raises `FilesystemError`; the content is the same then,
-    too.
+    The content stays the same, also after an error. If the filesystem has no holes, nothing changes. Raises
+    `FilesystemError`.
     """
     with filesystem_errors("dig holes into", path):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -38,7 +37,7 @@ def punch_holes(path: Path) -> int:
 
 
 def _zeros(descriptor: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of stretches of zeros in the file's data, whole pages, in order."""
+    """Yield (offset, length) of stretches of zeros in the file's data, in whole pages, in order."""
     begun: int | None = None
     buffer = bytearray(_WINDOW_BYTES)
     view = memoryview(buffer)
@@ -63,7 +62,7 @@ def _zeros(descriptor: int) -> Iterator[tuple[int, int]]:
 
 
 def _pages(buffer: bytearray, length: int) -> Iterator[tuple[int, bool]]:
-    """(offset, all zeros?) of each page, or of the whole window at once where it is zeros."""
+    """Yield (offset, all zeros?) for each page, or once for a whole window of zeros."""
     if length == _WINDOW_BYTES and buffer == _ZERO_WINDOW:
         yield 0, True
         return

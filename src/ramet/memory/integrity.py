@@ -1,6 +1,6 @@
-"""Is a published part still what its manifest says?
+"""Checks that a published part still is what its manifest says.
 
-Two questions. Before each fork: size, mode and modification time, and that no blocks are missing, without
+There are two. Before each fork: size, mode and modification time, and that no blocks are missing, without
 reading a byte of guest RAM. On import, on `verify` and after decompression: the content, by digest. The
 digest also decides where the facts differ, see `confirmed`.
 
@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from ramet.errors import DamagedError
+from ramet.progress import report
 from ramet.system.copying import data_extents
 from ramet.system.files import STAT_BLOCK_BYTES, filesystem_errors, open_regular
 from ramet.units import KIB
@@ -33,7 +34,7 @@ MAKE_AGAIN: Final = "it can't be mended: make the capture again; forks that run 
 
 
 class PartFacts(msgspec.Struct, frozen=True):
-    """What can be known of a file without opening it. Not ctime: a hard link changes that."""
+    """The facts of a file that are known without opening it. Not ctime, which a hard link changes."""
 
     size_bytes: int
     allocated_bytes: int
@@ -44,7 +45,7 @@ class PartFacts(msgspec.Struct, frozen=True):
 
 
 def facts_of(path: Path) -> PartFacts:
-    """The facts of a file that has been synced (until then its blocks may still change).
+    """Read the facts of a file that has been synced (until then its blocks may still change).
 
     Raises `FilesystemError`, `DamagedError` when it isn't a regular file.
     """
@@ -60,9 +61,9 @@ def _facts(path: Path, facts: os.stat_result) -> PartFacts:
 
 
 def current_facts(path: Path) -> PartFacts:
-    """The facts of a part as they are now.
+    """Read the present facts of a part.
 
-    Raises `DamagedError` when it is missing or isn't a regular file.
+    Raises `DamagedError` when the part is missing or isn't a regular file.
     """
     with filesystem_errors("look at", path):
         try:
@@ -73,7 +74,7 @@ def current_facts(path: Path) -> PartFacts:
 
 
 def differences(present: PartFacts, facts: PartFacts) -> list[str]:
-    """The facts that may mean other content, each with both values; none when they hold.
+    """List the facts that may mean other content, each with both values; empty when the facts hold.
 
     More blocks than before mean nothing: size and modification time are the same.
     """
@@ -88,7 +89,7 @@ def differences(present: PartFacts, facts: PartFacts) -> list[str]:
 
 
 def changed(path: Path, differing: list[str], also: str = "") -> DamagedError:
-    """The error for a part that isn't what it was."""
+    """Make the error for a part that has changed."""
     return DamagedError(
         f"{path} has changed since it was published: {', '.join(differing)}{also}", hint=MAKE_AGAIN
     )
@@ -108,24 +109,33 @@ def _shown(name: str, value: int) -> str:
 
 
 def digest(path: Path) -> str:
-    """`sparse-sha256:` and 64 hex digits: a digest of content and size, whatever the layout of holes.
+    """Compute a file's digest: `sparse-sha256:` and 64 hex digits, over content and size, not over holes.
 
     It is the SHA-256 of the size (8 bytes, little-endian) and then, for each 64 KiB block that isn't all
-    zeros, in order, the block's index (8 bytes, little-endian) and the block, the last one padded with zeros
-    to 64 KiB. Records are of one length and begin with a rising index, so different content can't give the
-    same bytes. Blocks of zeros leave no trace, whether they are holes or written; holes are skipped without
-    being read.
+    zeros, in order, the block's index (8 bytes, little-endian) and the block, the last block padded with
+    zeros to 64 KiB. Records are of one length and begin with a rising index, so different content can't give
+    the same bytes. Blocks of zeros leave no trace, whether they are holes or written; holes are skipped
+    without being read.
 
     Raises `FilesystemError`.
     """
     with filesystem_errors("read", path), open_regular(path) as descriptor:
         size = os.fstat(descriptor).st_size
-        return digest_of_blocks(size, _blocks(descriptor, size))
+        return digest_of_blocks(size, _reported(_blocks(descriptor, size), f"reading {path.name}", size))
+
+
+def _reported(
+    blocks: Iterable[tuple[int, bytearray]], stage: str, size_bytes: int
+) -> Iterator[tuple[int, bytearray]]:
+    for index, block in blocks:
+        report(stage, index * DIGEST_BLOCK_BYTES, size_bytes)
+        yield index, block
 
 
 def digest_of_blocks(size_bytes: int, blocks: Iterable[tuple[int, bytearray]]) -> str:
-    """The digest of a file of that size from its blocks, each with its index, ascending; all that aren't
-    zeros have to be among them.
+    """Compute the digest of a file of that size from its blocks, each with its index, ascending.
+
+    Every block that isn't zeros has to be among them.
     """
     total = SparseDigest(size_bytes)
     for index, block in blocks:
@@ -134,31 +144,31 @@ def digest_of_blocks(size_bytes: int, blocks: Iterable[tuple[int, bytearray]]) -
 
 
 class SparseDigest:
-    """As `digest`, of content that comes piece by piece."""
+    """A digest, as `digest` computes it, of content that arrives in pieces."""
 
     def __init__(self, size_bytes: int) -> None:
         self._total = hashlib.sha256(size_bytes.to_bytes(8, "little"))
 
     def block(self, index: int, block: bytes | bytearray) -> None:
-        """The block of that index, whole; ascending, and none that isn't zeros may be left out."""
+        """Add the whole block of that index. Indices ascend, and only blocks of zeros may be left out."""
         if block != _ZERO_BLOCK:
             self._total.update(index.to_bytes(8, "little"))
             self._total.update(block)
 
     def stretch(self, start: int, data: bytes) -> None:
-        """Some blocks in a row, from the offset `start` on; only the file's last one may be shorter."""
+        """Add consecutive blocks from the offset `start` on; only the file's last block may be shorter."""
         for at in range(0, len(data), DIGEST_BLOCK_BYTES):
             block = data[at : at + DIGEST_BLOCK_BYTES].ljust(DIGEST_BLOCK_BYTES, b"\0")
             self.block((start + at) // DIGEST_BLOCK_BYTES, block)
 
     @property
     def text(self) -> str:
-        """Of everything so far."""
+        """The digest of all content so far."""
         return f"{_DIGEST_NAME}:{self._total.hexdigest()}"
 
 
 def _blocks(descriptor: int, size_bytes: int) -> Iterator[tuple[int, bytearray]]:
-    """Each block in which there is data. All of them are the same buffer, with other content."""
+    """Yield each block that has data. All of them are the same buffer, with other content."""
     buffer = bytearray(DIGEST_BLOCK_BYTES)
     following = 0
     for start, end in data_extents(descriptor, size_bytes):

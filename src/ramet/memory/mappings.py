@@ -1,4 +1,4 @@
-"""Where a process has a mem-file in its address space.
+"""The place of a mem-file in a process's address space.
 
 Source: proc(5), /proc/PID/maps; Documentation/filesystems/proc.rst §1.1.
 """
@@ -31,7 +31,7 @@ class FileIdentity(NamedTuple):
 
 
 class Area(NamedTuple):
-    """One line of /proc/PID/maps."""
+    """A line of /proc/PID/maps."""
 
     start: int
     end: int
@@ -57,14 +57,14 @@ class Mapping(msgspec.Struct, frozen=True):
 
 
 _DEVICES: dict[int, int] = {}
-"""What maps has for a device number of stat(2): the same for all files on it, and slow to find out."""
+"""Device numbers in maps by the device number of stat(2), which are slow to find."""
 
 
 def identity_of(path: Path) -> FileIdentity:
-    """A file's identity as /proc/PID/maps would show it, found by mapping it and looking.
+    """Find a file's identity as /proc/PID/maps would show it, by mapping the file and looking.
 
-    Where a filesystem has a device number for each subvolume (btrfs), stat(2) gives that one and maps the
-    filesystem's. An empty file can't be mapped: its identity is stat's. Raises `FilesystemError`.
+    On a filesystem with a device number per subvolume (btrfs), stat(2) gives the subvolume's number and maps
+    the filesystem's. An empty file can't be mapped: its identity is stat's. Raises `FilesystemError`.
     """
     with filesystem_errors("look at", path), open_regular(path) as descriptor:
         facts = os.fstat(descriptor)
@@ -86,10 +86,11 @@ def identity_of(path: Path) -> FileIdentity:
 
 
 def open_file_has_data(pid: int, inode: int) -> bool | None:
-    """Whether the file with that inode which the process has open has anything but holes, whatever has become
-    of its name; None when it has none open. Of several with that number it is any.
+    """Tell whether a file that the process has open has anything but holes; None if it has no such file open.
 
-    Raises `UnavailableError` when its descriptors can't be looked at.
+    The file is found by its inode, under any name. If several files have that inode, one with data is enough.
+
+    Raises `UnavailableError` when the process's descriptors can't be read.
     """
     holds_data = None
     try:
@@ -110,10 +111,12 @@ def open_file_has_data(pid: int, inode: int) -> bool | None:
 
 
 def areas(pid: int, within: tuple[int, int] | None = None, *, inode: int | None = None) -> Iterator[Area]:
-    """Every area of a process's address space, ascending; or those that have a part of `within`, a start and
-    an end; or those of files with that inode.
+    """Yield the areas of a process's address space, ascending.
 
-    Raises `VmmError` (it has ended), `UnavailableError`.
+    With `within`, a start and an end, only areas that overlap that range; with `inode`, only areas of files
+    with that inode.
+
+    Raises `VmmError` (the process has ended), `UnavailableError`.
     """
     first, behind = within or (0, 1 << 64)
     # A VMM has hundreds of areas, and is paused while they are read, or waited for.
@@ -134,14 +137,16 @@ def areas(pid: int, within: tuple[int, int] | None = None, *, inode: int | None 
 
 
 def find_mapping(pid: int, file_identity: tuple[int, int]) -> list[Mapping]:
-    """Where the process maps that file privately, by address; neighbours that only flags keep apart are one.
+    """Find where the process maps that file privately, by address.
 
-    To be called right after a VMM has loaded: what it later maps over a part of it (a balloon) is found by
-    comparing. `file_identity` is (device, inode), best from `identity_of`.
+    Neighbours that only flags separate are merged.
+
+    Call it right after a VMM has loaded: what the VMM maps over a part of the file later (a balloon) is found
+    by comparing. `file_identity` is (device, inode), best from `identity_of`.
 
     Raises `WrongStateError` when the process doesn't map the file, maps it shared (changes are in the file
-    then), or maps a part of it twice (which one the guest sees can't be told); `VmmError` when it has ended;
-    `UnavailableError` when its map can't be read.
+    then), or maps a part of it twice (the part that the guest sees is unknown then); `VmmError` when the
+    process has ended; `UnavailableError` when its map can't be read.
     """
     mappings: list[Mapping] = []
     for area in areas(pid, inode=file_identity[1]):

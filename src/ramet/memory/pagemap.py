@@ -72,11 +72,11 @@ class Run(msgspec.Struct, frozen=True, gc=False):
     file_offset: FileOffset
     length_bytes: int
     host_start: HostVirtual | None
-    """Where to read them; None: they are all zeros, and there is nothing to read."""
+    """The address of the pages; None for pages of zeros, of which nothing is read."""
 
 
 class _Now(Enum):
-    """What is mapped now where a mem-file was mapped before."""
+    """The kind of mapping that is now in the place of a mem-file's mapping."""
 
     THE_FILE = auto()
     ANONYMOUS = auto()
@@ -85,12 +85,12 @@ class _Now(Enum):
 
 
 def changed_runs(pid: int, mappings: Sequence[Mapping]) -> list[Run]:
-    """The pages in which the process differs from its mem-file, mapping by mapping; swapped ones included.
+    """List the pages in which the process differs from its mem-file, per mapping; swapped pages included.
 
-    Uses PAGEMAP_SCAN, or the page map where the kernel hasn't got it. The process must be paused, or the list
-    is out of date. A page that was written with what it already held is on the list too.
+    Uses PAGEMAP_SCAN, or the page map if the kernel has no PAGEMAP_SCAN. The process must be paused, or the
+    list is out of date. A page that was written with its old content is on the list too.
 
-    Raises `VmmError` when the process has ended, `UnavailableError` when the kernel doesn't permit a look.
+    Raises `VmmError` when the process has ended, `UnavailableError` when the kernel doesn't permit reading.
     """
     try:
         return changed_runs_by_scan(pid, mappings)
@@ -99,15 +99,15 @@ def changed_runs(pid: int, mappings: Sequence[Mapping]) -> list[Run]:
 
 
 def changed_runs_by_scan(pid: int, mappings: Sequence[Mapping]) -> list[Run]:
-    """`changed_runs` by PAGEMAP_SCAN alone.
+    """List changed pages as `changed_runs`, by PAGEMAP_SCAN alone.
 
-    Raises `UnavailableError` also where the kernel is older than 6.7.
+    Raises `UnavailableError` also on a kernel older than 6.7.
     """
     return _runs(pid, mappings, _list_by_scan)
 
 
 def changed_runs_by_pagemap(pid: int, mappings: Sequence[Mapping]) -> list[Run]:
-    """`changed_runs` by reading /proc/PID/pagemap alone, as any Linux since 3.5 can.
+    """List changed pages as `changed_runs`, by /proc/PID/pagemap alone, which every Linux since 3.5 has.
 
     Raises as `changed_runs` does.
     """
@@ -165,7 +165,7 @@ def _zeros(spans: _Spans, shift: int) -> list[Run]:
 
 
 def _pieces(mapping: Mapping, now: Iterable[Area]) -> Iterator[tuple[int, int, _Now]]:
-    """The mapping cut up by what is mapped there now; together the pieces are the whole mapping."""
+    """Cut the mapping up by what is mapped there now; together the pieces are the whole mapping."""
     position = int(mapping.host_start)
     for area in now:
         start, end = max(area.start, position), min(area.end, mapping.host_end)

@@ -1,7 +1,7 @@
 """Changed pages of a VMM, on their way to a file.
 
-Buffered pages are copied into ramet's memory while the guest is paused, and looked at and written when it
-goes on again. Live pages are read as they are written: for a VMM that ends afterwards, as large as it may be.
+Buffered pages are copied into ramet's memory while the guest is paused, and examined and written after it has
+been resumed. Live pages are read as they are written, for a VMM of any size that ends afterwards.
 
 Everything here may run in a worker thread.
 """
@@ -43,10 +43,10 @@ class Pages(Protocol):
 
     @property
     def changed_bytes(self) -> int:
-        """How many bytes changed, zeros included."""
+        """Number of changed bytes, zeros included."""
 
     def batches(self) -> Iterator[list[Stretch]]:
-        """The pages, ascending. The bytes in a batch are there until the next one is asked for."""
+        """Yield the pages, ascending. The bytes of a batch are valid until the next batch is requested."""
 
 
 class BufferedPages:
@@ -61,16 +61,16 @@ class BufferedPages:
 
     @property
     def changed_bytes(self) -> int:
-        """As `Pages.changed_bytes`."""
+        """Number of changed bytes, zeros included."""
         return sum(length for _, length, _ in self._pieces)
 
     @property
     def buffered_bytes(self) -> int:
-        """How much memory they take."""
+        """Memory that the buffered pages take."""
         return len(self._memory) if self._memory is not None else 0
 
     def batches(self) -> Iterator[list[Stretch]]:
-        """As `Pages.batches`. It is here that pages of zeros are recognised."""
+        """Yield the pages in batches (`Pages.batches`). Pages of zeros are recognised here."""
         batch: list[Stretch] = []
         length = 0
         for file_offset, length_bytes, position in sorted(self._pieces):
@@ -88,7 +88,7 @@ class BufferedPages:
             yield batch
 
     def close(self) -> None:
-        """Give the memory back. Any number of times."""
+        """Free the memory. More calls do nothing."""
         memory, self._memory, self._pieces = self._memory, None, []
         if memory is not None:
             try:
@@ -106,10 +106,10 @@ class BufferedPages:
 
 
 def buffer_pages(pid: int, runs: Sequence[Run]) -> BufferedPages:
-    """Copy what a paused process has at `runs` into memory of our own: as much as they are long, and no more.
+    """Copy a paused process's pages in `runs` into ramet's memory, which is as large as the runs.
 
     This is the work between a pause and a resume, so it does nothing else. Raises `UnavailableError` when
-    there isn't so much memory, or the kernel doesn't permit reading; `VmmError` when the process has ended;
+    there isn't enough memory, or the kernel doesn't permit reading; `VmmError` when the process has ended;
     `WrongStateError` when its memory isn't as listed. Nothing is kept then.
     """
     read = [run for run in runs if run.host_start is not None]
@@ -144,11 +144,11 @@ class LivePages:
 
     @property
     def changed_bytes(self) -> int:
-        """As `Pages.changed_bytes`."""
+        """Number of changed bytes, zeros included."""
         return sum(run.length_bytes for run in self._runs)
 
     def batches(self) -> Iterator[list[Stretch]]:
-        """As `Pages.batches`."""
+        """Yield the pages in batches (`Pages.batches`), each read from the process when requested."""
         buffer = bytearray(BUFFER_BYTES)
         whole = memoryview(buffer)
         address = address_of(buffer)
@@ -178,7 +178,7 @@ class _Piece(NamedTuple):
 
 
 def _groups(runs: Sequence[Run]) -> Iterator[list[_Piece]]:
-    """The runs, cut so that what is to be read of each group fits in the buffer."""
+    """Group the runs so that the bytes to read per group fit in the buffer; long runs are cut."""
     group: list[_Piece] = []
     room = BUFFER_BYTES
     for run in runs:
@@ -199,7 +199,7 @@ def _groups(runs: Sequence[Run]) -> Iterator[list[_Piece]]:
 
 
 def stretches(view: memoryview, file_offset: int) -> Iterator[Stretch]:
-    """The longest stretches of whole pages that are alike in being zeros or not."""
+    """Yield the longest stretches of whole pages that are all zeros or all not zeros."""
     begun, kind = 0, False
     for position, is_zero in _kinds(view):
         if position == 0:
@@ -212,7 +212,7 @@ def stretches(view: memoryview, file_offset: int) -> Iterator[Stretch]:
 
 
 def _kinds(view: memoryview) -> Iterator[tuple[int, bool]]:
-    """(position, all zeros?) of each page, or of a whole window of zeros at once."""
+    """Yield (position, all zeros?) for each page, or once for a whole window of zeros."""
     for start in range(0, len(view), _WINDOW_BYTES):
         # bytes compare and search within themselves at memcmp's speed, views don't.
         window = view[start : start + _WINDOW_BYTES].tobytes()

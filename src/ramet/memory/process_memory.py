@@ -25,11 +25,11 @@ _Verb = Literal["read", "write"]
 
 
 def read_memory(pid: int, starts: Sequence[int], lengths: Sequence[int], into: int) -> None:
-    """Copy ranges of a process's memory, one behind the other, to the address `into` of our own.
+    """Copy ranges of a process's memory, without gaps, to the address `into` of this process.
 
-    There has to be room for all of them. Other threads run meanwhile. Raises `UnavailableError` when the
-    kernel doesn't permit it, `VmmError` when the process has ended, `WrongStateError` when something of it
-    isn't mapped (any more); what is at `into` is undefined then.
+    There has to be room for all ranges. Other threads run meanwhile. Raises `UnavailableError` when the
+    kernel doesn't permit it, `VmmError` when the process has ended, `WrongStateError` when a range isn't
+    mapped (any more); the content at `into` is undefined then.
     """
     _move("read", pid, starts, lengths, into)
 
@@ -44,7 +44,7 @@ def write_memory(pid: int, starts: Sequence[int], lengths: Sequence[int], from_:
 
 
 def address_of(buffer: bytearray | mmap.mmap) -> int:
-    """Where our own memory of that writable buffer begins; good for as long as the buffer is there."""
+    """Return the address of a writable buffer of this process, valid as long as the buffer exists."""
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 

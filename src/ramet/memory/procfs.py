@@ -20,10 +20,10 @@ PTRACE_HINT: Final = (
 
 @contextmanager
 def process_errors(pid: int, action: str) -> Iterator[None]:
-    """Turn errors of /proc and of ptrace-like calls inside into ramet's: ended, not permitted, not Linux.
+    """Turn errors of /proc and of ptrace-like calls inside into ramet's errors.
 
-    `VmmError` when the process has ended, `UnavailableError` when the kernel or its permissions are in the
-    way.
+    `VmmError` when the process has ended, `UnavailableError` when the kernel or its permissions prevent the
+    action.
     """
     try:
         yield
@@ -42,9 +42,9 @@ def process_errors(pid: int, action: str) -> Iterator[None]:
 
 
 def read_proc(pid: int, name: str, action: str) -> bytes:
-    """The whole of /proc/PID/NAME, which is never empty for a process that still has memory.
+    """Read /proc/PID/NAME, which is never empty for a process that still has memory.
 
-    Raises `VmmError` when the process has ended (waiting to be reaped counts), else `UnavailableError`.
+    Raises `VmmError` when the process has ended (a zombie counts), else `UnavailableError`.
     """
     with process_errors(pid, action):
         content = Path(f"/proc/{pid}/{name}").read_bytes()

@@ -1,13 +1,13 @@
-"""Where a VMM has its guest's RAM, and what changed in it.
+"""The place of a guest's RAM in its VMM, and the changes in it.
 
-Ranges are noted once, right after a load or a boot, and kept: what is mapped over a part of them later (a
-balloon, also one at an edge) is found by comparing.
+Ranges are noted once, right after a load or a boot, and kept: a mapping that is mapped over a part of them
+later (a balloon, also at an edge) is found by comparing.
 
-A VMM that booted without a mem-file has RAM in anonymous memory. Above a gap below 4 GiB RAM has several
-regions, and they needn't lie in the order in which a mem-file has them: Firecracker 1.12 puts the upper one
-first. The kernel shows neighbours that are alike as one area, and not only regions: the heap of one of the
-VMM's threads may be a part of it. So lengths prove nothing. The ACPI tables that the VMM itself put into low
-memory do (`acpi`), and what they don't prove isn't taken for RAM.
+A VMM that booted without a mem-file has RAM in anonymous memory. Because of a gap below 4 GiB, larger RAM has
+several regions, and their order in memory needn't be that of a mem-file: Firecracker 1.12 puts the upper
+region first. The kernel shows neighbours that are alike as one area, and not only regions: the heap of a
+VMM's thread may be a part of it. So lengths prove nothing. The ACPI tables that the VMM itself put into low
+memory do (`acpi`), and memory that they don't prove isn't taken for RAM.
 
 Sources: Firecracker's `src/vmm/src/arch/x86_64/mod.rs` (`arch_memory_regions`), `src/vmm/src/acpi/mod.rs`.
 """
@@ -33,12 +33,13 @@ _UNPROVED: Final = (
 
 
 def locate_ram(pid: int, *, mem: FileIdentity | None, regions: Sequence[int]) -> tuple[RamRange, ...]:
-    """Where the process has its guest's RAM, by file offset; all of a mem-file, each byte once.
+    """Find the guest's RAM in the process, by file offset: all of a mem-file, each byte once.
 
-    With `mem`, the private mappings of that file. Without, anonymous memory, whose regions have the lengths
-    `regions` (bytes) in the order of a mem-file. Call it right after the VMM has loaded or booted.
+    With `mem`, the RAM is the private mappings of that file. Without, it is anonymous memory, whose regions
+    have the lengths `regions` (bytes) in the order of a mem-file. Call it right after the VMM has loaded or
+    booted.
 
-    Raises `WrongStateError` when it can't be told for sure, `VmmError` when the process has ended,
+    Raises `WrongStateError` when the place isn't certain, `VmmError` when the process has ended,
     `UnavailableError` when its map can't be read.
     """
     if mem is not None:
@@ -69,10 +70,10 @@ def locate_ram(pid: int, *, mem: FileIdentity | None, regions: Sequence[int]) ->
 
 
 def changed_pages(pid: int, ram: Sequence[RamRange], mem: FileIdentity | None) -> list[Run]:
-    """What in those ranges differs from the mem-file `mem`, in no particular order; see `changed_runs`.
+    """List the pages of those ranges that differ from the mem-file `mem`, unordered; see `changed_runs`.
 
-    With None, RAM that never had a mem-file: what is there at all. What isn't there is zeros, and isn't
-    listed. The process must be paused. Raises as `changed_runs` does.
+    Without `mem`, the RAM never had a mem-file: the pages that exist are listed. All others are zeros. The
+    process must be paused. Raises as `changed_runs` does.
     """
     identity = mem or ANONYMOUS
     runs = changed_runs(
@@ -88,7 +89,7 @@ def changed_pages(pid: int, ram: Sequence[RamRange], mem: FileIdentity | None) -
 
 
 def ram_bytes(ram: Sequence[RamRange]) -> int:
-    """The size of the mem-file that these ranges make up."""
+    """Return the size of the mem-file that these ranges make up."""
     return sum(piece.length_bytes for piece in ram)
 
 
@@ -105,9 +106,9 @@ def _require_whole(pid: int, ranges: Sequence[RamRange], expected_bytes: int) ->
 
 
 def _layouts(anonymous: Sequence[Area], regions: Sequence[int]) -> Iterator[tuple[RamRange, ...]]:
-    """Every way in which regions of these lengths can lie in areas that hold nothing else.
+    """Yield every way in which regions of these lengths can lie in areas that hold nothing else.
 
-    The kernel shows neighbours that are alike as one area, so one may hold several, in any order.
+    The kernel shows neighbours that are alike as one area, so an area may hold several regions, in any order.
     """
     if not 0 < len(regions) <= _MOST_REGIONS:
         return
@@ -148,8 +149,10 @@ class _Span(NamedTuple):
 def _layouts_inside(
     pid: int, anonymous: Sequence[Area], regions: Sequence[int]
 ) -> Iterator[tuple[RamRange, ...]]:
-    """As `_layouts`, in areas that hold something else besides: the lowest region where the guest's tables
-    say that it is, the others where there is one place left that they fit into, to the byte.
+    """Yield layouts in areas that hold something else besides.
+
+    The lowest region is where the guest's tables say. Each other region is in the only free span that it fits
+    into, to the byte.
     """
     if not 0 < len(regions) <= _MOST_REGIONS:
         return
@@ -164,7 +167,10 @@ def _layouts_inside(
 
 
 def _others(free: list[_Span], regions: Sequence[int]) -> list[RamRange] | None:
-    """The regions behind the first. None where one has no place, or more than one: nothing tells which."""
+    """Place the regions above the first.
+
+    None if a region fits nowhere or in several spans, which proves nothing.
+    """
     placed, offset = [], regions[0]
     for length in regions[1:]:
         fitting = [span for span in free if span.end - span.start >= length]

@@ -33,7 +33,7 @@ class Chunk:
 @exported
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """The end of a command: by itself with a code, or by a signal; `timed_out`: its limit ended it."""
+    """The end of a command: an exit code, or a signal. `timed_out` is true if its time ran out."""
 
     exit_code: int | None
     signal: int | None

@@ -8,27 +8,27 @@ from ramet.model.schema import Receipt
 
 
 class DemoFork(msgspec.Struct, frozen=True, kw_only=True):
-    """One fork of the demo: its receipt, and the digests of the data in its RAM."""
+    """A fork of the demo: its receipt, and the digests of the data in its RAM."""
 
     receipt: Receipt
     inherited_digest: str
     own_digest: str
-    """After it has overwritten a part."""
+    """The digest after the fork overwrote a part of the data."""
     guest_private_bytes: int
-    """Guest RAM that is its own at the end."""
+    """The guest RAM that only this fork has, at the end."""
 
 
 class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the demo did and found. `failed_checks` is empty when all is as it should be."""
+    """The result of `demo`. `failed_checks` is empty if everything is as it should be."""
 
     forks: list[DemoFork]
     failed_checks: list[str]
     original_digest: str
     template_digest: str
-    """Of the template's mem-file, the same before and after."""
+    """The digest of the template's mem-file, the same before and after the forks."""
     if_copied_bytes: int
-    """What the forks' memory would occupy if each had a copy: their number times the mem-file's blocks."""
+    """The memory of the forks if each had a copy: their number times the blocks of the mem-file."""
     in_fact_bytes: int
-    """What it occupies: the mem-file's blocks once, and the pages that each fork has changed."""
+    """The memory that the forks occupy: the blocks of the mem-file once, and the pages each fork changed."""
     fork_ms: float
     total_ms: float

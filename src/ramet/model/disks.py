@@ -1,7 +1,6 @@
-"""Data disks as a user asks for them: `SIZE`, or `SIZE:PATH` for one with a filesystem, mounted at PATH.
+"""Data disks as users write them: `SIZE`, or `SIZE:PATH` for a disk with a filesystem mounted at PATH.
 
-Pure: what is asked for is checked against what a guest can have, and turned into the words that its kernel
-passes on to the agent.
+Pure functions: they check the disks that a user wants, and write them as kernel arguments for the agent.
 """
 
 from __future__ import annotations
@@ -22,20 +21,21 @@ SMALLEST_FILESYSTEM_BYTES: Final = 16 * MIB
 LARGEST_DISK_BYTES: Final = 16 * TIB
 MOST_DISKS: Final = 8
 LONGEST_PATH_BYTES: Final = 128
-"""Eight of them fit into a kernel's command line (COMMAND_LINE_SIZE is 2048) beside what else is there."""
+"""Eight such paths fit into a kernel's command line (COMMAND_LINE_SIZE is 2048) with the other arguments."""
 
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9._+@%~,-]+", re.ASCII)
 _SYSTEM: Final = frozenset(
     {"/bin", "/etc", "/init", "/lib", "/run", "/sbin", "/usr", "/usr/bin", "/usr/sbin"}
 )
-"""Where a disk would hide what the guest is made of. Below them it may lie."""
+"""Directories that a disk would hide and that the guest needs. A path below them is allowed."""
 _NOT_BELOW: Final = ("/dev", "/etc/ramet", "/lib/modules", "/proc", "/run/ramet", "/sys")
 """The kernel's own trees and the agent's."""
 
 
 class NewDisk(NamedTuple):
-    """One disk that is asked for. `path`: where the built-in image's guest has a filesystem on it mounted;
-    None: it is a raw device.
+    """A disk that a user wants.
+
+    The guest of the built-in image mounts its filesystem at `path`; None stands for a raw device.
     """
 
     size_bytes: int
@@ -43,9 +43,9 @@ class NewDisk(NamedTuple):
 
 
 def parse_disk(text: str | int) -> NewDisk:
-    """What `SIZE` or `SIZE:PATH` asks for; a plain number is bytes.
+    """Parse `SIZE` or `SIZE:PATH`; a plain number is bytes.
 
-    Raises `UsageError` for a size that can't be and for a path at which no disk can be mounted.
+    Raises `UsageError` for an impossible size, and for a path at which no disk can be mounted.
     """
     if isinstance(text, int):
         size_bytes, path = text, None
@@ -64,7 +64,10 @@ def parse_disk(text: str | int) -> NewDisk:
 
 
 def parse_disks(texts: Iterable[str | int]) -> tuple[NewDisk, ...]:
-    """All disks of one guest. Raises `UsageError` as `parse_disk`, for too many, and for two in one place."""
+    """Parse all disks of a guest.
+
+    Raises `UsageError` as `parse_disk`, for too many disks, and for two at the same path.
+    """
     disks = tuple(parse_disk(text) for text in texts)
     if len(disks) > MOST_DISKS:
         raise UsageError(f"{len(disks)} disks can't be", hint=f"give it {MOST_DISKS} at most")
@@ -76,9 +79,10 @@ def parse_disks(texts: Iterable[str | int]) -> tuple[NewDisk, ...]:
 
 
 def check_mount_point(path: str) -> str:
-    """`path` in its one spelling. Raises `UsageError` when no disk can be mounted there.
+    """Return `path` in its normal spelling. Raises `UsageError` when no disk can be mounted there.
 
-    It goes through the kernel's command line, which has no escapes: what would need one is refused.
+    The path goes through the kernel's command line, which has no escapes: characters that need one are
+    refused.
     """
     parts = path.strip("/").split("/")
     if not path.startswith("/") or parts == [""] or len(path.encode()) > LONGEST_PATH_BYTES:
@@ -101,7 +105,7 @@ def check_mount_point(path: str) -> str:
 
 
 def mounted(disks: Sequence[Disk], wanted: Sequence[NewDisk]) -> tuple[Disk, ...]:
-    """A machine's disks with the paths that were asked for."""
+    """Return a machine's disks with the paths that the user wants."""
     if not wanted:
         return tuple(disks)
     return tuple(
@@ -110,10 +114,10 @@ def mounted(disks: Sequence[Disk], wanted: Sequence[NewDisk]) -> tuple[Disk, ...
 
 
 def mount_arguments(disks: Sequence[Disk]) -> str:
-    """The kernel arguments that tell a guest's agent which disk to mount where: `ramet.disk=N,SERIAL:PATH`.
+    """Return the kernel arguments that tell the agent which disk to mount where: `ramet.disk=N,SERIAL:PATH`.
 
-    N counts the machine's disks from 0, for a VMM whose disks have no serial of ours. Sorted by path, so that
-    what lies below another comes after it.
+    N counts the machine's disks from 0, for a VMM whose disks have no serial. The arguments are sorted by
+    path, so a mount point below another one comes after it.
     """
     placed = sorted((disk.path, number, disk.name) for number, disk in enumerate(disks) if disk.path)
     return " ".join(f"ramet.disk={number},{name}:{path}" for path, number, name in placed)

@@ -1,4 +1,4 @@
-"""The report of `ramet doctor`: what this machine can do, and why not."""
+"""The report of `ramet doctor`: the guests that this machine can run, and the obstacles."""
 
 from typing import Literal
 
@@ -9,30 +9,30 @@ from ramet.surface import exported
 
 @exported
 class DriverReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a driver can run guests on this machine."""
+    """A driver, and the guests that it can run on this machine."""
 
     name: str
     usable: bool
-    """For Linux guests."""
+    """True if the driver runs Linux guests here."""
     version: str | None
     accelerator: str | None
-    """What `--accel auto` means here: `kvm` or `tcg` (emulation)."""
+    """The meaning of `--accel auto` here: `kvm` or `tcg` (emulation)."""
     reason: str | None
-    """Why it isn't usable."""
+    """The reason why the driver isn't usable."""
     guests: list[str]
-    """What it can run here: `linux`, `bare-metal`."""
+    """The kinds of guests that it can run here: `linux`, `bare-metal`."""
 
 
 @exported
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that `doctor` looked at."""
+    """A result of `doctor`, about one part of the machine."""
 
     name: str
     ok: bool | None
-    """Null: it works, with a loss. False: without it there is no guest, or no fork."""
+    """Null if ramet works with a loss; false if it can't run or fork guests without this part."""
     found: str
     advice: str | None
-    """What to do about it, or null when there is nothing to do."""
+    """The remedy; null if none is needed."""
     status: Literal["ok", "warning", "missing"]
     """`ok` in a word."""
     detail: str
@@ -43,7 +43,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 @exported
 class DoctorReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What this machine can do. `ok`: at least one driver is usable."""
+    """The result of `doctor`. `ok` is true if at least one driver is usable."""
 
     ok: bool
     drivers: list[DriverReport]

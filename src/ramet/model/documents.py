@@ -1,6 +1,4 @@
-"""The JSON documents of verbs whose Python method returns no shape: the command line's, and any other front
-end's.
-"""
+"""The JSON documents of verbs whose Python method returns no shape, for every front end."""
 
 from __future__ import annotations
 
@@ -15,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class ErrorDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What every verb prints when it fails."""
+    """The document of every verb that fails."""
 
     error: ErrorShape
 
 
 class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`exec`: how a command in the guest ended and what it wrote. Bytes that aren't UTF-8 are replaced."""
+    """`exec`: the end and the output of a command in the guest. Bytes that aren't UTF-8 are replaced."""
 
     exit_code: int | None
-    """Null when a signal ended it."""
+    """Null if a signal ended the command."""
     signal: int | None
     stdout: str
     stderr: str
 
 
 def command_result(result: ExecResult) -> CommandResult:
-    """The document of a command that ended."""
+    """Make the document of a command that ended."""
     return CommandResult(
         exit_code=result.exit_code,
         signal=result.signal,
@@ -44,17 +42,17 @@ class Spawned(msgspec.Struct, frozen=True, kw_only=True):
     """`exec -d`: a command that nobody waits for."""
 
     pid: int
-    """In the guest."""
+    """The process id in the guest."""
 
 
 class RunResult(Instance, frozen=True, kw_only=True):
-    """`run IMAGE -- CMD`: the instance, and what the command left behind."""
+    """`run IMAGE -- CMD`: the instance, and the result of the command."""
 
     command: CommandResult
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """The place of a reference that failed, where a verb was given several."""
+    """A reference that failed, at its place among several."""
 
     reference: str
     error: ErrorShape
@@ -62,14 +60,14 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PartlyRemoved(msgspec.Struct, frozen=True, kw_only=True):
-    """`rm` when something couldn't be removed."""
+    """`rm` if some removals failed."""
 
     removed: list[str]
     failed: list[Failure]
 
 
 class LogDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """`logs`: the end of the log; with `-f` one document for each piece that is added."""
+    """`logs`: the end of the log; with `-f` one document per added piece."""
 
     id: str
     text: str

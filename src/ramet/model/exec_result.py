@@ -69,8 +69,10 @@ class Collector:
         self._output = {"stdout": bytearray(), "stderr": bytearray()}
 
     def take(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
-        """Keep a piece of output. Raises `GuestError` if the output exceeds the limit: the caller leaves the
-        command's block, which kills the command.
+        """Keep a piece of output.
+
+        Raises `GuestError` if the output exceeds the limit. The caller then leaves the command's block, which
+        kills the command.
         """
         self._output[stream].extend(data)
         if sum(map(len, self._output.values())) > self._max_output_bytes:
@@ -80,7 +82,7 @@ class Collector:
             )
 
     def result(self, end: ExitStatus) -> ExecResult:
-        """The result of the command, which ended like this. Raises `ExecTimeoutError` if its time ran out."""
+        """Return the result of a command with this end. Raises `ExecTimeoutError` if its time ran out."""
         if end.timed_out:
             raise ExecTimeoutError(
                 f"{self._argv[0]} didn't end within {self._timeout_s or 0:g} s and was killed"

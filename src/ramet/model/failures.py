@@ -7,10 +7,10 @@ from ramet.model.schema import ErrorShape
 
 
 def error_shape(error: Exception, *, internal: bool = False) -> ErrorShape:
-    """The shape of an error.
+    """Return the shape of an error.
 
-    An error that is neither ramet's nor the system's is shown with its type; with `internal` it is called an
-    internal error, and its hint says how to see where it came from.
+    An error outside ramet's tree and the system's is shown with its type. With `internal` it is called an
+    internal error, and its hint says how to get a traceback.
     """
     if isinstance(error, RametError):
         return ErrorShape(code=error.code, message=error.message, hint=error.hint)

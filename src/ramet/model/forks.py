@@ -47,7 +47,7 @@ N_co = TypeVar("N_co", bound=Named, covariant=True)
 V = TypeVar("V", bound=RunsCommands)
 Remove = Callable[[Iterable[V]], Awaitable[None]]
 ReadStdin = Callable[[Source, int], Awaitable[bytes]]
-"""Reads a source whole: at most so many bytes, else `UsageError`."""
+"""Reads all of a source, up to a number of bytes; raises `UsageError` for more."""
 
 
 @exported
@@ -60,10 +60,10 @@ class InstanceName(msgspec.Struct, frozen=True, kw_only=True):
 
 @exported
 class ForkError(PartlyFailedError, Generic[N_co]):
-    """Some forks of one call failed.
+    """Some forks of a call failed.
 
-    `forks` are those that live, `errors` what became of the others, by name. Pickled, `forks` become their
-    ids and names, as `InstanceName`: handles stay with their Host. `Host.get` there gives others.
+    `forks` are the living forks; `errors` are the errors of the others, by name. In a pickle, `forks` become
+    ids and names (`InstanceName`), because handles stay with their Host. `Host.get` returns new handles.
     """
 
     def __init__(self, forks: Sequence[N_co], errors: dict[str, Exception]) -> None:
@@ -82,10 +82,10 @@ class ForkError(PartlyFailedError, Generic[N_co]):
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that can be pickled: itself, or an error of ramet's tree with the same words."""
+    """Return an error that can be pickled: `error`, or a `RametError` with its words."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # somebody else's class: its words go on, and its kind is named
+    except Exception:  # another package's class: its words are kept, with the name of its type
         return RametError(f"{type(error).__name__}: {error}")
     return error
 
@@ -93,9 +93,9 @@ def _portable(error: Exception) -> Exception:
 @exported
 @calls_into_host()
 class Forks(Handle, list[V]):
-    """Instances made by one `fork` call, in order.
+    """The instances that a `fork` call made, in order.
 
-    As a context it removes at its end those that weren't kept or detached.
+    As a context, it removes the instances at its end, except those that were kept or detached.
     """
 
     def __init__(self, vms: Iterable[V], remove: Remove[V], calls: Calls, read_stdin: ReadStdin) -> None:
@@ -123,18 +123,17 @@ class Forks(Handle, list[V]):
         user: str | int | None = None,
         timeout: float | None = None,
     ) -> list[ExecResult | Exception]:
-        """Run the same program in all of them at once: a result, or the exception that took its place, for
-        each in order.
+        """Run a program in all instances at once; return a result or an exception per instance, in order.
 
-        A `stdin` that is a file is read once, at most 64 MiB, and given to each. Errors of what is asked for
-        itself are raised.
+        A `stdin` that is a file is read once, up to 64 MiB, and passed to each instance. Errors in the
+        arguments are raised.
         """
         given = None if stdin is None else await self._read_stdin(stdin, DEFAULT_MAX_OUTPUT_BYTES)
         results: list[ExecResult | Exception | None] = [None] * len(self)
 
         async def run(index: int, vm: V | Exception) -> None:
             if isinstance(vm, Exception):
-                results[index] = vm  # asked for with return_exceptions: there is no such fork
+                results[index] = vm  # the fork failed, and the caller set return_exceptions
                 return
             try:
                 results[index] = await vm.exec(
@@ -151,9 +150,9 @@ class Forks(Handle, list[V]):
 
 @exported
 class ForkCall(Handle, Generic[V]):
-    """A fork that has been asked for: awaiting it, or entering it as a context, makes it happen, once.
+    """A call of `fork` that hasn't begun: `await` or `async with` runs it, once.
 
-    `make` gives a handle or an error for each fork, by name, in order.
+    `make` returns a handle or an error per fork, by name, in order.
     """
 
     def __init__(

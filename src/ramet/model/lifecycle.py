@@ -22,11 +22,11 @@ class State(StrEnum):
     FAILED = "failed"
     REMOVED = "removed"
     UNREADABLE = "unreadable"
-    """Its record can't be read. Only shown, never kept: nothing is known of it, and nothing is done to it."""
+    """The record can't be read. The state is shown but never stored, and ramet leaves the instance alone."""
 
 
 class Move(StrEnum):
-    """What can be asked of an instance that changes its state."""
+    """A request that changes the state of an instance."""
 
     BOOT = "boot"
     PAUSE = "pause"
@@ -96,15 +96,15 @@ _ALREADY: Final = {
 
 
 def next_step(state: State, name: str) -> str:
-    """What a user can do about an instance that is in `state`."""
+    """Return a hint for an instance that is in `state`."""
     return _NEXT_STEP[state].format(name=name)
 
 
 def transition(state: State, move: Move, *, name: str) -> State:
-    """The state after `move`. The only place in which a state comes from another.
+    """Return the state after `move`. No other function derives a state from another.
 
-    Raises `WrongStateError`, naming the instance, its state and the next step, when the move isn't open from
-    `state`.
+    Raises `WrongStateError`, which names the instance, its state and the next step, when `state` doesn't
+    allow the move.
     """
     allowed, result = _MOVES[move]
     if state not in allowed:
@@ -119,5 +119,5 @@ def transition(state: State, move: Move, *, name: str) -> State:
 
 
 def article(state: State) -> str:
-    """`a template`, but `running`: states as they stand in a sentence."""
+    """Return a state as it stands in a sentence: `a template`, but `running`."""
     return "a template" if state is State.TEMPLATE else state.value

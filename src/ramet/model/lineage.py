@@ -1,4 +1,4 @@
-"""Who was forked from whom, as a forest."""
+"""The forks of each instance, as a forest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ramet.model.schema import Instance, LineageNode
 
 
 def forest(instances: Iterable[Instance]) -> list[LineageNode]:
-    """The instances as trees, oldest first. One whose parent is gone is a root of its own."""
+    """Return the instances as trees, oldest first. An instance without an existing parent is a root."""
     ordered = sorted(instances, key=lambda instance: (instance.created_at, instance.name))
     known = {instance.id for instance in ordered}
     children: dict[str | None, list[Instance]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Names and references: which names are legal, how free ones are found, how a reference is resolved."""
+"""Names and references: legal names, free names, and the resolution of a reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ramet.errors import NotFoundError, UsageError
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.IGNORECASE | re.ASCII)
 _MOST_CHARACTERS: Final = 63
-"""It is its guest's hostname, too (RFC 1123, section 2.1, by RFC 1035's labels)."""
+"""The name is also the guest's hostname (RFC 1123, section 2.1, with RFC 1035's labels)."""
 ID_DIGITS: Final = 12
 _SHORTEST_PREFIX: Final = 4
 
@@ -67,10 +67,10 @@ NamedT = TypeVar("NamedT", bound=Named)
 
 
 def check_name(name: str) -> str:
-    """`name` itself when it is legal: 1 to 63 letters, digits, `-`, `_`, `.`, beginning with a letter or
-    digit.
+    """Return `name` if it is legal.
 
-    Raises `UsageError` otherwise.
+    A legal name has 1 to 63 letters, digits, `-`, `_` or `.`, and begins with a letter or digit. Raises
+    `UsageError` otherwise.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -81,12 +81,12 @@ def check_name(name: str) -> str:
 
 
 def new_id() -> str:
-    """A fresh instance id: 12 hex digits."""
+    """Return a fresh instance id: 12 hex digits."""
     return secrets.token_hex(ID_DIGITS // 2)
 
 
 def invent_name(taken: Iterable[str]) -> str:
-    """A name for an instance that was given none, such as `brisk-aspen`, not among `taken`."""
+    """Invent a name that isn't in `taken`, such as `brisk-aspen`."""
     used = set(taken)
     for _ in range(64):
         name = f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_PLANTS)}"
@@ -96,11 +96,11 @@ def invent_name(taken: Iterable[str]) -> str:
 
 
 def fork_names(count: int, *, name: str | None, source: str, taken: Iterable[str]) -> list[str]:
-    """The names of `count` forks: `X` for one, `X-1 … X-N` for more, else the source's name and free numbers.
+    """Return the names of `count` forks: `X`, or `X-1 … X-N`, or the source's name with free numbers.
 
-    Names that the caller asked for are returned even if taken (the store then refuses them); numbers of an
-    unnamed fork skip taken ones, and a source's name that gets too long with one (a fork of a fork of a
-    fork…) is cut short. Raises `UsageError` for a name that isn't legal, with its number.
+    A name that the caller wants is returned even if it is taken: the store then refuses it. Without a name,
+    numbers that are taken are skipped, and a source's name that is too long with a number is cut short.
+    Raises `UsageError` for a name that isn't legal, with its number.
     """
     if name is not None:
         check_name(name if count == 1 else f"{name}-{count}")
@@ -117,10 +117,10 @@ def fork_names(count: int, *, name: str | None, source: str, taken: Iterable[str
 
 
 def resolve(reference: str, candidates: Sequence[NamedT]) -> NamedT:
-    """The candidate that `reference` names: by exact name, else id, else unique id prefix of at least 4
-    digits.
+    """Return the candidate that `reference` names.
 
-    Raises `NotFoundError`, with near misses in its hint; `UsageError` when a prefix fits several.
+    The order is: exact name, id, unique first digits of an id (at least 4). Raises `NotFoundError`, with near
+    misses in its hint; `UsageError` when the first digits fit several ids.
     """
     for candidate in candidates:
         if candidate.name == reference:
@@ -140,5 +140,5 @@ def resolve(reference: str, candidates: Sequence[NamedT]) -> NamedT:
     near = difflib.get_close_matches(reference, [c.name for c in candidates], n=1)
     raise NotFoundError(
         f"no instance {reference!r}",
-        hint=f"did you mean {near[0]}?" if near else "`ramet ps -a` lists what there is",
+        hint=f"did you mean {near[0]}?" if near else "`ramet ps -a` lists all instances",
     )

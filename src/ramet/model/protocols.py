@@ -1,6 +1,6 @@
-"""The asynchronous API as types: what `ramet.Host` and its handles do, wherever their instances run.
+"""The asynchronous API as types: `ramet.Host` and its handles, on any machine.
 
-`ramet.api` has these Protocols' only implementation, on this machine; mypy holds it to them, and a test
+`ramet.api` is the only implementation of these Protocols, for this machine. mypy checks it, and a test
 compares the signatures. The docstrings there are the contract. A Protocol has no paths of the host
 (`Host.home`, `VM.directory`), which mean nothing on another machine.
 """
@@ -57,7 +57,7 @@ class Process(Protocol):
 
 
 class Forks(Collection["VM"], Protocol):
-    """The forks of one call, in order. As a context it removes those that weren't kept or detached."""
+    """The forks of a call, in order. As a context, it removes those that weren't kept or detached."""
 
     @overload
     def __getitem__(self, index: SupportsIndex, /) -> VM: ...
@@ -83,7 +83,7 @@ class Forks(Collection["VM"], Protocol):
 
 
 class ForkCall(Protocol):
-    """A fork that has been asked for: awaiting it, or entering it as a context, makes it happen, once."""
+    """A call of `fork` that hasn't begun: `await` or `async with` runs it, once."""
 
     def __await__(self) -> Generator[Any, None, Forks]: ...
 

@@ -1,6 +1,6 @@
-"""What the store keeps of an instance.
+"""The record of an instance in the store.
 
-Counts, links, sizes and liveness aren't kept: they are derived when read (I6).
+Counts, links, sizes and liveness aren't stored: ramet derives them at each read (I6).
 """
 
 from __future__ import annotations
@@ -12,27 +12,31 @@ import msgspec
 from ramet.model.lifecycle import Move, State, transition
 
 Guest = Literal["linux", "bare-metal"]
-"""What kind of program boots: it decides about devices, boot arguments and what KVM has to be able to do."""
+"""The kind of program that boots. It decides about devices, boot arguments and the demands on KVM."""
 
 
 class ProcessRef(msgspec.Struct, frozen=True):
-    """One process, for ever: its pid in its own PID namespace, and its start time in clock ticks after boot
-    `boot_id`, as the initial time namespace counts them.
+    """A process that is never confused with a later one.
+
+    The pid is that in the process's own PID namespace. The start time is in clock ticks after boot `boot_id`,
+    as the initial time namespace counts them.
     """
 
     pid: int
     started: int
     boot_id: str
     pid_namespace: int = 0
-    """The inode of its PID namespace (namespaces(7)). 0: written before this was noted, or by a kernel that
-    has none; the reader's own is meant.
+    """The inode of its PID namespace (namespaces(7)). 0 stands for the reader's own namespace: in records of
+    an older ramet, or of a kernel without namespaces.
     """
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
-    """A writable data disk. `file` is a name in the instance's directory; `backing` are those of the frozen
-    files that it lies over, the lowest first; `path` is where the built-in image's guest has its filesystem
-    mounted, or null: then it has none of ours.
+    """A writable data disk.
+
+    `file` is a name in the instance's directory. `backing` are the names of the frozen files below it, the
+    lowest first. `path` is the mount point of its filesystem in the guest of the built-in image; null without
+    a filesystem that ramet made.
     """
 
     name: str
@@ -44,7 +48,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):
-    """A network interface. `tap` is the TAP device of the host that it is connected to."""
+    """A network interface, connected to the TAP device `tap` of the host."""
 
     name: str
     tap: str
@@ -52,13 +56,13 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The virtual machine that a VMM is to make. A restored one has to be equal to the one that was saved,
-    but for the names of its files and TAP devices.
+    """The virtual machine that a VMM makes.
 
-    `kernel_arguments` is the guest kernel's command line; `agent_ports` is how many clients can talk to its
-    agent at once over virtio-serial, 0 where it is reached over vsock. With `track_changes` the VMM keeps its
-    own list of changed pages from the beginning, with `metrics` counters of its own, which it writes down
-    every minute. `balloon_bytes` is what a balloon takes from the guest at first; null: there is no balloon.
+    A restored machine is equal to the saved machine, except for the names of files and TAP devices.
+    `kernel_arguments` is the guest kernel's command line. `agent_ports` is the number of clients that can
+    talk to the agent at once over virtio-serial; 0 stands for vsock. With `track_changes` the VMM keeps its
+    own list of changed pages from the beginning. With `metrics` the VMM writes counters every minute.
+    `balloon_bytes` is the memory that a balloon takes from the guest at first; null stands for no balloon.
     """
 
     accelerator: str
@@ -77,7 +81,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostCpu(msgspec.Struct, frozen=True, kw_only=True):
-    """The processor of a host, as a guest that was saved on it under KVM knows it."""
+    """The processor of a host, as a guest under KVM sees it."""
 
     name: str
     kind: str
@@ -85,7 +89,7 @@ class HostCpu(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[str, ...]
 
     def missing(self, other: HostCpu) -> str | None:
-        """Why a guest that was saved on this one can't go on on `other`, or None when it can."""
+        """Return the reason why a guest saved here can't run on `other`; None if it can."""
         if self.kind != other.kind:
             return f"it has {other.name or other.kind}"
         lacking = sorted(set(self.features) - set(other.features))
@@ -95,8 +99,9 @@ class HostCpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RamRange(msgspec.Struct, frozen=True):
-    """A part of guest RAM in a VMM's address space: `length_bytes` from `host_start` on, which a mem-file has
-    from `file_offset` on.
+    """A part of guest RAM in a VMM's address space.
+
+    It is `length_bytes` long, begins at `host_start`, and lies in a mem-file at `file_offset`.
     """
 
     host_start: int
@@ -105,8 +110,10 @@ class RamRange(msgspec.Struct, frozen=True):
 
 
 class RamRegion(msgspec.Struct, frozen=True):
-    """A part of guest RAM as the guest sees it: `length_bytes` from the guest-physical `guest_start` on,
-    which a mem-file has from `file_offset` on.
+    """A part of guest RAM as the guest sees it.
+
+    It is `length_bytes` long, begins at the guest-physical address `guest_start`, and lies in a mem-file at
+    `file_offset`.
     """
 
     guest_start: int
@@ -120,34 +127,34 @@ class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessRef
     mem_device: int
     mem_inode: int
-    """The mem-file that it has mapped, as `stat` names it, whatever lies under that name now. 0: none, its
-    guest's RAM is anonymous memory.
+    """The inode of the mem-file that the VMM has mapped. The name may belong to another file now. 0 stands
+    for anonymous memory.
     """
     ram: tuple[RamRange, ...] = ()
-    """Where it has its guest's RAM, noted right after it was started: what it later maps over a part of that
-    (a balloon does) is found by comparing.
+    """The places of guest RAM right after the start of the VMM. A comparison finds what the VMM maps over a
+    part of it later, as for a balloon.
     """
     console_start: int = 0
-    """The length that the console's log had by then: what lies before is an earlier VMM's."""
+    """The length of the console's log at the start of this VMM; earlier VMMs wrote what is before."""
 
 
 Job = Literal["start", "stop", "pause", "resume", "template", "capture", "standby", "restore", "rewind"]
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of an instance that is under way.
+    """A change of an instance that isn't complete.
 
-    When `by` has died, it is finished or undone by the next process.
+    If `by` has died, the next ramet process completes or undoes the change.
     """
 
     what: Job
     by: ProcessRef
     staged: int | None = None
-    """The inode of the directory that is to become the instance's: its VMM is the record's already."""
+    """The inode of the directory that becomes the instance's. The record already has its VMM."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One instance as the store keeps it."""
+    """An instance in the store."""
 
     id: str
     name: str
@@ -158,38 +165,38 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     kernel_version: str
     parent: str | None
     snapshot: str | None = None
-    """The snapshot that it was forked from."""
+    """The id of the snapshot that the instance was forked from."""
     generation: int
     machine_id: str
-    """32 hex digits, as machine-id(5) has them: the instance's own, the same after a cold start."""
+    """32 hex digits, as in machine-id(5). The instance keeps them when it boots again."""
     created_at: str
     labels: dict[str, str]
     auto_remove: bool
-    """Remove it once it has stopped (`run --rm`)."""
+    """True if the instance is removed when it stops (`run --rm`)."""
     owner: ProcessRef | None
-    """The ramet process that is to remove it when it leaves, or null: it stays.
+    """The ramet process that removes the instance at its end; null for an instance that stays.
 
-    A dead owner's instances are removed by its watcher, or by the next ramet process.
+    A dead owner's watcher, or the next ramet process, removes the owner's instances.
     """
     pending: Intent | None = None
     vmm: RunningVmm | None = None
     reason: str | None = None
 
     def moved(self, move: Move, *, vmm: RunningVmm | None = None, reason: str | None = None) -> Record:
-        """This record after `move`, with the VMM that it then has. Raises `WrongStateError`."""
+        """Return this record after `move`, with the VMM of the new state. Raises `WrongStateError`."""
         state = transition(self.state, move, name=self.name)
         return msgspec.structs.replace(self, state=state, vmm=vmm, reason=reason)
 
 
 class Unreadable(NamedTuple):
-    """A row of the store that can't be read as what it should be, and what can still be told of it.
+    """A row of the store that can't be decoded, with the values that can still be read.
 
-    The row stays, its name stays taken, and its directory and processes are left alone.
+    The row stays, its name stays taken, and ramet leaves its directory and processes alone.
     """
 
     id: str
     name: str
-    """Its id where the row doesn't even tell a name."""
+    """The id, if the row has no readable name."""
     problem: str
     vmm: ProcessRef | None = None
-    """The VMM that it names, where that can be read."""
+    """The VMM that the row names, if that can be read."""

@@ -1,6 +1,6 @@
-"""The JSON shapes of the contract: what `--json` prints, the server will send and Python users hold.
+"""The JSON shapes of the contract: printed by `--json`, returned by the Python API.
 
-Fields are only ever added. `docs/json.md` is generated from these types.
+Fields are only ever added. `docs/reference/json.md` is generated from these types.
 """
 
 from typing import Literal
@@ -16,7 +16,7 @@ WarmState = Literal["loaded", "empty"]
 
 @exported
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM that ramet owns: a record, a directory, perhaps a running VMM."""
+    """A VM that ramet owns: a record, a directory, and a VMM while it runs."""
 
     id: str
     name: str
@@ -24,41 +24,41 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     driver: str
     image: str
     pid: int | None
-    """The VMM's own process id, or null when it has none."""
+    """The process id of the VMM; null without a VMM."""
     directory: str
     """Absolute."""
     memory_bytes: int
     cpus: int
     parent: str | None
-    """The id of what it was forked from, also after that has been removed."""
+    """The id of its source, the instance or snapshot it was forked from, which may be removed since."""
     snapshot: str | None = None
-    """The id of the snapshot that it was forked from, if it was one."""
+    """The id of the snapshot it was forked from; null for other sources."""
     forks: int
-    """How many instances that still exist were forked from it."""
+    """The number of existing instances that were forked from it."""
     created_at: str
     """UTC, ISO 8601."""
     labels: dict[str, str]
     accelerator: str
-    """What runs its virtual CPUs: `kvm` or `tcg` (emulation)."""
+    """The accelerator of the virtual CPUs: `kvm` or `tcg` (emulation)."""
     kernel_version: str
     generation: int
-    """1 for a booted instance; a fork has its parent's plus 1.
+    """1 for a booted instance; the parent's number plus 1 for a fork.
 
     Programs in the guest read it in `/run/ramet/generation`.
     """
     reason: str | None = None
-    """Why it failed, when it has; why it is paused, when the host can't write its disk (`io-error`); or why
-    it can't be seen from here.
+    """The reason why the instance failed, why it is paused (`io-error`: the host can't write its disk), or
+    why it can't be seen from here.
     """
     seen: bool = True
-    """False: its VMM, or who is changing it, belongs to another machine or another PID namespace. It is left
-    alone, and its state is what its record says.
+    """False if its VMM, or the process that changes it, belongs to another machine or another PID namespace.
+    ramet then leaves the instance alone and shows the state of its record.
     """
 
 
 @exported
 class MemoryReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """How one fork came by its memory, and what it holds."""
+    """The memory of a fork: how it was made, and its size."""
 
     mode: ShareMode
     reason: str
@@ -66,57 +66,59 @@ class MemoryReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """Relative to the fork's directory."""
     inode: int
     links: int
-    """Link count of the mem-file when the whole call was done."""
+    """The link count of the mem-file at the end of the call."""
     size_bytes: int
     delta_bytes: int
     pss_bytes: int
-    """Proportional set size of the fork's VMM."""
+    """The proportional set size of the fork's VMM."""
     private_dirty_bytes: int
-    """Memory that this fork's VMM alone holds, its emulator included."""
+    """The memory that only this fork's VMM holds, its emulator included."""
     guest_private_bytes: int
-    """The part of it that is guest RAM: the pages this fork has changed."""
+    """The part of `private_dirty_bytes` that is guest RAM: the pages that this fork changed."""
     immutability: str = "not known"
-    """Who keeps the VMM from writing the shared file: `enforced by the kernel`, or `not enforced by the
-    kernel: ` and why, and then ramet alone does. `not known` in a receipt of an older ramet."""
+    """The protection of the shared file: `enforced by the kernel`, or `not enforced by the kernel: ` with the
+    reason, in which case only ramet enforces it. `not known` in a receipt of an older ramet."""
 
 
 @exported
 class DiskReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """How one fork came by a disk."""
+    """A disk of a fork, and how it was made."""
 
     name: str
     mode: ShareMode
     reason: str
     bytes_copied: int
-    """With what the capture of a running source copied, once for all forks of the call."""
+    """Includes the bytes that the capture of a running source copied, once for all forks of the call."""
 
 
 @exported
 class IdentityReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What the fork's guest answered about itself after its own resume."""
+    """The identity that the fork's guest reported after its resume."""
 
     generation: int
     hostname: str
     machine_id: str
     boot_random: str
-    """Hex of 16 bytes from the guest's own generator, drawn after reseeding."""
+    """16 bytes from the guest's random generator, drawn after it was reseeded, in hex."""
     clock_error_ms: float
     addresses: list[str]
 
 
 CompressionState = Literal["raw", "compressing", "compressed"]
-"""Of a capture's memory. A compressed one that was forked has a raw file beside it until it is compressed or
-decompressed again."""
+"""The state of a capture's memory. After a fork, compressed memory has a raw file beside it until it is
+compressed or decompressed again."""
 
 
 @exported
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds. `total` runs from the call to the guest's proof; the others are its parts. `resume` is
-    next to nothing where the VMM was told in one request to load and to resume.
+    """The times of a fork in milliseconds.
+
+    `total` runs from the call to the guest's proof; the other times are parts of it. `resume` is nearly 0
+    where one request told the VMM to load and to resume.
     """
 
     decompress: float = 0.0
-    """Until the raw memory of a compressed source was there; 0 where it was there already."""
+    """The time to decompress the source's memory; 0 where the memory is raw."""
     queued: float
     capture: float
     pause: float
@@ -130,7 +132,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 
 @exported
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What one fork proves about itself."""
+    """The proof of a fork: its memory, its disks, its identity and its times."""
 
     id: str
     name: str
@@ -142,8 +144,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     identity: IdentityReceipt
     timings_ms: Timings
     warm: WarmState | None = None
-    """What was there of it before it was asked for: its guest, loaded and paused; an empty VMM; null:
-    nothing. `spawn` and `load` are what was left to do."""
+    """The VMM that was ready before the call: `loaded` with the paused guest, `empty`, or null for no VMM.
+    `spawn` and `load` are the times of the remaining steps."""
     ok: Literal[True] = True
 
 
@@ -158,7 +160,7 @@ class ErrorShape(msgspec.Struct, frozen=True, kw_only=True):
 
 @exported
 class ForkFailure(msgspec.Struct, frozen=True, kw_only=True):
-    """The place of a fork that failed, in the result of `fork`."""
+    """A fork that failed, at its place in the result of `fork`."""
 
     name: str
     error: ErrorShape
@@ -167,12 +169,12 @@ class ForkFailure(msgspec.Struct, frozen=True, kw_only=True):
 
 @exported
 class ForkReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one `fork` call: a receipt or a failure for each fork asked for, in order."""
+    """The result of a `fork` call: a receipt or a failure per fork, in order."""
 
     forks: list[Receipt | ForkFailure]
     wall_ms: float
     saved_bytes: int
-    """What copying the mem-file (holes kept) for each fork would have written and this call did not."""
+    """The bytes that this call didn't write because forks share the mem-file, its holes not counted."""
 
 
 @exported
@@ -182,9 +184,9 @@ class UnreadableRecord(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["instance", "snapshot"]
     id: str
     name: str
-    """Its id where not even the name can be read."""
+    """The id, if the name can't be read either."""
     directory: str
-    """Where its files lie. Absolute."""
+    """The directory of its files. Absolute."""
     problem: str
 
 
@@ -196,24 +198,24 @@ class Removed(msgspec.Struct, frozen=True, kw_only=True):
 
 @exported
 class GuestProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A command in the guest that the agent started and that still runs."""
+    """A running command that the agent started in the guest."""
 
     pid: int
     argv: list[str]
     inherited: bool
-    """It belongs to a client that is gone: the parent's, after a fork."""
+    """True after a fork for the parent's commands: their client is gone."""
     detached: bool
 
 
 @exported
 class Inspection(Instance, frozen=True, kw_only=True):
-    """What `inspect` prints: the instance, and what its VMM and guest say when asked."""
+    """The result of `inspect`: the instance, and the answers of its VMM and its guest."""
 
     vmm_status: str | None = None
-    """The VMM's own word for its run state, or null when there is no VMM."""
+    """The run state in the VMM's words; null without a VMM."""
     vmm_version: str | None = None
     compression: CompressionState | None = None
-    """Of its memory, where it is a template or in standby."""
+    """The state of its memory, if it is a template or in standby."""
     receipt: Receipt | None = None
     processes: list[GuestProcess] | None = None
     """Null when the guest didn't answer in time."""
@@ -221,7 +223,7 @@ class Inspection(Instance, frozen=True, kw_only=True):
 
 @exported
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """One instance's use of the host, measured when asked."""
+    """The resources that an instance uses, measured at the call."""
 
     id: str
     name: str
@@ -236,7 +238,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 @exported
 class LineageNode(msgspec.Struct, frozen=True, kw_only=True):
-    """An instance and what was forked from it, as `tree` prints them."""
+    """An instance and its forks, as `tree` prints them."""
 
     instance: Instance
     forks: "list[LineageNode]"
@@ -248,7 +250,7 @@ LineageNode.__annotations__["forks"] = list[LineageNode]
 
 @exported
 class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable, named capture of an instance, which may be gone since."""
+    """An immutable, named capture of an instance, which may be removed since."""
 
     id: str
     name: str
@@ -268,30 +270,30 @@ class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
     labels: dict[str, str]
     allocated_bytes: int
-    """What its parts occupy; those that it shares with others are counted in full."""
+    """The space of its parts. Parts shared with other snapshots count in full."""
     own_bytes: int
-    """What goes when it is removed: parts that nobody else has a link to."""
+    """The space that its removal frees: parts without other links."""
     delta_bytes: int
-    """Memory that each fork of it holds by itself, besides what it changes. 0: all of it is shared."""
+    """The memory that each fork holds in addition to the pages it changes; 0 if all memory is shared."""
     forks: int
-    """How many instances that still exist were forked from it."""
+    """The number of existing instances that were forked from it."""
 
 
 @exported
 class SnapshotPart(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a snapshot."""
+    """A file of a snapshot."""
 
     name: str
     size_bytes: int
     allocated_bytes: int
     links: int
     digest: str | None
-    """Of the content; of compressed memory, of what it decompresses to."""
+    """The digest of the content; for compressed memory, of the decompressed content."""
 
 
 @exported
 class SnapshotInspection(SnapshotInfo, frozen=True, kw_only=True):
-    """What `snapshot inspect` prints: all that is known of it."""
+    """The result of `snapshot inspect`: all that is known about a snapshot."""
 
     compression: CompressionState = "raw"
 
@@ -300,17 +302,17 @@ class SnapshotInspection(SnapshotInfo, frozen=True, kw_only=True):
     machine_type: str
     cpu_model: str
     arguments: list[str]
-    """The whole argument vector of the VMM that fits it, device addresses and all."""
+    """The whole argument vector of the VMM that can restore it, device addresses included."""
     parent: str | None
-    """The id of what its source was forked from."""
+    """The id of the source that its source was forked from."""
     source_state: str | None
-    """What its source was doing when it was captured."""
+    """The state of its source at the capture."""
     parts: list[SnapshotPart]
 
 
 @exported
 class PartCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of a snapshot, read and checked against its digest."""
+    """A part of a snapshot, read and checked against its digest."""
 
     name: str
     ok: bool
@@ -346,13 +348,13 @@ class Compression(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     compression: Literal["raw", "compressed"]
     level: int | None
-    """Of zstd; null where it is raw."""
+    """The level of zstd; null for raw memory."""
     memory_bytes: int
     """The guest's RAM."""
     raw_bytes: int
-    """What its raw file occupies, or did."""
+    """The space of the raw file, at present or before it was removed."""
     compressed_bytes: int | None
-    """What its compressed file occupies."""
+    """The space of the compressed file."""
     wall_ms: float
 
 
@@ -367,16 +369,16 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     warm: WarmState | None = msgspec.field(name="stage")
     """Null while it is being made. `warm` in Python, as in a receipt."""
     source: str | None
-    """The id of the template or snapshot whose guest is in it."""
+    """The id of the template or snapshot whose guest is loaded."""
     source_name: str | None
     state: Literal["making", "ready", "taken"]
     pid: int | None
     pss_bytes: int | None
     created_at: str | None
     controller: int = msgspec.field(name="keeper")
-    """The process id of the ramet that keeps it or, once it is taken, has it. `controller` in Python."""
+    """The process id of the ramet that keeps the VMM or, if it is taken, uses it. `controller` in Python."""
     seen: bool = True
-    """False: that ramet belongs to another machine or another PID namespace."""
+    """False if that ramet belongs to another machine or another PID namespace."""
 
 
 @exported
@@ -385,16 +387,16 @@ class PoolController(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     warm: int
-    """How many it keeps at most."""
+    """The largest number of VMMs that it keeps."""
     held_back: str | None
-    """Why it has fewer than it would like to have, when it has."""
+    """The reason why it keeps fewer VMMs than it should; null otherwise."""
     seen: bool = True
-    """False: it belongs to another machine or another PID namespace."""
+    """False if it belongs to another machine or another PID namespace."""
 
 
 @exported
 class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The warm VMMs of a home, and who keeps them."""
+    """The warm VMMs of a home, and the processes that keep them."""
 
     controllers: list[PoolController] = msgspec.field(name="keepers")
     """`controllers` in Python."""

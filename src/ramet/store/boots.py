@@ -1,5 +1,7 @@
-"""The boots that have had a home open, kept in its database: after a reboot they tell that what was started
-before is dead. A boot that isn't among them is another machine's, whose processes may live.
+"""The boots of machines that have had a home open, kept in the home's database.
+
+After a reboot they tell that processes of an earlier boot are dead. A boot that isn't among them is another
+machine's, whose processes may live.
 """
 
 from __future__ import annotations
@@ -13,15 +15,14 @@ from ramet.system.process_ref import know_past_boots
 
 
 def offer_machine_id(connection: sqlite3.Connection) -> None:
-    """Let SQL call `machine_id()`: a migration does."""
+    """Define the SQL function `machine_id()`, which a migration calls."""
     connection.create_function("machine_id", 0, machine_id)
 
 
 def note_boot(
     connection: sqlite3.Connection, transaction: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    """Write down that this boot has the home open, if that isn't known, and take to heart which boots were
-    before it.
+    """Record that this boot has the home open, if it isn't recorded, and remember the boots before it.
 
     Raises `sqlite3.Error`, `UnavailableError` without /proc.
     """

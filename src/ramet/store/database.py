@@ -30,7 +30,7 @@ from ramet.units import KIB
 
 _BUSY_S: Final = 20.0
 _RESERVES: Final = {"reserve": 256 * KIB, "reserve-2": 0}
-"""What is set aside, by what its file's name ends in: bytes, and two inodes."""
+"""Reserved files by the end of their names, with their sizes: bytes, and two inodes."""
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 # On a full disk an open or a write fails with any of these (sqlite.org/rescode.html), by where it happens.
 _PERHAPS_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
@@ -49,10 +49,10 @@ def _is_perhaps_full(error: sqlite3.OperationalError | OSError) -> bool:
 
 
 class Database:
-    """One connection to a home's database, usable from any thread.
+    """A connection to a home's database, usable from any thread.
 
-    Methods raise `StoreError` when the database is damaged, newer than this ramet, or can't be written; it is
-    unchanged then. After `close` they raise `UsageError`.
+    Methods raise `StoreError` when the database is damaged, newer than this ramet, or can't be written; the
+    database is unchanged then. After `close` they raise `UsageError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -135,17 +135,17 @@ class Database:
         return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
 
     def close(self) -> None:
-        """Close the connection. Whatever is asked afterwards raises `UsageError`."""
+        """Close the connection. Later calls raise `UsageError`."""
         with self.lock:
             self._closed = True
             self._close()
         self._restore_reserve()
 
     def with_reserve(self, step: Callable[[], T]) -> T:
-        """What `step` gives; on a full disk it has another try, with the reserve given up for it.
+        """Return the result of `step`. On a full disk, delete the reserve and try again.
 
-        Without that nothing could be removed from a full disk: SQLite needs room to open (the `-shm` file)
-        and to delete (the `-wal` file), and an inode for each of the two.
+        Without the reserve nothing could be removed from a full disk: SQLite needs room to open (the `-shm`
+        file) and to delete (the `-wal` file), and an inode for each of the two.
         """
         for tries_left in reversed(range(_TRIES_WHEN_FULL)):
             try:
@@ -162,7 +162,7 @@ class Database:
         raise AssertionError
 
     def _give_up_reserve(self) -> None:
-        """Give up the reserve, or let others on this full disk who have just taken it give it back."""
+        """Delete the reserve; if another process has just deleted it, wait for that process."""
         given = False
         for reserve in self._reserves:
             with suppress(OSError):  # gone already: `given` says whether any was
@@ -172,9 +172,9 @@ class Database:
             time.sleep(random.uniform(*_OTHERS_S))
 
     def _restore_reserve(self) -> None:
-        """Set room aside if that hasn't been done, as much as there is.
+        """Reserve room if none is reserved, as much as there is.
 
-        What is left of a reserve that was given up isn't for whatever fills the disk.
+        The room that is left of a deleted reserve isn't for the program that fills the disk.
         """
         for reserve, length_bytes in zip(self._reserves, _RESERVES.values(), strict=True):
             try:
@@ -192,7 +192,10 @@ class Database:
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[None]:
-        """One write transaction; what is raised inside undoes it. Durable: on the disk when it ends."""
+        """Run the block in a write transaction, which an exception undoes.
+
+        Durable: on the disk at the end.
+        """
         self._index.grow()
         self.connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         self.connection.execute("BEGIN IMMEDIATE")
@@ -229,7 +232,7 @@ class Database:
             ) from error
 
     def _next_step(self, error: sqlite3.Error) -> str:
-        """A hint that costs nobody a guest: without the database nobody knows a home's guests and disks."""
+        """Return a hint that costs nobody a guest: only the database knows a home's guests and disks."""
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
             return (
                 f"keep {self._path.name} where it is: the guests run on and nothing has been removed; copy "

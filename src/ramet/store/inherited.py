@@ -28,7 +28,7 @@ _open: weakref.WeakSet[Closable] = weakref.WeakSet()
 
 
 class _Held(threading.local):
-    """What this thread, which forks, has locked: others may fork at the same moment."""
+    """Locks that this thread took for its fork(2): other threads may fork at the same moment."""
 
     def __init__(self) -> None:
         self.databases: list[Closable] = []
@@ -38,7 +38,7 @@ _held = _Held()
 
 
 def close_in_children(database: Closable) -> None:
-    """A child that is forked while `database` is open closes its copy at once."""
+    """Have each child that is forked while `database` is open close its copy at once."""
     _open.add(database)
 
 

@@ -28,15 +28,14 @@ class _Row(Protocol):
 
 RowT = TypeVar("RowT", bound=_Row)
 _UNFIT: Final = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
-"""What encoding and decoding raise for what isn't as its type says."""
+"""Exceptions of encoding and decoding for content that doesn't have its type."""
 
 
 class Table(Generic[RowT]):
-    """The records of one kind, each a JSON document. `what` is the kind's word in messages. Errors as
-    `Database`.
+    """The records of a kind, each a JSON document. Errors as `Database`.
 
-    A row that can't be read stops no other: it is left where it is, `all` leaves it out, `unreadable` tells
-    of it, and whatever is asked of it raises `UnreadableError`.
+    `what` is the kind's word in messages. A row that can't be read affects no other row: it is left
+    unchanged, `all` omits it, `unreadable` lists it, and every operation on it raises `UnreadableError`.
     """
 
     def __init__(self, database: Database, table: str, kind: type[RowT], *, what: str) -> None:
@@ -56,7 +55,7 @@ class Table(Generic[RowT]):
                     )
 
     def rows(self) -> tuple[list[RowT], list[Unreadable]]:
-        """Every record, oldest first, and the rows that can't be read, at one moment."""
+        """Return all records, oldest first, and the rows that can't be read, at the same moment."""
         with self._database.lock, self._database.explained():
             rows = self._database.connection.execute(
                 f"SELECT id, body FROM {self._table} ORDER BY rowid"
@@ -71,22 +70,22 @@ class Table(Generic[RowT]):
         return records, unreadable
 
     def all(self) -> list[RowT]:
-        """Every record that can be read, oldest first."""
+        """Return all records that can be read, oldest first."""
         return self.rows()[0]
 
     def unreadable(self) -> list[Unreadable]:
-        """The rows that can't be read."""
+        """Return the rows that can't be read."""
         return self.rows()[1]
 
     def names(self) -> list[str]:
-        """Names that are taken, also those of rows that can't be read."""
+        """List the names that are taken, also those of rows that can't be read."""
         records, unreadable = self.rows()
         return [record.name for record in records if record.name is not None] + [
             row.name for row in unreadable
         ]
 
     def get(self, row_id: str) -> RowT:
-        """One record. Raises `NotFoundError`, `UnreadableError`."""
+        """Return a record. Raises `NotFoundError`, `UnreadableError`."""
         with self._database.lock, self._database.explained():
             return self._read(row_id)
 
@@ -108,11 +107,12 @@ class Table(Generic[RowT]):
         durable: bool = False,
         **columns: str | None,
     ) -> RowT:
-        """Replace a record by `function` of itself, atomically, and return the new one.
+        """Replace a record by `function` of itself, atomically, and return the new record.
 
-        `function` runs inside the write transaction: it does no I/O, and whatever it raises leaves the record
-        as it was. `columns` are other columns of the table. Raises `NameTakenError` too. A `durable` change
-        is on the disk when this returns; others survive a crash of ramet, but perhaps not one of the machine.
+        `function` runs inside the write transaction: it does no I/O, and an exception from it leaves the
+        record unchanged. `columns` are other columns of the table. Raises `NameTakenError` too. A `durable`
+        change is on the disk when this returns; others survive a crash of ramet, but perhaps not a crash of
+        the machine.
         """
 
         def once() -> RowT:
@@ -125,8 +125,10 @@ class Table(Generic[RowT]):
     def change_all(
         self, functions: Mapping[str, Callable[[RowT], RowT]], **columns: Mapping[str, str | None]
     ) -> dict[str, RowT | RametError]:
-        """As `change`, of several records in one transaction: the new ones, and where one is gone or
-        `function` refuses the error, by id. `columns` are other columns, each with its values by id.
+        """Change several records as `change` does, in one transaction. Returns records and errors by id.
+
+        The result has an error where a record is gone or its function refuses. `columns` are other columns,
+        each with its values by id.
         """
 
         def once() -> dict[str, RowT | RametError]:
@@ -158,8 +160,10 @@ class Table(Generic[RowT]):
     def remove_all(
         self, row_ids: Iterable[str], *, only_if: Callable[[RowT], bool] | None = None
     ) -> list[RowT]:
-        """Forget several records in one transaction: those that were known, as they then were. One that can't
-        be read goes, too. Those of which `only_if` says no stay; it runs inside the write transaction.
+        """Delete several records in one transaction. Returns the last state of those that existed.
+
+        A record that can't be read is deleted too. Records for which `only_if` is false stay; `only_if` runs
+        inside the write transaction.
         """
         ids = list(row_ids)
 
@@ -230,7 +234,7 @@ class Table(Generic[RowT]):
         if row is None:
             listing = "ps -a" if self._what == "instance" else f"{self._what} ls"
             raise NotFoundError(
-                f"{self._what} {row_id} is gone", hint=f"`ramet {listing}` lists what there is"
+                f"{self._what} {row_id} is gone", hint=f"`ramet {listing}` lists all {self._what}s"
             )
         return self._decode(row_id, row[0])
 
@@ -247,14 +251,14 @@ class Table(Generic[RowT]):
             raise self.cannot_read(_what_is_left(row_id, body, error)) from error
 
     def cannot_read(self, row: Unreadable) -> UnreadableError:
-        """The error that stands for a row that can't be read."""
+        """Make the error for a row that can't be read."""
         return UnreadableError(
             f"the record of {self._what} {row.name} can't be read: {row.problem}",
             hint="it is left as it is, with its files and whatever runs for it; nothing else is affected",
         )
 
     def _encode(self, record: RowT) -> str:
-        """A record as JSON that has been read again: what is written can be read by everybody.
+        """Encode a record as JSON, and decode it again: every record that is written can be read.
 
         Raises `StoreError`.
         """
@@ -280,7 +284,7 @@ class Store(Table[Record]):
     def finish_forks(
         self, functions: Mapping[str, Callable[[Record], Record]], receipts: Mapping[str, Receipt]
     ) -> dict[str, Record | RametError]:
-        """As `change_all`, of forks that have proved themselves, each with its receipt."""
+        """Change the records of verified forks, as `change_all`, and store each fork's receipt."""
         encoded: dict[str, str | None] = {}
         refused: dict[str, Record | RametError] = {}
         for row_id, receipt in receipts.items():
@@ -298,9 +302,10 @@ class Store(Table[Record]):
         return {**self.change_all(kept, receipt=encoded), **refused}
 
     def receipt(self, row_id: str) -> Receipt | None:
-        """What a fork proved about itself, without its directory; None when it is no fork, or none any more.
+        """Return a fork's receipt, without its directory.
 
-        Raises `UnreadableError` when it is there and can't be read; the fork itself isn't affected.
+        None for an instance that isn't a fork, or no longer one. Raises `UnreadableError` when the receipt
+        can't be read; the fork itself isn't affected.
         """
         with self._database.lock, self._database.explained():
             row = self._database.connection.execute(
@@ -326,7 +331,7 @@ class Store(Table[Record]):
 
 
 def _what_is_left(row_id: str, body: str, error: Exception) -> Unreadable:
-    """What a row still tells that isn't as it should be."""
+    """Read what can still be read of a broken row."""
     name, vmm = row_id, None
     with suppress(*_UNFIT):
         decoded: Any = msgspec.json.decode(body)

@@ -37,7 +37,7 @@ _SEGMENT_FRAMES: Final = 4096  # HASHTABLE_NPAGE, wal.c; the first one has 34 fe
 _FRAME_BYTES: Final = 4096 + 24  # a page and its header
 _FIRST_SEGMENTS: Final = 2
 _MARGIN_FRAMES: Final = _SEGMENT_FRAMES
-"""More than any transaction of ramet's adds."""
+"""More frames than any transaction of ramet adds."""
 _DEAD_MAN_SWITCH: Final = 128  # UNIX_SHM_DMS, os_unix.c: (22 + 8) * 4 + 8
 _LOCK_LIMIT_S: Final = 20.0
 _LOCK_POLL_S: Final = 0.005
@@ -47,7 +47,7 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @dataclass
 class _Open:
-    """One `-shm` file that databases in this process have open."""
+    """A `-shm` file that databases in this process have open."""
 
     descriptor: int
     users: int
@@ -59,8 +59,9 @@ _registry = threading.Lock()
 
 
 def _forget() -> None:
-    """In a child of fork(2): the files are its parent's. They are closed here at exit, and not before.
-    A thread that had the lock isn't there to release it.
+    """Forget the files in a child of fork(2), because they are the parent's.
+
+    They are closed at the child's exit, and not before. A thread that had the lock isn't there to release it.
     """
     global _registry
     _registry = threading.Lock()
@@ -106,7 +107,7 @@ class WalIndex:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file. Only while SQLite hasn't got it open for this database."""
+        """Release the file. Call it only when SQLite hasn't got the file open for this database."""
         with _registry:
             identity, self._identity = self._identity, None
             known = _open.get(identity) if identity is not None else None
@@ -135,8 +136,9 @@ class WalIndex:
             self._segments = needed
 
     def _prepared(self) -> int | None:
-        """A descriptor of the file, all of whose blocks are there, locked as a reader's is; None where SQLite
-        has to do without.
+        """Return a descriptor of the file with all blocks allocated, locked as a reader's; else None.
+
+        None means that SQLite has to do without.
         """
         if _OFD_SETLK is None:
             return None
@@ -166,7 +168,7 @@ class WalIndex:
             return known.descriptor
 
     def _known(self) -> _Open:
-        """The file, opened if no database in this process has it open, made if it isn't there."""
+        """Return the file, opened if no database in this process has it open, made if it doesn't exist."""
         with suppress(FileNotFoundError):
             facts = self._path.lstat()
             self._identity = (facts.st_dev, facts.st_ino)
@@ -184,9 +186,10 @@ class WalIndex:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other ramet opens or closes the database meanwhile: the last one to close removes the file.
+        """Keep other ramet processes from opening or closing the database meanwhile.
 
-        Where the directory can't be locked, or somebody was stopped while he had the lock, it goes without.
+        The last process to close the database removes the file. Where the directory can't be locked, or a
+        process was stopped while it had the lock, the block runs without the lock.
         """
         try:
             descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -209,14 +212,14 @@ class WalIndex:
 
 
 def _allocate(descriptor: int, segments: int) -> None:
-    """Give the file that length, if it has less, and all its blocks. Its content stays."""
+    """Give the file that length, if it is shorter, and allocate all its blocks. Its content stays."""
     allocate(descriptor, segments * _SEGMENT_BYTES)
 
 
 def _lock(descriptor: int, kind: int) -> bool:
-    """Lock the byte by which SQLite tells whether somebody has the file open, or unlock it.
+    """Lock or unlock the byte by which SQLite tells whether a process has the file open.
 
-    False when others' locks are in the way.
+    Returns False when others' locks prevent it.
     """
     assert _OFD_SETLK is not None
     # struct flock, fcntl_locking(2): l_type, l_whence, l_start, l_len, l_pid.

@@ -1,4 +1,4 @@
-"""Sparse files and a few bytes about them as one stream, a file or a pipe: the format of docs/archive.md.
+"""Sparse files and a few bytes about each as one stream: the format of docs/reference/archive.md.
 
 Knows files, not what they are for. Written and read from beginning to end, without seeking, by blocking
 calls: in a worker thread. Neither end waits for the other for longer than 0.2 s without calling `checkpoint`,
@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from ramet.progress import report
 from ramet.system.archive_format import (
     DATA,
     DIGEST_BYTES,
@@ -54,12 +55,11 @@ def write_archive(
     to: str,
     checkpoint: Callable[[], None] = go_on,
 ) -> ArchiveFacts:
-    """Write `manifest` and the files `parts` (names, and descriptors that can be read) to the descriptor
-    `out`.
+    """Write `manifest` and the files `parts` (names, and readable descriptors) to the descriptor `out`.
 
-    Holes and pages of zeros aren't written. The files mustn't change meanwhile. `to` is how errors call the
-    archive. Raises `FilesystemError`, a broken pipe among them; what was written is of no use then, and says
-    so to its reader.
+    Holes and pages of zeros aren't written. The files mustn't change meanwhile. `to` is the archive's name in
+    errors. Raises `FilesystemError`, a broken pipe among them; the bytes written until then can't be used,
+    and a reader notices that.
     """
     with filesystem_errors("write", to):
         sizes = [os.fstat(descriptor).st_size for _, descriptor in parts]
@@ -71,18 +71,27 @@ def write_archive(
         sink = _Sink(out, checkpoint)
         sink.put(HEADER.pack(MAGIC, FORMAT, STORED, 0, len(manifest), bound))
         sink.put(manifest)
-        data_bytes = 0
+        data_bytes = read_bytes = 0
+
+        def seen(length: int) -> None:
+            nonlocal read_bytes
+            read_bytes += length
+            report("", read_bytes, bound)
+
         for (name, descriptor), size in zip(parts, sizes, strict=True):
             encoded = name.encode()
             sink.put(RECORD.pack(PART, RESERVED, len(encoded), size) + encoded)
-            data_bytes += _put_data(sink, descriptor, size)
+            data_bytes += _put_data(sink, descriptor, size, seen)
             sink.put(RECORD.pack(PART_END, RESERVED, 0, 0))
         sink.finish()
     return ArchiveFacts(sink.written, sum(sizes), data_bytes)
 
 
-def _put_data(sink: _Sink, descriptor: int, size: int) -> int:
-    """Everything of a file that isn't zeros, as records; returns how many bytes that is."""
+def _put_data(sink: _Sink, descriptor: int, size: int, seen: Callable[[int], None]) -> int:
+    """Write everything of a file that isn't zeros, as records, and return the number of its bytes.
+
+    `seen` is told the length of each piece that was read.
+    """
     buffer = memoryview(bytearray(_WINDOW_BYTES))
     data_bytes = 0
     for start, end in data_extents(descriptor, size):
@@ -97,6 +106,7 @@ def _put_data(sink: _Sink, descriptor: int, size: int) -> int:
                 sink.put(RECORD.pack(DATA, RESERVED, last - first, position + first))
                 sink.put(buffer[first:last])
                 data_bytes += last - first
+            seen(got)
             position += got
     return data_bytes
 

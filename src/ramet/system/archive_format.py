@@ -1,6 +1,6 @@
 """The bytes of an archive, as its writer and its reader know them: records, bounds, waits.
 
-Source: `docs/archive.md`.
+Source: `docs/reference/archive.md`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 4 * MIB
 MAX_PARTS: Final = 64
 MAX_DATA_BYTES: Final = 4 * MIB
-"""Of one record."""
+"""Largest data of a record."""
 MAX_NAME_BYTES: Final = 255
 # Not text: what was treated as text on its way is recognised by it.
 MAGIC: Final = b"RAMET\r\n\x1a"
@@ -30,11 +30,11 @@ POLL_MS: Final = 200
 
 
 def go_on() -> None:
-    """The checkpoint of who never gives up."""
+    """Do nothing: the checkpoint of a caller that never gives up."""
 
 
 def is_ready(descriptor: int, event: int) -> bool:
-    """Whether a descriptor became ready within 0.2 s."""
+    """Tell whether a descriptor became ready within 0.2 s."""
     poll = select.poll()
     poll.register(descriptor, event)
     return bool(poll.poll(POLL_MS))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ramet.errors import DamagedError, UnavailableError
+from ramet.progress import report
 from ramet.system.archive_format import (
     DATA,
     DIGEST_BYTES,
@@ -38,13 +39,15 @@ _AGAIN: Final = "copy it again, or export it again"
 
 
 class ArchiveReader:
-    """An archive as it comes. `manifest` and `data_bytes` are there at once; then `next_part` and `receive`
-    in turn until there is no next part. Only then is it known to be whole: until then nothing that came may
-    be trusted or published.
+    """An archive that is being received.
 
-    Any of them raises `DamagedError` when this is no archive, or is cut short, altered or against the rules;
-    `UnavailableError` when it has a newer format; `FilesystemError` when reading it fails. `name` is how
-    errors call it.
+    `manifest` and `data_bytes` are there at once; then call `next_part` and `receive` in turn until there is
+    no next part. Only then is the archive known to be whole: until then no content may be trusted or
+    published.
+
+    Every method raises `DamagedError` when this is no archive, or is cut short, altered or against the rules;
+    `UnavailableError` when it has a newer format; `FilesystemError` when reading it fails. `name` is the
+    archive's name in errors.
     """
 
     def __init__(self, stream: int, *, name: str, checkpoint: Callable[[], None] = go_on) -> None:
@@ -66,9 +69,9 @@ class ArchiveReader:
         if manifest_bytes > MAX_MANIFEST_BYTES:
             raise self._damaged(f"its manifest has {manifest_bytes} bytes")
         self._left = self.data_bytes
-        """How many bytes of data may still come."""
+        """Bytes of data that may still come."""
         self.manifest = bytes(self._source.take(manifest_bytes))
-        """What was exported as it, no more than MAX_MANIFEST_BYTES."""
+        """The exported manifest, at most MAX_MANIFEST_BYTES."""
 
     def next_part(self) -> tuple[str, int] | None:
         """Name and size of the part that comes now, or None when the archive has ended and was whole."""
@@ -133,6 +136,7 @@ class ArchiveReader:
             data = self._source.take(length)
             for first, last in not_zeros(data, offset):
                 write_all(descriptor, data[first:last], offset + first)
+            report("receiving", self.data_bytes - self._left, self.data_bytes)
 
     def _record(self) -> tuple[int, int, int]:
         """Type, length and value of the next record's head."""
@@ -160,7 +164,7 @@ class _Source:
         self._read = 0
 
     def take(self, length: int) -> memoryview:
-        """The next bytes, valid until the next call; at most as many as the longest record has.
+        """Take the next bytes, valid until the next call; at most as many as the longest record has.
 
         Raises `DamagedError` when there are fewer.
         """
@@ -171,13 +175,13 @@ class _Source:
         return self._buffer[self._begin - length : self._begin]
 
     def digest(self) -> bytes:
-        """Of everything taken so far."""
+        """Compute the digest of all bytes taken so far."""
         self._digest.update(self._buffer[self._digested : self._begin])
         self._digested = self._begin
         return self._digest.digest()
 
     def at_end(self) -> bool:
-        """Whether nothing follows."""
+        """Tell whether no bytes follow."""
         return self._begin == self._end and not self._fill()
 
     def _fill(self) -> bool:

@@ -1,11 +1,11 @@
-"""Bounded logs: what a guest or a VMM says, without bound, into a plain file that nobody watches.
+"""Bounded logs: the unbounded output of a guest or a VMM, in a plain file that nobody watches.
 
 There is no daemon, so two things bound a log. The kernel stops the writer for good at its RLIMIT_FSIZE, which
-is set when a VMM is spawned. And whichever ramet process comes by calls `trim`: a log that has grown too
-large is cut to its end, which goes into `NAME.1`; the writer appends (O_APPEND) and goes on at the beginning
-of the emptied file. One that doesn't append (Firecracker, to its log) goes on behind a hole, up to its limit.
+is set when a VMM is spawned. And ramet processes that pass by call `trim`: a log that has grown too large is
+cut to its end, which is moved to `NAME.1`; a writer that appends (O_APPEND) continues at the beginning of the
+emptied file. A writer that doesn't append (Firecracker, to its log) continues behind a hole, up to its limit.
 
-What is in these files was chosen by a guest. They are bytes; `ramet.text.printable` makes them fit for a
+The content of these files was chosen by a guest. It is bytes; `ramet.text.printable` makes them fit for a
 terminal.
 """
 
@@ -26,17 +26,17 @@ _CHUNK_BYTES = 64 * KIB
 
 
 def previous(log: Path) -> Path:
-    """Where the end of the part that was cut off last lies: `console.log.1`."""
+    """Return the path of the part that was cut off last: `console.log.1`."""
     return log.with_name(log.name + ".1")
 
 
 def trim(log: Path, *, keep_bytes: int = KEEP_BYTES, above_bytes: int = ABOVE_BYTES) -> bool:
-    """Cut a log of more than `above_bytes` to its last `keep_bytes`, which begin with a whole line, and say
-    whether that was done.
+    """Cut a log of more than `above_bytes` to its last `keep_bytes`, and tell whether that was done.
 
-    Any number of processes may try at once: one does it, the others leave it to that one. What is written in
-    the instant between the last copy and the cut is lost; after a crash in between, some lines are in both
-    parts. A log that isn't there needs no trimming. Raises `OSError` (a full disk): the log is as it was.
+    The kept bytes begin with a whole line. Any number of processes may try at once: one does it, the others
+    leave it to that process. Lines that are written between the last copy and the cut are lost; after a crash
+    in between, some lines are in both parts. A missing log needs no trimming. Raises `OSError` (a full disk):
+    the log is unchanged then.
     """
     try:
         descriptor = open_regular(log, os.O_RDWR)
@@ -55,9 +55,9 @@ def trim(log: Path, *, keep_bytes: int = KEEP_BYTES, above_bytes: int = ABOVE_BY
 
 
 def tail(log: Path, max_bytes: int) -> bytes:
-    """The last `max_bytes` of a log, the part that was cut off last included; nothing when there is no log.
+    """Return the last `max_bytes` of a log and the part that was cut off last; empty when there is no log.
 
-    A guest's own bytes: don't interpret them, don't print them raw. Raises `OSError`.
+    These are a guest's own bytes: don't interpret them, don't print them raw. Raises `OSError`.
     """
     for _ in range(3):
         before = _identity(previous(log))
@@ -69,9 +69,9 @@ def tail(log: Path, max_bytes: int) -> bytes:
 
 
 def since(log: Path, start: int, max_bytes: int) -> bytes:
-    """The last `max_bytes` of what was written to a log behind its byte `start`.
+    """Return the last `max_bytes` that were written to a log behind its byte `start`.
 
-    A log that was cut since then may begin with what is older. Raises `OSError`.
+    The result of a log that was cut since then may begin with older bytes. Raises `OSError`.
     """
     try:
         size_bytes = log.stat().st_size
@@ -83,8 +83,9 @@ def since(log: Path, start: int, max_bytes: int) -> bytes:
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """A descriptor, for the caller to close, of a regular file and nothing else: a VMM can write to its log's
-    directory, so links and FIFOs may lie there. Raises `OSError`.
+    """Open a regular file and nothing else; the caller closes the descriptor. Raises `OSError`.
+
+    A VMM can write to its log's directory, so links and FIFOs may lie there.
     """
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -94,9 +95,7 @@ def open_regular(path: Path, flags: int) -> int:
 
 
 def _occupied_bytes(descriptor: int) -> int:
-    """What a log has on the disk. A writer that doesn't append (Firecracker) goes on where it was, behind a
-    hole.
-    """
+    """Return the log's size on disk: a writer that doesn't append (Firecracker) leaves a hole after a cut."""
     facts = os.fstat(descriptor)
     return min(facts.st_size, facts.st_blocks * STAT_BLOCK_BYTES)
 
@@ -132,7 +131,7 @@ def _save_end(descriptor: int, size_bytes: int, keep_bytes: int, target: Path) -
 
 
 def last_bytes(path: Path, max_bytes: int) -> bytes:
-    """The last `max_bytes` of one file; nothing when there is none. Raises `OSError`."""
+    """Return the last `max_bytes` of a file; empty when there is none. Raises `OSError`."""
     if max_bytes <= 0:
         return b""
     try:

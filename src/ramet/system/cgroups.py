@@ -1,12 +1,12 @@
-"""What of the machine this process may use: the smaller of the machine's and of all its cgroups' limits.
+"""The part of the machine that this process may use: the smallest limit of the machine and all cgroups.
 
-In a container, a CI job or a systemd unit the kernel ends whoever takes more than its cgroup has, whatever
-`/proc/meminfo` says. Both versions are read, also side by side, each cgroup up to the top of what is mounted,
-because a parent's limit holds for its children too.
+In a container, a CI job or a systemd unit the kernel ends a process that takes more than its cgroup has, even
+if `/proc/meminfo` shows more. Both versions are read, also side by side, each cgroup up to the top of what is
+mounted, because a parent's limit holds for its children too.
 
 Sources: Documentation/admin-guide/cgroup-v2.rst (memory.max, memory.high, memory.current, pids.max, cpu.max),
-Documentation/admin-guide/cgroup-v1/memory.rst §5.2 and §6, Documentation/scheduler/sched-bwc.rst,
-cgroups(7), cgroup_namespaces(7), proc(5) (mountinfo).
+Documentation/admin-guide/cgroup-v1/memory.rst §5.2 and §6, Documentation/scheduler/sched-bwc.rst, cgroups(7),
+cgroup_namespaces(7), proc(5) (mountinfo).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CPUS_AGAIN_S: Final = 10.0
 
 
 class Group(NamedTuple):
-    """One cgroup of this process, for one kind of limits."""
+    """A cgroup of this process, for one kind of limits."""
 
     version: int
     directory: Path
@@ -43,7 +43,7 @@ class Memory(NamedTuple):
 
 
 class Room(NamedTuple):
-    """How many processes and threads a cgroup still takes."""
+    """The number of processes and threads that a cgroup still takes."""
 
     left: int
     most: int
@@ -51,7 +51,7 @@ class Room(NamedTuple):
 
 
 def memory(proc: Path = Path("/proc")) -> Memory:
-    """The machine's memory, or what the tightest of this process's cgroups allows of it."""
+    """Return the machine's memory, or the part that the tightest of this process's cgroups allows."""
     machine = _meminfo(proc)
     total, available, by = machine.get("MemTotal", _UNLIMITED), machine.get("MemAvailable", _UNLIMITED), None
     for group in groups("memory", proc):
@@ -67,7 +67,7 @@ def memory(proc: Path = Path("/proc")) -> Memory:
 
 
 def processes_left(proc: Path = Path("/proc")) -> Room | None:
-    """How many more processes and threads the tightest cgroup takes; None when none has a limit."""
+    """Return how many processes and threads the tightest cgroup still takes; None when none has a limit."""
     tightest: Room | None = None
     for group in groups("pids", proc):
         most, used = _number(group.directory, "pids.max"), _number(group.directory, "pids.current")
@@ -78,7 +78,7 @@ def processes_left(proc: Path = Path("/proc")) -> Room | None:
 
 
 def cpu_quota(proc: Path = Path("/proc")) -> tuple[float, Path] | None:
-    """How many CPUs' time this process's cgroups allow, and which of them; None when none has a limit."""
+    """Return the CPUs that this process's cgroups allow, and the limiting cgroup; None without a limit."""
     tightest: tuple[float, Path] | None = None
     for group in groups("cpu", proc):
         if group.version == 2:
@@ -96,8 +96,9 @@ _usable: tuple[float, int] | None = None
 
 
 def usable_cpus() -> int:
-    """How many CPUs this process can keep busy, at least 1: those that it may run on (cpuset, taskset), and
-    no more than its quota. Kept for some seconds.
+    """Return the number of CPUs that this process can keep busy, at least 1. Kept for a few seconds.
+
+    These are the CPUs that it may run on (cpuset, taskset), and no more than its quota.
     """
     global _usable
     now_s = time.monotonic()
@@ -109,7 +110,7 @@ def usable_cpus() -> int:
 
 
 def allowed_cpus() -> int:
-    """How many CPUs this process may run on."""
+    """Return the number of CPUs that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):
@@ -117,9 +118,7 @@ def allowed_cpus() -> int:
 
 
 def groups(controller: str, proc: Path = Path("/proc")) -> Iterator[Group]:
-    """The cgroups in which limits of that controller hold for this process, the innermost first, as far as
-    they can be seen from here.
-    """
+    """Yield the visible cgroups with that controller's limits for this process, the innermost first."""
     try:
         mounts = (proc / "self/mountinfo").read_text(errors="surrogateescape").splitlines()
         memberships = (proc / "self/cgroup").read_text(errors="surrogateescape").splitlines()
@@ -139,7 +138,7 @@ def groups(controller: str, proc: Path = Path("/proc")) -> Iterator[Group]:
 
 
 def _mounted_at(mounts: list[str], version: int, controller: str) -> tuple[Path, str] | None:
-    """Where a hierarchy is mounted, and which of its cgroups is seen there."""
+    """Find the mount point of a hierarchy, and the cgroup that is visible there."""
     for line in mounts:
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
@@ -156,14 +155,16 @@ def _mounted_at(mounts: list[str], version: int, controller: str) -> tuple[Path,
 
 
 def _unescaped(field: str) -> str:
-    """Of proc(5)'s mountinfo: spaces and the like are written in octal."""
+    """Decode a field of proc(5)'s mountinfo, in which spaces and the like are octal."""
     head, *rest = field.split("\\")
     return head + "".join(chr(int(piece[:3], 8)) + piece[3:] for piece in rest)
 
 
 def _below(path: str, root: str) -> PurePosixPath:
-    """Where a process's cgroup is below what is mounted. One that can't be seen from there counts as the top:
-    what is mounted into a container is its own, whatever it is called outside.
+    """Return the place of a process's cgroup below the mounted cgroup.
+
+    A cgroup that isn't visible from there counts as the top: the cgroup that is mounted into a container is
+    the container's own, under any name outside.
     """
     inside, top = PurePosixPath(path), PurePosixPath(root)
     if ".." not in inside.parts:
@@ -192,7 +193,7 @@ def _memory_limit(group: Group) -> int | None:
 
 
 def _inactive_file(group: Group) -> int:
-    """What the kernel takes back first: files that nobody has used lately."""
+    """Return the memory that the kernel reclaims first: file pages that weren't used lately."""
     return _of_stat(group, "inactive_file" if group.version == 2 else "total_inactive_file") or 0
 
 

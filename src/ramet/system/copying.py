@@ -45,7 +45,7 @@ _CANNOT_OFFLOAD: Final = frozenset(
 
 
 class Duplicate(NamedTuple):
-    """How one file's content came into another: the mode, why not a better one, and what was copied."""
+    """The way of a file's duplication: the mode, the reason for no better mode, the bytes copied."""
 
     mode: Literal["reflinked", "copied"]
     reason: str
@@ -53,10 +53,10 @@ class Duplicate(NamedTuple):
 
 
 def data_extents(descriptor: int, size_bytes: int | None = None) -> Iterator[tuple[int, int]]:
-    """(start, end) of each range that isn't a hole, ascending, as the filesystem reports them (lseek(2)).
+    """Yield (start, end) of each range that isn't a hole, ascending.
 
-    A filesystem that reports none, or can't, gives the whole file as one extent. Moves the descriptor's
-    offset.
+    Ranges are those that the filesystem reports (lseek(2)). A filesystem that reports none, or can't, gives
+    the whole file as one extent. Moves the descriptor's offset.
     """
     size = os.fstat(descriptor).st_size if size_bytes is None else size_bytes
     position = 0
@@ -77,7 +77,7 @@ def data_extents(descriptor: int, size_bytes: int | None = None) -> Iterator[tup
 
 
 def has_data(path: Path) -> bool:
-    """Whether a file has anything but holes, as its filesystem reports them; True where it can't tell.
+    """Tell whether a file has anything but holes, as its filesystem reports them; True if it can't tell.
 
     Not by allocated blocks: filesystems that allocate late (ZFS) or keep small files elsewhere show none for
     what has just been written. Raises `OSError`.
@@ -157,7 +157,7 @@ def copy_extents(source: int, destination: int, *, offload: bool = True) -> int:
 
 
 def _copy_in_kernel(source: int, destination: int, offset: int, length_bytes: int) -> int:
-    """Bytes that copy_file_range(2) copied; 0 where reading and writing must do it instead."""
+    """Copy by copy_file_range(2). Returns the number of bytes, 0 if reading and writing must do it."""
     try:
         return os.copy_file_range(source, destination, length_bytes, offset, offset)
     except OSError as error:
@@ -187,9 +187,9 @@ def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True)
 
 
 def _require_room(source: int, destination: int) -> None:
-    """Raises `OSError` (ENOSPC) when `destination` has no room for what `source` holds.
+    """Raise `OSError` (ENOSPC) when `destination` has no room for the data of `source`.
 
-    Blocks alone don't say that: a filesystem may have reserved more than there is data.
+    Blocks alone don't decide: a filesystem may have reserved more than there is data.
     """
     free = free_bytes(destination)
     if free is None or free >= os.fstat(source).st_blocks * STAT_BLOCK_BYTES:
@@ -199,7 +199,7 @@ def _require_room(source: int, destination: int) -> None:
 
 
 def _forget_copies() -> None:
-    """The threads that copy aren't there in a child, and would hold the lock for ever."""
+    """Replace the lock in a forked child, where the copying threads would hold it for ever."""
     global _copying
     _copying = threading.Lock()
 

@@ -15,7 +15,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 @functools.cache
 def host_cpu() -> HostCpu:
-    """This machine's first processor. Fields that the kernel doesn't tell are empty."""
+    """Read this machine's first processor. Fields that the kernel doesn't tell are empty."""
     fields: dict[str, str] = {}
     for line in _CPUINFO.read_text(errors="replace").splitlines():
         if not line.strip():

@@ -26,9 +26,9 @@ from ramet.system import rlimits
 from ramet.system.libc import last_error, libc
 
 TEMPORARY_PREFIX: Final = ".tmp-"
-"""How the name of anything unpublished begins. Such names are deleted after a crash and never cloned."""
+"""Prefix of all unpublished names. They are deleted after a crash and never cloned."""
 STAT_BLOCK_BYTES: Final = 512
-"""The unit of `st_blocks`, whatever the filesystem's own block is (stat(2))."""
+"""The unit of `st_blocks` on every filesystem (stat(2))."""
 
 FS_IOC_GETFLAGS: Final = 0x80086601  # _IOR('f', 1, long), linux/fs.h
 FS_IOC_SETFLAGS: Final = 0x40086602  # _IOW('f', 2, long)
@@ -49,7 +49,7 @@ _HINTS: Final = {
 
 
 def hint_of(error: OSError) -> str | None:
-    """The next step after an error of a filesystem, where there is one."""
+    """Return the next step after a filesystem's error, if there is one."""
     hint = _HINTS.get(error.errno or 0)
     return rlimits.file_hint() or hint if error.errno == errno.EFBIG else hint
 
@@ -68,7 +68,7 @@ def filesystem_errors(action: str, path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: Path, mode: int = 0o600) -> Iterator[int]:
-    """A descriptor of a file that didn't exist before. Leaving with an exception removes the file again."""
+    """Yield a descriptor of a file that didn't exist before. An exception in the block removes the file."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         yield descriptor
@@ -81,7 +81,7 @@ def new_file(path: Path, mode: int = 0o600) -> Iterator[int]:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[int]:
-    """A read-only descriptor of a regular file.
+    """Yield a read-only descriptor of a regular file.
 
     A link is refused; so is a FIFO, without waiting for its writer.
     """
@@ -95,7 +95,7 @@ def open_regular(path: Path) -> Iterator[int]:
 
 
 def allocated_bytes(path: Path) -> int:
-    """What the file occupies, in bytes; a hole occupies nothing, a reflinked block counts in every file.
+    """Return the bytes that the file occupies; holes occupy none, a reflinked block counts in every file.
 
     Raises `OSError`.
     """
@@ -103,10 +103,10 @@ def allocated_bytes(path: Path) -> int:
 
 
 def free_bytes(where: int | Path) -> int | None:
-    """How much this process may still write to the filesystem of a file or a directory, in bytes; None where
-    the filesystem doesn't tell.
+    """Return the bytes that this process may still write to a filesystem; None if it doesn't tell.
 
-    An estimate: others write too, and a filesystem that compresses may need less. Raises `OSError`.
+    `where` is a file or a directory of the filesystem. The number is an estimate: others write too, and a
+    filesystem that compresses may need less. Raises `OSError`.
     """
     facts = os.statvfs(where)
     free = facts.f_bfree if os.geteuid() == 0 else facts.f_bavail
@@ -152,8 +152,9 @@ def allocate(descriptor: int, length_bytes: int) -> None:
 
 
 def keep_room(descriptor: int, length_bytes: int) -> None:
-    """Set blocks aside behind the end of a file, so that so much can be appended on a full disk, too. Its
-    length stays. Nothing happens where that can't be done.
+    """Reserve blocks behind the end of a file, so that `length_bytes` can be appended on a full disk, too.
+
+    The file's length stays. Does nothing if that isn't possible.
     """
     if sys.platform.startswith("linux"):
         end, length = ctypes.c_int64(os.fstat(descriptor).st_size), ctypes.c_int64(length_bytes)
@@ -161,8 +162,9 @@ def keep_room(descriptor: int, length_bytes: int) -> None:
 
 
 def turn_off_copy_on_write(descriptor: int) -> None:
-    """Let an *empty* file be written in place, where the filesystem would put each write elsewhere (btrfs): a
-    block that is there can be written then though the disk is full (ioctl_iflags(2), FS_NOCOW_FL).
+    """Have an *empty* file written in place on a filesystem that puts each write elsewhere (btrfs).
+
+    An existing block can be written then even if the disk is full (ioctl_iflags(2), FS_NOCOW_FL).
     """
     try:
         flags = array("l", [0])
@@ -174,8 +176,9 @@ def turn_off_copy_on_write(descriptor: int) -> None:
 
 
 def is_immutable(path: Path) -> bool:
-    """Whether a file has the immutable attribute, by which nobody, root included, may write, link or remove
-    it (FS_IOC_GETFLAGS, ioctl_iflags(2)). False where that can't be asked.
+    """Tell whether a file is immutable: nobody, root included, may write, link or remove it.
+
+    False if the attribute can't be read (FS_IOC_GETFLAGS, ioctl_iflags(2)).
     """
     try:
         with open_regular(path) as descriptor:
@@ -187,10 +190,10 @@ def is_immutable(path: Path) -> bool:
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a directory and all that is in it, if it is there; others may be removing it, too, and the
-    home's worker may be making a file in it.
+    """Remove a directory with its content, if it exists.
 
-    Raises `FilesystemError` for the first thing that can't be removed: everything else is gone then.
+    Others may remove it at the same time, and the home's worker may make a file in it. Raises
+    `FilesystemError` for the first entry that can't be removed: everything else is gone then.
     """
     errors: list[tuple[Path, OSError]] = []
 

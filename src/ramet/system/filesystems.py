@@ -53,7 +53,7 @@ _STATFS_BYTES: Final = 512  # struct statfs has 120 on 64-bit machines
 
 
 def filesystem_type(path: Path) -> int:
-    """`f_type` of the filesystem that `path` is on, see statfs(2). Raises `OSError`."""
+    """Return `f_type` of the filesystem that `path` is on, see statfs(2). Raises `OSError`."""
     answer = (ctypes.c_long * (_STATFS_BYTES // ctypes.sizeof(ctypes.c_long)))()
     while libc().statfs(os.fsencode(path), answer) != 0:
         error = last_error()
@@ -63,13 +63,14 @@ def filesystem_type(path: Path) -> int:
 
 
 def nearest_existing(path: Path) -> Path:
-    """`path`, or the first of its parents that exists and may be looked at."""
+    """Return `path`, or the first of its parents that exists and may be looked at."""
     return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110 (no error)
 
 
 def shared_filesystem(path: Path) -> str | None:
-    """The kind of filesystem that several machines may see and that `path` is on, or would be; None for one
-    of this machine alone.
+    """Return the kind of filesystem of `path` if several machines may see it, else None.
+
+    The path may not exist yet.
     """
     try:
         return SEVERAL_MACHINES.get(filesystem_type(nearest_existing(path)))
@@ -78,8 +79,9 @@ def shared_filesystem(path: Path) -> str | None:
 
 
 def require_local(paths: Iterable[Path]) -> None:
-    """Raise `UnavailableError` unless all `paths` are on filesystems of this machine alone. Nothing is
-    written.
+    """Raise `UnavailableError` unless all `paths` are on filesystems of this machine alone.
+
+    Writes nothing.
     """
     for path in paths:
         if (kind := shared_filesystem(path)) is not None:
@@ -87,7 +89,7 @@ def require_local(paths: Iterable[Path]) -> None:
 
 
 def too_long(root: Path) -> str | None:
-    """Why a home can't be at `root`, in words that follow the path; None when its name is short enough."""
+    """Tell why a home can't be at `root`, in words that follow the path; None for a short path."""
     length = len(os.fsencode(root))
     if length <= LONGEST_HOME_BYTES:
         return None
@@ -101,12 +103,12 @@ def require_short(root: Path) -> None:
 
 
 def not_for_state(kind: str) -> str:
-    """Why state can't be kept there, in words that follow the path."""
+    """Tell why state can't be kept there, in words that follow the path."""
     return f"is on {kind}, which other machines may see: instances and their database can't be kept there"
 
 
 def cure(kind: str) -> str:
-    """What a user can do."""
+    """Return the advice for a home on such a filesystem."""
     advice = (
         "set RAMET_HOME to a directory on a local disk (ext4, XFS, btrfs, tmpfs);"
         " the cache (RAMET_CACHE) and exported snapshots may stay where they are"

@@ -1,8 +1,8 @@
-"""What is appended to a log, as it comes: `logs -f`.
+"""The lines that are appended to a log, as they come: `logs -f`.
 
-Driven by inotify(7), one instance a follower, bound here with ctypes in two calls: the events are never
-parsed, they only say "look again", so a library for them would be larger than what it replaces. Where inotify
-can't be had (its limits are per user and low; other systems lack it) the file is looked at every `POLL_S`.
+Driven by inotify(7), one instance per follower, bound here with ctypes in two calls: the events are never
+parsed, they only mean "look again", so a library for them would be larger than the code it replaces. Without
+inotify (its limits are per user and low; other systems lack it) the file is looked at every `POLL_S`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ async def follow(
     history_bytes: int = MIB,
     on_poll: Callable[[str], None] | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """The last `history_bytes` of a log, then what is appended, in chunks of at most `CHUNK_BYTES`.
+    """Yield the last `history_bytes` of a log, then appended bytes, in chunks of at most `CHUNK_BYTES`.
 
     Ends, after a last look, when `until()` returns (the VMM has ended), or when the file has lost its name.
-    `until` is called again and again, and cancelled in between: `event.wait` will do. Who leaves the loop
-    early wraps this in `contextlib.aclosing`, which closes its descriptors then and there.
+    `until` is called repeatedly, and cancelled in between: `event.wait` will do. A caller that leaves the
+    loop early wraps this in `contextlib.aclosing`, which closes its descriptors at that moment.
 
-    A log that isn't there yet is waited for. A log that gets shorter was trimmed and is read from its
-    beginning; a follower so slow that a trim overtakes it misses what was cut. `on_poll` hears why, if
-    inotify can't be had. Raises `OSError`, and what `until()` raises.
+    A missing log is waited for. A log that gets shorter was trimmed and is read from its beginning; a
+    follower that is overtaken by a trim misses the lines that were cut. `on_poll` is called with the reason
+    if there is no inotify. Raises `OSError`, and what `until()` raises.
     """
     descriptor = await _open(log, until)
     if descriptor is None:
@@ -75,7 +75,7 @@ async def follow(
 
 
 async def _open(log: Path, until: Callable[[], Awaitable[object]]) -> int | None:
-    """A descriptor of the log, or None when it never came."""
+    """Return a descriptor of the log, or None when it never came."""
     ended = False
     while True:
         try:
@@ -87,7 +87,7 @@ async def _open(log: Path, until: Callable[[], Awaitable[object]]) -> int | None
 
 
 def _watch(descriptor: int) -> tuple[int, str]:
-    """An inotify descriptor that becomes readable when the open file changes, or -1 and why not."""
+    """Return an inotify descriptor that becomes readable when the open file changes, or -1 and the reason."""
     try:
         init, add = libc().inotify_init1, libc().inotify_add_watch
     except AttributeError:

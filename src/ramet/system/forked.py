@@ -1,9 +1,9 @@
-"""Keep a forked child from holding what is its parent's: fork(2) without execve(2) copies every descriptor,
-O_CLOEXEC or not.
+"""Descriptors that a forked child closes, because they are its parent's.
 
-A lock would stay held, a guest's only port in use, and a resumer waiting, for as long as the child lives,
-though the parent was killed. So the child closes these at once. Threads, event loops and what belongs to them
-aren't there in a child: whoever keeps such things per process registers with `in_children`.
+fork(2) without execve(2) copies every descriptor, O_CLOEXEC or not. A lock would stay held, a guest's only
+port in use, and a resumer waiting, as long as the child lives, even if the parent was killed. So the child
+closes these at once. Threads, event loops and their state aren't there in a child: a module that keeps such
+things per process registers with `in_children`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ def in_children(forget: Callable[[], object]) -> None:
 
 
 def keep_from_children(descriptor: int) -> int:
-    """A descriptor that no forked child keeps open. It is closed with `close`."""
+    """Have no forked child keep the descriptor open, and return it. Close it with `close`."""
     _descriptors.add(descriptor)
     return descriptor
 
 
 def keep_socket_from_children(connection: socket.socket) -> None:
-    """As `keep_from_children`; it is closed as any socket is."""
+    """Have no forked child keep the socket open. It is closed as any socket is."""
     _sockets.add(connection)
 
 
 def is_ours(descriptor: int) -> bool:
-    """It was kept from children, and this isn't one: the number may mean another file there by now."""
+    """Tell whether the descriptor was kept from children in this process: a child may reuse its number."""
     return descriptor in _descriptors
 
 

@@ -1,9 +1,9 @@
-"""Whether KVM runs Linux here. That `/dev/kvm` opens doesn't say so.
+"""The verdict whether KVM runs Linux here, which an open `/dev/kvm` doesn't prove.
 
 A paravirtual nested KVM opens, answers and runs small bare-metal guests, but interprets what a guest does in
 ring 0 and gives up at the first instruction that its interpreter lacks: a Linux guest dies after tens of
-seconds. `kvm_probe` tries those instructions in about a tenth of a second, in a process of its own, so that a
-vCPU which never comes back can be killed. The verdict holds until the next boot and is kept in a file.
+seconds. `kvm_probe` tries those instructions in about a tenth of a second, in a separate process, so that a
+hung vCPU can be killed. The verdict holds until the next boot and is kept in a file.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ _COMMAND = (sys.executable, "-I", "-S", str(_PROBE))
 
 
 class KvmVerdict(msgspec.Struct, frozen=True):
-    """What KVM is good for here. `detail` says in a sentence how that is known.
+    """The guests that KVM can run here. `detail` says in a sentence how that is known.
 
-    `runs_linux`: use it. `bare_metal_only`: small guests of one's own making run, a stock kernel doesn't.
-    `absent`: no `/dev/kvm`. `no_permission`: it is there and not for this user. `broken`: it opens, but makes
-    no VM, or doesn't answer. `unknown`: it opens on an architecture for which there is no check (all but
-    x86-64); ramet treats that as a no. `duration_ms` is what the check took, when it was made; `kind` is
-    `kvm_kind`'s.
+    `runs_linux`: use it. `bare_metal_only`: small self-made guests run, a stock kernel doesn't. `absent`: no
+    `/dev/kvm`. `no_permission`: it is there and not for this user. `broken`: it opens, but makes no VM, or
+    doesn't answer. `unknown`: it opens on an architecture for which there is no check (all but x86-64); ramet
+    treats that as a no. `duration_ms` is the time of the check, when it was made; `kind` is `kvm_kind`'s.
     """
 
     status: KvmStatus
@@ -45,7 +44,7 @@ class KvmVerdict(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    """What the probe prints."""
+    """The probe's output."""
 
     status: KvmStatus
     detail: str
@@ -66,12 +65,14 @@ async def kvm_verdict(
     device: str = kvm_probe.DEVICE,
     command: Sequence[str] = _COMMAND,
 ) -> KvmVerdict:
-    """The verdict on this machine's KVM, from `cache_dir` unless `refresh`. Never raises for what KVM does.
+    """Return the verdict on this machine's KVM, from `cache_dir` unless `refresh`.
+
+    KVM's faults raise nothing.
 
     The probe takes 0.1 s, and a second or two on a machine that is itself emulated. It gives up a hung vCPU
     after half a second; `limit_s` is for everything else that can hang, and then the answer is `broken`.
-    What may change without a trace (no device, no permission, a VMM in the way, a limit) isn't kept.
-    A cache that can't be read or written costs time and nothing else.
+    Verdicts that may change without a trace (no device, no permission, a conflicting VMM, a limit) aren't
+    kept. A cache that can't be read or written costs only time.
     """
     started = time.monotonic()
     try:
@@ -89,10 +90,10 @@ async def kvm_verdict(
 
 
 def cache_key(device: str) -> str:
-    """All that a verdict depends on. Loading another KVM module makes a new node, so its inode says that;
-    where the node is a container's own, the module's name does.
+    """Return everything that a verdict depends on.
 
-    Raises `ProbeError` as `kvm_probe.open_device`.
+    Loading another KVM module makes a new node, which its inode shows; if the node is a container's own, the
+    module's name shows it. Raises `ProbeError` as `kvm_probe.open_device`.
     """
     descriptor = kvm_probe.open_device(device)
     try:

@@ -23,7 +23,7 @@ _MOST = 64
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One kernel, booted with one driver: whether its guest answered, and if not what happened instead."""
+    """The boot of a kernel with a driver: whether its guest answered, and if not what happened instead."""
 
     driver: str
     kernel_version: str
@@ -31,11 +31,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     runs: bool
     detail: str
     key: str
-    """All that it depends on besides."""
+    """Everything else that the result depends on."""
 
 
 def trials(cache_dir: Path, *, device: str = kvm_probe.DEVICE) -> list[Trial]:
-    """What was tried on this KVM since the machine booted; empty where it can't be opened."""
+    """List the trials on this KVM since the machine booted; empty if the device can't be opened."""
     try:
         key = cache_key(device)
     except ProbeError:
@@ -44,7 +44,7 @@ def trials(cache_dir: Path, *, device: str = kvm_probe.DEVICE) -> list[Trial]:
 
 
 def find_trial(cache_dir: Path, driver: str, kernel_digest: str) -> Trial | None:
-    """What came of that kernel with that driver, if it was tried."""
+    """Return the trial of that kernel with that driver, if there was one."""
     known = trials(cache_dir)
     return next(
         (trial for trial in known if (trial.driver, trial.kernel_digest) == (driver, kernel_digest)), None

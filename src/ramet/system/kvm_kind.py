@@ -1,8 +1,8 @@
-"""Which KVM a machine has: the processor's own, or a paravirtual one.
+"""The kind of KVM that a machine has: the processor's own, or a paravirtual KVM.
 
-PVM (`kvm_pvm`, what cloud machines without nested virtualization use) runs a guest's ring 0 in ring 3: a
-kernel that was built for it (`CONFIG_PVM_GUEST`) runs at speed, any other one is interpreted and fails. A
-guest that was saved on one kind can't go on on the other.
+PVM (`kvm_pvm`, for cloud machines without nested virtualization) runs a guest's ring 0 in ring 3: a kernel
+that was built for it (`CONFIG_PVM_GUEST`) runs at speed, any other kernel is interpreted and fails. A guest
+that was saved on one kind can't be restored on the other.
 
 Source: the names below /sys/module; PVM's patches, `arch/x86/kvm/pvm` and `arch/x86/kernel/pvm.c`.
 """
@@ -19,7 +19,7 @@ _KNOWN: Final = (PVM, "kvm_intel", "kvm_amd")
 
 
 def kvm_kind(modules: Path = _MODULES) -> str:
-    """The name of the module behind `/dev/kvm`, loaded or built in; `unknown` when none can be seen.
+    """Return the name of the module behind `/dev/kvm`, loaded or built in; `unknown` when none is visible.
 
     Asked each time, and never kept: a module can be replaced by another while a process lives.
     """
@@ -27,9 +27,9 @@ def kvm_kind(modules: Path = _MODULES) -> str:
 
 
 def why_not_here(saved_on: str | None, here: str) -> str | None:
-    """Why a guest that was saved on the first kind can't go on on the second, or None when it can.
+    """Tell why a guest that was saved on the first kind can't run on the second; None when it can.
 
-    What isn't known is no reason: snapshots of before say nothing.
+    An unknown kind is no reason: old snapshots have none.
     """
     if saved_on is None or UNKNOWN in (saved_on, here) or (saved_on == PVM) == (here == PVM):
         return None
@@ -37,5 +37,5 @@ def why_not_here(saved_on: str | None, here: str) -> str | None:
 
 
 def words(kind: str) -> str:
-    """What people call it."""
+    """Return people's name for it."""
     return f"PVM ({PVM})" if kind == PVM else f"the processor's own virtualization ({kind})"

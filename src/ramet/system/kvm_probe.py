@@ -1,9 +1,9 @@
-"""A program of its own that finds out whether `/dev/kvm` runs what a Linux kernel runs in ring 0.
+"""A separate program that finds out whether `/dev/kvm` runs what a Linux kernel runs in ring 0.
 
 It builds a VM of 36 pages, enters it in 64-bit mode at -2 GiB (where Linux lives) and runs short pieces of
 machine code, each with instructions that a kernel can't do without. It also times a loop in the guest and the
-same bytes on the host. One line of JSON on standard output says what came out: `{"status": …, "detail": …}`,
-as `ramet.system.kvm.KvmVerdict` has them.
+same bytes on the host. A line of JSON on standard output has the result: `{"status": …, "detail": …}`, as in
+`ramet.system.kvm.KvmVerdict`.
 
 It is one file and needs only the standard library: so it starts in milliseconds (`python -I -S kvm_probe.py`)
 and can be copied to a machine on which nothing is installed. No piece of code gets more than `CHECK_LIMIT_S`.
@@ -64,12 +64,12 @@ Assembly = tuple[tuple[str, str], ...]  # (bytes in hex, the same instruction fo
 
 
 def machine_code(assembly: Assembly) -> bytes:
-    """The bytes of a piece of code."""
+    """Return the bytes of a piece of code."""
     return b"".join(bytes.fromhex(code) for code, _ in assembly)
 
 
 class Check(NamedTuple):
-    """What Linux needs, if the CPUID bit `cpuid`, as (leaf, subleaf, register, bit), is set or None."""
+    """A need of Linux, if the CPUID bit `cpuid`, as (leaf, subleaf, register, bit), is set or None."""
 
     name: str
     code: Assembly
@@ -229,7 +229,7 @@ class HungError(Exception):
 
 
 def _segment(selector: int, *, kind: int, db: int = 0, s: int = 1, long: int = 0) -> bytes:
-    """`struct kvm_segment`, present, DPL 0: flat, or (`s` = 0) the TSS."""
+    """Return a `struct kvm_segment`, present, DPL 0: flat, or (`s` = 0) the TSS."""
     base, limit = (0, 0xFFFFFFFF) if s else (HIGH + TSS, 0x67)
     return struct.pack("<QIH10B", base, limit, selector, kind, 1, 0, db, s, long, s, 0, 0, 0)
 
@@ -294,7 +294,7 @@ class Machine:
 
     @staticmethod
     def _long_mode(reset: bytes) -> bytes:
-        """`struct kvm_sregs`: the vCPU's own after reset, changed to 64-bit ring 0 with our tables."""
+        """Return the vCPU's `struct kvm_sregs` after reset, changed to 64-bit ring 0 with our tables."""
         code, data = _segment(0x08, kind=11, long=1), _segment(0x10, kind=3, db=1)
         segments = code + 5 * data + _segment(0x30, kind=11, s=0) + reset[168:192]  # the LDT stays unusable
         tables = struct.pack("<QH6xQH6x", HIGH + GDT, 0x3F, HIGH + IDT, 32 * 16 - 1)
@@ -333,7 +333,7 @@ class Machine:
         return f"exception {rax & 0xFF}" if rax & ~0xFF == TRAPPED else f"a wrong result ({rax:#x})"
 
     def _exit(self) -> tuple[int, str]:
-        """`kvm_run.exit_reason`, and words for it."""
+        """Return `kvm_run.exit_reason`, and words for it."""
         (reason,) = struct.unpack_from("<I", self._run, 8)
         name = f"KVM_EXIT_{EXIT_NAMES.get(reason, reason)}"
         if reason == EXIT_INTERNAL_ERROR:
@@ -344,7 +344,7 @@ class Machine:
         return reason, f"{name} (triple fault)" if reason == EXIT_SHUTDOWN else name
 
     def close(self) -> None:
-        """Let go of the VM. Harmless when done twice."""
+        """Free the VM. A second call does nothing."""
         if hasattr(self, "_run"):
             self._run.close()
         while self._files:
@@ -352,7 +352,7 @@ class Machine:
 
 
 def _supported_cpuid(kvm: int) -> tuple[bytearray, CpuidBits]:
-    """KVM_GET_SUPPORTED_CPUID as it is, for the vCPU, and by (leaf, subleaf, register)."""
+    """Return KVM_GET_SUPPORTED_CPUID unchanged, for the vCPU, and by (leaf, subleaf, register)."""
     entries = 256
     table = bytearray(8 + 40 * entries)
     struct.pack_into("<I", table, 0, entries)
@@ -366,7 +366,10 @@ def _supported_cpuid(kvm: int) -> tuple[bytearray, CpuidBits]:
 
 
 def _time_in_guest(machine: Machine, loops: int) -> float:
-    """Seconds in KVM_RUN for that many turns of the loop: the best of a few, for others use the machine."""
+    """Return the seconds in KVM_RUN for `loops` turns of the loop.
+
+    It is the best of a few, because others use the machine.
+    """
     best = float("inf")
     for _ in range(TRIES):
         if trouble := machine.run(TIMED, loops):
@@ -376,7 +379,7 @@ def _time_in_guest(machine: Machine, loops: int) -> float:
 
 
 def _time_on_host(loops: int) -> float | None:
-    """The same bytes, called as a function. None where the host allows no executable anonymous memory."""
+    """Time the same bytes, called as a function; None if the host allows no executable anonymous memory."""
     code = b"\x89\xf9" + machine_code(LOOP) + b"\xc3"  # mov ecx, edi; …; ret
     try:
         page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -393,7 +396,7 @@ def _time_on_host(loops: int) -> float | None:
 
 
 def slowness(machine: Machine) -> float:
-    """How many times longer the loop takes in the guest than on the host, without entering and leaving it."""
+    """Return how many times longer the loop takes in the guest than on the host, without entry and exit."""
     entry_s = _time_in_guest(machine, 1)
     for loops in (SHORT_LOOPS, LONG_LOOPS):
         guest_s = _time_in_guest(machine, loops) - entry_s
@@ -405,7 +408,7 @@ def slowness(machine: Machine) -> float:
 
 
 def open_device(path: str = DEVICE) -> int:
-    """A descriptor of `/dev/kvm`. Raises `ProbeError`: absent, no_permission or broken."""
+    """Open `/dev/kvm`. Raises `ProbeError`: absent, no_permission or broken."""
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -418,7 +421,7 @@ def open_device(path: str = DEVICE) -> int:
 
 
 def _failures(kvm: int, cpuid: bytearray, bits: CpuidBits) -> tuple[dict[str, list[str]], float]:
-    """What went wrong, each with the checks at which it did; and the slowness."""
+    """Run the checks. Returns the failures, each with the checks that failed so, and the slowness."""
     failures: dict[str, list[str]] = {}
     machine = Machine(kvm, cpuid)
     try:
@@ -440,7 +443,7 @@ def _failures(kvm: int, cpuid: bytearray, bits: CpuidBits) -> tuple[dict[str, li
 
 
 def probe() -> tuple[KvmStatus, str]:
-    """The status and the sentence that says why. Raises `ProbeError` when it doesn't get that far."""
+    """Return the status and a sentence with the reason. Raises `ProbeError` when the probe can't be made."""
     kvm = open_device()
     try:
         if (machine := os.uname().machine) != "x86_64":

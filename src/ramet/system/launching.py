@@ -1,8 +1,8 @@
-"""The state of signals that a program starts with, whatever state this process is in.
+"""The state of signals that a program starts with, independent of this process's state.
 
 A process inherits its parent's blocked and ignored signals across execve(2). Both hurt: Firecracker stops its
 vCPUs by a signal, and a shell whose SIGCHLD is ignored doesn't learn its children's exit statuses. ramet's
-own processes set both right when they begin (`reset`). In somebody else's process that is not ramet's to do:
+own processes set both right when they begin (`reset`). In another program's process ramet must not do that:
 there a small program in between does it, and only where it is needed.
 """
 
@@ -24,10 +24,11 @@ def reset() -> None:
 def launched(
     argv: Sequence[str], *, blocked: Collection[int] = (), first: Iterable[str] = ()
 ) -> Sequence[str]:
-    """The words that start `argv` with no signal blocked but `blocked`, and SIGCHLD not ignored.
+    """Return the words that start `argv` with only `blocked` signals blocked, and SIGCHLD not ignored.
 
-    `argv` itself where this thread is so already. `first` are Python statements that run before `argv` does,
-    in the process that becomes it. Raises `UnavailableError` where such a process can't be had.
+    They are `argv` itself if this thread is in that state already. `first` are Python statements that run
+    before `argv` does, in the process that becomes it. Raises `UnavailableError` where such a process can't
+    be had.
     """
     statements = list(first)
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, ())

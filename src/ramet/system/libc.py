@@ -9,11 +9,14 @@ import os
 
 @functools.cache
 def libc() -> ctypes.CDLL:
-    """The C library of this process. A function that it lacks is an `AttributeError` when it is asked for."""
+    """Return the C library of this process.
+
+    A function that it lacks is an `AttributeError` when it is asked for.
+    """
     return ctypes.CDLL(None, use_errno=True)
 
 
 def last_error() -> OSError:
-    """The error of the call that has just failed in this thread."""
+    """Return the error of the call that has just failed in this thread."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number))

@@ -39,7 +39,7 @@ _WITHOUT_INOTIFY_S: Final = 0.002
 async def connect_when_listening(
     directory: Path, name: str, process: ProcessRef, *, timeout_s: float
 ) -> socket.socket:
-    """A non-blocking connection to the UNIX socket `name` in `directory`, as soon as `process` listens there.
+    """Connect to the UNIX socket `name` in `directory`, without blocking, as soon as `process` listens there.
 
     Raises `VmmError` when the process ends first, `VmmTimeoutError` when `timeout_s` passes.
     """
@@ -63,7 +63,7 @@ async def connect_when_listening(
 
 
 def _try(directory: Path, name: str) -> socket.socket | None:
-    """None: not there yet; between bind(2) and listen(2); its queue is full."""
+    """Try to connect; None if the socket isn't there or doesn't listen yet, or has a full queue."""
     try:
         return sockets.connect(directory, name)
     except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
@@ -113,12 +113,12 @@ class _Notifier:
 
     @classmethod
     def forget(cls) -> None:
-        """In a forked child: an event that it read would be its parent's."""
+        """Forget the notifiers in a forked child: an event that it read would be its parent's."""
         cls._of_loops.clear()
 
     @classmethod
     def of_this_loop(cls) -> _Notifier:
-        """The running event loop's, made when it is first wanted."""
+        """Return the running event loop's notifier, made when it is first needed."""
         loop = asyncio.get_running_loop()
         notifier = cls._of_loops.get(loop)
         if notifier is None:

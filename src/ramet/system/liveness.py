@@ -40,11 +40,11 @@ class Liveness(enum.Enum):
     ALIVE = "alive"
     DEAD = "dead"
     UNKNOWN = "unknown"
-    """It belongs to another machine or another PID namespace, or `/proc` hides it."""
+    """The process belongs to another machine or another PID namespace, or `/proc` hides it."""
 
 
 def liveness(process: ProcessRef) -> Liveness:
-    """Whether `process` still runs, as far as it can be told from here. A zombie doesn't run.
+    """Tell whether `process` still runs, as far as that is visible from here. A zombie doesn't run.
 
     Raises `UnavailableError` when this process has no descriptor left to look with.
     """
@@ -59,19 +59,23 @@ def liveness(process: ProcessRef) -> Liveness:
 
 
 def is_dead(process: ProcessRef) -> bool:
-    """`process` is known to have ended: what it left may be undone or removed. Raises as `liveness`."""
+    """Tell whether `process` certainly ended: its leftovers may be undone or removed.
+
+    Raises as `liveness`.
+    """
     return liveness(process) is Liveness.DEAD
 
 
 def is_alive(process: ProcessRef) -> bool:
-    """`process` is known to run. For what people are shown: that it isn't known to run is no reason to
-    destroy anything, see `is_dead`. Raises as `liveness`.
+    """Tell whether `process` certainly runs. Raises as `liveness`.
+
+    This is for display: that a process isn't known to run is no reason to destroy anything, see `is_dead`.
     """
     return liveness(process) is Liveness.ALIVE
 
 
 def _is_shown(process: ProcessRef) -> bool:
-    """`/proc` shows it, though it can't be reached: a namespace above this one has it."""
+    """Tell whether `/proc` shows the process, which can't be reached: a namespace above this has it."""
     if process.boot_id != boot_id() or process.pid_namespace in (0, proc_view().namespace):
         return False
     try:
@@ -81,10 +85,10 @@ def _is_shown(process: ProcessRef) -> bool:
 
 
 def open_pidfd(process: ProcessRef) -> int | None:
-    """A pidfd of `process` that the caller closes, or None when it is dead; a child of ours is reaped then.
+    """Open a pidfd of `process` for the caller to close; None when it is dead; a dead child is reaped then.
 
-    Raises `UnseenError` when it can't be told from here, `UnavailableError` for want of descriptors: neither
-    must ever pass for "dead".
+    Raises `UnseenError` when that can't be told from here, `UnavailableError` for want of descriptors:
+    neither must ever pass for "dead".
     """
     if process.boot_id != boot_id():
         if is_of_past_boot(process):
@@ -135,11 +139,11 @@ def _pin(process: ProcessRef, pid: int) -> int | None:
 
 
 def local_pid(process: ProcessRef) -> int:
-    """The number by which this process, and `/proc`, know `process`: its own pid, unless it is of a namespace
-    below this one.
+    """Return the number by which this process, and `/proc`, know `process`.
 
-    Raises `UnseenError` when it can't be seen from here, `VmmError` when it is gone. Whoever reads
-    `/proc/PID` of a recorded process asks here first: the same number may be somebody else's.
+    It is the process's own pid, unless the process is in a namespace below this one. Raises `UnseenError`
+    when the process can't be seen from here, `VmmError` when it is gone. Code that reads `/proc/PID` of a
+    recorded process asks here first: the same number may be another process's.
     """
     if is_here(process):
         return process.pid
@@ -157,14 +161,15 @@ def local_pid(process: ProcessRef) -> int:
 
 
 def why_unseen(process: ProcessRef) -> str | None:
-    """Why it can't be told from here whether `process` lives, in words that follow its name; None when it
-    can be.
+    """Tell why it can't be told from here whether `process` lives, in words that follow its name.
+
+    None when it can be told.
     """
     return why_out_of_reach(process) if liveness(process) is Liveness.UNKNOWN else None
 
 
 def why_out_of_reach(process: ProcessRef) -> str:
-    """Why `open_pidfd` can't open it, in the same words."""
+    """Tell why `open_pidfd` can't open the process, in the same words."""
     if process.boot_id != boot_id():
         return f"it was started on another machine (boot {process.boot_id[:8]})"
     if process.pid_namespace not in (0, proc_view().namespace):
@@ -173,7 +178,7 @@ def why_out_of_reach(process: ProcessRef) -> str:
 
 
 def unseen(process: ProcessRef) -> UnseenError:
-    """The error of whoever would have to see `process`."""
+    """Make the error for a caller that has to see `process`."""
     return UnseenError(
         f"process {process.pid} can't be seen from here: {why_out_of_reach(process)}",
         hint=where_to_look(process),
@@ -181,7 +186,7 @@ def unseen(process: ProcessRef) -> UnseenError:
 
 
 def where_to_look(process: ProcessRef) -> str:
-    """Where `process` can be seen, in words for a hint."""
+    """Tell where `process` can be seen, in words for a hint."""
     if process.boot_id != boot_id():
         return "run ramet on the machine where it was started"
     if process.pid_namespace not in (0, proc_view().namespace):
@@ -190,8 +195,9 @@ def where_to_look(process: ProcessRef) -> str:
 
 
 def require_own_proc() -> None:
-    """Raise `UnavailableError` unless `/proc` shows this process's own PID namespace: its guests' memory is
-    read through `/proc/PID`.
+    """Raise `UnavailableError` unless `/proc` shows this process's own PID namespace.
+
+    Its guests' memory is read through `/proc/PID`.
     """
     if not proc_view().shows_own:
         raise UnavailableError(
@@ -201,24 +207,22 @@ def require_own_proc() -> None:
 
 
 def has_ended(pidfd: int) -> bool:
-    """The process behind a pidfd doesn't run any more."""
+    """Tell whether the process behind a pidfd no longer runs."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def adopt(child: ProcessRef) -> None:
-    """It is a child of this process whose exit status nobody else wants: whoever finds it ended collects
-    it.
-    """
+    """Mark a child of this process whose exit status nobody else wants: the finder of its end collects it."""
     _adopted.add(child)
 
 
 def reap(process: ProcessRef, pidfd: int) -> None:
-    """Collect the exit status of a child of ours that has ended, so that it doesn't stay a zombie.
+    """Collect the exit status of an adopted child that has ended, so that it doesn't stay a zombie.
 
-    Nothing is done about another child of this process, a `ramet` that its user started, say: its status is
-    for whoever waits for that, and would be 0 to a subprocess.Popen that finds it collected.
+    Another child of this process, such as a `ramet` that its user started, is left alone: its status is for
+    the code that waits for it, and would be 0 to a subprocess.Popen that finds it collected.
     """
     if process not in _adopted:
         return

@@ -1,8 +1,8 @@
-"""Locks between processes, on files: flock(2), which the kernel lets go of when its holder dies.
+"""Locks between processes, on files: flock(2), which the kernel releases when its holder dies.
 
 A blocked flock can't be cancelled or given a limit (a thread would sit in it), so this tries without
-blocking, at growing intervals. The first tries come 1 ms apart, because most of these locks are leases of
-some milliseconds; later ones at most 20 ms, so that who has waited long isn't outrun by who just came.
+blocking, at growing intervals. The first tries come 1 ms apart, because most of these locks are leases of a
+few milliseconds; later tries at most 20 ms, so that an old waiter isn't outrun by a new one.
 
 Lock files are made when missing and never removed, except with their directory; a lock on a file that has
 lost its name isn't a lock, and is taken again. Each call opens the file anew: tasks of one process exclude
@@ -34,12 +34,12 @@ _LONGEST_WAIT_S = 0.020
 async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None) -> AsyncIterator[int]:
     """Hold the exclusive lock on `path` inside; wait for it at most `wait_s` (0: one try).
 
-    What is yielded is the descriptor that holds it: a process that inherits it goes on holding it when this
-    one dies, until it ends, too.
+    Yields the descriptor that holds the lock: a process that inherits it keeps holding the lock after this
+    process's death, until its own end.
 
     Raises `busy`, by default a `LockBusyError` that names the path, when the wait is over; `UnavailableError`
-    when it is another user's; `OSError` when the file can't be made (its directory is gone). Cancelled while
-    it waits it holds nothing; cancelled or failed inside it lets go.
+    when the file is another user's; `OSError` when the file can't be made (its directory is gone). A call
+    that is cancelled while it waits holds nothing; a block that is cancelled or fails releases the lock.
     """
     pauses = _pauses_s(path, wait_s, busy)
     while (held := _try(path)) is None:  # noqa: ASYNC110 - other processes set no event
@@ -52,7 +52,7 @@ async def file_lock(path: Path, *, wait_s: float, busy: RametError | None = None
 
 @contextmanager
 def file_lock_sync(path: Path, *, wait_s: float, busy: RametError | None = None) -> Iterator[None]:
-    """As `file_lock`, for plain code. Blocks the thread; never use it on an event loop's."""
+    """Hold a lock as `file_lock` does, for plain code. Blocks the thread; never use it on an event loop's."""
     pauses = _pauses_s(path, wait_s, busy)
     while (held := _try(path)) is None:
         time.sleep(next(pauses))
@@ -66,10 +66,9 @@ def file_lock_sync(path: Path, *, wait_s: float, busy: RametError | None = None)
 async def inode_lock(
     path: Path, *, shared: bool, wait_s: float, busy: RametError | None = None
 ) -> AsyncIterator[None]:
-    """Hold the lock on a directory, or on a file that is there, inside: `shared` with others that hold it so,
-    or alone.
+    """Hold the lock on an existing directory or file inside, alone or `shared` with others that share it.
 
-    Nothing is written for it. Errors as `file_lock`; `OSError` when it is gone.
+    Nothing is written for it. Errors as `file_lock`; `OSError` when the inode is gone.
     """
     pauses = _pauses_s(path, wait_s, busy)
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -105,7 +104,7 @@ def _pauses_s(path: Path, wait_s: float, busy: RametError | None) -> Iterator[fl
 
 
 def _try(path: Path) -> int | None:
-    """The descriptor that holds the lock, or None when somebody else does."""
+    """Return the descriptor that holds the lock, or None when another holds it."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -133,7 +132,7 @@ def _owner_of(path: Path) -> str:
 
 
 def _is_still(descriptor: int, path: Path) -> bool:
-    """Whether `path` names the file that we have open."""
+    """Tell whether `path` still names the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:

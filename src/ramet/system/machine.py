@@ -1,7 +1,7 @@
-"""The machine and its boots: which of them were this one's.
+"""The machine and its boots.
 
 A process that was started under another boot id is dead if that was an earlier boot of this machine. If it is
-another machine's boot, or a container's with a boot id of its own, its processes may live.
+another machine's boot, or that of a container with its own boot id, its processes may live.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _JITTER_S: Final = 2
 
 
 class Boot(NamedTuple):
-    """One boot as it was seen: by a system with that machine id, and when it began, in seconds of Unix time.
+    """A boot as a system saw it: the system's machine id, and the boot's beginning in seconds of Unix time.
 
-    One boot may be seen by several, a host and its containers.
+    Several systems may see a boot, a host and its containers.
     """
 
     boot_id: str
@@ -30,7 +30,7 @@ class Boot(NamedTuple):
 
 
 def machine_id() -> str:
-    """This system's machine-id(5); empty where it has none, as in many containers."""
+    """Return this system's machine-id(5); empty if it has none, as in many containers."""
     try:
         text = _MACHINE_ID.read_text().strip()
     except (OSError, ValueError):
@@ -39,13 +39,13 @@ def machine_id() -> str:
 
 
 def this_boot() -> Boot:
-    """The present one. Raises `UnavailableError` without /proc."""
+    """Return the present boot. Raises `UnavailableError` without /proc."""
     since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time_offset_ns()
     return Boot(boot_id(), machine_id(), int(time.time() - since_ns / _SECOND_NS))
 
 
 def past_boots(known: list[Boot]) -> set[str]:
-    """Those of `known` that were boots of this very machine, and over before the present one began.
+    """Return the boots of `known` that were this machine's, and over before the present boot began.
 
     Another boot id that was seen since, with the same machine id, is a container's or a cloned machine's.
     """

@@ -1,7 +1,7 @@
 """Files that lie in memory and vanish with their process: where a VMM may write while its guest is paused.
 
 A memfd is a file on the kernel's own tmpfs without a name (memfd_create(2)); another process of the same user
-opens it through `/proc/<pid>/fd/<n>`. Whatever becomes of its owner, nothing is left.
+opens it through `/proc/<pid>/fd/<n>`. Nothing is left after its owner's end.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ _CHUNK_BYTES = 4 * MIB
 
 @contextmanager
 def memory_file(name: str) -> Iterator[int]:
-    """A descriptor of an empty file in memory, closed at the end. `name` is for people who look at /proc.
+    """Yield a descriptor of an empty file in memory, closed at the end.
 
-    Raises `FilesystemError` when there can't be one.
+    `name` is for people who look at /proc.
+
+    Raises `FilesystemError` when it can't be made.
     """
     with filesystem_errors("make", f"a file in memory for {name}"):
         descriptor = os.memfd_create(f"ramet-{name}", os.MFD_CLOEXEC)

@@ -1,11 +1,10 @@
-"""Runs programs that aren't ramet's, to their end: qemu-img, mke2fs, a VMM's `--version`. The only place
-that does.
+"""Runs of programs that aren't ramet's, to their end: qemu-img, mke2fs, a VMM's `--version`. Only here.
 
-A program that runs here is bounded in time and in what is kept of its output, reads nothing, speaks English
-(so that its texts mean the same under every locale) and has a process group of its own, with which it is
-killed. Its exit status may be unknown: where SIGCHLD is ignored, or somebody else waits for every child
-of this process, the kernel gives the status to nobody (wait(2)). So callers judge by the result, and by a
-status only where it says "failed".
+A program that runs here is bounded in time and in its kept output, reads nothing, speaks English (so that its
+texts mean the same under every locale) and has its own process group, with which it is killed. Its exit
+status may be unknown: where SIGCHLD is ignored, or other code waits for every child of this process, the
+kernel gives the status to nobody (wait(2)). So callers judge by the result, and by a status only where it
+says "failed".
 """
 
 from __future__ import annotations
@@ -32,8 +31,10 @@ _END_LIMIT_S: Final = 5.0
 
 
 class Outcome(NamedTuple):
-    """How a program ended. `status` is its exit code, or minus the number of the signal that killed it; None
-    where the kernel didn't tell. Of `stdout` the beginning is kept, of `stderr` the end.
+    """The end of a program.
+
+    `status` is its exit code, or minus the number of the signal that killed it; None if the kernel didn't
+    tell. `stdout` keeps the beginning, `stderr` the end.
     """
 
     status: int | None
@@ -42,7 +43,7 @@ class Outcome(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Whether the program is known to have failed. False doesn't mean that it did what it was to do."""
+        """True if the program is known to have failed. False doesn't mean that it did what it was to do."""
         return self.status not in (0, None)
 
     @property
@@ -105,7 +106,10 @@ def run(
 
 
 async def run_async(argv: Sequence[str], *, limit_s: float, most_bytes: int = MIB) -> Outcome:
-    """As `run`, beside the event loop. When it is cancelled, the program is killed before it returns."""
+    """Run a program as `run` does, beside the event loop.
+
+    A cancellation kills the program before it returns.
+    """
     stop = os.eventfd(0, os.EFD_CLOEXEC)
     work = partial(run, argv, limit_s=limit_s, most_bytes=most_bytes, stop=stop)
     outcome: Outcome | Exception
@@ -135,7 +139,10 @@ async def _tell_when_cancelled(stop: int) -> None:
 def _collect(
     streams: Sequence[int], pidfd: int | None, stop: int | None, deadline: float, most_bytes: int
 ) -> tuple[bytearray, bytearray]:
-    """What a program writes until it has ended. Its pipes may stay open longer: in what it has started."""
+    """Return a program's output until its end.
+
+    Its pipes may stay open longer, in processes that it started.
+    """
     kept = (bytearray(), bytearray())
     poll = select.poll()
     for descriptor in (*streams, pidfd, stop):

@@ -1,5 +1,6 @@
-"""Words that start ramet's own programs, however this process was started: from an archive, with a path of
-its own, in an application.
+"""Words that start ramet's own programs.
+
+They work for every start of this process: from an archive, with a changed path, in an application.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _BEGIN: Final = (
 
 
 def alone(module: ModuleType) -> list[str]:
-    """The words that run a module that needs the standard library alone, and so starts in 8 ms.
+    """Return the words that run a module that needs only the standard library, and so starts in 8 ms.
 
     Neither the user's settings nor site-packages are looked at. Raises `UnavailableError` where there is no
     interpreter.
@@ -41,10 +42,10 @@ def alone(module: ModuleType) -> list[str]:
 
 
 def with_ramet(module: str) -> list[str]:
-    """The words that call `main` of a module of ramet's with the words that follow.
+    """Return the words that call `main` of a module in ramet with the words that follow.
 
-    It finds ramet, and what that needs, where this process does. Raises `UnavailableError` where there is no
-    interpreter.
+    It finds ramet, and ramet's dependencies, where this process does. Raises `UnavailableError` where there
+    is no interpreter.
     """
     path = _import_path()
     return [python(), "-I", "-c", _BEGIN.format(module=module), str(len(path)), *path]

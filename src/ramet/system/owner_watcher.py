@@ -40,8 +40,9 @@ def _is_still(home: str, device: int, inode: int) -> bool:
 
 
 def _is_to_be_done(home: str) -> bool:
-    """Whether this process is to clean. It has the lock then, if that could be had, also when it becomes
-    another program.
+    """Tell whether this process is to clean.
+
+    It then has the lock, if the lock could be had, and keeps it when it becomes another program.
     """
     import fcntl
     import time

@@ -1,9 +1,9 @@
-"""Whoever makes something in a home that has to go with this process has a watcher first.
+"""Owners: processes that make something in a home that has to be removed with them.
 
 A process that is killed can't clean up. So before it writes its name anywhere it starts a small process, one
 per home, that waits for its end by pidfd and then cleans up (`owner_watcher`, `engine.owner_ended`). `owner`
-is the only way to that name. Stopped, traced or replaced by another program (execve(2)) a process hasn't
-ended.
+is the only way to that name. A process that is stopped, traced or replaced by another program (execve(2))
+hasn't ended.
 
 A pipe's end wouldn't do: children that were forked hold it, too.
 """
@@ -99,7 +99,7 @@ class _Watched:
                 loop.call_soon_threadsafe(started.set)
 
     def pause_s(self) -> float:
-        """How long after the last start there is no other one."""
+        """Return the seconds after the last start in which there is no other."""
         shortest_s, longest_s = _AGAIN_S
         return min(shortest_s * 2**self.failures, longest_s) if self.failures else 0.0
 
@@ -115,9 +115,9 @@ _is_cleaner = False
 
 
 def owner(home: Path) -> ProcessRef:
-    """This process, as owner of what it makes in `home`; from here on somebody cleans up when it is killed.
+    """Return this process as owner of what it makes in `home`, with a watcher that cleans up after its death.
 
-    Where no watcher can be started, that is logged once, and cleaning up is left to the next ramet process.
+    If no watcher can be started, that is logged once, and cleaning up is left to the next ramet process.
     """
     watch(home, warn=True)
     return process_ref.this_process()
@@ -131,8 +131,9 @@ def watch(home: Path, *, warn: bool = False) -> None:
 
 
 def watch_nothing() -> None:
-    """This process cleans up after others and has no watcher: one that always fails would have itself
-    started again and again.
+    """Have this process, which cleans up after others, start no watcher.
+
+    A cleaner that always fails would have itself started again and again.
     """
     global _is_cleaner
     _is_cleaner = True
@@ -155,14 +156,14 @@ def attended(home: Path) -> Iterator[None]:
 
 
 def leave_to_watcher(home: Path) -> None:
-    """Something of this process's couldn't be removed: its watcher stays, and tries it at its end."""
+    """Keep the watcher, which retries at this process's end what couldn't be removed."""
     with _lock:
         if home in _homes:
             _homes[home].is_needed = True
 
 
 def _end(watched: _Watched) -> None:
-    """It has nothing to do: nobody misses its last words."""
+    """End a watcher that has nothing to do."""
     if watched.watcher is None:
         return
     with suppress(ProcessLookupError):
@@ -201,7 +202,10 @@ async def keep_watched(home: Path) -> None:
 
 
 def _start(home: Path) -> tuple[ProcessRef, int]:
-    """A watcher of this process, and a pidfd of it. Raises `OSError`, `UnavailableError`; none runs then."""
+    """Start a watcher of this process, and return it with a pidfd.
+
+    On `OSError`, `UnavailableError` none runs.
+    """
     place = home.stat()
     opened = os.pidfd_open(os.getpid())
     try:
@@ -239,7 +243,7 @@ def _start(home: Path) -> tuple[ProcessRef, int]:
 
 
 def _after_fork() -> None:
-    """A child that was forked is another process, without a watcher."""
+    """Forget the watchers in a forked child: it is another process, without a watcher."""
     global _lock
     _lock = threading.Lock()
     for watched in _homes.values():

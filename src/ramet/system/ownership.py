@@ -1,4 +1,4 @@
-"""What belongs to another user of the machine, found out before anything is done about it.
+"""Checks that something belongs to another user of the machine, before anything is done about it.
 
 A home may have instances of several users: its owner's, and root's, who has used `sudo` once.
 """
@@ -16,7 +16,7 @@ from ramet.system.liveness import local_pid, open_pidfd
 
 
 def user_name(uid: int) -> str:
-    """A user as messages name them."""
+    """Return a user's name for messages."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -58,7 +58,7 @@ def require_removable(directory: Path, *, name: str) -> None:
 
 
 def not_ours(name: str, owner: str) -> UnavailableError:
-    """The error of whoever would change what another user has. Nothing was changed."""
+    """Make the error for a change of what another user has. Nothing was changed."""
     own_name = user_name(os.geteuid())
     if owner == own_name:
         return UnavailableError(

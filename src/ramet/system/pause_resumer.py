@@ -1,11 +1,11 @@
 """The program that resumes a guest whose ramet died while the guest was paused. Standard library only.
 
-It works in the VMM's directory, waits for the end of what comes through a pipe, and ends without a word when
-that was `done`. Otherwise whoever held the other end is gone without having said so, and the VMM is told to
-resume its guest: over its control socket, step by step, tried again until it has answered, for a minute at
-most. Run by `pause_watchdog`: `python -I -S pause_resumer.py PIPE_FD SOCKET RUNS SEND ANSWER [SEND
-ANSWER]...`; SEND is text, ANSWER a regular expression that its answer matches; RUNS matches one that says
-that the guest runs, or is empty.
+It works in the VMM's directory, waits for the end of what comes through a pipe, and ends silently when that
+was `done`. Otherwise the process at the other end died without saying so, and the VMM is told to resume its
+guest: over its control socket, step by step, tried again until it has answered, for a minute at most. Run by
+`pause_watchdog`: `python -I -S pause_resumer.py PIPE_FD SOCKET RUNS SEND ANSWER [SEND ANSWER]...`; SEND is
+text, ANSWER a regular expression that its answer matches; RUNS matches an answer that says that the guest
+runs, or is empty.
 
 It is started for every capture and hardly ever has anything to do: what it would need then is imported then.
 """
@@ -27,7 +27,7 @@ def _says_done(pipe: int) -> bool:
 
 
 def _asked(name: str, runs: str, steps: list[tuple[str, str]]) -> bool:
-    """Whether every step had its answer, up to the one that said that the guest runs."""
+    """Take the steps, and tell whether each had its answer, up to an answer that said that the guest runs."""
     import re
     import select
     import socket
@@ -54,7 +54,7 @@ def _asked(name: str, runs: str, steps: list[tuple[str, str]]) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """0: nothing was to be done, or the guest goes on. 1: it couldn't be told."""
+    """Return 0 if nothing was to be done or the guest runs again, 1 if the VMM couldn't be told."""
     pipe, name, runs, *rest = argv
     if _says_done(int(pipe)):
         return 0

@@ -34,9 +34,11 @@ _END_LIMIT_S: Final = 2.0
 
 
 class ResumeSteps(msgspec.Struct, frozen=True):
-    """What a VMM is told so that its guest goes on: over the UNIX socket `socket_name` in its directory, for
-    each of `steps` a text to send and a regular expression that the answer to it matches. `runs`, if it isn't
-    empty, is one that only the answer of a VMM whose guest runs matches: nothing more is said to it then.
+    """The messages by which a VMM resumes its guest.
+
+    They go over the UNIX socket `socket_name` in its directory: for each of `steps` a text to send and a
+    regular expression that its answer matches. `runs`, if not empty, matches only the answer of a VMM whose
+    guest runs: no further steps are taken then.
     """
 
     socket_name: str
@@ -48,12 +50,12 @@ class ResumeSteps(msgspec.Struct, frozen=True):
 async def resume_on_death(
     directory: Path, resume: ResumeSteps, *, hold: Sequence[int] = ()
 ) -> AsyncIterator[ProcessRef]:
-    """Should this process die inside, the guest of the VMM in `directory` is resumed.
+    """Have the guest of the VMM in `directory` resumed if this process dies inside.
 
-    What is yielded is the process that would do it. Leaving, in whatever way, tells it that it isn't needed,
-    and waits until it has ended: the caller has resumed the guest, or means it to stay paused. `hold` are
-    descriptors that it keeps open until it has ended, such as that of a lock (`locks.file_lock`), so that
-    nobody else comes between. Raises `UnavailableError` when it can't be started; nothing runs then.
+    Yields the process that would do it. Leaving in any way tells it that it isn't needed, and waits until it
+    has ended: the caller has resumed the guest, or means it to stay paused. `hold` are descriptors that it
+    keeps open until it has ended, such as that of a lock (`locks.file_lock`), so that no other process comes
+    between. Raises `UnavailableError` when it can't be started; nothing runs then.
     """
     theirs, ours = os.pipe2(os.O_CLOEXEC)
     # A child that is forked inside would hold it open, too, and nobody would notice that this process died.

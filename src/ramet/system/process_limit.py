@@ -25,8 +25,9 @@ _QUOTED_CHARACTERS: Final = 200
 
 
 class Limit(NamedTuple):
-    """A limit on processes and threads: `room` more can be started, as far as it is concerned. `refusals` is
-    how often it has refused one, where the kernel counts that.
+    """A limit on processes and threads, of which `room` more can be started.
+
+    `refusals` is how often the limit has refused one, if the kernel counts that.
     """
 
     room: int
@@ -36,7 +37,7 @@ class Limit(NamedTuple):
 
 
 def why_none_starts() -> tuple[str, str]:
-    """The reason for which no process or thread can be started just now, and what to do about it."""
+    """Return the reason that no process or thread can be started just now, and the remedy."""
     if (nearest := _nearest()) is not None:
         return nearest
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
@@ -53,14 +54,15 @@ def _nearest() -> tuple[str, str] | None:
 
 
 def exhausted() -> Limit | None:
-    """The limit that allows not one process or thread more at this moment, if there is one."""
+    """Return the limit that allows no further process or thread at this moment, if there is one."""
     return next((limit for limit in _limits() if limit.room <= 0), None)
 
 
 @contextmanager
 def named() -> Iterator[None]:
-    """Raise `LimitReachedError` for what fails inside because a limit of the machine was met: a system call
-    of this process's, or a VMM whose last words say so.
+    """Raise `LimitReachedError` for an error inside that comes from a limit of the machine.
+
+    The error is a system call's of this process, or a VMM's whose last words name the limit.
     """
     try:
         yield
@@ -72,8 +74,9 @@ def named() -> Iterator[None]:
 
 
 def reached_by(error: OSError | RametError, *, starting: bool = False) -> LimitReachedError | None:
-    """The limit that is behind an error, if one is. `starting`: a process was being started; other calls
-    have other reasons for EAGAIN.
+    """Return the limit behind an error, if there is one.
+
+    `starting`: a process was being started; other calls have other reasons for EAGAIN.
     """
     if isinstance(error, LimitReachedError):
         return error
@@ -143,7 +146,7 @@ def _refusals(directory: Path) -> int:
 
 
 def _tasks_of_this_user() -> int:
-    """The threads of all processes of this user that can be seen."""
+    """Count the threads of all visible processes of this user."""
     me, count = os.getuid(), 0
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

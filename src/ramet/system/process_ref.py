@@ -1,6 +1,7 @@
 """References to processes: pid, start time, boot and PID namespace, written down and compared.
 
-Sources: proc(5), pid_namespaces(7), time_namespaces(7)."""
+Sources: proc(5), pid_namespaces(7), time_namespaces(7).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ class ProcView(NamedTuple):
     """The part of the system that this process sees. It stays what it is until the process forks."""
 
     namespace: int
-    """This process's PID namespace; 0: the kernel has none."""
+    """This process's PID namespace; 0 on a kernel without PID namespaces."""
     shows_own: bool
     """`/proc` is this namespace's. Else, after unshare(2) say, it is one's above it."""
     shows_all: bool
@@ -44,7 +45,7 @@ class ProcView(NamedTuple):
 
 @functools.cache
 def boot_id() -> str:
-    """This boot of this machine, from random(4)'s `/proc/sys/kernel/random/boot_id`."""
+    """Return this boot's id, from random(4)'s `/proc/sys/kernel/random/boot_id`."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError as error:
@@ -52,19 +53,19 @@ def boot_id() -> str:
 
 
 def know_past_boots(boot_ids: Iterable[str]) -> None:
-    """Those were earlier boots of this very machine: what was started under one of them is dead."""
+    """Remember earlier boots of this machine: what was started under one of them is dead."""
     _past_boots.update(boot_ids)
     _past_boots.discard(boot_id())
 
 
 def is_of_past_boot(process: ProcessRef) -> bool:
-    """Whether the process was one of this machine, before it was booted anew."""
+    """Tell whether the process was started in an earlier boot of this machine."""
     return process.boot_id in _past_boots
 
 
 @functools.cache
 def proc_view() -> ProcView:
-    """What /proc shows this process. Raises `UnavailableError` where it isn't mounted."""
+    """Examine what /proc shows this process. Raises `UnavailableError` where it isn't mounted."""
     try:
         namespace = namespace_inode("/proc/self/ns/pid")
         status = Path("/proc/self/status").read_bytes()
@@ -86,14 +87,14 @@ def proc_view() -> ProcView:
 
 
 def no_proc(error: OSError) -> UnavailableError:
-    """The error for a machine without /proc."""
+    """Make the error for a machine without /proc."""
     return UnavailableError(
         f"no process can be told from another: {error}", hint="mount /proc: `mount -t proc proc /proc`"
     )
 
 
 def namespace_inode(path: str) -> int:
-    """The inode behind a link in /proc; 0 where the kernel lacks the file. Raises `OSError`."""
+    """Return the inode behind a link in /proc; 0 if the kernel lacks the file. Raises `OSError`."""
     try:
         return os.stat(path).st_ino  # noqa: PTH116 - for each process of many
     except FileNotFoundError:
@@ -103,7 +104,7 @@ def namespace_inode(path: str) -> int:
 
 
 def status_line(status: bytes, name: bytes) -> list[bytes] | None:
-    """The words behind `name` in proc(5)'s `/proc/PID/status`, or None."""
+    """Return the words behind `name` in proc(5)'s `/proc/PID/status`, or None."""
     for line in status.splitlines():
         if line.startswith(name):
             return line.split()[1:]
@@ -111,7 +112,7 @@ def status_line(status: bytes, name: bytes) -> list[bytes] | None:
 
 
 def time_offset_ns() -> int:
-    """What this process's time namespace adds to the time since boot."""
+    """Return the offset of this process's time namespace to the time since boot."""
     if namespace_inode("/proc/self/ns/time") in (0, _INITIAL_TIME_NAMESPACE):
         return 0
     for line in Path("/proc/self/timens_offsets").read_text().splitlines():
@@ -122,7 +123,7 @@ def time_offset_ns() -> int:
 
 
 def stat_fields(name: str) -> list[bytes]:
-    """The fields of proc(5)'s `/proc/NAME/stat`, from the third on.
+    """Return the fields of proc(5)'s `/proc/NAME/stat`, from the third on.
 
     Raises `ProcessLookupError` when /proc shows no such process, `PermissionError` when it hides it.
     """
@@ -135,23 +136,26 @@ def stat_fields(name: str) -> list[bytes]:
 
 
 def start_ticks(name: str) -> int:
-    """When a process started: ticks after the boot, outside of a time namespace. Errors as `stat_fields`."""
+    """Return a process's start in ticks after the boot, outside of a time namespace.
+
+    Errors as `stat_fields`.
+    """
     return int(stat_fields(name)[_STARTED_FIELD - 3]) - proc_view().offset_ticks
 
 
 def is_start_of(started: int, process: ProcessRef) -> bool:
-    """Whether that start is the process's, within what a time namespace rounds."""
+    """Tell whether that start is the process's, within the rounding of a time namespace."""
     return abs(started - process.started) <= proc_view().slack_ticks
 
 
 @functools.cache
 def this_process() -> ProcessRef:
-    """The running ramet process, as owner of what it makes. Another one in a child that was forked."""
+    """Return the running ramet process, as owner of what it makes. A forked child is another process."""
     return ProcessRef(os.getpid(), start_ticks("self"), boot_id(), proc_view().namespace)
 
 
 def reference(pid: int) -> ProcessRef:
-    """The process that has `pid` now, in this process's PID namespace.
+    """Return the process that has `pid` now, in this process's PID namespace.
 
     Raises `ProcessLookupError` when there is none.
     """
@@ -165,7 +169,7 @@ def reference(pid: int) -> ProcessRef:
 
 
 def reference_in_proc(name: str) -> ProcessRef:
-    """The process that `/proc/NAME` shows, of whatever namespace: as it would name itself.
+    """Return the process that `/proc/NAME` shows, of any namespace, as it would name itself.
 
     Raises `OSError`.
     """
@@ -178,7 +182,10 @@ def reference_in_proc(name: str) -> ProcessRef:
 
 
 def proc_name_of(pid: int, pidfd: int) -> str:
-    """How `/proc` calls the process behind a pidfd. Raises `ProcessLookupError` when it doesn't show it."""
+    """Return the name in `/proc` of the process behind a pidfd.
+
+    Raises `ProcessLookupError` if it has none.
+    """
     if proc_view().shows_own:
         return str(pid)
     words = status_line(Path(f"/proc/self/fdinfo/{pidfd}").read_bytes(), b"Pid:")
@@ -188,12 +195,12 @@ def proc_name_of(pid: int, pidfd: int) -> str:
 
 
 def as_name(process: ProcessRef) -> str:
-    """`process` as a part of a file's name, without a dot."""
+    """Encode `process` as a part of a file's name, without a dot."""
     return f"{process.pid}-{process.started}-{process.boot_id}-{process.pid_namespace}"
 
 
 def from_name(text: str) -> ProcessRef | None:
-    """The process that `as_name` has written, also an older ramet's; None when it has not."""
+    """Decode a process that `as_name` has written, also an older ramet's; None for other text."""
     match = _NAME.fullmatch(text)
     if match is None:
         return None
@@ -203,21 +210,25 @@ def from_name(text: str) -> ProcessRef | None:
 
 
 def is_this_boot(process: ProcessRef) -> bool:
-    """It was started on this machine since it was booted. Its sockets can be reached then."""
+    """Tell whether the process was started in this boot: its sockets can be reached then."""
     return process.boot_id == boot_id()
 
 
 def is_here(process: ProcessRef) -> bool:
-    """It was started under this boot and in this PID namespace, and `/proc` shows this namespace: pids mean
-    what they say.
+    """Tell whether the pid names the process here.
+
+    It does if the process was started under this boot and in this PID namespace, and `/proc` shows this
+    namespace.
     """
     view = proc_view()
     return process.boot_id == boot_id() and process.pid_namespace in (0, view.namespace) and view.shows_own
 
 
 def is_same(process: ProcessRef, other: ProcessRef) -> bool:
-    """Both name one process, though one of them may have been written before namespaces were noted, or in a
-    time namespace, where a start may be one tick later: no pid is used again within that.
+    """Tell whether both references name the same process.
+
+    A reference may have been written before namespaces were noted, or in a time namespace, where a start may
+    be one tick later: no pid is used again within a tick.
     """
     return (
         (process.pid, process.boot_id) == (other.pid, other.boot_id)
@@ -229,14 +240,14 @@ def is_same(process: ProcessRef, other: ProcessRef) -> bool:
 
 
 def cannot_look(process: ProcessRef, error: OSError) -> UnavailableError:
-    """The error for want of descriptors or of memory: it says nothing about `process`."""
+    """Make the error for want of descriptors or of memory, which says nothing about `process`."""
     return UnavailableError(
         f"process {process.pid} can't be looked at: {error.strerror}", hint="raise the limit on open files"
     )
 
 
 def _forget() -> None:
-    """In a child that was forked: it is another process, and may be in another namespace."""
+    """Forget this process in a forked child, which is another process, and may be in another namespace."""
     proc_view.cache_clear()
     this_process.cache_clear()
 

@@ -32,7 +32,7 @@ def hides_nothing() -> bool:
 
 
 def proc_names() -> Iterator[str]:
-    """The processes that `/proc` shows. Raises `OSError`."""
+    """Yield the processes that `/proc` shows. Raises `OSError`."""
     return (name for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - names alone
 
 
@@ -50,10 +50,10 @@ _index: _Index | None = None
 
 
 def _indexed(process: ProcessRef) -> list[str]:
-    """The names in `/proc` of those that started when `process` did.
+    """List the names in `/proc` of processes that started when `process` did.
 
-    Raises `OSError` when one couldn't be looked at for want of descriptors, say: an index without it would
-    show it dead from then on.
+    Raises `OSError` when a process couldn't be looked at, for want of descriptors for example: an index
+    without it would show it dead from then on.
     """
     global _index
     if _index is None or process.started + 1 >= _index.taken_ticks:
@@ -71,10 +71,10 @@ def _indexed(process: ProcessRef) -> list[str]:
 
 
 def find_in_proc(process: ProcessRef) -> str | None:
-    """The name in `/proc` of a living process of another namespace; None when it isn't shown.
+    """Find the name in `/proc` of a living process of another namespace; None when it isn't shown.
 
-    Raises `PermissionError` when one is shown that may be it, and is another user's; `UnavailableError` when
-    this process has no descriptor left to look with.
+    Raises `PermissionError` when another user's process is shown that may be it; `UnavailableError` when this
+    process has no descriptor left to look with.
     """
     try:
         names = _indexed(process)
@@ -107,7 +107,7 @@ def _may_be(process: ProcessRef, name: str) -> bool:
 
 
 def _forget() -> None:
-    """In a forked child: it may be in another namespace."""
+    """Forget the index in a forked child, which may be in another namespace."""
     global _index
     _index = None
 

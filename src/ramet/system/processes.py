@@ -19,11 +19,11 @@ from ramet.system.process_ref import stat_fields
 
 _USER_FIELD = 14
 LAST_BREATH_S = 2.0
-"""How long one waits for the end of a VMM that has closed its sockets: it does so a moment before."""
+"""Longest wait for the end of a VMM that has closed its sockets, which it does a moment before."""
 
 
 def cpu_seconds(process: ProcessRef) -> float:
-    """The CPU time that `process` has used, user and system.
+    """Return the CPU time that `process` has used, user and system.
 
     Raises `VmmError` when it is gone, `UnseenError` when it can't be seen from here.
     """
@@ -57,10 +57,10 @@ async def wait_ended(process: ProcessRef, *, timeout_s: float | None = None) -> 
 
 
 async def kill(process: ProcessRef, *, timeout_s: float = 10.0) -> None:
-    """SIGKILL `process` and wait until it is gone. Nothing happens when it is gone already.
+    """Kill `process` with SIGKILL and wait until it is gone. Nothing happens when it is gone already.
 
-    Raises `UnavailableError` when it survives `timeout_s` (a kernel that can't let go of it), may not be
-    signalled or, as `UnseenError`, can't be seen from here.
+    Raises `UnavailableError` when it survives `timeout_s` (the kernel can't end it), may not be signalled or,
+    as `UnseenError`, can't be seen from here.
     """
     if strike(process) and not await wait_ended(process, timeout_s=timeout_s):
         raise UnavailableError(f"process {process.pid} is still there {timeout_s:.0f} s after SIGKILL")

@@ -34,12 +34,12 @@ _NO_SUCH_RENAME: Final = frozenset({errno.EINVAL, errno.ENOSYS})  # this filesys
 
 
 def spread(directory: Path) -> None:
-    """Let directories that are made in this one lie apart on the medium, as the tops of unrelated hierarchies
-    (the attribute `T` of chattr(1)), where the filesystem knows that.
+    """Spread directories that are made in this one over the medium, if the filesystem can.
 
-    ext4 gives a new file no inode that was given back in the last minutes, and looks at each of those, in
-    order, in the part of the disk that its directory is in: where instances come and go, that takes 0.5 to
-    0.8 ms a file; apart, 0.01 ms (measured on Linux 6.18). Nothing happens where it can't be set.
+    They become tops of unrelated hierarchies (the attribute `T` of chattr(1)). ext4 gives a new file no inode
+    that was freed in the last minutes, and looks at each of those, in order, in the part of the disk that its
+    directory is in: where instances come and go, that takes 0.5 to 0.8 ms per file; apart, 0.01 ms (measured
+    on Linux 6.18). Does nothing if the attribute can't be set.
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -99,17 +99,17 @@ def fsync_directory(path: Path) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A fresh, unused name in the same directory, from which `publish` can rename to `path`."""
+    """Return a fresh, unused name in the same directory, from which `publish` can rename to `path`."""
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
 
 
 def publish(temporary: Path, final: Path) -> None:
     """Give a finished file, or a directory of files, its name: sync it, rename it, sync the parent (I2).
 
-    A file that had the name loses it and is otherwise untouched: who has it mapped, open or linked doesn't
-    notice (I1). A directory can only replace an empty one. Links and sockets inside a directory have no
-    content to sync. Raises `FilesystemError`: `final` is then as it was and `temporary` is left to the
-    caller, unless syncing the parent was what failed: then `final` is new and whole but may not survive a
+    A file that had the name loses it and is otherwise untouched: processes that have it mapped, open or
+    linked don't notice (I1). A directory can only replace an empty directory. Links and sockets inside a
+    directory have no content to sync. Raises `FilesystemError`: then `final` is unchanged and `temporary` is
+    left to the caller, unless syncing the parent failed: then `final` is new and whole but may not survive a
     crash.
     """
     with filesystem_errors("publish", final):
@@ -145,9 +145,9 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def rename_new(old: Path, new: Path) -> None:
-    """Rename, but never over something that is there (renameat2(2), RENAME_NOREPLACE).
+    """Rename, but never over an existing file (renameat2(2), RENAME_NOREPLACE).
 
-    Raises `OSError`, `FileExistsError` among them; both are as they were then.
+    Raises `OSError`, `FileExistsError` among them; then neither file has changed.
     """
     here = ctypes.c_int(_AT_FDCWD)
     if libc().renameat2(here, os.fsencode(old), here, os.fsencode(new), _RENAME_NOREPLACE) == 0:
@@ -159,11 +159,10 @@ def rename_new(old: Path, new: Path) -> None:
 
 
 def exchange(path: Path, other: Path) -> None:
-    """Let two directories change names, at once: nobody ever finds either name missing (renameat2(2),
-    RENAME_EXCHANGE). Processes that work in them go with them.
+    """Exchange the names of two directories at once (renameat2(2), RENAME_EXCHANGE).
 
-    Durable when this returns. Raises `FilesystemError`: nothing has changed then, unless syncing was what
-    failed.
+    Nobody ever finds either name missing. Processes that work in them go with them. Durable when this
+    returns. Raises `FilesystemError`: nothing has changed then, unless syncing failed.
     """
     with filesystem_errors("exchange", f"{path} and {other}"):
         here = ctypes.c_int(_AT_FDCWD)

@@ -1,12 +1,12 @@
-"""The limits that a process which outlives its caller starts with, whatever the caller's are.
+"""The limits of a process that outlives its caller, independent of the caller's limits.
 
-A VMM lives for days, in whichever shell it was started. What it would inherit from there either kills it (CPU
-time), takes its guest's data (the size of files) or keeps it from starting (address space). So each limit of
+A VMM lives for days, and may have been started in any shell. The shell's limits could kill it (CPU time),
+take its guest's data (the size of files) or keep it from starting (address space). So each limit of
 getrlimit(2) has a rule here: raised as far as that is allowed, or refused by name before anything is started.
 
 | limit | rule |
 | --- | --- |
-| FSIZE | what the largest disk or log needs: `drivers.limits`. Refused where the hard limit is less |
+| FSIZE | what the largest disk or log needs: `drivers.log_limits`. Refused where the hard limit is less |
 | AS, DATA | as large as allowed. Refused where guest RAM doesn't fit |
 | CPU | as much as allowed. Refused where that is less than ten minutes |
 | STACK | 8 MiB, unless it is unlimited or from 1 to 64 MiB: each thread has so much |
@@ -39,14 +39,14 @@ _STACK_BYTES: Final = 8 * MIB
 _LEAST_STACK_BYTES: Final = MIB
 _LARGEST_STACK_BYTES: Final = 64 * MIB
 _BESIDES_RAM_BYTES: Final = 32 * MIB
-"""No VMM gets by with less address space than that above guest RAM."""
+"""Least address space that a VMM needs besides guest RAM."""
 _LEAST_CPU_S: Final = 600
 _AT_EXEC: Final = frozenset({resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK})
-"""What a program looks at as it begins; the others may be set a moment later."""
+"""Limits that a program reads as it begins; the others may be set a moment later."""
 
 
 class Needs(NamedTuple):
-    """What a process has to be able to do."""
+    """The needs of a process."""
 
     file_bytes: int | None = None
     """The size that its largest file may have, and no more than that; None: any."""
@@ -57,7 +57,7 @@ class Needs(NamedTuple):
 class _Rule(NamedTuple):
     number: int
     option: str
-    """Of the shell's `ulimit`."""
+    """The option of the shell's `ulimit`."""
     what: str
 
     @property
@@ -94,7 +94,7 @@ class Setting(NamedTuple):
 
 
 def settings(needs: Needs) -> list[Setting]:
-    """The limits that a long-living process is to have, where they differ from this process's.
+    """List the limits that a long-living process is to have and that differ from this process's.
 
     Raises `UnavailableError`, which names the limit and how to raise it, where a hard limit is too low and
     this process may not raise it.
@@ -134,7 +134,7 @@ def impose(pid: int, changed: list[Setting]) -> None:
 
 
 def lift(pid: int) -> None:
-    """Raise the limits of a child of ramet's that outlives this process, as far as that is allowed."""
+    """Raise the limits of a child of ramet that outlives this process, as far as that is allowed."""
     for rule in _RULES:
         if rule.number == resource.RLIMIT_CORE:
             continue
@@ -144,11 +144,11 @@ def lift(pid: int) -> None:
 
 
 def _limit_files(pid: int, file_bytes: int | None) -> None:
-    """Let no file that a process writes become larger than that (EFBIG, RLIMIT_FSIZE); None: any size that is
-    allowed.
+    """Limit the size of files that a process writes (EFBIG, RLIMIT_FSIZE); None: any size that is allowed.
 
-    Only the soft limit, which can be raised again; the hard one where it is too low and may be raised. Raises
-    `UnavailableError` where it may not; `ProcessLookupError`, `PermissionError` of another user's process.
+    Only the soft limit is set, which can be raised again; the hard limit where it is too low and may be
+    raised. Raises `UnavailableError` where it may not; `ProcessLookupError`, `PermissionError` of another
+    user's process.
     """
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     soft = INFINITE if file_bytes is None else file_bytes
@@ -164,12 +164,12 @@ def _limit_files(pid: int, file_bytes: int | None) -> None:
 
 
 def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
-    """Bound every file that `process` writes: beyond it a write fails with EFBIG (RLIMIT_FSIZE,
-    getrlimit(2)). None: no bound.
+    """Limit the size of every file that `process` writes; None: no limit.
 
-    Only the soft limit, which can be raised again for a file that has to be larger. Nothing happens when the
-    process has ended: whoever talks to it will find out. Raises `UnavailableError` when it belongs to another
-    user, or when its hard limit is lower and may not be raised.
+    Beyond it a write fails with EFBIG (RLIMIT_FSIZE, getrlimit(2)). Only the soft limit is set, which can be
+    raised again for a file that has to be larger. Does nothing when the process has ended, which its next
+    caller notices. Raises `UnavailableError` when it belongs to another user, or when its hard limit is lower
+    and may not be raised.
     """
     pidfd = open_pidfd(process)  # while it is held, the pid is nobody else's
     if pidfd is None:
@@ -188,8 +188,9 @@ def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
 
 
 def limit_of_files(process: ProcessRef) -> int | None:
-    """The largest file that `process` may write, see `limit_files`; None when there is no bound, or no such
-    process.
+    """Return the size limit of files that `process` writes, see `limit_files`.
+
+    None when there is no limit, or no such process.
     """
     try:
         soft, _ = resource.prlimit(local_pid(process), resource.RLIMIT_FSIZE)
@@ -199,8 +200,9 @@ def limit_of_files(process: ProcessRef) -> int | None:
 
 
 def raise_open_files_limit() -> None:
-    """Let this process open as many files as its hard limit allows: an instance takes a handful
-    (getrlimit(2)).
+    """Let this process open as many files as its hard limit allows (getrlimit(2)).
+
+    Each instance takes several.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -208,7 +210,7 @@ def raise_open_files_limit() -> None:
 
 
 def file_hint() -> str | None:
-    """What to do about EFBIG where it is this process's limit that says so; None where there is none."""
+    """Return the remedy for EFBIG if this process's own limit causes it, else None."""
     soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if soft == INFINITE:
         return None
@@ -219,7 +221,7 @@ def file_hint() -> str | None:
 
 
 def _wanted(number: int, needs: Needs, soft: int, hard: int) -> tuple[int, int]:
-    """The soft limit to have, and the least that will do."""
+    """Return the soft limit to have, and the least that is enough."""
     match number:
         case resource.RLIMIT_FSIZE:
             return (INFINITE, 0) if needs.file_bytes is None else (needs.file_bytes, needs.file_bytes)
@@ -241,7 +243,7 @@ def _exceeds(limit: int, other: int) -> bool:
 
 
 def _may_raise(number: int) -> bool:
-    """Whether this process may raise a hard limit (prlimit(2), CAP_SYS_RESOURCE).
+    """Tell whether this process may raise a hard limit (prlimit(2), CAP_SYS_RESOURCE).
 
     Tried, because a capability says nothing inside of a user namespace.
     """

@@ -1,8 +1,8 @@
-"""Give a fork a mem-file of its own name and, wherever possible, of the same inode.
+"""Give a fork a mem-file under its own name and, if possible, of the same inode.
 
 A fork depends on no path that it doesn't own (I3), so it never opens its parent's mem-file: it gets a hard
-link. Where there can be none, a reflink shares the blocks on the medium but not the page cache, and a sparse
-copy shares nothing. Each step down is said in words that go into the receipt (I4).
+link. If a link is impossible, a reflink shares the blocks on the medium but not the page cache, and a sparse
+copy shares nothing. The receipt has the reason for each step down (I4).
 
 Sources: link(2), proc(5) (protected_hardlinks), ioctl_ficlone(2).
 """
@@ -36,7 +36,7 @@ _CANNOT_LINK: Final = {
 
 
 class Shared(msgspec.Struct, frozen=True):
-    """How a file was given a second name, why not in a better way, and how many bytes that cost."""
+    """The way that a file got a second name, the reason for no better way, and the bytes copied."""
 
     mode: Literal["shared", "reflinked", "copied"]
     reason: str
@@ -54,12 +54,12 @@ def link_or_copy(
     """Create `destination` from `source`: a hard link, else a reflink, else a hole-preserving copy.
 
     `allow_link=False` begins at the reflink, for a file that its user would write to; `why_no_link` is the
-    reason shown for that. `share_memory=False` copies outright. Whatever the way, the mode and the
-    modification time are the source's, so the manifest's facts hold for it (blocks can be fewer). Nothing is
-    synced: a fork dies with the machine.
+    reason shown for that. `share_memory=False` copies outright. In every case the mode and the modification
+    time are the source's, so the manifest's facts hold for it (blocks can be fewer). Nothing is synced: a
+    fork dies with the machine.
 
     `source` must be a regular file, not a link to one; `destination` must not exist. Raises
-    `FilesystemError`; then `destination` is as it was before.
+    `FilesystemError`; then `destination` is unchanged.
     """
     with filesystem_errors("share", f"{source} as {destination}"):
         steps: list[str] = []
@@ -82,9 +82,9 @@ def link_or_copy(
 
 
 def can_link(source: Path, directory: Path, times: int) -> bool:
-    """Whether that many links of `source` can be made in `directory`, as far as can be told by making one.
+    """Tell whether that many links of `source` can be made in `directory`, as far as making one link shows.
 
-    Nothing of it is left. Raises `FilesystemError`.
+    The link is removed. Raises `FilesystemError`.
     """
     trial = directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     with filesystem_errors("share", source):
@@ -95,9 +95,9 @@ def can_link(source: Path, directory: Path, times: int) -> bool:
 
 
 def _link(source: Path, destination: Path) -> str | None:
-    """None when the link is made, else why there can't be one.
+    """Make a hard link. Returns None when the link is made, else the reason.
 
-    Raises `OSError` for what a copy wouldn't survive either.
+    Raises `OSError` for errors that a copy would meet too.
     """
     # link(2) would give a second name to a FIFO, a device or a symbolic link as readily as to a file.
     if not stat.S_ISREG(source.lstat().st_mode):

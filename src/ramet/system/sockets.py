@@ -10,12 +10,11 @@ from ramet.system import forked
 
 
 def listen(directory_fd: int, name: str) -> socket.socket:
-    """A listening UNIX socket `name` in the directory, mode 0600 by the caller's umask, an older one
-    replaced.
+    """Make a listening UNIX socket `name` in the directory, mode 0600 by the caller's umask.
 
-    Bound through `/proc/self/fd`, so that the 108 bytes of unix(7)'s `sun_path` hold whatever the directory
-    is called. A VMM that inherits it can be connected to from this moment on: nobody has to wait for a socket
-    to appear.
+    An older socket is replaced. Bound through `/proc/self/fd`, so that any directory fits the 108 bytes of
+    unix(7)'s `sun_path`. A VMM that inherits the socket can be connected to from this moment on: nobody has
+    to wait for a socket to appear.
     """
     try:
         os.unlink(name, dir_fd=directory_fd)
@@ -32,7 +31,7 @@ def listen(directory_fd: int, name: str) -> socket.socket:
 
 
 def connect(directory: Path, name: str) -> socket.socket:
-    """A non-blocking connection to the UNIX socket `name` in `directory`, however long that path is.
+    """Connect to the UNIX socket `name` in `directory`, of any path length, without blocking.
 
     Raises `BlockingIOError` when the listener's queue is full, as a hung VMM leaves it; another `OSError`
     when nobody listens.

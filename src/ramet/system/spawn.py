@@ -43,13 +43,13 @@ def spawn(
     tag: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> ProcessRef:
-    """Start `argv` in `directory`, in a session of its own, its output appended to `log`, `fds` inherited.
+    """Start `argv` in `directory`, in a new session, its output appended to `log`, `fds` inherited.
 
-    Its environment is this process's, and `environment`, and says that it was started by ramet, and that its
-    directory is going to be called `tag`, by default as it is: see `spawned_below`.
-    The process outlives this one, and has limits of its own (`rlimits`), which let it have what it `needs`.
-    Raises `UnavailableError` when the program can't be executed, when a limit is too low for it, or when it
-    couldn't be told from others afterwards; nothing runs then.
+    Its environment is this process's, and `environment`, and a tag: it says that ramet started the process,
+    and that its directory is going to be called `tag`, by default `directory`; see `spawned_below`. The
+    process outlives this one, and has its own limits (`rlimits`), which let it have what it `needs`. Raises
+    `UnavailableError` when the program can't be executed, when a limit is too low for it, or when it couldn't
+    be told from others afterwards; nothing runs then.
     """
     require_own_proc()
     limits = rlimits.settings(needs)
@@ -107,8 +107,7 @@ def spawn(
 
 
 def _launcher() -> list[str]:
-    """What has to run before a VMM so that a later ramet process, which isn't its parent, may read its
-    memory: Python statements.
+    """Return Python statements that let later ramet processes, which aren't its parent, read a VMM's memory.
 
     Where Yama restricts ptrace to descendants (`kernel.yama.ptrace_scope` 1) the VMM-to-be says of itself
     that others of its user may (PR_SET_PTRACER, prctl(2)), which lasts across execve. Elsewhere nothing is
@@ -124,7 +123,7 @@ def _launcher() -> list[str]:
 
 
 class _Tagged(NamedTuple):
-    """A living process that `spawn` started, for whatever home."""
+    """A living process that `spawn` started, for any home."""
 
     process: ProcessRef
     tag: Path
@@ -134,13 +133,15 @@ class _Tagged(NamedTuple):
 
 
 def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
-    """The living processes that `spawn` started and that work in a directory in one of `directories`, by
-    where they work now: found by looking at every process there is, so for many it is to be asked once.
+    """Find the living processes that `spawn` started and that work in subdirectories of `directories`.
 
-    The tag in their environment (proc(5), `/proc/PID/environ`) tells them from a shell that somebody has
-    opened there. Where they work is told by device and inode: a path may mean another directory in another
-    mount namespace, or by now. For one whose directory has been removed the tag says where that was, on this
-    very filesystem.
+    The result is by the directory in which they work now. Every process of the machine is looked at, so ask
+    once for many directories.
+
+    The tag in their environment (proc(5), `/proc/PID/environ`) tells them from a shell that was opened there.
+    Where they work is told by device and inode: a path may mean another directory in another mount namespace,
+    or by now. For a process whose directory has been removed the tag says where that was, on this very
+    filesystem.
     """
     tagged = list(_tagged())
     if not tagged:
@@ -166,8 +167,9 @@ def spawned_below(*directories: Path) -> dict[Path, list[ProcessRef]]:
 
 
 def spawned_in(directory: Path) -> list[ProcessRef]:
-    """The living processes that `spawn` started and that work in `directory`, also another ramet's, also
-    unrecorded.
+    """Find the living processes that `spawn` started and that work in `directory`.
+
+    Unrecorded processes and another ramet's are included.
     """
     return spawned_below(directory.parent).get(directory, [])
 
@@ -192,11 +194,11 @@ def _tagged() -> Iterator[_Tagged]:
 
 
 def _environment(name: str) -> bytes:
-    """The environment of a process; empty when it has none.
+    """Return the environment of a process; empty when it has none.
 
     In the middle of execve(2), which Popen doesn't wait for the end of, a process has none for a moment, and
-    no code either; that is waited for, at most 0.1 s. Raises `OSError` when it is gone, a kernel thread, or
-    somebody else's.
+    no code either; that is waited for, at most 0.1 s. Raises `OSError` when the process is gone, a kernel
+    thread, or another user's.
     """
     place = Path(f"/proc/{name}")
     for _ in range(100):

@@ -34,13 +34,11 @@ class SocketStream(anyio.abc.ByteStream):
         self._since_turn = 0
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """What has come, at least one byte. Raises `EndOfStream`, `ClosedResourceError`,
-        `BrokenResourceError`.
-        """
+        """Receive at least one byte. Raises `EndOfStream`, `ClosedResourceError`, `BrokenResourceError`."""
         return await self._receive(max_bytes)
 
     async def peek(self, max_bytes: int) -> bytes:
-        """As `receive`, but what is returned stays there to be received."""
+        """Receive bytes and leave them in the stream."""
         return await self._receive(max_bytes, socket.MSG_PEEK)
 
     async def _receive(self, max_bytes: int, flags: int = 0) -> bytes:
@@ -61,8 +59,10 @@ class SocketStream(anyio.abc.ByteStream):
             return data
 
     async def _turn(self) -> None:
-        """A chance to be cancelled. Who always finds something ready lets others have a turn, too: now and
-        then, because a turn of the loop costs more than most of what is done here.
+        """Give a chance to be cancelled and, now and then, other tasks a turn.
+
+        A turn of the loop costs more than most operations here, but a task that always finds something ready
+        would never give one.
         """
         self._since_turn += 1
         if self._since_turn % _OPERATIONS_A_TURN:
@@ -71,8 +71,9 @@ class SocketStream(anyio.abc.ByteStream):
             await anyio.lowlevel.checkpoint()
 
     async def send(self, item: bytes) -> None:
-        """Send all of it. Raises as `receive`; how much has been sent is unknown then, and when it is
-        cancelled.
+        """Send all of it. Raises as `receive`.
+
+        After an error or a cancellation, how much has been sent is unknown.
         """
         await self._turn()
         left = memoryview(item)
@@ -85,7 +86,7 @@ class SocketStream(anyio.abc.ByteStream):
                 raise self._failure() from error
 
     def peer_pid(self) -> int:
-        """The process that listened, or connected, on the other side (SO_PEERCRED, unix(7))."""
+        """Return the process that listened, or connected, on the other side (SO_PEERCRED, unix(7))."""
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid: int = struct.unpack("3i", credentials)[0]
         return pid
@@ -98,7 +99,7 @@ class SocketStream(anyio.abc.ByteStream):
             raise self._failure() from error
 
     async def aclose(self) -> None:
-        """Close the socket. Whoever still waits for it gets `ClosedResourceError`."""
+        """Close the socket. Tasks that still wait for it get `ClosedResourceError`."""
         for future in self._waiting:
             if not future.done():
                 future.set_exception(anyio.ClosedResourceError())
@@ -135,5 +136,5 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 def connect_stream(directory: Path, name: str) -> SocketStream:
-    """A stream to the UNIX socket `name` in `directory`. Raises as `processes.connect`."""
+    """Open a stream to the UNIX socket `name` in `directory`. Raises as `sockets.connect`."""
     return SocketStream(sockets.connect(directory, name))

@@ -1,8 +1,8 @@
 """Blocking work in threads, also where no thread can be started.
 
-The only place of ramet that asks for a worker thread; a test holds that. A limit on processes counts threads
-too (`pids.max`, `RLIMIT_NPROC`), and whoever has just met it is often about to clean up: that must work with
-no thread to spare.
+Only this module asks for a worker thread; a test enforces that. A limit on processes counts threads too
+(`pids.max`, `RLIMIT_NPROC`), and a process that has just met it is often about to clean up: that must work
+with no thread to spare.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _NO_THREAD: Final = "can't start new thread"
-"""CPython's words for every failure of pthread_create(3), which has no class of its own."""
+"""CPython's words for every failure of pthread_create(3), which has no error class."""
 
 
 class _Work:
-    """What an event loop has in threads, or is about to, that comes to an end by itself."""
+    """An event loop's present and future work in threads, of the kind that ends by itself."""
 
     def __init__(self) -> None:
         self.under_way = 0
         self.changed = anyio.Event()
 
     def tell(self) -> None:
-        """Those that wait try again."""
+        """Have waiting tasks try again."""
         self.changed.set()
         self.changed = anyio.Event()
 
@@ -47,12 +47,11 @@ async def run(
     abandon_on_cancel: bool = False,
     waits_for_others: bool = False,
 ) -> T:
-    """The result of `function`, called in a worker thread, as `anyio.to_thread.run_sync`.
+    """Return the result of `function`, called in a worker thread, as `anyio.to_thread.run_sync`.
 
-    Where no thread can be started, one that is at work already does it next; if there is none, it is done
-    here, and the event loop is blocked meanwhile. With `waits_for_others` (a pipe's other end) that could
-    last for ever: `LimitReachedError` is raised then, with the limit that was met, and `function` isn't
-    called.
+    If no thread can be started, a thread that works already does it next; if there is none, it is done here,
+    and the event loop is blocked meanwhile. With `waits_for_others` (a pipe's other end) that could last for
+    ever: `LimitReachedError` is raised then, with the limit that was met, and `function` isn't called.
     """
     work = _of_this_loop()
     begun = False
@@ -89,9 +88,9 @@ async def run(
 
 
 def check_cancelled() -> None:
-    """Called in the middle of a work: raises what anyio raises when it isn't wanted any more.
+    """Raise what anyio raises when the work in this thread has been cancelled.
 
-    In one that is done without a thread nothing can have been cancelled meanwhile.
+    Work that is done without a thread can't have been cancelled meanwhile.
     """
     try:
         anyio.from_thread.check_cancelled()
@@ -109,6 +108,6 @@ def _of_this_loop() -> _Work:
 
 
 def no_thread() -> LimitReachedError:
-    """The error for a thread that couldn't be started."""
+    """Make the error for a thread that couldn't be started."""
     why, cure = why_none_starts()
     return LimitReachedError(f"no thread can be started: {why}", hint=cure)

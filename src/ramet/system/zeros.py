@@ -11,7 +11,10 @@ ZERO_PAGE: Final = bytes(PAGE_SIZE_BYTES)
 
 
 def not_zeros(data: memoryview, offset: int) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of stretches without pages of zeros in `data`, which lies at `offset` of its file."""
+    """Yield (first, last + 1) of stretches without pages of zeros in `data`.
+
+    `data` lies at `offset` of its file.
+    """
     begun: int | None = None
     position = 0
     while position < len(data):

@@ -1,5 +1,5 @@
 """How a fork comes by its memory where a hard link can't be had: on real filesystems, through the command, in
-the receipts' own words. `docs/fallbacks.md` has the table that the run prints.
+the receipts' own words. `docs/reference/fallbacks.md` has the table that the run prints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.loop_filesystems import SYSTEM_PATH
 
 pytestmark = pytest.mark.vm
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "fallbacks.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "fallbacks.md"
 LINK = "hard link: one inode, one copy in the page cache"
 NO_LINK = "the filesystem or kernel refuses hard links (protected_hardlinks, immutable attribute)"
 EXT4_LINKS = 65000
@@ -40,7 +40,7 @@ def note(rows: list[str], filesystem: str, obstacle: str, asked: str, memory: di
     """Enter a row in the table, which has to be in the documentation, too."""
     row = f"| {filesystem} | {obstacle} | {asked or 'nothing'} | `{memory['mode']}` | {memory['reason']} |"
     rows.append(row)
-    assert row in DOCUMENT.read_text(), f"docs/fallbacks.md lacks: {row}"
+    assert row in DOCUMENT.read_text(), f"docs/reference/fallbacks.md lacks: {row}"
 
 
 def refused(home: SmallHome, reason: str) -> None:

@@ -7,16 +7,12 @@ Jupyter is installed for this, into an environment of its own.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tools.record_notebook import install_jupyter, jupyter_environment
 
-from tests.support.copied_packages import ROOT
-
-PACKAGES = ["ipykernel==7.1.0", "nbclient==0.11.0", "nest-asyncio==1.6.0"]
 CELLS = [
     "import asyncio, ramet, ramet.sync",
     # Each cell may be another task.
@@ -67,26 +63,13 @@ print(json.dumps([
 @pytest.mark.deep
 @pytest.mark.timeout(900)
 def test_a_notebook(home: Path, tmp_path: Path) -> None:
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True, timeout=120)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
-    wanted: list[list[str]] = [["--require-hashes", "-r", str(ROOT / "requirements.lock")], PACKAGES]
-    for words in wanted:
-        installed = subprocess.run(
-            [*install, *words], capture_output=True, text=True, timeout=300, check=False
-        )
-        if installed.returncode:
-            pytest.skip(f"Jupyter can't be installed: {installed.stderr.splitlines()[-1:]}")
+    try:
+        python = install_jupyter(tmp_path)
+    except RuntimeError as error:
+        pytest.skip(str(error))
     done = subprocess.run(
         [python, "-c", RUN, json.dumps(CELLS), str(INTERRUPTED)],
-        env={
-            **os.environ,
-            "RAMET_HOME": str(home),
-            "PYTHONPATH": str(ROOT / "src"),
-            "JUPYTER_PATH": str(tmp_path / "venv" / "share" / "jupyter"),
-            "IPYTHONDIR": str(tmp_path / "ipython"),
-            "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
-        },
+        env=jupyter_environment(tmp_path, home),
         capture_output=True,
         text=True,
         timeout=400,

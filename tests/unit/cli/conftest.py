@@ -9,8 +9,9 @@ import pytest
 
 from tests.support.loop_filesystems import full, xfs
 from tests.support.shell import Shell, hangs_up, ramet
+from tests.support.stored_homes import captured, stored
 
-__all__ = ["full", "guest", "hangs_up", "ramet", "xfs"]
+__all__ = ["captured", "full", "guest", "hangs_up", "ramet", "stored", "xfs"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import ramet
 
 _PACKAGE = Path(ramet.__file__).parent
-_ALLOWED = {"api", "client", "config", "errors", "model", "service", "text", "units", "version"}
+_ALLOWED = {"api", "client", "config", "errors", "model", "progress", "service", "text", "units", "version"}
 _ABOVE = {"__main__", "cli", "server", "testing"}
 
 

@@ -39,7 +39,7 @@ class TestText:
 
     def test_a_label_is_text(self) -> None:
         assert pairs(["k=é"], what="label") == {"k": "é"}
-        with pytest.raises(UsageError, match=r"the label k=\\xff is no text"):
+        with pytest.raises(UsageError, match=r"the label k=\\xff isn't text"):
             pairs(["k=\udcff"], what="label")
 
 

@@ -14,7 +14,7 @@ from tests.support.copied_packages import ROOT
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
-PAGE = ROOT / "docs" / "writing-a-driver.md"
+PAGE = ROOT / "docs" / "how-to" / "write-a-driver.md"
 
 
 @pytest.fixture

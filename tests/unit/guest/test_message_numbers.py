@@ -11,7 +11,7 @@ from tools.agent_rooms import AGENT
 from ramet.guest import fields, messages
 from ramet.guest.messages import ExecFlag, Message, StartStep
 
-PAGE = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "protocol.md").read_text()
 HEADER = (AGENT / "link" / "message.h").read_text()
 ROW = re.compile(r"^\| ((?:`[0-9a-f]{2}` ?)+)\| (host|guest) \| ([A-Z_, ]+) \|", re.MULTILINE)
 

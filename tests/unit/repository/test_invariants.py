@@ -1,4 +1,4 @@
-"""Each invariant of docs/invariants.md is defined once, and has a test that proves it."""
+"""Each invariant of docs/concepts/invariants.md is defined once, and has a test that proves it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tools.generate_invariants import INVARIANTS, proofs
 
 from tests.support.copied_packages import ROOT
 
-PAGE = (ROOT / "docs" / "invariants.md").read_text()
+PAGE = (ROOT / "docs" / "concepts" / "invariants.md").read_text()
 
 
 def test_each_is_defined_once_and_lists_its_tests() -> None:

@@ -1,4 +1,4 @@
-"""The line that a counted run of tests leaves in docs/test-runs.md."""
+"""The line that a counted run of tests leaves in docs/internals/test-runs.md."""
 
 from __future__ import annotations
 

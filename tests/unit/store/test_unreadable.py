@@ -184,7 +184,7 @@ _DESTROYS = re.compile(r"\b(rm|remove|delete|clear|move[sd]? away|unlink|prune|w
 _ASKED_FOR = {
     # Whoever reads these has just asked for exactly that.
     "`ramet rm -f {}` ends and removes it",
-    "`{} -f {}` ends what runs for it and removes its files for good",
+    "`{} -f {}` ends its VMM and deletes its files for good",
     "`ramet ps` in its container, or on the host, shows it; remove it there",
     "`chattr -i {}` as root; whichever ramet command comes next removes what is left",
 }

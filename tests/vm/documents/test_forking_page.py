@@ -1,4 +1,4 @@
-"""docs/forking.md: its example shows in real forks what it says, and its cures work where they can be run."""
+"""docs/concepts/identity.md: its example has the shown output in real forks, and its remedies work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[3] / "docs" / "forking.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "concepts" / "identity.md").read_text()
 FUNCTION, EXAMPLE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

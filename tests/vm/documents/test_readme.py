@@ -1,62 +1,32 @@
-"""The README's examples, run as they stand."""
+"""README: short, its examples are those in `examples/`, and its first commands are those of CI."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
+from typing import Final
 
 import pytest
+from tools.examples import ROOT, recorded
 
-from tests.conftest import assert_nothing_left
-
-README = (Path(__file__).parents[3] / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHELL = {
-    title: re.search(rf"## {title}\n.*?```\n(.*?)```", README, re.DOTALL)
-    for title in ("From the shell", "Snapshots, standby, branches")
-}
+README: Final = (ROOT / "README.md").read_text()
+LINES: Final = README.splitlines()
 
 
-def test_there_are_examples() -> None:
-    assert len(PYTHON) == 2
-    assert all(SHELL.values())
+def test_it_is_short() -> None:
+    assert len(LINES) <= 80
+    assert [line for line in LINES if len(line) > 100] == []
 
 
-@pytest.mark.core
-@pytest.mark.vm
-@pytest.mark.parametrize("example", PYTHON, ids=["async", "sync"])
-def test_a_python_example(example: str, home: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example],
-        env={**os.environ, "RAMET_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    said = done.stdout.split()
-    if "asyncio" in example or "anyio" in example:
-        assert said[0] == said[1], "the fork that was kept says its own name"
-    else:
-        assert said[1::2] == ["shared"] * 3
+def test_its_first_commands_are_demo_and_test() -> None:
+    commands = re.findall(r"^make \S+", README, re.MULTILINE)
+    assert commands[:2] == ["make demo", "make test"]
 
 
-@pytest.mark.core
-@pytest.mark.vm
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("title", "said"), [("From the shell", ["hot"]), ("Snapshots, standby, branches", ["plan-a", "plan-a"])]
-)
-def test_a_shell_example(title: str, said: list[str], home: Path) -> None:
-    found = SHELL[title]
-    assert found is not None
-    script = "set -eu\n" + found[1]
-    environment = {**os.environ, "RAMET_HOME": str(home)}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert [word for word in done.stdout.split() if word in said] == said
-    assert_nothing_left(home)
+@pytest.mark.parametrize("fence", ["python", "text"])
+def test_each_example_is_a_file_that_is_run(fence: str) -> None:
+    """`test_examples.py` runs them; `tools/generate.py` copies them."""
+    blocks = re.findall(rf"(^<!-- file: .* -->\n)?^```{fence}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    example = ROOT / "examples" / "first_fork.py"
+    expected = example if fence == "python" else recorded("first_fork")
+    assert [text for _, text in blocks] == [expected.read_text()]
+    assert all(marker for marker, _ in blocks)

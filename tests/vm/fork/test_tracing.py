@@ -25,7 +25,7 @@ from ramet.model import protocols
 from tests.support.lost_vmm import lose_the_second_vmm
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
-PAGE = (Path(__file__).parents[3] / "docs" / "tracing.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "tracing.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """Short leases of a Firecracker API socket.
 
 HTTP/1.1 over a UNIX socket. h11 has the protocol, this file the socket and the errors: connecting and two
-requests take 0.4 ms so, 2.0 ms with httpx (whose import costs 35 ms and whose first client 40 ms more), and
-0.25 ms with a parser of our own, which isn't worth having one. Firecracker serves requests one after the
-other, whoever sends them, so no lock is needed.
+requests take 0.4 ms, 2.0 ms with httpx (whose import costs 35 ms and whose first client 40 ms more), and 0.25
+ms with a parser in ramet, which isn't worth having. Firecracker serves the requests of all clients one after
+the other, so no lock is needed.
 
 Source: Firecracker's `swagger/firecracker.yaml`.
 """
@@ -46,11 +46,11 @@ class Api:
     async def call(
         self, method: str, path: str, body: dict[str, object] | None = None, *, longer_s: float = 0.0
     ) -> dict[str, Any]:
-        """One request and the JSON object that it returns, empty when it returns nothing.
+        """Make a request, and return the JSON object of its answer, empty when there is none.
 
-        Raises `VmmError` when Firecracker refuses it, with its own words, when nobody listens or it goes away
-        meanwhile; `VmmTimeoutError` when the answer doesn't come within `ANSWER_LIMIT_S` and `longer_s`: it
-        may still carry out what it was asked then.
+        Raises `VmmError` when Firecracker refuses it, with Firecracker's own words, when nobody listens or
+        Firecracker ends meanwhile; `VmmTimeoutError` when the answer doesn't come within `ANSWER_LIMIT_S` and
+        `longer_s`: Firecracker may still carry out the request then.
         """
         limit_s = ANSWER_LIMIT_S + longer_s
         try:
@@ -136,10 +136,10 @@ class Api:
 
 @asynccontextmanager
 async def api(directory: Path, *, who: str, limit_s: float | None = None) -> AsyncIterator[Api]:
-    """Lease the API of the Firecracker that works in `directory`, for `limit_s` at most, when that is given:
-    each request has a limit of its own.
+    """Lease the API of the Firecracker that works in `directory`, for at most `limit_s` if given.
 
-    Raises `VmmTimeoutError` when the limit is passed. The connection is closed in any case.
+    Each request has its own limit. Raises `VmmTimeoutError` when the limit is passed. The connection is
+    closed in any case.
     """
     leased = Api(directory, who=who)
     with anyio.move_on_after(limit_s) as limit:
@@ -152,7 +152,7 @@ async def api(directory: Path, *, who: str, limit_s: float | None = None) -> Asy
 
 
 async def _dial(directory: Path, who: str) -> anyio.abc.ByteStream:
-    """A connection. While the queue is full there is no event to wait for, so it is tried again."""
+    """Connect. A full queue gives no event to wait for, so the connection is tried again."""
     while True:
         try:
             return connect_stream(directory, SOCKET)

@@ -16,7 +16,7 @@ from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VSOCK_SOCKET
 from ramet.units import MIB
 
 GUEST_CID: Final = 3
-"""The guest's address on its vsock, the same for all: each VMM has a socket of its own."""
+"""The guest's address on its vsock, the same for all, because each VMM has its own socket."""
 
 # reboot=k: the guest's reset ends the VMM. ramet.power_off=reset tells the agent so, because there is no
 # power switch. 8250.nr_uarts=1: one serial port, and the kernel looks for four. The others as for QEMU.
@@ -27,7 +27,7 @@ KERNEL_ARGUMENTS: Final = (
 
 
 def boot_config(machine: Machine, *, initramfs: bool) -> dict[str, object]:
-    """The `--config-file` of a VM that boots."""
+    """Return the `--config-file` of a VM that boots."""
     boot_source: dict[str, object] = {
         "kernel_image_path": KERNEL_FILE,
         "boot_args": machine.kernel_arguments,
@@ -71,12 +71,12 @@ def boot_config(machine: Machine, *, initramfs: bool) -> dict[str, object]:
 def load_request(
     machine: Machine, vmstate: str, *, resume: bool, network: bool, vsock: bool, track_dirty_pages: bool
 ) -> dict[str, object]:
-    """The body of `PUT /snapshot/load`: on the mem-file in the working directory, mapped privately. The guest
-    goes on with it if it is to `resume`.
+    """Return the body of `PUT /snapshot/load`, on the mem-file in the working directory, mapped privately.
 
-    Changed pages are tracked after every load: without that no `Diff` can be made of what was loaded.
-    `track_dirty_pages` says that this Firecracker has that name for it. `network` and `vsock` say whether it
-    takes overrides; where it does, the machine's devices are named, whatever the vmstate has.
+    `resume` resumes the guest with the load. Changed pages are tracked after every load: without that no
+    `Diff` can be made of what was loaded. `track_dirty_pages` says that this Firecracker has that name for
+    it. `network` and `vsock` say whether it takes overrides; if so, the machine's devices are named and
+    replace those of the vmstate.
     """
     request: dict[str, object] = {
         "snapshot_path": vmstate,

@@ -4,7 +4,7 @@ A restored Firecracker maps the mem-file privately and read-only by itself, so a
 works in its instance's directory, and every path that it is given is relative.
 
 Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-support.md`, `docs/vsock.md`;
-`docs/architecture.md` for what was measured.
+`docs/internals/architecture.md` for what was measured.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ _INSTALL: Final = "put it on PATH or into {tools}, or set RAMET_FIRECRACKER"
 
 
 class Firecracker:
-    """The Firecracker driver. `binary` is a path or a name on PATH; else `RAMET_FIRECRACKER`, then
-    `firecracker` on PATH, then in ramet's own tool directory (`<cache>/tools`).
+    """The Firecracker driver.
+
+    `binary` is a path or a name on PATH; else `RAMET_FIRECRACKER`, then `firecracker` on PATH, then in
+    ramet's own tool directory (`<cache>/tools`).
     """
 
     name = "firecracker"
@@ -74,7 +76,7 @@ class Firecracker:
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """What this Firecracker can do. `version` has to have been asked before."""
+        """The abilities of this Firecracker. Await `version` before."""
         known = {
             Ability.MAPS_PRIVATELY,
             Ability.OPENS_MEM_FILE_READ_ONLY,
@@ -88,17 +90,17 @@ class Firecracker:
         return frozenset(known)
 
     async def version(self) -> str:
-        """As `Driver.version`."""
+        """Return the VMM's version (`Driver.version`)."""
         return await self._version.ask()
 
     def as_of(self, version: str) -> Firecracker:
-        """As `Driver.as_of`."""
+        """Return the driver for a VMM of that version (`Driver.as_of`)."""
         made = copy.copy(self)
         made._version = self._version.taken_for(version)  # noqa: SLF001 - of this very class
         return made
 
     def standing(self) -> Standing:
-        """As `Driver.standing`."""
+        """Return what is known of the version (`Driver.standing`)."""
         return releases.standing(self._version.known())
 
     def machine(
@@ -110,7 +112,7 @@ class Firecracker:
         guest: Guest = "linux",
         disk_bytes: tuple[int, ...] = (),
     ) -> Machine:
-        """As `Driver.machine`. RAM is rounded up to whole MiB. Disks are raw files."""
+        """Describe the machine (`Driver.machine`). RAM is rounded up to whole MiB. Disks are raw files."""
         return Machine(
             accelerator=accelerator,
             machine_type=releases.machine_type(release(self._version.known())),
@@ -127,22 +129,25 @@ class Firecracker:
         )
 
     def for_cold_start(self, machine: Machine) -> Machine:
-        """As `Driver.for_cold_start`: each release makes its own machine."""
+        """Return the machine of this release (`Driver.for_cold_start`): each release makes its own."""
         name = releases.machine_type(release(self._version.known()))
         return msgspec.structs.replace(machine, machine_type=name)
 
     def arguments(self, machine: Machine) -> list[str]:
-        """As `Driver.arguments`: the document that it boots from, as one text."""
+        """Return the document that the machine boots from (`Driver.arguments`), as one text."""
         document = firecracker_config.boot_config(machine, initramfs=bool(machine.kernel_arguments))
         return [msgspec.json.encode(document, order="sorted").decode()]
 
     def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
-        """As `Driver.ram_regions`: by the release that makes the machine, whichever is installed by now."""
+        """Return the RAM regions (`Driver.ram_regions`) of the release that makes the machine.
+
+        Another release may be installed.
+        """
         numbers = releases.release_of(machine.machine_type) or release(self._version.known())
         return releases.ram_regions(machine.memory_bytes, numbers)
 
     async def boot(self, directory: Path, machine: Machine, *, tag: Path | None = None) -> FirecrackerVmm:
-        """As `Driver.boot`. The whole machine is in one file, `config.json`."""
+        """Start a VMM whose guest boots (`Driver.boot`). The whole machine is in one file, `config.json`."""
         initramfs = (directory / INITRAMFS_FILE).exists()
         document = firecracker_config.boot_config(machine, initramfs=initramfs)
         with filesystem_errors("write", directory / CONFIG_FILE):
@@ -165,13 +170,16 @@ class Firecracker:
         tag: Path | None = None,
         sessions: AsyncExitStack | None = None,
     ) -> FirecrackerVmm:
-        """As `Driver.restore`."""
+        """Start a VMM that waits for a load (`Driver.restore`)."""
         if not (directory / MEM_FILE).is_file():
             raise VmmError(f"{directory / MEM_FILE} is missing")
         return await self._spawn(directory, machine, [], tag, sessions)
 
     async def start_empty(self, directory: Path, *, tag: Path | None = None) -> ProcessRef:
-        """As `StartsEmpty.start_empty`. A Firecracker can learn everything over its API."""
+        """Start a VMM without a machine (`StartsEmpty.start_empty`).
+
+        Firecracker takes the machine over its API.
+        """
         await self.version()
         process = self._begin(directory, [], tag, Needs(file_bytes=LARGEST_LOG_BYTES))
         nominal = self.machine(accelerator="kvm", memory_bytes=MIB, cpus=1)
@@ -181,7 +189,7 @@ class Firecracker:
     async def attach_guest(
         self, directory: Path, process: ProcessRef, machine: Machine, sessions: AsyncExitStack
     ) -> FirecrackerVmm:
-        """As `StartsEmpty.attach_guest`."""
+        """Give an empty VMM its guest (`StartsEmpty.attach_guest`)."""
         if machine.metrics:
             raise UnavailableError("a Firecracker is told at its start where its metrics go")
         if (largest_bytes := largest_file_bytes(machine)) != LARGEST_LOG_BYTES:
@@ -193,14 +201,15 @@ class Firecracker:
     def attach(
         self, directory: Path, process: ProcessRef, machine: Machine, *, just_loaded: bool = False
     ) -> FirecrackerVmm:
-        """As `Driver.attach`."""
+        """Return the handle of a VMM that was started earlier (`Driver.attach`)."""
         return FirecrackerVmm(directory, process, machine, just_loaded=just_loaded)
 
     def ending(self, directory: Path, *, console_start: int = 0) -> Ending:
-        """As `Driver.ending`.
+        """Tell how the VMM ended (`Driver.ending`).
 
         Firecracker ends when its guest resets, and has no power switch: a guest's agent that powers off says
-        so on the console and then resets. Which is which is for the guest to say, and matters to it alone.
+        so on the console and then resets. The guest decides which of the two it was, and it matters to that
+        guest alone.
         """
         log = directory / VMM_LOG
         # The end of what an earlier start wrote may stand before it.
@@ -282,7 +291,7 @@ class Firecracker:
             raise
 
     def program(self) -> str:
-        """The program's path. Raises `UnavailableError` when there is none."""
+        """Return the program's path. Raises `UnavailableError` when there is none."""
         return self._program.path()
 
 

@@ -1,4 +1,4 @@
-"""What is known of Firecracker's releases, as data: which were run, and in what they differ for ramet.
+"""Facts about Firecracker's releases: those that were run, and the differences that matter to ramet.
 
 Sources: Firecracker's `src/vmm/src/arch/x86_64/layout.rs` and `mod.rs` (`arch_memory_regions`),
 `src/vmm/src/devices/virtio/vsock/device.rs` (`kick`), `docs/snapshotting/snapshot-support.md`, CHANGELOG, at
@@ -19,7 +19,7 @@ OLDEST: Final = (1, 8)
 """The first release with VMGenID, and with devices described by ACPI."""
 NETWORK_OVERRIDES_SINCE: Final = (1, 12)
 TRACKS_DIRTY_PAGES_SINCE: Final = (1, 13)
-"""From here on a load is asked for `track_dirty_pages`; before, for `enable_diff_snapshots`."""
+"""The first release whose load takes `track_dirty_pages`; before, `enable_diff_snapshots`."""
 VSOCK_OVERRIDE_SINCE: Final = (1, 16)
 
 RUN: Final = ("1.12.1", "1.15.1", "1.16.1")
@@ -51,9 +51,10 @@ _GAPS: Final[tuple[tuple[tuple[int, int], tuple[_Gap, ...]], ...]] = (
 
 
 def ram_regions(memory_bytes: int, numbers: tuple[int, int]) -> tuple[RamRegion, ...]:
-    """Where that release gives a guest its RAM on x86-64: in a mem-file, each part follows the one below it.
+    """Return where that release puts a guest's RAM on x86-64.
 
-    A release that wasn't read is taken to do as the newest that was; `memory.ram` has it proved.
+    In a mem-file, each region follows the region below. A release that wasn't read is taken to do as the
+    newest that was; `memory.ram` has it proved.
     """
     gaps = next(gaps for since, gaps in _GAPS if numbers >= since)
     regions, start, offset = [], 0, 0
@@ -67,23 +68,23 @@ def ram_regions(memory_bytes: int, numbers: tuple[int, int]) -> tuple[RamRegion,
 
 
 def machine_type(numbers: tuple[int, int]) -> str:
-    """The name of the machine that a release makes."""
+    """Return the name of the machine that a release makes."""
     return f"firecracker-{numbers[0]}.{numbers[1]}"
 
 
 def release_of(machine_type: str) -> tuple[int, int] | None:
-    """The release that makes that machine; None for a name that isn't `machine_type`'s."""
+    """Return the release that makes that machine; None for a name that isn't `machine_type`'s."""
     match = re.fullmatch(r"firecracker-(\d{1,4})\.(\d{1,4})", machine_type)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def deafens(numbers: tuple[int, int]) -> bool:
-    """Whether a resume without a save before deafens a guest's vsock."""
+    """Tell whether a resume without a save before deafens a guest's vsock."""
     return numbers == _DEAFENED_BY_RESUME
 
 
 def standing(version: str) -> Standing:
-    """What is known of that version."""
+    """Return what is known of that version."""
     numbers = release(version)
     advice = _DEAF_ADVICE if deafens(numbers) else None
     if version in RUN:

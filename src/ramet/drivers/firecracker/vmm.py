@@ -1,4 +1,4 @@
-"""One Firecracker process: what it is asked, over its API.
+"""The requests to a Firecracker process, over its API.
 
 Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-support.md`, `docs/metrics.md`.
 """
@@ -44,7 +44,7 @@ _SAVE_NOTHING: Final[dict[str, object]] = {
 
 
 def _step(method: str, path: str, body: dict[str, object]) -> tuple[str, str]:
-    """A request as text, for `ResumeSteps`, and what matches any answer to it."""
+    """Return a request as text, for `ResumeSteps`, and a pattern that matches any answer to it."""
     text = msgspec.json.encode(body).decode()
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(text)}\r\n\r\n{text}", r"HTTP/1\.1 \d{3} "
@@ -65,8 +65,9 @@ _RESUME_STEPS_OF_THE_DEAFENED: Final = ResumeSteps(
 
 
 class FirecrackerVmm:
-    """One Firecracker process and the directory that it works in. `abilities` are for one that a vmstate is
-    to be loaded into; `just_loaded` is `Driver.attach`'s.
+    """A Firecracker process and the directory that it works in.
+
+    `abilities` are for a process that a vmstate is to be loaded into; `just_loaded` is `Driver.attach`'s.
     """
 
     def __init__(
@@ -84,8 +85,9 @@ class FirecrackerVmm:
         self._abilities = abilities
         self._release = releases.release_of(machine.machine_type)
         self._is_reset = just_loaded
-        """Its guest, which is paused, will learn that its connections are reset: its state has been saved,
-        or was loaded, since it last ran. This object has seen to that itself, or was told.
+        """True if the paused guest will learn that its connections are reset.
+
+        Its state has been saved, or was loaded, since it last ran. This object did that itself, or was told.
         """
         self._sessions = Sessions(self._lease)
 
@@ -97,11 +99,11 @@ class FirecrackerVmm:
         return api(self.directory, who=self._who, limit_s=limit_s)
 
     def session(self) -> AbstractAsyncContextManager[None]:
-        """As `Vmm.session`."""
+        """Lease the VMM's API (`Vmm.session`)."""
         return self._sessions.open(session_limit_s(self._machine))
 
     def resume_steps(self) -> ResumeSteps:
-        """As `Vmm.resume_steps`."""
+        """Return the requests that resume the guest (`Vmm.resume_steps`)."""
         return _RESUME_STEPS_OF_THE_DEAFENED if self._is_deafened_by_resume else _RESUME_STEPS
 
     @property
@@ -110,7 +112,7 @@ class FirecrackerVmm:
 
     @property
     def _saving_s(self) -> float:
-        """How long saving all of RAM may take."""
+        """Longest time for saving all of RAM."""
         return self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
 
     async def come_up(self, *, boots: bool) -> None:
@@ -128,25 +130,26 @@ class FirecrackerVmm:
             raise VmmError(f"{self._who}: Firecracker is {status}, not running")
 
     async def status(self) -> str:
-        """As `Vmm.status`: `running`, `paused` or `not started`."""
+        """Return the run state (`Vmm.status`): `running`, `paused` or `not started`."""
         async with self._sessions.use() as firecracker:
             answer = await firecracker.call("GET", "/")
         return str(answer.get("state", "unknown")).lower()
 
     async def own_version(self) -> str:
-        """As `TellsVersion.own_version`: `GET /version`."""
+        """Return the process's own version (`TellsVersion.own_version`), from `GET /version`."""
         async with self._sessions.use() as firecracker:
             answer = await firecracker.call("GET", "/version")
         return str(answer.get("firecracker_version", ""))
 
     async def pause(self) -> None:
-        """As `Vmm.pause`."""
+        """Pause the guest (`Vmm.pause`)."""
         self._is_reset = False
         await self._set_state("Paused")
 
     async def resume(self) -> None:
-        """As `Vmm.resume`. A release that a bare resume deafens has its state saved before, into nothing; and
-        a guest that runs isn't resumed again.
+        """Resume the guest (`Vmm.resume`). A guest that runs isn't resumed again.
+
+        A release that a bare resume deafens has its state saved before, into nothing.
         """
         await self._give_up_saving()
         if self._is_deafened_by_resume and not self._is_reset:
@@ -170,15 +173,15 @@ class FirecrackerVmm:
             await firecracker.call("PATCH", "/vm", {"state": state})
 
     async def save_vmstate(self, vmstate_fd: int, *, changed_fd: int | None = None) -> None:
-        """As `SavesState.save_vmstate`. Connections over the guest's vsock are reset by it.
+        """Save device and CPU state (`SavesState.save_vmstate`).
 
-        Firecracker saves RAM whenever it saves state, and state first (`create_snapshot` in its
-        `src/vmm/src/persist.rs`). So it is given a file for RAM that can't be opened, and that refusal tells
-        that the state is complete: nothing of RAM is read, copied or kept a list of.
+        Saving resets connections over the guest's vsock. Firecracker saves RAM whenever it saves state, and
+        state first (`create_snapshot` in its `src/vmm/src/persist.rs`). So it is given a file for RAM that
+        can't be opened, and that refusal tells that the state is complete: no RAM is read, copied or listed.
 
-        With `changed_fd`, an empty file, it saves a `Diff` instead: the pages that it saw change since it
-        last did, holes elsewhere, for comparison. They lack what was written to RAM from outside. That needs
-        a machine with `track_changes`, or a restored one.
+        With `changed_fd`, an empty file, it saves a `Diff` instead: the pages that changed since its last
+        save, holes elsewhere, for comparison. They lack what was written to RAM from outside. That needs a
+        machine with `track_changes`, or a restored one.
         """
         require_empty(vmstate_fd)
         if changed_fd is not None:
@@ -221,11 +224,11 @@ class FirecrackerVmm:
         self._is_reset = True
 
     async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
-        """As `SavesSnapshot.save_snapshot`. Connections over the guest's vsock are reset by it
-        (docs/snapshotting/snapshot-support.md, "Vsock device limitation").
+        """Save state and RAM (`SavesSnapshot.save_snapshot`).
 
-        `diff` needs a machine with `track_changes`, or a restored one. When it fails or is cancelled,
-        Firecracker may go on writing, until the guest is resumed.
+        Saving resets connections over the guest's vsock. Source: docs/snapshotting/snapshot-support.md,
+        "Vsock device limitation". `diff` needs a machine with `track_changes`, or a restored one. When the
+        call fails or is cancelled, Firecracker may continue writing, until the guest is resumed.
         """
         for name in (vmstate, mem):
             if (self.directory / name).exists():
@@ -236,8 +239,10 @@ class FirecrackerVmm:
         rlimits.limit_files(self.process, largest_file_bytes(self._machine))
 
     async def _give_up_saving(self) -> None:
-        """End a save whose ramet was killed or has given up: all of RAM may take long, and nothing else is
-        answered meanwhile. It fails at the limit on files, which was lifted for it. Else nothing happens.
+        """End a save whose ramet was killed or has given up; without such a save do nothing.
+
+        Saving all of RAM may take long, and Firecracker answers nothing else meanwhile. The save fails at the
+        limit on files, which was lifted for it and is set again.
         """
         largest_bytes = largest_file_bytes(self._machine)
         if rlimits.limit_of_files(self.process) == largest_bytes:
@@ -251,11 +256,11 @@ class FirecrackerVmm:
             rlimits.limit_files(self.process, largest_bytes)
 
     async def load_vmstate(self, name: str) -> None:
-        """As `Vmm.load_vmstate`. The mem-file is mapped now, and not before."""
+        """Load device and CPU state (`Vmm.load_vmstate`). The mem-file is mapped now, and not before."""
         await self._load(name, resume=False)
 
     async def load_and_resume(self, name: str) -> None:
-        """As `ResumesOnLoad.load_and_resume`: `resume_vm` of `PUT /snapshot/load`."""
+        """Load and resume in one request (`ResumesOnLoad.load_and_resume`), by `resume_vm`."""
         await self._load(name, resume=True)
 
     async def _load(self, name: str, *, resume: bool) -> None:
@@ -276,7 +281,7 @@ class FirecrackerVmm:
             raise type(error)(f"{error.message}{f': {words}' if words else ''}", hint=error.hint) from error
 
     async def configuration(self) -> dict[str, Any]:
-        """The machine as Firecracker has it: `GET /vm/config`."""
+        """Return Firecracker's own description of the machine: `GET /vm/config`."""
         async with self._sessions.use() as firecracker:
             return await firecracker.call("GET", "/vm/config")
 
@@ -297,12 +302,12 @@ class FirecrackerVmm:
             raise VmmError(f"{self._who}: Firecracker's metrics can't be read: {error}") from error
 
     async def kill(self) -> None:
-        """As `Vmm.kill`."""
+        """Kill the VMM (`Vmm.kill`)."""
         await processes.kill(self.process)
 
 
 def last_words(directory: Path) -> str:
-    """What the log says went wrong, without times and thread names; empty when nothing did."""
+    """Return the log's last errors, without times and thread names; empty when there are none."""
     lines = printable(bounded_log.tail(directory / VMM_LOG, 4096)).splitlines()
     reasons = [re.sub(r"^\S+ \[[^\]]*\] ", "", line) for line in lines]
     wrong = [line for line in reasons if re.search(r"error|fail|panic|cannot|unable", line, re.IGNORECASE)]
@@ -310,8 +315,10 @@ def last_words(directory: Path) -> str:
 
 
 def lost_its_reason(directory: Path) -> bool:
-    """Whether a Firecracker that ended hasn't said why: its API's thread may wait for the machine to be made,
-    and ends the process in a panic when that fails, perhaps before the reason is written (`VmmRequest` in its
-    `src/firecracker/src/api_server/mod.rs`; seen with 1.12). Started anew it may come to say it.
+    """Tell whether a Firecracker that ended hasn't given the reason; started anew it may give it.
+
+    Its API's thread may wait for the machine to be made, and ends the process in a panic when that fails,
+    perhaps before the reason is written (`VmmRequest` in its `src/firecracker/src/api_server/mod.rs`; seen
+    with 1.12).
     """
     return last_words(directory).endswith(_API_PANICKED)

@@ -33,14 +33,17 @@ _HIGH_START: Final = 4 * GIB
 
 
 def cpu_model(accelerator: str) -> str:
-    """The CPU that the guest sees: the host's own under KVM, everything that TCG emulates otherwise,
-    but for five-level page tables, which only make every emulated walk longer."""
+    """Return the CPU that the guest sees: the host's under KVM, otherwise everything that TCG emulates.
+
+    Five-level page tables are left out, because they only make every emulated walk longer.
+    """
     return "host" if accelerator == "kvm" else "max,la57=off"
 
 
 def ram_regions(memory_bytes: int) -> tuple[RamRegion, ...]:
-    """Where the RAM of a `pc-i440fx` machine lies: one mapping of one file, in which the part above 4 GiB
-    follows the low one.
+    """Return where the RAM of a `pc-i440fx` machine lies.
+
+    It is one mapping of one file, in which the part above 4 GiB follows the low part.
     """
     if memory_bytes < _LOW_LIMIT_BYTES:
         return (RamRegion(0, memory_bytes, 0),)
@@ -53,9 +56,9 @@ def ram_regions(memory_bytes: int) -> tuple[RamRegion, ...]:
 def common_arguments(
     machine: Machine, monitor_fd: object, agent_fds: Sequence[object], *, numbers: tuple[int, int]
 ) -> list[str]:
-    """What a booted and a restored QEMU have in common: the machine itself.
+    """Return the arguments that a booted and a restored QEMU have in common: the machine itself.
 
-    `monitor_fd` and `agent_fds` are listening sockets that QEMU inherits, or what stands for them; `numbers`
+    `monitor_fd` and `agent_fds` are listening sockets that QEMU inherits, or placeholders for them; `numbers`
     are its release. Devices keep their order and addresses: a vmstate fits only the machine that it was saved
     from.
     """
@@ -102,20 +105,21 @@ def common_arguments(
 
 
 def host_arguments(machine: Machine) -> list[str]:
-    """What makes no difference to the guest of a machine, so that a vmstate fits with and without it.
+    """Return arguments that the guest doesn't see, so that a vmstate fits with and without them.
 
-    A write that the host refuses pauses the guest, which goes on with that same write: by default QEMU does
-    so for ENOSPC alone, and tells the guest of an exceeded quota or limit as of a broken disk.
+    A write that the host refuses pauses the guest, and after the resume the guest repeats that write: by
+    default QEMU does so for ENOSPC alone, and reports an exceeded quota or limit to the guest as a broken
+    disk.
     """
     return ["-global", "virtio-blk-device.werror=stop"] if machine.disks else []
 
 
 def boot_arguments(machine: Machine) -> list[str]:
-    """What a QEMU that boots its guest has besides."""
+    """Return the further arguments of a QEMU that boots its guest."""
     kernel = ["-kernel", KERNEL_FILE, "-initrd", INITRAMFS_FILE]
     return [*kernel, "-append", machine.kernel_arguments]
 
 
 def restore_arguments() -> list[str]:
-    """What a QEMU that restores its guest has besides. It needs no kernel: the guest's is in the mem-file."""
+    """Return the further arguments of a QEMU that restores its guest, whose kernel is in the mem-file."""
     return ["-S", "-incoming", "defer"]

@@ -1,10 +1,9 @@
-"""The disks of a QEMU: chains of qcow2 files, put under an overlay while the guest is paused, and
-shortened while it runs.
+"""The disks of a QEMU: chains of qcow2 files, put under an overlay during a pause, shortened while it runs.
 
-Every layer is a node of its own, named after its file (`disk-3.qcow2` is `disk-3`, over `disk-3-file`), so
-that after any number of captures any ramet process knows the names from the record alone. Nothing here
-writes to a file that lies under another one (I1): chains are shortened by `block-stream`, which copies
-upwards into the active file, never by `block-commit`.
+Every layer is a separate node, named after its file (`disk-3.qcow2` is `disk-3`, over `disk-3-file`), so that
+after any number of captures any ramet process knows the names from the record alone. Nothing here writes to a
+file that lies under another one (I1): chains are shortened by `block-stream`, which copies upwards into the
+active file, never by `block-commit`.
 
 Sources: QEMU's QMP reference for `blockdev-add`, `blockdev-snapshot`, `transaction`, `block-stream`,
 `job-cancel`; docs/interop/live-block-operations.rst.
@@ -29,12 +28,12 @@ _GOES: Final = {"created", "running", "paused", "ready", "standby", "waiting", "
 
 
 def node_name(file: str) -> str:
-    """The name of the node that has the layer `file`."""
+    """Return the name of the node that has the layer `file`."""
     return Path(file).stem
 
 
 def nodes(disk: Disk) -> list[dict[str, object]]:
-    """The nodes of a whole chain as `blockdev-add` has them, the lowest first: only the last is written."""
+    """Return the nodes of a whole chain for `blockdev-add`, the lowest first: only the last is written."""
     made: list[dict[str, object]] = []
     below: str | None = None
     for file in disk.backing:
@@ -57,7 +56,7 @@ def _layer(file: str, disk: Disk, *, below: str | None, read_only: bool) -> list
 
 
 async def prepare_overlays(monitor: Monitor, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-    """As `FreezesDisks.prepare_overlays`."""
+    """Have QEMU open the overlays (`FreezesDisks.prepare_overlays`)."""
     for before, _ in pairs:
         await stop_shortening(monitor, before)
     known = await _known_nodes(monitor) if pairs else set()
@@ -76,7 +75,7 @@ async def prepare_overlays(monitor: Monitor, pairs: Sequence[tuple[Disk, Disk]])
 
 
 async def switch_overlays(monitor: Monitor, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-    """As `FreezesDisks.switch_overlays`."""
+    """Switch writes to the overlays (`FreezesDisks.switch_overlays`)."""
     if not pairs:
         return
     actions = [
@@ -90,7 +89,7 @@ async def switch_overlays(monitor: Monitor, pairs: Sequence[tuple[Disk, Disk]]) 
 
 
 async def drop_overlays(monitor: Monitor, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-    """As `FreezesDisks.drop_overlays`."""
+    """Have QEMU close unused overlays (`FreezesDisks.drop_overlays`)."""
     if not pairs:
         return
     known = await _known_nodes(monitor)
@@ -99,7 +98,7 @@ async def drop_overlays(monitor: Monitor, pairs: Sequence[tuple[Disk, Disk]]) ->
 
 
 async def active_files(monitor: Monitor) -> dict[str, str]:
-    """As `FreezesDisks.active_files`."""
+    """Return the file that each disk writes to (`FreezesDisks.active_files`)."""
     active: dict[str, str] = {}
     for device in await monitor.execute("query-block"):
         if device.get("inserted") is not None:
@@ -108,7 +107,7 @@ async def active_files(monitor: Monitor) -> dict[str, str]:
 
 
 async def disk_errors(monitor: Monitor) -> dict[str, str]:
-    """As `NamesDiskErrors.disk_errors`."""
+    """Return the disks' last errors (`NamesDiskErrors.disk_errors`)."""
     return {
         _disk_of(device): str(device["io-status"])
         for device in await monitor.execute("query-block")
@@ -139,9 +138,9 @@ async def start_shortening(monitor: Monitor, disk: Disk, *, speed_bytes_per_s: i
 
 
 async def shortened(monitor: Monitor, disk: Disk) -> bool | None:
-    """Whether the chain was shortened; None while that goes on. False: the job was cancelled.
+    """Tell whether the chain was shortened: None while the job runs, False when the job was cancelled.
 
-    Raises `VmmError` when it failed; the chain is as it was then.
+    Raises `VmmError` when the job failed; the chain is unchanged then.
     """
     job = await _find_job(monitor, disk)
     if job is None:
@@ -153,7 +152,7 @@ async def shortened(monitor: Monitor, disk: Disk) -> bool | None:
 
 
 async def stop_shortening(monitor: Monitor, disk: Disk) -> None:
-    """As `ShortensDisks.stop_shortening`."""
+    """Cancel the shortening of a disk (`ShortensDisks.stop_shortening`)."""
     job = await _find_job(monitor, disk)
     if job is not None and job["status"] in _GOES:
         await monitor.execute("job-cancel", id=_job(disk))

@@ -1,7 +1,7 @@
 """QEMU, stock and unpatched, 7.2 or newer: a Linux guest over KVM or emulated (TCG).
 
 Sources: qemu-system(1); QEMU's QMP reference for `stop`, `cont`, `xen-save-devices-state`,
-`migrate-incoming`; `docs/architecture.md` for what was measured. How a restore works:
+`migrate-incoming`; `docs/internals/architecture.md` for what was measured. How a restore works:
 `xen-save-devices-state` writes devices and CPUs without RAM; the ordinary incoming migration reads the same
 stream, and finds RAM in place already, mapped privately from the mem-file.
 """
@@ -39,7 +39,7 @@ _PROGRAM: Final = "qemu-system-x86_64"
 _VERSION: Final = r"version (\d+\.\d+(?:\.\d+)?)"
 _INSTALL: Final = "install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU"
 _STATES_BYTES: Final = 16 * KIB
-"""How much of its log the last run states are looked for in, and have room in."""
+"""Bytes at the log's end in which the last run states are looked for, and have room."""
 
 
 class Qemu:
@@ -59,7 +59,7 @@ class Qemu:
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """What this QEMU can do. `version` has to have been asked before."""
+        """The abilities of this QEMU. Await `version` before."""
         known = {
             Ability.MAPS_PRIVATELY,
             Ability.BOOTS_ON_MEM_FILE,
@@ -71,17 +71,17 @@ class Qemu:
         return frozenset(known)
 
     async def version(self) -> str:
-        """As `Driver.version`."""
+        """Return the VMM's version (`Driver.version`)."""
         return await self._version.ask()
 
     def as_of(self, version: str) -> Qemu:
-        """As `Driver.as_of`."""
+        """Return the driver for a VMM of that version (`Driver.as_of`)."""
         made = copy.copy(self)
         made._version = self._version.taken_for(version)  # noqa: SLF001 - of this very class
         return made
 
     def standing(self) -> Standing:
-        """As `Driver.standing`."""
+        """Return what is known of the version (`Driver.standing`)."""
         return releases.standing(self._version.known())
 
     def machine(
@@ -93,7 +93,10 @@ class Qemu:
         guest: Guest = "linux",
         disk_bytes: tuple[int, ...] = (),
     ) -> Machine:
-        """As `Driver.machine`. Disks are qcow2, so that a frozen one can lie under a fork's own."""
+        """Describe the machine (`Driver.machine`).
+
+        Disks are qcow2, so that a frozen disk can lie under a fork's own.
+        """
         return Machine(
             accelerator=accelerator,
             machine_type=releases.machine_type(self._release()),
@@ -109,13 +112,14 @@ class Qemu:
         )
 
     def for_cold_start(self, machine: Machine) -> Machine:
-        """As `Driver.for_cold_start`: the release's own machine. It can't make those of later ones, and not
-        for ever those of earlier ones.
+        """Return the release's own machine (`Driver.for_cold_start`).
+
+        A release can't make the machines of later releases, and those of earlier releases not for ever.
         """
         return msgspec.structs.replace(machine, machine_type=releases.machine_type(self._release()))
 
     def arguments(self, machine: Machine) -> list[str]:
-        """As `Driver.arguments`."""
+        """Return the machine's arguments (`Driver.arguments`)."""
         return qemu_arguments.common_arguments(
             machine,
             "MONITOR",
@@ -124,11 +128,11 @@ class Qemu:
         )
 
     def ram_regions(self, machine: Machine) -> tuple[RamRegion, ...]:
-        """As `Driver.ram_regions`."""
+        """Return the RAM regions (`Driver.ram_regions`)."""
         return qemu_arguments.ram_regions(machine.memory_bytes)
 
     async def boot(self, directory: Path, machine: Machine, *, tag: Path | None = None) -> QemuVmm:
-        """As `Driver.boot`."""
+        """Start a VMM whose guest boots (`Driver.boot`)."""
         return await self._spawn(directory, machine, qemu_arguments.boot_arguments(machine), tag)
 
     async def restore(
@@ -139,7 +143,10 @@ class Qemu:
         tag: Path | None = None,
         sessions: AsyncExitStack | None = None,
     ) -> QemuVmm:
-        """As `Driver.restore`. QEMU would create a missing mem-file, full of zeros, hence the check."""
+        """Start a VMM that waits for a load (`Driver.restore`).
+
+        QEMU would create a missing mem-file, full of zeros, hence the check.
+        """
         if not (directory / MEM_FILE).is_file():
             raise VmmError(f"{directory / MEM_FILE} is missing")
         return await self._spawn(directory, machine, qemu_arguments.restore_arguments(), tag, sessions)
@@ -147,14 +154,14 @@ class Qemu:
     def attach(
         self, directory: Path, process: ProcessRef, machine: Machine, *, just_loaded: bool = False
     ) -> QemuVmm:
-        """As `Driver.attach`."""
+        """Return the handle of a VMM that was started earlier (`Driver.attach`)."""
         return QemuVmm(directory, process, machine)
 
     def ending(self, directory: Path, *, console_start: int = 0) -> Ending:
-        """As `Driver.ending`.
+        """Tell how the VMM ended (`Driver.ending`).
 
-        QEMU traces each shutdown request with its cause, except the one that a reset becomes under `-action
-        reboot=shutdown`; and when it dies it doesn't get as far as the run state `shutdown`. A reset is a
+        QEMU traces each shutdown request with its cause, except the request that a reset becomes under
+        `-action reboot=shutdown`; and when it dies it doesn't reach the run state `shutdown`. A reset is a
         reboot when the guest said so.
         """
         log = bounded_log.tail(directory / VMM_LOG, 64 * 1024).decode(errors="replace").rpartition(STARTED)[2]
@@ -167,7 +174,10 @@ class Qemu:
         return Ending.POWERED_OFF if requests[-1] == "6" else Ending.ASKED
 
     def is_stopped_by_disk(self, directory: Path) -> bool:
-        """As `StopsOnWriteErrors.is_stopped_by_disk`, by the last run state that QEMU has traced."""
+        """Tell whether QEMU has paused its guest for a write error, by the last traced run state.
+
+        See `StopsOnWriteErrors.is_stopped_by_disk`.
+        """
         log = bounded_log.tail(directory / VMM_LOG, _STATES_BYTES)
         states = re.findall(rb"^runstate_set .* new_state \d+ \(([a-z-]+)\)$", log, re.MULTILINE)
         return states[-1:] == [b"io-error"]
@@ -239,8 +249,9 @@ class Qemu:
         return vmm
 
     def _require_still(self, asked: str, status: str) -> None:
-        """Raise `UnavailableError` unless the VMM is of the release for which its machine was made. A script
-        may start another program than it did, and its file is the same.
+        """Raise `UnavailableError` unless the VMM is of the release for which its machine was made.
+
+        A script may start another program than before, and its file is the same.
         """
         if not is_same_release(status, asked):
             raise UnavailableError(

@@ -34,11 +34,11 @@ from ramet.system.locks import file_lock
 SOCKET = "qmp.sock"
 LOCK = "qmp.lock"
 ANSWER_LIMIT_S = 20.0
-"""How long the lock, the connection and each command may take."""
+"""Longest time for the lock, the connection and each command."""
 _CLOSE_LIMIT_S = 2.0
 _QUEUE_FULL_S = 0.05
 _FILE = "vmstate"
-"""What QEMU calls the file that it gets."""
+"""QEMU's name for the file that it gets."""
 _FD_SET = 0
 """The number of the set of descriptors that the file is put into, where QEMU wants it so."""
 
@@ -49,8 +49,10 @@ logging.getLogger("qemu.qmp").propagate = False
 
 
 class _Client(QMPClient):
-    """Without the library's log of what is said: it makes a text of each message, whether or not anybody
-    reads that, and they were a tenth of what a fork costs us.
+    """A QMP client without the library's log of messages.
+
+    The library makes a text of each message, even if nobody reads the log, and the texts were a tenth of a
+    fork's CPU time in ramet.
 
     File descriptors go over ramet's own socket. The library takes the socket out of the transport, by a
     private attribute that only asyncio's transports have, and uvloop's don't.
@@ -61,8 +63,9 @@ class _Client(QMPClient):
         self.connection = connection
 
     def send_fd_scm(self, fd: int) -> None:
-        """Give QEMU an open file, for the `getfd` or `add-fd` that follows. The caller keeps the file.
-        Raises `OSError`.
+        """Give QEMU an open file, for the `getfd` or `add-fd` that follows. Raises `OSError`.
+
+        The caller keeps the file.
         """
         # A blank between two commands, to carry the file (SCM_RIGHTS, unix(7)).
         socket.send_fds(self.connection, [b" "], [fd])
@@ -83,9 +86,7 @@ class Monitor:
 
     @property
     def version(self) -> str:
-        """The version of the QEMU that is talked to, `7.2.22`, as its greeting has it; empty when that has
-        none.
-        """
+        """The version in QEMU's greeting, such as `7.2.22`; empty if the greeting has none."""
         greeting = self._client.greeting
         version = cast("dict[str, dict[str, int]]", greeting.QMP.version) if greeting else {}
         numbers = version.get("qemu", {})
@@ -93,10 +94,10 @@ class Monitor:
         return ".".join(map(str, parts)) if None not in parts else ""
 
     async def execute(self, command: str, **arguments: object) -> Any:
-        """One QMP command and its return value.
+        """Execute a QMP command, and return its value.
 
-        Raises `VmmError` when it is refused or the VMM goes away, `VmmTimeoutError` when no answer comes;
-        what comes of the command is unknown then, and the lease goes on.
+        Raises `VmmError` when the command is refused or the VMM ends, `VmmTimeoutError` when no answer comes;
+        the command's effect is unknown then, and the lease continues.
         """
         try:
             with anyio.fail_after(ANSWER_LIMIT_S):
@@ -111,11 +112,13 @@ class Monitor:
             raise VmmError(f"{self._who}: QEMU went away during {command}") from error
 
     async def migrated_from(self, fd: int, *before: str) -> None:
-        """Let the machine be what was saved in the file that is open at `fd`, and wait until it is. The
-        caller keeps the file. `before` are commands that QEMU is to have carried out by then.
+        """Load the machine from the file that is open at `fd`, and wait until it is loaded.
 
-        All is said at once, to be carried out in turn: an answer to each would be waited for in vain. Raises
-        `VmmError` when something of it fails.
+        The caller keeps the file.
+
+        `before` are commands that QEMU is to have carried out by then. All commands are sent at once, to be
+        carried out in turn: waiting for each answer would be in vain. Raises `VmmError` when one of them
+        fails.
         """
         steps: list[tuple[str, dict[str, object]]] = [
             ("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}),
@@ -157,8 +160,7 @@ class Monitor:
 async def monitor(
     directory: Path, *, who: str, limit_s: float = 2 * ANSWER_LIMIT_S
 ) -> AsyncIterator[Monitor]:
-    """Lease the monitor of the QEMU that works in `directory`, for `limit_s` at most, waiting for it
-    included.
+    """Lease the monitor of the QEMU that works in `directory`, for at most `limit_s` with the wait for it.
 
     Raises `VmmTimeoutError` when the lock or the answers don't come in time, `VmmError` when nobody listens.
     The lease ends in any case.
@@ -184,9 +186,9 @@ async def monitor(
 
 
 async def _dial(directory: Path) -> socket.socket:
-    """A connection to the monitor.
+    """Connect to the monitor.
 
-    While its queue is full there is no event to wait for, so it is tried again.
+    A full queue gives no event to wait for, so the connection is tried again.
     """
     while True:
         try:
@@ -196,7 +198,9 @@ async def _dial(directory: Path) -> socket.socket:
 
 
 async def _connect(client: _Client) -> None:
-    """Let the library take over the client's connection. A cancellation waits until it has, and leaves again.
+    """Let the library take over the client's connection.
+
+    A cancellation waits for that, and disconnects again.
 
     Cancelled in mid-connect, the library would tidy up with awaits of its own, which anyio cancels again; cut
     off in mid-connect, it forgets a task. A QEMU that doesn't answer is cut off all the same, after

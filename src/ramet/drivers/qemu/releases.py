@@ -1,8 +1,8 @@
-"""What is known of QEMU's releases, as data: which were run, and in what they differ for ramet.
+"""Facts about QEMU's releases: those that were run, and the differences that matter to ramet.
 
 Sources: QEMU's `qapi/qom.json` (MemoryBackendFileProperties: `rom`), `migration/fd.c` and
 `docs/about/deprecated.rst` and `removed-features.rst` (`fd:` of a plain file), `system/vl.c` (`-mon`), at the
-tags v7.2.0 to v11.1.3; `docs/qemu.md` for what was run.
+tags v7.2.0 to v11.1.3; `docs/reference/qemu.md` for what was run.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from ramet.drivers.versions import is_pre_release, release
 
 OLDEST: Final = (7, 2)
 READ_ONLY_SINCE: Final = (8, 2)
-"""From here on a mem-file can be opened for reading and be RAM all the same (`readonly=on,rom=off`)."""
+"""The first release whose RAM can be a mem-file that is open for reading only (`readonly=on,rom=off`)."""
 FD_SETS_SINCE: Final = (9, 1)
-"""From here on a vmstate is loaded as `file:` from a set of descriptors. The older way, a plain file as
-`fd:`, is deprecated from the same release on, and refused from 11.0 on.
+"""The first release that loads a vmstate as `file:` from a set of descriptors.
+
+The older way, a plain file as `fd:`, is deprecated from the same release on, and refused from 11.0 on.
 """
 MONITOR_OBJECTS_SINCE: Final = (11, 1)
-"""From here on a monitor is an object, and `-mon` is deprecated."""
+"""The first release in which a monitor is an object, and `-mon` is deprecated."""
 
 RUN: Final = ((7, 2), (10, 0), (11, 1))
 """The releases that ramet's tests were run with."""
@@ -29,14 +30,15 @@ NEWEST_READ: Final = RUN[-1]
 
 
 def machine_type(numbers: tuple[int, int]) -> str:
-    """The name of a release's own `pc` machine. Later releases make it for six years more; what leads to a
-    release (11.1.90 leads to 11.2) makes the machine of the release before, too.
+    """Return the name of a release's own `pc` machine, which later releases make for six more years.
+
+    A pre-release (11.1.90 leads to 11.2) makes the machine of the release before, too.
     """
     return f"pc-i440fx-{numbers[0]}.{numbers[1]}"
 
 
 def standing(version: str) -> Standing:
-    """What is known of that version."""
+    """Return what is known of that version."""
     numbers = release(version)
     names = ", ".join(map(_shown, RUN))
     if is_pre_release(version):

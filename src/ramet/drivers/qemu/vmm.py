@@ -1,4 +1,4 @@
-"""One QEMU process: what it is asked, over its monitor.
+"""The requests to a QEMU process, over its monitor.
 
 Sources: QEMU's QMP reference for `stop`, `cont`, `xen-save-devices-state`, `migrate-incoming`.
 """
@@ -27,7 +27,7 @@ from ramet.text import printable
 from ramet.units import MIB
 
 STARTED: Final = "ramet: started "
-"""What ramet writes to its log before each start."""
+"""Text that ramet writes to QEMU's log before each start."""
 _RESUME_STEPS: Final = ResumeSteps(
     qemu_monitor.SOCKET,
     (
@@ -42,7 +42,7 @@ _POLL_S: Final = (0.02, 0.5)
 
 
 class QemuVmm:
-    """One QEMU process and the directory that it works in."""
+    """A QEMU process and the directory that it works in."""
 
     def __init__(self, directory: Path, process: ProcessRef, machine: Machine) -> None:
         self.directory = directory
@@ -60,55 +60,64 @@ class QemuVmm:
         return qemu_monitor.monitor(self.directory, who=self._who, limit_s=limit_s)
 
     def session(self) -> AbstractAsyncContextManager[None]:
-        """As `Vmm.session`."""
+        """Lease the VMM's monitor (`Vmm.session`)."""
         return self._sessions.open(session_limit_s(self._machine))
 
     def resume_steps(self) -> ResumeSteps:
-        """As `Vmm.resume_steps`."""
+        """Return the commands that resume the guest (`Vmm.resume_steps`)."""
         return _RESUME_STEPS
 
     async def status(self) -> str:
-        """As `Vmm.status`: QEMU's RunState, such as `running`, `paused`, `inmigrate`."""
+        """Return the run state (`Vmm.status`), QEMU's RunState, such as `running` or `inmigrate`."""
         async with self._sessions.use() as monitor:
             answer = await monitor.execute("query-status")
         return str(answer["status"])
 
     async def own_version(self) -> str:
-        """As `TellsVersion.own_version`, by `query-version`."""
+        """Return the process's own version (`TellsVersion.own_version`), from `query-version`."""
         async with self._sessions.use() as monitor:
             answer = await monitor.execute("query-version")
         return ".".join(str(answer["qemu"][part]) for part in ("major", "minor", "micro"))
 
     async def come_up(self) -> str:
-        """Wait until it can be talked to, which is once every device has been made, and give the version that
-        it greets with. Raises as `status`.
+        """Wait until QEMU has made every device and answers, and return the version in its greeting.
+
+        Raises as `status`.
         """
         async with self._sessions.use() as monitor:
             return monitor.version
 
     async def pause(self) -> None:
-        """As `Vmm.pause`. Returns when the virtual CPUs stand and disks are flushed."""
+        """Pause the guest (`Vmm.pause`). Returns when the virtual CPUs are stopped and disks are flushed."""
         async with self._sessions.use() as monitor:
             await monitor.execute("stop")
 
     async def resume(self) -> None:
-        """As `Vmm.resume`."""
+        """Resume the guest (`Vmm.resume`)."""
         async with self._sessions.use() as monitor:
             await monitor.execute("cont")
 
     async def save_vmstate(self, vmstate_fd: int) -> None:
-        """As `SavesState.save_vmstate`, by `xen-save-devices-state`; `live: false` keeps the image locks."""
+        """Save device and CPU state (`SavesState.save_vmstate`), by `xen-save-devices-state`.
+
+        `live: false` keeps the image locks.
+        """
         require_empty(vmstate_fd)
         async with self._sessions.use() as monitor:
             await monitor.execute("xen-save-devices-state", filename=path_of(vmstate_fd), live=False)
 
     async def load_vmstate(self, name: str) -> None:
-        """As `Vmm.load_vmstate`. The file is handed over open, so what is loaded is what was opened."""
+        """Load device and CPU state (`Vmm.load_vmstate`).
+
+        QEMU gets the open file, so it loads the opened content.
+        """
         await self._load(name, resume=False)
 
     async def load_and_resume(self, name: str) -> None:
-        """As `ResumesOnLoad.load_and_resume`: a `cont` that comes before the load is carried out after it
-        (`qmp_cont` in QEMU's `monitor/qmp-cmds.c`: in the run state `inmigrate` it sets `autostart`).
+        """Load and resume in one request (`ResumesOnLoad.load_and_resume`).
+
+        A `cont` that comes before the load is carried out after it (`qmp_cont` in QEMU's
+        `monitor/qmp-cmds.c`: in the run state `inmigrate` it sets `autostart`).
         """
         await self._load(name, resume=True)
 
@@ -124,32 +133,32 @@ class QemuVmm:
             os.close(vmstate_fd)
 
     async def prepare_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-        """As `FreezesDisks.prepare_overlays`."""
+        """Have QEMU open the overlays (`FreezesDisks.prepare_overlays`)."""
         async with self._sessions.use() as monitor:
             await disks.prepare_overlays(monitor, pairs)
 
     async def switch_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-        """As `FreezesDisks.switch_overlays`, in one transaction."""
+        """Switch writes to the overlays (`FreezesDisks.switch_overlays`), in one transaction."""
         async with self._sessions.use() as monitor:
             await disks.switch_overlays(monitor, pairs)
 
     async def drop_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-        """As `FreezesDisks.drop_overlays`."""
+        """Have QEMU close unused overlays (`FreezesDisks.drop_overlays`)."""
         async with self._sessions.use() as monitor:
             await disks.drop_overlays(monitor, pairs)
 
     async def active_files(self) -> dict[str, str]:
-        """As `FreezesDisks.active_files`."""
+        """Return the file that each disk writes to (`FreezesDisks.active_files`)."""
         async with self._sessions.use() as monitor:
             return await disks.active_files(monitor)
 
     async def disk_errors(self) -> dict[str, str]:
-        """As `NamesDiskErrors.disk_errors`."""
+        """Return the disks' last errors (`NamesDiskErrors.disk_errors`)."""
         async with self._sessions.use() as monitor:
             return await disks.disk_errors(monitor)
 
     async def shorten(self, disk: Disk, *, bytes_per_s: int = _SHORTENING_BYTES_PER_S) -> Disk:
-        """As `ShortensDisks.shorten`, by `block-stream`."""
+        """Shorten a disk's chain (`ShortensDisks.shorten`), by `block-stream`."""
         if len(disk.backing) < 2:
             return disk
         limit_s = 60.0 + disk.size_bytes / _SLOWEST_BYTES_PER_S
@@ -176,17 +185,17 @@ class QemuVmm:
         return msgspec.structs.replace(disk, backing=disk.backing[:1]) if done else disk
 
     async def stop_shortening(self, disk: Disk) -> None:
-        """As `ShortensDisks.stop_shortening`."""
+        """Cancel the shortening of a disk (`ShortensDisks.stop_shortening`)."""
         async with self._sessions.use() as monitor:
             await disks.stop_shortening(monitor, disk)
 
     async def kill(self) -> None:
-        """As `Vmm.kill`."""
+        """Kill the VMM (`Vmm.kill`)."""
         await processes.kill(self.process)
 
 
 def last_words(log: Path) -> str:
-    """What QEMU has said last since it was started, for an error message."""
+    """Return the last lines of QEMU's log since its start, for an error message."""
     lines = printable(bounded_log.tail(log, 4096)).rpartition(STARTED)[2].splitlines()[1:]
     reasons = [
         line

@@ -29,7 +29,7 @@ _NO_BREATH_S = 0.1
 
 
 def hostname_of(name: str) -> str:
-    """The hostname of an instance: its name, with what hostname(7) doesn't allow made `-`."""
+    """Return the hostname of an instance: its name, with `-` for characters that hostname(7) forbids."""
     return re.sub(r"[^A-Za-z0-9.-]", "-", name).strip("-.") or "ramet"
 
 
@@ -94,10 +94,11 @@ async def verify_identity(
 async def _introduce(
     directory: Path, agent_ports: int, request: IdentityRequest, opened: anyio.abc.ByteStream | None
 ) -> IdentityReply:
-    """Ask until the guest answers, over what is `opened`, if anything is: a port that closes means that the
-    VMM has ended. A connection that ends before the answer is made again, a few times: a restored guest
-    resets those over vsock when it learns of that, the first new one perhaps among them. If no other can be
-    made then, the VMM has ended, and the loss is the error.
+    """Ask until the guest answers, first over the stream `opened`, if there is one.
+
+    A port that closes means that the VMM has ended. A connection that ends before the answer is made again, a
+    few times: a restored guest resets its vsock connections when it learns of the restore, perhaps including
+    the first new connection. If no other can be made then, the VMM has ended, and the loss is the error.
     """
     lost: GuestLostError | None = None
     tries_left = _CLOCK_TRIES

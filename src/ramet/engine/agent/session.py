@@ -28,7 +28,7 @@ _CLOCK_REASONS = "its clock wasn't "
 
 
 class _Way:
-    """How to reach a guest's agent for commands: a port that others don't use, then streams through it."""
+    """The way to a guest's agent for commands: a port that others don't use, then streams through it."""
 
     def __init__(self, directory: Path, agent_ports: int) -> None:
         self._directory = directory
@@ -37,22 +37,20 @@ class _Way:
 
     @asynccontextmanager
     async def claim(self) -> AsyncIterator[None]:
-        """One of the ports that commands may have. Over vsock it is a place among as many clients as the
-        agent takes.
-        """
+        """Claim a port for commands. Over vsock it is one of as many places as the agent takes clients."""
         count = command_ports(self._ports)
         async with claim_number(self._directory, count, limits.PORT_S) as self._number:
             yield
 
     def open(self) -> AbstractAsyncContextManager[anyio.abc.ByteStream]:
-        """A stream to the agent."""
+        """Open a stream to the agent."""
         if self._ports > 0:
             return connect_port(self._directory, self._number)
         return connect_vsock(self._directory, wait_s=limits.ACCEPT_S)
 
 
 def open_stream(directory: Path, agent_ports: int) -> AbstractAsyncContextManager[anyio.abc.ByteStream]:
-    """A stream to the agent for ramet's own needs: through any port, also the one that is kept back."""
+    """Open a stream to the agent for ramet's own requests, through any port, also the reserved port."""
     if agent_ports > 0:
         return claim_port(directory, agent_ports, wait_s=limits.PORT_S)
     return connect_vsock(directory, wait_s=limits.ACCEPT_S)
@@ -60,8 +58,10 @@ def open_stream(directory: Path, agent_ports: int) -> AbstractAsyncContextManage
 
 @asynccontextmanager
 async def _reconnect(directory: Path, process: ProcessRef) -> AsyncIterator[anyio.abc.ByteStream]:
-    """A vsock connection through that VMM and no other. A directory may get another VMM, whose guest has an
-    older state of the same memory: what is under way isn't resumed there.
+    """Connect over vsock to that VMM and no other.
+
+    A directory may get another VMM, whose guest has an older state of the same memory: open requests aren't
+    resumed there.
     """
     # What SO_PEERCRED says of a process of another PID namespace: unix(7).
     pid = process.pid if process_ref.is_here(process) else 0
@@ -75,7 +75,10 @@ def _lease_of(record: Record, process: ProcessRef) -> str:
 
 
 def connections_may_be_cut(context: Context, record: Record) -> None:
-    """Its VMM has just saved the guest's state, and may have reset its connections: whoever has one looks."""
+    """Have open connections to the guest checked, because its VMM has just saved the guest's state.
+
+    The save may have reset the guest's connections.
+    """
     assert record.vmm is not None
     context.agents.probe_liveness(_lease_of(record, record.vmm.process))
 
@@ -90,11 +93,11 @@ async def agent_of(
     directory: Path | None = None,
     own: bool = False,
 ) -> AsyncIterator[AgentClient]:
-    """The agent of a living instance, whose VMM works in `directory` if not in the instance's own.
+    """Lease the agent of a living instance, whose VMM works in `directory`, by default the instance's own.
 
-    `own` is for what ramet itself needs of a guest, and doesn't take long: there is a way for it however many
-    clients have commands in the guest. A VMM that ends while the agent is used is a `VmmError` at once, not a
-    time-out later. Else raises `PortsBusyError`, `GuestTimeoutError`, `GuestError`.
+    `own` is for ramet's own short requests to a guest: they have a way even if clients use all others. A VMM
+    that ends while the agent is used is a `VmmError` at once, not a time-out later. Otherwise raises
+    `PortsBusyError`, `GuestTimeoutError`, `GuestError`.
     """
     place = directory or context.directory(record)
     ports = record.machine.agent_ports
@@ -140,10 +143,10 @@ async def agent_of(
 
 
 async def correct_clock(context: Context, record: Record) -> str | None:
-    """Correct the wall clock of a guest that was paused for a while. None, or why it wasn't done: for
-    whoever resumed the guest to tell. The guest keeps its own clock then.
+    """Correct the wall clock of a guest that was paused for a while. Returns None, or why that failed.
 
-    Its monotonic clock stays: it never goes backwards, and the guest wasn't there meanwhile.
+    After a failure the guest keeps its own clock, and the caller tells the reason. The guest's monotonic
+    clock stays: it never goes backwards, and the guest wasn't there meanwhile.
     """
     assert record.vmm is not None
     try:
@@ -155,8 +158,9 @@ async def correct_clock(context: Context, record: Record) -> str | None:
 
 
 async def require_clock(context: Context, record: Record) -> None:
-    """As `correct_clock`; why it wasn't done is written down as the instance's reason, where `inspect` shows
-    it. A reason of that kind from before goes when the clock has been put right.
+    """Correct the wall clock, as `correct_clock`, and record a failure as the instance's reason.
+
+    `inspect` shows the reason. An older reason of that kind is removed when the clock has been corrected.
     """
     why = await correct_clock(context, record)
     if why is None and not (record.reason or "").startswith(_CLOCK_REASONS):

@@ -1,7 +1,8 @@
 """A capture as one file: out of its directory, and into a new one.
 
-`system/archive.py` knows the bytes (docs/archive.md); this knows what a capture is: which parts it may have,
-what their manifest says of them. Both directions block, so they run in a worker thread.
+`system/archive.py` knows the bytes (docs/reference/archive.md). This module knows what a capture is: the
+parts that it may have, and the manifest's facts about each part. Both directions block, so they run in a
+worker thread.
 """
 
 from __future__ import annotations
@@ -57,17 +58,17 @@ def export_capture(
     to: str = "the export",
     checkpoint: Callable[[], None] = go_on,
 ) -> ArchiveFacts:
-    """Write the capture in `directory`, whose manifest is `manifest`, to the descriptor `out`: a file, a
-    pipe, a socket. Holes and zeros take no room in it.
+    """Write the capture in `directory`, whose manifest is `manifest`, to the descriptor `out`.
 
-    All parts are opened and checked against the manifest before anything is written. From then on the capture
-    may be removed or compacted: what was opened is what is exported. `to` is how errors call the
-    destination; `checkpoint` is called often and may raise to give up (`threads.check_cancelled`).
+    `out` is a file, a pipe or a socket. Holes and zeros take no room in it. All parts are opened and checked
+    against the manifest before anything is written. From then on the capture may be removed or compacted: the
+    opened files are exported. `to` is the destination's name in errors; `checkpoint` is called often and may
+    raise to give up (`threads.check_cancelled`).
 
-    Raises, with nothing written, `DamagedError` when a part isn't (any more) what the manifest says: who
-    finds another manifest in the directory then may try again with that. Raises `FilesystemError` when
-    writing fails, also when nobody reads the pipe any more (EPIPE). What was written by then is refused by
-    `import_capture`.
+    Raises, with nothing written, `DamagedError` when a part isn't (any more) what the manifest says: a caller
+    that then finds another manifest in the directory may try again with that. Raises `FilesystemError` when
+    writing fails, also when nobody reads the pipe any more (EPIPE). `import_capture` refuses what was written
+    by then.
     """
     facts = _checked_manifest(manifest, f"the manifest in {directory}")
     with ExitStack() as opened:
@@ -91,7 +92,7 @@ def export_capture(
 
 
 def archived_files(manifest: Manifest) -> list[str]:
-    """The files of a capture that go into an archive, in order: compressed memory goes as it is, alone."""
+    """List the files of a capture for an archive, in order: compressed memory replaces raw memory."""
     compressed = manifest.memory.compressed
     if compressed is None:
         return list(manifest.parts)
@@ -115,17 +116,16 @@ def import_capture(
     mode: Callable[[str], int] = lambda _part: 0o444,
     checkpoint: Callable[[], None] = go_on,
 ) -> Imported:
-    """Make `directory`, which must not exist, and fill it with the parts of the capture that comes from the
-    descriptor `stream`: a file, a pipe, a socket.
+    """Make `directory`, which must not exist, with the parts of the capture that comes from `stream`.
 
-    Nothing that comes is believed: names, sizes, order, the digest of the stream and of each part are
-    checked, and that there is room before anything is written. The parts are synced and have the permission
-    bits that `mode` gives for their names. The directory has no manifest yet: the caller writes
-    `Imported.manifest` into it, publishes it by a rename, and before that decides whether it trusts what the
-    parts say to a VMM (a qcow2 file can name a backing file).
+    `stream` is a descriptor of a file, a pipe or a socket. Nothing in it is trusted: names, sizes, order, the
+    digest of the stream and of each part are checked, and that there is room before anything is written. The
+    parts are synced and have the permission bits that `mode` gives for their names. The directory has no
+    manifest yet: the caller writes `Imported.manifest` into it, publishes it by a rename, and before that
+    decides whether it trusts what the parts say to a VMM (a qcow2 file can name a backing file).
 
-    `name` is how errors call the stream. Raises `DamagedError`, `UnavailableError` (a newer format),
-    `FilesystemError`, and what `checkpoint` raises; the directory is gone then.
+    `name` is the stream's name in errors. Raises `DamagedError`, `UnavailableError` (a newer format),
+    `FilesystemError`, and what `checkpoint` raises; the directory is removed then.
     """
     reader = ArchiveReader(stream, name=name, checkpoint=checkpoint)
     manifest = _checked_manifest(reader.manifest, f"the manifest in {name}")
@@ -180,7 +180,7 @@ def _as_unpacked_here(manifest: Manifest, unpacked_bytes: int, mode: Callable[[s
 def _unpacked(
     manifest: Manifest, directory: Path, name: str, checkpoint: Callable[[], None]
 ) -> tuple[str, int]:
-    """The digest of compressed memory that has come, and how many bytes of it aren't holes."""
+    """Return the digest of received compressed memory, and how many bytes of it aren't holes."""
     compressed = manifest.memory.compressed
     assert compressed is not None
     path, size_bytes = directory / compressed.file, manifest.parts[manifest.memory.base].facts.size_bytes
@@ -200,8 +200,7 @@ def _unpacked(
 
 
 def with_new_facts(manifest: Manifest, directory: Path) -> Manifest:
-    """`manifest`, with the facts that the parts in `directory` have now; everything else, the digests too,
-    stays.
+    """Return `manifest` with the present facts of the parts in `directory`; digests and all else stay.
 
     For copies whose content is known to be the same. Raises `FilesystemError`, `DamagedError`.
     """
@@ -218,7 +217,7 @@ def with_new_facts(manifest: Manifest, directory: Path) -> Manifest:
 
 
 def _checked_manifest(encoded: bytes, name: str) -> Manifest:
-    """The manifest, if a capture can have such parts."""
+    """Decode a manifest, and check that a capture can have such parts."""
     if len(encoded) > MAX_MANIFEST_BYTES:
         raise DamagedError(f"{name} has {len(encoded)} bytes, more than {MAX_MANIFEST_BYTES}")
     manifest = decode_manifest(encoded, where=name)
@@ -242,7 +241,7 @@ def _checked_manifest(encoded: bytes, name: str) -> Manifest:
 def _receive(
     reader: ArchiveReader, manifest: Manifest, directory: Path, name: str, mode: Callable[[str], int]
 ) -> None:
-    """All parts, in the manifest's order, and the end of the archive."""
+    """Receive all parts, in the manifest's order, and the end of the archive."""
     for part in archived_files(manifest):
         expected = (part, manifest.facts_of(part).size_bytes)
         if (arrived := reader.next_part()) != expected:

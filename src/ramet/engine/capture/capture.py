@@ -40,6 +40,7 @@ from ramet.memory.pages import BufferedPages, LivePages, Pages, buffer_pages
 from ramet.memory.ram import changed_pages
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
+from ramet.progress import report
 from ramet.system import liveness, threads
 from ramet.system.memfile import memory_file
 from ramet.system.pause_watchdog import resume_on_death
@@ -49,7 +50,7 @@ T = TypeVar("T")
 
 
 class _Buffered(NamedTuple):
-    """What the short pause of a guest that goes on has given."""
+    """The result of the short pause of a guest that is resumed afterwards."""
 
     pages: BufferedPages
     begun: float
@@ -62,13 +63,13 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
 
     manifest: Manifest
     begun: float
-    """When, by `time.perf_counter`."""
+    """The beginning, by `time.perf_counter`."""
     capture_ms: float
     pause_begun: float
     pause_ms: float
-    """How long the guest was paused; 0 when it was paused already, or stays paused."""
+    """Length of the guest's pause; 0 when the guest was paused already, or stays paused."""
     disks: dict[str, Shared]
-    """How the disks that can't be put under an overlay were duplicated, by their names (I4)."""
+    """The duplication of each disk that can't be put under an overlay, by its name (I4)."""
 
 
 async def capture(
@@ -82,13 +83,14 @@ async def capture(
 ) -> Captured:
     """Capture a running or paused instance. The caller has written its intent into `record`.
 
-    With `goes_on` it is afterwards as it was before, and runs if it ran; `directory` is an empty one of the
-    same filesystem. Without, `directory` is its own: it is left paused there for its VMM to be ended, and its
-    disks' files are parts of the capture. Without `digests` it can't be verified or exported.
+    With `goes_on` the instance is afterwards in its state from before, so it runs if it ran; `directory` is
+    an empty directory of the same filesystem. Without, `directory` is the instance's own: the instance is
+    left paused there for its VMM to be ended, and its disks' files are parts of the capture. A capture
+    without `digests` can't be verified or exported.
 
     Raises `UnavailableError` when its memory may not be read, `FilesystemError` when it doesn't fit,
-    `VmmError`, `DamagedError`. It then runs if it ran, or, where its VMM can't be told that, is paused in its
-    record, too; what is in `directory` is for the caller to remove.
+    `VmmError`, `DamagedError`. Then the instance runs if it ran, or, if its VMM can't be told that, is paused
+    in its record, too; the caller removes the content of `directory`.
     """
     started = time.perf_counter()
     driver = context.driver(record.driver)
@@ -146,7 +148,7 @@ async def capture(
 
 
 async def _buffer(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _Buffered:
-    """The short pause of a guest that goes on."""
+    """Take the short pause of a guest that is resumed afterwards."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
     async with AsyncExitStack() as leaving:
@@ -178,7 +180,7 @@ async def _buffer(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _B
 
 
 async def _hold(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
-    """The pause of a guest whose VMM is to end: it lasts until that. An error ends it."""
+    """Pause a guest whose VMM is to end: the pause lasts until then. An error ends the pause."""
     assert isinstance(vmm, SavesState)
     runs = plan.record.state is State.RUNNING
     async with vmm.session():
@@ -190,7 +192,7 @@ async def _hold(plan: Plan, vmm: Vmm, vmstate_fd: int) -> Pages:
 
 @asynccontextmanager
 async def _resuming(context: Context, record: Record, vmm: Vmm) -> AsyncIterator[None]:
-    """The guest goes on at the end, whatever happens inside. The error inside is the one that is raised."""
+    """Resume the guest at the end, also after an error inside, which is the error that is raised."""
     try:
         yield
     except BaseException:
@@ -217,4 +219,5 @@ def _list_changed(plan: Plan) -> list[Run]:
 
 
 def _read_changed(plan: Plan) -> BufferedPages:
+    report("copying memory")
     return buffer_pages(liveness.local_pid(plan.running.process), _list_changed(plan))

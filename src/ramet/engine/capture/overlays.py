@@ -20,8 +20,9 @@ from ramet.system.share import Shared
 
 
 async def freeze_disks(plan: Plan, vmm: Vmm) -> dict[str, Shared]:
-    """The disks as they are at this moment: an overlay takes what is written from now on, or the file is
-    duplicated, and how is in the result.
+    """Freeze the disks at this moment. Returns the way in which each file was duplicated.
+
+    An overlay takes later writes, or the file is duplicated.
     """
     if plan.overlays:
         assert isinstance(vmm, FreezesDisks)
@@ -36,9 +37,10 @@ async def freeze_disks(plan: Plan, vmm: Vmm) -> dict[str, Shared]:
 
 
 async def commit_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> None:
-    """The record names the files that the disks are really in now; an overlay that wasn't needed goes.
+    """Record the files that the disks are really in now, and remove unneeded overlays.
 
-    A VMM that has died can't be asked: then they are where a start would find them. Raises `VmmError` for it.
+    A VMM that has died can't be asked: then the disks are where a start would find them. Raises `VmmError`
+    for it.
     """
     try:
         active = await vmm.active_files()
@@ -64,20 +66,21 @@ async def commit_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> No
 
 
 def _with_uppermost(own: Path, record: Record) -> Record:
-    """`record` with the files that a start of it would find: the last overlay of each disk in `own`."""
+    """Return `record` with the files that a start would find: the last overlay of each disk in `own`."""
     disks = tuple(uppermost(own, disk) for disk in record.machine.disks)
     return msgspec.structs.replace(record, machine=msgspec.structs.replace(record.machine, disks=disks))
 
 
 def _with_disks(record: Record, switched: dict[str, Disk]) -> Record:
-    """`record` with the disks that went on in another file."""
+    """Return `record` with the disks that were switched to other files."""
     disks = tuple(switched.get(disk.file, disk) for disk in record.machine.disks)
     return msgspec.structs.replace(record, machine=msgspec.structs.replace(record.machine, disks=disks))
 
 
 async def with_disks_as_they_are(record: Record, vmm: Vmm) -> Record:
-    """`record` with the files that its disks are really in: a capture may have switched them and then
-    died.
+    """Return `record` with the files that its disks are really in.
+
+    A capture may have switched them and then died.
     """
     if not isinstance(vmm, FreezesDisks) or not record.machine.disks:
         return record

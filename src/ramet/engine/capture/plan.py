@@ -28,7 +28,7 @@ from ramet.system.share import link_or_copy
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known before the pause."""
+    """The facts that are known before the pause."""
 
     record: Record
     running: RunningVmm
@@ -42,9 +42,9 @@ class Plan:
     base: Part | None
     """The mem-file that the guest runs on, where it has something in it."""
     origin: Manifest | None
-    """Of the capture that the guest was restored from."""
+    """The manifest of the capture that the guest was restored from."""
     overlays: tuple[tuple[Disk, Disk], ...]
-    """Disks that go on in a new file: the frozen one, the new one."""
+    """Disks that are switched to a new file: the frozen disk, the new disk."""
 
     @property
     def mem(self) -> FileIdentity | None:
@@ -64,10 +64,10 @@ def prepare(
     goes_on: bool,
     vmm: object,
 ) -> Plan:
-    """Everything before the pause: parts that don't change are linked, overlays made.
+    """Do everything before the pause: link parts that don't change, make overlays.
 
     Raises `DamagedError` when the mem-file isn't the one that the VMM has mapped, `FilesystemError`, and what
-    `with_ram` raises; what was linked by then stays where it is, overlays don't.
+    `with_ram` raises; then links that were made stay, overlays don't.
     """
     running = with_ram(driver, record.machine, running)
     origin = read_manifest(own, ORIGIN_FILE) if (own / ORIGIN_FILE).exists() else None
@@ -92,17 +92,17 @@ def prepare(
 
 
 def drop_unopened(own: Path, overlays: Iterable[tuple[Disk, Disk]]) -> None:
-    """Remove overlays that no VMM has opened. Never to be called once a disk may have been switched to one:
-    what is in it is the disk's then (`volumes.uppermost`).
+    """Remove overlays that no VMM has opened.
+
+    Never call it once a disk may have been switched to an overlay: the overlay's content is the disk's then
+    (`volumes.uppermost`).
     """
     for _, new in overlays:
         (own / new.file).unlink(missing_ok=True)
 
 
 def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | None:
-    """What is known of the mem-file that the guest runs on; None when it has none, or one that is all
-    holes.
-    """
+    """Return the known facts of the guest's mem-file; None when it has none, or one that is all holes."""
     if not running.mem_inode:
         return None
     mem = own / MEM_FILE
@@ -118,7 +118,7 @@ def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | Non
 
 
 def known_part(path: Path, origin: Manifest | None, name: str) -> Part:
-    """A part that was published before: its digest is known when nothing about it has changed since."""
+    """Describe a part that was published before: its digest is known if nothing has changed since."""
     facts = facts_of(path)
     before = origin.parts.get(name) if origin is not None else None
     same = before is not None and (before.facts.size_bytes, before.facts.mtime_ns) == (

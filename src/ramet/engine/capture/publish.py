@@ -27,6 +27,7 @@ from ramet.paths import (
     MEM_FILE,
     VMSTATE_FILE,
 )
+from ramet.progress import report
 from ramet.system import threads
 from ramet.system.clock import now
 from ramet.system.cpu import host_cpu
@@ -45,14 +46,20 @@ class UntilCancelled:
 
     @property
     def changed_bytes(self) -> int:
-        """As `Pages.changed_bytes`."""
+        """Number of changed bytes, zeros included."""
         return self._pages.changed_bytes
 
     def batches(self) -> Iterator[list[Stretch]]:
-        """As `Pages.batches`. Raises what `anyio` raises for a cancellation, too."""
+        """Yield the pages in batches (`Pages.batches`).
+
+        Raises what `anyio` raises for a cancellation, too.
+        """
+        written, total = 0, self._pages.changed_bytes
         for batch in self._pages.batches():
             threads.check_cancelled()
+            report("writing memory", written, total)
             yield batch
+            written += sum(stretch.length_bytes for stretch in batch)
 
 
 def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: dict[str, str]) -> Manifest:
@@ -118,8 +125,9 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
 
 
 def _with_chains(own: Path, machine: Machine) -> Machine:
-    """The machine with the files that its disks lie over in fact: a chain may have been shortened since the
-    record was written.
+    """Return the machine with the files that its disks really lie over.
+
+    A chain may have been shortened since the record was written.
     """
     disks = []
     for disk in machine.disks:

@@ -1,7 +1,7 @@
 """Suspend: a living instance becomes a template, or goes into standby; its VMM ends.
 
-Its directory becomes a capture. Every part is published under a name of its own, then the manifest, then the
-row says what it is; only then the VMM ends. Until the row says so the instance is what it was.
+Its directory becomes a capture. Every part is published under a new name, then the manifest, then the row
+gets the new state; only then the VMM ends. Until the row has the new state the instance is what it was.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _RESULT: Final = {Move.TEMPLATE: State.TEMPLATE, Move.STANDBY: State.STANDBY}
 
 
 async def promote(context: Context, record: Record) -> Record:
-    """Make a template of a running or paused instance, or of one in standby. Its VMM is gone afterwards.
+    """Make a template of an instance that is running, paused or in standby. Its VMM has ended afterwards.
 
     Raises `WrongStateError`; `UnavailableError` when its memory may not be read; `FilesystemError` when it
-    doesn't fit; `VmmError`. The instance is then as it was, and runs if it ran, or is paused where its VMM
-    can't be told to resume it; only when ending its VMM is what fails is it a template already, and the
-    next ramet process ends the VMM.
+    doesn't fit; `VmmError`. Then the instance has its state from before, so it runs if it ran, or is paused
+    if its VMM can't be told to resume it. Only when ending its VMM is what fails is it a template already,
+    and the next ramet process ends the VMM.
     """
     return await _suspend(context, record, Move.TEMPLATE)
 
@@ -69,17 +69,17 @@ async def _suspend(context: Context, record: Record, move: Literal[Move.TEMPLATE
 
 
 def _commit(context: Context, record: Record, move: Move) -> Record:
-    """The row says what it is; a template isn't the fork any more that had a receipt."""
+    """Write the new state into the row; a template is no longer the fork that had a receipt."""
     if move is Move.TEMPLATE:
         return context.store.change(record.id, lambda row: row.moved(move), durable=True, receipt=None)
     return context.store.change(record.id, lambda row: row.moved(move), durable=True)
 
 
 async def _undo(context: Context, record: Record, running: RunningVmm, suspended: State) -> None:
-    """The source goes on first; then the space is given back.
+    """Resume the source first; then free the space.
 
-    Neither step's failure keeps the other from being tried. Nothing happens when the row is there already:
-    what interrupted came too late.
+    A failure of either step doesn't keep the other from being tried. Nothing happens when the row has the new
+    state already: the interruption came too late.
     """
     try:
         if context.store.get(record.id).state is suspended:

@@ -36,7 +36,7 @@ def request(
     stdin_open: bool = False,
     console: bool = False,
 ) -> ExecRequest:
-    """The agent's request for a command. Words are texts by now, whatever they were: `api.arguments`."""
+    """Make the agent's request for a command. Words of any type have become texts: see `api.arguments`."""
     return ExecRequest(
         argv=tuple(map(str, argv)),
         env={name: str(value) for name, value in (env or {}).items()},
@@ -52,9 +52,9 @@ def request(
 async def agent(
     context: Context, record: Record, *, command_s: float | None = None
 ) -> AsyncIterator[AgentClient]:
-    """The agent of a running instance, for a command that may take `command_s`.
+    """Lease the agent of a running instance, for a command that may take `command_s`.
 
-    Raises `WrongStateError` in any other state, with what to do.
+    Raises `WrongStateError` in any other state, with the next step.
     """
     record = await refresh(context, record)
     if record.vmm is not None and not process_ref.is_this_boot(record.vmm.process):
@@ -83,9 +83,10 @@ async def execute(
 
 @asynccontextmanager
 async def process(context: Context, record: Record, command: ExecRequest) -> AsyncIterator[Process]:
-    """A command whose streams the caller works with. Leaving the block early kills it.
+    """Start a command whose streams the caller works with. Leaving the block early kills the command.
 
-    The guest keeps its time. Raises `ExecUnansweredError` when the guest doesn't, and doesn't say why.
+    The guest keeps the command's time. Raises `ExecUnansweredError` when the guest doesn't, and gives no
+    reason.
     """
     with context.calls.call():
         async with (

@@ -1,9 +1,9 @@
-"""A command whose time is over on the host, and whose guest hasn't said that it ended.
+"""A command whose time is over on the host, and whose guest hasn't said that the command ended.
 
 The guest keeps a command's time, by its own clock: while it is paused, or in a laptop that sleeps, no time
-passes for its commands. And whoever waits for the command may have been stopped itself (Ctrl-Z). So when the
-host's clock says that the time is over, the guest is asked first, and only one that doesn't answer, or that
-answers and doesn't end the command, is given up.
+passes for its commands. And the caller that waits for the command may have been stopped itself (Ctrl-Z). So
+when the host's clock says that the time is over, the guest is asked first. The command is given up only if
+the guest doesn't answer, or answers and doesn't end the command.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ async def overdue(
 
 
 def _stands_still(context: Context, record: Record) -> bool:
-    """Whether ramet has paused it, or is about to change it."""
+    """Tell whether ramet has paused the instance, or is about to change it."""
     try:
         now = context.store.get(record.id)
     except RametError:

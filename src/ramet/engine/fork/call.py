@@ -15,6 +15,7 @@ from typing import NamedTuple
 import anyio
 import msgspec
 
+from ramet import progress
 from ramet.concurrency import best_effort
 from ramet.drivers.interface import Driver
 from ramet.engine.capture.capture import Captured
@@ -47,13 +48,13 @@ from ramet.system.share import Shared
 
 
 class ForkOutcome(NamedTuple):
-    """One `fork` call's result."""
+    """The result of a `fork` call."""
 
     report: ForkReport
     errors: dict[str, Exception]
     """The error behind each failure in the report, by name."""
     records: dict[str, Record]
-    """Of the forks that live, by id."""
+    """The records of the living forks, by id."""
 
 
 async def fork(
@@ -65,12 +66,14 @@ async def fork(
     options: ForkOptions,
     detach: bool = False,
 ) -> ForkOutcome:
-    """Fork an instance `count` times at once: a template, one in standby, or one that runs or is paused,
-    which is captured first and then goes on. The forks belong to this process until they are detached; with
-    `detach` only until all of them are written down.
+    """Fork an instance `count` times at once.
+
+    A template and an instance in standby are forked directly; a running or paused instance is captured first,
+    and then has its state from before. The forks belong to this process until they are detached; with
+    `detach` only until all of them are recorded.
 
     Raises `UsageError`, `WrongStateError`, `NameTakenError`, `DamagedError`, `UnavailableError`,
-    `FilesystemError`, `VmmError`: nothing was made then. What befalls one fork alone is in its place in the
+    `FilesystemError`, `VmmError`: nothing was made then. An error of a single fork is in its place in the
     report. When the call is cancelled all its forks are removed.
     """
     called_at = time.perf_counter()
@@ -109,7 +112,7 @@ async def fork_snapshot(
     options: ForkOptions,
     detach: bool = False,
 ) -> ForkOutcome:
-    """Fork a snapshot `count` times at once, whatever has become of its source. As `fork`."""
+    """Fork a snapshot `count` times at once, whether or not its source still exists. Otherwise as `fork`."""
     called_at = time.perf_counter()
     require_sense(count, options)
     snapshot = catalog.require_published(context, snapshot.id)
@@ -142,6 +145,7 @@ async def _fork_from(
             claims.enter()
             limiter = anyio.CapacityLimiter(at_once())
             call = _Call(
+                count=count,
                 context=context,
                 driver=driver,
                 origin=origin,
@@ -160,6 +164,7 @@ async def _fork_from(
 async def _fork_all(call: _Call, records: list[Record]) -> ForkOutcome:
     context, results = call.context, call.results
     proved: dict[str, Record] = {}
+    _report(call)
     try:
         async with anyio.create_task_group() as watching:
             watching.start_soon(call.starvation.watch)
@@ -192,17 +197,19 @@ def _proved(results: dict[str, Forked | Exception]) -> dict[str, Record]:
 
 
 def at_once() -> int:
-    """How many forks of a call are under way at once: spawning and the guest's first steps are the host's
-    CPU's work, and a part of the rest is waiting for the kernel (100 Firecrackers on 2 CPUs, in ms: 711 with
-    2 at once, 436 with 4, 400 with 6, 432 with 8, 401 with 12).
+    """Return how many forks of a call are made at the same time.
+
+    Spawning and the guest's first steps take the host's CPU, and a part of the rest is waiting for the kernel
+    (100 Firecrackers on 2 CPUs, in ms: 711 with 2 at once, 436 with 4, 400 with 6, 432 with 8, 401 with 12).
     """
     return 3 * usable_cpus()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """What all forks of one call have in common."""
+    """The common facts of a call's forks."""
 
+    count: int
     context: Context
     driver: Driver
     origin: Origin
@@ -218,6 +225,11 @@ class _Call:
     starvation: Starvation = field(default_factory=Starvation)
 
 
+def _report(call: _Call) -> None:
+    if call.count > 1:
+        progress.report("", len(call.results), call.count, unit="forks")
+
+
 async def _try_fork(call: _Call, record: Record) -> None:
     try:
         async with call.limiter:
@@ -230,11 +242,13 @@ async def _try_fork(call: _Call, record: Record) -> None:
         call.results[record.id] = error
     finally:
         call.starvation.scopes.pop(record.id, None)
+        _report(call)
 
 
 async def _fill_up(call: _Call, records: Sequence[Record]) -> None:
-    """Try again those that met a limit of the machine, which others under way had a part in: one by one, up
-    to the first that meets it alone.
+    """Retry forks that met a limit of the machine, one by one, up to the first that meets it alone.
+
+    Other forks at the same time had a part in meeting the limit.
     """
     for record in records:
         if isinstance(call.results[record.id], LimitReachedError):

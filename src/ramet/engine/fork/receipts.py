@@ -46,7 +46,7 @@ class Forked(NamedTuple):
     captured: Captured | None = None
     """The capture of its source that was made for it."""
     warm: WarmState | None = None
-    """What there was of it before it was asked for."""
+    """The warm VMM's state, if the fork was made from one."""
 
 
 def report(
@@ -58,12 +58,13 @@ def report(
     *,
     detach: bool = False,
 ) -> ForkReport:
-    """The call's report; forks that it has receipts for are written down, all in one transaction. With
-    `detach` they belong to nobody from that transaction on: no fork is detached before it is whole, and none
-    of a call whose process is killed earlier stays.
+    """Make the call's report, and record the forks that it has receipts for, all in one transaction.
 
-    One that hasn't outlived the call, was removed meanwhile, or drew a sibling's random bytes, becomes a
-    failure in `results` too. Raises `StoreError`: none is written down then.
+    With `detach` they belong to nobody from that transaction on: no fork is detached before it is whole, and
+    no fork of a call whose process is killed earlier stays.
+
+    A fork that hasn't outlived the call, was removed meanwhile, or drew a sibling's random bytes, becomes a
+    failure in `results` too. Raises `StoreError`: no fork is recorded then.
     """
     _require_distinct(records, results)
     receipts: dict[str, Receipt] = {}
@@ -110,7 +111,7 @@ def _commit(
 
 
 def _require_distinct(records: Sequence[Record], results: dict[str, Forked | Exception]) -> None:
-    """Two guests that drew the same random bytes have not been told apart: neither has proved itself."""
+    """Make a failure of each fork that drew a sibling's random bytes: its identity isn't verified."""
     drawn: dict[bytes, str] = {}
     for record in records:
         result = results[record.id]

@@ -22,7 +22,7 @@ _NAME_TRIES = 20
 def reserve(
     context: Context, origin: Origin, name: str | None, count: int, ids: Sequence[str]
 ) -> list[Record]:
-    """Records for `count` forks, in one transaction; the first ones have those `ids`.
+    """Make records for `count` forks, in one transaction; the first records have those `ids`.
 
     Invented names are invented again when another caller was quicker.
     """

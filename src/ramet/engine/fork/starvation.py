@@ -1,7 +1,7 @@
 """Forks that can't start because the kernel has no thread left for their VMM.
 
-KVM makes one of its own when a guest first runs, and that one counts, too. Where it can't be had Firecracker
-tries for ever: nothing fails, the guest never answers, and a CPU is busy with that.
+KVM makes its own thread when a guest first runs, and that counts, too. If the thread can't be made,
+Firecracker tries for ever: nothing fails, the guest never answers, and a CPU is busy with that.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ramet.system.process_limit import exhausted
 
 _LOOK_S: Final = 1.0
 _REFUSALS: Final = 1000
-"""In `_LOOK_S`: nobody but a VMM in a loop asks for so many threads."""
+"""Refusals in `_LOOK_S`: only a VMM in a loop asks for so many threads."""
 _LIMIT_S: Final = 10.0
-"""Where the kernel doesn't count refusals (RLIMIT_NPROC), a fork that isn't there by then is given up."""
+"""Time after which a fork is given up if the kernel doesn't count refusals (RLIMIT_NPROC)."""
 
 
 class Starvation:

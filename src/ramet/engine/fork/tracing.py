@@ -4,7 +4,7 @@ Nothing happens on a fork's path: the spans get explicit times. And nothing is i
 application that wants spans has loaded `opentelemetry.trace` to set its provider, or an agent has for it.
 Where nobody has, that is all there is to find out.
 
-What there is to see, and with which attributes: docs/tracing.md.
+What there is to see, and with which attributes: docs/how-to/tracing.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def trace(origin: Origin, report: ForkReport, called_at: float, captured: Captur
 
 
 class _Trace:
-    """One call's spans. Numbers of receipts are whole microseconds, so they are exact in nanoseconds."""
+    """The spans of a call. Numbers of receipts are whole microseconds, so they are exact in nanoseconds."""
 
     def __init__(self, called_at: float) -> None:
         from opentelemetry import trace as api

@@ -1,1 +1,1 @@
-"""The life of one instance: boot, power, jobs, removal, and its state as it is now."""
+"""The life of an instance: boot, power, jobs, removal, and its actual state."""

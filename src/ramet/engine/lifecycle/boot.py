@@ -156,13 +156,14 @@ async def _create(
 
 
 def _without_name(error: RametError) -> str:
-    """The instance is gone."""
+    """Return the error's message without the name of the instance, which no longer exists."""
     return error.message.partition(": ")[2] or error.message
 
 
 async def start(context: Context, record: Record) -> Record:
-    """Start a stopped instance cold: disks and identity kept, memory new. Raises `WrongStateError` in any
-    other state.
+    """Start a stopped instance cold: disks and identity kept, memory new.
+
+    Raises `WrongStateError` in any other state.
     """
     async with job(context, record, "start") as stopped:
         return await _start(context, stopped)
@@ -214,7 +215,7 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move, li
 
 
 def _open_disks(directory: Path, machine: Machine) -> Machine:
-    """The machine with disks that may be written to. One whose file a snapshot has too goes on in another."""
+    """Return the machine with writable disks: a disk whose file a snapshot shares gets another file."""
     disks = []
     for disk in machine.disks:
         disk = uppermost(directory, disk)
@@ -227,9 +228,7 @@ def _open_disks(directory: Path, machine: Machine) -> Machine:
 
 
 def _new_mem_file(directory: Path, size_bytes: int) -> None:
-    """An all-hole mem-file under a new inode: what lay under its name may be shared with other instances
-    (I1).
-    """
+    """Make an all-hole mem-file under a new inode: other instances may share the old file (I1)."""
     temporary = directory / f".tmp-{MEM_FILE}"
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

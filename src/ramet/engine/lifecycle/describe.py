@@ -28,12 +28,12 @@ from ramet.system.files import allocated_bytes
 
 
 def to_instance(context: Context, record: Record, forks: int) -> Instance:
-    """The shape that people and programs are shown."""
+    """Describe an instance for people and programs."""
     return Instance(**instance_fields(context, record, forks))
 
 
 def unreadable_instance(context: Context, row: Unreadable) -> Instance:
-    """The shape that stands for a row that can't be read: its name, its directory, and why."""
+    """Describe an instance whose row can't be read: its name, its directory, and the reason."""
     return Instance(
         id=row.id,
         name=row.name,
@@ -56,7 +56,7 @@ def unreadable_instance(context: Context, row: Unreadable) -> Instance:
 
 
 def instance_fields(context: Context, record: Record, forks: int) -> dict[str, Any]:
-    """The fields of `Instance`, for it and for shapes that extend it."""
+    """Return the fields of `Instance`, for it and for shapes that extend it."""
     unseen = why_unseen(record)
     return {
         "id": record.id,
@@ -82,17 +82,20 @@ def instance_fields(context: Context, record: Record, forks: int) -> dict[str, A
 
 
 def count_forks(records: Iterable[Record]) -> Counter[str]:
-    """How many of `records` were forked from each id (I6: counted when asked)."""
+    """Count the forks of each id in `records` (I6: counted when asked)."""
     return Counter(record.parent for record in records if record.parent is not None)
 
 
 def is_shown(state: State, *, everything: bool) -> bool:
-    """Whether `ps` lists it: stopped and failed ones only with `-a`."""
+    """Tell whether `ps` lists an instance: stopped and failed ones only with `-a`."""
     return everything or state not in {State.STOPPED, State.FAILED}
 
 
 async def inspect(context: Context, record: Record, receipt: Receipt | None) -> Inspection:
-    """The shape of `inspect`: the VMM and the guest are asked too. A part that doesn't answer is null."""
+    """Describe an instance for `inspect`: the VMM and the guest are asked too.
+
+    A part without answer is null.
+    """
     record = await refresh(context, record)
     fields = instance_fields(context, record, count_forks(context.store.all())[record.id])
     directory = context.directory(record)
@@ -127,7 +130,7 @@ async def inspect(context: Context, record: Record, receipt: Receipt | None) -> 
 
 
 async def _processes_of(context: Context, record: Record) -> list[GuestProcess] | None:
-    """The commands that run in a guest, or None when it doesn't say so within `limits.INSPECT_S`."""
+    """List the commands that run in a guest, or None when it doesn't tell within `limits.INSPECT_S`."""
     assert record.vmm is not None
     try:
         async with agent_of(
@@ -145,7 +148,7 @@ async def _processes_of(context: Context, record: Record) -> list[GuestProcess] 
 
 
 def usage(context: Context, record: Record) -> Usage:
-    """One instance's use.
+    """Measure an instance's use of the host.
 
     Raises `WrongStateError` when it has no VMM, `VmmError` when that has just ended, `UnseenError` when it
     can't be seen from here.

@@ -26,7 +26,7 @@ async def job(context: Context, record: Record, what: Job) -> AsyncIterator[Reco
 
     Raises `NotFoundError` when the instance has been removed, `WrongStateError` when another job doesn't end,
     `UnseenError` when the VMM or the process that changes the instance can't be seen from here. The intent is
-    cleared whatever happens inside; the caller changes the state.
+    cleared in any case; the caller changes the state.
     """
     async with context.lifecycle(record) as lock:
         fact = state_of(context, context.store.get(record.id)).record

@@ -18,20 +18,21 @@ from ramet.system import bounded_log
 from ramet.text import printable
 
 _REFUSED: Final = re.compile(r"ramet: (?P<disk>disk\d*) can't be mounted at (?P<path>/\S+): (?P<why>.+)")
-"""What the agent writes to the console before it powers off (`guest/agent/init/disks.c`)."""
+"""The line that the agent writes to the console before it powers off (`guest/agent/init/disks.c`)."""
 _LAST_LINES: Final = 6
 
 
 def with_mounts(machine: Machine, wanted: tuple[NewDisk, ...]) -> Machine:
-    """The machine whose guest is told which of its disks to mount where."""
+    """Return the machine whose guest is told which of its disks to mount where."""
     disks = mounted(machine.disks, wanted)
     arguments = " ".join(filter(None, (machine.kernel_arguments, mount_arguments(disks))))
     return msgspec.structs.replace(machine, disks=disks, kernel_arguments=arguments)
 
 
 def require_mountable(image: Image, disks: tuple[NewDisk, ...]) -> None:
-    """Raises `UsageError` when the image's guest mounts nothing, `UnavailableError` when no filesystem can be
-    made here.
+    """Raise an error unless the image's guest can mount the disks that have a path.
+
+    `UsageError` when the guest mounts nothing, `UnavailableError` when no filesystem can be made here.
     """
     path = next((disk.path for disk in disks if disk.path is not None), None)
     if path is None:
@@ -45,9 +46,9 @@ def require_mountable(image: Image, disks: tuple[NewDisk, ...]) -> None:
 
 
 def require_mounted(directory: Path, record: Record) -> None:
-    """Raises `GuestError` when a VMM that has just ended did so because its guest couldn't mount a disk.
+    """Raise `GuestError` when a VMM that has just ended did so because its guest couldn't mount a disk.
 
-    That is for the guest to say, on its console; it matters to its user alone.
+    Only the guest can say that, on its console, and it matters to its user alone.
     """
     text = printable(bounded_log.tail(directory / CONSOLE_LOG, 4096))
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -19,7 +19,7 @@ async def pause(context: Context, record: Record) -> Record:
 
 
 async def resume(context: Context, record: Record) -> Record:
-    """Let a paused instance go on, its clock put right: if it couldn't be, the record's reason says so.
+    """Resume a paused instance, and correct its clock: after a failure of that the record has the reason.
 
     Raises `WrongStateError` unless it is paused, and when it is paused again at once over a disk that the
     host still can't write.

@@ -56,11 +56,11 @@ async def remove(context: Context, record: Record, *, force: bool, lost: bool = 
 async def destroy(
     context: Context, record: Record, *, only_if: Callable[[Record], bool] | None = None
 ) -> bool:
-    """Remove an instance in whatever state it is; False when it is gone already or `only_if` says no.
+    """Remove an instance in any state; False when it is gone already or `only_if` says no.
 
     Nothing is done when it may not be removed from here: `UnseenError`, or `UnavailableError` when it is
-    another user's. Otherwise each step is taken whatever became of the one before: its VMM ends also when the
-    record can't be deleted, on a full disk say. The first error is raised at the end.
+    another user's. Otherwise each step is taken, even if the step before failed: its VMM ends also when the
+    record can't be deleted, on a full disk for example. The first error is raised at the end.
     """
     errors: list[Exception] = []
     try:
@@ -79,10 +79,10 @@ async def destroy(
 
 
 def _take_out(context: Context, row_id: str, only_if: Callable[[Record], bool] | None) -> Record | None:
-    """Remove the row, if what it stands for may be removed by this process: the row as it was, with the VMM
-    that is to be ended. None when it is gone already, or `only_if` says no.
+    """Remove the row, if this process may remove the instance. Returns the old row, with the VMM to end.
 
-    Raises `UnseenError`, `UnavailableError`, `StoreError`; the row is still there then.
+    None when it is gone already, or `only_if` says no. Raises `UnseenError`, `UnavailableError`,
+    `StoreError`; the row is still there then.
     """
     owners.watch(context.home.root)  # a row that is gone names no VMM any more
     try:
@@ -104,7 +104,7 @@ def _still(present: Record, *, row: Record, only_if: Callable[[Record], bool] | 
 
 
 def _require_removable(context: Context, record: Record) -> Record:
-    """The record as it is in fact, if its VMM may be ended and its directory removed by this process.
+    """Return the record in its actual state, if this process may end its VMM and remove its directory.
 
     Raises `UnseenError`, `UnavailableError` when it is another user's.
     """
@@ -143,12 +143,11 @@ async def _forget(context: Context, record: Record, *, force: bool) -> None:
 async def destroy_all(
     context: Context, records: Iterable[Record], *, only_if: Callable[[Record], bool] | None = None
 ) -> None:
-    """Destroy several, whatever befalls one of them (I7). What a record here names is ended though the row
-    has no VMM yet, or is gone; with `only_if` those rows alone are meant that are there and of which it says
-    yes.
+    """Destroy several instances, each independent of the others' errors (I7).
 
-    What may not be removed from here stays as it is: another user's, what can't be seen. Shielded from
-    cancellation; raises the first error at the end.
+    The VMM that a given record names is ended even if its row has no VMM yet, or is gone; `only_if` limits
+    this to existing rows of which it says yes. Instances that may not be removed from here, another user's
+    and unseen ones, are left alone. Shielded from cancellation; raises the first error at the end.
     """
     errors: list[Exception] = []
     unwanted = list(records)
@@ -173,7 +172,7 @@ async def destroy_all(
 
 
 def _removable(context: Context, unwanted: Sequence[Record], errors: list[Exception]) -> list[Record]:
-    """Those of `unwanted` that this process may remove, as they are named by whoever made them."""
+    """Return the records of `unwanted` that this process may remove, unchanged."""
     try:
         rows = {row.id: row for row in context.store.all()}
     except StoreError:
@@ -201,8 +200,8 @@ def _still_wished(
 async def _clear_away(context: Context, removed: Sequence[Record], errors: list[Exception]) -> None:
     """End the VMMs of instances that have no record any more, and remove their directories.
 
-    All are killed before one is waited for: a thousand take the kernel a while. All the system's processes
-    are looked at once, for whatever belongs to one of them without being named.
+    All are killed before any is waited for: a thousand take the kernel a while. All the system's processes
+    are examined once, for unnamed processes that belong to one of the instances.
     """
     if not removed:
         return
@@ -236,10 +235,10 @@ def _strike_all(running: Iterable[ProcessRef]) -> None:
 
 
 async def gc(directories: Sequence[Path]) -> None:
-    """End every VMM of directories that nobody owns any more, and remove them. One failure doesn't stop the
-    rest; the first error is raised at the end.
+    """End every VMM of directories that have no owner any more, and remove the directories.
 
-    All the system's processes are looked at once.
+    One failure doesn't stop the rest; the first error is raised at the end. All the system's processes are
+    examined once.
     """
     errors: list[Exception] = []
     if not directories:

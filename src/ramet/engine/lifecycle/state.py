@@ -28,7 +28,7 @@ class Actual(NamedTuple):
 
 
 def state_of(context: Context, record: Record) -> Actual:
-    """`record`, put right when its VMM has ended without anybody writing it down.
+    """Return the actual state of `record`: its VMM may have ended without anybody recording it.
 
     Nothing is written here either.
     """
@@ -58,7 +58,7 @@ def state_of(context: Context, record: Record) -> Actual:
 
 
 def _as_its_disks_let_it(context: Context, record: Record) -> Record:
-    """The record of an instance that lives: paused if its VMM has paused it over a disk."""
+    """Return the record of a living instance: paused if its VMM has paused it over a disk."""
     if record.vmm is not None and record.state is State.RUNNING and disk_errors.is_stopped(context, record):
         why = disk_errors.reason(context, record)
         return record.moved(Move.PAUSE, vmm=record.vmm, reason=why)
@@ -66,9 +66,9 @@ def _as_its_disks_let_it(context: Context, record: Record) -> Record:
 
 
 def is_gone(context: Context, record: Record, process: ProcessRef) -> bool:
-    """The instance's VMM, `process`, is known to be dead.
+    """Tell whether the instance's VMM, `process`, is certainly dead.
 
-    One of another PID namespace can't be seen, but the socket that it has been listening on since before it
+    A VMM of another PID namespace can't be seen, but the socket that it has been listening on since before it
     was started is in the instance's directory: if the kernel says that nobody listens there (connect(2),
     ECONNREFUSED), the VMM has ended. Not asked while a restore or a rewind exchanges directories.
     """
@@ -84,7 +84,7 @@ def is_gone(context: Context, record: Record, process: ProcessRef) -> bool:
 
 
 def listens(context: Context, record: Record) -> bool | None:
-    """Somebody listens on the VMM's control socket; None when there is none, or it can't be asked."""
+    """Tell whether a process listens on the VMM's control socket; None without a socket or an answer."""
     try:
         name = context.vmm(record).resume_steps().socket_name
         sockets.connect(context.directory(record), name).close()
@@ -98,15 +98,16 @@ def listens(context: Context, record: Record) -> bool | None:
 
 
 def why_unseen(record: Record) -> str | None:
-    """Why it can't be told from here what the instance does, or None when it can be: its state is what its
-    record says then.
+    """Tell why the instance's actual state can't be seen from here; None when it can.
+
+    An unseen instance's state is the state in its record.
     """
     unseen = unseen_process(record)
     return unseen and f"{unseen[0]} can't be seen from here: {liveness.why_unseen(unseen[1])}"
 
 
 def unseen_process(record: Record) -> tuple[str, ProcessRef] | None:
-    """The process that would have to be seen and can't be, and what it is to the instance."""
+    """Return the process that would have to be seen and can't be, and its part in the instance."""
     return next((party for party in _involved(record) if liveness.why_unseen(party[1]) is not None), None)
 
 
@@ -122,8 +123,9 @@ def _involved(record: Record) -> list[tuple[str, ProcessRef]]:
 
 
 def require_seen(record: Record, *, to_change: bool = True) -> None:
-    """Raise `UnseenError` when the instance's VMM can't be seen or reached from here; `to_change`: or who is
-    changing it.
+    """Raise `UnseenError` when the instance's VMM can't be seen or reached from here.
+
+    With `to_change`, also when the process that is changing the instance can't.
     """
     for what, process in _involved(record):
         if what != _ITS_VMM and not to_change:

@@ -26,9 +26,9 @@ _ID: Final = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
 
 
 def resolve_instance(context: Context, reference: str) -> Record:
-    """The instance that `reference` names.
+    """Return the instance that `reference` names.
 
-    Raises `NotFoundError`, `UsageError`, and `UnreadableError` when it is one whose record can't be read.
+    Raises `NotFoundError`, `UsageError`, and `UnreadableError` when the instance's record can't be read.
     """
     records, unreadable = context.store.rows()
     candidates: list[Record | Unreadable] = [*records, *unreadable]
@@ -39,7 +39,7 @@ def resolve_instance(context: Context, reference: str) -> Record:
 
 
 def listed(context: Context) -> list[UnreadableRecord]:
-    """What can't be read of a home: rows, and snapshots without a manifest that can be."""
+    """List the unreadable records of a home: rows, and snapshots without a readable manifest."""
     shown = [_shown(context, "instance", row) for row in context.store.unreadable()]
     rows, unreadable = context.store.snapshots.rows()
     shown += [_shown(context, "snapshot", row) for row in unreadable]
@@ -74,10 +74,10 @@ def _shown(context: Context, kind: str, row: Unreadable) -> UnreadableRecord:
 
 
 async def remove(context: Context, reference: str) -> str:
-    """Remove an instance or a snapshot whose row can't be read, with its VMM and its files; its id.
+    """Remove an instance or a snapshot whose row can't be read, with its VMM and its files. Returns its id.
 
-    Its VMM ends first. When one can't be ended, or whether it has ended can't be told, `UnavailableError` is
-    raised and everything is as it was. Raises `NotFoundError` when no unreadable row is called so.
+    Its VMM ends first. When the VMM can't be ended, or it is unknown whether it has ended, `UnavailableError`
+    is raised and nothing has changed. Raises `NotFoundError` when no unreadable row has that name.
     """
     instances = context.store.unreadable()
     rows = [*instances, *context.store.snapshots.unreadable()]
@@ -104,7 +104,7 @@ async def remove(context: Context, reference: str) -> str:
 
 
 async def _end_its_vmm(context: Context, row: Unreadable) -> None:
-    """End whatever runs for an unreadable row, found by the row and by its directory."""
+    """End all processes that run for an unreadable row, found by the row and by its directory."""
     places = (context.home.instance(row.id), context.home.staged(row.id))
     running = [process for place in places for process in spawn.spawned_in(place)]
     if row.vmm is not None and row.vmm not in running:
@@ -130,8 +130,9 @@ async def _end_its_vmm(context: Context, row: Unreadable) -> None:
 
 
 def _is_listened_in(directory: Path) -> bool:
-    """Whether somebody listens on a socket in `directory`, or may: a VMM of another PID namespace isn't among
-    the processes that can be seen, and its row doesn't name it.
+    """Tell whether a process listens on a socket in `directory`, or may.
+
+    A VMM of another PID namespace isn't among the visible processes, and its row doesn't name it.
     """
     with suppress(FileNotFoundError):
         for entry in directory.iterdir():

@@ -1,9 +1,9 @@
-"""Captures and disks made cheaper to use, without a change of what they hold.
+"""Compaction: captures and disks become cheaper to use, without a change of their content.
 
-A capture whose delta is large gets a mem-file of its own, which later forks share instead of each holding the
-delta; one whose disks lie over many files gets them in one. The old files stay until the manifest names the
-new ones, and their inodes for as long as a fork has them (I1). The chain of a living instance is shortened by
-its VMM.
+A capture whose delta is large gets a new mem-file, which later forks share instead of each holding the delta;
+a capture whose disks lie over many files gets one file per disk. The old files stay until the manifest names
+the new files, and their inodes as long as a fork has them (I1). The chain of a living instance is shortened
+by its VMM.
 """
 
 from __future__ import annotations
@@ -22,29 +22,28 @@ from ramet.memory.delta import COMPACT_ABOVE_BYTES, compact
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.record import Disk, Machine
 from ramet.paths import MANIFEST_FILE, MEM_FILE
+from ramet.progress import report
 from ramet.system import threads
 from ramet.system.files import TEMPORARY_PREFIX
 from ramet.system.publishing import write_durably
 
 SHORTEN_ABOVE_FILES = 16
-"""How many files a disk may lie over before its chain is shortened."""
+"""Files below a disk above which its chain is shortened."""
 
 
 def wants_compaction(manifest: Manifest) -> bool:
-    """Whether forks of a capture would be cheaper with its delta in the mem-file, or with its disks in one
-    file.
-    """
+    """Tell whether forks of a capture would be cheaper with its delta or its disks' chains merged."""
     return _is_too_large(manifest) or bool(long_chains(manifest.machine))
 
 
 def _is_too_large(manifest: Manifest) -> bool:
-    """Of a compressed capture the delta stays what it is: merged, it would be raw again."""
+    """Tell whether the delta is to be merged. A compressed capture keeps its delta: merged memory is raw."""
     memory = manifest.memory
     return memory.delta is not None and memory.delta_bytes > COMPACT_ABOVE_BYTES and memory.compressed is None
 
 
 def long_chains(machine: Machine) -> list[Disk]:
-    """The disks of a machine that lie over too many files."""
+    """List the disks of a machine that lie over too many files."""
     return [disk for disk in machine.disks if len(disk.backing) > SHORTEN_ABOVE_FILES]
 
 
@@ -67,6 +66,7 @@ def _compact(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
         return False  # another ramet's machine: what would be written here is compared before a restore
     for name in parts_there(manifest, directory):
         check_part(manifest, directory, name)  # what is made of a damaged part would be published as whole
+    report("compacting")
     made: list[str] = []
     try:
         compacted = _with_whole_memory(directory, manifest, made)
@@ -83,8 +83,9 @@ def _compact(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
 
 
 def _gc(directory: Path, manifest: Manifest) -> None:
-    """Remove what is called as parts are and isn't one: those before a compaction, or after one that was
-    killed on its way.
+    """Remove files that have a part's name and aren't parts.
+
+    They are left by a compaction, or by one that was killed on its way.
     """
     for path in directory.iterdir():
         unnamed = is_part_name(path.name) and path.name not in manifest.files
@@ -124,8 +125,7 @@ def _part(path: Path) -> Part:
 
 
 def shortened_disk(directory: Path, disk: Disk) -> Disk:
-    """A disk whose chain may have been shortened, as it is. Files of its own that it doesn't lie over any
-    more go.
+    """Return a disk with its actual chain, and remove its files that are no longer in the chain.
 
     The caller keeps others from changing the instance. Raises `DamagedError`, `FilesystemError`.
     """

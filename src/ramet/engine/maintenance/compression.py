@@ -1,7 +1,8 @@
-"""Compress the memory of a capture, and undo that: a snapshot's, or that of an instance that is one itself.
+"""Compression of a capture's memory, and its reverse.
 
-Compressing is compaction, packing into a new file, manifest, and then the raw file goes; each step is durable
-before the next. Unpacking for good is the same backwards. Forks, which have links of their own, don't notice.
+The capture is a snapshot's, or an instance's directory. Compressing is compaction, packing into a new file,
+manifest, and then the raw file is removed; each step is durable before the next. Permanent decompression is
+the same backwards. Forks, which have their own links, don't notice.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from ramet.model.lifecycle import State, article
 from ramet.model.record import Record
 from ramet.model.schema import Compression
 from ramet.paths import MANIFEST_FILE
+from ramet.progress import report
 from ramet.system import threads
 from ramet.system.files import allocated_bytes, filesystem_errors, new_file, open_regular, write_all
 from ramet.system.locks import file_lock
@@ -56,20 +58,19 @@ _A_MOMENT_S: Final = 0.1
 
 
 class Target(NamedTuple):
-    """What is to be compressed."""
+    """A capture to compress."""
 
     id: str
     name: str
     origin: Callable[[], Origin]
-    """The capture as it is now. Raises as `origin_of`."""
+    """Returns the present capture. Raises as `origin_of`."""
     unchanging: Callable[[], AbstractAsyncContextManager[object]]
     """Inside nobody changes what it belongs to."""
     may_compact_disks: bool
     """Else their files have to be those that a record names."""
 
     def still(self, begun: Manifest) -> Origin:
-        """The capture, if it is the one that `begun` described. Raises `WrongStateError` for another, and as
-        `origin`.
+        """Return the capture if `begun` still describes it, else raise `WrongStateError`. Raises as `origin`.
 
         An instance may have been stopped, started and captured anew, in the same directory.
         """
@@ -80,7 +81,10 @@ class Target(NamedTuple):
 
 
 def of_instance(context: Context, record: Record) -> Target:
-    """A template, or an instance in standby. `Target.origin` raises `WrongStateError` for any other."""
+    """Make the target of a template, or of an instance in standby.
+
+    `Target.origin` raises `WrongStateError` for any other instance.
+    """
 
     def origin() -> Origin:
         now = context.store.get(record.id)
@@ -99,8 +103,9 @@ def of_instance(context: Context, record: Record) -> Target:
 async def compress(
     context: Context, target: Target, level: int | None, progress: Progress | None = None
 ) -> Compression:
-    """Compress its memory, then remove the raw file. Where it is compressed at that level already, only that.
-    Without a level it is the one that it has, or zstd's own.
+    """Compress a capture's memory, then remove the raw file, or only remove it at an unchanged level.
+
+    Without `level` the level is the present level, or zstd's own.
 
     Raises `UsageError` for a level that zstd doesn't have; `UnavailableError` when the capture has no
     digests; `WrongStateError` when there is no capture, or it was restored, rewound to, stopped or captured
@@ -172,9 +177,7 @@ async def _there(target: Target) -> AsyncIterator[None]:
 
 
 async def _is_whole(manifest: Manifest, directory: Path) -> bool:
-    """Whether the raw file can take the place of the compressed one: by its content, as nothing else is
-    left then.
-    """
+    """Tell whether the raw file can replace the compressed file: by its content, the only copy then."""
     base = manifest.memory.base
     expected = manifest.parts[base].digest
 
@@ -189,7 +192,7 @@ async def _is_whole(manifest: Manifest, directory: Path) -> bool:
 
 
 def _publish_manifest(directory: Path, manifest: Manifest) -> None:
-    """As `write_durably`, by a temporary file that goes with the job."""
+    """Write a manifest as `write_durably`, by a temporary file that is removed with the job."""
     made = directory / f"{TEMPORARY}{secrets.token_hex(4)}"
     with filesystem_errors("write", directory / MANIFEST_FILE), new_file(made) as out:
         write_all(out, manifest.encoded(), 0)
@@ -197,7 +200,7 @@ def _publish_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def _raw(manifest: Manifest, directory: Path) -> Manifest:
-    """As one that never was compressed, with the mem-file that there is now."""
+    """Return the manifest of a capture that was never compressed, with the present mem-file."""
     base = manifest.memory.base
     now = msgspec.structs.replace(manifest.parts[base], facts=facts_of(directory / base))
     return msgspec.structs.replace(manifest.with_compressed(None), parts={**manifest.parts, base: now})
@@ -208,14 +211,16 @@ async def _compact(context: Context, target: Target, origin: Origin) -> None:
     if not wants_compaction(origin.manifest) or origin.manifest.memory.compressed is not None:
         return
     driver = context.driver(origin.manifest.driver)
+    report("waiting for the compaction of others")
     with suppress(RametError):  # the delta is as good as before; what else is wrong is met below, too
         async with file_lock(context.home.worker_lock, wait_s=COMPACTION_S), target.unchanging():
             await compact_capture(origin.directory, driver, disks=target.may_compact_disks)
 
 
 async def _is_done(directory: Path, manifest: Manifest, level: int, progress: Progress | None) -> bool:
-    """Whether there is a compressed file of that level. Where a raw file would be given up for it, it is read
-    first.
+    """Tell whether there is a compressed file of that level.
+
+    If the raw file would be removed in favour of it, the compressed file is read first.
     """
     compressed = manifest.memory.compressed
     if compressed is None or compressed.level != level:
@@ -263,7 +268,7 @@ async def _pack(
 async def _write(
     raw: Path, made: Path, size_bytes: int, level: int, job: MemoryJob, progress: Progress | None
 ) -> str:
-    """The compressed file, and the digest of what is in it."""
+    """Write the compressed file, and return the digest of its content."""
     total = SparseDigest(size_bytes)
     sizes: list[int] = []
     position = 0
@@ -278,8 +283,10 @@ async def _write(
                 write_all(out, packed, position)
                 sizes.append(len(packed))
                 position += len(packed)
+                done = start + length_at(start, size_bytes)
+                report("", done, size_bytes)
                 if progress is not None:
-                    progress(start + length_at(start, size_bytes), size_bytes)
+                    progress(done, size_bytes)
 
         await in_rounds(
             starts(size_bytes),
@@ -299,6 +306,7 @@ async def _put_away(target: Target, manifest: Manifest, level: int, *, wait_s: f
     )
     async with target.unchanging():
         origin = target.still(manifest)
+        report("waiting for forks that need the raw file")
         async with unused(origin, wait_s=_FORKS_S if wait_s is None else wait_s, busy=busy):
             base = origin.directory / manifest.memory.base
             with filesystem_errors("remove", base):
@@ -307,7 +315,7 @@ async def _put_away(target: Target, manifest: Manifest, level: int, *, wait_s: f
 
 
 async def _put_away_again(target: Target, manifest: Manifest) -> None:
-    """The raw file that was made to be packed anew, which has failed: if nobody needs it, it goes."""
+    """Remove the raw file that was made for a compression that has failed, unless it is needed."""
     # Where it is needed, or changed, it stays: the next compression or decompression sees to it.
     with anyio.move_on_after(_A_MOMENT_S, shield=True), suppress(RametError):
         await _put_away(target, manifest, USUAL_LEVEL, wait_s=0)

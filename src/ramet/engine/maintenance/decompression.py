@@ -1,7 +1,7 @@
-"""The mem-file of a compressed capture, made anew for whoever needs it first, and then shared by all.
+"""The mem-file of a compressed capture, made anew for the first user, and then shared by all.
 
-What is unpacked is a new file with the size, mode and modification time of the one that was compressed, so
-the manifest stays as it is. It is published when its content has the digest of the part.
+The unpacked file is new, with the size, mode and modification time of the file that was compressed, so the
+manifest doesn't change. It is published when its content has the digest of the part.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ramet.memory.compressed import Frame, damaged, read_table, unpack, unpack_i
 from ramet.memory.confirmed import confirm
 from ramet.memory.integrity import MAKE_AGAIN, SparseDigest
 from ramet.paths import MANIFEST_FILE, Home
+from ramet.progress import report
 from ramet.system import threads
 from ramet.system.files import filesystem_errors, free_bytes, new_file, open_regular
 from ramet.system.locks import inode_lock
@@ -44,7 +45,7 @@ _STOPPING_S = 10.0
 
 @asynccontextmanager
 async def raw_file_kept(origin: Origin) -> AsyncIterator[None]:
-    """The mem-file of a capture isn't taken away inside, if it is there.
+    """Keep the mem-file of a capture, if it exists, from being removed inside.
 
     Raises `NotFoundError` when the capture has been removed, `LockBusyError`.
     """
@@ -55,8 +56,9 @@ async def raw_file_kept(origin: Origin) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def unused(origin: Origin, *, wait_s: float, busy: LockBusyError) -> AsyncIterator[None]:
-    """Nobody has the capture's `raw_file_kept` inside. Raises `busy` when somebody still has it after
-    `wait_s`, and `NotFoundError` when it has been removed.
+    """Exclude every `raw_file_kept` of the capture inside.
+
+    Raises `busy` when one still holds after `wait_s`, and `NotFoundError` when the capture has been removed.
     """
     async with _locked(origin, origin.directory, shared=False, wait_s=wait_s, busy=busy):
         yield
@@ -64,10 +66,10 @@ async def unused(origin: Origin, *, wait_s: float, busy: LockBusyError) -> Async
 
 @asynccontextmanager
 async def giving_up(home: Home, directory: Path, *, name: str) -> AsyncIterator[None]:
-    """Nobody makes a mem-file in a capture's directory inside, so that all of it can be removed. Who does is
-    asked to stop, and raises `WrongStateError`.
+    """Keep others from making a mem-file in a capture's directory inside, so that it can be removed.
 
-    Raises `LockBusyError` when somebody hasn't stopped after 10 s.
+    A process that makes one is asked to stop, and raises `WrongStateError`. Raises `LockBusyError` when it
+    hasn't stopped after 10 s.
     """
     busy = LockBusyError(
         f"the memory of {name} is being decompressed", hint=f"try again; {name} is as it was"
@@ -116,11 +118,11 @@ async def _locked(
 
 
 async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
-    """The capture with its mem-file in place, and how many milliseconds that took: 0 where it lay there.
+    """Return the capture with its mem-file in place, and the milliseconds that took: 0 if it existed.
 
-    Many at once unpack it once; the others wait. The caller has its `raw_file_kept`. Raises `DamagedError`,
-    `FilesystemError` when there is no room, `UnavailableError` when it can't be restored here,
-    `WrongStateError` when it was stopped meanwhile; nothing of it is left then.
+    Of many callers at once, one unpacks it; the others wait. The caller has its `raw_file_kept`. Raises
+    `DamagedError`, `FilesystemError` when there is no room, `UnavailableError` when it can't be restored
+    here, `WrongStateError` when it was stopped meanwhile; nothing of it is left then.
     """
     if (origin.directory / origin.manifest.memory.base).exists():
         return origin, 0.0
@@ -141,6 +143,7 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
                 if is_compressed(origin.manifest, origin.directory):
                     await unpack_memory(origin, job)
         except LockBusyError:
+            report("waiting for another call that decompresses it")
             if time.perf_counter() - began > _OTHERS_S:
                 raise
         except (DamagedError, FilesystemError):
@@ -207,6 +210,7 @@ async def _through(
             if data is not None:
                 total.stretch(frame.start, data)
             done = frame.start + frame.length
+        report("decompressing", done, part.facts.size_bytes)
         if progress is not None:
             progress(done, part.facts.size_bytes)
 

@@ -1,7 +1,7 @@
 """Jobs on the memory of a capture: compress, unpack, compact. One process at a time.
 
-The job is a file in the home, named by the capture's id and locked by whoever works. What a killed one left
-is found by it.
+The job is a file in the home, named by the capture's id and locked by the working process. The file shows
+what a killed process left.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from ramet.engine.manifest import Manifest, read_manifest
 from ramet.errors import LockBusyError, RametError, WrongStateError
 from ramet.model.schema import CompressionState
 from ramet.paths import CONFIRMED_FILE, MEM_FILE, Home
+from ramet.progress import report
 from ramet.system.files import TEMPORARY_PREFIX, filesystem_errors
 from ramet.system.locks import file_lock
 
 Kind = Literal["compress", "unpack", "compact"]
 
 TEMPORARY: Final = f"{TEMPORARY_PREFIX}pack-"
-"""How files begin that are being made, in the capture's directory."""
+"""Prefix of files that are being made, in the capture's directory."""
 _CANCELLED: Final = b"cancelled"
 COMPACTION_S: Final = 60.0
 """The home's worker, which nobody has asked for, is waited for so long."""
@@ -64,6 +65,7 @@ async def memory_job(
             home.compressing.mkdir(mode=0o700, exist_ok=True)
             if wait_s and _job_at(path) == b"compact":
                 wait_s = max(wait_s, COMPACTION_S)
+                report("waiting for its compaction")
             held = await leaving.enter_async_context(file_lock(path, wait_s=wait_s, busy=busy))
             leaving.callback(path.unlink, missing_ok=True)
             os.ftruncate(held, 0)
@@ -81,7 +83,7 @@ def _job_at(path: Path) -> bytes:
 
 
 def is_compressing(home: Home, directory: Path) -> bool:
-    """Whether somebody compresses the memory of that capture now."""
+    """Tell whether a process compresses the memory of that capture now."""
     return _is_under_way(home, directory, (b"compress",))
 
 
@@ -102,14 +104,14 @@ def _is_under_way(home: Home, directory: Path, jobs: Sequence[bytes]) -> bool:
 
 
 def compression_of(context: Context, directory: Path, manifest: Manifest) -> CompressionState:
-    """What is to be said of a capture's memory."""
+    """Return the state of a capture's memory for display."""
     if is_compressing(context.home, directory):
         return "compressing"
     return "raw" if manifest.memory.compressed is None else "compressed"
 
 
 def cancel(home: Home, directory: Path, *, also_unpacking: bool = False) -> None:
-    """Ask whoever compresses the memory of that capture to stop. Doesn't wait."""
+    """Ask the process that compresses the memory of that capture to stop. Doesn't wait."""
     jobs: tuple[bytes, ...] = (b"compress", b"unpack") if also_unpacking else (b"compress",)
     if not _is_under_way(home, directory, jobs):
         return

@@ -20,7 +20,7 @@ from ramet.system.locks import file_lock
 from ramet.system.own_programs import with_ramet
 
 ANOTHER_WORKER_S = 60.0
-"""How long a worker waits for the one before it, which may have looked already where the new work is."""
+"""Longest wait of a worker for the one before it, which may not see the new work any more."""
 _started: list[subprocess.Popen[bytes]] = []
 """Workers that this process has started: those that have ended are waited for when the next one is."""
 
@@ -74,7 +74,7 @@ def _is_forgotten(asked: Path) -> bool:
 
 
 def request_worker(home: Home) -> None:
-    """Start a worker for a home. It goes on when this process ends, and keeps out of others' way."""
+    """Start a worker for a home. It outlives this process, and keeps out of others' way."""
     _started[:] = [child for child in _started if child.poll() is None]
     _started.append(
         subprocess.Popen(
@@ -96,7 +96,7 @@ def _forget() -> None:
 
 
 def _are_not_ours() -> None:
-    """In a forked child: they are its parent's to wait for."""
+    """Forget the workers in a forked child: they are its parent's to wait for."""
     _forget()
     _started.clear()
 

@@ -20,11 +20,10 @@ _EACH: Final = 3
 
 
 async def in_rounds(pieces: Sequence[S], work: Callable[[S], T], take: Callable[[list[T]], None]) -> None:
-    """Give what `work` makes of the pieces to `take`, in order, some at a time. Both run in threads; `take`
-    has the results of one round while the next is worked on.
+    """Work on the pieces, several at a time, and give the results to `take`, in order.
 
-    Raises the first error of either, when nothing of both is under way any more; so it does when it is
-    cancelled.
+    Both functions run in threads; `take` has the results of one round while the next is worked on. Raises the
+    first error of either, when nothing of both runs any more; so it does when it is cancelled.
     """
     at_once = min(usable_cpus(), _MOST_AT_ONCE)
     size = at_once * _EACH

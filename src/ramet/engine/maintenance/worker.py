@@ -1,7 +1,7 @@
 """The home's worker: work that outlives the command that found it.
 
-One process a home, started when there is something to do, ending when there is nothing more. What it does is
-in `compaction`; that it does it in a process of its own is so that nobody waits for it.
+One process per home, started when there is something to do, ending when there is nothing more. Its work is in
+`compaction`; it is a separate process so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ async def work(home: Home) -> int:
 
 
 def _captures(home: Home, store: Store) -> Iterator[Path]:
-    """Where captures lie that others are made from. One in standby is restored, and then it is gone."""
+    """Yield the directories of captures that others are made from. A restored standby is no longer one."""
     for record in store.all():
         if record.state is State.TEMPLATE and record.pending is None:
             yield home.instance(record.id)
@@ -100,7 +100,7 @@ def _with_machine(record: Record, *, machine: Machine) -> Record:
 
 
 def main(home: str) -> None:
-    """`python -m ramet.engine.maintenance.worker HOME`."""
+    """Run as `python -m ramet.engine.maintenance.worker HOME`."""
     launching.reset()
     os.nice(10)
     try:

@@ -63,11 +63,10 @@ async def acquire(
     is_temporary: bool = False,
 ) -> AsyncIterator[Claims]:
     """Claim at most `count` warm VMMs that fit, for the forks that are made inside: loaded ones first.
-    Whoever else wants a warm VMM gets another one.
 
-    Inside, the pool's controller makes nothing. A block that fails puts back what it hasn't entered. One that
-    succeeds reports the demand, unless the capture `is_temporary`: nobody forks that again. Where nobody
-    keeps a pool all this is one system call.
+    Other callers get other VMMs. Inside, the pool's controller makes nothing. A block that fails puts back
+    the VMMs that it hasn't entered. A block that succeeds reports the demand, unless the capture
+    `is_temporary`: nobody forks that again. Without a pool all this is one system call.
     """
     controller = context.controller
     with controller.quiet() if controller is not None else nullcontext():
@@ -116,7 +115,7 @@ class Claims:
 
     @property
     def loaded(self) -> int:
-        """How many have the guest's memory already."""
+        """Number of claimed VMMs that have the guest's memory already."""
         return sum(claim.warm.state == "loaded" for claim in self._taken)
 
     async def take(self, names: Sequence[str], count: int) -> None:
@@ -149,8 +148,8 @@ class Claims:
     def enter(self) -> None:
         """Make each claimed directory its instance's, whose record exists by now.
 
-        Where that can't be done (`instances` is a mount of its own, say) the VMM is ended beside, and its
-        fork is made in the ordinary way.
+        If that can't be done (`instances` is a separate mount, for example) the VMM is ended in the
+        background, and its fork is made in the ordinary way.
         """
         context = self._context
         while self._taken:
@@ -164,10 +163,10 @@ class Claims:
                 self._entered[claim.id] = claim
 
     async def restore(self, record: Record, timeline: Timeline, *, is_quick: bool) -> Restored | None:
-        """Resume a fork's guest in the VMM that was claimed for it. None: there is none, or it was no good
-        and is gone with its directory; `timeline` is as after `restart` then.
+        """Resume a fork's guest in the VMM that was claimed for it; None without a usable VMM.
 
-        Raises `GuestError` as `resume_and_verify`; no VMM is left then.
+        An unusable VMM is removed with its directory; `timeline` is as after `restart` then. Raises
+        `GuestError` as `resume_and_verify`; no VMM is left then.
         """
         claim = self._entered.pop(record.id, None)
         if claim is None:
@@ -251,10 +250,10 @@ async def _end(context: Context, claim: Claim) -> None:
 
 
 def _loaded(origin: Origin, driver: Driver, directory: Path, claim: Claim) -> tuple[Parts, Loaded]:
-    """The parts and the VMM of a warm VMM that is loaded.
+    """Return the parts and the VMM of a warm VMM that is loaded.
 
     Its parts were checked against the manifest when they were linked. The memory is checked once more if it
-    is shared: what was copied is the VMM's own.
+    is shared: copied memory is the VMM's own.
     """
     warm, manifest = claim.warm, origin.manifest
     if warm.machine is None or warm.running is None or warm.memory is None:

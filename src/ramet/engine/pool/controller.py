@@ -1,8 +1,8 @@
 """The controller of a pool: a task of a Host that has warm VMMs made, sized by demand, within a budget.
 
-It makes one at a time, and none while its Host forks. It never decides who gets one: whoever renames a warm
-VMM's directory has it, and the controller sees that it is gone and makes another one. It is the parent of all
-that it has made, so it waits for them to end wherever they have gone to.
+It makes one VMM at a time, and none while its Host forks. It never decides which process gets a VMM: the
+process that renames a warm VMM's directory has it, and the controller sees that it is gone and makes another.
+It is the parent of all VMMs that it has made, so it waits for their ends, wherever they are.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _log: Final = logging.getLogger("ramet.pool")
 _QUIET_S: Final = 0.05
 """After a claim the fork is left alone for so long: its guest's first steps want the CPU."""
 _LONGEST_QUIET_S: Final = 1.0
-"""However often others fork, what is missing isn't put off for longer."""
+"""Longest delay of a missing VMM while others fork."""
 _SPARE_DIVISOR: Final = 10
 """A tenth of the machine's memory stays free."""
 _SPARE_PROCESSES: Final = 32
@@ -52,12 +52,13 @@ _WITHOUT_INOTIFY_S: Final = 1.0
 _IDLE_HALF_LIVES: Final = 4
 _TRIES: Final = 5
 _LEFT_IDLE: Final = 1
-"""How many empty ones stay when nobody forks."""
+"""Empty VMMs that stay when nobody forks."""
 
 
 class Controller:
-    """Keeps at most `budget` warm VMMs while it is open. `spare_bytes` of memory are left free (a tenth of
-    the machine's); demand halves every `half_life_s`.
+    """A controller that keeps at most `budget` warm VMMs while it is open.
+
+    `spare_bytes` of memory are left free (a tenth of the machine's); demand halves every `half_life_s`.
     """
 
     def __init__(
@@ -126,14 +127,14 @@ class Controller:
             pool_directory.leave(self._context.home)
 
     def report_demand(self, source: str, count: int) -> None:
-        """As `ControlsPool.report_demand`."""
+        """Note a demand (`ControlsPool.report_demand`)."""
         self._asked_at_s = time.monotonic()
         self._demand.add(source, count, self._asked_at_s)
         self._notify()
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """As `ControlsPool.quiet`."""
+        """Make no VMMs during the block, and a moment longer (`ControlsPool.quiet`)."""
         self._forking += 1
         try:
             yield
@@ -168,7 +169,7 @@ class Controller:
             self._ended.set()
 
     async def _find_empty(self) -> None:
-        """The driver whose VMMs can be started empty, if there is one that runs here."""
+        """Find the driver whose VMMs can be started empty, if there is one that runs here."""
         if self._context.accelerator == "tcg":
             return
         verdict = await kvm_verdict(self._context.cache)
@@ -204,7 +205,7 @@ class Controller:
                 await self._news.wait()
 
     def _quiet_s(self) -> float:
-        """How long the forks that were just made are still to be left alone."""
+        """Return the seconds for which the forks that were just made are still to be left alone."""
         now_s = time.monotonic()
         if self._missing_since_s is None:
             self._missing_since_s = now_s
@@ -226,7 +227,7 @@ class Controller:
         )
 
     def _shares(self) -> dict[str, int]:
-        """How many of each source to have, and of empty ones."""
+        """Return the wanted number of VMMs per source, and of empty VMMs."""
         now_s = time.monotonic()
         shares = self._demand.shares(self._budget, now_s)
         left = self._budget - sum(shares.values())
@@ -239,7 +240,7 @@ class Controller:
         return shares
 
     def _missing(self, shares: dict[str, int]) -> tuple[str | None, str | None]:
-        """The source of which one is to be made next, and why others aren't."""
+        """Return the source of the next VMM to make, and why no others are made."""
         now_s = time.monotonic()
         held_back: str | None = None
         have = dict.fromkeys(shares, 0) | self._inventory.have()
@@ -264,7 +265,7 @@ class Controller:
         return None, held_back
 
     def _nothing_for_s(self, *, memory: bool) -> float | None:
-        """How long nothing changes by itself; None: for ever."""
+        """Return the seconds for which nothing changes by itself; None: for ever."""
         now_s = time.monotonic()
         moments = self._sources.waits_s(now_s)
         if (soonest_s := self._demand.changes_in_s(now_s)) is not None:
@@ -296,7 +297,7 @@ class Controller:
                 self._costs[source] = smaps_rollup(made.process.pid).pss_bytes
 
     async def _until_its_end(self, made: Made) -> None:
-        """It is our child: its end is for us to collect, whoever has it then."""
+        """Collect the end of a VMM, which is this process's child even if another process has it."""
         await processes.wait_ended(made.process)
         if self._inventory.has_ended(made):
             self._news.set()

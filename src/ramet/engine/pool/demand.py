@@ -1,9 +1,9 @@
-"""How many warm VMMs of what: by the forks that were asked for lately. Pure.
+"""The number of warm VMMs per source, by the forks that were requested lately. Pure.
 
-Of each source the largest number that was asked for within a second is remembered for `half_life_s`, and
-halves with each further one in which no more are asked for. Where a budget doesn't hold all that, what was
-asked for last has the first, and the rest is shared out as seats are in a parliament (D'Hondt): the next one
-always goes to the source that has the fewest for its demand.
+Per source, the largest number of requests within a second is remembered for `half_life_s`, and halves with
+each further half-life without more requests. If the budget doesn't hold all wishes, the latest source has the
+first VMM, and the rest is shared out as seats are in a parliament (D'Hondt): the next one always goes to the
+source that has the fewest for its demand.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class _Source:
 
 
 class Demand:
-    """Of each source, by any name that it has. Times are of one monotonic clock, in seconds."""
+    """The demand per source, by any name that it has. Times are of one monotonic clock, in seconds."""
 
     def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
         self.half_life_s = half_life_s
         self._sources: dict[str, _Source] = {}
 
     def add(self, source: str, count: int, now_s: float) -> None:
-        """So many forks of `source` have been asked for."""
+        """Note that `count` forks of `source` have been requested."""
         known = self._sources.setdefault(source, _Source())
         known.recent.append((now_s, count))
         while known.recent[0][0] < now_s - _WINDOW_S:
@@ -44,11 +44,11 @@ class Demand:
         known.at_s = now_s
 
     def forget(self, source: str) -> None:
-        """It is gone."""
+        """Forget a source that is gone."""
         self._sources.pop(source, None)
 
     def wishes(self, now_s: float) -> dict[str, int]:
-        """How many of each would be good to have. What isn't wanted any more is forgotten."""
+        """Return the ideal number per source, and forget sources without demand."""
         wanted = {}
         for name, source in list(self._sources.items()):
             if wish := math.floor(source.level(now_s, self.half_life_s) + 0.5):
@@ -58,7 +58,7 @@ class Demand:
         return wanted
 
     def shares(self, budget: int, now_s: float) -> dict[str, int]:
-        """How many of each to have, together at most `budget`."""
+        """Return the number to have per source, together at most `budget`."""
         wishes = self.wishes(now_s)
         given = dict.fromkeys(wishes, 0)
         latest = max(wishes, key=lambda name: self._sources[name].at_s, default=None)
@@ -72,7 +72,7 @@ class Demand:
         return given
 
     def changes_in_s(self, now_s: float) -> float | None:
-        """When one of the wishes becomes smaller, if nothing more is asked for; None: there are none."""
+        """Return the seconds until a wish becomes smaller without new requests; None: there are no wishes."""
         soonest: float | None = None
         for name, wish in self.wishes(now_s).items():
             source = self._sources[name]

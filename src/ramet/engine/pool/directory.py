@@ -1,11 +1,11 @@
 """The pool of a home: warm VMMs, as its directory shows them to every ramet process.
 
-A warm VMM works in a directory of its own below `<home>/pool`, and has from the beginning the id of the
-instance that it may become. What it is stands in that directory's name, so that it changes by rename(2), at
-once, for one of any number of processes:
+A warm VMM works in its own directory below `<home>/pool`, and has from the beginning the id of the instance
+that it may become. Its state is in that directory's name, so that it changes by rename(2), at once, for one
+of any number of processes:
 
     making.<id>.<process>          being made by that process
-    ready.<id>.<process>.<key>     paused and waiting, for whoever forks what `key` stands for
+    ready.<id>.<process>.<key>     paused and waiting, for a fork of what `key` identifies
     taken.<id>.<process>           that process makes a fork of it, or removes it
 
 Claimed, the directory becomes the instance's with its VMM, and is like any other fork's. Beside the warm VMMs
@@ -44,14 +44,14 @@ _MOST_UNREAD: Final = 64
 
 
 class Warm(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a warm VMM, in its directory, by the time it is ready."""
+    """The facts of a ready warm VMM, in its directory."""
 
     driver: str
     state: WarmState = msgspec.field(name="stage")
     process: ProcessRef
     created_at: str
     source: str | None = None
-    """Where in the home lies what it was loaded from; null: it is empty."""
+    """The place in the home of the capture that it was loaded from; null: it is empty."""
     source_name: str | None = None
     machine: Machine | None = None
     running: RunningVmm | None = None
@@ -65,13 +65,13 @@ class Entry(NamedTuple):
     state: Literal["making", "ready", "taken"]
     id: str
     holder: ProcessRef
-    """Who keeps it or, once it is taken, who has it."""
+    """The process that keeps it or, once it is taken, has it."""
     key: str
     name: str
 
 
 class Wanted(NamedTuple):
-    """So many forks were made of what lies at `source` in the home, by another process."""
+    """The report that another process made `count` forks of the capture at `source` in the home."""
 
     source: str
     forks: int
@@ -79,15 +79,16 @@ class Wanted(NamedTuple):
 
 
 def key_of(directory: Path, manifest: Manifest, version: str, memory: int) -> str:
-    """What stands for exactly that capture with exactly that mem-file, by its inode, in a VMM of that
-    version: no other one ever has it.
+    """Return the key of exactly that capture with exactly that mem-file in a VMM of that version.
+
+    The mem-file is identified by its inode. No other capture ever has the key.
     """
     raw = manifest.with_compressed(None) if manifest.memory.compressed is not None else manifest
     return _digest(os.fsencode(directory), msgspec.json.encode(raw), version.encode(), b"%d" % memory)
 
 
 def mem_inode(directory: Path, base: str) -> int:
-    """Of a capture's mem-file: another one after it was compressed and decompressed, 0 in between."""
+    """Return the inode of a capture's mem-file; 0 while it is compressed. Decompression makes a new inode."""
     try:
         return os.stat(directory / base).st_ino  # noqa: PTH116 - on each fork's path
     except OSError:
@@ -95,7 +96,7 @@ def mem_inode(directory: Path, base: str) -> int:
 
 
 def key_of_empty(driver: str, version: str) -> str:
-    """What stands for an empty VMM."""
+    """Return the key of an empty VMM."""
     return _digest(driver.encode(), version.encode())
 
 
@@ -104,7 +105,7 @@ def _digest(*pieces: bytes) -> str:
 
 
 def names(home: Home) -> list[str]:
-    """What there is in the pool's directory; nothing when nobody keeps one."""
+    """List the names in the pool's directory; empty when nobody keeps a pool."""
     try:
         return os.listdir(home.pool)  # noqa: PTH208 - on each fork's path
     except OSError:
@@ -112,7 +113,7 @@ def names(home: Home) -> list[str]:
 
 
 def entries(names: Iterable[str]) -> list[Entry]:
-    """The warm VMMs among those names."""
+    """Return the warm VMMs among those names."""
     return [entry for name in names if (entry := _entry(name)) is not None]
 
 
@@ -129,7 +130,7 @@ def _entry(name: str) -> Entry | None:
 
 
 def wanted(names: Iterable[str]) -> list[Wanted]:
-    """What others have forked, among those names."""
+    """Return the forks that other processes reported, among those names."""
     wishes = []
     for name in names:
         words = name.split(".")
@@ -139,7 +140,7 @@ def wanted(names: Iterable[str]) -> list[Wanted]:
 
 
 def controllers(names: Iterable[str]) -> dict[str, ProcessRef]:
-    """The files of those who keep a pool, among those names."""
+    """Return the controllers among those names, by their files."""
     return {
         name: reference
         for name in names
@@ -149,33 +150,35 @@ def controllers(names: Iterable[str]) -> dict[str, ProcessRef]:
 
 
 def is_kept(names: Iterable[str]) -> bool:
-    """Whether somebody keeps a pool here who isn't known to be dead."""
+    """Tell whether a process keeps a pool here that isn't known to be dead."""
     return any(not liveness.is_dead(process) for process in controllers(names).values())
 
 
 def is_controller(home: Home, process: ProcessRef) -> bool:
-    """Whether that process keeps a pool here."""
+    """Tell whether that process keeps a pool here."""
     return process in controllers(names(home)).values()
 
 
 def controller_name(home: Home) -> str:
-    """A name for the file of one more controller."""
+    """Make a name for the file of another controller."""
     return f"{_CONTROLLER}.{process_ref.as_name(owners.owner(home.root))}.{secrets.token_hex(4)}"
 
 
 def making(home: Home, warm_id: str) -> str:
-    """The name of a directory in which this process makes a warm VMM."""
+    """Return the name of a directory in which this process makes a warm VMM."""
     return f"making.{warm_id}.{process_ref.as_name(owners.owner(home.root))}"
 
 
 def ready(warm_id: str, key: str) -> str:
-    """Its name once it can be claimed."""
+    """Return the directory's name once the VMM can be claimed."""
     return f"ready.{warm_id}.{process_ref.as_name(process_ref.this_process())}.{key}"
 
 
 def report_demand(home: Home, names: Sequence[str], source: str, count: int) -> None:
-    """Tell whoever keeps the pool that `count` forks were made of what lies at `source`, unless nobody among
-    `names`, those in its directory, does, or reads what others tell. Never fails.
+    """Report to the pool's controllers that `count` forks were made of the capture at `source`.
+
+    `names` are those in the pool's directory. Does nothing without a controller, or when no controller reads
+    the reports. Never fails.
     """
     with suppress(OSError, RametError):  # a VMM fewer is warm the next time
         if not is_kept(names) or len(wanted(names)) >= _MOST_UNREAD:
@@ -197,13 +200,13 @@ def take(home: Home, entry: Entry) -> Entry | None:
 
 
 def put_back(home: Home, taken: Entry, before: Entry) -> None:
-    """Leave it to others as it was before. Never fails: what can't be put back is deleted later."""
+    """Give a claimed VMM back to others. Never fails: a VMM that can't be put back is deleted later."""
     with suppress(OSError):  # it is deleted, and another is made
         (home.pool / taken.name).rename(home.pool / before.name)
 
 
 def read_warm(directory: Path) -> Warm | None:
-    """What is known of the warm VMM in a directory; None when it can't be read."""
+    """Read the facts of the warm VMM in a directory; None when they can't be read."""
     try:
         return msgspec.json.decode((directory / WARM_FILE).read_bytes(), type=Warm)
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
@@ -261,8 +264,9 @@ async def gc(home: Home) -> None:
 
 
 def _vmms_of(home: Home, entry: Entry, running: Mapping[Path, Sequence[ProcessRef]]) -> Sequence[ProcessRef]:
-    """What runs for a warm VMM: the process that it names. One that names none has been made half, and then
-    it is what works in its directory.
+    """Return the processes of a warm VMM: the process that it names, or those in its directory.
+
+    A VMM that names no process is half made.
     """
     warm = read_warm(home.pool / entry.name)
     return [warm.process] if warm is not None else running.get(home.pool / entry.name, [])

@@ -13,7 +13,7 @@ EMPTY: Final = ""
 
 
 class Inventory:
-    """What a controller has made and that hasn't ended, wherever it is by now."""
+    """The living VMMs that a controller has made, wherever they are by now."""
 
     def __init__(self) -> None:
         self._alive: dict[str, Made] = {}
@@ -21,16 +21,16 @@ class Inventory:
         self._dead: set[str] = set()
 
     def add(self, made: Made) -> None:
-        """One more that waits."""
+        """Add a VMM that waits."""
         self._waiting[made.id] = self._alive[made.id] = made
 
     def remove(self, made: Made) -> None:
-        """It is to be ended."""
+        """Remove a VMM that is to be ended."""
         del self._waiting[made.id]
         self._dead.discard(made.id)
 
     def has_ended(self, made: Made) -> bool:
-        """Its process has ended; whether that was while it waited."""
+        """Note the end of a VMM's process. Returns whether that was while it waited."""
         self._alive.pop(made.id, None)
         if made.id in self._waiting:
             self._dead.add(made.id)
@@ -51,20 +51,18 @@ class Inventory:
         return bool(taken)
 
     def waiting(self) -> list[Made]:
-        """All that can be claimed."""
+        """List all VMMs that can be claimed."""
         return list(self._waiting.values())
 
     def have(self) -> dict[str, int]:
-        """How many wait, by source."""
+        """Count the waiting VMMs by source."""
         have: dict[str, int] = {}
         for made in self._waiting.values():
             have[made.source or EMPTY] = have.get(made.source or EMPTY, 0) + 1
         return have
 
     def surplus(self, shares: Mapping[str, int], keys: Mapping[str, str]) -> list[Made]:
-        """What has died, what isn't of its source as that is now (`keys`), and what is more than its
-        share.
-        """
+        """List the VMMs to end: dead, stale (another key in `keys`), or above the source's share."""
         kept = dict.fromkeys(shares, 0)
         surplus = []
         for made in self._waiting.values():

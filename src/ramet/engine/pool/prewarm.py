@@ -1,4 +1,4 @@
-"""One warm VMM, made ahead: everything of a fork before its guest goes on."""
+"""A warm VMM, made ahead: every step of a fork up to the resume of its guest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class Made(msgspec.Struct, frozen=True):
 
 
 def origin_at(context: Context, source: str) -> Origin:
-    """The capture at `source` in the home. Raises `NotFoundError` when there is none, `DamagedError`."""
+    """Return the capture at `source` in the home.
+
+    Raises `NotFoundError` when there is none, `DamagedError`.
+    """
     kind, _, source_id = source.partition("/")
     if kind == "snapshots":
         row = catalog.require_published(context, source_id)
@@ -52,7 +55,7 @@ def origin_at(context: Context, source: str) -> Origin:
 
 
 async def make_loaded(context: Context, source: str) -> Made:
-    """A VMM with the guest that was captured at `source`, paused.
+    """Make a VMM with the guest that was captured at `source`, paused.
 
     Raises as the forks of that capture would; nothing of it is left then.
     """
@@ -107,7 +110,7 @@ async def _make_loaded(context: Context, source: str, origin: Origin, driver: Dr
 
 
 async def make_empty(context: Context, driver: Driver) -> Made:
-    """A VMM without a guest. Errors as `StartsEmpty.start_empty`; nothing of it is left then."""
+    """Make a VMM without a guest. Errors as `StartsEmpty.start_empty`; nothing of it is left then."""
     assert isinstance(driver, StartsEmpty)
     version = await driver.version()
     warm_id = new_id()

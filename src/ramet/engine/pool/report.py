@@ -1,4 +1,4 @@
-"""What there is in the pool of a home, whoever keeps it, for people and programs."""
+"""The report of a home's pool, for people and programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ControllerFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pool_of(context: Context) -> PoolReport:
-    """What there is in the pool of a home, whoever keeps it."""
+    """Describe the pool of a home, kept by any processes."""
     home = context.home
     names = pool_directory.names(home)
     kept = []

@@ -22,7 +22,7 @@ _BACK_OFF_S: Final = (1.0, 60.0)
 
 @dataclass
 class _Trouble:
-    """Of a source of which none can be made at present."""
+    """The reason that no VMM of a source can be made at present."""
 
     why: str
     pause_s: float
@@ -30,7 +30,7 @@ class _Trouble:
 
 
 class _Source(NamedTuple):
-    """A capture as it was when it was last looked at."""
+    """A capture at its last examination."""
 
     seen: tuple[int, int, int]
     base: str
@@ -54,11 +54,11 @@ class Sources:
         self._troubles: dict[str, _Trouble] = {}
 
     def keys(self) -> dict[str, str]:
-        """The key of each source, as the source is now."""
+        """Return the present key of each source."""
         return {source: known.key for source, known in self._known.items()}
 
     def driver_of(self, source: str) -> str | None:
-        """The name of a source's driver; None when the source isn't known."""
+        """Return the name of a source's driver; None when the source isn't known."""
         known = self._known.get(source)
         return known.driver if known is not None else None
 
@@ -113,12 +113,12 @@ class Sources:
         self._troubles.pop(source, None)
 
     def why_put_off(self, source: str, now_s: float) -> str | None:
-        """Why none is to be made of a source now; None when one may be."""
+        """Tell why no VMM of a source is to be made now; None when one may be."""
         trouble = self._troubles.get(source)
         return trouble.why if trouble is not None and trouble.until_s > now_s else None
 
     def waits_s(self, now_s: float) -> list[float]:
-        """How long each source that is put off is so still."""
+        """Return the seconds for which each delayed source still is delayed."""
         return [trouble.until_s - now_s for trouble in self._troubles.values() if trouble.until_s > now_s]
 
     def close(self) -> None:

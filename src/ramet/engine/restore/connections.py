@@ -1,4 +1,4 @@
-"""What is open to a guest while it is restored: a session with its VMM, and a connection to its agent."""
+"""Connections held open while a guest is restored: a session with its VMM, and a connection to its agent."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Connections:
     def __init__(self, vmm: AsyncExitStack, agent: AsyncExitStack) -> None:
         self.vmm = vmm
         self.stream: anyio.abc.ByteStream | None = None
-        """To the agent, if it could be reached before its guest went on."""
+        """To the agent, if it could be reached before its guest was resumed."""
         self._agent = agent
 
     async def reach_agent(self, directory: Path, machine: Machine) -> None:
-        """Connect to the agent of a guest that is paused, where there is a port for that. The guest learns
-        of it with its first steps: after them it would be an interrupt, and in an emulated fork 2 ms.
+        """Connect to the agent of a paused guest, if there is a port for that.
 
-        What is wrong with a VMM that takes no connection shows when it is asked for something.
+        The guest learns of the connection with its first steps: after them it would be an interrupt, and in
+        an emulated fork 2 ms. The fault of a VMM that takes no connection shows with the next request to it.
         """
         if machine.agent_ports > 0:
             # Without a stream the guest is reached after it has gone on, and that failure is told.
@@ -38,6 +38,6 @@ class Connections:
 
 @asynccontextmanager
 async def connections() -> AsyncIterator[Connections]:
-    """Whatever is open at the end of the block is closed then."""
+    """Yield connections that are closed at the end of the block."""
     async with AsyncExitStack() as agent, AsyncExitStack() as vmm:
         yield Connections(vmm, agent)

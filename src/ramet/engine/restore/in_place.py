@@ -1,8 +1,7 @@
-"""Restore and rewind: an instance's VMM is restored anew from a capture, and takes the place of what there
-was.
+"""Restore and rewind: a new VMM is restored from a capture, and replaces the instance's old VMM.
 
-The new VMM works in a staged directory until its guest has proved itself. Then the row names it, the two
-directories change names at once, and what there was goes: the old state only when the new one is up.
+The new VMM works in a staged directory until its guest's identity is verified. Then the row names it, the two
+directories change names at once, and the old state is removed: only when the new VMM runs.
 """
 
 from __future__ import annotations
@@ -34,9 +33,7 @@ from ramet.system.files import filesystem_errors, remove_tree
 from ramet.system.publishing import exchange
 
 _CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1")
-"""What stays with an instance whatever state it goes back to. The lock is held: the same file has to be
-found.
-"""
+"""Files that an instance keeps in every state. The lock is held: the same file has to be found."""
 
 
 async def restore(context: Context, record: Record) -> Record:
@@ -51,10 +48,10 @@ async def restore(context: Context, record: Record) -> Record:
 
 
 async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> Record:
-    """Take an instance back to a snapshot of itself, with a new generation; in any state but that of a
-    template.
+    """Take an instance back to its own snapshot, with a new generation.
 
-    Raises `WrongStateError`, and as `load` and `resume_and_verify`; it is as it was then, and runs if it ran.
+    Its state may be any but a template's. Raises `WrongStateError`, and as `load` and `resume_and_verify`;
+    then the instance has its state from before, so it runs if it ran.
     """
     async with job(context, record, "rewind") as record:
         record.moved(Move.REWIND)
@@ -102,7 +99,7 @@ async def _replace_from(context: Context, record: Record, origin: Origin, move: 
 async def _take_the_place(
     context: Context, record: Record, living: Living, staged: Path, entered: int
 ) -> None:
-    """The directories change names, and what there was goes."""
+    """Exchange the directories' names, and remove the old state."""
     own = context.directory(record)
     try:
         await threads.run(exchange, staged, own)
@@ -118,7 +115,7 @@ async def _take_the_place(
 
 
 def _enter(context: Context, living: Living, move: Move, inode: int) -> Record:
-    """The row names the new VMM, and the directory that is to be its own: from here on it is the instance."""
+    """Write the new VMM, and its future directory, into the row: from here on it is the instance."""
     new = living.record
 
     def entered(row: Record) -> Record:
@@ -135,7 +132,7 @@ def _enter(context: Context, living: Living, move: Move, inode: int) -> Record:
 
 
 async def _leave(context: Context, record: Record, living: Living) -> None:
-    """The row names what it named before, and the new VMM ends."""
+    """Write the old VMM into the row again, and end the new VMM."""
     try:
         context.store.change(
             record.id,
@@ -166,8 +163,7 @@ def _carry(own: Path, staged: Path) -> None:
 
 
 async def finish_replace(context: Context, record: Record) -> None:
-    """What a killed ramet left of a restore or a rewind: finished when the row names the new VMM, else
-    undone.
+    """Finish a killed ramet's restore or rewind if the row names the new VMM, else undo it.
 
     The caller holds the instance's lock.
     """
@@ -183,7 +179,7 @@ async def finish_replace(context: Context, record: Record) -> None:
 
 
 def _is(directory: Path, inode: int) -> bool:
-    """Whether that is the directory, whatever it was called before. Its VMM may have died with its ramet."""
+    """Tell whether the directory has that inode. Its VMM may have died with its ramet."""
     try:
         return directory.stat().st_ino == inode
     except FileNotFoundError:

@@ -33,10 +33,10 @@ READY_LIMIT_S = 60.0
 
 
 class Loaded(NamedTuple):
-    """A VMM with a guest in it as it was captured."""
+    """A VMM with a captured guest in it."""
 
     machine: Machine
-    """As the VMM has it: with disks of its own."""
+    """The VMM's machine, with its own disks."""
     vmm: Vmm
     running: RunningVmm
     is_resumed: bool
@@ -62,8 +62,9 @@ async def take_in_thread(
     is_quick: bool = False,
     into: bool = False,
 ) -> Parts:
-    """Take the parts of a capture as `take_parts` does, in a thread unless that `is_quick`: a thread waits
-    longer for its turn at the interpreter than some links take.
+    """Take the parts of a capture as `take_parts` does, in a thread unless that `is_quick`.
+
+    A thread waits longer for its turn at the interpreter than several links take.
     """
     work = partial(take_parts, origin, driver, directory, options, into=into)
     return work() if is_quick else await threads.run(work)
@@ -79,12 +80,12 @@ async def load(
     tag: Path | None = None,
     timeline: Timeline | None = None,
 ) -> Loaded:
-    """Start a VMM in `directory` on `parts`, and load the captured guest into it, paused. With `resume` the
-    guest is resumed too, if the VMM takes both in one request.
+    """Start a VMM in `directory` on `parts`, and load the captured guest into it, paused.
 
-    Until `connections.vmm` is closed the VMM is talked to in one session. `tag` is the directory that the
-    VMM will belong to, where that is another one. `timeline` gets the ends of `spawn` and `load`. Raises
-    `VmmError`, `UnavailableError`, `DamagedError`; no VMM is left then. `parts` is closed in any case.
+    With `resume` the guest is resumed too, if the VMM takes both in one request. Until `connections.vmm` is
+    closed, all requests to the VMM are in one session. `tag` is the directory that the VMM will belong to, if
+    that is another. `timeline` gets the ends of `spawn` and `load`. Raises `VmmError`, `UnavailableError`,
+    `DamagedError`; no VMM is left then. `parts` is closed in any case.
     """
     machine = _machine_on(parts)
     try:
@@ -99,7 +100,7 @@ async def load(
 
 
 def _machine_on(parts: Parts) -> Machine:
-    """The machine that was captured, with the disks that were taken."""
+    """Return the captured machine, with the disks that were taken."""
     return msgspec.structs.replace(parts.manifest.machine, disks=tuple(disk.disk for disk in parts.disks))
 
 
@@ -179,10 +180,9 @@ async def resume_and_verify(
     resume_limit_s: float | None = None,
     timeline: Timeline | None = None,
 ) -> Living:
-    """Resume a guest that has been loaded, unless it is resumed already, and return when it has proved to be
-    `record`'s.
+    """Resume a loaded guest, unless it is resumed already, and verify that its identity is `record`'s.
 
-    `connections.vmm` is closed in between: the VMM isn't talked to any more. `resume_limit_s` is for a VMM
+    `connections.vmm` is closed in between: no further requests go to the VMM. `resume_limit_s` is for a VMM
     that may hang. `timeline` gets the ends of `resume` and `ready`. Raises `VmmError`, `GuestError`; no VMM
     is left then.
     """

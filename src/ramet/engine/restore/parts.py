@@ -31,13 +31,14 @@ from ramet.system.share import Shared, can_link, link_or_copy
 from ramet.units import KIB
 
 _SOURCES_OWN = (MANIFEST_FILE, CONFIG_FILE, ORIGIN_FILE, CONFIRMED_FILE)
-"""What a capture's directory has that is of no meaning to what is restored from it."""
+"""Files of a capture's directory that mean nothing to an instance that is restored from it."""
 _QUICKLY_COPIED_BYTES = 256 * KIB
 
 
 class ForkOptions(NamedTuple):
-    """How memory may be had: `require_shared` makes anything but sharing an error, `share_memory=False`
-    copies on purpose.
+    """The permitted ways to get memory.
+
+    `require_shared` makes anything but sharing an error, `share_memory=False` copies on purpose.
     """
 
     require_shared: bool = False
@@ -45,7 +46,7 @@ class ForkOptions(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a directory has got of a capture, and how."""
+    """The parts of a capture that a directory has, and the way of each."""
 
     manifest: Manifest
     memory: Shared
@@ -60,8 +61,9 @@ class Parts(NamedTuple):
 
 
 def is_quick(origin: Origin, driver: Driver, directory: Path, options: ForkOptions, count: int) -> bool:
-    """Whether taking its parts `count` times is some system calls each, and so not worth a thread: memory
-    and disks can be linked into `directory`, and what can't is small.
+    """Tell whether taking the parts `count` times is several system calls each, not worth a thread.
+
+    Memory and disks can be linked into `directory` then, and the rest is small.
     """
     manifest = origin.manifest
     copied = [disk.file for disk in manifest.machine.disks if disk.format == "raw"]
@@ -79,12 +81,12 @@ def is_quick(origin: Origin, driver: Driver, directory: Path, options: ForkOptio
 def take_parts(
     origin: Origin, driver: Driver, directory: Path, options: ForkOptions, *, into: bool = False
 ) -> Parts:
-    """Make `directory`, with what it needs of the capture: the parts shared, the rest copied, nothing left
-    that leads outside (I3). Blocks: for a worker thread, unless it `is_quick`. `into` puts that into one that
-    is there; then a capture that is being compacted isn't looked at again.
+    """Make `directory` with everything that it needs of the capture, and nothing that leads outside (I3).
 
-    Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may be there
-    then.
+    Parts are shared, the rest is copied. Blocks: for a worker thread, unless it `is_quick`. `into` uses an
+    existing directory; then a capture that is being compacted isn't looked at again.
+
+    Raises `DamagedError`, `FilesystemError`, `NotSharedError`, `NotFoundError`; `directory` may exist then.
     """
     for tries_left in reversed(range(MANIFEST_TRIES)):
         try:

@@ -10,7 +10,7 @@ from ramet.model.schema import Timings
 Step = Literal["queued", "clone", "spawn", "load", "resume", "ready"]
 """The steps of a fork, each named as in `Timings`."""
 STEPS: Final[tuple[Step, ...]] = get_args(Step)
-"""Every step, in the order in which a fork takes them."""
+"""The steps in the order in which a fork takes them."""
 
 
 class Timeline:
@@ -40,10 +40,10 @@ class Timeline:
         self.mark("queued")
 
     def timings(self, *, capture_ms: float, pause_ms: float, decompress_ms: float) -> Timings:
-        """The receipt's durations in ms. Capture and decompression happen before a fork's turn comes, once
-        for the whole call, and so are taken out of `queued`.
+        """Return the receipt's durations in ms.
 
-        Raises `ValueError` unless every step is marked, in order.
+        Capture and decompression happen before a fork's turn comes, once for the whole call, and so are taken
+        out of `queued`. Raises `ValueError` unless every step is marked, in order.
         """
         ends = self._ends
         if tuple(ends) != STEPS:

@@ -1,7 +1,7 @@
-"""Snapshots: immutable, named captures, each in a directory of its own, whatever becomes of its source.
+"""Snapshots: immutable, named captures, each in its own directory, independent of its source.
 
 Publish is row (with its maker), directory, parts, manifest, row without a maker; delete is row, then
-directory (I2). A snapshot that is being made belongs to its maker, and is deleted when that has died.
+directory (I2). A snapshot that is being made belongs to its maker, and is deleted when the maker has died.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def reserve(
     labels: dict[str, str],
     nameless: bool = False,
 ) -> SnapshotRecord:
-    """A row whose maker is this process. Without a name one is invented. Raises `NameTakenError`,
-    `UsageError`.
+    """Make a row whose maker is this process. Raises `NameTakenError`, `UsageError`.
+
+    Without `name` a name is invented.
     """
     for _ in range(_NAME_TRIES):
         taken = [row.name for row in context.store.snapshots.all() if row.source == source and row.name]
@@ -68,7 +69,7 @@ def reserve(
 
 
 def publish(context: Context, row: SnapshotRecord) -> SnapshotRecord:
-    """The row says that it is whole: from here on it can be referred to."""
+    """Mark the row as whole: from here on the snapshot can be referred to."""
     return context.store.snapshots.change(
         row.id, lambda row: msgspec.structs.replace(row, maker=None), durable=True
     )
@@ -102,7 +103,7 @@ async def gc(context: Context, directories: Sequence[Path]) -> None:
 
 
 def published(context: Context) -> list[SnapshotRecord]:
-    """The snapshots that people can refer to, oldest first."""
+    """Return the snapshots that people can refer to, oldest first."""
     return _published(context.store.snapshots.all())
 
 
@@ -111,16 +112,18 @@ def _published(rows: Sequence[SnapshotRecord]) -> list[SnapshotRecord]:
 
 
 def require_published(context: Context, snapshot_id: str) -> SnapshotRecord:
-    """The snapshot of that id. Raises `NotFoundError` when it is gone or not whole yet."""
+    """Return the snapshot of that id. Raises `NotFoundError` when it is gone or not whole yet."""
     for row in published(context):
         if row.id == snapshot_id:
             return row
-    raise NotFoundError(f"snapshot {snapshot_id} is gone", hint="`ramet snapshot ls` lists what there is")
+    raise NotFoundError(f"snapshot {snapshot_id} is gone", hint="`ramet snapshot ls` lists all snapshots")
 
 
 def resolve_snapshot(context: Context, reference: str, *, of: Record | None = None) -> SnapshotRecord:
-    """The snapshot that `reference` names: by `SOURCE/NAME`, by name where only one has it, by id, by a
-    unique beginning of an id of at least 4 digits. `of` looks only among those of one instance.
+    """Return the snapshot that `reference` names.
+
+    A reference is `SOURCE/NAME`, a unique name, an id, or unique first digits of an id (at least 4). `of`
+    looks only among the snapshots of one instance.
 
     Raises `NotFoundError`, with near misses in its hint; `UsageError` when it fits several.
     """
@@ -148,7 +151,7 @@ def resolve_snapshot(context: Context, reference: str, *, of: Record | None = No
     near = difflib.get_close_matches(reference, words, n=1)
     raise NotFoundError(
         f"no snapshot {reference!r}{f' of {of.name}' if of is not None else ''}",
-        hint=f"did you mean {near[0]}?" if near else "`ramet snapshot ls` lists what there is",
+        hint=f"did you mean {near[0]}?" if near else "`ramet snapshot ls` lists all snapshots",
     )
 
 
@@ -157,7 +160,7 @@ def _begins(row: SnapshotRecord | Unreadable, reference: str) -> bool:
 
 
 def latest_of(context: Context, record: Record) -> SnapshotRecord:
-    """The youngest snapshot of an instance. Raises `NotFoundError` when it has none."""
+    """Return the latest snapshot of an instance. Raises `NotFoundError` when it has none."""
     own = [row for row in published(context) if row.source == record.id]
     if not own:
         raise NotFoundError(
@@ -167,8 +170,9 @@ def latest_of(context: Context, record: Record) -> SnapshotRecord:
 
 
 def origin_of_snapshot(context: Context, row: SnapshotRecord, manifest: Manifest | None = None) -> Origin:
-    """The capture that a snapshot is. Raises `DamagedError`, or `NotFoundError` when it has just been
-    removed.
+    """Return a snapshot's capture.
+
+    Raises `DamagedError`, or `NotFoundError` when it has just been removed.
     """
     directory = context.home.snapshot(row.id)
     there = partial(context.store.snapshots.get, row.id)

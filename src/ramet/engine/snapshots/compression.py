@@ -14,7 +14,7 @@ from ramet.model.snapshot import SnapshotRecord
 
 
 def of_snapshot(context: Context, row: SnapshotRecord) -> Target:
-    """A snapshot. `Target.origin` raises `NotFoundError` once it is gone."""
+    """Make the target of a snapshot. `Target.origin` raises `NotFoundError` once the snapshot is gone."""
 
     def origin() -> Origin:
         return origin_of_snapshot(context, require_published(context, row.id))

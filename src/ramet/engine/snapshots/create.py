@@ -38,10 +38,10 @@ from ramet.system.share import link_or_copy
 async def create(
     context: Context, record: Record, *, name: str | None, labels: dict[str, str]
 ) -> SnapshotRecord:
-    """Take a snapshot of an instance that runs (it goes on), is paused, or is in standby.
+    """Take a snapshot of an instance that runs (and keeps running), is paused, or is in standby.
 
     Raises `WrongStateError`, `NameTakenError` (its source has another of that name), and as `capture`;
-    nothing of it is left then, and the instance is as it was.
+    nothing of the snapshot is left then, and the instance has its state from before.
     """
     async with _making(context, record, name, labels) as (row, directory):
         async with job(context, record, "capture") as source:
@@ -63,7 +63,7 @@ async def create(
 async def temporary_snapshot(
     context: Context, record: Record
 ) -> AsyncIterator[tuple[SnapshotRecord, Captured]]:
-    """A capture of a living instance that nobody can refer to, for as long as the block lasts.
+    """Yield a capture of a living instance that nobody can refer to, and remove it after the block.
 
     Errors as `create`.
     """
@@ -80,7 +80,7 @@ async def temporary_snapshot(
 
 
 def _request_for_source(context: Context, record: Record) -> None:
-    """Each capture puts one more file under the disks of a living source."""
+    """Request a shortening if necessary: each capture puts one more file under a living source's disks."""
     try:
         request_for_machine(context.home, context.store.get(record.id).machine)
     except NotFoundError:
@@ -99,7 +99,7 @@ def _require_living(source: Record) -> None:
 async def _making(
     context: Context, source: Record, name: str | None, labels: dict[str, str], *, nameless: bool = False
 ) -> AsyncIterator[tuple[SnapshotRecord, Path]]:
-    """A row that this process is the maker of, and its directory; neither is left when the block fails."""
+    """Yield a row whose maker is this process, and its directory; remove both when the block fails."""
     row = reserve(context, source.id, source.name, name=name, labels=labels, nameless=nameless)
     directory = context.home.snapshot(row.id)
     try:
@@ -113,7 +113,7 @@ async def _making(
 
 
 def _link(origin: Origin, source: Record, labels: dict[str, str], directory: Path) -> None:
-    """A capture that is there already, under names of its own."""
+    """Link an existing capture under new names."""
     manifest = origin.manifest
     for part in files_there(manifest, origin.directory):
         if part in manifest.parts:

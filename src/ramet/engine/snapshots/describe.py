@@ -18,7 +18,7 @@ from ramet.system.files import STAT_BLOCK_BYTES
 
 
 def describe(context: Context, record: SnapshotRecord) -> SnapshotInfo:
-    """What `snapshot ls` shows of a snapshot."""
+    """Describe a snapshot for `snapshot ls`."""
     return SnapshotInfo(**_fields(context, record, *_read(context, record)))
 
 
@@ -85,7 +85,7 @@ def _part(manifest: Manifest, name: str, status: os.stat_result) -> SnapshotPart
 
 
 def inspect(context: Context, record: SnapshotRecord) -> SnapshotInspection:
-    """What `snapshot inspect` shows."""
+    """Describe a snapshot for `snapshot inspect`."""
     manifest, facts = _read(context, record)
     fields = _fields(context, record, manifest, facts)
     return msgspec.convert(

@@ -19,7 +19,7 @@ from ramet.system.publishing import temporary_beside
 
 
 def key_of(manifest: Manifest) -> str | None:
-    """The identity of a capture's content: equal for captures of one source that can't be told apart.
+    """Return the identity of a capture's content: equal for captures of one source with equal content.
 
     None when a part has no digest.
     """
@@ -35,7 +35,7 @@ def key_of(manifest: Manifest) -> str | None:
 def same_as(
     context: Context, rows: Sequence[SnapshotRecord], manifest: Manifest
 ) -> tuple[SnapshotRecord, Manifest] | None:
-    """The one of those snapshots that has the content of `manifest`, and its manifest; None when none has."""
+    """Return the snapshot that has the content of `manifest`, and its manifest; None when none has."""
     key = key_of(manifest)
     if key is None or manifest.source is None:
         return None
@@ -56,8 +56,10 @@ def same_as(
 
 
 def share_compressed(source: Path, its: Manifest, directory: Path, manifest: Manifest) -> Manifest:
-    """Let `directory` have the compressed memory of `source` by a link, instead of its own, and return the
-    manifest that names it. Where either has none, or it can't be linked, `manifest` as it is.
+    """Link the compressed memory of `source` into `directory` in place of its own.
+
+    Returns the manifest that names the link. If either has no compressed memory, or it can't be linked,
+    returns `manifest` unchanged.
     """
     theirs, ours = its.memory.compressed, manifest.memory.compressed
     if theirs is None or ours is None:
@@ -78,10 +80,10 @@ def share_compressed(source: Path, its: Manifest, directory: Path, manifest: Man
 
 
 def share_parts(source: Path, directory: Path, parts: Sequence[str]) -> None:
-    """Let `directory` have the parts of `source` by links, instead of its own files of the same content.
+    """Link the parts of `source` into `directory` in place of its own files of the same content.
 
-    What can't be linked stays as it is, and so does what isn't the same byte by byte: it was read when it
-    came, and the other file may have been damaged since. It costs its space, and nothing else.
+    A file that can't be linked stays unchanged, and so does a file that isn't equal byte by byte: it was read
+    when it came, and the other file may have been damaged since. It costs its space, and nothing else.
     """
     for part in parts:
         linked = temporary_beside(directory / part)

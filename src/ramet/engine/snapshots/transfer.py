@@ -33,18 +33,17 @@ from ramet.system.publishing import fsync_directory, publish, sync, temporary_be
 _OTHERS_S = 60.0
 """Other imports hold the lock while they look for the same content and link its parts."""
 _STDIN, _STDOUT = 0, 1
-"""Whatever sys.stdin and sys.stdout are: in a notebook they are no files."""
+"""The standard streams' descriptors: in a notebook sys.stdin and sys.stdout are no files."""
 _EXPORT_AGAIN = "export it again, from a snapshot that `ramet snapshot verify` finds whole"
 
 
 def named_file(file: str | os.PathLike[str]) -> Path | None:
-    """The file that a caller names; None for `-`, which stands for a standard stream."""
+    """Return the file that a caller names; None for `-`, a standard stream."""
     return None if os.fspath(file) == "-" else Path(file)
 
 
 async def export_snapshot(context: Context, row: SnapshotRecord, file: Path | None) -> int:
-    """Write a snapshot to a new file, durably, or to standard output (None), and return how many bytes that
-    took.
+    """Write a snapshot to a new file, durably, or to standard output (None). Returns the number of bytes.
 
     Raises `DamagedError`, `FilesystemError`, `UsageError` when the file exists; no file is left then.
     """
@@ -169,8 +168,9 @@ def _read(context: Context, file: Path | None, directory: Path) -> Imported:
 
 @contextmanager
 def _from_elsewhere(*, hints_stay: bool) -> Iterator[None]:
-    """What is damaged came so: the next step is where it was made. `hints_stay`: those of the errors inside,
-    where they have one.
+    """Give errors inside a hint for content that was damaged elsewhere: make the file again there.
+
+    `hints_stay`: errors inside keep their own hints.
     """
     try:
         yield
@@ -181,7 +181,7 @@ def _from_elsewhere(*, hints_stay: bool) -> Iterator[None]:
 
 
 def _mode(part: str) -> int:
-    """A VMM may insist on opening the mem-file for writing, unless root's permission is enough."""
+    """Return a part's mode: a VMM may need to open the mem-file for writing, unless root runs it."""
     return 0o600 if part.startswith("mem") and os.geteuid() != 0 else 0o444
 
 

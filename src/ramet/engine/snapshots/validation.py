@@ -25,7 +25,7 @@ _DISK_NAME = re.compile(r"disk[0-9]{0,2}")
 
 
 def require_harmless(manifest: Manifest, what: str) -> None:
-    """What a manifest says is told to a VMM: it may be nothing but a machine as ramet makes them.
+    """Check that a manifest describes only a machine as ramet makes them, because a VMM is told its content.
 
     Raises `DamagedError`.
     """
@@ -61,7 +61,7 @@ def _is_plain_file(compressed: Compressed | None) -> bool:
 
 
 def _are_plain(disks: Sequence[Disk]) -> bool:
-    """Whether each has files of its own, called as a disk's are."""
+    """Tell whether each disk has its own files, with a disk's names."""
     files = [name for disk in disks for name in files_of(disk)]
     return len(files) == len(set(files)) and all(
         _DISK_NAME.fullmatch(disk.name)
@@ -72,9 +72,7 @@ def _are_plain(disks: Sequence[Disk]) -> bool:
 
 
 def require_disks(manifest: Manifest, directory: Path, what: str) -> None:
-    """A qcow2 file can name any file of this host as the one that it lies over: it has to be its
-    neighbour.
-    """
+    """Check that each qcow2 file's backing file is its neighbour: it could name any file of this host."""
     for disk in manifest.machine.disks:
         if disk.format != "qcow2":
             continue

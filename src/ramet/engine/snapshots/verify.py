@@ -15,10 +15,10 @@ from ramet.system import threads
 
 
 async def verify(context: Context, row: SnapshotRecord) -> list[PartCheck]:
-    """Read every part of a snapshot and check it against its digest: a result a part, nothing raised for a
-    bad one.
+    """Read every part of a snapshot and check it against its digest.
 
-    Raises `DamagedError` when its manifest can't be read.
+    Returns a result per part; a damaged part raises nothing. Raises `DamagedError` when its manifest can't be
+    read.
     """
     for tries_left in reversed(range(MANIFEST_TRIES)):
         origin = origin_of_snapshot(context, row)

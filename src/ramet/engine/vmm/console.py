@@ -52,7 +52,7 @@ def last_words(context: Context, record: Record, *, only_reasons: bool = False) 
 
 
 def reasons(lines: list[str]) -> list[str]:
-    """The lines that say why, in their order: the weightiest three, of equal ones the last."""
+    """Return the lines that give reasons, in their order: the weightiest three, of equal ones the last."""
     ranked = [
         (weight, -place, line)
         for place, line in enumerate(lines)

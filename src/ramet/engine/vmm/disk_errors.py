@@ -30,8 +30,9 @@ _IN_WORDS: Final = {"nospace": "No space left on device"}
 
 
 def is_stopped(context: Context, record: Record, directory: Path | None = None) -> bool:
-    """Whether its VMM, which works in `directory` if not in the instance's own, has paused the guest for that
-    reason; from files alone, so it is fit for `ps`.
+    """Tell whether its VMM has paused the guest over a disk; from files alone, so it is fit for `ps`.
+
+    The VMM works in `directory`, by default the instance's own.
     """
     if not record.machine.disks:
         return False
@@ -45,7 +46,7 @@ def is_stopped(context: Context, record: Record, directory: Path | None = None) 
 
 
 def reason(context: Context, record: Record, errors: dict[str, str] | None = None) -> str:
-    """Why the guest is paused, and what resumes it. `errors` are those that the VMM has named, by disk."""
+    """Tell why the guest is paused, and what resumes it. `errors` are those that the VMM named, by disk."""
     if errors:
         which = ", ".join(f"`{disk}` ({_IN_WORDS.get(why, why)})" for disk, why in sorted(errors.items()))
     else:
@@ -68,9 +69,9 @@ def _little(context: Context, record: Record) -> str:
 
 
 async def named(context: Context, record: Record) -> str | None:
-    """The reason, with the disks as the VMM names them if it answers; None when the guest isn't paused so.
+    """Return the reason, with the VMM's names of the disks if it answers; None without such a pause.
 
-    What the VMM names may be an error of before: QEMU remembers it for a while after a resume.
+    The VMM may name an older error: QEMU remembers it for a while after a resume.
     """
     if not is_stopped(context, record):
         return None

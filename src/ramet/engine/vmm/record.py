@@ -1,4 +1,4 @@
-"""What the record keeps of a VMM that was just started."""
+"""The facts of a newly started VMM for its record."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ramet.paths import CONSOLE_LOG, MEM_FILE
 def running_vmm(
     driver: Driver, directory: Path, machine: Machine, vmm: Vmm, *, console_start: int
 ) -> RunningVmm:
-    """What the record keeps of a VMM that was just started in `directory`, and has its guest's RAM.
-    `console_start` is what `console_bytes` said before its guest could say anything.
+    """Return the facts of a VMM that was just started in `directory`, and has its guest's RAM.
 
-    Raises `VmmError` when it has ended, `WrongStateError` when its RAM can't be found, `UnavailableError`
-    when the kernel doesn't let us look.
+    `console_start` is what `console_bytes` returned before its guest could say anything. Raises `VmmError`
+    when the VMM has ended, `WrongStateError` when its RAM can't be found, `UnavailableError` when the kernel
+    doesn't permit looking.
     """
     path = directory / MEM_FILE
     mem = identity_of(path) if path.exists() else None
@@ -35,9 +35,10 @@ def running_vmm(
 def booted_vmm(
     driver: Driver, directory: Path, machine: Machine, vmm: Vmm, *, console_start: int
 ) -> RunningVmm:
-    """As `running_vmm`, of one that boots: its guest runs well also where the kernel lets nobody look at its
-    RAM, or where nothing proves where that lies. It is a capture that can't do without; `with_ram` is where
-    that is said.
+    """Return the facts of a VMM that boots, as `running_vmm`, if necessary without its RAM.
+
+    The guest runs even if the kernel lets nobody look at its RAM, or if nothing proves where the RAM lies.
+    Only a capture needs that; `with_ram` raises the error then.
     """
     try:
         return running_vmm(driver, directory, machine, vmm, console_start=console_start)
@@ -52,8 +53,9 @@ def booted_vmm(
 
 
 def with_ram(driver: Driver, machine: Machine, running: RunningVmm) -> RunningVmm:
-    """What is known of a VMM, with its RAM, if that couldn't be noted when it booted. Errors as
-    `running_vmm`.
+    """Return the facts of a VMM with its RAM, found now if it couldn't be found when the VMM booted.
+
+    Errors as `running_vmm`.
     """
     if running.ram:
         return running
@@ -62,7 +64,7 @@ def with_ram(driver: Driver, machine: Machine, running: RunningVmm) -> RunningVm
 
 
 def console_bytes(directory: Path) -> int:
-    """How much is on the console of what works in `directory`, of earlier starts too."""
+    """Return the size of the console of the VMM in `directory`, with the output of earlier starts."""
     try:
         return (directory / CONSOLE_LOG).stat().st_size
     except FileNotFoundError:

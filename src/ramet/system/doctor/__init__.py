@@ -1,8 +1,8 @@
-"""What this machine allows, found out by trying.
+"""The abilities of this machine, found out by trying.
 
-Each function gives findings: what was found and, where something is missing, what to do about it. Nothing
-that is tried is left behind, and nothing raises because the machine can't. The findings of VMMs, images and
-the memory plane are added by who knows those rooms (`ramet.engine.doctor`).
+Each function returns findings: the result and, if something is missing, the remedy. No trial leaves anything
+behind, and nothing raises because the machine can't do it. The findings of VMMs, images and the memory plane
+are added by `ramet.engine.doctor`, which knows those rooms.
 """
 
 from ramet.system.doctor.finding import Finding

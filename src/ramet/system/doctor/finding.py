@@ -1,4 +1,4 @@
-"""One finding."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import msgspec
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at. `ok`: true, false (without it there is no guest or no fork), or null (it
-    works, with a loss). `advice` is what to do about it, and null when there is nothing to do.
+    """The result of a check.
+
+    `ok`: true, false (there is no guest or no fork without it), or null (it works, with a loss). `advice` is
+    the remedy, and null when there is nothing to do.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The filesystem of the home: may it be written, does it link and reflink, has it space?"""
+"""Checks of the home's filesystem: write access, links, reflinks, space."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NO_SPACE_BYTES: Final = 64 * MIB
 
 
 def home_findings(home: Path, cache: Path) -> list[Finding]:
-    """The home's filesystem: may it be written, does it link and reflink, has it space?
+    """Check the home's filesystem: write access, links, reflinks, space.
 
-    Tried with files of a temporary directory in the home, or in the nearest parent that there is, and removed
-    again.
+    The trial uses files of a temporary directory in the home, or in the nearest parent that exists, and
+    removes them again.
     """
     place = nearest_existing(home)
     where = f"{home} ({_filesystem(place)})"
@@ -87,7 +87,7 @@ def _space(place: Path) -> Finding:
 
 
 def _filesystem(path: Path) -> str:
-    """The type of the filesystem that holds `path`, from proc(5)'s mountinfo."""
+    """Return the type of the filesystem that holds `path`, from proc(5)'s mountinfo."""
     device = path.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="replace").split("\n"):

@@ -15,7 +15,10 @@ from ramet.system.kvm_kind import PVM, UNKNOWN
 
 
 def kvm_finding(verdict: KvmVerdict, device: str = "/dev/kvm") -> Finding:
-    """The verdict on KVM, and how to get at it. Without it guests are emulated, so it is never false."""
+    """Describe the verdict on KVM, and the remedy.
+
+    Guests are emulated without KVM, so `ok` is never false.
+    """
     if verdict.status == "runs_linux":
         return Finding("kvm", True, verdict.detail)
     match verdict.status:
@@ -42,7 +45,7 @@ def kvm_finding(verdict: KvmVerdict, device: str = "/dev/kvm") -> Finding:
 
 
 def kernels_finding(trials: Sequence[Trial]) -> Finding | None:
-    """The kernels that were tried on a KVM that doesn't run a stock one; None when none was."""
+    """List the kernels that were tried on a KVM that doesn't run a stock kernel; None when none was."""
     if not trials:
         return None
     listing = "; ".join(
@@ -57,7 +60,7 @@ def kernels_finding(trials: Sequence[Trial]) -> Finding | None:
 
 
 def _way_to(device: str) -> str:
-    """How this user comes to be allowed to open `device`."""
+    """Return the advice by which this user may open `device`."""
     node = Path(device).stat()
     try:
         group = grp.getgrgid(node.st_gid).gr_name

@@ -1,4 +1,4 @@
-"""Whether this user may read the memory of VMMs, which making a template takes.
+"""The check that this user may read the memory of VMMs, which making a template takes.
 
 Sources: process_vm_readv(2); ptrace(2), "Ptrace access mode checking"; the kernel's admin-guide/LSM/Yama.rst.
 """
@@ -23,10 +23,10 @@ _READ_LIMIT_S: Final = 1.0
 
 
 def ptrace_finding(yama: Path = _YAMA) -> Finding:
-    """May this user read the memory of a VMM that another, earlier ramet process has started?
+    """Check that this user may read the memory of a VMM that an earlier ramet process has started.
 
-    Tried on a real process that isn't this one's descendant any more, as a VMM after `run -d` is. Without it
-    an instance becomes a template only in the process that ran it, or not at all.
+    Tried on a real process that isn't this process's descendant any more, as a VMM after `run -d` is. Without
+    the permission an instance becomes a template only in the process that ran it, or not at all.
     """
     scope = yama.read_text().strip() if yama.exists() else None
     under = f"Yama's ptrace_scope is {scope}" if scope is not None else "the kernel has no Yama"
@@ -63,7 +63,7 @@ def _privileged() -> bool:
 
 @contextmanager
 def _orphan() -> Iterator[int]:
-    """A process of this user that has been handed to init, or to a subreaper.
+    """Yield a process of this user whose parent is now init, or a subreaper.
 
     It ends with the block, or with this process.
     """

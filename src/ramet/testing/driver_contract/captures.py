@@ -1,4 +1,4 @@
-"""What a capture asks of a driver: one lease for many calls, a guest that can't stay frozen, an owner tag."""
+"""Needs of a capture: one lease for many calls, a guest that can't stay frozen, an owner tag."""
 
 from __future__ import annotations
 

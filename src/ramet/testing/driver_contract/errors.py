@@ -1,4 +1,4 @@
-"""What goes wrong: one error that says what, and no process left."""
+"""Failures: one error that names the cause, and no process left."""
 
 from __future__ import annotations
 

@@ -48,15 +48,15 @@ async def subject_or_skip(driver: Driver, image_name: str) -> Subject:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """The event loop of the suite: ramet runs on asyncio alone."""
+    """Return the event loop of the suite: ramet runs on asyncio alone."""
     return "asyncio"
 
 
 @pytest.fixture(scope="session")
 def contract_directory() -> Iterator[Path]:
-    """A directory for the VMs of the suite, on the file system of the image cache: kernels are linked.
+    """Make a directory for the VMs of the suite, on the file system of the image cache: kernels are linked.
 
-    What a failed test has left running in it is killed at the end.
+    Processes of a failed test that still run in it are killed at the end.
     """
     cache = config.cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
@@ -69,13 +69,13 @@ def contract_directory() -> Iterator[Path]:
 
 @pytest.fixture
 def place(contract_directory: Path) -> Path:
-    """An empty directory for the VMs of one test."""
+    """Make an empty directory for the VMs of one test."""
     return Path(tempfile.mkdtemp(dir=contract_directory, prefix="contract-"))
 
 
 @pytest.fixture(scope="session")
 async def frozen(subject: Subject, contract_directory: Path, anyio_backend: str) -> Frozen:
-    """A frozen VM whose guest remembers the number 1, in memory and on its disk."""
+    """Freeze a VM whose guest remembers the number 1, in memory and on its disk."""
     directory = Path(tempfile.mkdtemp(dir=contract_directory, prefix="frozen-")) / "source"
     async with booted(subject, directory) as vm:
         async with subject.agent(vm) as agent:

@@ -107,7 +107,7 @@ async def test_a_vmm_tells_its_own_version(subject: Subject, frozen: Frozen, pla
 
 
 async def answer(subject: Subject, vm: Running, *, limit_s: float) -> None:
-    """The guest's answer to a new client. `GuestTimeoutError` when there is none in time."""
+    """Await the guest's answer to a new client. `GuestTimeoutError` when there is none in time."""
     with anyio.move_on_after(limit_s):
         async with subject.agent(vm) as agent:
             await agent.ping(timeout_s=limit_s)

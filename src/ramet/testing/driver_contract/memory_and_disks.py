@@ -1,4 +1,4 @@
-"""What forks share and what they don't: one inode, mapped privately; own files under relative names."""
+"""Shared and separate files of forks: one inode, mapped privately; own files under relative names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_the_mem_file_is_mapped_privately_and_whole(
 
 
 def opened_by(pid: int) -> dict[Path, int]:
-    """The files that a process has open, and the flags of open(2) of each."""
+    """Return the files that a process has open, and the flags of open(2) of each."""
     flags = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -77,7 +77,7 @@ async def test_forks_see_the_source_and_then_only_themselves(
 
 
 async def test_every_path_is_its_own(subject: Subject, frozen: Frozen, place: Path) -> None:
-    """No file, socket or mapping of a fork lies in its source's directory, whatever the vmstate embeds."""
+    """No file, socket or mapping of a fork lies in its source's directory, for any path in the vmstate."""
     async with restored(subject, frozen, place / "vm") as vm:
         pid = vm.vmm.process.pid
         opened = [str(path) for path in opened_by(pid)]
@@ -177,7 +177,7 @@ async def test_a_disk_can_be_filled_to_its_end(subject: Subject, place: Path) ->
 
 
 async def test_a_frozen_mem_file_has_holes(subject: Subject, frozen: Frozen) -> None:
-    """Zeros aren't kept as blocks, whoever wrote them."""
+    """Zeros aren't kept as blocks, regardless of their writer."""
     mem = frozen.directory / MEM_FILE
     assert mem.stat().st_size == frozen.machine.memory_bytes
     assert allocated_bytes(mem) < 0.75 * frozen.machine.memory_bytes

@@ -59,13 +59,13 @@ class Subject:
         return self.image.guest == "linux"
 
     def with_program(self, program: str) -> Driver:
-        """The same driver with `program` as its VMM. Override it where the class takes something else."""
+        """Return the same driver with `program` as its VMM. Override it if the class takes something else."""
         kind: Any = type(self.driver)
         driver: Driver = kind(program)
         return driver
 
     def machine(self) -> Machine:
-        """A machine with one small disk."""
+        """Describe a machine with one small disk."""
         return self.driver.machine(
             accelerator=self.accelerator,
             memory_bytes=self.memory_bytes,
@@ -89,14 +89,14 @@ class Subject:
         return machine
 
     def stream(self, directory: Path, machine: Machine) -> AbstractAsyncContextManager[anyio.abc.ByteStream]:
-        """A byte stream to the guest's agent."""
+        """Open a byte stream to the guest's agent."""
         if machine.agent_ports:
             return claim_port(directory, machine.agent_ports, wait_s=ANSWER_LIMIT_S)
         return connect_vsock(directory, wait_s=ANSWER_LIMIT_S)
 
     @asynccontextmanager
     async def agent(self, vm: Running) -> AsyncIterator[AgentClient]:
-        """A session with the guest's agent, begun once more if a restore's reset takes the first."""
+        """Begin a session with the guest's agent, once more if a restore's reset takes the first."""
         async with contextlib.AsyncExitStack() as stack:
             for attempt in (1, 2, 3):
                 try:
@@ -135,7 +135,7 @@ class Subject:
         return Frozen(directory, vm.machine)
 
     def link(self, frozen: Frozen, directory: Path) -> Machine:
-        """A directory that shares the parts of `frozen`, with disks of its own."""
+        """Make a directory that shares the parts of `frozen` and has its own disks."""
         directory.mkdir(mode=0o700)
         for name in (MEM_FILE, VMSTATE_FILE, KERNEL_FILE, INITRAMFS_FILE):
             if (frozen.directory / name).exists():
@@ -153,7 +153,7 @@ class Subject:
             await self.run(agent, "bpoke", "7", hex(number))
 
     async def read(self, agent: AgentClient) -> tuple[int, int]:
-        """The numbers that the guest's memory and its disk have."""
+        """Return the numbers in the guest's memory and on its disk."""
         if self.is_linux:
             output = await self.run(agent, "sh", "-c", "cat /run/mark; head -n 1 /dev/vda")
             in_memory, on_disk = output.split()
@@ -171,7 +171,7 @@ class Subject:
             await self.run(agent, "bpoke", hex(last), hex(number))
 
     async def read_at_the_end(self, agent: AgentClient) -> int:
-        """The number in its disk's last sector."""
+        """Return the number in its disk's last sector."""
         last = self.disk_bytes // 512 - 1
         if self.is_linux:
             script = f"dd if=/dev/vda bs=512 skip={last} 2>/dev/null | head -n 1"
@@ -179,7 +179,7 @@ class Subject:
         return int((await self.run(agent, "bpeek", hex(last))).split()[0], 16)
 
     async def run(self, agent: AgentClient, *argv: str) -> str:
-        """A command's standard output; `GuestError` when it fails."""
+        """Return a command's standard output; `GuestError` when it fails."""
         outcome = await run_exec(agent, ExecRequest(argv, timeout_s=ANSWER_LIMIT_S))
         if outcome.exit_code != 0:
             raise GuestError(f"{argv} ended with {outcome.exit_code}: {outcome.stderr!r}")
@@ -209,7 +209,7 @@ class Frozen:
 
 @asynccontextmanager
 async def booted(subject: Subject, directory: Path) -> AsyncIterator[Running]:
-    """A VM whose guest has answered. It ends with the block."""
+    """Boot a VM and wait until its guest has answered. It ends with the block."""
     machine = subject.prepare(directory)
     vmm = await subject.driver.boot(directory, machine)
     try:
@@ -226,7 +226,7 @@ async def booted(subject: Subject, directory: Path) -> AsyncIterator[Running]:
 async def restored(
     subject: Subject, frozen: Frozen, directory: Path, *, resume: bool = True
 ) -> AsyncIterator[Running]:
-    """A VM that goes on from `frozen`, in a directory of its own. It ends with the block."""
+    """Restore a VM from `frozen`, in a new directory. It ends with the block."""
     machine = subject.link(frozen, directory)
     vmm = await subject.driver.restore(directory, machine)
     try:

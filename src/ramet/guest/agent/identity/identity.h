@@ -1,4 +1,4 @@
-/* IDENTITY: what makes a fork somebody else. Its order is docs/protocol.md's. */
+/* IDENTITY: what makes a fork somebody else. Its order is docs/reference/protocol.md's. */
 #ifndef RAMET_IDENTITY_H
 #define RAMET_IDENTITY_H
 

@@ -1,4 +1,4 @@
-/* Types and limits of docs/protocol.md. Field tags are given where they are read and written. */
+/* Types and limits of docs/reference/protocol.md. Field tags are given where they are read and written. */
 #ifndef RAMET_MESSAGE_H
 #define RAMET_MESSAGE_H
 

@@ -1,4 +1,4 @@
-/* Frames and fields of the agent's protocol (docs/protocol.md).
+/* Frames and fields of the agent's protocol (docs/reference/protocol.md).
  *
  * Freestanding: no allocation, no I/O, nothing of libc but memcpy. Every buffer is the caller's, so that a
  * bare-metal guest or a fuzzer can use the same code. Nothing here trusts its input.
