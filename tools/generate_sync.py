@@ -156,9 +156,7 @@ def _forked(
 async def _unwanted(
     made: ramet.model.forks.Forks[{vm}] | ramet.model.forks.ForkError[{vm}],
 ) -> None:
-    """Remove forks that nobody gets, detached ones too, whatever befalls one of them. Raises the first
-    error.
-    """
+    """Remove forks that nobody gets, also detached ones, and raise the first error after all of them."""
     if isinstance(made, ramet.model.forks.ForkError):
         forks = made.forks
     else:

@@ -151,7 +151,7 @@ def was_forked() -> UsageError:
     """Make the error of a call in a child of the process that opened the Host."""
     return UsageError(
         "this Host was opened by the process that this one was forked from",
-        hint="open a Host of its own in each process",
+        hint="open a Host in each process",
     )
 
 

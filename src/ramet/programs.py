@@ -175,6 +175,6 @@ def environment() -> dict[str, str]:
             try:
                 environment[name] = str(config.absolute(value, meaning=name))
             except UnavailableError:
-                continue  # whoever needs that setting says so
+                continue  # the code that needs that setting says so
     environment["PATH"] = os.pathsep.join(search_path())
     return environment

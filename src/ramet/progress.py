@@ -27,7 +27,8 @@ class Progress(NamedTuple):
 class Receiver(Protocol):
     """Takes reports, often, and from any thread: it must be quick and must not raise."""
 
-    def __call__(self, progress: Progress, /) -> None: ...
+    def __call__(self, progress: Progress, /) -> None:
+        """Take a report."""
 
 
 _receiver: Final[ContextVar[Receiver | None]] = ContextVar("ramet.progress", default=None)

@@ -247,7 +247,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def keep(self) -> VM:
-        """Keep this fork, detached from its Host, and remove its siblings, whoever made them.
+        """Keep this fork, detached from its Host, and remove its siblings, made by any process.
 
         Raises the first error of a sibling that couldn't be removed; this fork is kept all the same. An
         instance that isn't a fork is only detached.

@@ -216,7 +216,7 @@ class Host(Handle):
             if of is not None and of not in (row.source, row.source_name):
                 continue
             if all(row.labels.get(key) == value for key, value in (labels or {}).items()):
-                # Removed meanwhile; or its manifest can't be read, as whoever names it is told.
+                # Removed meanwhile; or its manifest can't be read, which a reference to it reports.
                 with suppress(DamagedError, NotFoundError):
                     matching.append(describe(context, row))
         return matching

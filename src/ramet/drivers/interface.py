@@ -55,7 +55,8 @@ class Vmm(Protocol):
     """A VMM process that is there and can be talked to, by this ramet process or any other."""
 
     @property
-    def process(self) -> ProcessRef: ...
+    def process(self) -> ProcessRef:
+        """The VMM's process."""
 
     def session(self) -> AbstractAsyncContextManager[None]:
         """Lease the VMM's control socket for all requests of this task inside the block.
@@ -205,14 +206,16 @@ class Driver(Protocol):
     """The adapter of one hypervisor."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The driver's name, such as `qemu`."""
 
     @property
     def setting(self) -> str:
         """The environment variable that names another program."""
 
     @property
-    def abilities(self) -> frozenset[Ability]: ...
+    def abilities(self) -> frozenset[Ability]:
+        """The abilities of the VMM's version. Await `version` before."""
 
     @property
     def memory_quantum_bytes(self) -> int:

@@ -141,7 +141,7 @@ class Agents:
         except RametError as error:
             connection.error = error
         except Exception as error:
-            # Whatever it is, it is this instance's trouble and not its Host's.
+            # Any error here is this instance's trouble and not its Host's.
             connection.error = GuestError(f"the agent's connection failed: {error}")
         finally:
             connection.client = None

@@ -221,10 +221,10 @@ class CommandStream:
                 while not self._over():
                     await self._changed.wait()
             except GuestError:
-                pass  # the connection has ended: in the guest the command goes on as an orphan, and is listed
+                pass  # the connection has ended: the command runs on as an orphan, and is listed
         self._connection.close(self._number)
         if not self._over():
-            # Whoever still waits for it, in another task, would wait for ever.
+            # A task that still waits for it would wait for ever.
             self.lost(GuestLostError("the command was left"))
 
     def _take(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:

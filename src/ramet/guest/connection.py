@@ -352,7 +352,7 @@ class Connection:
             nonce, welcome = Welcome.decode(frame.payload)
         except ProtocolError:
             return  # may be another session's, cut and joined by a fork
-        # Any of our own nonces will do: the guest ends each session before it begins the next, so that what
+        # Any nonce of ours will do: the guest ends each session before it begins the next, so that what
         # we send after the last HELLO belongs to the last. To insist on the last would never end with a slow
         # guest.
         if nonce not in self._nonces:

@@ -188,7 +188,7 @@ def _pieces(mapping: Mapping, now: Iterable[Area]) -> Iterator[tuple[int, int, _
 def _list_by_scan(descriptor: int, start: int, end: int, anonymous_only: bool) -> _Spans:
     vector = (ctypes.c_uint64 * (_REGIONS * _REGION_WORDS))()
     words = memoryview(vector).cast("B").cast("Q")
-    # The page of zeros that the kernel lends to whoever only reads anonymous memory is as good as absent.
+    # The kernel's page of zeros, in anonymous memory that was only read, is as good as absent.
     inverted = _PAGE_IS_FILE if anonymous_only else _PAGE_IS_PFNZERO
     spans = _Spans([], [])
     count = _REGIONS
@@ -208,7 +208,7 @@ def _list_by_scan(descriptor: int, start: int, end: int, anonymous_only: bool) -
         regions = words[: count * _REGION_WORDS].tolist()
         _extend(spans, regions[0::_REGION_WORDS], regions[1::_REGION_WORDS])
         # Not the kernel's own walk_end: once a walk has filled its inner buffer of 512 regions, walk_end
-        # stays where that was, even when the walk then finishes; going on from there lists regions twice.
+        # stays where that was, even when the walk then finishes; continuing there lists regions twice.
         start = spans.ends[-1] if count else end
     return spans
 

@@ -186,7 +186,7 @@ class Database:
                 if os.fstat(descriptor).st_size < length_bytes:
                     os.posix_fallocate(descriptor, 0, length_bytes)
             except OSError:
-                pass  # while it is full: whoever closes the database next tries again
+                pass  # while it is full: the next close of the database tries again
             finally:
                 os.close(descriptor)
 

@@ -254,7 +254,7 @@ class Table(Generic[RowT]):
         """Make the error for a row that can't be read."""
         return UnreadableError(
             f"the record of {self._what} {row.name} can't be read: {row.problem}",
-            hint="it is left as it is, with its files and whatever runs for it; nothing else is affected",
+            hint="the record, its files and its processes are left alone; nothing else is affected",
         )
 
     def _encode(self, record: RowT) -> str:

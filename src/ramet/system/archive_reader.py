@@ -60,7 +60,7 @@ class ArchiveReader:
             self._source.take(HEADER.size)
         )
         if magic != MAGIC:
-            raise DamagedError(f"{name} isn't an export of ramet's, or was altered on its way", hint=_AGAIN)
+            raise DamagedError(f"{name} isn't an export by ramet, or was altered on its way", hint=_AGAIN)
         if version != FORMAT or codec != STORED or reserved:
             what = f"format {version}" if version != FORMAT else f"codec {codec}"
             raise UnavailableError(

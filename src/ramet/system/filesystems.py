@@ -75,7 +75,7 @@ def shared_filesystem(path: Path) -> str | None:
     try:
         return SEVERAL_MACHINES.get(filesystem_type(nearest_existing(path)))
     except OSError:
-        return None  # whoever writes there finds out
+        return None  # a write there finds out
 
 
 def require_local(paths: Iterable[Path]) -> None:

@@ -44,7 +44,7 @@ async def connect_when_listening(
     Raises `VmmError` when the process ends first, `VmmTimeoutError` when `timeout_s` passes.
     """
     if (connection := _try(directory, name)) is not None:
-        return connection  # most are quicker than whoever started them, and there is nothing to wait for
+        return connection  # most are quicker than their starter, and there is nothing to wait for
     news = asyncio.Event()
     with _Notifier.of_this_loop().watching(directory, news) as watched, _ending(process, news):
         try:

@@ -97,7 +97,7 @@ def open_pidfd(process: ProcessRef) -> int | None:
     view = proc_view()
     if process.pid_namespace in (0, view.namespace):
         return _pin(process, process.pid)
-    # It may be in a namespace below this one, which has pids of its own for all that is there.
+    # It may be in a namespace below this one, which has its own pids for all processes there.
     try:
         name = find_in_proc(process)
     except PermissionError as error:

@@ -35,9 +35,7 @@ def alone(module: ModuleType) -> list[str]:
     get_source: Callable[[str], str | None] | None = getattr(module.__loader__, "get_source", None)
     source = get_source(module.__name__) if get_source is not None else None
     if source is None:
-        raise UnavailableError(
-            f"the source of {module.__name__} can't be had: it runs in a process of its own"
-        )
+        raise UnavailableError(f"the source of {module.__name__} can't be had: it runs in a separate process")
     return [python(), "-I", "-S", "-c", source]
 
 

@@ -72,7 +72,7 @@ class _Rule(NamedTuple):
 _RULES: Final = (
     _Rule(resource.RLIMIT_FSIZE, "-f", "a file of a guest's may have"),
     _Rule(resource.RLIMIT_AS, "-v", "a VMM may have an address space of"),
-    _Rule(resource.RLIMIT_DATA, "-d", "a VMM may have memory of its own of"),
+    _Rule(resource.RLIMIT_DATA, "-d", "a VMM may have private memory of"),
     _Rule(resource.RLIMIT_CPU, "-t", "a VMM would be killed after CPU time of"),
     _Rule(resource.RLIMIT_STACK, "-s", "a VMM's threads may have stacks of"),
     _Rule(resource.RLIMIT_CORE, "-c", "a core file may have"),
@@ -129,7 +129,7 @@ def impose(pid: int, changed: list[Setting]) -> None:
     """Set the others, of a child that this process has just started and not waited for."""
     for limit in changed:
         if limit.number not in _AT_EXEC:
-            with suppress(ProcessLookupError):  # it has ended: whoever talks to it finds out
+            with suppress(ProcessLookupError):  # it has ended: its next caller finds out
                 resource.prlimit(pid, limit.number, (limit.soft, limit.hard))
 
 

@@ -55,7 +55,7 @@ def spawn(
     limits = rlimits.settings(needs)
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     # A full log is to be an error to its writer and not its death. Python ignores SIGXFSZ, which
-    # restore_signals=False lets the child inherit; a VMM with a handler of its own (Firecracker's ends it)
+    # restore_signals=False lets the child inherit; a VMM with its own handler (Firecracker's ends it)
     # doesn't get to run it, because a mask is inherited, too.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXFSZ})
     try:

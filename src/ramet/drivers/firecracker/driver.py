@@ -45,7 +45,7 @@ from ramet.system.rlimits import Needs
 from ramet.units import MIB, round_up
 
 PROGRAM: Final = "firecracker"
-# Each new thread of a glibc Firecracker would have a heap of its own, perhaps next to guest RAM, and shown by
+# Each new thread of a glibc Firecracker would have its own heap, perhaps next to guest RAM, and shown by
 # the kernel as one area with it. With musl it has no effect.
 _ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}
 _LAST_WORDS_S: Final = 1.0
@@ -249,7 +249,7 @@ class Firecracker:
         with filesystem_errors("start Firecracker in", directory):
             for left in (SOCKET, VSOCK_SOCKET):
                 (directory / left).unlink(missing_ok=True)  # it wouldn't bind over sockets
-            # It writes from the beginning of the file that it finds, so each start has a file of its own.
+            # It writes from the beginning of the file that it finds, so each start has a new file.
             if log.exists():
                 log.replace(bounded_log.previous(log))
             log.touch(mode=0o600)
@@ -299,7 +299,7 @@ def _program(binary: str | None) -> Program:
     try:
         tools = [config.tools_directory()]
     except UnavailableError:
-        tools = []  # nobody has a cache here: whoever needs that says so
+        tools = []  # there is no cache here: code that needs it says so
     return Program(
         "Firecracker",
         PROGRAM,

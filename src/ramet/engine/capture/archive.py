@@ -79,7 +79,7 @@ def export_capture(
                 try:
                     descriptor = opened.enter_context(open_regular(path))
                 except OSError:
-                    # Missing, or a link: that has words of its own.
+                    # Missing, or a link: `_check` has better words.
                     _check(facts, directory, name)
                     raise
                 _check(facts, directory, name)
@@ -231,7 +231,7 @@ def _checked_manifest(encoded: bytes, name: str) -> Manifest:
         raise DamagedError(f"{name} lists no part {base!r}, which is compressed", hint=_AGAIN)
     for file in manifest.files:
         size_bytes = manifest.facts_of(file).size_bytes
-        # What is compressed is worked through for as long as the manifest says, whatever came.
+        # Compressed memory is decompressed up to the manifest's size, for any received file.
         is_packed = file == base
         if size_bytes < 0 or (is_packed and size_bytes > MOST_MEMORY_BYTES):
             raise DamagedError(f"{name} gives {file} {size_bytes} bytes", hint=_AGAIN)

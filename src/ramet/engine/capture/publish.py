@@ -155,7 +155,7 @@ def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
     that it has mapped stays, with or without a name.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        if not leftover.name.startswith(TEMPORARY):  # whoever compresses or unpacks may live
+        if not leftover.name.startswith(TEMPORARY):  # a process that compresses or unpacks may live
             leftover.unlink(missing_ok=True)
     if vmm is not None:
         for part in (MANIFEST_FILE, DELTA_FILE, *(() if vmm.mem_inode else (MEM_FILE, VMSTATE_FILE))):

@@ -230,7 +230,7 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
 
 def _strike_all(running: Iterable[ProcessRef]) -> None:
     for process in running:
-        with suppress(RametError):  # whoever then waits for its end is told
+        with suppress(RametError):  # the wait for its end reports it
             processes.strike(process)
 
 

@@ -141,7 +141,7 @@ def _is_listened_in(directory: Path) -> bool:
             try:
                 sockets.connect(directory, entry.name).close()
             except (ConnectionRefusedError, FileNotFoundError):
-                continue  # whoever had it has ended
+                continue  # its process has ended
             except OSError:
                 return True  # its queue is full, or it is another user's
             return True

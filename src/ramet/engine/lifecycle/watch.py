@@ -79,4 +79,4 @@ def _note_failure(context: Context, record: Record, reason: str) -> None:
             record.id, lambda row: row.moved(Move.FAIL, reason=reason) if row.state is State.STOPPED else row
         )
     except RametError:
-        pass  # whoever asks for it next finds out again
+        pass  # the next call for it finds out again

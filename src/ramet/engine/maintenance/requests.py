@@ -63,7 +63,7 @@ async def request_if_left(home: Home) -> None:
     try:
         request_worker(home)
     except (RametError, OSError):
-        pass  # what there is to do stays written down, and whoever comes next tries again
+        pass  # the work stays recorded, and the next process tries again
 
 
 def _is_forgotten(asked: Path) -> bool:

@@ -244,7 +244,7 @@ class Controller:
         now_s = time.monotonic()
         held_back: str | None = None
         have = dict.fromkeys(shares, 0) | self._inventory.have()
-        # Whoever has least of his share comes first, what is of use to a single source before what is empty.
+        # The source with the least of its share comes first, loaded VMMs before empty ones.
         for source in sorted(shares, key=lambda name: (name == EMPTY, have[name] / (shares[name] or 1))):
             if have[source] >= shares[source]:
                 continue

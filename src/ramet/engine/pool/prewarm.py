@@ -83,7 +83,7 @@ async def _make_loaded(context: Context, source: str, origin: Origin, driver: Dr
     running: ProcessRef | None = None
     try:
         parts = await take_in_thread(origin, driver, directory, ForkOptions())
-        # Of its own link: the capture may get another mem-file meanwhile.
+        # The inode of this link: the capture may get another mem-file meanwhile.
         memory = pool_directory.mem_inode(directory, MEM_FILE)
         tag = context.home.instance(warm_id)
         async with connections() as opened:

@@ -60,7 +60,7 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
 
 
 async def _replace(context: Context, record: Record, origin: Origin, move: Move) -> Record:
-    # Whatever compresses what is needed now, or what is about to go, gives up.
+    # Compression of memory that is needed now, or about to be removed, gives up.
     for directory in {origin.directory, context.directory(record)}:
         cancel(context.home, directory)
     async with raw_file_kept(origin):

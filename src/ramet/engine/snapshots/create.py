@@ -76,7 +76,7 @@ async def temporary_snapshot(
             yield row, captured
         finally:
             with anyio.CancelScope(shield=True):
-                await best_effort(remove(context, row))  # the forks are there, and are handed over
+                await best_effort(remove(context, row))  # the forks exist, and are returned
 
 
 def _request_for_source(context: Context, record: Record) -> None:

@@ -42,7 +42,7 @@ def is_stopped(context: Context, record: Record, directory: Path | None = None) 
     try:
         return driver.is_stopped_by_disk(directory or context.directory(record))
     except OSError:
-        return False  # its log can't be read: whoever talks to the VMM finds out
+        return False  # its log can't be read: the next request to the VMM finds out
 
 
 def reason(context: Context, record: Record, errors: dict[str, str] | None = None) -> str:

@@ -15,7 +15,7 @@ from ramet.system.doctor.finding import Finding
 from ramet.units import GIB, MIB, format_bytes
 
 # What one emulated fork of the built-in image costs, measured: QEMU's threads, its private memory, and the
-# descriptors of ramet's own process while a command runs in every fork (one each otherwise).
+# descriptors of the ramet process while a command runs in every fork (one each otherwise).
 _THREADS_A_FORK: Final = 4
 _BYTES_A_FORK: Final = 25 * MIB
 _FILES_A_FORK: Final = 5
