@@ -111,4 +111,20 @@ PARTS: Final = (
         3,
         before=("make", "wheel"),
     ),
+    Part(
+        "site",
+        ("tests/platform/test_site.py",),
+        (
+            "docs/",
+            "examples/",
+            "requirements-docs.lock",
+            "tools/check_site.py",
+            "src/ramet/api/",
+            "src/ramet/model/",
+            "src/ramet/errors.py",
+            "src/ramet/sync.py",
+        ),
+        1,
+        before=("make", ".venv/.done-docs"),
+    ),
 )
