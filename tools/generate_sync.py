@@ -33,7 +33,7 @@ _HEADER = '''"""ramet for plain code: what `ramet` has, without `async` and `awa
         with base.fork(8) as forks:
             results = forks.exec("hostname")
 
-Each open Host has an event loop in a thread of its own, and any thread may use it. Ctrl-C cancels what is
+Each open Host has an event loop in a separate thread, and any thread may use it. Ctrl-C cancels what is
 under way, waits until it has cleaned up, and raises `KeyboardInterrupt`. Leaving the Host ends the calls of
 other threads with `UsageError`. A child of fork(2) can't use its parent's Host (`UsageError`): it opens its
 own.

@@ -55,7 +55,7 @@ class _Task(Generic[_T]):
             self.future.set_exception(was_left())
             raise
         except BaseException as error:
-            # Whatever it is, it is for the caller: the loop is for everybody.
+            # Any error is for the caller: the loop is for everybody.
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
@@ -359,4 +359,4 @@ def _close_soon(items: AsyncIterator[object]) -> None:
 
 
 _closing: set[asyncio.Future[None]] = set()
-"""What forgotten iterators leave to be done: asyncio itself keeps no task."""
+"""Tasks that close forgotten iterators: asyncio itself keeps no task."""

@@ -6,7 +6,7 @@
         with base.fork(8) as forks:
             results = forks.exec("hostname")
 
-Each open Host has an event loop in a thread of its own, and any thread may use it. Ctrl-C cancels what is
+Each open Host has an event loop in a separate thread, and any thread may use it. Ctrl-C cancels what is
 under way, waits until it has cleaned up, and raises `KeyboardInterrupt`. Leaving the Host ends the calls of
 other threads with `UsageError`. A child of fork(2) can't use its parent's Host (`UsageError`): it opens its
 own.
@@ -220,7 +220,7 @@ class _Task(Generic[_T]):
             self.future.set_exception(was_left())
             raise
         except BaseException as error:
-            # Whatever it is, it is for the caller: the loop is for everybody.
+            # Any error is for the caller: the loop is for everybody.
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
@@ -524,7 +524,7 @@ def _close_soon(items: AsyncIterator[object]) -> None:
 
 
 _closing: set[asyncio.Future[None]] = set()
-"""What forgotten iterators leave to be done: asyncio itself keeps no task."""
+"""Tasks that close forgotten iterators: asyncio itself keeps no task."""
 
 
 class Process(Handle):
