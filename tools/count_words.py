@@ -39,8 +39,8 @@ _PROSE: Final = {".py", ".md", ".c", ".h", ".S"}
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
     """Line and text of the docstrings of a module, also of its classes, functions and variables."""
     for node in ast.walk(ast.parse(path.read_text())):
-        body: list[ast.stmt] = getattr(node, "body", None) or []
-        if not isinstance(body, list):
+        body: object = getattr(node, "body", None)
+        if not isinstance(body, list):  # a lambda's is an expression
             continue
         has_first = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         for before, statement in zip([None, *body], body, strict=False):
