@@ -132,7 +132,7 @@ def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int
         occupied_bytes = sum(allocated_bytes(directory / name) for name in files)
     if out.exists():
         raise FilesystemError(
-            f"can't make {out}: it exists", hint="it may belong to another capture: it is left as it is"
+            f"can't make {out}: it exists", hint="it may belong to another capture, and is left alone"
         )
     temporary = temporary_beside(out)
     made = str(temporary.absolute())
@@ -160,7 +160,7 @@ def _qemu_img(program: str, directory: Path, out: Path, limit_s: float, *words: 
         return outside.run([program, *words], cwd=directory, limit_s=limit_s)
     except TimeoutError:
         raise FilesystemError(
-            f"can't make {out}: qemu-img takes too long", hint="the chain is as it was, and is tried again"
+            f"can't make {out}: qemu-img takes too long", hint="the chain is unchanged, and is tried again"
         ) from None
     except OSError as error:
         raise FilesystemError(
@@ -171,7 +171,7 @@ def _qemu_img(program: str, directory: Path, out: Path, limit_s: float, *words: 
 def _unfinished(chain: Path, out: Path, output: str) -> FilesystemError:
     return FilesystemError(
         f"can't make {out} of {chain}: {output[-300:]}",
-        hint="the chain is as it was, and is tried again; `ramet snapshot verify` reads all of it",
+        hint="the chain is unchanged, and is tried again; `ramet snapshot verify` reads all of it",
     )
 
 

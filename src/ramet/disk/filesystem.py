@@ -74,7 +74,7 @@ def make_ext4(path: Path, size_bytes: int, identity: uuid.UUID) -> None:
         if made.failed or not _is_whole(descriptor, identity):
             raise FilesystemError(
                 f"can't make the filesystem of {path}: {made.last_words or 'mke2fs left it unfinished'}",
-                hint="mke2fs says what it lacks; where that is space, free some",
+                hint="the message of mke2fs names the cause; if it is space, free some",
             )
 
 

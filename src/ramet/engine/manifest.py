@@ -223,7 +223,7 @@ async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -
         raise UnavailableError(
             f"{name} was saved by {manifest.driver} {manifest.driver_version}; this machine has {version}",
             hint=f"set {driver.setting} to the path of a {manifest.driver} {manifest.driver_version}; the"
-            " capture stays as it is",
+            " capture stays unchanged",
         )
     if manifest.arguments is not None:
         here = driver.arguments(manifest.machine)

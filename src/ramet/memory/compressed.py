@@ -108,7 +108,7 @@ def pack(descriptor: int, start: int, length: int, level: int) -> tuple[bytes, b
     if _unpacked(packed, length) != data:
         raise DamagedError(
             f"what zstd made of {length} bytes at {start} doesn't come back",
-            hint="the raw file is as it was; look at this machine's memory",
+            hint="the raw file is unchanged; check this machine's memory",
         )
     return packed, data
 

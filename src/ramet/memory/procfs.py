@@ -13,7 +13,7 @@ from typing import Final
 from ramet.errors import UnavailableError, VmmError
 
 PTRACE_HINT: Final = (
-    "run ramet as root, or make the template in the process that ran the instance; where Yama is in the way,"
+    "run ramet as root, or make the template in the process that ran the instance; if Yama forbids it,"
     " `sudo sysctl kernel.yama.ptrace_scope=0`; `ramet doctor` says which"
 )
 

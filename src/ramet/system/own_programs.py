@@ -35,7 +35,9 @@ def alone(module: ModuleType) -> list[str]:
     get_source: Callable[[str], str | None] | None = getattr(module.__loader__, "get_source", None)
     source = get_source(module.__name__) if get_source is not None else None
     if source is None:
-        raise UnavailableError(f"the source of {module.__name__} can't be had: it runs in a separate process")
+        raise UnavailableError(
+            f"the source of {module.__name__} isn't available, and it runs in a separate process"
+        )
     return [python(), "-I", "-S", "-c", source]
 
 

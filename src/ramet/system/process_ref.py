@@ -89,7 +89,7 @@ def proc_view() -> ProcView:
 def no_proc(error: OSError) -> UnavailableError:
     """Make the error for a machine without /proc."""
     return UnavailableError(
-        f"no process can be told from another: {error}", hint="mount /proc: `mount -t proc proc /proc`"
+        f"processes can't be identified: {error}", hint="mount /proc: `mount -t proc proc /proc`"
     )
 
 

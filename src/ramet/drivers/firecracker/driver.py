@@ -191,7 +191,7 @@ class Firecracker:
     ) -> FirecrackerVmm:
         """Give an empty VMM its guest (`StartsEmpty.attach_guest`)."""
         if machine.metrics:
-            raise UnavailableError("a Firecracker is told at its start where its metrics go")
+            raise UnavailableError("Firecracker takes the path of its metrics only at its start")
         if (largest_bytes := largest_file_bytes(machine)) != LARGEST_LOG_BYTES:
             rlimits.limit_files(process, largest_bytes)
         vmm = FirecrackerVmm(directory, process, machine, self.abilities)

@@ -115,17 +115,17 @@ async def _end_its_vmm(context: Context, row: Unreadable) -> None:
     except (RametError, OSError) as error:
         raise UnavailableError(
             f"the VMM of {row.name} can't be ended: {error}",
-            hint="its record, its disks and its guest are as they were",
+            hint="its record, its disks and its guest are unchanged",
         ) from error
     if any(spawn.spawned_in(place) for place in places):
         raise UnavailableError(
-            f"the VMM of {row.name} still runs", hint="its record and its disks are as they were"
+            f"the VMM of {row.name} still runs", hint="its record and its disks are unchanged"
         )
     if any(map(_is_listened_in, places)):
         raise UnavailableError(
             f"the VMM of {row.name} can't be seen from here, and answers",
             hint="run ramet in the container where it was started, or on the host; "
-            "its record, its disks and its guest are as they were",
+            "its record, its disks and its guest are unchanged",
         )
 
 

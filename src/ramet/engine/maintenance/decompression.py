@@ -72,7 +72,7 @@ async def giving_up(home: Home, directory: Path, *, name: str) -> AsyncIterator[
     hasn't stopped after 10 s.
     """
     busy = LockBusyError(
-        f"the memory of {name} is being decompressed", hint=f"try again; {name} is as it was"
+        f"the memory of {name} is being decompressed", hint=f"try again; {name} is unchanged"
     )
     path = directory / MANIFEST_FILE
     began = time.perf_counter()
@@ -232,5 +232,5 @@ def _require_room(directory: Path, needed_bytes: int) -> None:
         raise FilesystemError(
             f"can't unpack the memory in {directory}: {format_bytes(needed_bytes)} are needed, "
             f"{format_bytes(free)} are free",
-            hint="free some space on that filesystem; the compressed file is as it was",
+            hint="free some space on that filesystem; the compressed file is unchanged",
         )
