@@ -59,7 +59,9 @@ _REWORDED = {
         "the result is a list, which also works with `with`."
     ),
     "`async with`": "`with`",
-    "result = await ": "result = ",
+    "async with ramet.Host()": "with ramet.sync.Host()",
+    "async with ": "with ",
+    "await ": "",
     "is open already, or where no asyncio event loop runs": "is open already",
 }
 

@@ -592,6 +592,15 @@ class Snapshot(Handle):
     """The handle of a snapshot, which is immutable and independent of its source and its forks.
 
     Every method raises `NotFoundError` after the removal of the snapshot.
+
+    Check a snapshot, and fork it twice:
+
+        snapshot = host.snapshot("agent/before")
+        verification = snapshot.verify()
+        print(verification.ok)  # True
+        with snapshot.fork(2, name="try") as forks:
+            print([fork.name for fork in forks])  # ['try-1', 'try-2']
+        snapshot.remove()
     """
 
     def __init__(self, wrapped: ramet.api.handles.Snapshot, portal: _Portal) -> None:
@@ -729,6 +738,16 @@ class VM(Handle):
 
     A handle holds no connection. Several handles of an instance may be used at once, also in several
     processes. Every method raises `NotFoundError` after the removal of the instance.
+
+    Take a snapshot, make a mistake, and go back:
+
+        vm = host.get("agent")
+        vm.exec("sh", "-c", "echo plan-a > /run/notes", check=True)
+        vm.snapshot("before")
+        vm.exec("rm", "/run/notes", check=True)
+        vm.rewind("before")
+        result = vm.exec("cat", "/run/notes", check=True)
+        print(result.text.strip())  # plan-a
     """
 
     def __init__(self, wrapped: ramet.api.handles.VM, portal: _Portal) -> None:
@@ -1047,6 +1066,15 @@ class Forks(Handle, list[VM]):
     """The instances that a `fork` call made, in order.
 
     As a context, it removes the instances at its end, except those that were kept or detached.
+
+    Run a command in all forks at once, and keep one fork:
+
+        vm = host.get("agent")
+        with vm.fork(3, name="idea") as forks:
+            results = forks.exec("hostname")
+            print([result.text.strip() for result in results])  # ['idea-1', 'idea-2', 'idea-3']
+            forks[1].keep()
+        print([instance.name for instance in host.list()])  # ['agent', 'idea-2']
     """
 
     def __init__(self, wrapped: ramet.model.forks.Forks[ramet.api.handles.VM], portal: _Portal) -> None:
@@ -1095,6 +1123,15 @@ class Host(Handle):
     the instances that this Host made, unless they were detached. `home` is the directory in `RAMET_HOME`
     unless given. `accel` is `auto` (KVM where it runs Linux, else emulation), `kvm` or `tcg`. With `warm`,
     the Host keeps up to that many VMMs ready for the forks of every process.
+
+    Boot a guest, run a command in it, and branch it twice:
+
+        with ramet.sync.Host() as host:
+            vm = host.run("builtin", name="agent")
+            result = vm.exec("uname", check=True)
+            print(result.text.strip())  # Linux
+            branches = vm.fork(2)
+            print([branch.name for branch in branches])  # ['agent-1', 'agent-2']
     """
 
     def __init__(

@@ -61,6 +61,15 @@ class Host(Handle):
     the instances that this Host made, unless they were detached. `home` is the directory in `RAMET_HOME`
     unless given. `accel` is `auto` (KVM where it runs Linux, else emulation), `kvm` or `tcg`. With `warm`,
     the Host keeps up to that many VMMs ready for the forks of every process.
+
+    Boot a guest, run a command in it, and branch it twice:
+
+        async with ramet.Host() as host:
+            vm = await host.run("builtin", name="agent")
+            result = await vm.exec("uname", check=True)
+            print(result.text.strip())  # Linux
+            branches = await vm.fork(2)
+            print([branch.name for branch in branches])  # ['agent-1', 'agent-2']
     """
 
     @checked(CHECKS)

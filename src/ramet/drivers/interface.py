@@ -2,6 +2,38 @@
 
 Decisions are made by ability, never by name. A request that not every VMM takes is a separate Protocol
 (`SavesState`, `ResumesOnLoad`, `FreezesDisks`, `StartsEmpty`); an `Ability` says how a VMM behaves.
+
+**A capture** (`ramet.engine.capture`) makes its requests in one `Vmm.session`:
+
+1. `FreezesDisks.prepare_overlays` has the VMM open an empty overlay for each disk. The guest still runs.
+2. The pause watchdog gets `Vmm.resume_steps`: it resumes the guest if ramet is killed during the pause.
+3. `Vmm.pause` stops the virtual CPUs. The pause begins.
+4. `FreezesDisks.switch_overlays` sends writes to the overlays, which freezes the files below. The engine
+   reflinks or copies the disks of a VMM that can't freeze them.
+5. `SavesState.save_vmstate` writes devices and CPUs to a memfd. Saving may change guest RAM, so RAM is
+   read only afterwards.
+6. The engine lists the pages that differ from the mem-file and copies them out of the VMM's process. No
+   request is made for that: `Driver.ram_regions` says where RAM lies.
+7. `Vmm.resume` ends the pause. Writing the pages, fsync and publishing follow.
+
+A failure after step 3 resumes the guest. `FreezesDisks.active_files` says which disks were switched, and
+`FreezesDisks.drop_overlays` closes the other overlays. A capture for a template or a standby skips steps 1, 4
+and 7: the guest stays paused, its pages go straight to the disk, and `Vmm.kill` ends the VMM.
+
+**A restore** (`ramet.engine.restore`) is the same for a fork, a restore and a rewind:
+
+1. The engine links the parts of the capture into a new directory, and compares them with the manifest.
+2. `Driver.restore` starts a VMM in that directory, with RAM mapped from the mem-file and the guest paused.
+   A VMM that `StartsEmpty.start_empty` started earlier gets its guest by `StartsEmpty.attach_guest`.
+3. With `Ability.LOADS_DELTA_BEFORE_VMSTATE`, the engine writes the delta into the VMM's memory now.
+4. `Vmm.load_vmstate` loads devices and CPUs. The guest stays paused.
+5. Without that ability, the engine writes the delta now.
+6. `Vmm.resume` lets the guest run. `ResumesOnLoad.load_and_resume` does steps 4 and 6 in one request if
+   nothing is to be written in step 5.
+7. The guest's agent proves the guest's identity. No request goes to the VMM.
+
+A failure in step 2 leaves no process. After a later failure the engine calls `Vmm.kill`, and the capture is
+as before.
 """
 
 from __future__ import annotations
@@ -203,7 +235,18 @@ class ShortensDisks(Protocol):
 
 
 class Driver(Protocol):
-    """The adapter of one hypervisor."""
+    """The adapter of one hypervisor.
+
+    Boot a VM in a `directory` that has a kernel, an initramfs and an empty mem-file:
+
+        driver = Qemu()
+        await driver.version()
+        machine = driver.machine(accelerator="tcg", memory_bytes=256 << 20, cpus=1)
+        vmm = await driver.boot(directory, machine)
+        await vmm.pause()
+        print(await vmm.status())  # paused
+        await vmm.kill()
+    """
 
     @property
     def name(self) -> str:
