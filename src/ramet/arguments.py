@@ -1,7 +1,7 @@
-"""Checks of arguments, applied before a function begins. `api.arguments` says which parameter has which.
+"""Checks of arguments, applied before a function begins. `api.arguments` gives each parameter its check.
 
-`checked` puts a check before each parameter of a function. A check takes a value as it came and the words for
-it ("count of fork"), and returns what the function gets; it raises `UsageError`, and nothing else.
+`checked` puts a check before each parameter of a function. A check takes a value and the words for it ("count
+of fork"), and returns the argument for the function; it raises only `UsageError`.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Calls:
         """Admit no more calls, end those of all tasks but `leaving`, and wait until they have cleaned up.
 
         A context that the leaving task itself has open isn't cancelled, because that task is still inside:
-        what the context is about is ended (`ends_with_the_host`).
+        the context's command is ended (`ends_with_the_host`).
         """
         self._was_left = True
         if self.loop_has_ended:

@@ -1,8 +1,8 @@
-"""Finds the programs of this machine that ramet runs. The only place that does.
+"""Finds the programs of this machine that ramet runs. No other module does.
 
 A program is named by a setting, or by its name on PATH. Either is resolved once, to an absolute path: ramet
 starts programs in the directories of instances, where a relative path would mean another file. `ramet doctor`
-asks here too, so what it finds is what runs.
+asks here too, so it reports the programs that run.
 """
 
 from __future__ import annotations
@@ -127,10 +127,10 @@ def _interpreter(file: Path) -> str | None:
 
 
 def search_path() -> tuple[str, ...]:
-    """PATH's directories, absolute; an empty one is the working directory, as for a shell (POSIX, 8.3).
+    """Return PATH's directories, absolute; an empty one is the working directory (POSIX, 8.3).
 
-    A relative one means the same for as long as this process runs. One that means nothing, because the
-    working directory is gone, is left out.
+    A relative directory means the same as long as this process runs. Without a meaning, because the working
+    directory is gone, it is left out.
     """
     return _directories(os.environ.get("PATH") or os.defpath)
 

@@ -19,9 +19,9 @@ class Progress(NamedTuple):
     """Words for people, such as `checking mem`; empty where the work has only one stage."""
     done: int
     total: int
-    """0 when nobody knows how much there is to do."""
+    """0 when the amount of work is unknown."""
     unit: str
-    """`bytes`, or the word for what is counted, such as `forks`."""
+    """`bytes`, or the word for the counted things, such as `forks`."""
 
 
 class Receiver(Protocol):

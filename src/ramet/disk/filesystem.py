@@ -1,7 +1,7 @@
-"""A filesystem on a new data disk, made on the host: the guest has nothing to do but to mount it.
+"""A filesystem on a new data disk, made on the host: the guest only has to mount it.
 
 ext4 with a journal, so that a disk whose VMM was killed, or that was frozen under its guest, is whole again
-when it is next mounted. All its features are named here: what a host's mke2fs.conf says makes no difference.
+when it is next mounted. All its features are named here, so a host's mke2fs.conf makes no difference.
 
 Source: mke2fs(8); ext4(5).
 """

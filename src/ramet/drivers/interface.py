@@ -130,7 +130,7 @@ class Vmm(Protocol):
 
 @runtime_checkable
 class SavesState(Protocol):
-    """A VMM that saves device and CPU state without RAM, or with no more of it than can be thrown away."""
+    """A VMM that saves device and CPU state without RAM, or with little RAM, which is thrown away."""
 
     async def save_vmstate(self, vmstate_fd: int) -> None:
         """Write device and CPU state to the *empty* file that this process has open at `vmstate_fd`.
@@ -155,7 +155,7 @@ class TellsVersion(Protocol):
 
 @runtime_checkable
 class ResumesOnLoad(Protocol):
-    """A VMM that can be told once to load a vmstate and to resume the guest."""
+    """A VMM that loads a vmstate and resumes the guest in one request."""
 
     async def load_and_resume(self, name: str) -> None:
         """Load a vmstate and resume the guest in one request. Errors as `load_vmstate`.
@@ -167,7 +167,7 @@ class ResumesOnLoad(Protocol):
 
 @runtime_checkable
 class SavesSnapshot(Protocol):
-    """A VMM that can save all of guest RAM itself: for comparison with what is read from outside."""
+    """A VMM that can save all of guest RAM itself, for comparison with RAM that is read from outside."""
 
     async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
         """Write state and guest RAM to two *new* files in the instance's directory.
@@ -201,9 +201,9 @@ class FreezesDisks(Protocol):
         """
 
     async def drop_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-        """Have the VMM close overlays that it has open and that weren't switched to.
+        """Have the VMM close open overlays that weren't switched to.
 
-        Raises `VmmError` for one that was.
+        Raises `VmmError` for an overlay that was switched to.
         """
 
     async def active_files(self) -> dict[str, str]:

@@ -158,7 +158,10 @@ async def ask_version(
 
 
 async def _ask(name: str, binary: str, pattern: str, *, install: str) -> str | None:
-    """Run it. Its text is what counts: its exit status may be nobody's to know (`ramet.system.outside`)."""
+    """Run the program and return its version by its text, because its exit status may be unknown.
+
+    See `ramet.system.outside`.
+    """
     try:
         done = await outside.run_async([binary, "--version"], limit_s=LIMIT_S)
     except TimeoutError as error:

@@ -1,7 +1,7 @@
-"""Clean up in a home after a ramet process that was killed: what the next one to open it would do, at once.
+"""The cleanup of a home after a killed ramet process: the next process would do the same later.
 
-Run in the place of `ramet.system.owner_watcher`, when the process that it has waited for has ended. Guests
-end first; all that takes longer, to import even, comes after that.
+Run in place of `ramet.system.owner_watcher`, when the process that it waited for has ended. Guests end first;
+all that takes longer, even imports, comes after that.
 """
 
 from __future__ import annotations

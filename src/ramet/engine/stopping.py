@@ -1,4 +1,4 @@
-"""Stop: the guest powers off, so that what it wrote is on its disks; a VMM that has to be killed says so."""
+"""Stop: the guest powers off, so that its data is on its disks; the record tells if its VMM was killed."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Table(Generic[RowT]):
             return self._read(row_id)
 
     def forget(self, row_id: str) -> None:
-        """Delete a row, also one that can't be read. What it stood for has to have ended before."""
+        """Delete a row, also an unreadable one. Its processes have to have ended before."""
 
         def once() -> None:
             with self._database.transaction(durable=True):
@@ -274,7 +274,7 @@ class Table(Generic[RowT]):
 
 
 class Store(Table[Record]):
-    """The records of instances and, in `snapshots`, those of snapshots."""
+    """The records of instances and, in `snapshots`, of snapshots."""
 
     def __init__(self, path: Path) -> None:
         database = Database(path)
@@ -331,7 +331,7 @@ class Store(Table[Record]):
 
 
 def _what_is_left(row_id: str, body: str, error: Exception) -> Unreadable:
-    """Read what can still be read of a broken row."""
+    """Read the readable rest of a broken row."""
     name, vmm = row_id, None
     with suppress(*_UNFIT):
         decoded: Any = msgspec.json.decode(body)

@@ -150,7 +150,7 @@ class ArchiveReader:
 
 
 class _Source:
-    """The reading end: a bounded buffer, and the digest of what was taken out of it."""
+    """The reading end: a bounded buffer, and the digest of the bytes taken out of it."""
 
     def __init__(self, stream: int, name: str, checkpoint: Callable[[], None]) -> None:
         self._stream = stream

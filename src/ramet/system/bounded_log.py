@@ -109,7 +109,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _save_end(descriptor: int, size_bytes: int, keep_bytes: int, target: Path) -> None:
-    """Copy the last `keep_bytes`, and what is appended meanwhile (as much again, at most), to `target`."""
+    """Copy the last `keep_bytes`, and bytes appended meanwhile (as much again, at most), to `target`."""
     offset = max(0, size_bytes - keep_bytes - 1)  # one more: the line end before a whole line
     limit, cut = offset + 2 * keep_bytes, offset > 0
     temporary = target.with_name(target.name + ".tmp")  # one name will do, the lock is ours

@@ -1,4 +1,4 @@
-"""Connecting to a socket that another process is about to make: by events, not by trying again and again.
+"""Connections to a socket that another process is about to make: by events, not by polling.
 
 inotify(7) on the socket's directory tells when its name appears; a write to any file there (the log line that
 follows the listen(2)) tells once more; a pidfd tells when the process has ended instead.

@@ -1,8 +1,8 @@
 """A guest that is paused for a capture is resumed also when the ramet that captures it dies.
 
 Before the pause a small process is started that holds one end of a pipe. The kernel closes the other when
-this process ends, however it does; unless `done` came through it first, the small process resumes the guest.
-See `pause_resumer` for what it does.
+this process ends, in any way; unless `done` came through it first, the small process resumes the guest. See
+`pause_resumer`.
 """
 
 from __future__ import annotations

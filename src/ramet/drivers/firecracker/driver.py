@@ -1,10 +1,10 @@
 """Firecracker, stock and unpatched, 1.8 or newer: Linux and bare-metal guests over KVM.
 
-A restored Firecracker maps the mem-file privately and read-only by itself, so a fork is a hard link away. It
-works in its instance's directory, and every path that it is given is relative.
+A restored Firecracker maps the mem-file privately and read-only by itself, so a fork needs only a hard link.
+It works in its instance's directory, and every path that it is given is relative.
 
 Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-support.md`, `docs/vsock.md`;
-`docs/internals/architecture.md` for what was measured.
+measurements in `docs/internals/architecture.md`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Short leases of a QEMU monitor.
 
 A QEMU monitor socket serves one client at a time, and any number of ramet processes may work on one instance:
-each takes the lock beside the socket, connects, says what it has to say and leaves.
+each takes the lock beside the socket, connects, sends its commands and disconnects.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A capture as one file: out of its directory, and into a new one.
+"""A capture as one file: out of its directory, and into a new directory.
 
-`system/archive.py` knows the bytes (docs/reference/archive.md). This module knows what a capture is: the
-parts that it may have, and the manifest's facts about each part. Both directions block, so they run in a
-worker thread.
+`system/archive.py` knows the bytes (docs/reference/archive.md). This module knows captures: the parts that
+they may have, and the manifest's facts about each part. Both directions block, so they run in a worker
+thread.
 """
 
 from __future__ import annotations
@@ -163,7 +163,10 @@ def import_capture(
 
 
 def _as_unpacked_here(manifest: Manifest, unpacked_bytes: int, mode: Callable[[str], int]) -> Manifest:
-    """With the facts that a mem-file will have when it is unpacked: they aren't for others to say."""
+    """Return the manifest with the facts that a mem-file will have after decompression here.
+
+    Another machine's facts aren't taken.
+    """
     base = manifest.memory.base
     if manifest.memory.compressed is None:
         return manifest

@@ -1,4 +1,4 @@
-"""The plan of a capture: what is known and linked before the pause."""
+"""The plan of a capture: facts and links before the pause."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Plan:
     """The capture's: the same one where the VMM is to end."""
     goes_on: bool
     base: Part | None
-    """The mem-file that the guest runs on, where it has something in it."""
+    """The mem-file that the guest runs on, if it has content."""
     origin: Manifest | None
     """The manifest of the capture that the guest was restored from."""
     overlays: tuple[tuple[Disk, Disk], ...]

@@ -65,8 +65,7 @@ class UntilCancelled:
 def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: dict[str, str]) -> Manifest:
     """Write, sync and describe everything that the pause gave. Blocks; for a worker thread.
 
-    Raises `FilesystemError`, and what reading the pages raises; what is there of the files then is no
-    capture.
+    Raises `FilesystemError`, and what reading the pages raises; the files are no capture then.
     """
     directory, record = plan.directory, plan.record
     parts: dict[str, Part | None] = {MEM_FILE: plan.base}
@@ -149,10 +148,10 @@ def _described(path: Path, known: Part | None, digests: bool) -> Part:
 
 
 def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
-    """Remove what an unfinished publication left in the directory of an instance that is no capture.
+    """Remove the leftovers of an unfinished publication from the directory of an instance that is no capture.
 
-    A VMM has no use for a mem-file that was saved from it, which may be as large as its guest's RAM: the one
-    that it has mapped stays, with or without a name.
+    A VMM has no use for a mem-file that was saved from it, which may be as large as its guest's RAM: the
+    mem-file that it has mapped stays, with or without a name.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
         if not leftover.name.startswith(TEMPORARY):  # a process that compresses or unpacks may live

@@ -31,9 +31,9 @@ _PERIODS = 3
 async def overdue(
     context: Context, record: Record, agent: AgentClient, command: CommandStream, limit_s: float
 ) -> ExecUnansweredError:
-    """Wait until a command is to be given up, and return the error that says what is known of it.
+    """Wait until a command is to be given up, and return the error with the known facts.
 
-    Never returns for a command that ends or whose connection does: its user has that from it.
+    Never returns for a command that ends or whose connection does: its user learns of that elsewhere.
     """
     await anyio.sleep(limit_s)
     in_vain, began_ns, ran_s = 0, None, 0.0

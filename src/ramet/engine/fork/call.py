@@ -259,7 +259,7 @@ async def _fill_up(call: _Call, records: Sequence[Record]) -> None:
 
 
 async def _clear(call: _Call, record: Record) -> None:
-    """Remove what a failed attempt has left in a fork's directory. Its VMM is gone."""
+    """Remove the leftovers of a failed attempt from a fork's directory. Its VMM is gone."""
     # What is left is deleted with the fork's record, or by the next ramet process: the attempt's error is
     # told.
     with suppress(FilesystemError):

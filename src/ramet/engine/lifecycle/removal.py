@@ -31,7 +31,7 @@ async def remove(context: Context, record: Record, *, force: bool, lost: bool = 
     """Remove an instance: its record, its VMM, its directory. Its forks don't notice (I3).
 
     `lost`: also when its VMM can't be seen from here, because the machine or the container where it was
-    started is gone for good. Raises `WrongStateError` when it is alive, or being made or changed by another
+    started no longer exists. Raises `WrongStateError` when it is alive, or being made or changed by another
     process, and `force` isn't given; `UnseenError` when that can't be seen and it isn't `lost`;
     `UnavailableError` when it is another user's. Nothing was removed then.
     """
@@ -117,9 +117,9 @@ def _require_removable(context: Context, record: Record) -> Record:
 
 
 async def _forget(context: Context, record: Record, *, force: bool) -> None:
-    """Remove an instance whose VMM can't be seen, and nobody ends: it has gone with its machine.
+    """Remove an instance whose VMM can't be seen, and isn't ended: it ended with its machine.
 
-    Refused where it can be told that somebody is still there.
+    Refused if a process of the instance still answers.
     """
     if why_unseen(record) is None:
         await remove(context, record, force=force)

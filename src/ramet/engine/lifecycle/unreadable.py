@@ -1,7 +1,7 @@
-"""Resolve references to instances, and the rows of the store that can't be read: told of, removed on demand.
+"""References to instances, and rows of the store that can't be read: listed, and removed on demand.
 
-A damaged record says nothing sure about its guest, which may run. Its directory and its processes are left
-alone until somebody asks for its removal.
+A damaged record tells nothing certain about its guest, which may run. Its directory and its processes are
+left alone until a user asks for its removal.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ TEMPORARY: Final = f"{TEMPORARY_PREFIX}pack-"
 """Prefix of files that are being made, in the capture's directory."""
 _CANCELLED: Final = b"cancelled"
 COMPACTION_S: Final = 60.0
-"""The home's worker, which nobody has asked for, is waited for so long."""
+"""Longest wait for the home's worker, whose compaction no user asked for."""
 
 
 class MemoryJob:

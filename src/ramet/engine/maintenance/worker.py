@@ -34,7 +34,7 @@ _CHANGING_S = 60.0
 
 
 async def work(home: Home) -> int:
-    """Do what there is to do in a home, and return how many captures and instances were changed."""
+    """Do the work that a home has, and return how many captures and instances were changed."""
     done = 0
     busy = LockBusyError("another worker is at work in this home")
     async with file_lock(home.worker_lock, wait_s=ANOTHER_WORKER_S, busy=busy):

@@ -37,7 +37,7 @@ _CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1")
 
 
 async def restore(context: Context, record: Record) -> Record:
-    """Bring an instance back from standby, with a new generation. What it was captured with goes then.
+    """Restore an instance from standby, with a new generation. Its capture is removed then.
 
     Raises `WrongStateError` unless it is in standby, and as `load` and `resume_and_verify`; it is still in
     standby then.

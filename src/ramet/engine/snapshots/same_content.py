@@ -1,4 +1,4 @@
-"""Snapshots with the same content: an import of one that is here already is that one, or shares its parts."""
+"""Snapshots with the same content: an import of existing content is that snapshot, or shares its parts."""
 
 from __future__ import annotations
 

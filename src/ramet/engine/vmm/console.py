@@ -32,9 +32,9 @@ _REASONS: Final = tuple(
 
 
 def last_words(context: Context, record: Record, *, only_reasons: bool = False) -> str:
-    """At most three lines of the guest's console since its VMM was started, for the end of an error message.
+    """Return at most three lines of the guest's console since its VMM's start, for an error message.
 
-    Those that say why are chosen (a panic, memory that ran out), else the last ones: with `only_reasons`
+    Lines with a reason are chosen (a panic, memory that ran out), else the last lines; with `only_reasons`
     none.
     """
     start = record.vmm.console_start if record.vmm is not None else 0
