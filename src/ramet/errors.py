@@ -1,4 +1,4 @@
-"""The tree of ramet's errors. Each class carries the `code` that JSON shows and the `exit_code` of the shell.
+"""ramet's error tree. Each class carries the `code` that JSON shows and the `exit_code` of the shell.
 
 A message names the thing and the reason; the hint is the next step. `docs/reference/errors.md` is generated
 from this module.
