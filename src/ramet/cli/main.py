@@ -94,7 +94,7 @@ def main() -> int:
     _open_missing_streams()
     program.begin()
     output.take_over()
-    if "_RAMET_COMPLETE" in os.environ:
+    if os.environ.get("_RAMET_COMPLETE"):
         return _complete()
     try:
         code = app(prog_name="ramet", standalone_mode=False) or 0
