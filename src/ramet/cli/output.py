@@ -223,7 +223,7 @@ def status_columns() -> int:
     try:
         columns = min(columns, os.get_terminal_size(2).columns or columns)
     except OSError:
-        pass
+        pass  # there is no terminal: any width will do
     return max(1, columns - 1)
 
 
