@@ -59,7 +59,8 @@ def is_pre_release(version: str) -> bool:
 def is_same_release(version: str, other: str) -> bool:
     """Tell whether a VMM of one version takes the vmstate of the other.
 
-    It does with the same major and minor number; a pre-release takes only that of the very same version.
+    It does with the same major and minor number. If one of them is a pre-release, only the very same version
+    does.
     """
     if is_pre_release(version) or is_pre_release(other):
         return version == other

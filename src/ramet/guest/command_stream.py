@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal as signals
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final, Literal
 
 import anyio
@@ -126,7 +126,7 @@ class CommandStream:
         if not self._over():
             await self._connection.send(Message.SIGNAL, self._number, put_number(1, 4, number))
 
-    async def output(self) -> AsyncIterator[Chunk]:
+    async def output(self) -> AsyncGenerator[Chunk, None]:
         """Yield the command's output, in the order in which the guest sent it, to its end."""
         while True:
             while self._chunks:

@@ -164,7 +164,7 @@ def _limit_files(pid: int, file_bytes: int | None) -> None:
 
 
 def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
-    """Limit the size of every file that `process` writes; None: no limit.
+    """Limit the size of every file that `process` writes; None: as large as its hard limit allows.
 
     Beyond it a write fails with EFBIG (RLIMIT_FSIZE, getrlimit(2)). Only the soft limit is set, which can be
     raised again for a file that has to be larger. Does nothing when the process has ended, which its next
