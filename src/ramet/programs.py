@@ -57,14 +57,14 @@ class Program:
             try:
                 config.absolute(self._chosen, meaning=self._meaning)  # a relative path means this directory
             except UnavailableError:
-                pass  # `path` raises it, when somebody needs the program
+                pass  # `path` raises it when the program is needed
 
     def path(self) -> str:
         """Return the program's absolute path, the same each time while the file can be executed.
 
         Raises `UnavailableError`, which names the setting, its value and the reason.
         """
-        # Each fork asks: what was found once is only asked for its permission.
+        # Each fork asks: of a found program only the permission is checked.
         if self._path is None or not os.access(self._path, os.X_OK, effective_ids=True):
             self._path = self._find()
         return self._path

@@ -300,7 +300,7 @@ class Host(Handle):
             try:
                 used.append(lifecycle_describe.usage(context, state_of(context, record).record))
             except (WrongStateError, VmmError, UnseenError, UsageError):
-                continue  # it has no VMM that can be seen, or one that this ramet has no driver of
+                continue  # it has no visible VMM, or this ramet has no driver for it
         return used
 
     @public

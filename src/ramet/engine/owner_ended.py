@@ -104,7 +104,7 @@ def clean(home: Path) -> str | None:
 
 def main(home: str) -> None:
     """Clean up in `home`. Its log says what was done."""
-    # Until now these were blocked. The watcher's reason holds here, too; what is started here gets them.
+    # Until now these were blocked. The watcher's reason holds here, too; programs started here get them.
     for number in owners.KEPT_OUT:
         signal.signal(number, lambda *_: None)
     launching.reset()
@@ -112,7 +112,7 @@ def main(home: str) -> None:
     place, ended = Path(home), 0
     try:
         with suppress(RametError, OSError):
-            # `clean` does it, too, and says what is in the way.
+            # `clean` does it, too, and names the obstacle.
             ended = end_guests(place)
         for pause_s in _PAUSES_S:
             time.sleep(pause_s)

@@ -95,4 +95,4 @@ def _gc(parent: Path) -> None:
             if left.stat().st_mtime < time.time() - _ABANDONED_AFTER_S:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         except OSError:
-            continue  # somebody else's, or gone: the next publication looks again
+            continue  # another user's, or gone: the next publication looks again

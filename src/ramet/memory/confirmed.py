@@ -83,7 +83,7 @@ def _with_mode(path: Path, facts: PartFacts, mode: int) -> PartFacts:
     The part may have become writable.
     """
     if facts.mode != mode:
-        with suppress(OSError):  # not ours to change: its content is as it was all the same
+        with suppress(OSError):  # another user's: its content is unchanged
             path.chmod(mode)
             return msgspec.structs.replace(facts, mode=current_facts(path).mode)
     return facts

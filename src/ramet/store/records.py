@@ -184,7 +184,7 @@ class Table(Generic[RowT]):
             bodies = self._database.with_reserve(once)
         removed = []
         for body in bodies:
-            with suppress(*_UNFIT):  # its caller knows it as it was when it could be read
+            with suppress(*_UNFIT):  # its caller knows the last readable state
                 removed.append(msgspec.json.decode(body, type=self._kind))
         return removed
 
@@ -192,7 +192,7 @@ class Table(Generic[RowT]):
         try:
             return only_if(self._read(row_id))
         except (NotFoundError, UnreadableError):
-            return False  # gone already; or nobody can tell, and then it stays
+            return False  # gone already; or that is unknown, and then it stays
 
     def remove(self, row_id: str, *, only_if: Callable[[RowT], bool] | None = None) -> RowT | None:
         """Forget a record and return it as it then was; None when it is unknown or `only_if` says no.

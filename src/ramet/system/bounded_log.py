@@ -46,7 +46,7 @@ def trim(log: Path, *, keep_bytes: int = KEEP_BYTES, above_bytes: int = ABOVE_BY
         if _occupied_bytes(descriptor) <= above_bytes or not _lock(descriptor):
             return False
         if _occupied_bytes(descriptor) <= above_bytes:
-            return False  # somebody else has just done it
+            return False  # another process has just done it
         _save_end(descriptor, os.fstat(descriptor).st_size, keep_bytes, previous(log))
         os.ftruncate(descriptor, 0)
         return True

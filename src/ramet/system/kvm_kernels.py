@@ -65,7 +65,7 @@ def note_trial(
     try:
         key = cache_key(device)
     except ProbeError:
-        key = ""  # nobody's
+        key = ""  # no KVM's
     kept = [
         trial
         for trial in trials(cache_dir, device=device)

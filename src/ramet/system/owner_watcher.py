@@ -89,7 +89,7 @@ def note(home: str, text: str) -> None:
         finally:
             os.close(log)
     except OSError:
-        pass  # there is nobody else to tell
+        pass  # no other process to tell
 
 
 def main(argv: list[str]) -> int:

@@ -138,7 +138,9 @@ def lift(pid: int) -> None:
     for rule in _RULES:
         if rule.number == resource.RLIMIT_CORE:
             continue
-        with suppress(OSError, ValueError):  # it has ended, or keeps what it has: what fails there says so
+        with suppress(
+            OSError, ValueError
+        ):  # it has ended, or keeps its limits: a failure there is reported there
             _, hard = resource.prlimit(pid, rule.number)
             resource.prlimit(pid, rule.number, (hard, hard))
 
@@ -171,7 +173,7 @@ def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
     caller notices. Raises `UnavailableError` when it belongs to another user, or when its hard limit is lower
     and may not be raised.
     """
-    pidfd = open_pidfd(process)  # while it is held, the pid is nobody else's
+    pidfd = open_pidfd(process)  # while it is held, the pid isn't reused
     if pidfd is None:
         return
     try:

@@ -89,7 +89,7 @@ def spawn(
     child.returncode = 0
     try:
         process = reference(child.pid)
-        rlimits.impose(child.pid, limits)  # nobody has waited for it: the pid is its own
+        rlimits.impose(child.pid, limits)  # it wasn't waited for: the pid isn't reused
     except ProcessLookupError as error:
         # Where SIGCHLD is ignored, a process that has ended leaves no zombie.
         raise UnavailableError(
@@ -190,7 +190,7 @@ def _tagged() -> Iterator[_Tagged]:
                     os.readlink(working).endswith(" (deleted)"),  # noqa: PTH115 - text, no path
                 )
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # gone, or somebody else's
+            continue  # gone, or another user's
 
 
 def _environment(name: str) -> bytes:

@@ -83,7 +83,7 @@ def export_capture(
                     _check(facts, directory, name)
                     raise
                 _check(facts, directory, name)
-                # What was checked is what lies under the name; it must be what is open.
+                # The file under the name was checked; it must be the open file.
                 same = os.path.samestat(os.fstat(descriptor), path.lstat())
             if not same:
                 raise DamagedError(f"{path} was replaced at this moment", hint="try again")

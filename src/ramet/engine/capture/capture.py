@@ -165,7 +165,7 @@ async def _buffer(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _B
             assert isinstance(vmm, FreezesDisks)
             leaving.push_async_callback(_shielded, lambda: commit_overlays(context, plan, vmm))
         if runs:
-            # With the instance's lock: nobody comes between this process's death and the resume.
+            # With the instance's lock: no other process comes between this process's death and the resume.
             hold = [context.locks[plan.record.id]]
             await leaving.enter_async_context(resume_on_death(plan.own, vmm.resume_steps(), hold=hold))
             await threads.run(sync_disks, plan.own, plan.record.machine.disks)

@@ -107,7 +107,7 @@ def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | Non
         return None
     mem = own / MEM_FILE
     if not mem.exists() or identity_of(mem) != (running.mem_device, running.mem_inode):
-        # A freeze that failed had put the captured memory in the place of the one that is all holes.
+        # A failed suspend had put the captured memory in the place of the all-hole file.
         if open_file_has_data(liveness.local_pid(running.process), running.mem_inode) is False:
             return None
         raise DamagedError(f"{mem} isn't the file any more that its VMM has mapped")

@@ -85,7 +85,7 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
         )
         memory = Memory(delta=DELTA_FILE, delta_bytes=facts.applied_bytes)
         parts[DELTA_FILE] = None
-    (directory / VMSTATE_FILE).unlink(missing_ok=True)  # a link to what it was restored from
+    (directory / VMSTATE_FILE).unlink(missing_ok=True)  # a link to the capture that it was restored from
     write_out(vmstate_fd, directory / VMSTATE_FILE, mode=0o444)
     parts[VMSTATE_FILE] = None
     for name in (KERNEL_FILE, INITRAMFS_FILE):

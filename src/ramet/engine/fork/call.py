@@ -97,7 +97,7 @@ async def fork(
             )
             made += outcome.records.values()
     except BaseException:
-        # Cancelled by asyncio itself while the capture was removed, say: nobody gets the forks any more.
+        # Cancelled by asyncio itself, for example during the capture's removal: nobody gets the forks.
         await best_effort(destroy_all(context, made))
         raise
     return outcome

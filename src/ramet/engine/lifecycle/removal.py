@@ -164,7 +164,7 @@ async def destroy_all(
             removed = []
             # Their guests end also when nothing can be written down.
             unwanted = unwanted if only_if is None else _still_wished(context, unwanted, only_if)
-        # Also what somebody else has removed meanwhile: he may have come before there was a VMM to end.
+        # Also instances that another process removed meanwhile, perhaps before there was a VMM to end.
         known = {record.id: record for record in removed if record.vmm is not None}
         await _clear_away(context, [known.get(record.id, record) for record in unwanted], errors)
     if errors:
@@ -176,7 +176,7 @@ def _removable(context: Context, unwanted: Sequence[Record], errors: list[Except
     try:
         rows = {row.id: row for row in context.store.all()}
     except StoreError:
-        rows = {}  # what is known of them here holds: their guests end also when nothing can be written down
+        rows = {}  # the given records are used: guests end also when nothing can be recorded
     removable = []
     for record in unwanted:
         try:

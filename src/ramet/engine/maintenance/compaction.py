@@ -65,7 +65,7 @@ def _compact(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
     if manifest.arguments is not None and manifest.arguments != driver.arguments(manifest.machine):
         return False  # another ramet's machine: what would be written here is compared before a restore
     for name in parts_there(manifest, directory):
-        check_part(manifest, directory, name)  # what is made of a damaged part would be published as whole
+        check_part(manifest, directory, name)  # the result of a damaged part would be published as whole
     report("compacting")
     made: list[str] = []
     try:

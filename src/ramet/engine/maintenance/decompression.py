@@ -132,8 +132,8 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
             # It may have been compressed, or decompressed, since it was read.
             origin = origin._replace(manifest=read_manifest(origin.directory))
             if not is_compressed(origin.manifest, origin.directory):
-                break  # what is missing is damage, for `require_parts` to say
-            # Gigabytes aren't unpacked for what is refused in the end.
+                break  # a missing file is damage, which `require_parts` reports
+            # Gigabytes aren't unpacked for a capture that is refused in the end.
             driver = context.driver(origin.manifest.driver)
             await require_restorable(origin.manifest, driver, name=origin.name)
             async with memory_job(

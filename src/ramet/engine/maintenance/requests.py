@@ -40,7 +40,7 @@ def request_for_machine(home: Home, machine: Machine) -> None:
         try:
             _request_for_work(home)
         except (RametError, OSError):
-            pass  # they are good as they are
+            pass  # they can be used unchanged
 
 
 def _request_for_work(home: Home) -> None:

@@ -238,13 +238,13 @@ async def _put_back(
         if again is None:
             return
         taken = again
-    # As above: nobody's guest is in it.
+    # As above: it has no guest.
     with anyio.CancelScope(shield=True), suppress(RametError, OSError):
         await pool_directory.end(context.home, taken, [warm.process])
 
 
 async def _end(context: Context, claim: Claim) -> None:
-    # As above: nobody's guest is in it.
+    # As above: it has no guest.
     with anyio.CancelScope(shield=True), suppress(RametError, OSError):
         await pool_directory.end(context.home, claim.taken, [claim.warm.process])
 

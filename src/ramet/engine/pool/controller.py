@@ -113,7 +113,7 @@ class Controller:
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
             with suppress(OSError):
-                self._file.unlink()  # first: from here on nobody puts one back
+                self._file.unlink()  # first: from here on no process puts one back
             self._inventory.count(pool_directory.names(self._context.home))
             for made in self._inventory.waiting():
                 # What stays is deleted by the next ramet process, once this one is gone.

@@ -248,7 +248,7 @@ async def gc(home: Home) -> None:
             with suppress(OSError):  # another has just done it, or the next one will
                 (home.pool / name).unlink()
     dead = [entry for entry in entries(listing) if is_dead(entry.holder)]
-    # Taken first: somebody may be forking one at this moment, and then it isn't ours to end.
+    # Taken first: a process may be forking one at this moment, and then it isn't ours to end.
     taken = [ours for entry in dead if (ours := take(home, entry)) is not None]
     if taken:
         running = spawn.spawned_below(home.pool)

@@ -140,4 +140,4 @@ async def _give_up(directory: Path, running: ProcessRef | None) -> None:
                 await processes.kill(running)
             await threads.run(remove_tree, directory)
         except (RametError, OSError):
-            pass  # what it failed with is what matters; the rest is deleted when this process is gone
+            pass  # the first error matters; the rest is deleted when this process is gone

@@ -104,7 +104,7 @@ async def _take_the_place(
     try:
         await threads.run(exchange, staged, own)
     except RametError:
-        # A filesystem that can't, say. Unless it has, and only couldn't be synced, all is as it was.
+        # A filesystem that can't, for example. Unless only the sync failed, nothing has changed.
         if not own.exists() or own.stat().st_ino != entered:
             await _leave(context, record, living)
             await threads.run(remove_tree, staged)

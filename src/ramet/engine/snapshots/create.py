@@ -108,7 +108,7 @@ async def _making(
         yield row, directory
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await best_effort(remove(context, row))  # what it failed with is what matters
+            await best_effort(remove(context, row))  # the first error matters
         raise
 
 

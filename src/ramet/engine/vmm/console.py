@@ -15,7 +15,9 @@ from ramet.units import KIB
 _LOOKED_AT_BYTES: Final = 64 * KIB  # an oops with its registers takes 5, a list of processes more
 _LINES: Final = 3
 _SHOWN: Final = 400
-_STAMP: Final = re.compile(r"^.*?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ?")  # with what had no line end before
+_STAMP: Final = re.compile(
+    r"^.*?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ?"
+)  # with text before it that had no line end
 # In the order of what matters: Linux (kernel/panic.c, mm/oom_kill.c, lib/bug.c, arch/x86/mm/fault.c and
 # kernel/traps.c, kernel/reboot.c, drivers/tty/sysrq.c), and what ramet's agent and probe say themselves.
 _REASONS: Final = tuple(
