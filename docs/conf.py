@@ -111,6 +111,8 @@ def _link_names(app: Sphinx, what: str, name: str, thing: object, options: objec
             return f":py:obj:`{text} <ramet.{'.'.join([first, *rest])}>`"
         return f"``{text}``"
 
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()  # Python's own text for the fields of a NamedTuple
     lines[:] = _CODE.sub(role, "\n".join(_examples(lines))).split("\n")
 
 

@@ -62,7 +62,7 @@ best = branches[1].keep()
 # Clean up.
 # The Host removes what it made: `lab`.
 # A kept branch and a snapshot stay until you remove them.
-# If the kernel is restarted before this cell, the Host's guests end within 5 seconds.
+# If Jupyter's kernel is restarted before this cell, the Host's guests end within 5 seconds.
 
 # %%
 best.remove(force=True)

@@ -23,6 +23,8 @@ _LOADED_BY: Final = {
     "video": "src",
     "audio": "src",
     "embed": "src",
+    "track": "src",
+    "input": "src",
     "object": "data",
     "use": "href",
     "image": "href",
@@ -51,12 +53,15 @@ class _Page(HTMLParser):
         self.anchors: set[str] = set()
         self.links: list[tuple[int, str]] = []
         self.loaded: list[tuple[int, str]] = []
+        self._in_script = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
         line = self.getpos()[0]
+        self._in_script = tag == "script"
         self.anchors |= {values[name] for name in ("id", "name") if name in values}
         addresses = [values.get(_LOADED_BY[tag], "")] if tag in _LOADED_BY else []
+        addresses += [values["poster"]] if values.get("poster") else []
         addresses += [part.split()[0] for part in values.get("srcset", "").split(",") if part.strip()]
         if tag == "link" and _LOADING_LINKS & set(values.get("rel", "").lower().split()):
             addresses.append(values.get("href", ""))
@@ -66,6 +71,15 @@ class _Page(HTMLParser):
             addresses.append(values.get("href", ""))
         within = (address for address in addresses if address and not _ELSEWHERE.match(address))
         self.links += [(line, address) for address in within if not _SCHEME.match(address)]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script:
+            first = self.getpos()[0]
+            for match in _IN_SCRIPTS.finditer(data):
+                self.loaded.append((first + data.count("\n", 0, match.start()), match[1]))
 
 
 def pages(directory: Path) -> dict[Path, _Page]:

@@ -109,7 +109,7 @@ Work that takes longer than 0.4 s shows a line on standard error, if that is a t
 
     ⠹ exporting base: 45 %, 12 s left, 1.2 GiB of 2.7 GiB
 
-The line is erased when the work ends. With `--json`, and in a pipe, there is none.
+The line is erased when the work ends. With `--json`, in a pipe and in the background, there is none.
 
 ## Completion in a shell
 

@@ -33,7 +33,7 @@ _HEADER = '''"""ramet for plain code: what `ramet` has, without `async` and `awa
         with base.fork(8) as forks:
             results = forks.exec("hostname")
 
-Each open Host has an event loop in a thread of its own, and any thread may use it. Ctrl-C cancels what is
+Each open Host has an event loop in a separate thread, and any thread may use it. Ctrl-C cancels what is
 under way, waits until it has cleaned up, and raises `KeyboardInterrupt`. Leaving the Host ends the calls of
 other threads with `UsageError`. A child of fork(2) can't use its parent's Host (`UsageError`): it opens its
 own.
@@ -59,7 +59,9 @@ _REWORDED = {
         "the result is a list, which also works with `with`."
     ),
     "`async with`": "`with`",
-    "result = await ": "result = ",
+    "async with ramet.Host()": "with ramet.sync.Host()",
+    "async with ": "with ",
+    "await ": "",
     "is open already, or where no asyncio event loop runs": "is open already",
 }
 
@@ -156,9 +158,7 @@ def _forked(
 async def _unwanted(
     made: ramet.model.forks.Forks[{vm}] | ramet.model.forks.ForkError[{vm}],
 ) -> None:
-    """Remove forks that nobody gets, detached ones too, whatever befalls one of them. Raises the first
-    error.
-    """
+    """Remove forks that nobody gets, also detached ones, and raise the first error after all of them."""
     if isinstance(made, ramet.model.forks.ForkError):
         forks = made.forks
     else:

@@ -1,4 +1,4 @@
-"""How plain code drives the async classes. `generate_sync.py` pastes this into `ramet/sync.py`."""
+"""The portal by which plain code drives the async classes. `generate_sync.py` pastes it into `sync.py`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Task(Generic[_T]):
         self._is_unwanted = False
 
     async def run(self) -> None:
-        """Its whole life, in the loop."""
+        """Run the coroutine in the loop, from beginning to end."""
         try:
             with anyio.CancelScope() as scope:
                 self._scope = scope
@@ -55,7 +55,7 @@ class _Task(Generic[_T]):
             self.future.set_exception(was_left())
             raise
         except BaseException as error:
-            # Whatever it is, it is for the caller: the loop is for everybody.
+            # Any error is for the caller: the loop is for everybody.
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
@@ -63,8 +63,10 @@ class _Task(Generic[_T]):
             self._portal.forget(self)
 
     def result(self) -> _T:
-        """Its result. If the wait is interrupted (Ctrl-C) it is cancelled and its cleanup is waited for; what
-        it had made by then, which nobody gets, is undone.
+        """Wait for the result, and return it.
+
+        If the wait is interrupted (Ctrl-C), the coroutine is cancelled and its cleanup is waited for; things
+        that it had made by then, which nobody gets, are removed.
         """
         try:
             wait([self.future])
@@ -78,20 +80,20 @@ class _Task(Generic[_T]):
         return self.future.result()
 
     def cancel(self) -> None:
-        """Cancel it and wait until it has cleaned up. Nothing happens when it is over."""
+        """Cancel the coroutine and wait for its cleanup. Does nothing when it is over."""
         if not self.future.done():
             self._portal.soon(self.unwant)
             wait([self.future])
 
     def unwant(self) -> None:
-        """Cancel it, in the loop."""
+        """Cancel the coroutine, in the loop."""
         self._is_unwanted = True
         if self._scope is not None:
             self._scope.cancel()
 
 
 class _Portal:
-    """An event loop in a thread of its own, one for each open Host. It works where a loop runs already.
+    """An event loop in a separate thread, one for each open Host. It works where a loop runs already.
 
     A call that is under way when the loop ends, and each later one, raises `UsageError`. So does each call in
     a child of this process: the thread isn't there. Destructors never wait for the loop.
@@ -128,8 +130,9 @@ class _Portal:
             raise was_forked()
 
     def may_leave(self, kind: type[BaseException] | None) -> bool:
-        """As `require`, for the end of a block; False instead of an error where the exception `kind` is on
-        its way, which says more.
+        """Check as `require` for the end of a block; return False instead if `kind` is being raised.
+
+        That exception says more than the error would.
         """
         try:
             self.require()
@@ -151,8 +154,9 @@ class _Portal:
     def call(
         self, function: Callable[[], Awaitable[_T]], undo: Callable[[_T], Awaitable[None]] | None = None
     ) -> _T:
-        """Await `function()` in the loop. When its result comes too late for an interrupted caller, `undo`
-        gets it.
+        """Await `function()` in the loop.
+
+        `undo` gets a result that comes too late for an interrupted caller.
         """
         return self.start(function, undo).result()
 
@@ -180,11 +184,11 @@ class _Portal:
     def entered(
         self, make: Callable[[], AbstractAsyncContextManager[_W]], wrap: Callable[[_W], _T]
     ) -> AbstractContextManager[_T]:
-        """An async context as a plain one, whose value is `wrap`ped."""
+        """Return an async context as a plain one, whose value is `wrap`ped."""
         return _Entered(self, make, wrap)
 
     def iterate(self, make: Callable[[], AsyncIterator[_T]]) -> Iterator[_T]:
-        """An async iterator as a plain one."""
+        """Return an async iterator as a plain one."""
         return _Items(self, make)
 
     def _end(self) -> None:
@@ -192,7 +196,7 @@ class _Portal:
             self.soon(self._stop.set)
 
     def forget(self, task: _Task[Any]) -> None:
-        """It is over."""
+        """Forget a task that is over."""
         with self._lock:
             self._tasks.discard(task)
 
@@ -239,7 +243,7 @@ class _Held(Generic[_W]):
         self.leave: asyncio.Event | None = None
 
     async def hold(self) -> None:
-        """Enter it, give its value to `ready`, and leave it when that is asked for."""
+        """Enter the context, give its value to `ready`, and leave it on request."""
         self.leave = asyncio.Event()
         async with self._make() as value:
             self.ready.set_result(value)
@@ -292,8 +296,9 @@ class _Entered(AbstractContextManager[_T], Generic[_W, _T]):
 
 
 class _Items(Iterator[_T]):
-    """An async iterator as a plain one, for one thread at a time. Nothing of it is under way between two
-    items.
+    """An async iterator as a plain one, for one thread at a time.
+
+    Nothing of it runs between two items.
     """
 
     def __init__(self, portal: _Portal, make: Callable[[], AsyncIterator[_T]]) -> None:
@@ -322,7 +327,7 @@ class _Items(Iterator[_T]):
                 raise
 
     def close(self) -> None:
-        """End it. A thread that waits for its next item gets `StopIteration`."""
+        """End the iterator. A thread that waits for its next item gets `StopIteration`."""
         self._portal.require()
         self._ended = True
         if self._task is not None:
@@ -354,4 +359,4 @@ def _close_soon(items: AsyncIterator[object]) -> None:
 
 
 _closing: set[asyncio.Future[None]] = set()
-"""What forgotten iterators leave to be done: asyncio itself keeps no task."""
+"""Tasks that close forgotten iterators: asyncio itself keeps no task."""

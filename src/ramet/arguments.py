@@ -1,7 +1,7 @@
-"""Checks of arguments, applied before a function begins. `api.arguments` says which parameter has which.
+"""Checks of arguments, applied before a function begins. `api.arguments` gives each parameter its check.
 
-`checked` puts a check before each parameter of a function. A check takes a value as it came and the words for
-it ("count of fork"), and returns what the function gets; it raises `UsageError`, and nothing else.
+`checked` puts a check before each parameter of a function. A check takes a value and the words for it ("count
+of fork"), and returns the argument for the function; it raises only `UsageError`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def shown(value: object) -> str:
     kind = type(value).__name__
     try:
         text = repr(value)
-    except Exception:  # somebody else's object: whatever it does, the message is ours
+    except Exception:  # somebody else's object may do anything; the message is ours
         return f"a {kind}"
     return f"{kind} {text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'}"
 
@@ -207,7 +207,7 @@ def word(value: Any, what: str) -> str:
     """Take a word of a command, as `subprocess` does: text, bytes or a path. Bytes arrive unchanged."""
     if isinstance(value, list | tuple):
         raise UsageError(
-            f"{what}: {shown(value)}; each word is an argument of its own", hint="write it as exec(*words)"
+            f"{what}: {shown(value)}; each word is a separate argument", hint="write it as exec(*words)"
         )
     checked = _decoded(value, what, "commands take str, bytes or paths")
     if "\0" in checked:

@@ -116,7 +116,7 @@ class Calls:
         """Admit no more calls, end those of all tasks but `leaving`, and wait until they have cleaned up.
 
         A context that the leaving task itself has open isn't cancelled, because that task is still inside:
-        what the context is about is ended (`ends_with_the_host`).
+        the context's command is ended (`ends_with_the_host`).
         """
         self._was_left = True
         if self.loop_has_ended:
@@ -151,7 +151,7 @@ def was_forked() -> UsageError:
     """Make the error of a call in a child of the process that opened the Host."""
     return UsageError(
         "this Host was opened by the process that this one was forked from",
-        hint="open a Host of its own in each process",
+        hint="open a Host in each process",
     )
 
 

@@ -45,7 +45,7 @@ async def best_effort(work: Awaitable[object]) -> None:
     try:
         await work
     except (RametError, OSError):
-        pass  # what is left has a record, or a directory without one: both are found by the next
+        pass  # leftovers have a record, or a directory without a record: the next process finds both
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Settings, all from the environment, read when asked for so that tests and notebooks can change them.
 
-An empty variable counts as unset. A relative path is made absolute when it is first seen, and stays what it
-was then: a program may change its working directory afterwards.
+An empty variable counts as unset. A relative path is made absolute when it is first seen, and keeps that
+meaning: a program may change its working directory afterwards.
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ def _base(variable: str) -> Path | None:
 
 
 def _user_home(variable: str) -> Path:
-    """Return the user's home directory: HOME, else that of the passwd entry.
+    """Return the user's home directory: HOME, else the home directory in the passwd entry.
 
-    It has to exist: a user without one is given `/nonexistent`, which must not be made. `variable` is what
-    can be set instead.
+    It has to exist: a user without one is given `/nonexistent`, which must not be made. `variable` is the
+    setting that can be used instead.
     """
     hint = f"set {variable} to a directory of yours, or HOME to your home directory"
     if (home := text("HOME")) and home.startswith("/"):

@@ -1,4 +1,4 @@
-"""The one error tree. Each class carries the `code` that JSON shows and the `exit_code` that the shell sees.
+"""ramet's error tree. Each class carries the `code` that JSON shows and the `exit_code` of the shell.
 
 A message names the thing and the reason; the hint is the next step. `docs/reference/errors.md` is generated
 from this module.

@@ -8,7 +8,7 @@ from ramet.errors import UsageError
 
 
 class Handle:
-    """Base of what users hold. A copy is the same handle; another process can't have one."""
+    """Base of users' handles. A copy is the same handle; another process can't have one."""
 
     def __copy__(self) -> Self:
         return self

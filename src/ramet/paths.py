@@ -100,7 +100,7 @@ class Home:
 
     @property
     def work_under_way(self) -> Path:
-        """There while a worker is at it, and after one that was killed."""
+        """A file that exists while a worker works, and after a killed worker."""
         return self.root / "worker.doing"
 
     @property
@@ -117,7 +117,7 @@ class Home:
         )
 
     def make(self) -> None:
-        """Make what is missing, readable by its owner alone (I9).
+        """Make the missing directories, readable by their owner alone (I9).
 
         Raises `OSError` when that can't be done.
         """

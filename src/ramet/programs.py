@@ -1,8 +1,8 @@
-"""Finds the programs of this machine that ramet runs. The only place that does.
+"""Finds the programs of this machine that ramet runs. No other module does.
 
 A program is named by a setting, or by its name on PATH. Either is resolved once, to an absolute path: ramet
 starts programs in the directories of instances, where a relative path would mean another file. `ramet doctor`
-asks here too, so what it finds is what runs.
+asks here too, so it reports the programs that run.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class Program:
             try:
                 config.absolute(self._chosen, meaning=self._meaning)  # a relative path means this directory
             except UnavailableError:
-                pass  # `path` raises it, when somebody needs the program
+                pass  # `path` raises it when the program is needed
 
     def path(self) -> str:
         """Return the program's absolute path, the same each time while the file can be executed.
 
         Raises `UnavailableError`, which names the setting, its value and the reason.
         """
-        # Each fork asks: what was found once is only asked for its permission.
+        # Each fork asks: of a found program only the permission is checked.
         if self._path is None or not os.access(self._path, os.X_OK, effective_ids=True):
             self._path = self._find()
         return self._path
@@ -127,10 +127,10 @@ def _interpreter(file: Path) -> str | None:
 
 
 def search_path() -> tuple[str, ...]:
-    """PATH's directories, absolute; an empty one is the working directory, as for a shell (POSIX, 8.3).
+    """Return PATH's directories, absolute; an empty one is the working directory (POSIX, 8.3).
 
-    A relative one means the same for as long as this process runs. One that means nothing, because the
-    working directory is gone, is left out.
+    A relative directory means the same as long as this process runs. Without a meaning, because the working
+    directory is gone, it is left out.
     """
     return _directories(os.environ.get("PATH") or os.defpath)
 
@@ -175,6 +175,6 @@ def environment() -> dict[str, str]:
             try:
                 environment[name] = str(config.absolute(value, meaning=name))
             except UnavailableError:
-                continue  # whoever needs that setting says so
+                continue  # the code that needs that setting says so
     environment["PATH"] = os.pathsep.join(search_path())
     return environment

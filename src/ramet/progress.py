@@ -19,15 +19,16 @@ class Progress(NamedTuple):
     """Words for people, such as `checking mem`; empty where the work has only one stage."""
     done: int
     total: int
-    """0 when nobody knows how much there is to do."""
+    """0 when the amount of work is unknown."""
     unit: str
-    """`bytes`, or the word for what is counted, such as `forks`."""
+    """`bytes`, or the word for the counted things, such as `forks`."""
 
 
 class Receiver(Protocol):
     """Takes reports, often, and from any thread: it must be quick and must not raise."""
 
-    def __call__(self, progress: Progress, /) -> None: ...
+    def __call__(self, progress: Progress, /) -> None:
+        """Take a report."""
 
 
 _receiver: Final[ContextVar[Receiver | None]] = ContextVar("ramet.progress", default=None)

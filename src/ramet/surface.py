@@ -1,4 +1,7 @@
-"""The mark of what `import ramet` gives. `ramet.__all__` has the same names; a test compares the two."""
+"""The mark of the names that `import ramet` gives.
+
+`ramet.__all__` has the same names; a test compares them.
+"""
 
 from __future__ import annotations
 

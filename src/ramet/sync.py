@@ -6,7 +6,7 @@
         with base.fork(8) as forks:
             results = forks.exec("hostname")
 
-Each open Host has an event loop in a thread of its own, and any thread may use it. Ctrl-C cancels what is
+Each open Host has an event loop in a separate thread, and any thread may use it. Ctrl-C cancels what is
 under way, waits until it has cleaned up, and raises `KeyboardInterrupt`. Leaving the Host ends the calls of
 other threads with `UsageError`. A child of fork(2) can't use its parent's Host (`UsageError`): it opens its
 own.
@@ -207,7 +207,7 @@ class _Task(Generic[_T]):
         self._is_unwanted = False
 
     async def run(self) -> None:
-        """Its whole life, in the loop."""
+        """Run the coroutine in the loop, from beginning to end."""
         try:
             with anyio.CancelScope() as scope:
                 self._scope = scope
@@ -220,7 +220,7 @@ class _Task(Generic[_T]):
             self.future.set_exception(was_left())
             raise
         except BaseException as error:
-            # Whatever it is, it is for the caller: the loop is for everybody.
+            # Any error is for the caller: the loop is for everybody.
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
@@ -228,8 +228,10 @@ class _Task(Generic[_T]):
             self._portal.forget(self)
 
     def result(self) -> _T:
-        """Its result. If the wait is interrupted (Ctrl-C) it is cancelled and its cleanup is waited for; what
-        it had made by then, which nobody gets, is undone.
+        """Wait for the result, and return it.
+
+        If the wait is interrupted (Ctrl-C), the coroutine is cancelled and its cleanup is waited for; things
+        that it had made by then, which nobody gets, are removed.
         """
         try:
             wait([self.future])
@@ -243,20 +245,20 @@ class _Task(Generic[_T]):
         return self.future.result()
 
     def cancel(self) -> None:
-        """Cancel it and wait until it has cleaned up. Nothing happens when it is over."""
+        """Cancel the coroutine and wait for its cleanup. Does nothing when it is over."""
         if not self.future.done():
             self._portal.soon(self.unwant)
             wait([self.future])
 
     def unwant(self) -> None:
-        """Cancel it, in the loop."""
+        """Cancel the coroutine, in the loop."""
         self._is_unwanted = True
         if self._scope is not None:
             self._scope.cancel()
 
 
 class _Portal:
-    """An event loop in a thread of its own, one for each open Host. It works where a loop runs already.
+    """An event loop in a separate thread, one for each open Host. It works where a loop runs already.
 
     A call that is under way when the loop ends, and each later one, raises `UsageError`. So does each call in
     a child of this process: the thread isn't there. Destructors never wait for the loop.
@@ -293,8 +295,9 @@ class _Portal:
             raise was_forked()
 
     def may_leave(self, kind: type[BaseException] | None) -> bool:
-        """As `require`, for the end of a block; False instead of an error where the exception `kind` is on
-        its way, which says more.
+        """Check as `require` for the end of a block; return False instead if `kind` is being raised.
+
+        That exception says more than the error would.
         """
         try:
             self.require()
@@ -316,8 +319,9 @@ class _Portal:
     def call(
         self, function: Callable[[], Awaitable[_T]], undo: Callable[[_T], Awaitable[None]] | None = None
     ) -> _T:
-        """Await `function()` in the loop. When its result comes too late for an interrupted caller, `undo`
-        gets it.
+        """Await `function()` in the loop.
+
+        `undo` gets a result that comes too late for an interrupted caller.
         """
         return self.start(function, undo).result()
 
@@ -345,11 +349,11 @@ class _Portal:
     def entered(
         self, make: Callable[[], AbstractAsyncContextManager[_W]], wrap: Callable[[_W], _T]
     ) -> AbstractContextManager[_T]:
-        """An async context as a plain one, whose value is `wrap`ped."""
+        """Return an async context as a plain one, whose value is `wrap`ped."""
         return _Entered(self, make, wrap)
 
     def iterate(self, make: Callable[[], AsyncIterator[_T]]) -> Iterator[_T]:
-        """An async iterator as a plain one."""
+        """Return an async iterator as a plain one."""
         return _Items(self, make)
 
     def _end(self) -> None:
@@ -357,7 +361,7 @@ class _Portal:
             self.soon(self._stop.set)
 
     def forget(self, task: _Task[Any]) -> None:
-        """It is over."""
+        """Forget a task that is over."""
         with self._lock:
             self._tasks.discard(task)
 
@@ -404,7 +408,7 @@ class _Held(Generic[_W]):
         self.leave: asyncio.Event | None = None
 
     async def hold(self) -> None:
-        """Enter it, give its value to `ready`, and leave it when that is asked for."""
+        """Enter the context, give its value to `ready`, and leave it on request."""
         self.leave = asyncio.Event()
         async with self._make() as value:
             self.ready.set_result(value)
@@ -457,8 +461,9 @@ class _Entered(AbstractContextManager[_T], Generic[_W, _T]):
 
 
 class _Items(Iterator[_T]):
-    """An async iterator as a plain one, for one thread at a time. Nothing of it is under way between two
-    items.
+    """An async iterator as a plain one, for one thread at a time.
+
+    Nothing of it runs between two items.
     """
 
     def __init__(self, portal: _Portal, make: Callable[[], AsyncIterator[_T]]) -> None:
@@ -487,7 +492,7 @@ class _Items(Iterator[_T]):
                 raise
 
     def close(self) -> None:
-        """End it. A thread that waits for its next item gets `StopIteration`."""
+        """End the iterator. A thread that waits for its next item gets `StopIteration`."""
         self._portal.require()
         self._ended = True
         if self._task is not None:
@@ -519,7 +524,7 @@ def _close_soon(items: AsyncIterator[object]) -> None:
 
 
 _closing: set[asyncio.Future[None]] = set()
-"""What forgotten iterators leave to be done: asyncio itself keeps no task."""
+"""Tasks that close forgotten iterators: asyncio itself keeps no task."""
 
 
 class Process(Handle):
@@ -587,6 +592,15 @@ class Snapshot(Handle):
     """The handle of a snapshot, which is immutable and independent of its source and its forks.
 
     Every method raises `NotFoundError` after the removal of the snapshot.
+
+    Check a snapshot, and fork it twice:
+
+        snapshot = host.snapshot("agent/before")
+        verification = snapshot.verify()
+        print(verification.ok)  # True
+        with snapshot.fork(2, name="try") as forks:
+            print([fork.name for fork in forks])  # ['try-1', 'try-2']
+        snapshot.remove()
     """
 
     def __init__(self, wrapped: ramet.api.handles.Snapshot, portal: _Portal) -> None:
@@ -724,6 +738,16 @@ class VM(Handle):
 
     A handle holds no connection. Several handles of an instance may be used at once, also in several
     processes. Every method raises `NotFoundError` after the removal of the instance.
+
+    Take a snapshot, make a mistake, and go back:
+
+        vm = host.get("agent")
+        vm.exec("sh", "-c", "echo plan-a > /run/notes", check=True)
+        vm.snapshot("before")
+        vm.exec("rm", "/run/notes", check=True)
+        vm.rewind("before")
+        result = vm.exec("cat", "/run/notes", check=True)
+        print(result.text.strip())  # plan-a
     """
 
     def __init__(self, wrapped: ramet.api.handles.VM, portal: _Portal) -> None:
@@ -863,7 +887,7 @@ class VM(Handle):
         self._portal.call(lambda: self._wrapped.remove(force=force, lost=lost))
 
     def keep(self) -> VM:
-        """Keep this fork, detached from its Host, and remove its siblings, whoever made them.
+        """Keep this fork, detached from its Host, and remove its siblings, made by any process.
 
         Raises the first error of a sibling that couldn't be removed; this fork is kept all the same. An
         instance that isn't a fork is only detached.
@@ -1042,6 +1066,15 @@ class Forks(Handle, list[VM]):
     """The instances that a `fork` call made, in order.
 
     As a context, it removes the instances at its end, except those that were kept or detached.
+
+    Run a command in all forks at once, and keep one fork:
+
+        vm = host.get("agent")
+        with vm.fork(3, name="idea") as forks:
+            results = forks.exec("hostname")
+            print([result.text.strip() for result in results])  # ['idea-1', 'idea-2', 'idea-3']
+            forks[1].keep()
+        print([instance.name for instance in host.list()])  # ['agent', 'idea-2']
     """
 
     def __init__(self, wrapped: ramet.model.forks.Forks[ramet.api.handles.VM], portal: _Portal) -> None:
@@ -1090,6 +1123,15 @@ class Host(Handle):
     the instances that this Host made, unless they were detached. `home` is the directory in `RAMET_HOME`
     unless given. `accel` is `auto` (KVM where it runs Linux, else emulation), `kvm` or `tcg`. With `warm`,
     the Host keeps up to that many VMMs ready for the forks of every process.
+
+    Boot a guest, run a command in it, and branch it twice:
+
+        with ramet.sync.Host() as host:
+            vm = host.run("builtin", name="agent")
+            result = vm.exec("uname", check=True)
+            print(result.text.strip())  # Linux
+            branches = vm.fork(2)
+            print([branch.name for branch in branches])  # ['agent-1', 'agent-2']
     """
 
     def __init__(
@@ -1292,9 +1334,7 @@ def _forked(
 async def _unwanted(
     made: ramet.model.forks.Forks[ramet.api.handles.VM] | ramet.model.forks.ForkError[ramet.api.handles.VM],
 ) -> None:
-    """Remove forks that nobody gets, detached ones too, whatever befalls one of them. Raises the first
-    error.
-    """
+    """Remove forks that nobody gets, also detached ones, and raise the first error after all of them."""
     if isinstance(made, ramet.model.forks.ForkError):
         forks = made.forks
     else:

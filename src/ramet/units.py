@@ -23,7 +23,7 @@ HostVirtual = NewType("HostVirtual", int)
 """An address in a VMM's own address space."""
 
 LONGEST_TIME_LIMIT_S: Final = 10 * 365 * 86_400
-"""Ten years: what is meant to be longer is no limit."""
+"""Ten years: a longer limit means no limit."""
 
 _SIZE = re.compile(r"(\d{1,18})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _FACTOR: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}

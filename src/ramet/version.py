@@ -1,3 +1,3 @@
-"""The one place that says which ramet this is."""
+"""ramet's version. No other place has it."""
 
 __version__ = "0.1.0"

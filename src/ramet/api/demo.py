@@ -126,5 +126,5 @@ def _false(forks: Sequence[DemoFork], *, original: str, inode: int) -> list[str]
             wrong.append(f"{fork.receipt.name} didn't find the data that it should have inherited")
     own = {fork.own_digest for fork in forks}
     if len(own | {original}) != len(forks) + 1:
-        wrong.append("two guests have the same data after each has overwritten a part of its own")
+        wrong.append("two guests have the same data after each has overwritten its own part")
     return wrong

@@ -58,6 +58,16 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     A handle holds no connection. Several handles of an instance may be used at once, also in several
     processes. Every method raises `NotFoundError` after the removal of the instance.
+
+    Take a snapshot, make a mistake, and go back:
+
+        vm = await host.get("agent")
+        await vm.exec("sh", "-c", "echo plan-a > /run/notes", check=True)
+        await vm.snapshot("before")
+        await vm.exec("rm", "/run/notes", check=True)
+        await vm.rewind("before")
+        result = await vm.exec("cat", "/run/notes", check=True)
+        print(result.text.strip())  # plan-a
     """
 
     def __init__(self, context: Context, record: Record, receipt: Receipt | None = None) -> None:
@@ -247,7 +257,7 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def keep(self) -> VM:
-        """Keep this fork, detached from its Host, and remove its siblings, whoever made them.
+        """Keep this fork, detached from its Host, and remove its siblings, made by any process.
 
         Raises the first error of a sibling that couldn't be removed; this fork is kept all the same. An
         instance that isn't a fork is only detached.
@@ -278,6 +288,15 @@ class Snapshot(Forkable["VM"], Compressible):
     """The handle of a snapshot, which is immutable and independent of its source and its forks.
 
     Every method raises `NotFoundError` after the removal of the snapshot.
+
+    Check a snapshot, and fork it twice:
+
+        snapshot = await host.snapshot("agent/before")
+        verification = await snapshot.verify()
+        print(verification.ok)  # True
+        async with snapshot.fork(2, name="try") as forks:
+            print([fork.name for fork in forks])  # ['try-1', 'try-2']
+        await snapshot.remove()
     """
 
     def __init__(self, context: Context, record: SnapshotRecord) -> None:

@@ -61,6 +61,15 @@ class Host(Handle):
     the instances that this Host made, unless they were detached. `home` is the directory in `RAMET_HOME`
     unless given. `accel` is `auto` (KVM where it runs Linux, else emulation), `kvm` or `tcg`. With `warm`,
     the Host keeps up to that many VMMs ready for the forks of every process.
+
+    Boot a guest, run a command in it, and branch it twice:
+
+        async with ramet.Host() as host:
+            vm = await host.run("builtin", name="agent")
+            result = await vm.exec("uname", check=True)
+            print(result.text.strip())  # Linux
+            branches = await vm.fork(2)
+            print([branch.name for branch in branches])  # ['agent-1', 'agent-2']
     """
 
     @checked(CHECKS)
@@ -216,7 +225,7 @@ class Host(Handle):
             if of is not None and of not in (row.source, row.source_name):
                 continue
             if all(row.labels.get(key) == value for key, value in (labels or {}).items()):
-                # Removed meanwhile; or its manifest can't be read, as whoever names it is told.
+                # Removed meanwhile; or its manifest can't be read, which a reference to it reports.
                 with suppress(DamagedError, NotFoundError):
                     matching.append(describe(context, row))
         return matching
@@ -291,7 +300,7 @@ class Host(Handle):
             try:
                 used.append(lifecycle_describe.usage(context, state_of(context, record).record))
             except (WrongStateError, VmmError, UnseenError, UsageError):
-                continue  # it has no VMM that can be seen, or one that this ramet has no driver of
+                continue  # it has no visible VMM, or this ramet has no driver for it
         return used
 
     @public

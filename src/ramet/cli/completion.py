@@ -1,7 +1,7 @@
 """Completion in a shell: values of arguments and options, from the home's database and from constants.
 
 Nothing here opens a home, makes a file, or says a word: where the database can't be read there is nothing to
-complete. Only plain words are offered, since zsh evaluates what it is given.
+complete. Only plain words are offered, with plain descriptions, since zsh evaluates what it is given.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ LEVELS: Final = range(1, 20)
 STATES: Final = ("running", "paused", "standby", "template", "stopped", "failed")
 _COMPRESSIBLE: Final = ("template", "standby")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/=+@%-]*")
+_PLAIN_DESCRIPTION: Final = re.compile(r"[A-Za-z0-9 ._/=+@%-]*")
 
 
 def complete_reference(incomplete: str) -> Words:
@@ -145,7 +146,11 @@ def _labels(incomplete: str, labels: Iterable[dict[str, str]]) -> Words:
 
 
 def _beginning(incomplete: str, words: Iterable[tuple[str, str]]) -> Words:
-    return [(word, about) for word, about in words if word.startswith(incomplete) and _PLAIN.fullmatch(word)]
+    return [
+        (word, about if _PLAIN_DESCRIPTION.fullmatch(about) else "")
+        for word, about in words
+        if word.startswith(incomplete) and _PLAIN.fullmatch(word)
+    ]
 
 
 def _given(context: typer.Context) -> set[str]:

@@ -125,7 +125,7 @@ def template(reference: Reference, json: Json = False) -> None:
 def keep(reference: Reference, json: Json = False) -> None:
     """Keep one fork and remove its siblings.
 
-    Siblings are the other forks of the same source, whoever made them.
+    Siblings are the other forks of the same source, made by any process.
     """
 
     async def body(host: Host) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -30,6 +30,9 @@ from ramet.cli import (
 )
 from ramet.errors import UsageError
 from ramet.version import __version__
+
+_COMPLETION: Final = "_RAMET_COMPLETE"
+"""The variable by which the shells' scripts ask for completions; Typer, too, ignores an empty one."""
 
 app = typer.Typer(
     name="ramet",
@@ -94,7 +97,7 @@ def main() -> int:
     _open_missing_streams()
     program.begin()
     output.take_over()
-    if "_RAMET_COMPLETE" in os.environ:
+    if os.environ.get(_COMPLETION):
         return _complete()
     try:
         code = app(prog_name="ramet", standalone_mode=False) or 0

@@ -215,19 +215,44 @@ def has_status_line() -> bool:
 
 
 def status_columns() -> int:
-    """Return the width that there is for a status line: one less than the terminal's, as for any editor."""
-    return max(1, _size(2)[0] - 1)
+    """Return the width that there is for a status line: one less than the terminal's, as for any editor.
+
+    COLUMNS only makes it narrower: a line that wraps can't be erased.
+    """
+    columns = _size(2)[0]
+    try:
+        columns = min(columns, os.get_terminal_size(2).columns or columns)
+    except OSError:
+        pass  # there is no terminal: any width will do
+    return max(1, columns - 1)
 
 
 def show_status(line: str) -> None:
     """Draw the status line in place of the one before; an empty one erases it.
 
-    Does nothing while the terminal takes nothing: nobody waits for a status line.
+    Does nothing while the terminal takes nothing: nobody waits for a status line. In the background, the
+    terminal is somebody else's: nothing is drawn or erased there.
     """
     global _status_line
     shown = clean(line)
-    if shown != _status_line and _offer(f"{_ERASE_LINE}{shown}"):
+    if shown == _status_line:
+        return
+    if _is_in_background():
+        _status_line = ""
+    elif _offer(f"{_ERASE_LINE}{shown}"):
         _status_line = shown
+
+
+def _is_in_background() -> bool:
+    """Say whether the terminal behind standard error has another process group in its foreground.
+
+    With `stty tostop` the kernel stops a process that writes from the background, and a guest may be paused.
+    """
+    try:
+        foreground = os.tcgetpgrp(2)
+    except OSError:
+        return False  # it isn't this process's controlling terminal
+    return foreground not in {0, os.getpgrp()}  # 0: a group of another PID namespace
 
 
 def _offer(text: str) -> bool:

@@ -47,7 +47,7 @@ class _Line:
     """The line of one block of work."""
 
     def __init__(self, what: str, loop: asyncio.AbstractEventLoop) -> None:
-        self._what = what
+        self._what = output.clean(what)
         self._loop = loop
         self._began = self._stage_began = time.monotonic()
         self._progress: Progress | None = None

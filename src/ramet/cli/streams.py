@@ -43,7 +43,7 @@ def _is_readable(descriptor: int) -> bool:
 async def stream(
     process: Process, *, forward_stdin: bool, take: Callable[[Chunk], Awaitable[None]]
 ) -> ExitStatus:
-    """Feed a command and take its output until it ends, whatever standard input does."""
+    """Feed a command and take its output until it ends, even if standard input doesn't."""
     async with _fed(process, forward_stdin=forward_stdin):
         async for chunk in process.output():
             await take(chunk)

@@ -157,6 +157,7 @@ def tree(nodes: Sequence[LineageNode], snapshots: Sequence[SnapshotInfo] = ()) -
 
     def line(kind: str, name: str, rest: Text, depth: int) -> Text:
         room = None if columns is None else columns - _GUIDE * depth - len(kind) - len(rest.plain)
+        name = clean(name)
         shown = name if room is None else shorten(name, max(_SHORTEST_NAME, room), mark=_mark())
         return Text.assemble((kind, "dim"), (shown, "bold"), rest, no_wrap=True, overflow="ellipsis")
 
@@ -183,7 +184,8 @@ def fields(document: Any, *, indent: str = "") -> None:
 
     from ramet.units import format_bytes
 
-    for name, value in msgspec.to_builtins(document).items():
+    for key, value in msgspec.to_builtins(document).items():
+        name = clean(key)  # a label of an import has any key
         if isinstance(value, dict) and value:
             say(f"{indent}{name}:")
             fields(value, indent=indent + "  ")

@@ -46,11 +46,11 @@ class ImageFacts(NamedTuple):
 
 
 def image_facts(path: Path) -> ImageFacts:
-    """Read a header; 4 KiB of the file are looked at.
+    """Read the facts in an image's header, of which 4 KiB are read.
 
-    Raises `DamagedError` when it isn't an image as ramet makes them: version 2 or 3, no features that change
-    what the rest means (encryption, a data file elsewhere), and a backing file, if any, that is a qcow2 file
-    named plainly, in the same directory. `FilesystemError` when it can't be read.
+    Raises `DamagedError` for an image that ramet didn't make: it has to be version 2 or 3, without features
+    that change the meaning of the rest (encryption, a data file elsewhere), and its backing file, if any, is
+    a qcow2 file with a plain name in the same directory. `FilesystemError` when it can't be read.
     """
     with filesystem_errors("read", path), open_regular(path) as descriptor:
         head = os.pread(descriptor, _READ_BYTES, 0)
@@ -118,12 +118,12 @@ def find_qemu_img() -> str:
 
 
 def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int = 0o444) -> None:
-    """Make `out`, one qcow2 file with what the frozen chain `files` (lowest first) in `directory` has.
+    """Make `out`, one qcow2 file with the content of the frozen chain `files` (lowest first) in `directory`.
 
-    The chain is only read; `out` must not exist, and has its name when it is whole and durable. Whole means
-    compared with the chain, byte for byte as a guest sees them: on a full disk a qcow2 file looks whole that
-    isn't. Bounded in time by what the chain occupies. Raises `DamagedError` when the chain is another than
-    that, `UnavailableError` without qemu-img, `FilesystemError`; there is no `out` then.
+    The chain is only read; `out` must not exist, and gets its name when it is whole and durable. Whole means
+    compared with the chain, byte for byte as a guest sees them: on a full disk a broken qcow2 file can look
+    whole. The time is bounded by the chain's size. Raises `DamagedError` when the chain is another,
+    `UnavailableError` without qemu-img, `FilesystemError`; there is no `out` then.
     """
     program = find_qemu_img()
     if chain_of(directory, files[-1]) != tuple(files):
@@ -132,7 +132,7 @@ def flatten_chain(directory: Path, files: Sequence[str], out: Path, *, mode: int
         occupied_bytes = sum(allocated_bytes(directory / name) for name in files)
     if out.exists():
         raise FilesystemError(
-            f"can't make {out}: it exists", hint="it may belong to another capture: it is left as it is"
+            f"can't make {out}: it exists", hint="it may belong to another capture, and is left alone"
         )
     temporary = temporary_beside(out)
     made = str(temporary.absolute())
@@ -160,7 +160,7 @@ def _qemu_img(program: str, directory: Path, out: Path, limit_s: float, *words: 
         return outside.run([program, *words], cwd=directory, limit_s=limit_s)
     except TimeoutError:
         raise FilesystemError(
-            f"can't make {out}: qemu-img takes too long", hint="the chain is as it was, and is tried again"
+            f"can't make {out}: qemu-img takes too long", hint="the chain is unchanged, and is tried again"
         ) from None
     except OSError as error:
         raise FilesystemError(
@@ -171,7 +171,7 @@ def _qemu_img(program: str, directory: Path, out: Path, limit_s: float, *words: 
 def _unfinished(chain: Path, out: Path, output: str) -> FilesystemError:
     return FilesystemError(
         f"can't make {out} of {chain}: {output[-300:]}",
-        hint="the chain is as it was, and is tried again; `ramet snapshot verify` reads all of it",
+        hint="the chain is unchanged, and is tried again; `ramet snapshot verify` reads all of it",
     )
 
 

@@ -117,7 +117,7 @@ class _Walk:
         self.directories: list[_Directory] = []
 
     def directory(self, origin: int, copy: int, path: str) -> None:
-        """Clone what is in the open directory `origin` into the open directory `copy`."""
+        """Clone the content of the open directory `origin` into the open directory `copy`."""
         self.directories.append(_Directory(path, os.fstat(origin)))
         for name in sorted(os.listdir(origin)):
             below = f"{path}/{name}" if path else name

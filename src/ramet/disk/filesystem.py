@@ -1,7 +1,7 @@
-"""A filesystem on a new data disk, made on the host: the guest has nothing to do but to mount it.
+"""A filesystem on a new data disk, made on the host: the guest only has to mount it.
 
 ext4 with a journal, so that a disk whose VMM was killed, or that was frozen under its guest, is whole again
-when it is next mounted. All its features are named here: what a host's mke2fs.conf says makes no difference.
+when it is next mounted. All its features are named here, so a host's mke2fs.conf makes no difference.
 
 Source: mke2fs(8); ext4(5).
 """
@@ -74,7 +74,7 @@ def make_ext4(path: Path, size_bytes: int, identity: uuid.UUID) -> None:
         if made.failed or not _is_whole(descriptor, identity):
             raise FilesystemError(
                 f"can't make the filesystem of {path}: {made.last_words or 'mke2fs left it unfinished'}",
-                hint="mke2fs says what it lacks; where that is space, free some",
+                hint="the message of mke2fs names the cause; if it is space, free some",
             )
 
 

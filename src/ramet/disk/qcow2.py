@@ -49,8 +49,8 @@ def make_qcow2(path: Path, size_bytes: int, *, backing: str | None = None) -> No
 def fill_qcow2(path: Path, size_bytes: int, raw: int) -> None:
     """Make an image of `size_bytes` with the content of the raw file that is open as `raw`.
 
-    What is a hole there takes no space here, nor do clusters of zeros. `path` must not exist. Not synced.
-    Raises `FilesystemError`; there is no file then.
+    Holes of the raw file take no space in the image, nor do clusters of zeros. `path` must not exist. Not
+    synced. Raises `FilesystemError`; there is no file then.
     """
     with filesystem_errors("make", path), new_file(path) as descriptor:
         clusters = list(_data_clusters(raw, size_bytes))

@@ -2,6 +2,38 @@
 
 Decisions are made by ability, never by name. A request that not every VMM takes is a separate Protocol
 (`SavesState`, `ResumesOnLoad`, `FreezesDisks`, `StartsEmpty`); an `Ability` says how a VMM behaves.
+
+**A capture** (`ramet.engine.capture`) makes its requests in one `Vmm.session`:
+
+1. `FreezesDisks.prepare_overlays` has the VMM open an empty overlay for each disk. The guest still runs.
+2. The pause watchdog gets `Vmm.resume_steps`: it resumes the guest if ramet is killed during the pause.
+3. `Vmm.pause` stops the virtual CPUs. The pause begins.
+4. `FreezesDisks.switch_overlays` sends writes to the overlays, which freezes the files below. The engine
+   reflinks or copies the disks of a VMM that can't freeze them.
+5. `SavesState.save_vmstate` writes devices and CPUs to a memfd. Saving may change guest RAM, so RAM is
+   read only afterwards.
+6. The engine lists the pages that differ from the mem-file and copies them out of the VMM's process. No
+   request is made for that: `Driver.ram_regions` says where RAM lies.
+7. `Vmm.resume` ends the pause. Writing the pages, fsync and publishing follow.
+
+A failure after step 3 resumes the guest. `FreezesDisks.active_files` says which disks were switched, and
+`FreezesDisks.drop_overlays` closes the other overlays. A capture for a template or a standby skips steps 1, 4
+and 7: the guest stays paused, its pages go straight to the disk, and `Vmm.kill` ends the VMM.
+
+**A restore** (`ramet.engine.restore`) is the same for a fork, a restore and a rewind:
+
+1. The engine links the parts of the capture into a new directory, and compares them with the manifest.
+2. `Driver.restore` starts a VMM in that directory, with RAM mapped from the mem-file and the guest paused.
+   A VMM that `StartsEmpty.start_empty` started earlier gets its guest by `StartsEmpty.attach_guest`.
+3. With `Ability.LOADS_DELTA_BEFORE_VMSTATE`, the engine writes the delta into the VMM's memory now.
+4. `Vmm.load_vmstate` loads devices and CPUs. The guest stays paused.
+5. Without that ability, the engine writes the delta now.
+6. `Vmm.resume` lets the guest run. `ResumesOnLoad.load_and_resume` does steps 4 and 6 in one request if
+   nothing is to be written in step 5.
+7. The guest's agent proves the guest's identity. No request goes to the VMM.
+
+A failure in step 2 leaves no process. After a later failure the engine calls `Vmm.kill`, and the capture is
+as before.
 """
 
 from __future__ import annotations
@@ -55,7 +87,8 @@ class Vmm(Protocol):
     """A VMM process that is there and can be talked to, by this ramet process or any other."""
 
     @property
-    def process(self) -> ProcessRef: ...
+    def process(self) -> ProcessRef:
+        """The VMM's process."""
 
     def session(self) -> AbstractAsyncContextManager[None]:
         """Lease the VMM's control socket for all requests of this task inside the block.
@@ -97,7 +130,7 @@ class Vmm(Protocol):
 
 @runtime_checkable
 class SavesState(Protocol):
-    """A VMM that saves device and CPU state without RAM, or with no more of it than can be thrown away."""
+    """A VMM that saves device and CPU state without RAM, or with little RAM, which is thrown away."""
 
     async def save_vmstate(self, vmstate_fd: int) -> None:
         """Write device and CPU state to the *empty* file that this process has open at `vmstate_fd`.
@@ -122,7 +155,7 @@ class TellsVersion(Protocol):
 
 @runtime_checkable
 class ResumesOnLoad(Protocol):
-    """A VMM that can be told once to load a vmstate and to resume the guest."""
+    """A VMM that loads a vmstate and resumes the guest in one request."""
 
     async def load_and_resume(self, name: str) -> None:
         """Load a vmstate and resume the guest in one request. Errors as `load_vmstate`.
@@ -134,7 +167,7 @@ class ResumesOnLoad(Protocol):
 
 @runtime_checkable
 class SavesSnapshot(Protocol):
-    """A VMM that can save all of guest RAM itself: for comparison with what is read from outside."""
+    """A VMM that can save all of guest RAM itself, for comparison with RAM that is read from outside."""
 
     async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
         """Write state and guest RAM to two *new* files in the instance's directory.
@@ -168,9 +201,9 @@ class FreezesDisks(Protocol):
         """
 
     async def drop_overlays(self, pairs: Sequence[tuple[Disk, Disk]]) -> None:
-        """Have the VMM close overlays that it has open and that weren't switched to.
+        """Have the VMM close open overlays that weren't switched to.
 
-        Raises `VmmError` for one that was.
+        Raises `VmmError` for an overlay that was switched to.
         """
 
     async def active_files(self) -> dict[str, str]:
@@ -202,17 +235,30 @@ class ShortensDisks(Protocol):
 
 
 class Driver(Protocol):
-    """The adapter of one hypervisor."""
+    """The adapter of one hypervisor.
+
+    Boot a VM in a `directory` that has a kernel, an initramfs and an empty mem-file:
+
+        driver = Qemu()
+        await driver.version()
+        machine = driver.machine(accelerator="tcg", memory_bytes=256 << 20, cpus=1)
+        vmm = await driver.boot(directory, machine)
+        await vmm.pause()
+        print(await vmm.status())  # paused
+        await vmm.kill()
+    """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The driver's name, such as `qemu`."""
 
     @property
     def setting(self) -> str:
         """The environment variable that names another program."""
 
     @property
-    def abilities(self) -> frozenset[Ability]: ...
+    def abilities(self) -> frozenset[Ability]:
+        """The abilities of the VMM's version. Await `version` before."""
 
     @property
     def memory_quantum_bytes(self) -> int:

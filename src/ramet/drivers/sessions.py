@@ -1,7 +1,7 @@
 """Sessions: one lease of a VMM's control socket for several calls.
 
-A capture says some ten things to its VMM while the guest is paused. Leasing the socket for each of them
-(lock, connection, negotiation) would cost more than all that is said.
+A capture makes about ten requests to its VMM while the guest is paused. Leasing the socket for each request
+(lock, connection, negotiation) would cost more than all requests.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def session_limit_s(machine: Machine) -> float:
 
 
 class Sessions(Generic[T]):
-    """The sessions that tasks of this process have with one VMM.
+    """The sessions that tasks of this process have with a VMM.
 
-    A session is its task's: other tasks wait for the socket as other processes do, so that what they say
-    doesn't get between. They must not be waited for inside.
+    A session belongs to its task: other tasks wait for the socket as other processes do, so that their
+    requests don't come between. The session must not wait for them.
     """
 
     def __init__(self, lease: Callable[[float | None], AbstractAsyncContextManager[T]]) -> None:

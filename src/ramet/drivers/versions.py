@@ -59,7 +59,8 @@ def is_pre_release(version: str) -> bool:
 def is_same_release(version: str, other: str) -> bool:
     """Tell whether a VMM of one version takes the vmstate of the other.
 
-    It does with the same major and minor number; a pre-release takes only that of the very same version.
+    It does with the same major and minor number. If one of them is a pre-release, only the very same version
+    does.
     """
     if is_pre_release(version) or is_pre_release(other):
         return version == other
@@ -158,7 +159,10 @@ async def ask_version(
 
 
 async def _ask(name: str, binary: str, pattern: str, *, install: str) -> str | None:
-    """Run it. Its text is what counts: its exit status may be nobody's to know (`ramet.system.outside`)."""
+    """Run the program and return its version by its text, because its exit status may be unknown.
+
+    See `ramet.system.outside`.
+    """
     try:
         done = await outside.run_async([binary, "--version"], limit_s=LIMIT_S)
     except TimeoutError as error:

@@ -1,4 +1,4 @@
-"""doctor: what this machine can do, and why not.
+"""The checks of `ramet doctor`: the abilities of this machine, and the reasons for missing ones.
 
 `ramet.system.doctor` tries the machine. The findings of drivers, images, the memory plane and the home's own
 records are added here. Nothing is changed but the cached verdict on KVM.

@@ -44,7 +44,7 @@ def immutability(driver: Driver) -> str:
 
 
 class Choice(NamedTuple):
-    """A driver and an accelerator for a guest. `is_trial`: nobody knows yet whether KVM runs its kernel."""
+    """A driver and an accelerator for a guest. `is_trial`: it is unknown whether KVM runs its kernel."""
 
     driver: Driver
     accelerator: str

@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Final
 
 PORT_S: Final = 10.0
-"""For an agent port to come free. Shorter than every wait that contains it, but for those that are in a hurry
-(`INSPECT_S`, `CLOCK_S`): they are told the same by `Agents.lease`."""
+"""For an agent port to come free. Shorter than every wait that contains it, except the short waits.
+
+Those (`INSPECT_S`, `CLOCK_S`) get the same error from `Agents.lease`.
+"""
 ANSWER_S: Final = 30.0
 """For the first answer of a guest to a client with a command."""
 ACCEPT_S: Final = 120.0
-"""For a vsock connection to be accepted. The only one that is longer than its callers': they leave it."""
+"""For a vsock connection to be accepted. The only limit that is longer than its callers', which leave it."""
 RECONNECT_S: Final = 15.0
 """For another connection to the VMM of a resumed session: shorter than the session's own limit."""
 CLOCK_S: Final = 5.0

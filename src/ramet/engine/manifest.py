@@ -48,7 +48,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Compressed(msgspec.Struct, frozen=True, kw_only=True):
-    """The part `base` in a compressed file (`memory.compressed`). Its digest is that of the part."""
+    """The part `base` in a compressed file (`memory.compressed`). Its digest is the part's."""
 
     file: str
     facts: PartFacts
@@ -91,9 +91,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     kernel_version: str
     generation: int
     host_cpu: HostCpu | None = None
-    """The processor that the guest knows, where it is the host's own (KVM)."""
+    """The processor that the guest knows, if it is the host's own (KVM)."""
     kvm: str | None = None
-    """The kind of KVM that it ran on (`host.kvm_kind`); null where it didn't, and in one of before."""
+    """The kind of KVM that it ran on (`host.kvm_kind`); null without KVM, and in an old manifest."""
     source: Source | None = None
     labels: dict[str, str] = {}
     created_at: str
@@ -223,7 +223,7 @@ async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -
         raise UnavailableError(
             f"{name} was saved by {manifest.driver} {manifest.driver_version}; this machine has {version}",
             hint=f"set {driver.setting} to the path of a {manifest.driver} {manifest.driver_version}; the"
-            " capture stays as it is",
+            " capture stays unchanged",
         )
     if manifest.arguments is not None:
         here = driver.arguments(manifest.machine)

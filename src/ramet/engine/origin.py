@@ -33,13 +33,13 @@ class Origin(NamedTuple):
     name: str
     """The name from which its guests' names are made."""
     parent: str
-    """The id of what was captured."""
+    """The id of the captured instance."""
     snapshot: str | None
     """The id of the snapshot that it is, if people can refer to it."""
     title: str
     """The name in messages."""
     require_there: Callable[[], object]
-    """Raises `NotFoundError` once it has been removed: nothing is damaged then, and that is said instead."""
+    """Raises `NotFoundError` once the capture has been removed, which is then reported instead of damage."""
 
     @property
     def ref(self) -> str:

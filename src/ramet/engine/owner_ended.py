@@ -1,7 +1,7 @@
-"""Clean up in a home after a ramet process that was killed: what the next one to open it would do, at once.
+"""The cleanup of a home after a killed ramet process: the next process would do the same later.
 
-Run in the place of `ramet.system.owner_watcher`, when the process that it has waited for has ended. Guests
-end first; all that takes longer, to import even, comes after that.
+Run in place of `ramet.system.owner_watcher`, when the process that it waited for has ended. Guests end first;
+all that takes longer, even imports, comes after that.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def clean(home: Path) -> str | None:
 
 def main(home: str) -> None:
     """Clean up in `home`. Its log says what was done."""
-    # Until now these were blocked. The watcher's reason holds here, too; what is started here gets them.
+    # Until now these were blocked. The watcher's reason holds here, too; programs started here get them.
     for number in owners.KEPT_OUT:
         signal.signal(number, lambda *_: None)
     launching.reset()
@@ -112,7 +112,7 @@ def main(home: str) -> None:
     place, ended = Path(home), 0
     try:
         with suppress(RametError, OSError):
-            # `clean` does it, too, and says what is in the way.
+            # `clean` does it, too, and names the obstacle.
             ended = end_guests(place)
         for pause_s in _PAUSES_S:
             time.sleep(pause_s)

@@ -126,7 +126,7 @@ async def recover(context: Context, record: Record) -> None:
             await finish_replace(context, record)
         fact = state_of(context, record).record
         match record.pending.what:
-            case "stop" if fact.state is not State.STANDBY:  # what is in standby hadn't lost anything yet
+            case "stop" if fact.state is not State.STANDBY:  # an instance in standby hadn't lost anything yet
                 # It was asked to go: it goes.
                 reason = None
                 if fact.vmm is not None:
@@ -137,7 +137,7 @@ async def recover(context: Context, record: Record) -> None:
             case "pause" | "resume" | "template" | "standby" | "capture" if fact.vmm is not None:
                 fact = await _as_the_vmm_says(context, record)
             case _:
-                pass  # start, or the VMM is gone: what it left without a record is deleted as an orphan
+                pass  # start, or the VMM is gone: leftovers without a record are deleted as orphans
         # Last: a VMM that was told to save makes its files when it gets to it.
         drop_unpublished(context.directory(record), record.vmm)
         context.store.change(
@@ -166,12 +166,12 @@ async def _as_the_vmm_says(context: Context, record: Record) -> Record:
             record = await with_disks_as_they_are(record, vmm)
             await drop_unused_overlays(context.directory(record), record, vmm)
         except VmmError:
-            pass  # what is known of the disks by now holds; an overlay too many is in nobody's way
+            pass  # the recorded disks are used; an unneeded overlay does no harm
         return record
     try:
         runs = await vmm.status() == "running"
     except VmmError:
-        return record  # what it says is as good as anything that is known
+        return record  # the record is the best knowledge
     if runs == (record.state is State.RUNNING):
         return record
     if not runs:

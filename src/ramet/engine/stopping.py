@@ -1,4 +1,4 @@
-"""Stop: the guest powers off, so that what it wrote is on its disks; a VMM that has to be killed says so."""
+"""Stop: the guest powers off, so that its data is on its disks; the record tells if its VMM was killed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
     thought_alive = now.state is not State.STOPPED
     async with job(context, record, "stop") as current, AsyncExitStack() as leaving:
         if current.state is State.STOPPED and thought_alive:
-            stopped = current  # it had powered off, and nobody had looked yet
+            stopped = current  # it had powered off, and that wasn't recorded yet
         else:
             current.moved(Move.STOP)
             if current.state is State.STANDBY:
@@ -63,7 +63,7 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
 
 
 def _stopped(record: Record, reason: str | None) -> Record:
-    if record.state is State.STOPPED:  # somebody who watches it has written down its end already
+    if record.state is State.STOPPED:  # a watcher has recorded its end already
         return msgspec.structs.replace(record, reason=reason or record.reason)
     return record.moved(Move.STOP, reason=reason)
 

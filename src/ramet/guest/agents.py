@@ -19,7 +19,7 @@ from ramet.guest.resumption import OpenStream
 from ramet.guest.waiting import last_look
 
 Claim = Callable[[], AbstractAsyncContextManager[object]]
-"""Takes what a stream needs to have been claimed for it."""
+"""A function whose context claims what a stream needs."""
 
 _ANSWER_WAIT_S = 120.0
 _HANDSHAKES = 5
@@ -113,7 +113,7 @@ class Agents:
                 connection.client.probe_liveness()
 
     def close(self) -> None:
-        """Close every connection that is still used, which ends what is under way there."""
+        """Close every connection that is still in use, which ends its requests."""
         for connection in self._held:
             connection.scope.cancel()
 
@@ -141,7 +141,7 @@ class Agents:
         except RametError as error:
             connection.error = error
         except Exception as error:
-            # Whatever it is, it is this instance's trouble and not its Host's.
+            # Any error here is this instance's trouble and not its Host's.
             connection.error = GuestError(f"the agent's connection failed: {error}")
         finally:
             connection.client = None
@@ -152,11 +152,11 @@ class Agents:
     async def _serve(
         self, connection: _Connection, open_stream: OpenStream, reopen: OpenStream | None
     ) -> None:
-        """Shake hands and stay, for as long as nobody cancels it.
+        """Shake hands and keep the connection until a cancellation.
 
         A stream that ends before the handshake is made again, a few times: a restored guest resets its vsock
-        connections when it learns of that, the first new one perhaps among them. If no other can be made
-        then, the VMM has ended, and the loss is the error.
+        connections when it learns of the restore, perhaps including the first new connection. If no other can
+        be made then, the VMM has ended, and the loss is the error.
         """
         lost: GuestLostError | None = None
         for tries_left in reversed(range(_HANDSHAKES)):

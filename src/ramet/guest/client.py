@@ -263,7 +263,7 @@ async def run_to_end(process: Process, stdin: Source | None, collector: Collecto
             await process.close_stdin()
         except (GuestError, ExecError):
             pass  # the command or the connection has failed, which the collecting side tells
-        except RametError as error:  # what was to be read can't be: the command is ended for it
+        except RametError as error:  # the input can't be read: the command is ended
             unread.append(error)
             collecting.cancel()
 

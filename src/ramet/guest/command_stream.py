@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal as signals
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final, Literal
 
 import anyio
@@ -126,7 +126,7 @@ class CommandStream:
         if not self._over():
             await self._connection.send(Message.SIGNAL, self._number, put_number(1, 4, number))
 
-    async def output(self) -> AsyncIterator[Chunk]:
+    async def output(self) -> AsyncGenerator[Chunk, None]:
         """Yield the command's output, in the order in which the guest sent it, to its end."""
         while True:
             while self._chunks:
@@ -221,10 +221,10 @@ class CommandStream:
                 while not self._over():
                     await self._changed.wait()
             except GuestError:
-                pass  # the connection has ended: in the guest the command goes on as an orphan, and is listed
+                pass  # the connection has ended: the command runs on as an orphan, and is listed
         self._connection.close(self._number)
         if not self._over():
-            # Whoever still waits for it, in another task, would wait for ever.
+            # A task that still waits for it would wait for ever.
             self.lost(GuestLostError("the command was left"))
 
     def _take(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:

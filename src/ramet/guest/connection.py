@@ -45,9 +45,9 @@ LOST: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourc
 class Connection:
     """Frames over a byte stream, after a handshake. Made by `open_connection`.
 
-    With `reopen`, a stream that ends after the handshake is made again, and the session resumed on it. Where
-    the agent can't, or doesn't know the session any more, what was under way is lost, but for requests that
-    can be made again.
+    With `reopen`, a stream that ends after the handshake is made again, and the session resumed on it. If the
+    agent can't, or doesn't know the session any more, open requests are lost, except those that can be made
+    again.
     """
 
     def __init__(self, stream: anyio.abc.ByteStream, reopen: OpenStream | None = None) -> None:
@@ -250,7 +250,10 @@ class Connection:
             return None
 
     async def _resume(self) -> None:
-        """HELLO, once: on such a stream the agent itself has accepted. Then what it hasn't had."""
+        """Send HELLO, then frames that the agent hasn't had.
+
+        HELLO is sent once, because the agent itself has accepted such a stream.
+        """
         nonce = os.urandom(NONCE_BYTES)
         self._nonces = {nonce}
         greeting = self._hello(nonce) + put_number(4, 8, self._received)
@@ -352,7 +355,7 @@ class Connection:
             nonce, welcome = Welcome.decode(frame.payload)
         except ProtocolError:
             return  # may be another session's, cut and joined by a fork
-        # Any of our own nonces will do: the guest ends each session before it begins the next, so that what
+        # Any nonce of ours will do: the guest ends each session before it begins the next, so that what
         # we send after the last HELLO belongs to the last. To insist on the last would never end with a slow
         # guest.
         if nonce not in self._nonces:

@@ -48,7 +48,7 @@ def encode_frame(type_: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def stuff(plain: bytes) -> bytes:
-    """Escape every 0x7e in `plain`."""
+    """Escape every 0x7e and 0x7d in `plain`: the result has no 0x7e."""
     return plain.replace(_ESCAPE, _ESCAPED_ESCAPE).replace(_FLAG, _ESCAPED_FLAG)
 
 

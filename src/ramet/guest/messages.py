@@ -134,7 +134,7 @@ class ExecRequest:
     console: bool = False
 
     def encode(self, *, detached: bool = False) -> bytes:
-        """EXEC's payload. Raises `UsageError` for what can't be a command."""
+        """Encode EXEC's payload. Raises `UsageError` for words that can't be a command."""
         if not self.argv or not self.argv[0]:
             raise UsageError("a command needs the name of a program")
         if self.timeout_s is not None and self.timeout_s <= 0:

@@ -35,7 +35,7 @@ def command_ports(agent_ports: int) -> int:
     """Return how many of a machine's agent ports, the first ones, clients with commands may claim.
 
     A client has its port as long as its command runs. The last port is for ramet's own requests: identity,
-    clock, power-off. An instance of an older ramet, with fewer ports, keeps one port too.
+    clock, power-off. An instance of an older ramet, with fewer ports, keeps the last port back too.
     """
     return VSOCK_COMMANDS if agent_ports == 0 else max(1, agent_ports - 1)
 

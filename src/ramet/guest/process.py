@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from ramet import arguments
 from ramet.arguments import checked
@@ -65,8 +66,9 @@ class Process(Handle):
 
         For one consumer.
         """
-        async for chunk in self._stream.output():
-            yield chunk
+        async with aclosing(self._stream.output()) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def wait(self) -> ExitStatus:
         """Wait for the command's end, and return its status.

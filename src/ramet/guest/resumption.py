@@ -33,8 +33,10 @@ A VMM that saves its state may cut a connection in the guest alone: the host's e
 something.
 """
 LONGEST_QUIET_S: Final = 10.0
-"""Between two questions to a guest that doesn't answer: one that is paused gets few of them. Shorter than an
-agent waits for its client."""
+"""Longest time between two questions to a silent guest: a paused guest gets few of them.
+
+Shorter than an agent's wait for its client.
+"""
 RESUME_LIMIT_S: Final = 20.0
 """For another connection and its handshake. The agent waits for longer."""
 _FIRST_PAUSE_S: Final = 0.005

@@ -1,7 +1,7 @@
 """Directories that appear whole or not at all, and are never written again (I1, I2).
 
 Kernels and images are made here. Two processes that make the same one at once don't disturb each other: the
-first to rename wins, the other uses what the first has made.
+first to rename wins, and the other uses that result.
 """
 
 from __future__ import annotations
@@ -95,4 +95,4 @@ def _gc(parent: Path) -> None:
             if left.stat().st_mtime < time.time() - _ABANDONED_AFTER_S:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         except OSError:
-            continue  # somebody else's, or gone: the next publication looks again
+            continue  # another user's, or gone: the next publication looks again

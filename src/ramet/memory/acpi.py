@@ -1,8 +1,8 @@
-"""A guest's address 0 in its VMM's anonymous memory, told by the ACPI tables that the VMM wrote for it.
+"""A guest's address 0 in its VMM's anonymous memory, proved by the ACPI tables that the VMM wrote for it.
 
 A root pointer (RSDP) lies on a multiple of 16 in the last 128 KiB below 1 MiB, has two checksums, and names
-the guest-physical address of a table (XSDT or RSDT) that has a signature, a length and a checksum. A memory
-region that is taken to begin where it doesn't has that table elsewhere, so the two together prove its start.
+the guest-physical address of a table (XSDT or RSDT) that has a signature, a length and a checksum. With a
+wrong start of the memory region, that table would be elsewhere, so the two together prove the start.
 
 Sources: ACPI 6.5 §5.2.5.1, "Finding the RSDP on IA-PC Systems", §5.2.5.3 (RSDP), §5.2.6 (table header).
 """

@@ -1,4 +1,4 @@
-"""Pages applied to the content of a file that nobody else uses yet. Zeros become holes.
+"""Pages applied to the content of a file that has no other user yet. Zeros become holes.
 
 Source: pwritev(2); fallocate(2), FALLOC_FL_PUNCH_HOLE.
 """
@@ -79,7 +79,7 @@ def apply_pages(file: int, pages: Pages, size_bytes: int) -> None:
 
 
 class GatheringWriter:
-    """Writes what lies one behind the other with few calls. Has to be flushed before the data goes away."""
+    """A writer that joins neighbouring data into few calls. Flush it before the data is freed."""
 
     def __init__(self, file: int) -> None:
         self._file = file
@@ -122,7 +122,7 @@ def zeros_over(data: list[tuple[int, int]], stretch: Stretch) -> Iterator[tuple[
 
 
 def _clear(file: int, offset: int, length_bytes: int, below: list[tuple[int, int]]) -> None:
-    """Make a range zeros where the base had data; where it had a hole, it is one already."""
+    """Make a range zeros where the base has data; its holes are zeros already."""
     for start, end in zeros_over(below, Stretch(offset, length_bytes, None)):
         if not punch_hole(file, start, end - start):
             for position in range(start, end, PAGE_SIZE_BYTES):

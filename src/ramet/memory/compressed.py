@@ -1,8 +1,8 @@
-"""A mem-file compressed: zstd in independent frames, which are made and read side by side.
+"""A compressed mem-file: zstd in independent frames, which are made and read in parallel.
 
-There is a frame for each 4 MiB of the file, in order, and behind them, in a frame that readers skip, the size
-of each: zstd's seekable format. `zstd -d` unpacks it, too. A stretch of zeros takes some 150 bytes; what is
-unpacked has holes in the place of pages of zeros.
+There is a frame per 4 MiB of the file, in order, and behind them, in a frame that readers skip, the size of
+each: zstd's seekable format. `zstd -d` unpacks it, too. A stretch of zeros takes about 150 bytes; the
+unpacked file has holes in place of pages of zeros.
 
 Source: zstd's contrib/seekable_format/zstd_seekable_compression_format.md, version 0.1.0; RFC 8878.
 """
@@ -108,7 +108,7 @@ def pack(descriptor: int, start: int, length: int, level: int) -> tuple[bytes, b
     if _unpacked(packed, length) != data:
         raise DamagedError(
             f"what zstd made of {length} bytes at {start} doesn't come back",
-            hint="the raw file is as it was; look at this machine's memory",
+            hint="the raw file is unchanged; check this machine's memory",
         )
     return packed, data
 

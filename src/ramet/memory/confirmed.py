@@ -54,10 +54,10 @@ def is_intact_by_facts(path: Path, name: str, facts: PartFacts, expected: str | 
 
 
 def require_intact(path: Path, name: str, facts: PartFacts, expected: str | None, capture: Path) -> None:
-    """Raise `DamagedError` unless a part is what was published; arguments as for `is_intact_by_facts`.
+    """Raise `DamagedError` unless a part is as published; arguments as for `is_intact_by_facts`.
 
-    Where the facts don't tell, its content is read and has to have its digest. That is paid once: what was
-    found is kept. Raises `FilesystemError`, too.
+    If the facts don't decide, its content is read and has to have its digest. That is done once: the result
+    is kept. Raises `FilesystemError`, too.
     """
     if is_intact_by_facts(path, name, facts, expected, capture):
         return
@@ -83,7 +83,7 @@ def _with_mode(path: Path, facts: PartFacts, mode: int) -> PartFacts:
     The part may have become writable.
     """
     if facts.mode != mode:
-        with suppress(OSError):  # not ours to change: its content is as it was all the same
+        with suppress(OSError):  # another user's: its content is unchanged
             path.chmod(mode)
             return msgspec.structs.replace(facts, mode=current_facts(path).mode)
     return facts

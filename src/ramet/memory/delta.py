@@ -103,7 +103,7 @@ def apply_delta(source: Path | int, pid: int, ram: Sequence[RamRange]) -> DeltaF
                 lengths.append(length)
         if data[0]:
             with _mapped(delta) as content:
-                # The kernel reads it: one that is cut short meanwhile is an error, not a signal.
+                # The kernel reads it: a file that is cut short meanwhile is an error, not a signal.
                 write_memory(pid, *data, address_of(content))
         if zeros[0]:
             _write_zeros(pid, *zeros)
@@ -211,7 +211,7 @@ def _read_fully(delta: Delta, view: memoryview, offset: int) -> None:
 
 
 def _mapped(delta: Delta) -> mmap.mmap:
-    # Private and writable only because ctypes has no addresses of what is read-only.
+    # Private and writable only because ctypes has no addresses of read-only memory.
     size = delta.facts.data_bytes + TRAILER_BYTES
     with filesystem_errors("read", delta.name):
         return mmap.mmap(delta.descriptor, size, access=mmap.ACCESS_COPY)

@@ -181,7 +181,7 @@ def _blocks(descriptor: int, size_bytes: int) -> Iterator[tuple[int, bytearray]]
 
 
 def _read_block(descriptor: int, buffer: bytearray, offset: int) -> int:
-    """Fill the buffer from that offset; fewer bytes than it holds only at the end of the file."""
+    """Fill the buffer from that offset; fewer bytes only at the end of the file."""
     view = memoryview(buffer)
     got = 0
     while got < len(buffer) and (taken := os.preadv(descriptor, [view[got:]], offset + got)):

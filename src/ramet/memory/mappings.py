@@ -105,7 +105,7 @@ def open_file_has_data(pid: int, inode: int) -> bool | None:
         return None
     except PermissionError as error:
         raise UnavailableError(
-            f"what process {pid} has open can't be looked at: {error.strerror}", hint=PTRACE_HINT
+            f"the open files of process {pid} can't be read: {error.strerror}", hint=PTRACE_HINT
         ) from error
     return holds_data
 

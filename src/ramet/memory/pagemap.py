@@ -1,13 +1,13 @@
-"""Which pages of a private file mapping a process has changed.
+"""The pages of a private file mapping that a process has changed.
 
 A page of a `MAP_PRIVATE` file mapping comes from the page cache until it is written to; then it is a copy,
-anonymous, private. So *present or swapped, and not of a file* is exactly *changed*. The kernel says so in two
-ways, which agree: the ioctl PAGEMAP_SCAN (Linux 6.7 and later) walks page tables and returns ranges;
-/proc/PID/pagemap has eight bytes for each page. What the kernel reports changes as the process runs, so it is
+anonymous, private. So *present or swapped, and not of a file* is exactly *changed*. The kernel tells that in
+two ways, which agree: the ioctl PAGEMAP_SCAN (Linux 6.7 and later) walks page tables and returns ranges;
+/proc/PID/pagemap has eight bytes per page. The kernel's answer changes as the process runs, so the process is
 paused meanwhile.
 
-A subrange that isn't mapped from the mem-file any more has changed as a whole: a balloon maps anonymous
-memory over what the guest gave back. Its absent pages read as zeros, and so do those that were only read
+A subrange that is no longer mapped from the mem-file has changed as a whole: a balloon maps anonymous memory
+over the pages that the guest gave back. Its absent pages read as zeros, and so do pages that were only read
 there, which PAGEMAP_SCAN can tell from others and the page map can't.
 
 Source: Documentation/admin-guide/mm/pagemap.rst; include/uapi/linux/fs.h (struct pm_scan_arg);
@@ -188,7 +188,7 @@ def _pieces(mapping: Mapping, now: Iterable[Area]) -> Iterator[tuple[int, int, _
 def _list_by_scan(descriptor: int, start: int, end: int, anonymous_only: bool) -> _Spans:
     vector = (ctypes.c_uint64 * (_REGIONS * _REGION_WORDS))()
     words = memoryview(vector).cast("B").cast("Q")
-    # The page of zeros that the kernel lends to whoever only reads anonymous memory is as good as absent.
+    # The kernel's page of zeros, in anonymous memory that was only read, is as good as absent.
     inverted = _PAGE_IS_FILE if anonymous_only else _PAGE_IS_PFNZERO
     spans = _Spans([], [])
     count = _REGIONS
@@ -208,7 +208,7 @@ def _list_by_scan(descriptor: int, start: int, end: int, anonymous_only: bool) -
         regions = words[: count * _REGION_WORDS].tolist()
         _extend(spans, regions[0::_REGION_WORDS], regions[1::_REGION_WORDS])
         # Not the kernel's own walk_end: once a walk has filled its inner buffer of 512 regions, walk_end
-        # stays where that was, even when the walk then finishes; going on from there lists regions twice.
+        # stays where that was, even when the walk then finishes; continuing there lists regions twice.
         start = spans.ends[-1] if count else end
     return spans
 
@@ -232,7 +232,7 @@ def _list_by_pagemap(descriptor: int, start: int, end: int, anonymous_only: bool
 
 
 def _extend(spans: _Spans, starts: list[int], ends: list[int]) -> None:
-    """Append ranges; one that a chunk's border cut in two becomes one again."""
+    """Append ranges; join a range that a chunk's border cut in two."""
     if spans.ends and starts and spans.ends[-1] == starts[0]:
         spans.ends.pop()
         del starts[0]

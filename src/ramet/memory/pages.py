@@ -94,7 +94,7 @@ class BufferedPages:
             try:
                 memory.close()
             except BufferError:
-                pass  # somebody still looks at it: then it goes with the last view
+                pass  # a view still exists: the memory is freed with the last view
 
     def __enter__(self) -> Self:
         return self

@@ -79,7 +79,7 @@ def _call(verb: _Verb) -> ctypes._NamedFuncPointer:
     try:
         call = libc().process_vm_readv if verb == "read" else libc().process_vm_writev
     except AttributeError:
-        raise UnavailableError("another process's memory can be had on Linux only") from None
+        raise UnavailableError("another process's memory can be read on Linux only") from None
     call.restype = ctypes.c_ssize_t
     call.argtypes = [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,

@@ -1,6 +1,6 @@
-"""Reading what the kernel says about another process, and saying clearly when it won't.
+"""Reads of the kernel's facts about another process, with clear errors when it refuses.
 
-Source: proc(5); the permission is the one of ptrace(2), "Ptrace access mode checking".
+Source: proc(5); the permission is that of ptrace(2), "Ptrace access mode checking".
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from ramet.errors import UnavailableError, VmmError
 
 PTRACE_HINT: Final = (
-    "run ramet as root, or make the template in the process that ran the instance; where Yama is in the way,"
+    "run ramet as root, or make the template in the process that ran the instance; if Yama forbids it,"
     " `sudo sysctl kernel.yama.ptrace_scope=0`; `ramet doctor` says which"
 )
 

@@ -14,7 +14,8 @@ Word = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 class Readable(Protocol):
     """An open file, or anything that is read like one: plain or async, binary or text."""
 
-    def read(self, size: int, /) -> Any: ...
+    def read(self, size: int, /) -> Any:
+        """Return at most `size` bytes or characters, empty at the end, or an awaitable of that."""
 
 
 Source = bytes | str | Readable

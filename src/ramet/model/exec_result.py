@@ -46,7 +46,7 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
         if self.ok:
             return self
         how = f"exit code {self.exit_code}" if self.signal is None else f"signal {self.signal}"
-        # A guest's words, on their way to somebody's terminal.
+        # A guest's words, on their way to a terminal.
         last_words = printable(self.stderr[-400:]).strip()
         raise ExecError(f"{self.argv[0]}: {how}" + (f": {last_words}" if last_words else ""))
 

@@ -96,6 +96,15 @@ class Forks(Handle, list[V]):
     """The instances that a `fork` call made, in order.
 
     As a context, it removes the instances at its end, except those that were kept or detached.
+
+    Run a command in all forks at once, and keep one fork:
+
+        vm = await host.get("agent")
+        async with vm.fork(3, name="idea") as forks:
+            results = await forks.exec("hostname")
+            print([result.text.strip() for result in results])  # ['idea-1', 'idea-2', 'idea-3']
+            await forks[1].keep()
+        print([instance.name for instance in await host.list()])  # ['agent', 'idea-2']
     """
 
     def __init__(self, vms: Iterable[V], remove: Remove[V], calls: Calls, read_stdin: ReadStdin) -> None:

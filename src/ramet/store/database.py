@@ -181,12 +181,12 @@ class Database:
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                 descriptor = os.open(reserve, flags, 0o600)
             except OSError:
-                return  # that is what it was for; a home that can't be written is others' to complain of
+                return  # the reserve was for that; others report a home that can't be written
             try:
                 if os.fstat(descriptor).st_size < length_bytes:
                     os.posix_fallocate(descriptor, 0, length_bytes)
             except OSError:
-                pass  # while it is full: whoever closes the database next tries again
+                pass  # while it is full: the next close of the database tries again
             finally:
                 os.close(descriptor)
 
@@ -203,7 +203,7 @@ class Database:
             yield
             self.connection.execute("COMMIT")
         except BaseException:
-            # SQLite itself has rolled back after some errors, a full disk's say.
+            # SQLite itself has rolled back after some errors, such as a full disk's.
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             raise

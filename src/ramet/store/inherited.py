@@ -1,9 +1,9 @@
 """Open databases across fork(2).
 
-SQLite notes per process, by inode, which locks it holds. A child inherits the notes and none of the locks
-(fcntl(2)), so a database that it opened would be used without any: the parent, or another process, could
-remove the write-ahead log under it (sqlite.org/howtocorrupt.html, 2.6). So no thread is inside SQLite at the
-moment of a fork, and the child closes what it has inherited before it opens anything.
+SQLite notes per process, by inode, which locks it holds. A child inherits the notes but not the locks
+(fcntl(2)), so a database that the child opened would be used without any: the parent, or another process,
+could remove the write-ahead log under it (sqlite.org/howtocorrupt.html, 2.6). So no thread is inside SQLite
+at the moment of a fork, and the child closes inherited databases before it opens any.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Table(Generic[RowT]):
             return self._read(row_id)
 
     def forget(self, row_id: str) -> None:
-        """Delete a row, also one that can't be read. What it stood for has to have ended before."""
+        """Delete a row, also an unreadable one. Its processes have to have ended before."""
 
         def once() -> None:
             with self._database.transaction(durable=True):
@@ -184,7 +184,7 @@ class Table(Generic[RowT]):
             bodies = self._database.with_reserve(once)
         removed = []
         for body in bodies:
-            with suppress(*_UNFIT):  # its caller knows it as it was when it could be read
+            with suppress(*_UNFIT):  # its caller knows the last readable state
                 removed.append(msgspec.json.decode(body, type=self._kind))
         return removed
 
@@ -192,7 +192,7 @@ class Table(Generic[RowT]):
         try:
             return only_if(self._read(row_id))
         except (NotFoundError, UnreadableError):
-            return False  # gone already; or nobody can tell, and then it stays
+            return False  # gone already; or that is unknown, and then it stays
 
     def remove(self, row_id: str, *, only_if: Callable[[RowT], bool] | None = None) -> RowT | None:
         """Forget a record and return it as it then was; None when it is unknown or `only_if` says no.
@@ -254,7 +254,7 @@ class Table(Generic[RowT]):
         """Make the error for a row that can't be read."""
         return UnreadableError(
             f"the record of {self._what} {row.name} can't be read: {row.problem}",
-            hint="it is left as it is, with its files and whatever runs for it; nothing else is affected",
+            hint="the record, its files and its processes are left alone; nothing else is affected",
         )
 
     def _encode(self, record: RowT) -> str:
@@ -274,7 +274,7 @@ class Table(Generic[RowT]):
 
 
 class Store(Table[Record]):
-    """The records of instances and, in `snapshots`, those of snapshots."""
+    """The records of instances and, in `snapshots`, of snapshots."""
 
     def __init__(self, path: Path) -> None:
         database = Database(path)
@@ -331,7 +331,7 @@ class Store(Table[Record]):
 
 
 def _what_is_left(row_id: str, body: str, error: Exception) -> Unreadable:
-    """Read what can still be read of a broken row."""
+    """Read the readable rest of a broken row."""
     name, vmm = row_id, None
     with suppress(*_UNFIT):
         decoded: Any = msgspec.json.decode(body)

@@ -1,15 +1,14 @@
 """The blocks of a database's `-shm` file: allocated before SQLite maps it.
 
-SQLite maps that file (the index of its write-ahead log) and writes through the mapping. It makes the file
-by one byte for each 4 KiB, so where the filesystem's blocks are smaller most of it is holes. On a full disk
-a write into one is a SIGBUS, by which the whole process dies. So the file is made here, with all its
-blocks, before SQLite opens it, and made longer before SQLite needs that: what fails then is a system call,
-and an error.
+SQLite maps that file (the index of its write-ahead log) and writes through the mapping. It makes the file by
+one byte for each 4 KiB, so on a filesystem with smaller blocks most of it is holes. On a full disk a write
+into a hole is a SIGBUS, by which the whole process dies. So the file is made here, with all its blocks,
+before SQLite opens it, and made longer before SQLite needs that: then a system call fails, with an error.
 
-SQLite empties the file unless somebody has it open, which it tells by a lock on one byte of it
-(`UNIX_SHM_DMS` in SQLite's os_unix.c). That lock is held here while SQLite opens it, as another reader
-would. No descriptor of the file may be closed while SQLite has it open in this process: POSIX drops the
-process's locks on the file then (fcntl_locking(2)). So one is kept for each file.
+SQLite empties the file unless a process has it open, which it tells by a lock on one byte of it
+(`UNIX_SHM_DMS` in SQLite's os_unix.c). That lock is held here while SQLite opens it, as another reader would.
+No descriptor of the file may be closed while SQLite has it open in this process: POSIX drops the process's
+locks on the file then (fcntl_locking(2)). So a descriptor is kept per file.
 
 Sources: sqlite.org/walformat.html §2; os_unix.c (`unixLockSharedMemory`, `unixShmMap`); fcntl_locking(2),
 "Open file description locks"; ioctl_iflags(2).

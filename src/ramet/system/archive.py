@@ -1,8 +1,8 @@
 """Sparse files and a few bytes about each as one stream: the format of docs/reference/archive.md.
 
-Knows files, not what they are for. Written and read from beginning to end, without seeking, by blocking
-calls: in a worker thread. Neither end waits for the other for longer than 0.2 s without calling `checkpoint`,
-which may raise to give up (`threads.check_cancelled` is one).
+This module knows files, not their purpose. They are written and read from beginning to end, without seeking,
+by blocking calls: in a worker thread. Neither end waits for the other for longer than 0.2 s without calling
+`checkpoint`, which may raise to give up (`threads.check_cancelled` is one).
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def write_archive(
 
 
 def _put_data(sink: _Sink, descriptor: int, size: int, seen: Callable[[int], None]) -> int:
-    """Write everything of a file that isn't zeros, as records, and return the number of its bytes.
+    """Write all bytes of a file that aren't zeros, as records, and return their number.
 
-    `seen` is told the length of each piece that was read.
+    `seen` is called with the length of each piece that was read.
     """
     buffer = memoryview(bytearray(_WINDOW_BYTES))
     data_bytes = 0

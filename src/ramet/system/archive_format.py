@@ -18,12 +18,12 @@ MAX_PARTS: Final = 64
 MAX_DATA_BYTES: Final = 4 * MIB
 """Largest data of a record."""
 MAX_NAME_BYTES: Final = 255
-# Not text: what was treated as text on its way is recognised by it.
+# Not text: a file that was treated as text on its way is recognised by it.
 MAGIC: Final = b"RAMET\r\n\x1a"
 HEADER: Final = struct.Struct("<8sHBBIQ")
 RECORD: Final = struct.Struct("<B3sIQ")
 RESERVED: Final = bytes(3)
-STORED: Final = 0  # the codec: data as it is
+STORED: Final = 0  # the codec: unchanged data
 PART, DATA, PART_END, END = 1, 2, 3, 4
 DIGEST_BYTES: Final = hashlib.sha256().digest_size
 POLL_MS: Final = 200

@@ -60,7 +60,7 @@ class ArchiveReader:
             self._source.take(HEADER.size)
         )
         if magic != MAGIC:
-            raise DamagedError(f"{name} isn't an export of ramet's, or was altered on its way", hint=_AGAIN)
+            raise DamagedError(f"{name} isn't an export by ramet, or was altered on its way", hint=_AGAIN)
         if version != FORMAT or codec != STORED or reserved:
             what = f"format {version}" if version != FORMAT else f"codec {codec}"
             raise UnavailableError(
@@ -150,7 +150,7 @@ class ArchiveReader:
 
 
 class _Source:
-    """The reading end: a bounded buffer, and the digest of what was taken out of it."""
+    """The reading end: a bounded buffer, and the digest of the bytes taken out of it."""
 
     def __init__(self, stream: int, name: str, checkpoint: Callable[[], None]) -> None:
         self._stream = stream

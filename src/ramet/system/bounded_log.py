@@ -46,7 +46,7 @@ def trim(log: Path, *, keep_bytes: int = KEEP_BYTES, above_bytes: int = ABOVE_BY
         if _occupied_bytes(descriptor) <= above_bytes or not _lock(descriptor):
             return False
         if _occupied_bytes(descriptor) <= above_bytes:
-            return False  # somebody else has just done it
+            return False  # another process has just done it
         _save_end(descriptor, os.fstat(descriptor).st_size, keep_bytes, previous(log))
         os.ftruncate(descriptor, 0)
         return True
@@ -109,7 +109,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _save_end(descriptor: int, size_bytes: int, keep_bytes: int, target: Path) -> None:
-    """Copy the last `keep_bytes`, and what is appended meanwhile (as much again, at most), to `target`."""
+    """Copy the last `keep_bytes`, and bytes appended meanwhile (as much again, at most), to `target`."""
     offset = max(0, size_bytes - keep_bytes - 1)  # one more: the line end before a whole line
     limit, cut = offset + 2 * keep_bytes, offset > 0
     temporary = target.with_name(target.name + ".tmp")  # one name will do, the lock is ours

@@ -37,7 +37,7 @@ class Memory(NamedTuple):
 
     total_bytes: int
     available_bytes: int
-    """Without swapping: what is free, and what the kernel can take back at once."""
+    """Memory without swapping: free, and reclaimable at once."""
     limited_by: Path | None
     """The cgroup that has less than the machine; None when the machine itself is the limit."""
 

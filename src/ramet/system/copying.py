@@ -167,10 +167,10 @@ def _copy_in_kernel(source: int, destination: int, offset: int, length_bytes: in
 
 
 def duplicate_into(source: int, destination: int, *, allow_reflink: bool = True) -> Duplicate:
-    """Fill the empty file `destination` from `source`: by reflink where possible, else by a sparse copy.
+    """Fill the empty file `destination` from `source`: by reflink if possible, else by a sparse copy.
 
-    Copies are made one after another: side by side on a disk with room for some of them, all would fail. One
-    that there is no room for isn't begun: it would fill the disk under everybody else's VMM first. Raises
+    Copies are made one after another: in parallel, on a disk with room for some of them, all would fail. A
+    copy without room isn't begun, because it would fill the disk under all other VMMs first. Raises
     `OSError`; `destination` is incomplete then.
     """
     reason = "a reflink wasn't asked for"

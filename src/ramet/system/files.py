@@ -213,7 +213,7 @@ def remove_tree(directory: Path) -> None:
         if is_immutable(left):
             raise FilesystemError(
                 f"{left} can't be removed: it has the immutable attribute",
-                hint=f"`chattr -i {left}` as root; whichever ramet command comes next removes what is left",
+                hint=f"`chattr -i {left}` as root; the next ramet command removes what is left",
                 number=error.errno,
             ) from error
     if errors:

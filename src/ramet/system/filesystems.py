@@ -1,6 +1,6 @@
 """The filesystem of a directory, and whether several machines may see it.
 
-State can't be kept where they do: a process of another machine can't be told to be alive or dead, and
+State can't be kept where they do: this machine can't tell whether another machine's process lives, and
 SQLite's write-ahead log has its index in shared memory (sqlite.org/wal.html: "all processes using a database
 must be on the same host computer"). The same holds for FUSE, whose server may be anything, sshfs or S3.
 """
@@ -75,7 +75,7 @@ def shared_filesystem(path: Path) -> str | None:
     try:
         return SEVERAL_MACHINES.get(filesystem_type(nearest_existing(path)))
     except OSError:
-        return None  # whoever writes there finds out
+        return None  # a write there finds out
 
 
 def require_local(paths: Iterable[Path]) -> None:

@@ -113,7 +113,7 @@ async def _changed(notify: int, until: Callable[[], Awaitable[object]]) -> bool:
             await until()
             ended = True
         except Exception as error:
-            failure = error  # as it is, not in the group that a task group would make of it
+            failure = error  # itself, not in the group that a task group would make of it
         group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
@@ -122,7 +122,7 @@ async def _changed(notify: int, until: Callable[[], Awaitable[object]]) -> bool:
             await anyio.sleep(POLL_S)
         else:
             await anyio.wait_readable(notify)
-            os.read(notify, 4 * KIB)  # what is left of the events wakes us once more, which is harmless
+            os.read(notify, 4 * KIB)  # remaining events wake us once more, which is harmless
         group.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -1,8 +1,8 @@
-"""Which kernels were tried on this machine's KVM, and what came of it.
+"""Trials of kernels on this machine's KVM, and their results.
 
-Where the check (`kvm`) says that a stock kernel doesn't run, one that was built for this KVM may. Nothing but
-booting it tells. What was found holds for that kernel's content, that driver and that KVM, until the machine
-boots again; a cache that can't be read or written costs another trial and nothing else.
+Even if the check (`kvm`) says that a stock kernel doesn't run, a kernel that was built for this KVM may. Only
+booting it tells. The result holds for that kernel's content, that driver and that KVM, until the machine
+boots again; a cache that can't be read or written only costs another trial.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def note_trial(
     detail: str,
     device: str = kvm_probe.DEVICE,
 ) -> Trial:
-    """Keep what came of a trial, in the place of what was known before, as far as it can be kept."""
+    """Keep the result of a trial, in place of an earlier result, as far as it can be kept."""
     try:
         key = cache_key(device)
     except ProbeError:
-        key = ""  # nobody's
+        key = ""  # no KVM's
     kept = [
         trial
         for trial in trials(cache_dir, device=device)

@@ -57,7 +57,7 @@ TRAPS, BREAKPOINT, PAGE_FAULT, SYSCALL_ENTRY = 0xC000, 0xC200, 0xC240, 0xC280
 KERNEL_CODE, USER_CODE, NOT_PRESENT, RAM_BYTES = 0x10000, 0x11000, 0x20000, 0x24000
 
 OK = 0x600D  # what a piece of code leaves in RAX when everything came out as it should
-TRAPPED = 0xBAD00000  # … and what it leaves there, with the vector, after an exception that it didn't ask for
+TRAPPED = 0xBAD00000  # … and its mark, with the vector, after an unexpected exception
 
 CpuidBits = dict[tuple[int, int, str], int]  # register values by (leaf, subleaf, register)
 Assembly = tuple[tuple[str, str], ...]  # (bytes in hex, the same instruction for people and for GNU as)
@@ -117,7 +117,7 @@ CHECKS = (
     Check(
         "wrmsr and swapgs",
         (
-            ("b9 80 00 00 c0", "mov ecx, 0xc0000080"),  # EFER, written back as it is
+            ("b9 80 00 00 c0", "mov ecx, 0xc0000080"),  # EFER, written back unchanged
             ("0f 32", "rdmsr"),
             ("0f 30", "wrmsr"),
             ("b9 02 01 00 c0", "mov ecx, 0xc0000102"),  # KERNEL_GS_BASE := DATA

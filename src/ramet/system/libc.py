@@ -1,4 +1,4 @@
-"""The C library, for what the kernel offers and Python doesn't."""
+"""The C library, for kernel functions that Python lacks."""
 
 from __future__ import annotations
 

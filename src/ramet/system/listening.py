@@ -1,4 +1,4 @@
-"""Connecting to a socket that another process is about to make: by events, not by trying again and again.
+"""Connections to a socket that another process is about to make: by events, not by polling.
 
 inotify(7) on the socket's directory tells when its name appears; a write to any file there (the log line that
 follows the listen(2)) tells once more; a pidfd tells when the process has ended instead.
@@ -44,7 +44,7 @@ async def connect_when_listening(
     Raises `VmmError` when the process ends first, `VmmTimeoutError` when `timeout_s` passes.
     """
     if (connection := _try(directory, name)) is not None:
-        return connection  # most are quicker than whoever started them, and there is nothing to wait for
+        return connection  # most are quicker than their starter, and there is nothing to wait for
     news = asyncio.Event()
     with _Notifier.of_this_loop().watching(directory, news) as watched, _ending(process, news):
         try:

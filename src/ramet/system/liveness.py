@@ -1,12 +1,12 @@
-"""Tell whether a process is alive or dead, or that it can't be told from here.
+"""Tell whether a process is alive or dead, or that this is unknown here.
 
 A process is named by its pid *and* its start time, so that a pid used again is never mistaken for it
 (proc(5), field 22 of `/proc/PID/stat`), by the PID namespace of that pid, and by the boot of the machine. A
-pidfd (pidfd_open(2)) is readable once its process has ended, also when nobody has reaped it yet.
+pidfd (pidfd_open(2)) is readable once its process has ended, also before it is reaped.
 
 Not seeing a process doesn't prove that it is dead. Another PID namespace (a container) has other processes
 under the same pids; another machine has another boot id; `/proc` may show another namespace's processes, or
-hide those of other users. The answer is `UNKNOWN` then, and nothing may be destroyed. Linux only.
+hide other users'. The answer is `UNKNOWN` then, and nothing may be destroyed. Linux only.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def open_pidfd(process: ProcessRef) -> int | None:
     view = proc_view()
     if process.pid_namespace in (0, view.namespace):
         return _pin(process, process.pid)
-    # It may be in a namespace below this one, which has pids of its own for all that is there.
+    # It may be in a namespace below this one, which has its own pids for all processes there.
     try:
         name = find_in_proc(process)
     except PermissionError as error:

@@ -63,7 +63,7 @@ def run(
     pass_fds: Sequence[int] = (),
     stop: int | None = None,
 ) -> Outcome:
-    """Run a program to its end; what it has started and left running is left alone.
+    """Run a program to its end. Processes that it started and left running are left alone.
 
     `environment` is this process's unless given. When `stop`, a descriptor, becomes readable, the program is
     killed. Raises `TimeoutError` when it takes longer than `limit_s`, after it was killed with its group;
@@ -198,7 +198,7 @@ def _status(child: subprocess.Popen[bytes], pidfd: int | None) -> int | None:
 
 
 def _kill(child: subprocess.Popen[bytes], pidfd: int | None) -> None:
-    """End a program and its group. As long as nobody has waited for it, the group's number is its own."""
+    """Kill a program and its group. Until the program is waited for, the group's number is its own."""
     with suppress(ProcessLookupError, PermissionError):  # nothing of it is left that we may end
         os.killpg(child.pid, signal.SIGKILL)
     if pidfd is not None:

@@ -36,7 +36,7 @@ def alone(module: ModuleType) -> list[str]:
     source = get_source(module.__name__) if get_source is not None else None
     if source is None:
         raise UnavailableError(
-            f"the source of {module.__name__} can't be had: it runs in a process of its own"
+            f"the source of {module.__name__} isn't available, and it runs in a separate process"
         )
     return [python(), "-I", "-S", "-c", source]
 

@@ -1,13 +1,13 @@
 """The program that waits for the end of a ramet process that owns guests. Standard library only.
 
 Run by `owners`: `python -I -S owner_watcher.py PIDFD HOME DEVICE INODE WORD...`. When the process behind
-PIDFD has ended, this one becomes WORD..., which cleans up in HOME. It doesn't when that directory isn't there
-any more, nor when somebody else has cleaned up since. While it waits it holds nothing but the pidfd.
+PIDFD has ended, this process becomes WORD..., which cleans up in HOME. It doesn't if that directory no longer
+exists, or if another process has cleaned up since. While it waits it holds nothing but the pidfd.
 
-Processes that end together, a training job's say, leave a watcher each, and one cleaning is enough for all.
-So each says first that one is wanted, by the file `cleaning.todo`, and then waits for its turn, the lock on
-`cleaning.lock`: when it comes and the wish is gone, somebody has begun to clean after it was made, and has
-ended. A cleaner that is killed leaves `cleaning.doing`, and the next one does it again.
+Processes that end together, such as a training job's, leave a watcher each, and one cleaning is enough for
+all. So each watcher first requests a cleaning, by the file `cleaning.todo`, and then waits for its turn, the
+lock on `cleaning.lock`. If the request is gone when the turn comes, another process began to clean after the
+request, and has ended. A cleaner that is killed leaves `cleaning.doing`, and the next one cleans again.
 """
 
 import os
@@ -89,7 +89,7 @@ def note(home: str, text: str) -> None:
         finally:
             os.close(log)
     except OSError:
-        pass  # there is nobody else to tell
+        pass  # no other process to tell
 
 
 def main(argv: list[str]) -> int:

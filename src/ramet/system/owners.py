@@ -46,7 +46,7 @@ _AGAIN_S: Final = (1.0, 60.0)
 _SOON_S: Final = 1.0
 _MANY: Final = 3
 KEPT_OUT: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-"""A closed terminal, a Ctrl-C, a supervisor that stops everything: the owner decides what that means."""
+"""A closed terminal, a Ctrl-C, a supervisor that stops everything: the owner decides about these signals."""
 _log: Final = logging.getLogger("ramet")
 
 

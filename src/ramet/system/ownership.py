@@ -26,7 +26,7 @@ def user_name(uid: int) -> str:
 def require_endable(process: ProcessRef, *, name: str) -> None:
     """Raise `UnavailableError` when this user may not end `process`, `UnseenError` when it can't be seen.
 
-    `name` is what it belongs to. Nothing happens when it is dead.
+    `name` is the process's owner in messages. Does nothing when the process is dead.
     """
     pidfd = open_pidfd(process)
     if pidfd is None:
@@ -43,9 +43,9 @@ def require_endable(process: ProcessRef, *, name: str) -> None:
 
 
 def require_removable(directory: Path, *, name: str) -> None:
-    """Raise `UnavailableError` when this user can't remove what is in `directory`. `name` is what it is of.
+    """Raise `UnavailableError` when this user can't remove the content of `directory`.
 
-    Nothing happens when there is none.
+    `name` is the directory's owner in messages. Does nothing when there is no directory.
     """
     try:
         owner = directory.lstat().st_uid
@@ -58,7 +58,7 @@ def require_removable(directory: Path, *, name: str) -> None:
 
 
 def not_ours(name: str, owner: str) -> UnavailableError:
-    """Make the error for a change of what another user has. Nothing was changed."""
+    """Make the error for a change of another user's things. Nothing was changed."""
     own_name = user_name(os.geteuid())
     if owner == own_name:
         return UnavailableError(

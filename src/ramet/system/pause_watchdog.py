@@ -1,8 +1,8 @@
 """A guest that is paused for a capture is resumed also when the ramet that captures it dies.
 
 Before the pause a small process is started that holds one end of a pipe. The kernel closes the other when
-this process ends, however it does; unless `done` came through it first, the small process resumes the guest.
-See `pause_resumer` for what it does.
+this process ends, in any way; unless `done` came through it first, the small process resumes the guest. See
+`pause_resumer`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def resume_on_death(
     between. Raises `UnavailableError` when it can't be started; nothing runs then.
     """
     theirs, ours = os.pipe2(os.O_CLOEXEC)
-    # A child that is forked inside would hold it open, too, and nobody would notice that this process died.
+    # A child that is forked inside would hold it open, too, and hide the death of this process.
     forked.keep_from_children(ours)
     try:
         process = _start(directory, resume, theirs, hold)
@@ -74,7 +74,7 @@ async def resume_on_death(
             if forked.is_ours(ours):
                 os.write(ours, pause_resumer.DONE)
         except BrokenPipeError:
-            pass  # it was ended by somebody
+            pass  # another process ended it
         finally:
             forked.close(ours)
         with anyio.CancelScope(shield=True):

@@ -18,7 +18,7 @@ from ramet.errors import LimitReachedError, RametError
 from ramet.system import cgroups
 
 _NEARLY: Final = 16
-"""A limit with more room than that isn't named: others have ended since, but hardly so many."""
+"""A limit with more room than that isn't named: few processes have ended since."""
 _LESS: Final = "ask for less at once"
 _IN_WORDS: Final = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 _QUOTED_CHARACTERS: Final = 200

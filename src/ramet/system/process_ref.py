@@ -30,16 +30,16 @@ _NAME: Final = re.compile(
 
 
 class ProcView(NamedTuple):
-    """The part of the system that this process sees. It stays what it is until the process forks."""
+    """The part of the system that this process sees. It doesn't change until the process forks."""
 
     namespace: int
     """This process's PID namespace; 0 on a kernel without PID namespaces."""
     shows_own: bool
-    """`/proc` is this namespace's. Else, after unshare(2) say, it is one's above it."""
+    """True if `/proc` is this namespace's. Else, for example after unshare(2), it is a parent namespace's."""
     shows_all: bool
     """`/proc` is the initial namespace's, above all others."""
     offset_ticks: int
-    """By how much start times differ from those of the initial time namespace (time_namespaces(7))."""
+    """Difference of start times from the initial time namespace's (time_namespaces(7))."""
     slack_ticks: int
 
 
@@ -89,7 +89,7 @@ def proc_view() -> ProcView:
 def no_proc(error: OSError) -> UnavailableError:
     """Make the error for a machine without /proc."""
     return UnavailableError(
-        f"no process can be told from another: {error}", hint="mount /proc: `mount -t proc proc /proc`"
+        f"processes can't be identified: {error}", hint="mount /proc: `mount -t proc proc /proc`"
     )
 
 

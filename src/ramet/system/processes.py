@@ -1,6 +1,6 @@
-"""Wait for and end processes that outlive the one that started them, and measure their CPU time.
+"""Wait for and end processes that outlive their starter, and measure their CPU time.
 
-`spawn` starts and finds them; how one is recognised is in `process_ref`, whether it runs in `liveness`. Linux
+`spawn` starts and finds them; `process_ref` recognises them, and `liveness` tells whether they run. Linux
 only. Sources: pidfd_open(2), pidfd_send_signal(2), proc(5) (`/proc/PID/stat`).
 """
 

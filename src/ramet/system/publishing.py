@@ -68,7 +68,7 @@ def sync(descriptor: int) -> None:
 
 
 def sync_filesystem(directory: Path) -> None:
-    """Write out all of the filesystem that a directory is on (syncfs(2)): what was freed can be had then.
+    """Write out the whole filesystem of a directory (syncfs(2)): freed space can be used then.
 
     Raises `FilesystemError`.
     """
@@ -82,7 +82,7 @@ def sync_filesystem(directory: Path) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable: what was created, renamed or removed in it.
+    """Make the names in a directory durable: created, renamed and removed ones.
 
     Raises `FilesystemError`.
     """

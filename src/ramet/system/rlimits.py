@@ -72,7 +72,7 @@ class _Rule(NamedTuple):
 _RULES: Final = (
     _Rule(resource.RLIMIT_FSIZE, "-f", "a file of a guest's may have"),
     _Rule(resource.RLIMIT_AS, "-v", "a VMM may have an address space of"),
-    _Rule(resource.RLIMIT_DATA, "-d", "a VMM may have memory of its own of"),
+    _Rule(resource.RLIMIT_DATA, "-d", "a VMM may have private memory of"),
     _Rule(resource.RLIMIT_CPU, "-t", "a VMM would be killed after CPU time of"),
     _Rule(resource.RLIMIT_STACK, "-s", "a VMM's threads may have stacks of"),
     _Rule(resource.RLIMIT_CORE, "-c", "a core file may have"),
@@ -129,7 +129,7 @@ def impose(pid: int, changed: list[Setting]) -> None:
     """Set the others, of a child that this process has just started and not waited for."""
     for limit in changed:
         if limit.number not in _AT_EXEC:
-            with suppress(ProcessLookupError):  # it has ended: whoever talks to it finds out
+            with suppress(ProcessLookupError):  # it has ended: its next caller finds out
                 resource.prlimit(pid, limit.number, (limit.soft, limit.hard))
 
 
@@ -138,7 +138,9 @@ def lift(pid: int) -> None:
     for rule in _RULES:
         if rule.number == resource.RLIMIT_CORE:
             continue
-        with suppress(OSError, ValueError):  # it has ended, or keeps what it has: what fails there says so
+        with suppress(
+            OSError, ValueError
+        ):  # it has ended, or keeps its limits: a failure there is reported there
             _, hard = resource.prlimit(pid, rule.number)
             resource.prlimit(pid, rule.number, (hard, hard))
 
@@ -164,14 +166,14 @@ def _limit_files(pid: int, file_bytes: int | None) -> None:
 
 
 def limit_files(process: ProcessRef, largest_file_bytes: int | None) -> None:
-    """Limit the size of every file that `process` writes; None: no limit.
+    """Limit the size of every file that `process` writes; None: as large as its hard limit allows.
 
     Beyond it a write fails with EFBIG (RLIMIT_FSIZE, getrlimit(2)). Only the soft limit is set, which can be
     raised again for a file that has to be larger. Does nothing when the process has ended, which its next
     caller notices. Raises `UnavailableError` when it belongs to another user, or when its hard limit is lower
     and may not be raised.
     """
-    pidfd = open_pidfd(process)  # while it is held, the pid is nobody else's
+    pidfd = open_pidfd(process)  # while it is held, the pid isn't reused
     if pidfd is None:
         return
     try:

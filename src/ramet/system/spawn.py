@@ -55,7 +55,7 @@ def spawn(
     limits = rlimits.settings(needs)
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     # A full log is to be an error to its writer and not its death. Python ignores SIGXFSZ, which
-    # restore_signals=False lets the child inherit; a VMM with a handler of its own (Firecracker's ends it)
+    # restore_signals=False lets the child inherit; a VMM with its own handler (Firecracker's ends it)
     # doesn't get to run it, because a mask is inherited, too.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXFSZ})
     try:
@@ -89,7 +89,7 @@ def spawn(
     child.returncode = 0
     try:
         process = reference(child.pid)
-        rlimits.impose(child.pid, limits)  # nobody has waited for it: the pid is its own
+        rlimits.impose(child.pid, limits)  # it wasn't waited for: the pid isn't reused
     except ProcessLookupError as error:
         # Where SIGCHLD is ignored, a process that has ended leaves no zombie.
         raise UnavailableError(
@@ -190,7 +190,7 @@ def _tagged() -> Iterator[_Tagged]:
                     os.readlink(working).endswith(" (deleted)"),  # noqa: PTH115 - text, no path
                 )
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # gone, or somebody else's
+            continue  # gone, or another user's
 
 
 def _environment(name: str) -> bytes:

@@ -18,7 +18,7 @@ def not_zeros(data: memoryview, offset: int) -> Iterator[tuple[int, int]]:
     begun: int | None = None
     position = 0
     while position < len(data):
-        # Pages of the file, whatever the data begins with: only those can become holes.
+        # Pages of the file, not of the data: only those can become holes.
         following = min(len(data), position + PAGE_SIZE_BYTES - (offset + position) % PAGE_SIZE_BYTES)
         if ZERO_PAGE.startswith(data[position:following]):
             if begun is not None:

@@ -162,6 +162,17 @@ def test_only_plain_words_are_offered(monkeypatch: pytest.MonkeyPatch, home: Pat
     store.close()
     monkeypatch.setenv("RAMET_HOME", str(home))
     assert completion.complete_label("") == [("k=plain", "label"), ("team=a", "label")]
+    store = Store(stored.database)
+    store.add([record("$(touch it)", "eeee77778888")])
+    store.close()
+    assert completion.complete_reference("eeee") == [("eeee77778888", "")]
+    assert completion.complete_reference("dddd") == [("dddd55556666", "third")]
+
+
+def test_an_empty_variable_asks_for_no_completion(ramet: Shell, stored: Home) -> None:
+    done = run_command(["ps", "-a"], {**ramet.environment, "_RAMET_COMPLETE": ""})
+    assert done.returncode == 0
+    assert b"NAME" in done.stdout
 
 
 def test_the_constants_are_those_of_the_engine() -> None:

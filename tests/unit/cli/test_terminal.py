@@ -239,11 +239,18 @@ class TestProgress:
         report("nobody")
         assert sorted(progress.stage for progress in heard) == ["other", "thread"]
 
-    def show(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.8, **options: bool) -> str:
+    def show(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        seconds: float = 0.8,
+        *,
+        what: str = "exporting " + "x" * 80,
+        **options: bool,
+    ) -> str:
         terminal = Terminal(monkeypatch)
 
         async def work() -> None:
-            with working("exporting " + "x" * 80, **options):
+            with working(what, **options):
                 report("", 1 << 20, 1 << 22)
                 await asyncio.sleep(seconds)
                 output.warn("something else")
@@ -263,6 +270,19 @@ class TestProgress:
         assert len(drawn) >= 3
         assert all(widths.width_of(line) <= 59 for line in drawn)
         assert "\r\x1b[Ksomething else\r\n" in shown, "a message has a line of its own"
+
+    @pytest.mark.parametrize("what", ["x\udcff" * 40, "x\x1b[2J\n" * 40, "\u4e16\u0301" * 40])
+    def test_no_name_makes_the_line_wrap(self, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+        monkeypatch.setitem(PLAIN, "COLUMNS", "200")  # wider than the terminal
+        shown = self.show(monkeypatch, what=what)
+        drawn = [part for part in re.split(r"\r\x1b\[K|\r\n", shown) if "25 %" in part]
+        assert drawn
+        assert all(widths.width_of(line) <= 59 and "\x1b" not in line for line in drawn)
+
+    def test_none_in_the_background(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The terminal is the shell's then, and `stty tostop` would stop a process that writes to it."""
+        monkeypatch.setattr(os, "tcgetpgrp", lambda _descriptor: os.getpgrp() + 1)
+        assert self.show(monkeypatch) == "something else\r\n"
 
     def test_quick_work_draws_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.show(monkeypatch, 0.02).replace("something else", "").strip() in ("", "\r\n")

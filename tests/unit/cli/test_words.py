@@ -16,7 +16,7 @@ import typer
 from ramet import errors
 from ramet.api.host import Host
 from ramet.api.references import resolve
-from ramet.cli import calling, output
+from ramet.cli import calling, output, tables
 from ramet.cli.completion import complete_reference, complete_snapshot, complete_source
 from ramet.cli.main import app
 from ramet.cli.options import environment, pairs, without_separator
@@ -362,6 +362,11 @@ def test_the_most_telling_of_a_group() -> None:
 
 def test_a_terminal_is_never_driven_by_text() -> None:
     assert output.clean("a\x1b[2Jb\nc\u202ed") == "ab cd"
+
+
+def test_labels_of_an_import_cannot_drive_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.fields({"labels": {"a\x1b[2J\nb": "c\x1b]0;d\x07"}})
+    assert capsys.readouterr().out == "labels:\n  a b: c\n"
 
 
 def test_words_of_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,8 @@ def _check(site: Path) -> subprocess.CompletedProcess[str]:
     ("name", "text"),
     [
         ("a.html", '<script src="https://cdn.example/x.js"></script>'),
+        ("a.html", "<script>import('https://cdn.example/x.js')</script>"),
+        ("a.html", '<video poster="https://img.example/x.png"></video>'),
         ("a.html", '<link rel="stylesheet" href="//fonts.example/x.css">'),
         ("a.html", '<img src="http://img.example/x.png">'),
         ("a.html", "<style>@import 'https://fonts.example/x.css';</style>"),

@@ -1,7 +1,7 @@
 """The words of the sources and the documents: the terms of the field, none of the ones that they replaced.
 
-Each pattern is a retired word, with the term that is used instead. What is on disk or in JSON keeps its
-names: `keeper` is a key there.
+Each pattern is a retired word, with the term that is used instead. Names on disk and in JSON stay: `keeper`
+is a key there. The words that plain English does without are in `tools/count_words.py`, which counts them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+import pytest
+from tools import count_words
 
 ROOT: Final = Path(__file__).parents[3]
 RETIRED: Final = {
@@ -42,6 +45,7 @@ def _lines() -> Iterator[tuple[Path, int, str]]:
     ]:
         if path.suffix in {".py", ".md", ".c", ".h", ".S"} and path.name not in {
             "sync.py",
+            "count_words.py",
             Path(__file__).name,
         }:
             for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -57,3 +61,39 @@ def test_no_retired_word_has_come_back() -> None:
         if (match := pattern.search(line))
     ]
     assert not back, "\n".join(back)
+
+
+def test_no_docstring_begins_with_a_relative_clause() -> None:
+    begun = [f"{path}:{line}: begins with {word!r}" for path, line, word in count_words.openings(ROOT)]
+    assert not begun, "\n".join([*begun, "begin with a verb (functions) or a noun"])
+
+
+def test_no_mannered_word_has_come_back() -> None:
+    back = [
+        f"{path}:{line}: {text!r}; write: {count_words.MANNERED[name][1]}"
+        for path, line, name, text in count_words.mannered(ROOT)
+    ]
+    assert not back, "\n".join(back)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("the guest goes on at once", "goes on"),
+        ("a path of ramet's own", "of ramet's"),
+        ("Whoever has it", "whatever, whoever"),
+        ("a process of its own", "of its own"),
+        ("they let it go then", "let go"),
+        ("brought it up", "bring up"),
+        ("held against the manifest", "held against"),
+    ],
+)
+def test_mannered_words_are_found(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "README.md").write_text(text)
+    (tmp_path / "src" / "module.py").write_text(
+        f'x = 1\n"""What x is."""\n\ndef f():\n    """As `g`."""  # {text}\n'
+    )
+    assert {found for _, _, found, _ in count_words.mannered(tmp_path)} == {name}
+    assert [word for _, _, word in count_words.openings(tmp_path)] == ["What", "As"]
+    assert count_words.counts(tmp_path)["words in all"] == 2

@@ -73,7 +73,7 @@ def test_a_row_that_cant_be_read_stops_no_other(path: Path, name: str) -> None:
     assert row.id == bad.id
     assert row.name.isprintable()
     assert store.get(good.id) == good
-    with pytest.raises(UnreadableError, match="left as it is"):
+    with pytest.raises(UnreadableError, match="left alone"):
         store.get(bad.id)
     with pytest.raises(UnreadableError):
         store.change(bad.id, lambda row: row)
@@ -186,7 +186,7 @@ _ASKED_FOR = {
     "`ramet rm -f {}` ends and removes it",
     "`{} -f {}` ends its VMM and deletes its files for good",
     "`ramet ps` in its container, or on the host, shows it; remove it there",
-    "`chattr -i {}` as root; whichever ramet command comes next removes what is left",
+    "`chattr -i {}` as root; the next ramet command removes what is left",
 }
 
 

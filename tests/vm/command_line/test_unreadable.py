@@ -61,7 +61,7 @@ def test_a_record_that_cant_be_read_costs_nobody_else_anything(damaged: tuple[Sh
     for reference in ("lost", lost, lost[:6]):
         error = shell.json("inspect", reference, "--json", code=1)["error"]
         assert error["code"] == "unreadable"
-        assert "left as it is" in error["hint"]
+        assert "left alone" in error["hint"]
     assert shell.json("run", "--name", "lost", "builtin", "--json", code=7)["error"]["code"] == "name_taken"
     shell("rm", "lost", code=1)
     assert living_in(directory) == running, "its guest runs on, whatever was asked of others or of it"

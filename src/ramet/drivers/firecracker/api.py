@@ -62,7 +62,7 @@ class Api:
             ) from error
 
     def adopt(self, connection: socket.socket) -> None:
-        """Use a connection that somebody has made."""
+        """Use a connection that another caller has made."""
         self._connection = SocketStream(connection), h11.Connection(h11.CLIENT)
 
     async def close(self) -> None:

@@ -1,10 +1,10 @@
 """Firecracker, stock and unpatched, 1.8 or newer: Linux and bare-metal guests over KVM.
 
-A restored Firecracker maps the mem-file privately and read-only by itself, so a fork is a hard link away. It
-works in its instance's directory, and every path that it is given is relative.
+A restored Firecracker maps the mem-file privately and read-only by itself, so a fork needs only a hard link.
+It works in its instance's directory, and every path that it is given is relative.
 
 Sources: Firecracker's `swagger/firecracker.yaml`, `docs/snapshotting/snapshot-support.md`, `docs/vsock.md`;
-`docs/internals/architecture.md` for what was measured.
+measurements in `docs/internals/architecture.md`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ramet.system.rlimits import Needs
 from ramet.units import MIB, round_up
 
 PROGRAM: Final = "firecracker"
-# Each new thread of a glibc Firecracker would have a heap of its own, perhaps next to guest RAM, and shown by
+# Each new thread of a glibc Firecracker would have its own heap, perhaps next to guest RAM, and shown by
 # the kernel as one area with it. With musl it has no effect.
 _ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}
 _LAST_WORDS_S: Final = 1.0
@@ -191,7 +191,7 @@ class Firecracker:
     ) -> FirecrackerVmm:
         """Give an empty VMM its guest (`StartsEmpty.attach_guest`)."""
         if machine.metrics:
-            raise UnavailableError("a Firecracker is told at its start where its metrics go")
+            raise UnavailableError("Firecracker takes the path of its metrics only at its start")
         if (largest_bytes := largest_file_bytes(machine)) != LARGEST_LOG_BYTES:
             rlimits.limit_files(process, largest_bytes)
         vmm = FirecrackerVmm(directory, process, machine, self.abilities)
@@ -249,7 +249,7 @@ class Firecracker:
         with filesystem_errors("start Firecracker in", directory):
             for left in (SOCKET, VSOCK_SOCKET):
                 (directory / left).unlink(missing_ok=True)  # it wouldn't bind over sockets
-            # It writes from the beginning of the file that it finds, so each start has a file of its own.
+            # It writes from the beginning of the file that it finds, so each start has a new file.
             if log.exists():
                 log.replace(bounded_log.previous(log))
             log.touch(mode=0o600)
@@ -299,7 +299,7 @@ def _program(binary: str | None) -> Program:
     try:
         tools = [config.tools_directory()]
     except UnavailableError:
-        tools = []  # nobody has a cache here: whoever needs that says so
+        tools = []  # there is no cache here: code that needs it says so
     return Program(
         "Firecracker",
         PROGRAM,

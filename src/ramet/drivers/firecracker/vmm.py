@@ -286,7 +286,7 @@ class FirecrackerVmm:
             return await firecracker.call("GET", "/vm/config")
 
     async def metrics(self) -> dict[str, Any]:
-        """Firecracker's own counters: those of its `docs/metrics.md`, each since it was last written down.
+        """Return Firecracker's own counters (its `docs/metrics.md`), each since it was last written.
 
         Raises `VmmError`, also for a machine without `metrics`.
         """

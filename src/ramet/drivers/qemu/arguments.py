@@ -1,6 +1,6 @@
 """QEMU's command line for a machine. Pure: the same machine gives the same arguments.
 
-Only what a fork needs is there. Nothing that discards guest RAM may be added (balloon, free-page reporting,
+It has only the needs of a fork. Nothing that discards guest RAM may be added (balloon, free-page reporting,
 virtio-mem, `prealloc`, `discard-data`): on a mem-file mapping they punch holes in the file that all forks
 share (I1).
 """

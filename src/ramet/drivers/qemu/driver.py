@@ -1,7 +1,7 @@
 """QEMU, stock and unpatched, 7.2 or newer: a Linux guest over KVM or emulated (TCG).
 
 Sources: qemu-system(1); QEMU's QMP reference for `stop`, `cont`, `xen-save-devices-state`,
-`migrate-incoming`; `docs/internals/architecture.md` for what was measured. How a restore works:
+`migrate-incoming`; measurements in `docs/internals/architecture.md`. A restore works as follows:
 `xen-save-devices-state` writes devices and CPUs without RAM; the ordinary incoming migration reads the same
 stream, and finds RAM in place already, mapped privately from the mem-file.
 """
@@ -34,7 +34,7 @@ from ramet.system.files import filesystem_errors, keep_room
 from ramet.units import KIB, PAGE_SIZE_BYTES, round_up
 
 AGENT_PORTS: Final = 9
-"""Eight for clients with commands, and one that is kept back (`guest.ports.command_ports`)."""
+"""Eight for clients with commands, and a reserved port (`guest.ports.command_ports`)."""
 _PROGRAM: Final = "qemu-system-x86_64"
 _VERSION: Final = r"version (\d+\.\d+(?:\.\d+)?)"
 _INSTALL: Final = "install it (Debian, Ubuntu: `apt-get install qemu-system-x86`), or set RAMET_QEMU"
@@ -264,9 +264,9 @@ class Qemu:
 
 
 def _refuse_devices(machine: Machine) -> None:
-    """Raise `UnavailableError` for what this driver makes no device of: it isn't left out in silence.
+    """Raise `UnavailableError` for devices that this driver doesn't make: they aren't left out silently.
 
-    A balloon it mustn't make: it would punch holes in the mem-file that forks share (I1).
+    It must not make a balloon, which would punch holes in the mem-file that forks share (I1).
     """
     wanted = {
         "a network interface": bool(machine.nics),

@@ -1,7 +1,7 @@
 """Short leases of a QEMU monitor.
 
 A QEMU monitor socket serves one client at a time, and any number of ramet processes may work on one instance:
-each takes the lock beside the socket, connects, says what it has to say and leaves.
+each takes the lock beside the socket, connects, sends its commands and disconnects.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ async def _connect(client: _Client) -> None:
 
     A cancellation waits for that, and disconnects again.
 
-    Cancelled in mid-connect, the library would tidy up with awaits of its own, which anyio cancels again; cut
+    Cancelled in mid-connect, the library would tidy up with its own awaits, which anyio cancels again; cut
     off in mid-connect, it forgets a task. A QEMU that doesn't answer is cut off all the same, after
     `_CLOSE_LIMIT_S`.
     """

@@ -42,14 +42,14 @@ async def verify_identity(
     directory: Path | None = None,
     stream: anyio.abc.ByteStream | None = None,
 ) -> IdentityReply:
-    """Give the guest of `record` its identity and return what it answered after its own resume.
+    """Give the guest of `record` its identity, and return its answer after its own resume.
 
     Its VMM works in `directory`, which is the instance's own unless given. `stream` is a connection to its
     agent, if there is one already; it stays open.
 
     Raises `VmmError`, with the end of the guest's console, when its VMM dies first; `GuestTimeoutError` when
-    `limit_s` passes; `GuestError` when the answer isn't what was set. The guest is in no known state then:
-    kill it.
+    `limit_s` passes; `GuestError` when the answer differs from the given identity. The guest is in no known
+    state then: kill it.
     """
     request = IdentityRequest(
         generation=record.generation,

@@ -1,8 +1,8 @@
-"""A capture as one file: out of its directory, and into a new one.
+"""A capture as one file: out of its directory, and into a new directory.
 
-`system/archive.py` knows the bytes (docs/reference/archive.md). This module knows what a capture is: the
-parts that it may have, and the manifest's facts about each part. Both directions block, so they run in a
-worker thread.
+`system/archive.py` knows the bytes (docs/reference/archive.md). This module knows captures: the parts that
+they may have, and the manifest's facts about each part. Both directions block, so they run in a worker
+thread.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def export_capture(
                 try:
                     descriptor = opened.enter_context(open_regular(path))
                 except OSError:
-                    # Missing, or a link: that has words of its own.
+                    # Missing, or a link: `_check` has better words.
                     _check(facts, directory, name)
                     raise
                 _check(facts, directory, name)
-                # What was checked is what lies under the name; it must be what is open.
+                # The file under the name was checked; it must be the open file.
                 same = os.path.samestat(os.fstat(descriptor), path.lstat())
             if not same:
                 raise DamagedError(f"{path} was replaced at this moment", hint="try again")
@@ -163,7 +163,10 @@ def import_capture(
 
 
 def _as_unpacked_here(manifest: Manifest, unpacked_bytes: int, mode: Callable[[str], int]) -> Manifest:
-    """With the facts that a mem-file will have when it is unpacked: they aren't for others to say."""
+    """Return the manifest with the facts that a mem-file will have after decompression here.
+
+    Another machine's facts aren't taken.
+    """
     base = manifest.memory.base
     if manifest.memory.compressed is None:
         return manifest
@@ -231,7 +234,7 @@ def _checked_manifest(encoded: bytes, name: str) -> Manifest:
         raise DamagedError(f"{name} lists no part {base!r}, which is compressed", hint=_AGAIN)
     for file in manifest.files:
         size_bytes = manifest.facts_of(file).size_bytes
-        # What is compressed is worked through for as long as the manifest says, whatever came.
+        # Compressed memory is decompressed up to the manifest's size, for any received file.
         is_packed = file == base
         if size_bytes < 0 or (is_packed and size_bytes > MOST_MEMORY_BYTES):
             raise DamagedError(f"{name} gives {file} {size_bytes} bytes", hint=_AGAIN)

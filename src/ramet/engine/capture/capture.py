@@ -1,13 +1,14 @@
-"""Capture: what a guest is at one moment, written down while it hardly notices.
+"""Capture: record a guest's state at one moment, with a short pause.
 
 The order is pause, disks, vmstate, *then* the list of changed pages (saving vmstate itself dirties guest
-pages) and their copies, resume. Everything that can be done before the pause or after the resume is: files
-are linked and overlays made before; what was copied lies in memory meanwhile and is written, synced and
-published after. A guest whose VMM is to end anyway stays paused, and its pages go straight to the disk.
+pages) and their copies, resume. Everything that can be done before the pause or after the resume is done
+there: files are linked and overlays made before; copied pages lie in memory and are written, synced and
+published after. A guest whose VMM is to end anyway stays paused, and its pages are written directly to the
+disk.
 
-A guest that has a mem-file with something in it has that one as the base of the capture, by a link, and the
-pages in which it differs as a delta: all of them, an inherited delta's too, so deltas don't pile up. One that
-has none, because it was booted, gets a mem-file of what it has touched.
+If the guest has a mem-file with content, the capture links it as its base, and has the pages in which the
+guest differs from it as a delta: all of them, an inherited delta's too, so deltas don't pile up. A booted
+guest has no mem-file, and gets a mem-file of the pages that it has touched.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ async def _buffer(context: Context, plan: Plan, vmm: Vmm, vmstate_fd: int) -> _B
             assert isinstance(vmm, FreezesDisks)
             leaving.push_async_callback(_shielded, lambda: commit_overlays(context, plan, vmm))
         if runs:
-            # With the instance's lock: nobody comes between this process's death and the resume.
+            # With the instance's lock: no other process comes between this process's death and the resume.
             hold = [context.locks[plan.record.id]]
             await leaving.enter_async_context(resume_on_death(plan.own, vmm.resume_steps(), hold=hold))
             await threads.run(sync_disks, plan.own, plan.record.machine.disks)

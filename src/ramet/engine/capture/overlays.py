@@ -46,7 +46,7 @@ async def commit_overlays(context: Context, plan: Plan, vmm: FreezesDisks) -> No
         active = await vmm.active_files()
     except VmmError:
         if await processes.wait_ended(plan.running.process, timeout_s=processes.LAST_BREATH_S):
-            with suppress(RametError):  # removed meanwhile, say: its end is what is told
+            with suppress(RametError):  # removed meanwhile, for example: its end is reported
                 context.store.change(plan.record.id, partial(_with_uppermost, plan.own))
         raise
     switched = {frozen.file: new for frozen, new in plan.overlays if active.get(frozen.name) == new.file}

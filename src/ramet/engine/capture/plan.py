@@ -1,4 +1,4 @@
-"""The plan of a capture: what is known and linked before the pause."""
+"""The plan of a capture: facts and links before the pause."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Plan:
     """The capture's: the same one where the VMM is to end."""
     goes_on: bool
     base: Part | None
-    """The mem-file that the guest runs on, where it has something in it."""
+    """The mem-file that the guest runs on, if it has content."""
     origin: Manifest | None
     """The manifest of the capture that the guest was restored from."""
     overlays: tuple[tuple[Disk, Disk], ...]
@@ -107,7 +107,7 @@ def _base(own: Path, running: RunningVmm, origin: Manifest | None) -> Part | Non
         return None
     mem = own / MEM_FILE
     if not mem.exists() or identity_of(mem) != (running.mem_device, running.mem_inode):
-        # A freeze that failed had put the captured memory in the place of the one that is all holes.
+        # A failed suspend had put the captured memory in the place of the all-hole file.
         if open_file_has_data(liveness.local_pid(running.process), running.mem_inode) is False:
             return None
         raise DamagedError(f"{mem} isn't the file any more that its VMM has mapped")

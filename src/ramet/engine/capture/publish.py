@@ -65,8 +65,7 @@ class UntilCancelled:
 def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: dict[str, str]) -> Manifest:
     """Write, sync and describe everything that the pause gave. Blocks; for a worker thread.
 
-    Raises `FilesystemError`, and what reading the pages raises; what is there of the files then is no
-    capture.
+    Raises `FilesystemError`, and what reading the pages raises; the files are no capture then.
     """
     directory, record = plan.directory, plan.record
     parts: dict[str, Part | None] = {MEM_FILE: plan.base}
@@ -86,7 +85,7 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
         )
         memory = Memory(delta=DELTA_FILE, delta_bytes=facts.applied_bytes)
         parts[DELTA_FILE] = None
-    (directory / VMSTATE_FILE).unlink(missing_ok=True)  # a link to what it was restored from
+    (directory / VMSTATE_FILE).unlink(missing_ok=True)  # a link to the capture that it was restored from
     write_out(vmstate_fd, directory / VMSTATE_FILE, mode=0o444)
     parts[VMSTATE_FILE] = None
     for name in (KERNEL_FILE, INITRAMFS_FILE):
@@ -149,13 +148,13 @@ def _described(path: Path, known: Part | None, digests: bool) -> Part:
 
 
 def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
-    """Remove what an unfinished publication left in the directory of an instance that is no capture.
+    """Remove the leftovers of an unfinished publication from the directory of an instance that is no capture.
 
-    A VMM has no use for a mem-file that was saved from it, which may be as large as its guest's RAM: the one
-    that it has mapped stays, with or without a name.
+    A VMM has no use for a mem-file that was saved from it, which may be as large as its guest's RAM: the
+    mem-file that it has mapped stays, with or without a name.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        if not leftover.name.startswith(TEMPORARY):  # whoever compresses or unpacks may live
+        if not leftover.name.startswith(TEMPORARY):  # a process that compresses or unpacks may live
             leftover.unlink(missing_ok=True)
     if vmm is not None:
         for part in (MANIFEST_FILE, DELTA_FILE, *(() if vmm.mem_inode else (MEM_FILE, VMSTATE_FILE))):

@@ -74,7 +74,7 @@ async def agent(
 async def execute(
     context: Context, record: Record, command: ExecRequest, *, stdin: Source | None, max_output_bytes: int
 ) -> ExecResult:
-    """Run a command to its end and collect what it wrote. Raises `ExecTimeoutError` when its time ran out."""
+    """Run a command to its end and collect its output. Raises `ExecTimeoutError` when its time ran out."""
     collector = Collector(command.argv, timeout_s=command.timeout_s, max_output_bytes=max_output_bytes)
     async with process(context, record, command) as running:
         end = await run_to_end(running, stdin, collector)
@@ -104,6 +104,6 @@ async def process(context: Context, record: Record, command: ExecRequest) -> Asy
 
 
 async def spawn(context: Context, record: Record, command: ExecRequest) -> int:
-    """Start a command that nobody waits for; its pid in the guest."""
+    """Start a command that nobody waits for, and return its pid in the guest."""
     async with agent(context, record) as client:
         return await client.spawn(command)

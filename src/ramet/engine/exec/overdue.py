@@ -31,20 +31,20 @@ _PERIODS = 3
 async def overdue(
     context: Context, record: Record, agent: AgentClient, command: CommandStream, limit_s: float
 ) -> ExecUnansweredError:
-    """Wait until a command is to be given up, and return the error that says what is known of it.
+    """Wait until a command is to be given up, and return the error with the known facts.
 
-    Never returns for a command that ends or whose connection does: its user has that from it.
+    Never returns for a command that ends or whose connection does: its user learns of that elsewhere.
     """
     await anyio.sleep(limit_s)
     in_vain, began_ns, ran_s = 0, None, 0.0
     while True:
         asked_s = time.monotonic()
-        stood_still = _stands_still(context, record)
+        was_held = _is_held(context, record)
         try:
-            # Whatever the guest sent before its answer has been read when that has: the command's end, too.
+            # Everything that the guest sent before its answer has been read with it: the command's end, too.
             pong = await agent.ping(timeout_s=limits.ASK_S)
         except GuestTimeoutError:
-            in_vain = 0 if stood_still or _stands_still(context, record) else in_vain + 1
+            in_vain = 0 if was_held or _is_held(context, record) else in_vain + 1
             if in_vain == _ASKED_IN_VAIN:
                 return ExecUnansweredError(
                     f"{record.name}: its guest doesn't answer: {command.program}, whose time is over, may "
@@ -64,11 +64,11 @@ async def overdue(
                 hint=f"`ramet stop {record.name}` ends the guest",
             )
         await anyio.sleep(max(1.0, min(limit_s, limit_s - passed_s)))
-        if not stood_still:
+        if not was_held:
             ran_s += time.monotonic() - asked_s
 
 
-def _stands_still(context: Context, record: Record) -> bool:
+def _is_held(context: Context, record: Record) -> bool:
     """Tell whether ramet has paused the instance, or is about to change it."""
     try:
         now = context.store.get(record.id)

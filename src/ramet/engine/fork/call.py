@@ -97,7 +97,7 @@ async def fork(
             )
             made += outcome.records.values()
     except BaseException:
-        # Cancelled by asyncio itself while the capture was removed, say: nobody gets the forks any more.
+        # Cancelled by asyncio itself, for example during the capture's removal: nobody gets the forks.
         await best_effort(destroy_all(context, made))
         raise
     return outcome
@@ -259,7 +259,7 @@ async def _fill_up(call: _Call, records: Sequence[Record]) -> None:
 
 
 async def _clear(call: _Call, record: Record) -> None:
-    """Remove what a failed attempt has left in a fork's directory. Its VMM is gone."""
+    """Remove the leftovers of a failed attempt from a fork's directory. Its VMM is gone."""
     # What is left is deleted with the fork's record, or by the next ramet process: the attempt's error is
     # told.
     with suppress(FilesystemError):

@@ -1,4 +1,4 @@
-"""Receipts: what a call of `fork` reports of each fork, measured once all of them are done."""
+"""Receipts: the report of a call of `fork` on each fork, measured after all of them are done."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""OpenTelemetry's spans of a fork, made after the call from the numbers that the receipts have.
+"""OpenTelemetry's spans of a fork, made after the call from the numbers in the receipts.
 
 Nothing happens on a fork's path: the spans get explicit times. And nothing is imported for them here: an
-application that wants spans has loaded `opentelemetry.trace` to set its provider, or an agent has for it.
-Where nobody has, that is all there is to find out.
+application that wants spans has loaded `opentelemetry.trace` to set its provider, or an agent has for it. If
+it isn't loaded, nothing else is done.
 
-What there is to see, and with which attributes: docs/how-to/tracing.md.
+The spans and their attributes: docs/how-to/tracing.md.
 """
 
 from __future__ import annotations

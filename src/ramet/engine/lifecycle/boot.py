@@ -40,7 +40,7 @@ from ramet.units import MIB, format_bytes
 
 READY_LIMIT_S = 90.0
 TRIAL_LIMIT_S = 20.0
-"""For a kernel of which nobody knows whether KVM runs it: one that it runs takes a second or two."""
+"""Time for a kernel of which it is unknown whether KVM runs it: a good kernel takes a second or two."""
 _SMALLEST_MIB: dict[Guest, int] = {"linux": 96, "bare-metal": 32}
 
 
@@ -58,9 +58,9 @@ async def create(
 ) -> Record:
     """Make an instance of `image` and boot it; it belongs to this process until it is detached.
 
-    Returned when its guest has answered and has its identity. On a failure nothing of it is left. Where it
-    isn't known whether KVM runs its kernel, the boot is the trial: should it fail, that is kept, and what was
-    asked for is chosen again with what is known by then.
+    Returned when its guest has answered and has its identity. On a failure nothing of it is left. If it is
+    unknown whether KVM runs its kernel, the boot is the trial: a failure is remembered, and the driver is
+    chosen again with that knowledge.
     """
     _require_sizes(image.guest, memory_bytes, cpus)
     require_mountable(image, disks)

@@ -1,4 +1,4 @@
-"""Data disks that the guest mounts by itself: whether it can, how it is told, and what it says when not."""
+"""Data disks that the guest mounts by itself: whether it can, its kernel arguments, and its errors."""
 
 from __future__ import annotations
 

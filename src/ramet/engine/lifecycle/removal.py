@@ -31,7 +31,7 @@ async def remove(context: Context, record: Record, *, force: bool, lost: bool = 
     """Remove an instance: its record, its VMM, its directory. Its forks don't notice (I3).
 
     `lost`: also when its VMM can't be seen from here, because the machine or the container where it was
-    started is gone for good. Raises `WrongStateError` when it is alive, or being made or changed by another
+    started no longer exists. Raises `WrongStateError` when it is alive, or being made or changed by another
     process, and `force` isn't given; `UnseenError` when that can't be seen and it isn't `lost`;
     `UnavailableError` when it is another user's. Nothing was removed then.
     """
@@ -117,9 +117,9 @@ def _require_removable(context: Context, record: Record) -> Record:
 
 
 async def _forget(context: Context, record: Record, *, force: bool) -> None:
-    """Remove an instance whose VMM can't be seen, and nobody ends: it has gone with its machine.
+    """Remove an instance whose VMM can't be seen, and isn't ended: it ended with its machine.
 
-    Refused where it can be told that somebody is still there.
+    Refused if a process of the instance still answers.
     """
     if why_unseen(record) is None:
         await remove(context, record, force=force)
@@ -164,7 +164,7 @@ async def destroy_all(
             removed = []
             # Their guests end also when nothing can be written down.
             unwanted = unwanted if only_if is None else _still_wished(context, unwanted, only_if)
-        # Also what somebody else has removed meanwhile: he may have come before there was a VMM to end.
+        # Also instances that another process removed meanwhile, perhaps before there was a VMM to end.
         known = {record.id: record for record in removed if record.vmm is not None}
         await _clear_away(context, [known.get(record.id, record) for record in unwanted], errors)
     if errors:
@@ -176,7 +176,7 @@ def _removable(context: Context, unwanted: Sequence[Record], errors: list[Except
     try:
         rows = {row.id: row for row in context.store.all()}
     except StoreError:
-        rows = {}  # what is known of them here holds: their guests end also when nothing can be written down
+        rows = {}  # the given records are used: guests end also when nothing can be recorded
     removable = []
     for record in unwanted:
         try:
@@ -230,7 +230,7 @@ async def _clear_away(context: Context, removed: Sequence[Record], errors: list[
 
 def _strike_all(running: Iterable[ProcessRef]) -> None:
     for process in running:
-        with suppress(RametError):  # whoever then waits for its end is told
+        with suppress(RametError):  # the wait for its end reports it
             processes.strike(process)
 
 

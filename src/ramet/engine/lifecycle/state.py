@@ -21,7 +21,7 @@ _ITS_VMM: Final = "its VMM"
 
 
 class Actual(NamedTuple):
-    """A record with its actual state. `ending` is how its VMM ended, when nobody has noticed that yet."""
+    """A record with its actual state. `ending` is the way its VMM ended, if that isn't recorded yet."""
 
     record: Record
     ending: Ending | None

@@ -1,7 +1,7 @@
-"""Resolve references to instances, and the rows of the store that can't be read: told of, removed on demand.
+"""References to instances, and rows of the store that can't be read: listed, and removed on demand.
 
-A damaged record says nothing sure about its guest, which may run. Its directory and its processes are left
-alone until somebody asks for its removal.
+A damaged record tells nothing certain about its guest, which may run. Its directory and its processes are
+left alone until a user asks for its removal.
 """
 
 from __future__ import annotations
@@ -115,17 +115,17 @@ async def _end_its_vmm(context: Context, row: Unreadable) -> None:
     except (RametError, OSError) as error:
         raise UnavailableError(
             f"the VMM of {row.name} can't be ended: {error}",
-            hint="its record, its disks and its guest are as they were",
+            hint="its record, its disks and its guest are unchanged",
         ) from error
     if any(spawn.spawned_in(place) for place in places):
         raise UnavailableError(
-            f"the VMM of {row.name} still runs", hint="its record and its disks are as they were"
+            f"the VMM of {row.name} still runs", hint="its record and its disks are unchanged"
         )
     if any(map(_is_listened_in, places)):
         raise UnavailableError(
             f"the VMM of {row.name} can't be seen from here, and answers",
             hint="run ramet in the container where it was started, or on the host; "
-            "its record, its disks and its guest are as they were",
+            "its record, its disks and its guest are unchanged",
         )
 
 
@@ -141,7 +141,7 @@ def _is_listened_in(directory: Path) -> bool:
             try:
                 sockets.connect(directory, entry.name).close()
             except (ConnectionRefusedError, FileNotFoundError):
-                continue  # whoever had it has ended
+                continue  # its process has ended
             except OSError:
                 return True  # its queue is full, or it is another user's
             return True

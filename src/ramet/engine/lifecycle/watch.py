@@ -18,9 +18,9 @@ from ramet.system import liveness, processes
 
 
 async def refresh(context: Context, record: Record) -> Record:
-    """Check an instance's record against its VMM, write down what has changed, and return the record.
+    """Check an instance's record against its VMM, record the changes, and return the record.
 
-    A restored guest that rebooted is started cold, as its user asked of it.
+    A restored guest that rebooted is started cold, as its user asked.
     """
     record = context.store.get(record.id)
     while record.pending is not None:
@@ -79,4 +79,4 @@ def _note_failure(context: Context, record: Record, reason: str) -> None:
             record.id, lambda row: row.moved(Move.FAIL, reason=reason) if row.state is State.STOPPED else row
         )
     except RametError:
-        pass  # whoever asks for it next finds out again
+        pass  # the next call for it finds out again

@@ -48,10 +48,10 @@ def long_chains(machine: Machine) -> list[Disk]:
 
 
 async def compact_capture(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
-    """Compact a capture, if it wants it, its memory alone without `disks`; False when it doesn't.
+    """Compact a capture, if it needs it, its memory alone without `disks`; False when it doesn't.
 
-    Nobody else compacts it meanwhile. Raises `DamagedError`, `FilesystemError`, `UnavailableError`: it is
-    what it was then.
+    The caller keeps others from compacting it meanwhile. Raises `DamagedError`, `FilesystemError`,
+    `UnavailableError`: the capture is unchanged then.
     """
     await driver.version()
     return await threads.run(partial(_compact, directory, driver, disks=disks))
@@ -65,7 +65,7 @@ def _compact(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
     if manifest.arguments is not None and manifest.arguments != driver.arguments(manifest.machine):
         return False  # another ramet's machine: what would be written here is compared before a restore
     for name in parts_there(manifest, directory):
-        check_part(manifest, directory, name)  # what is made of a damaged part would be published as whole
+        check_part(manifest, directory, name)  # the result of a damaged part would be published as whole
     report("compacting")
     made: list[str] = []
     try:

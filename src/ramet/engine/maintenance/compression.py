@@ -65,9 +65,9 @@ class Target(NamedTuple):
     origin: Callable[[], Origin]
     """Returns the present capture. Raises as `origin_of`."""
     unchanging: Callable[[], AbstractAsyncContextManager[object]]
-    """Inside nobody changes what it belongs to."""
+    """Returns a context inside which nobody changes the capture's owner."""
     may_compact_disks: bool
-    """Else their files have to be those that a record names."""
+    """False if the files of its disks have to be those in a record."""
 
     def still(self, begun: Manifest) -> Origin:
         """Return the capture if `begun` still describes it, else raise `WrongStateError`. Raises as `origin`.
@@ -143,9 +143,9 @@ async def compress(
 
 
 async def decompress(context: Context, target: Target, progress: Progress | None = None) -> Compression:
-    """Make its memory raw again, and remove the compressed file. Nothing happens where it is raw.
+    """Make a capture's memory raw again, and remove the compressed file. Raw memory stays as it is.
 
-    Errors as `compress`. A raw file that is there is read first: a damaged one is made anew.
+    Errors as `compress`. An existing raw file is read first: a damaged file is made anew.
     """
     began = time.perf_counter()
     origin = target.origin()
@@ -207,7 +207,7 @@ def _raw(manifest: Manifest, directory: Path) -> Manifest:
 
 
 async def _compact(context: Context, target: Target, origin: Origin) -> None:
-    """Before: afterwards its delta stays beside what is compressed."""
+    """Compact before a compression, because afterwards the delta stays beside the compressed file."""
     if not wants_compaction(origin.manifest) or origin.manifest.memory.compressed is not None:
         return
     driver = context.driver(origin.manifest.driver)
@@ -237,7 +237,10 @@ async def _is_done(directory: Path, manifest: Manifest, level: int, progress: Pr
 async def _pack(
     target: Target, origin: Origin, level: int, job: MemoryJob, progress: Progress | None
 ) -> Manifest:
-    """Make the compressed file, and let the manifest name it. What it doesn't name goes with the job."""
+    """Make the compressed file, and write a manifest that names it.
+
+    Unnamed files are removed with the job.
+    """
     manifest, directory = origin.manifest, origin.directory
     base = manifest.memory.base
     part = manifest.parts[base]
@@ -299,7 +302,7 @@ async def _write(
 
 
 async def _put_away(target: Target, manifest: Manifest, level: int, *, wait_s: float | None = None) -> None:
-    """Remove the raw file. Raise `LockBusyError` while somebody needs it: both files stay then."""
+    """Remove the raw file. Raise `LockBusyError` while it is in use: both files stay then."""
     busy = LockBusyError(
         f"{target.name} is compressed, but its raw file stays: it is being forked, restored or verified",
         hint=f"`ramet snapshot compress --level {level} {target.id}` removes it when that is done",

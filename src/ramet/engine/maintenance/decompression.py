@@ -40,7 +40,7 @@ _LOOK_AGAIN_S = 0.2
 """The mem-file may be there long before the job has ended."""
 _PUBLISHING_S = 60.0
 _STOPPING_S = 10.0
-"""For somebody who unpacks to notice that it isn't wanted any more."""
+"""For a process that unpacks to notice that it should stop."""
 
 
 @asynccontextmanager
@@ -72,7 +72,7 @@ async def giving_up(home: Home, directory: Path, *, name: str) -> AsyncIterator[
     hasn't stopped after 10 s.
     """
     busy = LockBusyError(
-        f"the memory of {name} is being decompressed", hint=f"try again; {name} is as it was"
+        f"the memory of {name} is being decompressed", hint=f"try again; {name} is unchanged"
     )
     path = directory / MANIFEST_FILE
     began = time.perf_counter()
@@ -94,7 +94,7 @@ async def giving_up(home: Home, directory: Path, *, name: str) -> AsyncIterator[
 
 @asynccontextmanager
 async def _not_given_up(origin: Origin) -> AsyncIterator[None]:
-    """Against `giving_up`: the capture is the one that was begun with, and stays inside."""
+    """Exclude `giving_up`: the capture is still the same, and stays inside."""
     busy = LockBusyError(f"{origin.title} is being stopped", hint="try again later")
     path = origin.directory / MANIFEST_FILE
     async with _locked(origin, path, shared=True, wait_s=_PUBLISHING_S, busy=busy):
@@ -132,8 +132,8 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
             # It may have been compressed, or decompressed, since it was read.
             origin = origin._replace(manifest=read_manifest(origin.directory))
             if not is_compressed(origin.manifest, origin.directory):
-                break  # what is missing is damage, for `require_parts` to say
-            # Gigabytes aren't unpacked for what is refused in the end.
+                break  # a missing file is damage, which `require_parts` reports
+            # Gigabytes aren't unpacked for a capture that is refused in the end.
             driver = context.driver(origin.manifest.driver)
             await require_restorable(origin.manifest, driver, name=origin.name)
             async with memory_job(
@@ -153,10 +153,10 @@ async def unpacked(context: Context, origin: Origin) -> tuple[Origin, float]:
 
 
 async def unpack_memory(origin: Origin, job: MemoryJob, progress: Progress | None = None) -> None:
-    """Make the mem-file of a compressed capture, anew where one lies there: its links stay what they are.
+    """Make the mem-file of a compressed capture, in place of an existing one: its links stay unchanged.
 
-    The caller has the job on the capture, which nobody gives up meanwhile (`giving_up`). What is half made
-    goes with the job. Errors as `unpacked`.
+    The caller has the job on the capture, which nobody gives up meanwhile (`giving_up`). A half-made file is
+    removed with the job. Errors as `unpacked`.
     """
     directory, manifest = origin.directory, origin.manifest
     async with _not_given_up(origin):
@@ -232,5 +232,5 @@ def _require_room(directory: Path, needed_bytes: int) -> None:
         raise FilesystemError(
             f"can't unpack the memory in {directory}: {format_bytes(needed_bytes)} are needed, "
             f"{format_bytes(free)} are free",
-            hint="free some space on that filesystem; the compressed file is as it was",
+            hint="free some space on that filesystem; the compressed file is unchanged",
         )

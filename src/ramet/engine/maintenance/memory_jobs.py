@@ -28,7 +28,7 @@ TEMPORARY: Final = f"{TEMPORARY_PREFIX}pack-"
 """Prefix of files that are being made, in the capture's directory."""
 _CANCELLED: Final = b"cancelled"
 COMPACTION_S: Final = 60.0
-"""The home's worker, which nobody has asked for, is waited for so long."""
+"""Longest wait for the home's worker, whose compaction no user asked for."""
 
 
 class MemoryJob:
@@ -70,7 +70,7 @@ async def memory_job(
             leaving.callback(path.unlink, missing_ok=True)
             os.ftruncate(held, 0)
             os.pwrite(held, kind.encode(), 0)
-            gc_directory(directory)  # of one that was killed
+            gc_directory(directory)  # leftovers of a killed job
             leaving.callback(gc_directory, directory)  # of this one, wherever it failed or was cancelled
         yield MemoryJob(held, name)
 
@@ -79,7 +79,7 @@ def _job_at(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError:
-        return b""  # nobody is there
+        return b""  # no process works
 
 
 def is_compressing(home: Home, directory: Path) -> bool:
@@ -91,7 +91,7 @@ def _is_under_way(home: Home, directory: Path, jobs: Sequence[bytes]) -> bool:
     try:
         descriptor = os.open(home.compressing / directory.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return False  # nobody, or not for us to see
+        return False  # no process, or none that is visible here
     try:
         if os.pread(descriptor, 64, 0) not in jobs:
             return False
@@ -128,7 +128,7 @@ async def gc(home: Home) -> None:
     try:
         names = os.listdir(home.compressing)  # noqa: PTH208 - when any home is opened
     except OSError:
-        return  # nobody has ever compressed anything here
+        return  # nothing has ever been compressed here
     for name in names:
         with suppress(LockBusyError):  # it lives
             async with file_lock(home.compressing / name, wait_s=0):

@@ -22,7 +22,7 @@ from ramet.system.own_programs import with_ramet
 ANOTHER_WORKER_S = 60.0
 """Longest wait of a worker for the one before it, which may not see the new work any more."""
 _started: list[subprocess.Popen[bytes]] = []
-"""Workers that this process has started: those that have ended are waited for when the next one is."""
+"""Workers that this process has started: ended ones are collected at the next start."""
 
 
 def request_for_capture(home: Home, directory: Path) -> None:
@@ -40,7 +40,7 @@ def request_for_machine(home: Home, machine: Machine) -> None:
         try:
             _request_for_work(home)
         except (RametError, OSError):
-            pass  # they are good as they are
+            pass  # they can be used unchanged
 
 
 def _request_for_work(home: Home) -> None:
@@ -52,7 +52,7 @@ def _request_for_work(home: Home) -> None:
 
 
 async def request_if_left(home: Home) -> None:
-    """Start the home's worker when there is work that nobody is at, because the last one was killed."""
+    """Start the home's worker when there is work without a worker, because the last one was killed."""
     if not home.work_under_way.exists() and not _is_forgotten(home.work_to_do):
         return
     try:
@@ -63,7 +63,7 @@ async def request_if_left(home: Home) -> None:
     try:
         request_worker(home)
     except (RametError, OSError):
-        pass  # what there is to do stays written down, and whoever comes next tries again
+        pass  # the work stays recorded, and the next process tries again
 
 
 def _is_forgotten(asked: Path) -> bool:

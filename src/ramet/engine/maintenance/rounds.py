@@ -15,7 +15,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _MOST_AT_ONCE: Final = 16
-"""With `_EACH` this bounds what is in memory: 96 pieces, those that are taken meanwhile among them."""
+"""With `_EACH` this bounds the pieces in memory: 96, with those that `take` has."""
 _EACH: Final = 3
 
 

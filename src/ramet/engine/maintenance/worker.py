@@ -34,7 +34,7 @@ _CHANGING_S = 60.0
 
 
 async def work(home: Home) -> int:
-    """Do what there is to do in a home, and return how many captures and instances were changed."""
+    """Do the work that a home has, and return how many captures and instances were changed."""
     done = 0
     busy = LockBusyError("another worker is at work in this home")
     async with file_lock(home.worker_lock, wait_s=ANOTHER_WORKER_S, busy=busy):
@@ -49,12 +49,12 @@ async def work(home: Home) -> int:
                     async with memory_job(home, directory, "compact", name=directory.name, wait_s=0):
                         done += await compact_capture(directory, driver)
                 except (RametError, OSError, KeyError):
-                    continue  # removed meanwhile, no room, being compressed: it is good as it is
+                    continue  # removed meanwhile, no room, being compressed: it can be used unchanged
             for record in store.all():
                 try:
                     done += await _shorten(home, store, drivers, record)
                 except (RametError, OSError, KeyError):
-                    continue  # a chain that stays as long as it was is read all the same
+                    continue  # a long chain can be read too
         finally:
             store.close()
         # Not before: when this process is killed, the next ramet process finds that there is work.
@@ -86,7 +86,7 @@ async def _shorten(home: Home, store: Store, drivers: Mapping[str, Driver], reco
         await vmm.shorten(disk)
         busy = LockBusyError(f"{record.name} is being changed")
         async with file_lock(directory / LIFECYCLE_LOCK, wait_s=_CHANGING_S, busy=busy):
-            # A capture may have put another file on top since: what is below it is read from there.
+            # A capture may have put another file on top since: the files below are read from there.
             now = store.get(record.id)
             disks = tuple(shortened_disk(directory, disk) for disk in now.machine.disks)
             machine = msgspec.structs.replace(now.machine, disks=disks)

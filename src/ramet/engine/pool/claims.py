@@ -1,7 +1,7 @@
 """Claims on warm VMMs: taken from the pool for one call of `fork`, and put back when that call fails.
 
-A warm VMM is an advantage and never a condition: a VMM that has died, hangs, or isn't what it should be is
-ended, and its fork is made in the ordinary way.
+A warm VMM is an advantage and never a condition: a VMM that has died, hangs, or is wrong in any way is ended,
+and its fork is made in the ordinary way.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Claims:
                     self._taken += await _claim(self._context, entry, self._options)
 
     async def put_back(self) -> None:
-        """Leave what isn't entered to others again: its forks aren't made."""
+        """Give the claims that weren't entered back to others: their forks aren't made."""
         while self._taken:
             claim = self._taken.pop()
             await _put_back(self._context, claim.taken, claim.before, claim.warm)
@@ -229,7 +229,7 @@ async def _claim(context: Context, entry: pool_directory.Entry, options: ForkOpt
 async def _put_back(
     context: Context, taken: pool_directory.Entry, before: pool_directory.Entry, warm: pool_directory.Warm
 ) -> None:
-    """Leave the VMM where it was. End it where its controller, which would end it, has gone meanwhile."""
+    """Put the VMM back. End it if its controller, which would end it, has gone meanwhile."""
     if pool_directory.is_controller(context.home, before.holder):
         pool_directory.put_back(context.home, taken, before)
         if pool_directory.is_controller(context.home, before.holder):
@@ -238,13 +238,13 @@ async def _put_back(
         if again is None:
             return
         taken = again
-    # As above: nobody's guest is in it.
+    # As above: it has no guest.
     with anyio.CancelScope(shield=True), suppress(RametError, OSError):
         await pool_directory.end(context.home, taken, [warm.process])
 
 
 async def _end(context: Context, claim: Claim) -> None:
-    # As above: nobody's guest is in it.
+    # As above: it has no guest.
     with anyio.CancelScope(shield=True), suppress(RametError, OSError):
         await pool_directory.end(context.home, claim.taken, [claim.warm.process])
 

@@ -39,13 +39,13 @@ from ramet.units import MIB, format_bytes
 MOST_WARM: Final = 1000
 _log: Final = logging.getLogger("ramet.pool")
 _QUIET_S: Final = 0.05
-"""After a claim the fork is left alone for so long: its guest's first steps want the CPU."""
+"""Time after a claim in which the pool makes nothing: the fork's guest needs the CPU for its first steps."""
 _LONGEST_QUIET_S: Final = 1.0
 """Longest delay of a missing VMM while others fork."""
 _SPARE_DIVISOR: Final = 10
 """A tenth of the machine's memory stays free."""
 _SPARE_PROCESSES: Final = 32
-"""A cgroup has to take so many processes and threads more: forks, commands and ramet itself need some."""
+"""Processes and threads that a cgroup has to have left: forks, commands and ramet itself need some."""
 _FIRST_GUESS_BYTES: Final = 64 * MIB
 _MEMORY_AGAIN_S: Final = 5.0
 _WITHOUT_INOTIFY_S: Final = 1.0
@@ -107,13 +107,13 @@ class Controller:
         self._context.tasks.start_soon(self._run)
 
     async def close(self) -> None:
-        """End every warm VMM that nobody has taken. Nothing of it is left, but for what can't be ended."""
+        """End every warm VMM that no fork has taken. Only VMMs that can't be ended are left."""
         self._context.controller = None
         self._scope.cancel()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
             with suppress(OSError):
-                self._file.unlink()  # first: from here on nobody puts one back
+                self._file.unlink()  # first: from here on no process puts one back
             self._inventory.count(pool_directory.names(self._context.home))
             for made in self._inventory.waiting():
                 # What stays is deleted by the next ramet process, once this one is gone.
@@ -244,7 +244,7 @@ class Controller:
         now_s = time.monotonic()
         held_back: str | None = None
         have = dict.fromkeys(shares, 0) | self._inventory.have()
-        # Whoever has least of his share comes first, what is of use to a single source before what is empty.
+        # The source with the least of its share comes first, loaded VMMs before empty ones.
         for source in sorted(shares, key=lambda name: (name == EMPTY, have[name] / (shares[name] or 1))):
             if have[source] >= shares[source]:
                 continue

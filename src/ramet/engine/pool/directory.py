@@ -214,9 +214,9 @@ def read_warm(directory: Path) -> Warm | None:
 
 
 async def end(home: Home, taken: Entry, running: Iterable[ProcessRef]) -> None:
-    """End what runs in a directory that this process has taken or made, and remove it.
+    """End the processes in a directory that this process has taken or made, and remove it.
 
-    Raises `UnavailableError`, `FilesystemError`; what is left is deleted when this process is gone.
+    Raises `UnavailableError`, `FilesystemError`; the rest is deleted when this process is gone.
     """
     for process in running:
         await processes.kill(process)
@@ -225,9 +225,9 @@ async def end(home: Home, taken: Entry, running: Iterable[ProcessRef]) -> None:
 
 
 async def gc(home: Home) -> None:
-    """Remove what dead processes have in the pool, VMMs and all; its directory, if nothing else is there.
+    """Remove what dead processes have in the pool, with their VMMs.
 
-    What can't be removed now is left to the next one.
+    The pool's directory is removed if it is empty then. The rest is left to the next process.
     """
     listing = names(home)
     if not listing and not home.pool.exists():
@@ -248,7 +248,7 @@ async def gc(home: Home) -> None:
             with suppress(OSError):  # another has just done it, or the next one will
                 (home.pool / name).unlink()
     dead = [entry for entry in entries(listing) if is_dead(entry.holder)]
-    # Taken first: somebody may be forking one at this moment, and then it isn't ours to end.
+    # Taken first: a process may be forking one at this moment, and then it isn't ours to end.
     taken = [ours for entry in dead if (ours := take(home, entry)) is not None]
     if taken:
         running = spawn.spawned_below(home.pool)
@@ -273,6 +273,6 @@ def _vmms_of(home: Home, entry: Entry, running: Mapping[Path, Sequence[ProcessRe
 
 
 def leave(home: Home) -> None:
-    """Remove the pool's directory unless somebody has something in it."""
+    """Remove the pool's directory unless it has entries."""
     with suppress(OSError):  # ENOTEMPTY is that; else an empty directory stays
         home.pool.rmdir()

@@ -9,7 +9,7 @@ from ramet.engine.pool import directory as pool_directory
 from ramet.engine.pool.prewarm import Made
 
 EMPTY: Final = ""
-"""The source of what is empty."""
+"""The source of an empty VMM."""
 
 
 class Inventory:

@@ -83,7 +83,7 @@ async def _make_loaded(context: Context, source: str, origin: Origin, driver: Dr
     running: ProcessRef | None = None
     try:
         parts = await take_in_thread(origin, driver, directory, ForkOptions())
-        # Of its own link: the capture may get another mem-file meanwhile.
+        # The inode of this link: the capture may get another mem-file meanwhile.
         memory = pool_directory.mem_inode(directory, MEM_FILE)
         tag = context.home.instance(warm_id)
         async with connections() as opened:
@@ -140,4 +140,4 @@ async def _give_up(directory: Path, running: ProcessRef | None) -> None:
                 await processes.kill(running)
             await threads.run(remove_tree, directory)
         except (RametError, OSError):
-            pass  # what it failed with is what matters; the rest is deleted when this process is gone
+            pass  # the first error matters; the rest is deleted when this process is gone

@@ -41,7 +41,7 @@ class _Source(NamedTuple):
 
 
 class Sources:
-    """The sources of one controller. `news` is set when one of them changes; what is gone leaves `demand`."""
+    """The sources of a controller. `news` is set when one of them changes; removed sources leave `demand`."""
 
     def __init__(self, context: Context, demand: Demand, news: asyncio.Event) -> None:
         self.sees_changes = True

@@ -29,7 +29,7 @@ class Connections:
         an emulated fork 2 ms. The fault of a VMM that takes no connection shows with the next request to it.
         """
         if machine.agent_ports > 0:
-            # Without a stream the guest is reached after it has gone on, and that failure is told.
+            # Without a stream the guest is reached after its resume, and a failure then is reported.
             with suppress(GuestError):
                 self.stream = await self._agent.enter_async_context(
                     claim_port(directory, machine.agent_ports, wait_s=0)

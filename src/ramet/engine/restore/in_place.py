@@ -37,7 +37,7 @@ _CARRIED = (LIFECYCLE_LOCK, CONSOLE_LOG, f"{CONSOLE_LOG}.1")
 
 
 async def restore(context: Context, record: Record) -> Record:
-    """Bring an instance back from standby, with a new generation. What it was captured with goes then.
+    """Restore an instance from standby, with a new generation. Its capture is removed then.
 
     Raises `WrongStateError` unless it is in standby, and as `load` and `resume_and_verify`; it is still in
     standby then.
@@ -60,7 +60,7 @@ async def rewind(context: Context, record: Record, snapshot: SnapshotRecord) -> 
 
 
 async def _replace(context: Context, record: Record, origin: Origin, move: Move) -> Record:
-    # Whatever compresses what is needed now, or what is about to go, gives up.
+    # Compression of memory that is needed now, or about to be removed, gives up.
     for directory in {origin.directory, context.directory(record)}:
         cancel(context.home, directory)
     async with raw_file_kept(origin):
@@ -104,7 +104,7 @@ async def _take_the_place(
     try:
         await threads.run(exchange, staged, own)
     except RametError:
-        # A filesystem that can't, say. Unless it has, and only couldn't be synced, all is as it was.
+        # A filesystem that can't, for example. Unless only the sync failed, nothing has changed.
         if not own.exists() or own.stat().st_ino != entered:
             await _leave(context, record, living)
             await threads.run(remove_tree, staged)

@@ -1,8 +1,8 @@
-"""Load a captured guest into a VMM, resume it, verify it: what a fork, a restore and a rewind have in common.
+"""Load a captured guest into a VMM, resume it, verify it: the common steps of fork, restore and rewind.
 
 `parts` has put the capture's parts into the new directory. Then comes a VMM on them; the delta, written into
-its private mapping before anything in it looks at guest memory; vmstate; resume; the guest's identity. Guest
-RAM is neither read nor written on the host, but for the delta.
+its private mapping before anything in the VMM reads guest memory; vmstate; resume; the guest's identity.
+Guest RAM is neither read nor written on the host, except for the delta.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Parts(NamedTuple):
     """The delta, open; it is closed once it is written into the VMM's memory."""
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the open files."""
         if self.delta_fd is not None:
             os.close(self.delta_fd)
 

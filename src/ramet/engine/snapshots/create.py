@@ -76,7 +76,7 @@ async def temporary_snapshot(
             yield row, captured
         finally:
             with anyio.CancelScope(shield=True):
-                await best_effort(remove(context, row))  # the forks are there, and are handed over
+                await best_effort(remove(context, row))  # the forks exist, and are returned
 
 
 def _request_for_source(context: Context, record: Record) -> None:
@@ -108,7 +108,7 @@ async def _making(
         yield row, directory
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await best_effort(remove(context, row))  # what it failed with is what matters
+            await best_effort(remove(context, row))  # the first error matters
         raise
 
 

@@ -1,4 +1,4 @@
-"""Snapshots with the same content: an import of one that is here already is that one, or shares its parts."""
+"""Snapshots with the same content: an import of existing content is that snapshot, or shares its parts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def same_as(
 
 
 def share_compressed(source: Path, its: Manifest, directory: Path, manifest: Manifest) -> Manifest:
-    """Link the compressed memory of `source` into `directory` in place of its own.
+    """Replace `directory`'s own compressed memory by a link to that of `source`.
 
     Returns the manifest that names the link. If either has no compressed memory, or it can't be linked,
     returns `manifest` unchanged.
@@ -80,7 +80,7 @@ def share_compressed(source: Path, its: Manifest, directory: Path, manifest: Man
 
 
 def share_parts(source: Path, directory: Path, parts: Sequence[str]) -> None:
-    """Link the parts of `source` into `directory` in place of its own files of the same content.
+    """Replace parts in `directory` by links to the parts of `source` with the same content.
 
     A file that can't be linked stays unchanged, and so does a file that isn't equal byte by byte: it was read
     when it came, and the other file may have been damaged since. It costs its space, and nothing else.

@@ -159,7 +159,7 @@ def _read(context: Context, file: Path | None, directory: Path) -> Imported:
         with _from_elsewhere(hints_stay=False):
             require_whole(manifest, where=f"the manifest in {what}")
             require_harmless(manifest, what)
-            context.driver(manifest.driver)  # raises for one that this ramet doesn't have
+            context.driver(manifest.driver)  # raises if this ramet doesn't have it
             require_disks(manifest, directory, what)
             require_delta(manifest, directory, what)
     write_durably(directory / MANIFEST_FILE, manifest.encoded())
@@ -191,7 +191,7 @@ def _opened(file: Path | None) -> Iterator[tuple[int, str]]:
         yield _STDIN, "standard input"
         return
     with filesystem_errors("read", file):
-        # A FIFO that nobody writes to is opened at once, and waited for where waiting can be cancelled.
+        # A FIFO without a writer is opened at once, and waited for where waiting can be cancelled.
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         yield descriptor, str(file)

@@ -40,7 +40,7 @@ def require_harmless(manifest: Manifest, what: str) -> None:
         "memory": 0 < memory_bytes <= MOST_MEMORY_BYTES and memory_bytes % PAGE_SIZE_BYTES == 0,
         "number of CPUs": 1 <= machine.cpus <= _MOST_CPUS,
         "number of ports": 0 <= machine.agent_ports <= _MOST_PORTS,
-        # A TAP device is one of this host's: which one isn't for a file to say.
+        # A TAP device is this host's: a file can't choose it.
         "network": not machine.nics,
         "disks": _are_plain(machine.disks),
         "mem-file": manifest.parts[manifest.memory.base].facts.size_bytes == memory_bytes,

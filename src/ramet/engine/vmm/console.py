@@ -15,7 +15,9 @@ from ramet.units import KIB
 _LOOKED_AT_BYTES: Final = 64 * KIB  # an oops with its registers takes 5, a list of processes more
 _LINES: Final = 3
 _SHOWN: Final = 400
-_STAMP: Final = re.compile(r"^.*?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ?")  # with what had no line end before
+_STAMP: Final = re.compile(
+    r"^.*?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ?"
+)  # with text before it that had no line end
 # In the order of what matters: Linux (kernel/panic.c, mm/oom_kill.c, lib/bug.c, arch/x86/mm/fault.c and
 # kernel/traps.c, kernel/reboot.c, drivers/tty/sysrq.c), and what ramet's agent and probe say themselves.
 _REASONS: Final = tuple(
@@ -32,9 +34,9 @@ _REASONS: Final = tuple(
 
 
 def last_words(context: Context, record: Record, *, only_reasons: bool = False) -> str:
-    """At most three lines of the guest's console since its VMM was started, for the end of an error message.
+    """Return at most three lines of the guest's console since its VMM's start, for an error message.
 
-    Those that say why are chosen (a panic, memory that ran out), else the last ones: with `only_reasons`
+    Lines with a reason are chosen (a panic, memory that ran out), else the last lines; with `only_reasons`
     none.
     """
     start = record.vmm.console_start if record.vmm is not None else 0

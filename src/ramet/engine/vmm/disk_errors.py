@@ -1,8 +1,8 @@
 """Guests that their VMM has paused because the host refused to write one of their disks.
 
-A disk that is full on the host is no error that a guest could do anything about, and one that it is told of
-costs it data. So QEMU stops the guest instead (`werror=stop`), with the write still to be done, and does it
-again when the guest is resumed. Firecracker can't do that: its guests get an I/O error.
+A guest can't do anything about a disk that is full on the host, and an error would cost it data. So QEMU
+pauses the guest instead (`werror=stop`), with the write still to be done, and repeats the write when the
+guest is resumed. Firecracker can't do that: its guests get an I/O error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def is_stopped(context: Context, record: Record, directory: Path | None = None) 
     try:
         return driver.is_stopped_by_disk(directory or context.directory(record))
     except OSError:
-        return False  # its log can't be read: whoever talks to the VMM finds out
+        return False  # its log can't be read: the next request to the VMM finds out
 
 
 def reason(context: Context, record: Record, errors: dict[str, str] | None = None) -> str:

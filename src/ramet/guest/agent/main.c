@@ -85,7 +85,7 @@ static void leave(enum shutdown_wish wish, bool is_init) {
         init_ask_for_shutdown(wish);
 }
 
-/* One round of work for whatever is ready. True when anything got done: then there may be more. */
+/* One round of work for everything that is ready. True when anything got done: then there may be more. */
 static bool work(void) {
     bool progress = false;
     for (int i = 0; i < PORTS_MAX; i++)
@@ -194,7 +194,7 @@ static int usage(const char *program) {
 int main(int argc, char **argv) {
     bool is_init = getpid() == 1;
     const char *socket_path = NULL;
-    /* To init the kernel passes whatever it didn't understand itself: no options of ours. */
+    /* To init the kernel passes all that it didn't understand itself: no options of ours. */
     if (!is_init && argc == 2 && strcmp(argv[1], "--version") == 0)
         return printf("ramet agent %s, protocol %d\n", AGENT_VERSION, PROTOCOL_VERSION) < 0;
     if (!is_init && argc == 3 && strcmp(argv[1], "--socket") == 0)

@@ -1,11 +1,11 @@
-/* Requests of a client: each goes to whoever serves it. */
+/* Requests of a client: each goes to the module that serves it. */
 #ifndef RAMET_REQUESTS_H
 #define RAMET_REQUESTS_H
 
 #include "init/power.h"
 #include "link/port.h"
 
-/* An agent that isn't in a guest of its own refuses IDENTITY, CLOCK and SHUTDOWN: they would change its host. */
+/* An agent outside of a guest refuses IDENTITY, CLOCK and SHUTDOWN: they would change its host. */
 void requests_forbid_machine_changes(void);
 
 /* A frame that has come in on a port. */

@@ -39,7 +39,7 @@ bool block_move(uint64_t sector, bool write, uint64_t words[SECTOR_BYTES / 8]) {
     ring_tell(&requests, device, 1);
     struct used_element used;
     while (!ring_take(&requests, &used))
-        machine_idle(); /* what else wakes it up is found by whoever called: rings are polled before each idling */
+        machine_idle(); /* the caller finds what else wakes it up: rings are polled before each idling */
     memcpy(words, data, sizeof data);
     return status == 0;
 }

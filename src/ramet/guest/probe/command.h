@@ -23,7 +23,7 @@ void command_credit(struct connection *connection, const struct wire_frame *fram
 
 /* A piece of work for each running command whose client takes its output. True when there was any. */
 bool commands_work(void);
-/* Their session is over: they go on, and nobody hears of them. */
+/* Their session is over: they keep running, and nobody hears of them. */
 void commands_orphan(const struct connection *connection);
 void commands_orphan_all_but(const struct connection *connection);
 void commands_list(struct wire_writer *writer);

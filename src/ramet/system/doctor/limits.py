@@ -15,7 +15,7 @@ from ramet.system.doctor.finding import Finding
 from ramet.units import GIB, MIB, format_bytes
 
 # What one emulated fork of the built-in image costs, measured: QEMU's threads, its private memory, and the
-# descriptors of ramet's own process while a command runs in every fork (one each otherwise).
+# descriptors of the ramet process while a command runs in every fork (one each otherwise).
 _THREADS_A_FORK: Final = 4
 _BYTES_A_FORK: Final = 25 * MIB
 _FILES_A_FORK: Final = 5
@@ -72,7 +72,9 @@ def _processes_of_user() -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     # The kernel doesn't hold root to it (getrlimit(2)).
     if soft == resource.RLIM_INFINITY or os.geteuid() == 0:
-        return Finding("processes", True, f"{_shown(soft)}{'' if os.geteuid() else ', not for root'}")
+        return Finding(
+            "processes", True, f"{_shown(soft)}{'' if os.geteuid() else ', which root may exceed'}"
+        )
     used = _threads_of_this_user()
     return _limit(
         "processes",
@@ -99,9 +101,7 @@ def _inotify() -> Finding:
         most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
     except OSError:
         return Finding("inotify", None, "this kernel has none", "logs are followed by looking every 0.25 s")
-    fact = (
-        f"{most} instances for each user: one a log that is followed, one a process that starts Firecrackers"
-    )
+    fact = f"{most} instances per user: one per followed log, one per process that starts Firecrackers"
     if most >= _FEW_FOLLOWERS:
         return Finding("inotify", True, fact)
     return Finding("inotify", None, fact, "`sudo sysctl fs.inotify.max_user_instances=1024`")

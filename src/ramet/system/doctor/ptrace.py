@@ -44,7 +44,7 @@ def ptrace_finding(yama: Path = _YAMA) -> Finding:
         fact = f"only the process that started a VMM can read its memory ({under})"
         advice = (
             "so that `ramet template` works in a later process: `sudo sysctl kernel.yama.ptrace_scope=0`,"
-            " or run as root; in Python, `run` and `template` in one process work as it is"
+            " or run as root; in Python, `run` and `template` in one process work already"
         )
         return Finding("ptrace", None, fact, advice)
     advice = "run ramet as root (CAP_SYS_PTRACE)"

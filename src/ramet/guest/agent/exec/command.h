@@ -11,7 +11,7 @@ void command_stdin_eof(struct port *port, struct wire_frame *frame);
 void command_signal(struct port *port, struct wire_frame *frame);
 void command_credit(struct port *port, struct wire_frame *frame);
 
-/* The commands of a port's session lose their client and go on. */
+/* The commands of a port's session lose their client and keep running. */
 void commands_orphan(int port_index);
 void commands_orphan_all_but(int port_index);
 

@@ -8,7 +8,7 @@
 #include "link/port.h"
 
 #define ARGV_KEPT 128u       /* of encoded argv, for LIST */
-#define NOT_ENDED UINT32_MAX /* output still to deliver while the process lives: whatever comes */
+#define NOT_ENDED UINT32_MAX /* output still to deliver while the process lives: no limit */
 
 struct output {
     int fd;
@@ -45,7 +45,7 @@ extern struct command commands[COMMANDS_MAX];
 extern int commands_used; /* slots from here on were never used */
 extern void (*command_let_go)(void);
 
-/* `let_go` is called each time that a started child has let go of the pages that it shared with the agent. */
+/* `let_go` is called each time that a started child has released the pages that it shared with the agent. */
 void commands_init(void (*let_go)(void));
 
 void command_close_fd(int *fd);
@@ -54,7 +54,7 @@ void command_close_output(struct command *command, int which);
 /* The command has ended, and what it wrote itself was read: processes that it left in the background may write on. */
 void command_release_output(struct command *command, int which);
 void command_free(struct command *command);
-/* It loses its client: its input ends, its output is read and thrown away, it goes on. */
+/* It loses its client: its input ends, its output is read and thrown away, it keeps running. */
 void command_orphan(struct command *command);
 /* Writes what the pipe takes. When nobody reads it any more, everything counts as written. */
 void command_write_stdin(struct command *command, const uint8_t *data, uint32_t length, uint32_t *written);

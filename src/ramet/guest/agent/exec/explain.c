@@ -17,7 +17,7 @@
 #define NESTED_MAX 5   /* interpreters of interpreters; the kernel's own limit */
 #define SHOWN "%.200s"
 
-/* The file that execvp(3) would find, whatever is wrong with it. */
+/* The file that execvp(3) would find, usable or not. */
 static bool find(const char *program, char *path, size_t size) {
     struct stat found;
     if (strchr(program, '/') != NULL)

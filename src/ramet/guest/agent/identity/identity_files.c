@@ -29,7 +29,7 @@ void identity_files_event(void) {
     char events[1024];
     news++;
     while (read(changes, events, sizeof events) > 0)
-        ; /* whatever they are of: one looks again */
+        ; /* events of any file: all are looked at again */
 }
 
 static bool can_be_told(void) {

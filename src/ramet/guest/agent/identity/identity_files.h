@@ -37,7 +37,7 @@ ssize_t identity_file_read(struct identity_file *file, char *text, size_t capaci
 
 /* Makes `text` the contents: in place by one pwrite(2), and cut off behind it if they were longer, where the file is
  * the one that was written last. Else by rename, so that a reader sees the old or the new; in place where the file is a
- * mount of its own. Either way the descriptor is kept. 0, or -1 with errno: some of it may be there. */
+* separate mount. Either way the descriptor is kept. 0, or -1 with errno: some of it may be there. */
 int identity_file_write(struct identity_file *file, const char *text, size_t length);
 
 void identity_file_close(struct identity_file *file);

@@ -8,7 +8,7 @@
 /* How much of `free_bytes`, the memory that is free when the guest boots, filesystems may take. */
 struct memory_shares {
     uint64_t files_bytes; /* `/`, /tmp and /dev/shm, together */
-    uint64_t run_bytes;   /* /run: its own, so that whoever fills the others doesn't stop the system */
+    uint64_t run_bytes;   /* /run: its own, so that a program that fills the others doesn't stop the system */
     uint64_t files_count, run_count;
 };
 

@@ -44,11 +44,11 @@ static bool has_power_switch(void) {
     return !init_has_argument(line, NO_POWER_SWITCH);
 }
 
-/* In a process of its own: a console whose output somebody has stopped takes nothing, and would keep us for ever. */
+/* In a separate process: a console whose output somebody has stopped takes nothing, and would keep us for ever. */
 static void say_power_off(void) {
     pid_t pid = fork();
     if (pid == 0) {
-        init_say("\nramet: power off"); /* whatever stood there had perhaps no end of line */
+        init_say("\nramet: power off"); /* the text there had perhaps no end of line */
         tcdrain(STDERR_FILENO);
         _exit(0);
     }

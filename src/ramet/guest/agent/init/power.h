@@ -8,10 +8,10 @@ enum shutdown_wish { STAY, POWER_OFF, REBOOT, HALT };
  *
  * `ramet.power_off=reset` among the kernel's arguments says that this machine has no power switch, and that its VMM
  * ends when the guest resets. A power-off is a reset there, and so that the two can be told apart the agent writes
- * `ramet: power off` to the console first, as a line of its own. */
+ * `ramet: power off` to the console first, as a separate line. */
 void init_shutdown(enum shutdown_wish wish);
 
-/* The same in a guest that has an init of its own: asks that one. */
+/* The same in a guest with another init: asks that init. */
 void init_ask_for_shutdown(enum shutdown_wish wish);
 
 #endif

@@ -2,7 +2,7 @@
 #ifndef RAMET_PROGRAM_H
 #define RAMET_PROGRAM_H
 
-/* Starts it, in a session of its own and with the default signals, and doesn't wait. What can't be executed is reported
+/* Starts it, in a new session and with the default signals, and doesn't wait. What can't be executed is reported
  * on the console. `argv` ends with NULL. */
 void program_run(const char *const argv[]);
 

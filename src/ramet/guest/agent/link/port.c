@@ -49,7 +49,7 @@ void port_event(struct port *port, uint32_t poll_mask) {
     port->heard = false;
     /* Nobody will take it, and it may be what keeps us from reading on. A vsock connection that ended because the VMM
      * saved its state reports an error and no end. A virtio-serial port whose host's side hasn't come yet keeps it: that
-     * it comes is told by a queue of its own, and HELLO may overtake it. */
+     * it comes is told by a separate queue, and HELLO may overtake it. */
     if (!(poll_mask & (EPOLLHUP | EPOLLERR)))
         port->met = true;
     else if (port->met)

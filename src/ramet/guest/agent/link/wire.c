@@ -93,7 +93,7 @@ size_t wire_encode(uint8_t *out, uint8_t type, uint32_t stream, const uint8_t *p
     store(header + 4, 4, stream);
     store(header + 8, 4, length);
     uint8_t *at = out;
-    *at++ = FLAG; /* whatever was cut off before is no part of this frame */
+    *at++ = FLAG; /* bytes that were cut off before are no part of this frame */
     at = stuff(at, header, WIRE_HEADER);
     if (length > 0)
         at = stuff(at, payload, length);

@@ -42,7 +42,7 @@ uint64_t events_now_ns(void); /* CLOCK_MONOTONIC */
 
 /* Makes the page of what is at `at` this process's own again, after a fork(2): until it is written, every page is
  * write-protected then. In an emulated fork of this machine the first such write runs 650 blocks of the kernel for the
- * first time, 3.5 ms: so what the first requests write is written before, as soon as a child has let go of it. */
+ * first time, 3.5 ms: so what the first requests write is written before, as soon as a child has released it. */
 static inline void unshare(void *at) {
     volatile unsigned char *octet = at;
     *octet = *octet;
