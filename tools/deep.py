@@ -77,11 +77,12 @@ def run(words: Sequence[str], *, limit_s: float | None = None, root: Path = ROOT
             stdin=subprocess.DEVNULL,
             process_group=0,
         )
-        ended = False
+        ended, names = False, None
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            ended = True
+            # A test that is interrupted may count as failed: a task group wraps KeyboardInterrupt.
+            ended, names = True, _lines(failed)
             code = _end(process)
         except BaseException:
             _end(process)
@@ -89,8 +90,14 @@ def run(words: Sequence[str], *, limit_s: float | None = None, root: Path = ROOT
             raise
         if ended:
             print_all(leftovers.remove())
-        names = failed.read_text().splitlines() if failed.exists() else []
+        if names is None:
+            names = _lines(failed)
     return Outcome(code, tuple(dict.fromkeys(names)), ended)
+
+
+def _lines(file: Path) -> list[str]:
+    """Return a file's lines; none when it doesn't exist."""
+    return file.read_text().splitlines() if file.exists() else []
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

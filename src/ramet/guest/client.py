@@ -241,10 +241,13 @@ async def run_exec(
     request: ExecRequest,
     stdin: Source | None = None,
     max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+    *,
+    start_timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> ExecResult:
     """Run a command to its end. Raises as `AgentClient.start`, `run_to_end` and `Collector.result` do."""
     collector = Collector(request.argv, timeout_s=request.timeout_s, max_output_bytes=max_output_bytes)
-    async with agent.start(replace(request, stdin_open=stdin is not None)) as process:
+    request = replace(request, stdin_open=stdin is not None)
+    async with agent.start(request, timeout_s=start_timeout_s) as process:
         end = await run_to_end(process, stdin, collector)
     return collector.result(end)
 

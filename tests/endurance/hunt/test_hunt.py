@@ -24,7 +24,7 @@ LIMITS = {
 }
 SHORT = {**LIMITS, "probe": Limits(guests=8, most_guests=12, steps=12)}
 
-LONG_S, VERY_LONG_S = 150, 3600
+LONG_S, VERY_LONG_S = 100, 3600
 
 
 def require_driver(driver: str, guest: str) -> None:

@@ -176,13 +176,17 @@ try:
     time.sleep(600)
 finally:
     open(ready, "w").write("interrupted")
+    with open(os.environ["RAMET_TESTS_FAILED"], "a") as failed:
+        failed.write("tests/a.py::interrupted\\n")
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timing
 def test_an_ended_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A daemon by its environment, and one without any by the home that it works in."""
+    """A daemon goes by its environment, one without any by the home that it works in; a test that fails since
+    it is interrupted doesn't count.
+    """
     monkeypatch.setenv("RAMET_CACHE", os.fspath(tmp_path))
     home, ready = tmp_path / "tests-x", tmp_path / "ready"
     words = [sys.executable, "-c", LEAVES, os.fspath(home), os.fspath(ready)]

@@ -180,7 +180,8 @@ class Subject:
 
     async def run(self, agent: AgentClient, *argv: str) -> str:
         """Return a command's standard output; `GuestError` when it fails."""
-        outcome = await run_exec(agent, ExecRequest(argv, timeout_s=ANSWER_LIMIT_S))
+        request = ExecRequest(argv, timeout_s=ANSWER_LIMIT_S)
+        outcome = await run_exec(agent, request, start_timeout_s=ANSWER_LIMIT_S)
         if outcome.exit_code != 0:
             raise GuestError(f"{argv} ended with {outcome.exit_code}: {outcome.stderr!r}")
         return outcome.stdout.decode()
