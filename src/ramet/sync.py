@@ -1071,8 +1071,9 @@ class Forks(Handle, list[VM]):
 
         vm = host.get("agent")
         with vm.fork(3, name="idea") as forks:
-            results = forks.exec("hostname")
-            print([result.text.strip() for result in results])  # ['idea-1', 'idea-2', 'idea-3']
+            results = forks.exec("hostname")  # an exception in place of a fork that died
+            names = [result.text.strip() for result in results if isinstance(result, ramet.ExecResult)]
+            print(names)  # ['idea-1', 'idea-2', 'idea-3']
             forks[1].keep()
         print([instance.name for instance in host.list()])  # ['agent', 'idea-2']
     """

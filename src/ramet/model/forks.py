@@ -101,8 +101,9 @@ class Forks(Handle, list[V]):
 
         vm = await host.get("agent")
         async with vm.fork(3, name="idea") as forks:
-            results = await forks.exec("hostname")
-            print([result.text.strip() for result in results])  # ['idea-1', 'idea-2', 'idea-3']
+            results = await forks.exec("hostname")  # an exception in place of a fork that died
+            names = [result.text.strip() for result in results if isinstance(result, ramet.ExecResult)]
+            print(names)  # ['idea-1', 'idea-2', 'idea-3']
             await forks[1].keep()
         print([instance.name for instance in await host.list()])  # ['agent', 'idea-2']
     """

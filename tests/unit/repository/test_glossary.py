@@ -16,10 +16,11 @@ PAGES = sorted(
         DOCS / "install.md",
         *(DOCS / "tutorial").glob("*.md"),
         *(DOCS / "how-to").glob("*.md"),
-        *(DOCS / "tutorial").glob("*.md"),
+        *(DOCS / "concepts").glob("*.md"),
     )
-    # Made from a notebook, in which a link into the site leads nowhere; the pages before it have the links.
-    if path.name != "notebook-sync.md"
+    # One is made from a notebook, in which a link into the site leads nowhere; the pages before it have the
+    # links. The others are the definitions, and a list of pages.
+    if path.name not in {"notebook-sync.md", "glossary.md"} and path != DOCS / "concepts" / "index.md"
 )
 
 
