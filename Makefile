@@ -34,7 +34,7 @@ check: | .venv ## lint, types, import rules, and the quick tests that need no VM
 	$(LINT)
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not vm and not slow and not deep and not soak"
 
-test: setup ## lint, types, import rules, and the tests that a merge needs (15 minutes on two cores)
+test: setup ## lint, types, import rules, and the tests that a merge needs (10 minutes on two cores)
 	$(LINT)
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not deep and not soak"
 

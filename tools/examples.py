@@ -32,10 +32,12 @@ PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
 def run_program(name: str, home: Path) -> str:
     """Run an example, and return what it prints. Raises `RuntimeError` with its output if it fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # An example that is itself a run of pytest has its own options, not those of the run that tests it.
+    surroundings = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     done = subprocess.run(
         PROGRAMS[name],
         cwd=ROOT,
-        env={**os.environ, "RAMET_HOME": str(home), "PATH": path, "COLUMNS": "80", "NO_COLOR": "1"},
+        env={**surroundings, "RAMET_HOME": str(home), "PATH": path, "COLUMNS": "80", "NO_COLOR": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -14,8 +14,8 @@ FILE: Final = ROOT / "docs" / "internals" / "test-runs.md"
 _HEAD: Final = """\
 # Runs of the tests, counted
 
-A line a run, written by `tools/repeat_tests.py` and `tools/repeat_timing.py` as it ended, the failed ones
-too. "Commit" is what was run; a `+` behind it: with changes that weren't committed.
+`tools/repeat_tests.py` and `tools/repeat_timing.py` append one line per run, failed runs included.
+A `+` behind a commit means that not all changes were committed.
 
 | when (UTC) | commit | what | passed | failed | skipped | seconds | failed tests |
 | --- | --- | --- | --- | --- | --- | --- | --- |

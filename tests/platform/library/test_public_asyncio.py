@@ -18,6 +18,7 @@ OF_A_LOOP = {
     "add_reader",  # of sockets, pipes, inotify and pidfds; epoll has no regular files on any loop
     "add_signal_handler",
     "add_writer",
+    "call_later",
     "call_soon_threadsafe",
     "create_future",
     "default_exception_handler",
