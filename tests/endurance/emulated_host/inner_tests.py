@@ -11,8 +11,10 @@ import pytest
 
 from tests.endurance.emulated_host.machine import EmulatedHost, HostDiedError
 from tests.endurance.emulated_host.reports import Inner, collect, run_inside
+from tests.side_by_side import tell
 
 INNER_LIMIT_S = 1800
+_LONGEST = 8
 
 
 def parametrize(metafunc: pytest.Metafunc, words: Sequence[str]) -> None:
@@ -29,12 +31,22 @@ def run_in(emulated: EmulatedHost, words: Sequence[str]) -> Inner:
     chance, and what its processors were at is in the output.
     """
     try:
-        return run_inside(emulated, *words, timeout_s=INNER_LIMIT_S)
+        inner = run_inside(emulated, *words, timeout_s=INNER_LIMIT_S)
     except HostDiedError as error:
         print(f"{error}\nonce more, on a new host")
         emulated.close()
-    with EmulatedHost() as another:
-        return run_inside(another, *words, timeout_s=INNER_LIMIT_S)
+        with EmulatedHost() as another:
+            inner = run_inside(another, *words, timeout_s=INNER_LIMIT_S)
+    tell(summary(inner))
+    return inner
+
+
+def summary(inner: Inner) -> str:
+    """How long the inner tests took, and which took longest: outside, one of them has waited for all."""
+    seconds = {name: sum(phase.seconds for phase in phases) for name, phases in inner.tests.items()}
+    longest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:_LONGEST]
+    listed = "; ".join(f"{name.removeprefix('tests/')} {seconds[name]:.0f} s" for name in longest)
+    return f"emulated host: {len(seconds)} tests in {sum(seconds.values()):.0f} s, the longest: {listed}"
 
 
 def require_passed(inner_test: str, inner: Inner) -> None:
