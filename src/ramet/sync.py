@@ -667,10 +667,11 @@ class Snapshot(Handle):
         The block of `with` removes the forks at its end.
 
         A snapshot, a template and an instance in standby are forked as they are. A running instance is
-        captured first, which pauses it for a few milliseconds. If some forks fail, `ForkError` has the living
-        forks and the errors of the others; with `return_exceptions`, both are returned in order. With
-        `detach`, all forks stay after the Host is closed, as after `VM.detach`. They are recorded and
-        detached in one step: a process that is killed before that step leaves no fork.
+        captured first, which pauses it for milliseconds, and for longer if it was booted and not restored
+        since. If some forks fail, `ForkError` has the living forks and the errors of the others; with
+        `return_exceptions`, both are returned in order. With `detach`, all forks stay after the Host is
+        closed, as after `VM.detach`. They are recorded and detached in one step: a process that is killed
+        before that step leaves no fork.
         """
         return _forked(
             self._portal,
@@ -802,10 +803,10 @@ class VM(Handle):
     def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
         """Take a snapshot of this instance, which is running, paused or in standby.
 
-        A running instance is paused for a few milliseconds. Without a `name`, ramet invents one. The snapshot
-        stays until it is removed, also after the Host is closed. Raises `WrongStateError`; `NameTakenError`
-        when the instance has another snapshot of that name; `UnavailableError`; `FilesystemError`. Then no
-        snapshot is left, and the instance is as before.
+        A running instance is paused for milliseconds, and for longer if it was booted and not restored since.
+        Without a `name`, ramet invents one. The snapshot stays until it is removed, also after the Host is
+        closed. Raises `WrongStateError`; `NameTakenError` when the instance has another snapshot of that
+        name; `UnavailableError`; `FilesystemError`. Then no snapshot is left, and the instance is as before.
         """
         return Snapshot(self._portal.call(lambda: self._wrapped.snapshot(name, labels=labels)), self._portal)
 
@@ -917,10 +918,11 @@ class VM(Handle):
         The block of `with` removes the forks at its end.
 
         A snapshot, a template and an instance in standby are forked as they are. A running instance is
-        captured first, which pauses it for a few milliseconds. If some forks fail, `ForkError` has the living
-        forks and the errors of the others; with `return_exceptions`, both are returned in order. With
-        `detach`, all forks stay after the Host is closed, as after `VM.detach`. They are recorded and
-        detached in one step: a process that is killed before that step leaves no fork.
+        captured first, which pauses it for milliseconds, and for longer if it was booted and not restored
+        since. If some forks fail, `ForkError` has the living forks and the errors of the others; with
+        `return_exceptions`, both are returned in order. With `detach`, all forks stay after the Host is
+        closed, as after `VM.detach`. They are recorded and detached in one step: a process that is killed
+        before that step leaves no fork.
         """
         return _forked(
             self._portal,

@@ -55,10 +55,11 @@ class Forkable(Handle, Generic[V]):
         The block of `async with` removes the forks at its end.
 
         A snapshot, a template and an instance in standby are forked as they are. A running instance is
-        captured first, which pauses it for a few milliseconds. If some forks fail, `ForkError` has the living
-        forks and the errors of the others; with `return_exceptions`, both are returned in order. With
-        `detach`, all forks stay after the Host is closed, as after `VM.detach`. They are recorded and
-        detached in one step: a process that is killed before that step leaves no fork.
+        captured first, which pauses it for milliseconds, and for longer if it was booted and not restored
+        since. If some forks fail, `ForkError` has the living forks and the errors of the others; with
+        `return_exceptions`, both are returned in order. With `detach`, all forks stay after the Host is
+        closed, as after `VM.detach`. They are recorded and detached in one step: a process that is killed
+        before that step leaves no fork.
         """
         options = ForkOptions(require_shared=require_shared, share_memory=share_memory)
 

@@ -150,10 +150,10 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
     async def snapshot(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Snapshot:
         """Take a snapshot of this instance, which is running, paused or in standby.
 
-        A running instance is paused for a few milliseconds. Without a `name`, ramet invents one. The snapshot
-        stays until it is removed, also after the Host is closed. Raises `WrongStateError`; `NameTakenError`
-        when the instance has another snapshot of that name; `UnavailableError`; `FilesystemError`. Then no
-        snapshot is left, and the instance is as before.
+        A running instance is paused for milliseconds, and for longer if it was booted and not restored since.
+        Without a `name`, ramet invents one. The snapshot stays until it is removed, also after the Host is
+        closed. Raises `WrongStateError`; `NameTakenError` when the instance has another snapshot of that
+        name; `UnavailableError`; `FilesystemError`. Then no snapshot is left, and the instance is as before.
         """
         made = await create.create(self._context, self._record, name=name, labels=dict(labels or {}))
         claims.expect(self._context, self._context.home.snapshot(made.id))

@@ -204,8 +204,9 @@ def _emit_error(shape: ErrorShape) -> None:
 
 
 def tell(error: ErrorShape, *, about: str | None = None) -> None:
-    """Write an error and its hint to standard error."""
-    output.warn(f"ramet: {about}: {error.message}" if about else f"ramet: {error.message}")
+    """Write an error and its hint to standard error, with the name of what the error is `about` once."""
+    prefix = f"{about}: " if about and not error.message.startswith(f"{about}: ") else ""
+    output.warn(f"ramet: {prefix}{error.message}")
     if error.hint:
         output.warn(f"hint: {error.hint}")
 

@@ -40,8 +40,9 @@ def fork(
     """Fork an instance or a snapshot.
 
     Each fork is a running copy with its own identity. A template, an instance in standby and a snapshot are
-    forked as they are. A running instance is captured first (a branch), which pauses it for a few
-    milliseconds.
+    forked as they are. A running instance is captured first (a branch), which pauses it for milliseconds.
+    An instance that was booted is paused for longer, unless it went through `ramet standby` and
+    `ramet restore`.
     """
 
     async def body(host: Host) -> int:
@@ -63,9 +64,9 @@ def fork(
         elif quiet:
             for receipt in living:
                 output.say(receipt.id)
-        else:
+        elif living:
             show_receipts(living)
-            if timings and living:
+            if timings:
                 show_timings(living)
             output.say(_summary(report, living, source.name))
         for failure in failures:

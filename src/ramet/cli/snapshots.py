@@ -59,7 +59,8 @@ def create(
 ) -> None:
     """Take a snapshot of an instance.
 
-    The instance may be running, paused or in standby. A running instance is paused for a few milliseconds.
+    The instance may be running, paused or in standby. A running instance is paused for milliseconds,
+    and for longer if it was booted and not restored since.
     """
 
     async def body(host: Host) -> None:

@@ -16,7 +16,7 @@ import anyio.abc
 from ramet.errors import GuestError, GuestLostError, GuestTimeoutError, PortsBusyError, RametError
 from ramet.guest.client import AgentClient
 from ramet.guest.resumption import OpenStream
-from ramet.guest.waiting import last_look
+from ramet.guest.waiting import UNANSWERED_HINT, last_look
 
 Claim = Callable[[], AbstractAsyncContextManager[object]]
 """A function whose context claims what a stream needs."""
@@ -89,7 +89,9 @@ class Agents:
             if not connection.decided.is_set() and not connection.claimed:
                 raise PortsBusyError(f"every agent port of the guest stayed in use for {timeout_s:g} s")
             if not connection.decided.is_set():
-                raise GuestTimeoutError(f"no agent answered in the guest within {timeout_s:g} s")
+                raise GuestTimeoutError(
+                    f"no agent answered in the guest within {timeout_s:g} s", hint=UNANSWERED_HINT
+                )
             if connection.client is None:
                 raise connection.error or GuestError("the agent's connection was closed")
             yield connection.client

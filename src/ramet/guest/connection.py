@@ -33,7 +33,7 @@ from ramet.guest.resumption import (
     Patience,
     is_counted,
 )
-from ramet.guest.waiting import last_look
+from ramet.guest.waiting import UNANSWERED_HINT, last_look
 
 _RECEIVE_BYTES: Final = 131_072
 _RESEND_MOST_S: Final = 2.0
@@ -445,7 +445,9 @@ async def open_connection(
         if connection.welcome is None:
             await last_look(partial(connection.shake_hands, resend_s))
         if connection.welcome is None:
-            raise GuestTimeoutError(f"no agent answered in the guest within {timeout_s:g} s")
+            raise GuestTimeoutError(
+                f"no agent answered in the guest within {timeout_s:g} s", hint=UNANSWERED_HINT
+            )
         async with alongside(connection.heartbeat):
             try:
                 yield connection

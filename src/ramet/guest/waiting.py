@@ -8,6 +8,7 @@ from typing import Final
 import anyio
 
 LAST_LOOK_S: Final = 0.1
+UNANSWERED_HINT: Final = "the guest hangs or is very busy: `ramet logs` prints its console"
 
 
 async def last_look(wait: Callable[[], Awaitable[object]]) -> None:
