@@ -117,7 +117,8 @@ async def test_a_flood_does_not_hold_up_a_neighbour(tmp_path: Path) -> None:
             round_trips_s.append((await good.ping(timeout_s=20)).round_trip_s)
         whole_s = time.monotonic() - began
     assert len(round_trips_s) > 20
-    assert max(round_trips_s) < whole_s / 5
+    # Held up, one of them waits for the whole flood.
+    assert max(round_trips_s) < whole_s / 2
 
 
 @pytest.mark.slow
