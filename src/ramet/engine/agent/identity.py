@@ -66,7 +66,8 @@ async def verify_identity(
             raise VmmError(f"{record.name}: {disk_errors.reason(context, record)}") from error
         raise GuestTimeoutError(
             f"{record.name}: its guest wasn't ready within {limit_s:g} s{last_words(context, record)}",
-            hint="if this machine is busy, try again with less at once; copies of a hung guest hang too",
+            hint="if this machine is busy, try again with less at once: `ramet doctor` says what it can do; "
+            "copies of a hung guest hang too",
         ) from error
     except GuestError as error:
         # A VMM that dies closes its sockets a moment before its process has ended. A guest that only answers
