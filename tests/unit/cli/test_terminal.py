@@ -188,6 +188,7 @@ class Terminal:
         self._saved = os.dup(2)
         os.dup2(self._terminal, 2)
         monkeypatch.setattr(sys, "stderr", os.fdopen(os.dup(2), "w", encoding="utf-8"))
+        monkeypatch.setattr("ramet.cli.output._status_line", "")  # what is drawn here goes with this terminal
         for name, value in PLAIN.items():
             monkeypatch.setenv(name, value)
 
