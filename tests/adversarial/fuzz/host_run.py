@@ -20,11 +20,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import anyio
 import anyio.abc
 
+from ramet.concurrency import alongside
 from ramet.errors import GuestError, RametError
 from ramet.guest.client import AgentClient, run_exec
 from ramet.guest.framing import FrameDecoder
@@ -111,9 +113,8 @@ async def session(seed: int, report: Report) -> None:
         async with (
             await anyio.abc.UNIXSocketStream.from_socket(near) as stream,
             await anyio.abc.UNIXSocketStream.from_socket(far) as guest,
-            anyio.create_task_group() as tasks,
+            alongside(partial(_lie, guest, lying, rng), finish=True),
         ):
-            tasks.start_soon(_lie, guest, lying, rng)
             yield CountedStream(stream, report)
             await stream.aclose()
 
