@@ -16,7 +16,12 @@ def test_make_docs() -> None:
     if importlib.util.find_spec("sphinx") is None:
         pytest.skip("Sphinx isn't installed: `make docs` installs it")
     done = subprocess.run(
-        ["make", "docs"], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+        ["make", "--no-print-directory", "docs"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith(" 0 faults")
