@@ -241,7 +241,7 @@ async def test_an_api_that_does_not_answer(
         assert len(living_in(home)) == 3
         # A VMM that stops later, while it is asked.
         os.kill(living[0].receipt.pid, 19)
-        monkeypatch.setattr("ramet.drivers.firecracker.api.ANSWER_LIMIT_S", 1.0)
+        monkeypatch.setattr("ramet.drivers.http_api.ANSWER_LIMIT_S", 1.0)
         with pytest.raises(ramet.VmmTimeoutError, match="didn't answer within 1 s"):
             await living[0].pause()
         await base.remove()

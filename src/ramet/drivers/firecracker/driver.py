@@ -21,8 +21,8 @@ from ramet import config
 from ramet.drivers.endings import announced_power_off, announced_reboot
 from ramet.drivers.firecracker import config as firecracker_config
 from ramet.drivers.firecracker import releases
-from ramet.drivers.firecracker.api import SOCKET
 from ramet.drivers.firecracker.vmm import FirecrackerVmm, last_words, lost_its_reason
+from ramet.drivers.http_api import SOCKET
 from ramet.drivers.interface import Ability, Ending, Standing
 from ramet.drivers.log_limits import LARGEST_LOG_BYTES, largest_file_bytes, needs_of
 from ramet.drivers.versions import ProgramVersion, release

@@ -14,7 +14,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from ramet.drivers.firecracker import config, releases
-from ramet.drivers.firecracker.api import SOCKET, Api, api
+from ramet.drivers.firecracker.api import Api, api
+from ramet.drivers.http_api import SOCKET, step
 from ramet.drivers.interface import Ability
 from ramet.drivers.log_limits import LARGEST_LOG_BYTES, largest_file_bytes
 from ramet.drivers.sessions import Sessions, session_limit_s
@@ -43,21 +44,14 @@ _SAVE_NOTHING: Final[dict[str, object]] = {
 """Prepares the devices for a save and then writes none: the files can't be opened."""
 
 
-def _step(method: str, path: str, body: dict[str, object]) -> tuple[str, str]:
-    """Return a request as text, for `ResumeSteps`, and a pattern that matches any answer to it."""
-    text = msgspec.json.encode(body).decode()
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(text)}\r\n\r\n{text}", r"HTTP/1\.1 \d{3} "
-
-
-_RESUME_STEP: Final = _step("PATCH", "/vm", {"state": "Resumed"})
+_RESUME_STEP: Final = step("PATCH", "/vm", {"state": "Resumed"})
 _RESUME_STEPS: Final = ResumeSteps(SOCKET, (_RESUME_STEP,))
 # Resuming a guest that runs would deafen it as well: an answer that has its state is waited for first.
 _RESUME_STEPS_OF_THE_DEAFENED: Final = ResumeSteps(
     SOCKET,
     (
         ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", r'"state": ?"[^"]*"'),
-        _step("PUT", "/snapshot/create", _SAVE_NOTHING),
+        step("PUT", "/snapshot/create", _SAVE_NOTHING),
         _RESUME_STEP,
     ),
     runs=r'"state": ?"Running"',
