@@ -20,9 +20,9 @@ from ramet.errors import UnavailableError
 
 _SETTINGS: Final = (
     *("RAMET_HOME", "RAMET_CACHE", "RAMET_AGENT", "RAMET_KERNEL"),
-    *("RAMET_QEMU", "RAMET_FIRECRACKER"),
+    *("RAMET_QEMU", "RAMET_FIRECRACKER", "RAMET_CLOUD_HYPERVISOR"),
 )
-_MAY_BE_NAMES: Final = frozenset({"RAMET_QEMU", "RAMET_FIRECRACKER"})
+_MAY_BE_NAMES: Final = frozenset({"RAMET_QEMU", "RAMET_FIRECRACKER", "RAMET_CLOUD_HYPERVISOR"})
 """Settings that may be a name on PATH."""
 _ABSENT: Final = "isn't there"
 _SHEBANG_BYTES: Final = 256  # BINPRM_BUF_SIZE, linux/binfmts.h

@@ -1,7 +1,8 @@
 """The driver interface: how a VMM of any hypervisor is started, asked and ended.
 
 Decisions are made by ability, never by name. A request that not every VMM takes is a separate Protocol
-(`SavesState`, `ResumesOnLoad`, `FreezesDisks`, `StartsEmpty`); an `Ability` says how a VMM behaves.
+(`SavesState`, `ResumesOnLoad`, `LoadsDelta`, `FreezesDisks`, `StartsEmpty`); an `Ability` says how a VMM
+behaves.
 
 **A capture** (`ramet.engine.capture`) makes its requests in one `Vmm.session`:
 
@@ -27,7 +28,8 @@ and 7: the guest stays paused, its pages go straight to the disk, and `Vmm.kill`
    A VMM that `StartsEmpty.start_empty` started earlier gets its guest by `StartsEmpty.attach_guest`.
 3. With `Ability.LOADS_DELTA_BEFORE_VMSTATE`, the engine writes the delta into the VMM's memory now.
 4. `Vmm.load_vmstate` loads devices and CPUs. The guest stays paused.
-5. Without that ability, the engine writes the delta now.
+   A VMM that `LoadsDelta` gets the delta with the same request, and step 5 is none.
+5. Without either, the engine writes the delta now.
 6. `Vmm.resume` lets the guest run. `ResumesOnLoad.load_and_resume` does steps 4 and 6 in one request if
    nothing is to be written in step 5.
 7. The guest's agent proves the guest's identity. No request goes to the VMM.
@@ -44,7 +46,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
+from ramet.model.record import DeltaRun, Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.system.pause_watchdog import ResumeSteps
 
 
@@ -162,6 +164,24 @@ class ResumesOnLoad(Protocol):
 
         Only for a guest whose RAM is complete: there is no moment in between at which a delta could be
         written.
+        """
+
+
+@runtime_checkable
+class LoadsDelta(Protocol):
+    """A VMM that writes a delta into guest RAM itself, with the load, before its devices look at RAM.
+
+    It maps RAM with the load, so nobody else can write the delta before; and after the load is too late,
+    because its devices have read the indexes of their queues from RAM.
+    """
+
+    async def load_with_delta(
+        self, name: str, delta_fd: int, runs: Sequence[DeltaRun], *, resume: bool
+    ) -> None:
+        """Load a vmstate over the mem-file and a delta, and resume the guest if `resume` says so.
+
+        `runs` are the delta's, ascending, and `delta_fd` has their data. It stays open during the call, and
+        isn't written to. The delta's pages become the VMM's own. Errors as `Vmm.load_vmstate`.
         """
 
 

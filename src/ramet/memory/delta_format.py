@@ -29,11 +29,12 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NoReturn
 
 import msgspec
 
 from ramet.errors import DamagedError
+from ramet.model.record import DeltaRun
 from ramet.system.files import filesystem_errors, open_regular
 from ramet.units import PAGE_SIZE_BYTES
 
@@ -69,14 +70,6 @@ class DeltaFacts(msgspec.Struct, frozen=True):
     def applied_bytes(self) -> int:
         """Bytes that each fork writes, and that become its own."""
         return self.data_bytes + self.zero_bytes
-
-
-class DeltaRun(NamedTuple):
-    """Neighbouring pages. `data_offset` is where the delta has them; None: they are zeros."""
-
-    file_offset: int
-    length_bytes: int
-    data_offset: int | None
 
 
 class Index:

@@ -121,6 +121,14 @@ class RamRegion(msgspec.Struct, frozen=True):
     file_offset: int
 
 
+class DeltaRun(NamedTuple):
+    """Neighbouring pages of a delta. `data_offset` is where the delta has them; None: they are zeros."""
+
+    file_offset: int
+    length_bytes: int
+    data_offset: int | None
+
+
 class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     """A VMM that was started for an instance."""
 

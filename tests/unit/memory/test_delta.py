@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from ramet.errors import DamagedError, FilesystemError, VmmError, WrongStateError
 from ramet.memory.delta import apply_delta, compact, write_delta, write_mem_file
-from ramet.memory.delta_format import TRAILER_BYTES, DeltaRun, Index, open_delta
+from ramet.memory.delta_format import TRAILER_BYTES, Index, open_delta
 from ramet.memory.mappings import identity_of
 from ramet.memory.pages import LivePages, Pages, Stretch, buffer_pages
 from ramet.memory.ram import changed_pages, locate_ram
+from ramet.model.record import DeltaRun
 from ramet.system.files import allocated_bytes
 from ramet.units import KIB, PAGE_SIZE_BYTES
 from tests.unit.memory.mapping_process import mapping_process, needs_linux

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import anyio
 import msgspec
 
-from ramet.drivers.interface import Ability, Driver, ResumesOnLoad, StartsEmpty, Vmm
+from ramet.drivers.interface import Ability, Driver, LoadsDelta, ResumesOnLoad, StartsEmpty, Vmm
 from ramet.engine.agent.identity import verify_identity
 from ramet.engine.context import Context
 from ramet.engine.origin import Origin
@@ -24,7 +24,7 @@ from ramet.engine.restore.timeline import Timeline
 from ramet.engine.vmm.record import console_bytes, running_vmm
 from ramet.errors import VmmTimeoutError
 from ramet.guest.messages import IdentityReply
-from ramet.memory.delta import apply_delta
+from ramet.memory.delta import apply_delta, open_delta
 from ramet.model.record import Machine, ProcessRef, Record, RunningVmm
 from ramet.paths import VMSTATE_FILE
 from ramet.system import process_limit, processes, threads
@@ -144,6 +144,7 @@ async def _load_into(
     early = Ability.LOADS_DELTA_BEFORE_VMSTATE in driver.abilities
     is_complete = early or parts.delta_fd is None
     at_once = vmm if resume and is_complete and isinstance(vmm, ResumesOnLoad) else None
+    with_delta = vmm if not is_complete and isinstance(vmm, LoadsDelta) else None
     try:
         try:
             if timeline is not None:
@@ -154,11 +155,19 @@ async def _load_into(
             if at_once is not None:
                 await connections.reach_agent(directory, machine)
                 await at_once.load_and_resume(VMSTATE_FILE)
+            elif with_delta is not None:
+                assert parts.delta_fd is not None
+                if resume:
+                    await connections.reach_agent(directory, machine)
+                with open_delta(parts.delta_fd, machine.memory_bytes) as delta:
+                    runs = list(delta.runs())
+                    await with_delta.load_with_delta(VMSTATE_FILE, parts.delta_fd, runs, resume=resume)
             else:
                 await vmm.load_vmstate(VMSTATE_FILE)
             if not early:
                 running = running_vmm(driver, directory, machine, vmm, console_start=console_start)
-                await _apply(parts, running)
+                if with_delta is None:
+                    await _apply(parts, running)
         finally:
             parts.close()
         if timeline is not None:
@@ -167,7 +176,8 @@ async def _load_into(
         with anyio.CancelScope(shield=True):
             await vmm.kill()
         raise
-    return Loaded(machine, vmm, running, is_resumed=at_once is not None)
+    is_resumed = at_once is not None or (with_delta is not None and resume)
+    return Loaded(machine, vmm, running, is_resumed=is_resumed)
 
 
 async def resume_and_verify(
