@@ -35,7 +35,7 @@ def saved_config(made: Machine) -> dict[str, Any]:
     document["payload"] |= {"firmware": None}
     document["serial"] |= {"file": None, "iommu": False, "socket": None}
     document["console"] |= {"file": None, "iommu": False}
-    document |= {"net": None, "fs": None, "devices": None, "watchdog": False, "pvpanic": False}
+    document = {"net": None, **document, "fs": None, "devices": None, "watchdog": False, "pvpanic": False}
     if made.disks:
         for disk in document["disks"]:
             disk |= {"readonly": False, "direct": False, "serial": None, "backing_files": False}
