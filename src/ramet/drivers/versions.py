@@ -41,8 +41,8 @@ class _Told(msgspec.Struct, frozen=True):
 
 
 def release(version: str) -> tuple[int, int]:
-    """Major and minor of `1.12.1`."""
-    major, minor = version.split(".")[:2]
+    """Major and minor of `1.12.1`, or of `53.0-246-gae44c29`."""
+    major, minor = re.split(r"[-+]", version, maxsplit=1)[0].split(".")[:2]
     return int(major), int(minor)
 
 
