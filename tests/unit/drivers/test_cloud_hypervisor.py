@@ -10,12 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ramet.drivers.cloud_hypervisor import driver as driver_module
 from ramet.drivers.cloud_hypervisor import ending, releases
 from ramet.drivers.cloud_hypervisor.api import words_of
 from ramet.drivers.cloud_hypervisor.disks import foreign_format, magics_hidden
 from ramet.drivers.cloud_hypervisor.driver import CloudHypervisor
-from ramet.drivers.cloud_hypervisor.vmm import CloudHypervisorVmm, require_mem_file
+from ramet.drivers.cloud_hypervisor.vmm import EVENTS_LOG, CloudHypervisorVmm, require_mem_file
 from ramet.drivers.interface import (
     Ability,
     Ending,
@@ -297,7 +296,7 @@ def test_how_a_vmm_ended(seen: bytes, log: bytes, announced: bool, expected: End
 def test_an_ending_is_read_from_the_directory(tmp_path: Path) -> None:
     driver = CloudHypervisor()
     assert driver.ending(tmp_path) is Ending.DIED
-    (tmp_path / driver_module.EVENTS_LOG).write_bytes(RESET)
+    (tmp_path / EVENTS_LOG).write_bytes(RESET)
     (tmp_path / VMM_LOG).write_bytes(b"VM reset event\n")
     (tmp_path / CONSOLE_LOG).write_bytes(b"reboot: Restarting system\n")
     assert driver.ending(tmp_path) is Ending.REBOOTED
