@@ -6,12 +6,15 @@ guest is added in one place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import pytest
 
 from ramet import config
+from ramet.drivers.cloud_hypervisor.driver import CloudHypervisor
 from ramet.drivers.firecracker.driver import Firecracker
+from ramet.drivers.interface import Driver
 from ramet.drivers.qemu.driver import Qemu
 from ramet.engine.drivers import kvm_runs
 from ramet.model.record import Guest
@@ -19,9 +22,18 @@ from ramet.system.kvm import kvm_verdict
 from ramet.testing.driver_contract.fixtures import subject_or_skip
 from ramet.testing.driver_contract.subject import Subject
 
-DRIVERS: Final[dict[str, type[Qemu] | type[Firecracker]]] = {"qemu": Qemu, "firecracker": Firecracker}
+DRIVERS: Final[dict[str, Callable[[], Driver]]] = {
+    "qemu": Qemu,
+    "firecracker": Firecracker,
+    "cloud-hypervisor": CloudHypervisor,
+}
 
-EVERY_GUEST: Final = (("qemu", "builtin"), ("firecracker", "builtin"), ("firecracker", "probe"))
+EVERY_GUEST: Final = (
+    ("qemu", "builtin"),
+    ("firecracker", "builtin"),
+    ("firecracker", "probe"),
+    ("cloud-hypervisor", "builtin"),
+)
 """Each driver with each image that it boots: what a driver promises is tested on all of them."""
 
 ONE_GUEST_PER_DRIVER: Final = (("qemu", "builtin"), ("firecracker", "probe"))

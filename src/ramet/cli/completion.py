@@ -20,7 +20,12 @@ Words = list[tuple[str, str]]
 """Words that may stand there, each with a description."""
 
 IMAGES: Final = {"builtin": "Linux with busybox", "probe": "bare-metal test guest", "bare": "alias of probe"}
-DRIVERS: Final = {"auto": "the first that can", "firecracker": "needs KVM", "qemu": "KVM or emulation"}
+DRIVERS: Final = {
+    "auto": "the first that can",
+    "firecracker": "needs KVM",
+    "qemu": "KVM or emulation",
+    "cloud-hypervisor": "needs KVM",
+}
 ACCELERATORS: Final = {"auto": "KVM where it runs the guest", "kvm": "KVM", "tcg": "emulation"}
 SIZES: Final = ("256M", "512M", "1G", "2G", "4G", "8G")
 LEVELS: Final = range(1, 20)

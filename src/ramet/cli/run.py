@@ -42,7 +42,12 @@ def run(
     ] = "256M",
     cpus: Annotated[int, typer.Option(metavar="N", help="The number of virtual CPUs.")] = 1,
     driver: Annotated[
-        str, typer.Option(metavar="D", autocompletion=complete_driver, help="qemu, firecracker or auto.")
+        str,
+        typer.Option(
+            metavar="D",
+            autocompletion=complete_driver,
+            help="qemu, firecracker, cloud-hypervisor or auto.",
+        ),
     ] = "auto",
     accel: Annotated[
         str,

@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from ramet import config
+from ramet.drivers.cloud_hypervisor.driver import CloudHypervisor
 from ramet.drivers.firecracker.driver import Firecracker
 from ramet.drivers.interface import Ability, Driver
 from ramet.drivers.qemu.driver import Qemu
@@ -30,7 +31,7 @@ ACCELERATORS = ("auto", "kvm", "tcg")
 
 def installed_drivers() -> list[Driver]:
     """Return ramet's drivers, in the order in which `auto` tries them."""
-    return [Firecracker(), Qemu()]
+    return [Firecracker(), Qemu(), CloudHypervisor()]
 
 
 def immutability(driver: Driver) -> str:

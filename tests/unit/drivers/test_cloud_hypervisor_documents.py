@@ -64,8 +64,8 @@ def test_a_whole_state_is_kept_but_for_ranges_and_clock_flags(made: Machine) -> 
     vm["clock"]["Kvm"][8] = 14
     assert (memory, vm) == (memory_manager(made), vm_state())
     assert memory["arch_mem_regions"][0]["size"] == LARGEST
-    for one in (restored, document):
-        del one["snapshot_data"], one["snapshots"]["memory-manager"]["snapshot_data"]
+    for tree in (restored, document):
+        del tree["snapshot_data"], tree["snapshots"]["memory-manager"]["snapshot_data"]
     assert restored == document
 
 

@@ -1,4 +1,4 @@
-"""How a Cloud Hypervisor ended, by its events, its log and what is certain of both.
+"""The way in which a Cloud Hypervisor ended, by its events and its log.
 
 Neither is enough: an error of KVM on a virtual CPU leaves the exit status and the events of an ordered
 shutdown (seen with 53.0), and only the log names it. A guest's reset makes the VMM boot its machine again,
