@@ -45,7 +45,7 @@ def offered(ramet: Shell, line: str) -> list[str]:
         ("ramet pau", ["pause"]),
         ("ramet snapshot comp", ["compress"]),
         ("ramet run ", ["builtin", "probe", "bare"]),
-        ("ramet run --driver ", ["auto", "firecracker", "qemu"]),
+        ("ramet run --driver ", ["auto", "firecracker", "qemu", "cloud-hypervisor"]),
         ("ramet run --accel k", ["kvm"]),
         ("ramet run --memory 2", ["256M", "2G"]),
         ("ramet run --label ", ["team=a"]),

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ramet.drivers.cloud_hypervisor import ending, releases
+from ramet.drivers.cloud_hypervisor import ending, nested_state, releases
 from ramet.drivers.cloud_hypervisor.api import words_of
 from ramet.drivers.cloud_hypervisor.disks import foreign_format, magics_hidden
 from ramet.drivers.cloud_hypervisor.driver import CloudHypervisor
@@ -117,6 +117,39 @@ async def test_a_program_with_file_capabilities_is_refused_to_an_ordinary_user(
 )
 def test_what_was_not_run_is_told(version: str, words: str) -> None:
     assert releases.standing(version).words.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("refused_at", "why"), [(None, None), ("nested state", "Invalid argument"), ("vCPU", None), ("VM", None)]
+)
+def test_a_kvm_that_refuses_what_a_save_asks_for_is_found_by_asking(
+    monkeypatch: pytest.MonkeyPatch, refused_at: str | None, why: str | None
+) -> None:
+    """KVM itself is used by the contract suite alone."""
+    requests = {0xAE01: "VM", 0xAE41: "vCPU", 0xC080AEBE: "nested state"}
+    opened: list[int] = []
+
+    def ioctl(_descriptor: int, request: int, _argument: object) -> int:
+        if requests[request] == refused_at:
+            raise OSError(22, "Invalid argument")
+        if request == 0xC080AEBE:
+            return 0
+        opened.append(os.open("/dev/null", os.O_RDONLY))
+        return opened[-1]
+
+    monkeypatch.setattr(nested_state, "_KVM", "/dev/null")
+    monkeypatch.setattr("fcntl.ioctl", ioctl)
+    assert nested_state.why_refused() == why
+    for descriptor in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+    advice = CloudHypervisor().as_of(VERSION).standing().advice
+    assert (advice is not None and "can't be captured" in advice) == (why is not None)
+
+
+def test_a_machine_without_kvm_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nested_state, "_KVM", "/nowhere/kvm")
+    assert nested_state.why_refused() is None
 
 
 def test_abilities_are_asked_for_by_protocols() -> None:

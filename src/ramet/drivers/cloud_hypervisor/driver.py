@@ -23,7 +23,7 @@ import anyio
 import msgspec
 
 from ramet.drivers.cloud_hypervisor import config as cloud_hypervisor_config
-from ramet.drivers.cloud_hypervisor import disks, ending, releases
+from ramet.drivers.cloud_hypervisor import disks, ending, nested_state, releases
 from ramet.drivers.cloud_hypervisor.vmm import (
     EVENTS_LOG,
     CloudHypervisorVmm,
@@ -112,8 +112,13 @@ class CloudHypervisor:
         return made
 
     def standing(self) -> Standing:
-        """Return what is known of the version (`Driver.standing`)."""
-        return releases.standing(self._version.known())
+        """Return what is known of the version (`Driver.standing`), and whether KVM lets it capture guests."""
+        standing = releases.standing(self._version.known())
+        why = nested_state.why_refused()
+        if why is None:
+            return standing
+        advice = f"KVM refuses KVM_GET_NESTED_STATE ({why}): its guests run here, and can't be captured"
+        return standing._replace(advice=advice)
 
     def machine(
         self,

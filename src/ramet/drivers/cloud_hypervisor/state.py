@@ -87,9 +87,8 @@ class State:
     def for_restore(self, ranges: Iterable[GuestRange]) -> bytes:
         """Return the document to restore from, with those ranges to be read from `memory-ranges`.
 
-        The guest's monotonic clock continues where it was: without its flags, KVM doesn't add the time that has
-        passed since the capture (KVM_SET_CLOCK, Documentation/virt/kvm/api.rst). The agent sets the wall
-        clock.
+        The guest's monotonic clock continues where it was: without its flags, KVM doesn't add the time since
+        the capture (KVM_SET_CLOCK, Documentation/virt/kvm/api.rst). The agent sets the wall clock.
         """
         memory = {
             **self._memory,

@@ -76,7 +76,11 @@ class CloudHypervisorVmm:
     async def own_version(self) -> str:
         """Return the process's own version (`TellsVersion.own_version`), from `GET vmm.ping`."""
         answer = await self._call("GET", "vmm.ping")
-        return str(answer.get("build_version", "")).removeprefix("v")
+        version = str(answer.get("build_version", "")).removeprefix("v")
+        if vmstate.VERSION.fullmatch(version) is None:
+            return ""
+        self._version = version
+        return version
 
     async def status(self) -> str:
         """Return the run state (`Vmm.status`), `not started` without a machine."""
@@ -291,9 +295,10 @@ class CloudHypervisorVmm:
         return saved_config, saved_state
 
     async def _known_version(self) -> str:
-        if self._version is None:
-            self._version = await self.own_version()
-        return self._version
+        version = self._version or await self.own_version()
+        if not version:
+            raise VmmError(f"{self._who}: Cloud Hypervisor doesn't tell its version, which a vmstate needs")
+        return version
 
     async def kill(self) -> None:
         """Kill the VMM (`Vmm.kill`)."""

@@ -19,7 +19,7 @@ from ramet.errors import DamagedError, UnavailableError
 from ramet.units import KIB
 
 MOST_BYTES: Final = config.MOST_BYTES + state.MOST_BYTES + KIB
-_VERSION: Final = re.compile(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?([-+][0-9A-Za-z.+-]{1,64})?")
+VERSION: Final = re.compile(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?([-+][0-9A-Za-z.+-]{1,64})?")
 
 
 class Vmstate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,7 +52,7 @@ def decode(content: bytes, *, version: str, where: str) -> Vmstate:
         raise DamagedError(
             f"{where} is no vmstate of a Cloud Hypervisor guest: {error}", hint="make the capture again"
         ) from error
-    if _VERSION.fullmatch(vmstate.version) is None:
+    if VERSION.fullmatch(vmstate.version) is None:
         raise DamagedError(f"{where} was written by no version of Cloud Hypervisor: {vmstate.version!r:.80}")
     if releases.major(vmstate.version) != releases.major(version):
         raise UnavailableError(
