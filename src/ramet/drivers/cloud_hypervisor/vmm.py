@@ -148,12 +148,12 @@ class CloudHypervisorVmm:
                 raise self._refused("PUT", "vm.snapshot", answer)
             await self._keep(directory, vmstate_fd)
 
-    async def save_snapshot(self, vmstate: str, mem: str, *, diff: bool = False) -> None:
-        """Save state and all of RAM (`SavesSnapshot.save_snapshot`). There is no `diff`."""
-        if diff:
-            raise UnavailableError(
-                "Cloud Hypervisor keeps no list of changed pages", hint="save all of RAM instead"
-            )
+    async def save_with_ram(self, vmstate: str, mem: str) -> None:
+        """Write state and all of RAM to two *new* files in the directory, for comparisons.
+
+        The guest is paused before and after. Cloud Hypervisor keeps no list of changed pages, so it is no
+        `SavesSnapshot`. An existing file of either name is refused. Raises `VmmError`.
+        """
         for name in (vmstate, mem):
             if (self.directory / name).exists():
                 raise VmmError(f"{self.directory / name} exists: only new files are ever written")

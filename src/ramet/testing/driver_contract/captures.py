@@ -9,15 +9,18 @@ import anyio
 import msgspec
 import pytest
 
-from ramet.drivers.interface import SavesState
+from ramet.drivers.interface import LoadsDelta, SavesState
 from ramet.errors import VmmError
+from ramet.memory.delta import open_delta, write_delta
 from ramet.memory.mappings import find_mapping, identity_of
 from ramet.memory.pagemap import changed_runs
+from ramet.memory.pages import LivePages
 from ramet.paths import MEM_FILE, VMSTATE_FILE
 from ramet.system import process_ref, processes, spawn
+from ramet.system.files import new_file
 from ramet.system.pause_watchdog import resume_on_death
 from ramet.testing.driver_contract import another_process
-from ramet.testing.driver_contract.subject import Frozen, Subject, restored
+from ramet.testing.driver_contract.subject import Frozen, Running, Subject, restored
 
 pytestmark = [pytest.mark.anyio]
 
@@ -108,6 +111,42 @@ async def test_state_that_was_saved_alone_fits_the_ram_that_is_there(
         again = await subject.freeze(vm)
     async with restored(subject, again, place / "child") as child, subject.agent(child) as agent:
         assert await subject.read(agent) == (8, 8)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+async def test_a_delta_that_a_vmm_loads_is_in_ram(
+    subject: Subject, frozen: Frozen, place: Path, resume: bool
+) -> None:
+    async with restored(subject, frozen, place / "vm") as vm:
+        if not isinstance(vm.vmm, LoadsDelta):
+            pytest.skip(f"{subject.driver.name} loads no delta: the engine writes it")
+        assert isinstance(vm.vmm, SavesState)
+        async with subject.agent(vm) as agent:
+            await subject.write(agent, 4)
+        await vm.vmm.pause()
+        (vm.directory / VMSTATE_FILE).unlink()
+        with new_file(vm.directory / VMSTATE_FILE) as vmstate:
+            await vm.vmm.save_vmstate(vmstate)
+        pid, mem = vm.vmm.process.pid, identity_of(vm.directory / MEM_FILE)
+        pages = LivePages(pid, changed_runs(pid, find_mapping(pid, mem)))
+        write_delta(vm.directory / "saved-delta", pages, memory_bytes=vm.machine.memory_bytes)
+        await vm.vmm.kill()
+    machine = subject.link(Frozen(vm.directory, vm.machine), place / "child")
+    vmm = await subject.driver.restore(place / "child", machine)
+    try:
+        assert isinstance(vmm, LoadsDelta)
+        with (
+            (vm.directory / "saved-delta").open("rb") as file,
+            open_delta(file.fileno(), machine.memory_bytes) as delta,
+        ):
+            await vmm.load_with_delta(VMSTATE_FILE, file.fileno(), list(delta.runs()), resume=resume)
+        if not resume:
+            assert await vmm.status() != "running"
+            await vmm.resume()
+        async with subject.agent(Running(place / "child", machine, vmm)) as agent:
+            assert await subject.read(agent) == (4, 4)
+    finally:
+        await vmm.kill()
 
 
 async def test_a_guest_goes_on_when_who_paused_it_is_killed(
