@@ -200,7 +200,7 @@ class CloudHypervisor:
     ) -> CloudHypervisorVmm:
         """Give an empty VMM its guest (`StartsEmpty.attach_guest`). The load itself tells it everything."""
         _refuse_devices(machine)
-        vmm = CloudHypervisorVmm(directory, process, machine, None)
+        vmm = CloudHypervisorVmm(directory, process, machine, await self.version())
         try:
             require_mem_file(directory, machine)
             await sessions.enter_async_context(vmm.session())

@@ -25,7 +25,7 @@ from ramet.drivers.vmstate_files import require_empty
 from ramet.errors import DamagedError, UnavailableError, VmmError
 from ramet.model.record import DeltaRun, Machine, ProcessRef
 from ramet.paths import CONSOLE_LOG, KERNEL_FILE, MEM_FILE, VMM_LOG
-from ramet.system import bounded_log, processes
+from ramet.system import bounded_log, processes, threads
 from ramet.system.files import filesystem_errors, open_regular, remove_tree, write_all
 from ramet.system.pause_watchdog import ResumeSteps
 from ramet.text import printable
@@ -101,11 +101,11 @@ class CloudHypervisorVmm:
         on the memory of its parent. Without a kernel it ends instead.
         """
         once = self.directory / config.KERNEL_ONCE
-        await self._call("PUT", "vm.create", config.vm_config(self._machine, initramfs=initramfs))
         with filesystem_errors("make", once):
             once.unlink(missing_ok=True)
             once.symlink_to(KERNEL_FILE)
         try:
+            await self._call("PUT", "vm.create", config.vm_config(self._machine, initramfs=initramfs))
             await self._call("PUT", "vm.boot")
         finally:
             once.unlink(missing_ok=True)
@@ -237,9 +237,8 @@ class CloudHypervisorVmm:
             with ExitStack() as leaving:
                 source = Source((), "", 0)
                 if delta_fd is not None:
-                    source = leaving.enter_context(
-                        delta_source(delta_fd, runs, self.directory / MEM_FILE, regions)
-                    )
+                    made = delta_source(delta_fd, runs, self.directory / MEM_FILE, regions)
+                    source = await threads.run(leaving.enter_context, made)
                 directory = leaving.enter_context(self._loading())
                 with filesystem_errors("write", directory):
                     restored = config.restore_config(saved_config, self._machine)
