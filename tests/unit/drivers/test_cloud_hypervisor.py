@@ -249,6 +249,20 @@ async def test_a_program_that_ends_at_once_is_an_error_and_leaves_no_process(tmp
     assert "doctor" in str(caught.value)
 
 
+async def test_too_few_open_files_are_refused_before_a_vmm_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = machine()
+    driver = CloudHypervisor(str(program(tmp_path, "cloud-hypervisor v53.0")))
+    await driver.version()
+    with_files(tmp_path, made)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (100, 100))
+    with pytest.raises(UnavailableError, match=r"100 files at most \(RLIMIT_NOFILE\)") as caught:
+        await driver.restore(tmp_path, made)
+    assert caught.value.hint
+    assert not (tmp_path / "api.sock").exists()
+
+
 DISKS = (
     Disk(name="disk", file="disk.raw", format="raw", size_bytes=4096),
     Disk(name="disk1", file="disk1.raw", format="raw", size_bytes=4096),

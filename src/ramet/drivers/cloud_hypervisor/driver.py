@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import os
+import resource
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -56,6 +57,8 @@ _VERSION: Final = r"cloud-hypervisor v(\d+\.\d+(?:\.\d+)?(?:[-+][0-9A-Za-z.+-]{1
 _INSTALL: Final = f"put it on PATH, or set {SETTING}"
 _LAST_WORDS_S: Final = 1.0
 _CAPABILITIES: Final = "security.capability"
+_LEAST_FILES: Final = 256
+"""Open files that a VMM has to be allowed: a Linux guest's with a disk has 124 (measured), more with vCPUs."""
 
 
 class CloudHypervisor:
@@ -241,6 +244,7 @@ class CloudHypervisor:
 
     def _begin(self, directory: Path, tag: Path | None, *, mapped_bytes: int) -> ProcessRef:
         log = directory / VMM_LOG
+        _require_files()
         with filesystem_errors("start Cloud Hypervisor in", directory), ExitStack() as closing:
             for left in (VSOCK_SOCKET, cloud_hypervisor_config.KERNEL_ONCE):
                 (directory / left).unlink(missing_ok=True)  # it wouldn't bind over a socket
@@ -325,6 +329,17 @@ def _refuse_devices(machine: Machine) -> None:
         raise UnavailableError(
             f"the cloud-hypervisor driver gives no guest {' or '.join(refused)}",
             hint="leave that out, or choose another driver",
+        )
+
+
+def _require_files() -> None:
+    """Raise `UnavailableError` where a VMM couldn't open all of its files, wherever it would notice that."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _LEAST_FILES:
+        raise UnavailableError(
+            f"a process may open {hard} files at most (RLIMIT_NOFILE), and Cloud Hypervisor needs up to"
+            f" {_LEAST_FILES}",
+            hint="raise it: `nofile` in /etc/security/limits.conf, LimitNOFILE= in a systemd unit",
         )
 
 
