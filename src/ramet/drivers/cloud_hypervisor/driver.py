@@ -58,7 +58,7 @@ _INSTALL: Final = f"put it on PATH, or set {SETTING}"
 _LAST_WORDS_S: Final = 1.0
 _CAPABILITIES: Final = "security.capability"
 _LEAST_FILES: Final = 256
-"""Open files that a VMM has to be allowed: a Linux guest's with a disk has 124 (measured), more with vCPUs."""
+"""Open files that a VMM has to be allowed: that of a Linux guest with a disk has 124 (measured)."""
 
 
 class CloudHypervisor:

@@ -35,8 +35,9 @@ EVENTS_LOG: Final = "events.log"
 _CONFIG, _STATE, _RANGES = "config.json", "state.json", "memory-ranges"
 """Names of Cloud Hypervisor's, in the directory of a snapshot."""
 _VMSTATE: Final = "vmstate"
-_LOADING: Final = "loading"
-_SAVING: Final = "saving."
+_LOADING: Final = "loading.tmp"
+_SAVING: Final = "saving.{}.tmp"
+"""Directories for a load and a save; forks get no copy of what a killed process left (`disk.clone`)."""
 _SLOWEST_MIB_PER_S: Final = 10
 """A slow disk's pace, for what may be copied of RAM."""
 # The wanted refusal: `memory-ranges` is there already, and is opened after both documents are written.
@@ -196,9 +197,9 @@ class CloudHypervisorVmm:
 
         Its name is new: a request of a process that died may still be carried out.
         """
-        for left in self.directory.glob(f"{_SAVING}*"):
+        for left in self.directory.glob(_SAVING.format("*")):
             remove_tree(left)
-        directory = self.directory / f"{_SAVING}{secrets.token_hex(4)}"
+        directory = self.directory / _SAVING.format(secrets.token_hex(4))
         with filesystem_errors("make", directory):
             directory.mkdir(mode=0o700)
         try:
