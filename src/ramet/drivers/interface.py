@@ -300,6 +300,13 @@ class Driver(Protocol):
         The VMM runs and may have been started before the program was upgraded.
         """
 
+    def takes_vmstate_of(self, version: str) -> bool:
+        """Tell whether this VMM loads what a VMM of that version saved. Pure. Await `version` before.
+
+        That is for the driver to say: QEMU's and Firecracker's releases are compatible within a minor number
+        (`versions.is_same_release`), Cloud Hypervisor's within a major one.
+        """
+
     def standing(self) -> Standing:
         """Return what is known of this VMM's version. Await `version` before."""
 

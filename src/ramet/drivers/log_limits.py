@@ -20,16 +20,16 @@ LARGEST_LOG_BYTES: Final = 16 * MIB
 _METADATA_DIVISOR: Final = 1024
 
 
-def largest_file_bytes(machine: Machine) -> int:
-    """Return the limit for the VMM of that machine."""
+def largest_file_bytes(machine: Machine, *, log_bytes: int = LARGEST_LOG_BYTES) -> int:
+    """Return the limit for the VMM of that machine, whose logs may have `log_bytes`."""
     largest = max((disk.size_bytes for disk in machine.disks), default=0)
-    return max(LARGEST_LOG_BYTES, largest + largest // _METADATA_DIVISOR + MIB if largest else 0)
+    return max(log_bytes, largest + largest // _METADATA_DIVISOR + MIB if largest else 0)
 
 
-def needs_of(machine: Machine) -> Needs:
+def needs_of(machine: Machine, *, log_bytes: int = LARGEST_LOG_BYTES) -> Needs:
     """Return what the VMM of that machine must be able to do, regardless of its caller's limits."""
     mapped_bytes = machine.memory_bytes + (_translation_bytes() if machine.accelerator == "tcg" else 0)
-    return Needs(file_bytes=largest_file_bytes(machine), mapped_bytes=mapped_bytes)
+    return Needs(file_bytes=largest_file_bytes(machine, log_bytes=log_bytes), mapped_bytes=mapped_bytes)
 
 
 def _translation_bytes() -> int:

@@ -18,7 +18,7 @@ import msgspec
 
 from ramet.disk.filesystem import find_mke2fs
 from ramet.drivers.interface import Driver
-from ramet.engine.drivers import Fit, accelerator_of, immutability, installed_drivers
+from ramet.engine.drivers import NOT_IMPLEMENTED, Fit, accelerator_of, immutability, installed_drivers
 from ramet.engine.lifecycle.state import unseen_process
 from ramet.engine.pool import directory as pool_directory
 from ramet.errors import RametError, UnavailableError
@@ -67,6 +67,9 @@ async def examine(home: Path, cache: Path) -> DoctorReport:
             kept.append(f"{driver.name}: {immutability(driver)}")
     if kept:
         findings.append(_immutability(kept))
+    for name, why in NOT_IMPLEMENTED.items():
+        findings.append(Finding(name, False, why))
+        reports.append(_unusable(name, why))
     usable = any(report.usable for report in reports)
     if usable:
         # A driver that isn't there is no loss where another is.
@@ -207,10 +210,7 @@ async def _driver(
     try:
         version = await driver.version()
     except RametError as error:
-        report = DriverReport(
-            name=driver.name, usable=False, version=None, accelerator=None, reason=error.message, guests=[]
-        )
-        return Finding(driver.name, False, error.message, error.hint), report
+        return Finding(driver.name, False, error.message, error.hint), _unusable(driver.name, error.message)
     accelerators: dict[Guest, str] = {}
     reasons = list(lacking)
     kernel = _kernel_version()
@@ -234,6 +234,10 @@ async def _driver(
         reason="; ".join(reasons) or None,
         guests=list(accelerators),
     )
+
+
+def _unusable(name: str, why: str) -> DriverReport:
+    return DriverReport(name=name, usable=False, version=None, accelerator=None, reason=why, guests=[])
 
 
 def _kernel_version() -> str | None:

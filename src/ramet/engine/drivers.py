@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ramet import config
 from ramet.drivers.cloud_hypervisor.driver import CloudHypervisor
@@ -27,6 +27,10 @@ from ramet.system.kvm_kind import PVM
 
 _WHAT = {"linux": "Linux guests", "bare-metal": "bare-metal guests"}
 ACCELERATORS = ("auto", "kvm", "tcg")
+
+
+NOT_IMPLEMENTED: Final = {"vz": "needs macOS; not implemented"}
+"""Hypervisors that ramet could have a driver for and has none, with what `ramet doctor` says of each."""
 
 
 def installed_drivers() -> list[Driver]:

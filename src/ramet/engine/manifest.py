@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 
 from ramet.drivers.interface import Driver
-from ramet.drivers.versions import is_same_release
 from ramet.errors import DamagedError, UnavailableError
 from ramet.memory.confirmed import is_intact_by_facts, require_intact
 from ramet.memory.integrity import MAKE_AGAIN, PartFacts, digest
@@ -219,7 +218,7 @@ def read_manifest(directory: Path, file: str = MANIFEST_FILE) -> Manifest:
 async def require_restorable(manifest: Manifest, driver: Driver, *, name: str) -> None:
     """Raise `UnavailableError` unless `driver` can make exactly the machine that was saved, here."""
     version = await driver.version()
-    if not is_same_release(version, manifest.driver_version):
+    if not driver.takes_vmstate_of(manifest.driver_version):
         raise UnavailableError(
             f"{name} was saved by {manifest.driver} {manifest.driver_version}; this machine has {version}",
             hint=f"set {driver.setting} to the path of a {manifest.driver} {manifest.driver_version}; the"

@@ -22,13 +22,14 @@ from ramet.engine.maintenance.requests import request_if_left
 from ramet.engine.pool import directory as pool_directory
 from ramet.engine.restore.in_place import finish_replace
 from ramet.engine.snapshots import catalog
+from ramet.engine.vmm import logs
 from ramet.errors import UnavailableError, VmmError
 from ramet.guest.agents import Agents
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import ProcessRef, Record
-from ramet.paths import CONSOLE_LOG, VMM_LOG, Home
+from ramet.paths import Home
 from ramet.store.records import Store
-from ramet.system import bounded_log, liveness, owners, process_ref, processes, spawn, threads
+from ramet.system import liveness, owners, process_ref, processes, spawn, threads
 from ramet.system.filesystems import require_local, require_short
 from ramet.system.publishing import spread
 from ramet.system.rlimits import raise_open_files_limit
@@ -62,6 +63,7 @@ async def open_home(home: Home, accel: str, exits: AsyncExitStack) -> Context:
     context = Context(home, config.cache_directory(), store, drivers, Agents(tasks), tasks, accel, Calls())
     await recover_home(context)
     tasks.start_soon(owners.keep_watched, home.root)
+    tasks.start_soon(logs.keep_trimmed, home)
     return context
 
 
@@ -108,8 +110,7 @@ async def _recover_instance(context: Context, record: Record) -> None:
     if record.auto_remove and state_of(context, record).record.state in {State.STOPPED, State.FAILED}:
         await destroy(context, record, only_if=lambda row: row == record)
     else:
-        for log in (CONSOLE_LOG, VMM_LOG):
-            bounded_log.trim(context.directory(record) / log)
+        logs.trim(context.directory(record))
 
 
 async def recover(context: Context, record: Record) -> None:

@@ -88,17 +88,19 @@ class Points:
             return result
 
         Monitor.execute = counted  # type: ignore[method-assign, assignment]
-        from ramet.drivers.firecracker.api import Api
+        from ramet.drivers.http_api import HttpApi
 
-        call = Api.call
+        request = HttpApi.request
 
-        async def counted_call(api: Api, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
+        async def counted_request(
+            api: HttpApi, method: str, path: str, *arguments: Any, **keywords: Any
+        ) -> Any:
             points.pass_by(f"before {method} {path}")
-            result = await call(api, method, path, *arguments, **keywords)
+            result = await request(api, method, path, *arguments, **keywords)
             points.pass_by(f"after {method} {path}")
             return result
 
-        Api.call = counted_call  # type: ignore[method-assign, assignment]
+        HttpApi.request = counted_request  # type: ignore[method-assign, assignment]
 
     def _popen(self, popen: type[subprocess.Popen[bytes]]) -> type[subprocess.Popen[bytes]]:
         points = self

@@ -8,12 +8,15 @@ import py_compile
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from ramet import config
+from ramet.drivers.cloud_hypervisor import driver as cloud_hypervisor
 from ramet.errors import UnavailableError
 from ramet.images.kernel import find_kernel
+from ramet.programs import Program
 from tests.endurance.emulated_host.root import INSIDE, Root, make_filesystem
 from tests.support.copied_packages import ROOT, copy_packages
 
@@ -39,11 +42,19 @@ def pack(image: Path, root: Root) -> None:
         contents = Path(directory)
         for name in ("bin", "home", "tmp"):
             (contents / name).mkdir()
+        _add_programs(contents / "bin")
         shutil.copytree(INSIDE, contents / "inside", ignore=shutil.ignore_patterns("__pycache__"))
         _add_packages(contents)
         _add_tree(contents / "tree")
         _add_cache(contents / "cache")
         make_filesystem(image, _SIZE, contents)
+
+
+def _add_programs(place: Path) -> None:
+    """The VMM that no archive has, where this machine's user has one: it is on PATH there."""
+    with suppress(UnavailableError):
+        name, setting = cloud_hypervisor.PROGRAM, cloud_hypervisor.SETTING
+        shutil.copy2(Program(name, name, setting=setting, hint="").path(), place / name)
 
 
 def _add_packages(contents: Path) -> None:

@@ -10,6 +10,7 @@ import traceback
 from tests.endurance.hunt.hunt import FoundError, kind_of, report, run_hunt, run_sequence
 from tests.endurance.hunt.steps import Limits
 from tests.endurance.hunt.world import Tally
+from tests.machines import DRIVERS
 
 
 def main(words: list[str]) -> int:
@@ -17,7 +18,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.endurance.hunt", description="A corruption hunt.")
     parser.add_argument("--seconds", type=float, default=60, help="no sequence is begun after this (60)")
     parser.add_argument("--seed", type=int, help="of the first sequence; the next has the next (random)")
-    parser.add_argument("--driver", choices=("firecracker", "qemu"), default="firecracker")
+    parser.add_argument("--driver", choices=tuple(DRIVERS), default="firecracker")
     parser.add_argument("--guest", choices=("probe", "linux"), help="probe under Firecracker, else linux")
     parser.add_argument("--steps", type=int, help="in a sequence (probe: 60, linux: 30)")
     parser.add_argument("--guests", type=int, default=12, help="at least so many live (12)")

@@ -1,4 +1,4 @@
-"""A mounted data disk on both drivers, with a database under write load on it."""
+"""A mounted data disk on each driver, with a database under write load on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 import ramet
 from ramet.errors import UnavailableError, UsageError
+from tests.machines import DRIVERS
 from tests.support.database import (
     check_database,
     install_sqlite,
@@ -23,7 +24,7 @@ async def said(vm: ramet.VM, script: str) -> str:
     return (await vm.exec("sh", "-c", script, check=True)).text.strip()
 
 
-@pytest.mark.parametrize("driver", ["qemu", "firecracker"])
+@pytest.mark.parametrize("driver", DRIVERS)
 async def test_forks_write_their_own_and_a_cold_start_finds_it(host: ramet.Host, driver: str) -> None:
     sqlite_tree()
     try:
@@ -54,7 +55,7 @@ async def test_forks_write_their_own_and_a_cold_start_finds_it(host: ramet.Host,
     assert await said(forks[1], "cat /data/who") == "fork-1"
 
 
-@pytest.mark.parametrize("driver", ["qemu", "firecracker"])
+@pytest.mark.parametrize("driver", DRIVERS)
 async def test_branches_of_a_database_under_load_are_whole(host: ramet.Host, driver: str) -> None:
     """Branched while it is written to: disk and memory of one moment, in every branch; the source goes on."""
     sqlite_tree()
@@ -81,7 +82,7 @@ async def test_branches_of_a_database_under_load_are_whole(host: ramet.Host, dri
     await check_database(vm)
 
 
-@pytest.mark.parametrize("driver", ["qemu", "firecracker"])
+@pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_place_that_is_no_directory_is_an_error(host: ramet.Host, driver: str) -> None:
     try:
         with pytest.raises(ramet.GuestError, match="can't be mounted at /etc/passwd: Not a directory"):

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(900)]
 FORKS = 4
 
 
-@pytest.fixture(params=["qemu", "firecracker"])
+@pytest.fixture(params=["qemu", "firecracker", "cloud-hypervisor"])
 async def source(host: ramet.Host, request: pytest.FixtureRequest) -> ramet.VM:
     """A running guest, warmed up: data in its memory, and a program that counts on."""
     driver: str = request.param
@@ -49,7 +49,7 @@ async def test_forks_share_are_themselves_and_outlive_their_source(source: ramet
     mem = template.directory / "mem"
     inode, before = mem.stat().st_ino, digest(mem)
 
-    # Firecracker's disks are raw: they are copied, which the receipt says.
+    # The others' disks are raw: they are copied, which the receipt says.
     all_shared = (await template.info()).driver == "qemu"
     forks = await template.fork(FORKS, require_shared=all_shared)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ramet.drivers.cloud_hypervisor import ending, nested_state, releases
+from ramet.drivers.cloud_hypervisor import ending, kvm_needs, releases
 from ramet.drivers.cloud_hypervisor.api import words_of
 from ramet.drivers.cloud_hypervisor.disks import foreign_format, magics_hidden
 from ramet.drivers.cloud_hypervisor.driver import CloudHypervisor
-from ramet.drivers.cloud_hypervisor.vmm import EVENTS_LOG, CloudHypervisorVmm, require_mem_file
+from ramet.drivers.cloud_hypervisor.vmm import CloudHypervisorVmm, require_mem_file
 from ramet.drivers.interface import (
     Ability,
     Ending,
@@ -27,7 +27,7 @@ from ramet.drivers.interface import (
 )
 from ramet.errors import UnavailableError, VmmError
 from ramet.model.record import Disk, Machine, ProcessRef
-from ramet.paths import CONSOLE_LOG, KERNEL_FILE, MEM_FILE, VMM_LOG
+from ramet.paths import CONSOLE_LOG, EVENTS_LOG, KERNEL_FILE, MEM_FILE, VMM_LOG
 from ramet.programs import environment
 from ramet.units import MIB
 from tests.unit.drivers.cloud_hypervisor_documents import VERSION, machine
@@ -120,16 +120,25 @@ def test_what_was_not_run_is_told(version: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refused_at", "why"), [(None, None), ("nested state", "Invalid argument"), ("vCPU", None), ("VM", None)]
+    ("refused_at", "lacking", "words"),
+    [
+        (None, kvm_needs.Lacks(), None),
+        ("nested state", kvm_needs.Lacks(nested_state="Invalid argument"), "can't be captured"),
+        ("vCPU", kvm_needs.Lacks(), None),
+        ("VM", kvm_needs.Lacks(), None),
+        ("121", kvm_needs.Lacks(capabilities=("KVM_CAP_SPLIT_IRQCHIP",)), "KVM lacks KVM_CAP_SPLIT_IRQCHIP"),
+    ],
 )
-def test_a_kvm_that_refuses_what_a_save_asks_for_is_found_by_asking(
-    monkeypatch: pytest.MonkeyPatch, refused_at: str | None, why: str | None
+def test_what_kvm_lacks_is_found_by_asking(
+    monkeypatch: pytest.MonkeyPatch, refused_at: str | None, lacking: kvm_needs.Lacks, words: str | None
 ) -> None:
     """KVM itself is used by the contract suite alone."""
     requests = {0xAE01: "VM", 0xAE41: "vCPU", 0xC080AEBE: "nested state"}
     opened: list[int] = []
 
-    def ioctl(_descriptor: int, request: int, _argument: object) -> int:
+    def ioctl(_descriptor: int, request: int, argument: object) -> int:
+        if request == 0xAE03:
+            return int(str(argument) != refused_at)
         if requests[request] == refused_at:
             raise OSError(22, "Invalid argument")
         if request == 0xC080AEBE:
@@ -137,19 +146,19 @@ def test_a_kvm_that_refuses_what_a_save_asks_for_is_found_by_asking(
         opened.append(os.open("/dev/null", os.O_RDONLY))
         return opened[-1]
 
-    monkeypatch.setattr(nested_state, "_KVM", "/dev/null")
+    monkeypatch.setattr(kvm_needs, "_KVM", "/dev/null")
     monkeypatch.setattr("fcntl.ioctl", ioctl)
-    assert nested_state.why_refused() == why
+    assert kvm_needs.lacks() == lacking
     for descriptor in opened:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
     advice = CloudHypervisor().as_of(VERSION).standing().advice
-    assert (advice is not None and "can't be captured" in advice) == (why is not None)
+    assert advice is None if words is None else words in str(advice)
 
 
-def test_a_machine_without_kvm_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nested_state, "_KVM", "/nowhere/kvm")
-    assert nested_state.why_refused() is None
+def test_a_machine_without_kvm_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm_needs, "_KVM", "/nowhere/kvm")
+    assert kvm_needs.lacks() == kvm_needs.Lacks()
 
 
 def test_abilities_are_asked_for_by_protocols() -> None:

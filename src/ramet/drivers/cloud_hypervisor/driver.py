@@ -4,9 +4,10 @@ Its memory zone on a file that isn't shared is a private, read-only mapping of t
 restore, and a restore copies only the ranges of RAM that its state lists. ramet writes that list: none for a
 fork of a mem-file, a delta's runs otherwise. So a fork needs only a hard link.
 
-No limit on the size of files (RLIMIT_FSIZE) holds for its logs: at that limit the guest's serial console
-blocks for good (seen with 53.0). The console and the events are appended to, so that ramet processes that
-pass by can cut them (`bounded_log.trim`).
+At the limit on the size of files (RLIMIT_FSIZE) the guest's serial console blocks for good, also when the
+file is cut afterwards (seen with 53.0). So that limit is far away: ramet processes cut the logs long before,
+when they open a home and while they are there (`ramet.engine.vmm.logs`), and the limit is met only where no
+ramet came by while a guest wrote 256 MiB.
 
 Sources: Cloud Hypervisor's `docs/memory.md`, `docs/snapshot_restore.md`, `docs/vsock.md`, `docs/api.md`.
 """
@@ -24,9 +25,8 @@ import anyio
 import msgspec
 
 from ramet.drivers.cloud_hypervisor import config as cloud_hypervisor_config
-from ramet.drivers.cloud_hypervisor import disks, ending, nested_state, releases
+from ramet.drivers.cloud_hypervisor import disks, ending, kvm_needs, releases
 from ramet.drivers.cloud_hypervisor.vmm import (
-    EVENTS_LOG,
     CloudHypervisorVmm,
     last_words,
     require_mem_file,
@@ -34,19 +34,21 @@ from ramet.drivers.cloud_hypervisor.vmm import (
 from ramet.drivers.endings import announced_reboot
 from ramet.drivers.http_api import SOCKET
 from ramet.drivers.interface import Ability, Ending, Standing
+from ramet.drivers.log_limits import largest_file_bytes, needs_of
 from ramet.drivers.versions import ProgramVersion, is_same_release
 from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import (
     CONFIG_FILE,
     CONSOLE_LOG,
+    EVENTS_LOG,
     INITRAMFS_FILE,
     KERNEL_FILE,
     VMM_LOG,
     VSOCK_SOCKET,
 )
 from ramet.programs import Program
-from ramet.system import bounded_log, processes, sockets, spawn
+from ramet.system import bounded_log, processes, rlimits, sockets, spawn
 from ramet.system.files import filesystem_errors
 from ramet.system.rlimits import Needs
 from ramet.units import MIB, round_up
@@ -56,6 +58,8 @@ SETTING: Final = "RAMET_CLOUD_HYPERVISOR"
 _VERSION: Final = r"cloud-hypervisor v(\d+\.\d+(?:\.\d+)?(?:[-+][0-9A-Za-z.+-]{1,64})?)"
 _INSTALL: Final = f"put it on PATH, or set {SETTING}"
 _LAST_WORDS_S: Final = 1.0
+_LOG_BYTES: Final = 256 * MIB
+"""The kernel's limit on each log, far above the size at which a log is cut."""
 _CAPABILITIES: Final = "security.capability"
 _LEAST_FILES: Final = 256
 """Open files that a VMM has to be allowed: that of a Linux guest with a disk has 124 (measured)."""
@@ -114,14 +118,14 @@ class CloudHypervisor:
         made._version = self._version.taken_for(version)  # noqa: SLF001 - of this very class
         return made
 
+    def takes_vmstate_of(self, version: str) -> bool:
+        """Tell whether it is the same major version's (`Driver.takes_vmstate_of`)."""
+        return releases.is_compatible(version, self._version.known())
+
     def standing(self) -> Standing:
-        """Return what is known of the version (`Driver.standing`), and whether KVM lets it capture guests."""
+        """Return what is known of the version (`Driver.standing`), and what KVM lacks for it."""
         standing = releases.standing(self._version.known())
-        why = nested_state.why_refused()
-        if why is None:
-            return standing
-        advice = f"KVM refuses KVM_GET_NESTED_STATE ({why}): its guests run here, and can't be captured"
-        return standing._replace(advice=advice)
+        return standing._replace(advice=kvm_needs.lacks().words)
 
     def machine(
         self,
@@ -193,7 +197,7 @@ class CloudHypervisor:
     async def start_empty(self, directory: Path, *, tag: Path | None = None) -> ProcessRef:
         """Start a VMM without a machine (`StartsEmpty.start_empty`): it takes the machine over its API."""
         asked = await self.version()
-        process = self._begin(directory, tag, mapped_bytes=0)
+        process = self._begin(directory, tag, Needs(file_bytes=_LOG_BYTES))
         nominal = self.machine(accelerator="kvm", memory_bytes=MIB, cpus=1)
         await self._come_up(CloudHypervisorVmm(directory, process, nominal, None), asked)
         return process
@@ -203,6 +207,8 @@ class CloudHypervisor:
     ) -> CloudHypervisorVmm:
         """Give an empty VMM its guest (`StartsEmpty.attach_guest`). The load itself tells it everything."""
         _refuse_devices(machine)
+        if (largest_bytes := largest_file_bytes(machine, log_bytes=_LOG_BYTES)) != _LOG_BYTES:
+            rlimits.limit_files(process, largest_bytes)
         vmm = CloudHypervisorVmm(directory, process, machine, await self.version())
         try:
             require_mem_file(directory, machine)
@@ -237,12 +243,12 @@ class CloudHypervisor:
         asked = await self.version()
         _refuse_devices(machine)
         require_mem_file(directory, machine)
-        process = self._begin(directory, tag, mapped_bytes=machine.memory_bytes)
+        process = self._begin(directory, tag, needs_of(machine, log_bytes=_LOG_BYTES))
         vmm = CloudHypervisorVmm(directory, process, machine, asked)
         await self._come_up(vmm, asked, sessions)
         return vmm
 
-    def _begin(self, directory: Path, tag: Path | None, *, mapped_bytes: int) -> ProcessRef:
+    def _begin(self, directory: Path, tag: Path | None, needs: Needs) -> ProcessRef:
         log = directory / VMM_LOG
         _require_files()
         with filesystem_errors("start Cloud Hypervisor in", directory), ExitStack() as closing:
@@ -270,7 +276,7 @@ class CloudHypervisor:
                 directory=directory,
                 log=directory / CONSOLE_LOG,
                 fds=[listener.fileno(), events_fd],
-                needs=Needs(file_bytes=None, mapped_bytes=mapped_bytes),
+                needs=needs,
                 tag=tag,
             )
 

@@ -38,6 +38,16 @@ def major(version: str) -> int:
     return release(version)[0]
 
 
+def is_compatible(version: str, other: str) -> bool:
+    """Tell whether a VMM of one version takes the vmstate of the other: it does within a major version.
+
+    What isn't a release is compatible with nothing but the very same version.
+    """
+    if is_pre_release(version) or is_pre_release(other):
+        return version == other
+    return major(version) == major(other)
+
+
 def ram_regions(memory_bytes: int) -> tuple[RamRegion, ...]:
     """Return where a guest on x86-64 has its RAM; in the mem-file, the upper region follows the lower."""
     low_bytes = min(memory_bytes, _LOW_BYTES)

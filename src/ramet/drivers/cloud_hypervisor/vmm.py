@@ -24,14 +24,13 @@ from ramet.drivers.sessions import Sessions, session_limit_s
 from ramet.drivers.vmstate_files import require_empty
 from ramet.errors import DamagedError, UnavailableError, VmmError
 from ramet.model.record import DeltaRun, Machine, ProcessRef
-from ramet.paths import CONSOLE_LOG, KERNEL_FILE, MEM_FILE, VMM_LOG
-from ramet.system import bounded_log, processes, threads
+from ramet.paths import KERNEL_FILE, MEM_FILE, VMM_LOG
+from ramet.system import bounded_log, processes, rlimits, threads
 from ramet.system.files import filesystem_errors, open_regular, remove_tree, write_all
 from ramet.system.pause_watchdog import ResumeSteps
 from ramet.text import printable
 from ramet.units import MIB
 
-EVENTS_LOG: Final = "events.log"
 _CONFIG, _STATE, _RANGES = "config.json", "state.json", "memory-ranges"
 """Names of Cloud Hypervisor's, in the directory of a snapshot."""
 _VMSTATE: Final = "vmstate"
@@ -159,7 +158,12 @@ class CloudHypervisorVmm:
             if (self.directory / name).exists():
                 raise VmmError(f"{self.directory / name} exists: only new files are ever written")
         with _damage_as_vmm_errors(), self._saving() as directory:
-            answer = await self._snapshot(directory)
+            before = rlimits.limit_of_files(self.process)
+            rlimits.limit_files(self.process, None)
+            try:
+                answer = await self._snapshot(directory)
+            finally:
+                rlimits.limit_files(self.process, before)
             if answer.is_refusal:
                 raise self._refused("PUT", "vm.snapshot", answer)
             saved_bytes = (directory / _RANGES).stat().st_size
@@ -311,21 +315,12 @@ class CloudHypervisorVmm:
     async def _request(
         self, method: str, request: str, body: dict[str, object] | None = None, *, longer_s: float = 0.0
     ) -> Answer:
-        self._bound_logs()
         async with self._sessions.use() as vmm:
             return await vmm.request(method, path_of(request), body, longer_s=longer_s)
 
     def _refused(self, method: str, request: str, answer: Answer) -> VmmError:
         words = words_of(answer.content)
         return VmmError(f"{self._who}: Cloud Hypervisor refused {method} {request}: {words}")
-
-    def _bound_logs(self) -> None:
-        """Cut logs that have grown large: no limit of the kernel's holds for them (`driver`)."""
-        for log in (CONSOLE_LOG, EVENTS_LOG, VMM_LOG):
-            try:
-                bounded_log.trim(self.directory / log)
-            except OSError:
-                continue  # the next request tries again
 
 
 class _Info(msgspec.Struct, frozen=True):

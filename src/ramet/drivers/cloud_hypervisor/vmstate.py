@@ -54,10 +54,10 @@ def decode(content: bytes, *, version: str, where: str) -> Vmstate:
         ) from error
     if VERSION.fullmatch(vmstate.version) is None:
         raise DamagedError(f"{where} was written by no version of Cloud Hypervisor: {vmstate.version!r:.80}")
-    if releases.major(vmstate.version) != releases.major(version):
+    if not releases.is_compatible(vmstate.version, version):
         raise UnavailableError(
             f"{where} was written by Cloud Hypervisor {vmstate.version}, and this is {version}:"
-            " another major version's snapshots aren't compatible",
-            hint=f"set RAMET_CLOUD_HYPERVISOR to a {releases.major(vmstate.version)}",
+            " snapshots are compatible within a major version",
+            hint=f"set RAMET_CLOUD_HYPERVISOR to the path of a {vmstate.version}",
         )
     return vmstate

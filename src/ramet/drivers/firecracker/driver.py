@@ -25,7 +25,7 @@ from ramet.drivers.firecracker.vmm import FirecrackerVmm, last_words, lost_its_r
 from ramet.drivers.http_api import SOCKET
 from ramet.drivers.interface import Ability, Ending, Standing
 from ramet.drivers.log_limits import LARGEST_LOG_BYTES, largest_file_bytes, needs_of
-from ramet.drivers.versions import ProgramVersion, release
+from ramet.drivers.versions import ProgramVersion, is_same_release, release
 from ramet.errors import RametError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import (
@@ -98,6 +98,10 @@ class Firecracker:
         made = copy.copy(self)
         made._version = self._version.taken_for(version)  # noqa: SLF001 - of this very class
         return made
+
+    def takes_vmstate_of(self, version: str) -> bool:
+        """Tell whether it is the same release's (`Driver.takes_vmstate_of`)."""
+        return is_same_release(version, self._version.known())
 
     def standing(self) -> Standing:
         """Return what is known of the version (`Driver.standing`)."""

@@ -80,6 +80,10 @@ class Qemu:
         made._version = self._version.taken_for(version)  # noqa: SLF001 - of this very class
         return made
 
+    def takes_vmstate_of(self, version: str) -> bool:
+        """Tell whether it is the same release's (`Driver.takes_vmstate_of`)."""
+        return is_same_release(version, self._version.known())
+
     def standing(self) -> Standing:
         """Return what is known of the version (`Driver.standing`)."""
         return releases.standing(self._version.known())

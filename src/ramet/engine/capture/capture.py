@@ -27,7 +27,6 @@ import msgspec
 from ramet.concurrency import alongside
 from ramet.disk.volumes import sync_disks
 from ramet.drivers.interface import FreezesDisks, SavesState, TellsVersion, Vmm
-from ramet.drivers.versions import is_same_release
 from ramet.engine.agent.session import connections_may_be_cut, require_clock
 from ramet.engine.capture.overlays import commit_overlays, freeze_disks
 from ramet.engine.capture.plan import Plan, drop_unopened, prepare
@@ -94,7 +93,7 @@ async def capture(
     in its record, too; the caller removes the content of `directory`.
     """
     started = time.perf_counter()
-    driver = context.driver(record.driver)
+    driver = present = context.driver(record.driver)
     version = here = await driver.version()
     vmm = context.vmm(record)
     if isinstance(vmm, TellsVersion):
@@ -104,7 +103,7 @@ async def capture(
     # Only `snapshot create` resumes the guest and takes digests: that capture may be for another machine.
     # One that ends the guest, or is forked at once, has to be of use here.
     is_snapshot = goes_on and digests
-    if not is_snapshot and not is_same_release(version, here):
+    if not is_snapshot and not present.takes_vmstate_of(version):
         raise UnavailableError(
             f"{record.name} runs in {driver.name} {version}; this machine has {here}, which can't restore it",
             hint=f"set {driver.setting} to the path of a {driver.name} {version}, or run"
