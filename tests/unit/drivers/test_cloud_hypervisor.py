@@ -241,8 +241,12 @@ async def test_a_boot_without_a_kernel_or_on_a_foreign_disk_is_refused(tmp_path:
     made = machine()
     driver = CloudHypervisor(str(program(tmp_path, "cloud-hypervisor v53.0")))
     with_files(tmp_path, made)
+    size_bytes = made.disks[0].size_bytes
     (tmp_path / "disk.raw").write_bytes(b"QFI\xfb" + bytes(4092))
-    with pytest.raises(VmmError, match=r"disk.raw begins as a qcow2 file does"):
+    with pytest.raises(VmmError, match=rf"disk.raw has 4096 bytes, and the machine's disk {size_bytes}"):
+        await driver.boot(tmp_path, made)
+    os.truncate(tmp_path / "disk.raw", size_bytes)
+    with pytest.raises(VmmError, match=r"disk.raw is a raw disk and looks like a qcow2 file"):
         await driver.boot(tmp_path, made)
     (tmp_path / KERNEL_FILE).unlink()
     with pytest.raises(VmmError, match="kernel is missing"):
@@ -279,26 +283,33 @@ DISKS = (
 
 
 @pytest.mark.parametrize(
-    ("head", "claimed"),
+    ("head", "footer", "claimed"),
     [
-        (b"QFI\xfb\x00\x00\x00\x03", "qcow2"),
-        (b"vhdxfile", "VHDX"),
-        (b"conectix", "VHD"),
-        (b"QFI", None),
-        (b"", None),
-        (b"\x00" * 512, None),
+        (b"QFI\xfb\x00\x00\x00\x03", b"", "qcow2"),
+        (b"vhdxfile", b"", "VHDX"),
+        (b"# Disk DescriptorFile\n", b"", "VMDK"),
+        (b"", b"conectix\x00\x00\x00\x02", "VHD"),
+        (b"vhdxfile", b"conectix\x00\x00\x00\x02", "VHDX"),
+        (b"conectix", b"", None),
+        (b"", b"vhdxfile", None),
+        (b"QFI", b"", None),
+        (b"", b"", None),
+        (b"\x00" * 512, b"", None),
     ],
 )
-def test_a_foreign_magic_is_hidden_and_put_back(tmp_path: Path, head: bytes, claimed: str | None) -> None:
+def test_a_foreign_magic_is_hidden_and_put_back(
+    tmp_path: Path, head: bytes, footer: bytes, claimed: str | None
+) -> None:
     for disk in DISKS:
         (tmp_path / disk.file).write_bytes(bytes(4096))
-    content = head + b"the rest"
+    last = footer + b"the rest"
+    content = head + bytes(4096 - 512 - len(head)) + last + bytes(512 - len(last))
     (tmp_path / "disk1.raw").write_bytes(content)
     assert foreign_format(tmp_path / "disk1.raw") == claimed
     with pytest.raises(ZeroDivisionError), magics_hidden(tmp_path, DISKS) as is_any:
         assert is_any == (claimed is not None)
         assert foreign_format(tmp_path / "disk1.raw") is None
-        assert (tmp_path / "disk1.raw").read_bytes().endswith(b"the rest")
+        assert (tmp_path / "disk1.raw").read_bytes().rstrip(b"\0").endswith(b"the rest")
         raise ZeroDivisionError
     assert (tmp_path / "disk1.raw").read_bytes() == content
     assert (tmp_path / "disk.raw").read_bytes() == bytes(4096)

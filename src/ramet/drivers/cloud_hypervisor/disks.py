@@ -1,37 +1,64 @@
-"""Raw disks whose guest wrote another format's magic into their first sector.
+"""Raw disks whose guest wrote what makes them look like another format's file.
 
 Cloud Hypervisor opens a disk by the format that it detects and compares that with the given format only
 afterwards (seen with 53.0). It never reads a host's file that way, but it refuses the disk, so a guest that
-writes qcow2's into its first sector would keep all its forks from being restored. A fork's raw disk is its
-own copy, though, and its guest is paused: the magic is taken out until the disk is open.
+writes qcow2's magic into its first sector, or a fixed VHD's footer into its last, would keep all its forks
+from being restored. A fork's raw disk is its own copy, though, and its guest is paused: what is detected is
+taken out until the disk is open.
 
-Sources: QEMU's `docs/interop/qcow2.txt`, "Header"; [MS-VHDX] 2.1, "File Type Identifier"; "Virtual Hard Disk
-Image Format Specification", "Hard Disk Footer Format".
+Sources: `detect_image_type` in Cloud Hypervisor's `block/src/lib.rs`, at v53.0, and after it for VMDK; QEMU's
+`docs/interop/qcow2.txt`, "Header"; [MS-VHDX] 2.1, "File Type Identifier"; "Virtual Hard Disk Image Format
+Specification", "Hard Disk Footer Format".
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+from ramet.errors import VmmError
 from ramet.model.record import Disk
 from ramet.system.files import filesystem_errors, write_all
 
-_MAGICS: Final = {b"QFI\xfb": "qcow2", b"vhdxfile": "VHDX", b"conectix": "VHD"}
-_LONGEST: Final = max(map(len, _MAGICS))
+_SECTOR_BYTES: Final = 512
+_AT_THE_BEGINNING: Final = {b"QFI\xfb": "qcow2", b"vhdxfile": "VHDX", b"# Disk DescriptorFile": "VMDK"}
+_AT_THE_END: Final = {b"conectix": "VHD"}
+"""In the last sector; a VHD with blocks of its own begins like that too, which isn't detected."""
+
+
+class _Found(NamedTuple):
+    format: str
+    magic: bytes
+    offset: int
+
+
+def require_disks(directory: Path, disks: Sequence[Disk]) -> None:
+    """Raise `VmmError` unless each raw disk in `directory` is a regular file of exactly its size.
+
+    Cloud Hypervisor gives a restored guest a shorter one without a word, and its writes behind the end fail.
+    """
+    for disk in disks:
+        path = directory / disk.file
+        with filesystem_errors("read", path), _opened(path, os.O_RDONLY) as descriptor:
+            facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise VmmError(f"{path} is no regular file")
+        if facts.st_size != disk.size_bytes:
+            raise VmmError(f"{path} has {facts.st_size} bytes, and the machine's disk {disk.size_bytes}")
 
 
 def foreign_format(path: Path) -> str | None:
-    """Return the format that a raw disk's first sector claims; None for an ordinary disk.
+    """Return the format that a raw disk would be taken for; None for an ordinary disk.
 
     Raises `FilesystemError`.
     """
     with filesystem_errors("read", path), _opened(path, os.O_RDONLY) as descriptor:
-        magic = _magic(descriptor)
-    return _MAGICS[magic] if magic else None
+        found = _find(descriptor)
+    return found[0].format if found else None
 
 
 @contextmanager
@@ -50,20 +77,26 @@ def magics_hidden(directory: Path, disks: Sequence[Disk]) -> Iterator[bool]:
                     continue
                 # Only a disk that has one is opened for writing.
                 with _opened(path, os.O_RDONLY) as descriptor:
-                    magic = _magic(descriptor)
-                if not magic:
+                    found = _find(descriptor)
+                if not found:
                     continue
                 is_any = True
                 writing = leaving.enter_context(_opened(path, os.O_RDWR))
                 leaving.enter_context(filesystem_errors("write", path))
-                leaving.callback(write_all, writing, magic, 0)
-                write_all(writing, bytes(len(magic)), 0)
+                for place in found:
+                    leaving.callback(write_all, writing, place.magic, place.offset)
+                    write_all(writing, bytes(len(place.magic)), place.offset)
         yield is_any
 
 
-def _magic(descriptor: int) -> bytes:
-    head = os.pread(descriptor, _LONGEST, 0)
-    return next((magic for magic in _MAGICS if head.startswith(magic)), b"")
+def _find(descriptor: int) -> list[_Found]:
+    last = os.fstat(descriptor).st_size - _SECTOR_BYTES
+    places = ((0, _AT_THE_BEGINNING), *(((last, _AT_THE_END),) if last >= 0 else ()))
+    found = []
+    for offset, magics in places:
+        head = os.pread(descriptor, max(map(len, magics)), offset)
+        found += [_Found(magics[magic], magic, offset) for magic in magics if head.startswith(magic)]
+    return found
 
 
 @contextmanager

@@ -350,16 +350,17 @@ def _require_files() -> None:
 
 
 def _require_plain(directory: Path, machine: Machine) -> None:
-    """Raise `VmmError` for a raw disk that Cloud Hypervisor would take for another format, and refuse.
+    """Raise `VmmError` for a raw disk of another size, or that Cloud Hypervisor takes for another format.
 
     A guest that boots can't be kept from its disk while the magic is taken out, as a restored one is.
     """
+    disks.require_disks(directory, machine.disks)
     for disk in machine.disks:
         claimed = disks.foreign_format(directory / disk.file)
         if claimed is not None:
             raise VmmError(
-                f"{directory / disk.file} begins as a {claimed} file does, and Cloud Hypervisor boots no"
-                " guest on such a raw disk",
+                f"{directory / disk.file} is a raw disk and looks like a {claimed} file, on which Cloud"
+                " Hypervisor boots no guest",
                 hint="a guest wrote that; a snapshot of an earlier moment can be restored",
             )
 

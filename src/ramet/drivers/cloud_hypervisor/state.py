@@ -137,7 +137,7 @@ def parse(
         _damaged(where, f"its clock isn't {_CLOCK_BYTES} bytes")
     if len(components[_CPUS].snapshots) != cpus:
         _damaged(where, f"it has {len(components[_CPUS].snapshots)} CPUs, the machine {cpus}")
-    known = components[_DEVICES].snapshots.keys() | _tree_of_devices(components[_DEVICES], where)
+    known = components[_DEVICES].snapshots.keys() & _tree_of_devices(components[_DEVICES], where)
     if missing := sorted(set(devices) - known):
         _damaged(where, f"it has no state of {', '.join(missing)}")
     return State(document, memory_state, vm_state)

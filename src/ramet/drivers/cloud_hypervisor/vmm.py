@@ -24,7 +24,7 @@ from ramet.drivers.sessions import Sessions, session_limit_s
 from ramet.drivers.vmstate_files import require_empty
 from ramet.errors import DamagedError, UnavailableError, VmmError
 from ramet.model.record import DeltaRun, Machine, ProcessRef
-from ramet.paths import KERNEL_FILE, MEM_FILE, VMM_LOG
+from ramet.paths import KERNEL_FILE, MEM_FILE, VMM_LOG, VSOCK_SOCKET
 from ramet.system import bounded_log, processes, rlimits, threads
 from ramet.system.files import filesystem_errors, open_regular, remove_tree, write_all
 from ramet.system.pause_watchdog import ResumeSteps
@@ -236,6 +236,7 @@ class CloudHypervisorVmm:
         is_hidden = False
         with _damage_as_vmm_errors():
             require_mem_file(self.directory, self._machine)
+            disks.require_disks(self.directory, self._machine.disks)
             content = _read(self.directory / name, vmstate.MOST_BYTES)
             saved = vmstate.decode(content, version=version, where=where)
             saved_config, saved_state = self._parsed(bytes(saved.config), bytes(saved.state), where=where)
@@ -268,6 +269,10 @@ class CloudHypervisorVmm:
             "resume": resume,
         }
         longer_s = source.data_bytes / (_SLOWEST_MIB_PER_S * MIB)
+        # A refused restore leaves the VMM as it was, fit for the next, and perhaps its socket: it would not
+        # bind over that.
+        with filesystem_errors("remove", self.directory / VSOCK_SOCKET):
+            (self.directory / VSOCK_SOCKET).unlink(missing_ok=True)
         answer = await self._request("PUT", "vm.restore", body, longer_s=longer_s)
         if answer.is_refusal:
             raise self._refused("PUT", "vm.restore", answer)
