@@ -38,12 +38,15 @@ def spawn(
     *,
     directory: Path,
     log: Path,
+    errors: Path | None = None,
     fds: Sequence[int] = (),
     needs: rlimits.Needs = rlimits.Needs(),  # noqa: B008 - immutable
     tag: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> ProcessRef:
     """Start `argv` in `directory`, in a new session, its output appended to `log`, `fds` inherited.
+
+    Its standard error goes to `errors`, if that is given.
 
     Its environment is this process's, and `environment`, and a tag: it says that ramet started the process,
     and that its directory is going to be called `tag`, by default `directory`; see `spawned_below`. The
@@ -53,7 +56,7 @@ def spawn(
     """
     require_own_proc()
     limits = rlimits.settings(needs)
-    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    outputs = [_appended(path) for path in (log, errors) if path is not None]
     # A full log is to be an error to its writer and not its death. Python ignores SIGXFSZ, which
     # restore_signals=False lets the child inherit; a VMM with its own handler (Firecracker's ends it)
     # doesn't get to run it, because a mask is inherited, too.
@@ -68,8 +71,8 @@ def spawn(
                 OWNER_TAG.encode(): os.fsencode(tag or directory),
             },
             stdin=subprocess.DEVNULL,
-            stdout=log_fd,
-            stderr=log_fd,
+            stdout=outputs[0],
+            stderr=outputs[-1],
             pass_fds=fds,
             start_new_session=True,
             restore_signals=False,
@@ -84,7 +87,8 @@ def spawn(
         ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(log_fd)
+        for descriptor in outputs:
+            os.close(descriptor)
     # It is waited for by pidfd; Popen must not complain that it outlives its object.
     child.returncode = 0
     try:
@@ -104,6 +108,10 @@ def spawn(
         raise
     adopt(process)
     return process
+
+
+def _appended(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def _launcher() -> list[str]:

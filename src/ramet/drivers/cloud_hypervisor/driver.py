@@ -41,6 +41,7 @@ from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import (
     CONFIG_FILE,
     CONSOLE_LOG,
+    ERRORS_LOG,
     EVENTS_LOG,
     INITRAMFS_FILE,
     KERNEL_FILE,
@@ -258,8 +259,9 @@ class CloudHypervisor:
             if log.exists():
                 log.replace(bounded_log.previous(log))
             log.touch(mode=0o600)
-            for old in (directory / EVENTS_LOG, bounded_log.previous(directory / EVENTS_LOG)):
-                old.unlink(missing_ok=True)
+            for name in (EVENTS_LOG, ERRORS_LOG):
+                for old in (directory / name, bounded_log.previous(directory / name)):
+                    old.unlink(missing_ok=True)
             directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             closing.callback(os.close, directory_fd)
             listener = closing.enter_context(sockets.listen(directory_fd, SOCKET))
@@ -275,6 +277,7 @@ class CloudHypervisor:
                 ],
                 directory=directory,
                 log=directory / CONSOLE_LOG,
+                errors=directory / ERRORS_LOG,
                 fds=[listener.fileno(), events_fd],
                 needs=needs,
                 tag=tag,

@@ -24,7 +24,7 @@ from ramet.drivers.sessions import Sessions, session_limit_s
 from ramet.drivers.vmstate_files import require_empty
 from ramet.errors import DamagedError, UnavailableError, VmmError
 from ramet.model.record import DeltaRun, Machine, ProcessRef
-from ramet.paths import KERNEL_FILE, MEM_FILE, VMM_LOG, VSOCK_SOCKET
+from ramet.paths import ERRORS_LOG, KERNEL_FILE, MEM_FILE, VMM_LOG, VSOCK_SOCKET
 from ramet.system import bounded_log, processes, rlimits, threads
 from ramet.system.files import filesystem_errors, open_regular, remove_tree, write_all
 from ramet.system.pause_watchdog import ResumeSteps
@@ -357,10 +357,11 @@ def require_mem_file(directory: Path, machine: Machine) -> None:
 
 
 def last_words(directory: Path) -> str:
-    """Return the log's last errors, without times and thread names; empty when there are none."""
-    lines = printable(bounded_log.tail(directory / VMM_LOG, 4096)).splitlines()
-    wrong = [line.partition(" -- ")[2] or line for line in lines if re.search(r":(ERROR|WARN):|ERROR", line)]
-    return " / ".join(wrong[-3:])[-1000:]
+    """Return the last errors of log and standard error, without times and threads; empty without any."""
+    logged = printable(bounded_log.tail(directory / VMM_LOG, 4096)).splitlines()
+    wrong = [line.partition(" -- ")[2] or line for line in logged if re.search(r"\b(ERROR|WARN)\b", line)]
+    said = printable(bounded_log.tail(directory / ERRORS_LOG, 4096)).split()
+    return " / ".join([*wrong[-3:], *([" ".join(said)] if said else [])])[-1000:]
 
 
 def _read(path: Path, most_bytes: int) -> bytes:

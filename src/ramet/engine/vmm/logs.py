@@ -12,12 +12,12 @@ from typing import Final
 
 import anyio
 
-from ramet.paths import CONSOLE_LOG, EVENTS_LOG, VMM_LOG, Home
+from ramet.paths import CONSOLE_LOG, ERRORS_LOG, EVENTS_LOG, VMM_LOG, Home
 from ramet.system import bounded_log, threads
 
 EVERY_S: Final = 20.0
 """A serial console writes a few MB in that time."""
-_LOGS: Final = (CONSOLE_LOG, VMM_LOG, EVENTS_LOG)
+_LOGS: Final = (CONSOLE_LOG, VMM_LOG, EVENTS_LOG, ERRORS_LOG)
 
 
 def trim(directory: Path) -> None:
