@@ -77,12 +77,14 @@ class Standing(NamedTuple):
     """The knowledge about a VMM's version.
 
     `is_run` says that ramet's tests were run with it, `words` is for people, `advice` helps with a fault of
-    that version, if it has one.
+    that version, if it has one. `why_unusable` says what keeps every guest of it from running on this
+    machine.
     """
 
     is_run: bool
     words: str
     advice: str | None = None
+    why_unusable: str | None = None
 
 
 class Vmm(Protocol):

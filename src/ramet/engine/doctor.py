@@ -225,6 +225,8 @@ async def _driver(
             if guest == "linux":
                 reasons.insert(0, error.message)
     standing = driver.standing()
+    if standing.why_unusable is not None:
+        reasons.insert(0, standing.why_unusable)
     summary = f"{version} ({standing.words}): {', '.join(sorted(driver.abilities))}"
     return Finding(driver.name, None if standing.advice else True, summary, standing.advice), DriverReport(
         name=driver.name,

@@ -152,8 +152,9 @@ def test_what_kvm_lacks_is_found_by_asking(
     for descriptor in opened:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
-    advice = CloudHypervisor().as_of(VERSION).standing().advice
-    assert advice is None if words is None else words in str(advice)
+    standing = CloudHypervisor().as_of(VERSION).standing()
+    assert standing.advice is None if words is None else words in str(standing.advice)
+    assert (standing.why_unusable is not None) == bool(lacking.capabilities)
 
 
 def test_a_machine_without_kvm_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,11 +73,10 @@ def loaded(mem: Path, read: Sequence[GuestRange], path: str) -> bytes:
 @given(
     st.dictionaries(st.integers(0, PAGES - 1), st.integers(0, 255), min_size=1),
     st.integers(1, 40),
-    st.integers(1, 40),
 )
 @settings(max_examples=150, deadline=None)
 def test_the_ram_is_that_of_base_and_delta(
-    tmp_path_factory: pytest.TempPathFactory, pages: dict[int, int], few: int, most: int
+    tmp_path_factory: pytest.TempPathFactory, pages: dict[int, int], most: int
 ) -> None:
     mem = written(tmp_path_factory.mktemp("delta") / "mem")
     runs, data = runs_of(pages)
@@ -86,10 +85,10 @@ def test_the_ram_is_that_of_base_and_delta(
     )
     with memory_file("delta") as delta:
         os.pwrite(delta, data + b"index and trailer", 0)
-        with delta_source(delta, runs, mem, REGIONS, few=few, most=max(few, most)) as source:
+        with delta_source(delta, runs, mem, REGIONS, most=most) as source:
             assert loaded(mem, source.ranges, source.path) == expected
             # One more where a range is split between the regions.
-            assert len(source.ranges) <= max(few, most) + 1
+            assert len(source.ranges) <= most + 1
             assert sum(length for _, length in source.ranges) == source.data_bytes
 
 
@@ -113,7 +112,7 @@ def test_zeros_and_many_runs_are_written_anew(tmp_path: Path, pages: dict[int, i
     runs, data = runs_of(pages)
     with memory_file("delta") as delta:
         os.pwrite(delta, data, 0)
-        with delta_source(delta, runs, mem, REGIONS, few=2) as source:
+        with delta_source(delta, runs, mem, REGIONS, most=2) as source:
             assert not os.path.samestat(Path(source.path).stat(), os.fstat(delta))
             with open(source.path, "rb") as file:  # noqa: PTH123 - as the VMM opens it
                 assert is_all_data(file.fileno(), source.data_bytes)
@@ -169,20 +168,10 @@ def spans_at(pages: Sequence[int]) -> list[Span]:
     return [Span(number * PAGE, PAGE) for number in pages]
 
 
-def test_few_spans_stay_and_many_are_joined_with_their_neighbours() -> None:
-    near = ranges.NEARBY_BYTES // PAGE
-    pages = [0, near + 1, 3 * near, 1000]
-    assert merged(spans_at(pages), few=4) == spans_at(pages)
-    assert merged(spans_at(pages), few=3) == [
-        Span(0, (near + 2) * PAGE),
-        *spans_at([3 * near, 1000]),
-    ]
-
-
 def test_no_list_is_longer_than_the_most_and_the_smallest_gaps_go_first() -> None:
     pages = [0, 100, 150, 350, 10_000]
-    joined = merged(spans_at(pages), few=1, most=3)
-    assert joined == [Span(0, 151 * PAGE), *spans_at([350, 10_000])]
+    assert merged(spans_at(pages), most=5) == spans_at(pages)
+    assert merged(spans_at(pages), most=3) == [Span(0, 151 * PAGE), *spans_at([350, 10_000])]
     many = merged(spans_at(range(0, 3_000_000, 20)))
     assert len(many) == ranges.MOST_RANGES
 

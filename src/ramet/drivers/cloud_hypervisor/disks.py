@@ -27,7 +27,7 @@ from ramet.system.files import filesystem_errors, write_all
 _SECTOR_BYTES: Final = 512
 _AT_THE_BEGINNING: Final = {b"QFI\xfb": "qcow2", b"vhdxfile": "VHDX", b"# Disk DescriptorFile": "VMDK"}
 _AT_THE_END: Final = {b"conectix": "VHD"}
-"""In the last sector; a VHD with blocks of its own begins like that too, which isn't detected."""
+"""In the last sector. A VHD that grows begins like that as well, which isn't detected."""
 
 
 class _Found(NamedTuple):

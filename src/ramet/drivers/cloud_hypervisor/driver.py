@@ -126,7 +126,8 @@ class CloudHypervisor:
     def standing(self) -> Standing:
         """Return what is known of the version (`Driver.standing`), and what KVM lacks for it."""
         standing = releases.standing(self._version.known())
-        return standing._replace(advice=kvm_needs.lacks().words)
+        lacks = kvm_needs.lacks()
+        return standing._replace(advice=lacks.words, why_unusable=lacks.words if lacks.capabilities else None)
 
     def machine(
         self,

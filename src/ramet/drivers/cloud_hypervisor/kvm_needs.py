@@ -1,7 +1,7 @@
-"""What Cloud Hypervisor needs of KVM: asked for, because a KVM that runs guests may lack some of it.
+"""The needs of Cloud Hypervisor of KVM: asked for, because a KVM that runs guests may lack some of them.
 
 It starts no guest without certain capabilities. And each of its saves asks for the nested state of a virtual
-CPU, which a KVM may refuse whatever its capabilities say: seen on a paravirtual KVM, which answers EINVAL;
+CPU, which a KVM may refuse, regardless of its capabilities: seen on a paravirtual KVM, which answers EINVAL;
 its guests run, and none of them can be captured. So that request is made, of a virtual CPU without a guest.
 
 Source: Cloud Hypervisor's `hypervisor/src/kvm/x86_64/mod.rs` (`check_required_kvm_extensions`) and
@@ -45,7 +45,7 @@ _CAPABILITIES: Final = {
 
 
 class Lacks(NamedTuple):
-    """What this machine's KVM lacks. Nothing, where KVM can't be asked: its own check says why then."""
+    """The lacks of this machine's KVM. None, where KVM can't be asked: its own check says why then."""
 
     capabilities: tuple[str, ...] = ()
     """Without one of these no guest runs."""
@@ -71,13 +71,9 @@ def lacks() -> Lacks:
     with ExitStack() as closing:
         try:
             kvm = _closed_by(closing, os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
-            missing = [
-                name
-                for name, number in _CAPABILITIES.items()
-                if not fcntl.ioctl(kvm, _CHECK_EXTENSION, number)
-            ]
+            missing = tuple(name for name, number in _CAPABILITIES.items() if not _has(kvm, number))
             if missing:
-                return Lacks(capabilities=tuple(missing))
+                return Lacks(capabilities=missing)
             vm = _closed_by(closing, fcntl.ioctl(kvm, _CREATE_VM, 0))
             cpu = _closed_by(closing, fcntl.ioctl(vm, _CREATE_VCPU, 0))
         except OSError:

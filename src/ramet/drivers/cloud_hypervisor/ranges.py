@@ -7,10 +7,14 @@ can be the delta itself, unless the delta has
 - runs of zeros, which have no data there;
 - holes in its data, which a filesystem may make of zeros: Cloud Hypervisor skips holes, so the base would
   show through, and takes the end of a file that is too short for a hole (both in silence, seen with 53.0);
-- too many runs: each range costs 15 to 35 us, a page that is taken along 4 us and 4 KiB of private memory
-  (measured: 1,000 ranges 43-55 ms, 10,000 160-190 ms, 50,000 500-1,400 ms; 64 MiB in one range 50-82 ms).
+- too many runs: `MOST_RANGES`.
 
-Then a file in memory is written, with real zeros, and with the base's pages between runs that are near.
+Then a file in memory is written, with real zeros, and with the base's pages between the nearest runs.
+
+Nearby pages aren't taken along otherwise. Measured with 53.0, restores of 512 MiB, medians of five: 12,000
+one-page runs with one page between them take 107 ms as they are and 246 ms as one run, of which each page is
+read and copied; with three pages between, 72 and 392 ms; 1,000 runs 11 and 22 ms. A range costs 6 to 9 us, so
+closing a gap never pays, and its pages would be the fork's own.
 
 Source: Cloud Hypervisor's `vmm/src/memory_manager.rs` (`fill_saved_regions`), at v53.0.
 """
@@ -18,7 +22,7 @@ Source: Cloud Hypervisor's `vmm/src/memory_manager.rs` (`fill_saved_regions`), a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -31,14 +35,10 @@ from ramet.model.record import DeltaRun, RamRegion
 from ramet.system.copying import data_extents
 from ramet.system.files import filesystem_errors, open_regular, write_all
 from ramet.system.memfile import memory_file
-from ramet.units import MIB, PAGE_SIZE_BYTES
+from ramet.units import MIB
 
-FEW_RANGES: Final = 1024
-"""So many are listed as they are: they cost less than anything that would make them fewer."""
 MOST_RANGES: Final = 65_536
 """A list never has more: `state.json` has 40 bytes for each."""
-NEARBY_BYTES: Final = 6 * PAGE_SIZE_BYTES
-"""Above `FEW_RANGES`, runs with no larger gap become one: its pages cost no more than a range."""
 _BUFFER_BYTES: Final = MIB
 _AGAIN: Final = "make the capture again"
 
@@ -70,7 +70,6 @@ def delta_source(
     mem: Path,
     regions: Sequence[RamRegion],
     *,
-    few: int = FEW_RANGES,
     most: int = MOST_RANGES,
 ) -> Iterator[Source]:
     """Yield the `memory-ranges` of a delta over the mem-file `mem`, which is there inside.
@@ -80,10 +79,10 @@ def delta_source(
     """
     spans = [Span(run.file_offset, run.length_bytes) for run in runs]
     data_bytes = sum(run.length_bytes for run in runs if run.data_offset is not None)
-    if len(spans) <= few and _is_laid_out(runs) and is_all_data(delta_fd, data_bytes):
+    if len(spans) <= most and _is_laid_out(runs) and is_all_data(delta_fd, data_bytes):
         yield Source(tuple(guest_ranges(spans, regions)), path_of(delta_fd), data_bytes)
         return
-    spans = merged(spans, few=few, most=most)
+    spans = merged(spans, most=most)
     ranges = guest_ranges(spans, regions)
     with memory_file("memory-ranges") as file:
         written_bytes = _write(file, delta_fd, runs, spans, mem)
@@ -102,20 +101,23 @@ def _is_laid_out(runs: Sequence[DeltaRun]) -> bool:
     return True
 
 
-def merged(spans: Sequence[Span], *, few: int = FEW_RANGES, most: int = MOST_RANGES) -> list[Span]:
-    """Return fewer spans that contain the given ones, which ascend and don't overlap.
+def merged(spans: Sequence[Span], *, most: int = MOST_RANGES) -> list[Span]:
+    """Return at most `most` spans that contain the given ones, which ascend and don't overlap.
 
-    Up to `few` stay as they are. Above, gaps of at most `NEARBY_BYTES` are closed, and then the smallest that
-    are left, until there are at most `most` spans.
+    The smallest gaps are closed, and no more of them than have to be.
     """
-    if len(spans) <= few:
+    if len(spans) <= most:
         return list(spans)
-    closed = _joined(spans, lambda gap, _: gap <= NEARBY_BYTES)
-    if len(closed) <= most:
-        return closed
-    gaps = [after.file_offset - before.end for before, after in pairwise(closed)]
-    smallest = set(sorted(range(len(gaps)), key=gaps.__getitem__)[: len(closed) - most])
-    return _joined(closed, lambda _, number: number in smallest)
+    gaps = [after.file_offset - before.end for before, after in pairwise(spans)]
+    smallest = set(sorted(range(len(gaps)), key=gaps.__getitem__)[: len(spans) - most])
+    joined = [spans[0]]
+    for number, span in enumerate(spans[1:]):
+        last = joined[-1]
+        if number in smallest:
+            joined[-1] = Span(last.file_offset, span.end - last.file_offset)
+        else:
+            joined.append(span)
+    return joined
 
 
 def guest_ranges(spans: Iterable[Span], regions: Sequence[RamRegion]) -> list[GuestRange]:
@@ -147,17 +149,6 @@ def is_all_data(descriptor: int, length_bytes: int) -> bool:
             return False
         behind = end
     return behind == length_bytes
-
-
-def _joined(spans: Sequence[Span], is_closed: Callable[[int, int], bool]) -> list[Span]:
-    joined = [spans[0]]
-    for number, span in enumerate(spans[1:]):
-        last = joined[-1]
-        if is_closed(span.file_offset - last.end, number):
-            joined[-1] = Span(last.file_offset, span.end - last.file_offset)
-        else:
-            joined.append(span)
-    return joined
 
 
 def _write(file: int, delta_fd: int, runs: Sequence[DeltaRun], spans: Sequence[Span], mem: Path) -> int:

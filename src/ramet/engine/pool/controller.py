@@ -16,7 +16,7 @@ from typing import Final
 
 import anyio
 
-from ramet.drivers.interface import Driver, StartsEmpty
+from ramet.drivers.interface import Ability, Driver, StartsEmpty
 from ramet.engine.context import Context
 from ramet.engine.pool import directory as pool_directory
 from ramet.engine.pool import prewarm
@@ -169,17 +169,20 @@ class Controller:
             self._ended.set()
 
     async def _find_empty(self) -> None:
-        """Find the driver whose VMMs can be started empty, if there is one that runs here."""
+        """Find the first driver that runs guests here and whose VMMs can be started empty, if any."""
         if self._context.accelerator == "tcg":
             return
         verdict = await kvm_verdict(self._context.cache)
         if verdict.status not in ("runs_linux", "bare_metal_only"):
             return
         for driver in self._context.drivers.values():
-            if isinstance(driver, StartsEmpty):
-                with suppress(RametError):  # not installed: none of its VMMs is kept empty
-                    await driver.version()
+            if not isinstance(driver, StartsEmpty):
+                continue
+            with suppress(RametError):  # not installed: none of its VMMs is kept empty
+                await driver.version()
+                if verdict.status == "runs_linux" or Ability.BOOTS_BARE_METAL in driver.abilities:
                     self._empty = driver
+                    return
 
     async def _keep(self) -> None:
         while True:
