@@ -158,12 +158,10 @@ async def test_forks_of_one_mem_file_share_it_and_outlive_their_source(host: ram
     for number, fork in enumerate(forks):
         assert await said(fork, "cat /tmp/data") == str(number)
     first = forks[0]
-    proportional = sum(
-        int(line.split()[1])
-        for fork in forks
-        for line in Path(f"/proc/{(await fork.info()).pid}/smaps_rollup").read_text().splitlines()
-        if line.startswith("Pss:")
-    )
+    pids = [(await fork.info()).pid for fork in forks]
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    lines = [line for text in rollups for line in text.splitlines() if line.startswith("Pss:")]
+    proportional = sum(int(line.split()[1]) for line in lines)
     # Far from a copy each: the bound is loose, the figure is what a reader of `-s` wants.
     links = (first.directory / MEM_FILE).stat().st_nlink
     print(f"{FORKS} forks: {proportional // FORKS} KiB of PSS each, {links} links")
