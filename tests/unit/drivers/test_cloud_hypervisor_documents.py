@@ -222,7 +222,9 @@ def _with_nic(made: Machine, nic: Nic) -> Machine:
         (lambda saved: saved["serial"].update(mode="File", file="console.log"), "serial.mode"),
         (lambda saved: saved["serial"].update(file="/root/.profile"), "serial.file"),
         (lambda saved: saved["cpus"].update(boot_vcpus=2), "cpus.boot_vcpus"),
-        (lambda saved: saved.update(platform={"uuid": "/"}), "platform.uuid"),
+        (lambda saved: saved.update(platform={"uuid": "/"}), "`platform` has"),
+        (lambda saved: saved["cpus"]["features"].update(amx="/"), "cpus.features.amx` names"),
+        (lambda saved: saved.update(watchdog=True), "`watchdog` is on"),
     ],
 )
 def test_a_configuration_of_another_machine_is_refused(

@@ -34,6 +34,10 @@ _NO_KERNEL: Final = "gone"
 MOST_BYTES: Final = 256 * KIB
 """The largest `config.json` that is read: one with a disk has a kilobyte."""
 _ZONE: Final = "mem0"
+_ON: Final = frozenset({"sparse"})
+"""Switches that Cloud Hypervisor turns on by itself."""
+_PARTS: Final = frozenset({"features", "debug_console"})
+"""Parts that it adds by itself; another one would be another device."""
 VSOCK_ID: Final = "vsock0"
 
 # As for Firecracker, whose devices the guest's kernel finds, too; ACPI's power switch works here.
@@ -88,7 +92,8 @@ def parse(text: bytes, *, where: str) -> dict[str, Any]:
 def require_fits(saved: dict[str, Any], machine: Machine, *, where: str) -> None:
     """Check that a saved configuration is that machine's and leads nowhere else.
 
-    What Cloud Hypervisor filled in may be numbers, switches and names, but no path and no further device.
+    What Cloud Hypervisor filled in may be numbers, names and switches that are off, but no path, no further
+    device, and no switch that it doesn't turn on by itself (a prefault, say, would copy all of RAM).
     The payload isn't compared: a restore doesn't use the saved one. TAP devices aren't, because each fork
     has its own. Raises `DamagedError`.
     """
@@ -158,12 +163,15 @@ def _difference(expected: Any, saved: Any, path: str) -> str | None:
 
 def _addition(value: Any, path: str) -> str | None:
     """Return what is wrong about a value that Cloud Hypervisor filled in; None when it is harmless."""
+    name = path.rpartition(".")[2]
     match value:
-        case None | bool() | int() | float():
+        case True:
+            return None if name in _ON else f"`{path}` is on"
+        case None | False | int() | float():
             return None
         case str():
             return f"`{path}` names {_shown(value)}" if "/" in value else None
-        case dict():
+        case dict() if name in _PARTS:
             parts = ((f"{path}.{key}", part) for key, part in value.items())
             return next(filter(None, (_addition(part, name) for name, part in parts)), None)
         case list() if not value:
