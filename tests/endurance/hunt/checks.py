@@ -12,7 +12,17 @@ from ramet.engine.manifest import Manifest, check_part, files_there, read_manife
 from ramet.memory.integrity import digest, facts_of
 from ramet.model.lifecycle import State
 from ramet.model.record import Record
-from ramet.paths import CONFIRMED_FILE, CONSOLE_LOG, MANIFEST_FILE, MEM_FILE, ORIGIN_FILE, VMM_LOG, Home
+from ramet.paths import (
+    CONFIRMED_FILE,
+    CONSOLE_LOG,
+    ERRORS_LOG,
+    EVENTS_LOG,
+    MANIFEST_FILE,
+    MEM_FILE,
+    ORIGIN_FILE,
+    VMM_LOG,
+    Home,
+)
 from ramet.system import liveness, spawn
 from ramet.system.files import TEMPORARY_PREFIX
 from ramet.system.locks import file_lock
@@ -21,7 +31,7 @@ from tests.endurance.hunt.model import Family
 
 WORKER_LIMIT_S = 90.0
 _ALWAYS = {"vmstate", "kernel", "initramfs", "config.json", "metrics.log", "lifecycle.lock"}
-_LOGS = {CONSOLE_LOG, f"{CONSOLE_LOG}.1", VMM_LOG, f"{VMM_LOG}.1"}
+_LOGS = {f"{log}{end}" for log in (CONSOLE_LOG, VMM_LOG, EVENTS_LOG, ERRORS_LOG) for end in ("", ".1")}
 
 
 class Inodes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
@@ -86,6 +86,7 @@ class Controller:
         self._quiet_until_s = 0.0
         self._missing_since_s: float | None = None
         self._asked_at_s = time.monotonic()
+        self._starts_empty: list[Driver] = []
         self._empty: Driver | None = None
         self._sees_names = True
 
@@ -169,7 +170,7 @@ class Controller:
             self._ended.set()
 
     async def _find_empty(self) -> None:
-        """Find the first driver that runs guests here and whose VMMs can be started empty, if any."""
+        """Find the drivers that run guests here and whose VMMs can be started empty."""
         if self._context.accelerator == "tcg":
             return
         verdict = await kvm_verdict(self._context.cache)
@@ -181,8 +182,7 @@ class Controller:
             with suppress(RametError):  # not installed: none of its VMMs is kept empty
                 await driver.version()
                 if verdict.status == "runs_linux" or Ability.BOOTS_BARE_METAL in driver.abilities:
-                    self._empty = driver
-                    return
+                    self._starts_empty.append(driver)
 
     async def _keep(self) -> None:
         while True:
@@ -234,13 +234,25 @@ class Controller:
         now_s = time.monotonic()
         shares = self._demand.shares(self._budget, now_s)
         left = self._budget - sum(shares.values())
-        if self._empty is not None and left:
-            of_use = not shares or any(
-                self._sources.driver_of(source) == self._empty.name for source in shares
-            )
+        if self._starts_empty and left:
+            of_use = self._choose_empty(shares)
             is_idle = now_s - self._asked_at_s >= _IDLE_HALF_LIVES * self._demand.half_life_s
             shares[EMPTY] = min(left, _LEFT_IDLE if is_idle else left) if of_use else 0
         return shares
+
+    def _choose_empty(self, shares: Mapping[str, int]) -> bool:
+        """Choose the driver of the empty VMMs, and tell whether they are of use.
+
+        It is the first whose guests are in demand, or the first of all without any demand. The empty VMMs of
+        another driver are ended before one of this driver is made.
+        """
+        in_demand = {self._sources.driver_of(source) for source in shares}
+        chosen = next(
+            (driver for driver in self._starts_empty if not shares or driver.name in in_demand), None
+        )
+        if not self._inventory.have().get(EMPTY):
+            self._empty = chosen
+        return chosen is not None and chosen is self._empty
 
     def _missing(self, shares: dict[str, int]) -> tuple[str | None, str | None]:
         """Return the source of the next VMM to make, and why no others are made."""
