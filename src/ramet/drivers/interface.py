@@ -28,7 +28,7 @@ and 7: the guest stays paused, its pages go straight to the disk, and `Vmm.kill`
    A VMM that `StartsEmpty.start_empty` started earlier gets its guest by `StartsEmpty.attach_guest`.
 3. With `Ability.LOADS_DELTA_BEFORE_VMSTATE`, the engine writes the delta into the VMM's memory now.
 4. `Vmm.load_vmstate` loads devices and CPUs. The guest stays paused.
-   A VMM that `LoadsDelta` gets the delta with the same request, and step 5 is none.
+   A VMM that `LoadsDelta` gets the delta in the same request, and step 5 is skipped.
 5. Without either, the engine writes the delta now.
 6. `Vmm.resume` lets the guest run. `ResumesOnLoad.load_and_resume` does steps 4 and 6 in one request if
    nothing is to be written in step 5.
@@ -173,8 +173,8 @@ class ResumesOnLoad(Protocol):
 class LoadsDelta(Protocol):
     """A VMM that writes a delta into guest RAM itself, with the load, before its devices look at RAM.
 
-    It maps RAM with the load, so nobody else can write the delta before; and after the load is too late,
-    because its devices have read the indexes of their queues from RAM.
+    The load maps RAM, so ramet can't write the delta before the load. After the load is too late, because the
+    devices have read the indexes of their queues from RAM.
     """
 
     async def load_with_delta(
@@ -305,8 +305,8 @@ class Driver(Protocol):
     def takes_vmstate_of(self, version: str) -> bool:
         """Tell whether this VMM loads what a VMM of that version saved. Pure. Await `version` before.
 
-        That is for the driver to say: QEMU's and Firecracker's releases are compatible within a minor number
-        (`versions.is_same_release`), Cloud Hypervisor's within a major one.
+        The driver decides, because hypervisors differ. Releases of QEMU and of Firecracker are compatible
+        within a minor number (`versions.is_same_release`), those of Cloud Hypervisor within a major one.
         """
 
     def standing(self) -> Standing:

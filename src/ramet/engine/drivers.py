@@ -30,7 +30,7 @@ ACCELERATORS = ("auto", "kvm", "tcg")
 
 
 NOT_IMPLEMENTED: Final = {"vz": "needs macOS; not implemented"}
-"""Hypervisors that ramet could have a driver for and has none, with what `ramet doctor` says of each."""
+"""Hypervisors for which ramet has no driver yet, each with the reason that `ramet doctor` gives."""
 
 
 def installed_drivers() -> list[Driver]:

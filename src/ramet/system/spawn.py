@@ -46,7 +46,7 @@ def spawn(
 ) -> ProcessRef:
     """Start `argv` in `directory`, in a new session, its output appended to `log`, `fds` inherited.
 
-    Its standard error goes to `errors`, if that is given.
+    Standard error is appended to `errors` instead, if that is given.
 
     Its environment is this process's, and `environment`, and a tag: it says that ramet started the process,
     and that its directory is going to be called `tag`, by default `directory`; see `spawned_below`. The

@@ -1,6 +1,6 @@
 """Documents in the form that Cloud Hypervisor 53 writes, by its sources: made by hand, saved by no VMM.
 
-Documents that a real VMM saved take their place as soon as there are some.
+`test_cloud_hypervisor_real_documents` has documents that a real VMM saved, and compares the two forms.
 """
 
 from __future__ import annotations

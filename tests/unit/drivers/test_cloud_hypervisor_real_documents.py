@@ -63,7 +63,7 @@ def keys(value: Any) -> Any:
     return {name: keys(part) for name, part in value.items()} if isinstance(value, dict) else None
 
 
-def test_they_are_this_machine_s() -> None:
+def test_the_documents_fit_their_machine() -> None:
     config.require_fits(config.parse(CONFIG, where="it"), MACHINE, where="it")
     parsed(STATE)
 
@@ -181,7 +181,7 @@ def test_devices_switches_and_paths_that_were_added_are_refused(
 
 
 @pytest.mark.parametrize("change", ["cpus", "memory", "disks"])
-def test_they_fit_no_other_machine(change: str) -> None:
+def test_the_documents_fit_no_other_machine(change: str) -> None:
     other = msgspec.structs.replace(
         MACHINE,
         cpus=1 if change == "cpus" else MACHINE.cpus,

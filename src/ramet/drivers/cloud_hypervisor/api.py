@@ -26,12 +26,12 @@ class Api(HttpApi):
     vmm: ClassVar[str] = "Cloud Hypervisor"
 
     def refusal(self, answer: Answer) -> str:
-        """Return its words for a refusal, the outermost first."""
+        """Return Cloud Hypervisor's words for a refusal, the outermost first."""
         return words_of(answer.content)
 
 
 def words_of(content: bytes) -> str:
-    """Return the texts of an error, as one line."""
+    """Return the texts of an error, as one line of at most 1000 characters."""
     try:
         words = ": ".join(msgspec.json.decode(content, type=list[str]))
     except (msgspec.MsgspecError, UnicodeError, RecursionError):

@@ -32,12 +32,12 @@ KERNEL_ONCE: Final = "kernel.once"
 _NO_KERNEL: Final = "gone"
 """The kernel's path in a restored machine, where there is none. Without any path a restore is refused."""
 MOST_BYTES: Final = 256 * KIB
-"""The largest `config.json` that is read: one with a disk has a kilobyte."""
+"""The largest `config.json` that is read. With a disk it has 1 KB."""
 _ZONE: Final = "mem0"
 _ON: Final = frozenset({"sparse"})
-"""Switches that Cloud Hypervisor turns on by itself."""
+"""Switches that Cloud Hypervisor adds and turns on by itself."""
 _PARTS: Final = frozenset({"features", "debug_console"})
-"""Parts that it adds by itself; another one would be another device."""
+"""Parts that Cloud Hypervisor adds by itself; any other part would be another device."""
 VSOCK_ID: Final = "vsock0"
 
 # As for Firecracker, whose devices the guest's kernel finds, too; ACPI's power switch works here.

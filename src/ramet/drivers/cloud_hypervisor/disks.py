@@ -30,16 +30,19 @@ _AT_THE_END: Final = {b"conectix": "VHD"}
 """In the last sector. A VHD that grows begins like that as well, which isn't detected."""
 
 
-class _Found(NamedTuple):
+class _Magic(NamedTuple):
+    """A magic in a disk, at `offset` bytes."""
+
     format: str
-    magic: bytes
+    content: bytes
     offset: int
 
 
 def require_disks(directory: Path, disks: Sequence[Disk]) -> None:
-    """Raise `VmmError` unless each raw disk in `directory` is a regular file of exactly its size.
+    """Raise `VmmError` unless each disk in `directory` is a regular file of exactly its size.
 
-    Cloud Hypervisor gives a restored guest a shorter one without a word, and its writes behind the end fail.
+    Cloud Hypervisor accepts a shorter disk in silence, and the guest's writes behind its end fail. Raises
+    `FilesystemError` for a file that can't be read.
     """
     for disk in disks:
         path = directory / disk.file
@@ -57,16 +60,16 @@ def foreign_format(path: Path) -> str | None:
     Raises `FilesystemError`.
     """
     with filesystem_errors("read", path), _opened(path, os.O_RDONLY) as descriptor:
-        found = _find(descriptor)
-    return found[0].format if found else None
+        magics = _find(descriptor)
+    return magics[0].format if magics else None
 
 
 @contextmanager
 def magics_hidden(directory: Path, disks: Sequence[Disk]) -> Iterator[bool]:
     """Take foreign magics out of the raw disks in `directory` inside, and put them back at the end.
 
-    Yields whether there are any: their guest must not run inside. Only for disks that are nobody else's:
-    a process that dies inside leaves them without. Raises `FilesystemError`.
+    Yields whether there are any: their guest must not run inside. Only for a guest's own copies, because a
+    process that is killed inside leaves the disks without the magics. Raises `FilesystemError`.
     """
     with ExitStack() as leaving:
         is_any = False
@@ -75,28 +78,28 @@ def magics_hidden(directory: Path, disks: Sequence[Disk]) -> Iterator[bool]:
             with filesystem_errors("read", path):
                 if disk.format != "raw":
                     continue
-                # Only a disk that has one is opened for writing.
+                # Only a disk that has a magic is opened for writing.
                 with _opened(path, os.O_RDONLY) as descriptor:
-                    found = _find(descriptor)
-                if not found:
+                    magics = _find(descriptor)
+                if not magics:
                     continue
                 is_any = True
                 writing = leaving.enter_context(_opened(path, os.O_RDWR))
                 leaving.enter_context(filesystem_errors("write", path))
-                for place in found:
-                    leaving.callback(write_all, writing, place.magic, place.offset)
-                    write_all(writing, bytes(len(place.magic)), place.offset)
+                for magic in magics:
+                    leaving.callback(write_all, writing, magic.content, magic.offset)
+                    write_all(writing, bytes(len(magic.content)), magic.offset)
         yield is_any
 
 
-def _find(descriptor: int) -> list[_Found]:
+def _find(descriptor: int) -> list[_Magic]:
     last = os.fstat(descriptor).st_size - _SECTOR_BYTES
     places = ((0, _AT_THE_BEGINNING), *(((last, _AT_THE_END),) if last >= 0 else ()))
-    found = []
-    for offset, magics in places:
-        head = os.pread(descriptor, max(map(len, magics)), offset)
-        found += [_Found(magics[magic], magic, offset) for magic in magics if head.startswith(magic)]
-    return found
+    magics = []
+    for offset, formats in places:
+        head = os.pread(descriptor, max(map(len, formats)), offset)
+        magics += [_Magic(formats[magic], magic, offset) for magic in formats if head.startswith(magic)]
+    return magics
 
 
 @contextmanager

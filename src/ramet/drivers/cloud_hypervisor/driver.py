@@ -7,7 +7,7 @@ fork of a mem-file, a delta's runs otherwise. So a fork needs only a hard link.
 At the limit on the size of files (RLIMIT_FSIZE) the guest's serial console blocks for good, also when the
 file is cut afterwards (seen with 53.0). So that limit is far away: ramet processes cut the logs long before,
 when they open a home and while they are there (`ramet.engine.vmm.logs`), and the limit is met only where no
-ramet came by while a guest wrote 256 MiB.
+ramet process had the home open while a guest wrote 256 MiB.
 
 Sources: Cloud Hypervisor's `docs/memory.md`, `docs/snapshot_restore.md`, `docs/vsock.md`, `docs/api.md`.
 """
@@ -63,7 +63,7 @@ _LOG_BYTES: Final = 256 * MIB
 """The kernel's limit on each log, far above the size at which a log is cut."""
 _CAPABILITIES: Final = "security.capability"
 _LEAST_FILES: Final = 256
-"""Open files that a VMM has to be allowed: that of a Linux guest with a disk has 124 (measured)."""
+"""Open files that a VMM must be allowed. The VMM of a Linux guest with a disk has 124 (seen with 53.0)."""
 
 
 class CloudHypervisor:
@@ -75,7 +75,7 @@ class CloudHypervisor:
     name = "cloud-hypervisor"
     setting = SETTING
     memory_quantum_bytes = MIB
-    most_cpus = 32  # not its limit: the largest state that is reckoned with (`state.MOST_BYTES`)
+    most_cpus = 32  # ramet's limit, because of `state.MOST_BYTES`
 
     def __init__(self, binary: str | None = None) -> None:
         self._program = Program(
@@ -198,10 +198,10 @@ class CloudHypervisor:
 
     async def start_empty(self, directory: Path, *, tag: Path | None = None) -> ProcessRef:
         """Start a VMM without a machine (`StartsEmpty.start_empty`): it takes the machine over its API."""
-        asked = await self.version()
+        version = await self.version()
         process = self._begin(directory, tag, Needs(file_bytes=_LOG_BYTES))
         nominal = self.machine(accelerator="kvm", memory_bytes=MIB, cpus=1)
-        await self._come_up(CloudHypervisorVmm(directory, process, nominal, None), asked)
+        await self._come_up(CloudHypervisorVmm(directory, process, nominal, None), version)
         return process
 
     async def attach_guest(
@@ -242,12 +242,12 @@ class CloudHypervisor:
         sessions: AsyncExitStack | None = None,
     ) -> CloudHypervisorVmm:
         """Start a VMM that has no machine yet, and wait until it answers."""
-        asked = await self.version()
+        version = await self.version()
         _refuse_devices(machine)
         require_mem_file(directory, machine)
         process = self._begin(directory, tag, needs_of(machine, log_bytes=_LOG_BYTES))
-        vmm = CloudHypervisorVmm(directory, process, machine, asked)
-        await self._come_up(vmm, asked, sessions)
+        vmm = CloudHypervisorVmm(directory, process, machine, version)
+        await self._come_up(vmm, version, sessions)
         return vmm
 
     def _begin(self, directory: Path, tag: Path | None, needs: Needs) -> ProcessRef:
@@ -255,8 +255,8 @@ class CloudHypervisor:
         _require_files()
         with filesystem_errors("start Cloud Hypervisor in", directory), ExitStack() as closing:
             for left in (VSOCK_SOCKET, cloud_hypervisor_config.KERNEL_ONCE):
-                (directory / left).unlink(missing_ok=True)  # it wouldn't bind over a socket
-            # It writes from the beginning of the file that it finds, so each start has a new file.
+                (directory / left).unlink(missing_ok=True)  # Cloud Hypervisor wouldn't bind over a socket
+            # Cloud Hypervisor writes a log from its beginning, so each start has a new file.
             if log.exists():
                 log.replace(bounded_log.previous(log))
             log.touch(mode=0o600)
@@ -285,21 +285,22 @@ class CloudHypervisor:
             )
 
     async def _come_up(
-        self, vmm: CloudHypervisorVmm, asked: str, sessions: AsyncExitStack | None = None
+        self, vmm: CloudHypervisorVmm, version: str, sessions: AsyncExitStack | None = None
     ) -> None:
-        """Wait until it answers, if need be in a session that `sessions` keeps. It is killed if it doesn't.
+        """Wait until the VMM answers. Kill a VMM that doesn't.
 
-        Its socket is there before it is: the first request waits, and fails when it ends.
+        If `sessions` is given, it keeps the session. The VMM's socket is there before the VMM
+        is, so the first request waits, and fails when the VMM ends.
         """
         try:
             if sessions is not None:
                 await sessions.enter_async_context(vmm.session())
             present = await vmm.own_version()
-            if present and not is_same_release(present, asked):
+            if present and not is_same_release(present, version):
                 self._version.doubt()
                 raise UnavailableError(
                     f"Cloud Hypervisor ({self._program.path()}) is {present}, and has just said that it is"
-                    f" {asked}",
+                    f" {version}",
                     hint=f"if it has been upgraded, try again; else {SETTING} names another one",
                 )
         except BaseException as error:
@@ -311,7 +312,7 @@ async def _end(vmm: CloudHypervisorVmm, error: BaseException) -> None:
     """Kill a VMM that didn't come up, and raise `VmmError` with its last words if it said why."""
     with anyio.CancelScope(shield=True):
         if isinstance(error, VmmError) and not isinstance(error, VmmTimeoutError):
-            # Its socket goes first, then it says why.
+            # The VMM closes its socket before it writes the reason.
             await processes.wait_ended(vmm.process, timeout_s=_LAST_WORDS_S)
         await vmm.kill()
     if isinstance(error, RametError) and not isinstance(error, UnavailableError):
@@ -323,9 +324,9 @@ async def _end(vmm: CloudHypervisorVmm, error: BaseException) -> None:
 
 
 def _refuse_devices(machine: Machine) -> None:
-    """Raise `UnavailableError` for what this driver doesn't make: it isn't left out silently.
+    """Raise `UnavailableError` for a device that this driver doesn't make, and would leave out silently.
 
-    It must not make a balloon, which would punch holes in the mem-file that forks share (I1).
+    The driver must not make a balloon, which would punch holes in the mem-file that forks share (I1).
     """
     wanted = {
         "a balloon": machine.balloon_bytes is not None,
@@ -343,7 +344,7 @@ def _refuse_devices(machine: Machine) -> None:
 
 
 def _require_files() -> None:
-    """Raise `UnavailableError` where a VMM couldn't open all of its files, wherever it would notice that."""
+    """Raise `UnavailableError` where a VMM couldn't open all of its files; it might fail at any request."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _LEAST_FILES:
         raise UnavailableError(
@@ -354,7 +355,7 @@ def _require_files() -> None:
 
 
 def _require_plain(directory: Path, machine: Machine) -> None:
-    """Raise `VmmError` for a raw disk of another size, or that Cloud Hypervisor takes for another format.
+    """Raise `VmmError` for a disk of another size, or one that Cloud Hypervisor takes for another format.
 
     A guest that boots can't be kept from its disk while the magic is taken out, as a restored one is.
     """

@@ -1,8 +1,9 @@
-"""The needs of Cloud Hypervisor of KVM: asked for, because a KVM that runs guests may lack some of them.
+"""Cloud Hypervisor's needs of KVM. KVM is asked, because a KVM that runs guests may lack some of them.
 
-It starts no guest without certain capabilities. And each of its saves asks for the nested state of a virtual
-CPU, which a KVM may refuse, regardless of its capabilities: seen on a paravirtual KVM, which answers EINVAL;
-its guests run, and none of them can be captured. So that request is made, of a virtual CPU without a guest.
+Cloud Hypervisor starts no guest without certain capabilities. Each save asks for the nested state of a
+virtual CPU. A KVM may refuse this request, regardless of its capabilities: a paravirtual KVM answered EINVAL
+(seen with 53.0), so its guests run, and none of them can be captured. So ramet makes the request, of a
+virtual CPU without a guest.
 
 Source: Cloud Hypervisor's `hypervisor/src/kvm/x86_64/mod.rs` (`check_required_kvm_extensions`) and
 `hypervisor/src/kvm/mod.rs` (`state` of a vCPU), at v53.0; Documentation/virt/kvm/api.rst,
@@ -45,7 +46,7 @@ _CAPABILITIES: Final = {
 
 
 class Lacks(NamedTuple):
-    """The lacks of this machine's KVM. None, where KVM can't be asked: its own check says why then."""
+    """The lacks of this machine's KVM. Empty where KVM can't be asked: `kvm_verdict` says why then."""
 
     capabilities: tuple[str, ...] = ()
     """Without one of these no guest runs."""
@@ -66,7 +67,7 @@ class Lacks(NamedTuple):
 
 
 def lacks() -> Lacks:
-    """Ask KVM. Takes a millisecond."""
+    """Return what this machine's KVM lacks for Cloud Hypervisor. Takes 1 ms, and leaves nothing open."""
     state = bytearray(_STATE.pack(0, 0, _STATE.size))
     with ExitStack() as closing:
         try:

@@ -38,7 +38,7 @@ from ramet.system.memfile import memory_file
 from ramet.units import MIB
 
 MOST_RANGES: Final = 65_536
-"""A list never has more: `state.json` has 40 bytes for each."""
+"""The longest list of ranges: `state.json` has 40 bytes per range."""
 _BUFFER_BYTES: Final = MIB
 _AGAIN: Final = "make the capture again"
 
@@ -51,12 +51,12 @@ class Span(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The first offset behind it."""
+        """The first offset behind the span."""
         return self.file_offset + self.length_bytes
 
 
 class Source(NamedTuple):
-    """A `memory-ranges`: what it has, and a path by which a VMM of this user opens it."""
+    """A `memory-ranges`: its ranges, and a path by which a VMM of this user opens the file."""
 
     ranges: tuple[GuestRange, ...]
     path: str
@@ -72,7 +72,7 @@ def delta_source(
     *,
     most: int = MOST_RANGES,
 ) -> Iterator[Source]:
-    """Yield the `memory-ranges` of a delta over the mem-file `mem`, which is there inside.
+    """Yield the `memory-ranges` of a delta over the mem-file `mem`; the file is there inside.
 
     `runs` are the delta's, ascending, and their data is in `delta_fd`. Raises `DamagedError` for a run
     outside of the RAM or data that isn't there, `FilesystemError`.
@@ -140,7 +140,7 @@ def guest_ranges(spans: Iterable[Span], regions: Sequence[RamRegion]) -> list[Gu
 
 
 def is_all_data(descriptor: int, length_bytes: int) -> bool:
-    """Tell whether a file's first bytes are there, and no hole among them, as its filesystem reports it."""
+    """Tell whether a file's first `length_bytes` are there and have no hole (SEEK_HOLE, lseek(2))."""
     behind = 0
     if os.fstat(descriptor).st_size < length_bytes:
         return False
@@ -153,11 +153,11 @@ def is_all_data(descriptor: int, length_bytes: int) -> bool:
 
 def _write(file: int, delta_fd: int, runs: Sequence[DeltaRun], spans: Sequence[Span], mem: Path) -> int:
     """Write the spans' content to a file in memory, back to back, and return its length."""
-    position, left = 0, iter(runs)
+    position, remaining = 0, iter(runs)
     with filesystem_errors("read", mem), open_regular(mem) as base:
         for span in spans:
             behind = span.file_offset
-            for run in _within(left, span):
+            for run in _within(remaining, span):
                 position = _copy(file, position, base, behind, run.file_offset - behind, mem)
                 if run.data_offset is None:
                     position = _zero(file, position, run.length_bytes)

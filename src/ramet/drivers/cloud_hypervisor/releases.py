@@ -34,14 +34,14 @@ def machine_type(version: str) -> str:
 
 
 def major(version: str) -> int:
-    """Return the number of which a snapshot's maker and its reader have to have the same."""
+    """Return the major version: a snapshot is restored by the same one."""
     return release(version)[0]
 
 
 def is_compatible(version: str, other: str) -> bool:
-    """Tell whether a VMM of one version takes the vmstate of the other: it does within a major version.
+    """Tell whether a VMM of one version loads the vmstate of the other: within a major version.
 
-    What isn't a release is compatible with nothing but the very same version.
+    A pre-release is compatible only with the very same version.
     """
     if is_pre_release(version) or is_pre_release(other):
         return version == other

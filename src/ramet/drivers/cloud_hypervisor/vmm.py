@@ -32,7 +32,7 @@ from ramet.text import printable
 from ramet.units import MIB
 
 _CONFIG, _STATE, _RANGES = "config.json", "state.json", "memory-ranges"
-"""Names of Cloud Hypervisor's, in the directory of a snapshot."""
+"""Cloud Hypervisor's names, in the directory of a snapshot."""
 _VMSTATE: Final = "vmstate"
 _LOADING: Final = "loading.tmp"
 _SAVING: Final = "saving.{}.tmp"
@@ -98,7 +98,9 @@ class CloudHypervisorVmm:
         """Make the machine and let it boot. The kernel's path exists only for the boot.
 
         A guest's reset makes Cloud Hypervisor boot the machine again in the same process: a restored guest
-        on the memory of its parent. Without a kernel it ends instead.
+        on the memory of its parent. Without a kernel the VMM ends instead.
+
+        Raises `VmmError`. The VMM may have a machine then, and the caller ends it.
         """
         once = self.directory / config.KERNEL_ONCE
         with filesystem_errors("make", once):
@@ -112,14 +114,14 @@ class CloudHypervisorVmm:
 
     async def pause(self) -> None:
         """Pause the guest (`Vmm.pause`). Block requests are drained, and the clock is saved."""
-        await self._move("vm.pause", "paused")
+        await self._set_state("vm.pause", "paused")
 
     async def resume(self) -> None:
         """Resume the guest (`Vmm.resume`). Connections over the guest's vsock stay."""
-        await self._move("vm.resume", "running")
+        await self._set_state("vm.resume", "running")
 
-    async def _move(self, request: str, wanted: str) -> None:
-        """Make a request that is refused when its state is there already; that is no error."""
+    async def _set_state(self, request: str, wanted: str) -> None:
+        """Make a request. A refusal is no error if the guest is in the wanted state already."""
         answer = await self._request("PUT", request)
         if answer.is_refusal and await self.status() != wanted:
             raise self._refused("PUT", request, answer)
@@ -146,13 +148,13 @@ class CloudHypervisorVmm:
                 )
             if not _RAM_REFUSED.search(words) or (directory / _RANGES).stat().st_size:
                 raise self._refused("PUT", "vm.snapshot", answer)
-            await self._keep(directory, vmstate_fd)
+            await self._write_vmstate(directory, vmstate_fd)
 
     async def save_with_ram(self, vmstate: str, mem: str) -> None:
         """Write state and all of RAM to two *new* files in the directory, for comparisons.
 
-        The guest is paused before and after. Cloud Hypervisor keeps no list of changed pages, so it is no
-        `SavesSnapshot`. An existing file of either name is refused. Raises `VmmError`.
+        The guest is paused before and after. Cloud Hypervisor keeps no list of changed pages, so this class
+        is no `SavesSnapshot`. An existing file of either name is refused. Raises `VmmError`.
         """
         for name in (vmstate, mem):
             if (self.directory / name).exists():
@@ -174,7 +176,7 @@ class CloudHypervisorVmm:
                 )
             descriptor = os.open(directory / _VMSTATE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                await self._keep(directory, descriptor)
+                await self._write_vmstate(directory, descriptor)
             finally:
                 os.close(descriptor)
             (directory / _RANGES).rename(self.directory / mem)
@@ -185,7 +187,7 @@ class CloudHypervisorVmm:
         longer_s = self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
         return await self._request("PUT", "vm.snapshot", body, longer_s=longer_s)
 
-    async def _keep(self, directory: Path, vmstate_fd: int) -> None:
+    async def _write_vmstate(self, directory: Path, vmstate_fd: int) -> None:
         """Write the two documents in `directory` into one file, once they are known to be whole."""
         where = f"{self._who}'s new vmstate"
         config_text = _read(directory / _CONFIG, config.MOST_BYTES)
@@ -197,9 +199,9 @@ class CloudHypervisorVmm:
 
     @contextmanager
     def _saving(self) -> Iterator[Path]:
-        """Make a directory for a snapshot, which is gone at the end.
+        """Make a directory for a snapshot, and remove it at the end.
 
-        Its name is new: a request of a process that died may still be carried out.
+        Its name is new, because a request of a ramet process that died may still be carried out.
         """
         for left in self.directory.glob(_SAVING.format("*")):
             remove_tree(left)
@@ -269,8 +271,8 @@ class CloudHypervisorVmm:
             "resume": resume,
         }
         longer_s = source.data_bytes / (_SLOWEST_MIB_PER_S * MIB)
-        # A refused restore leaves the VMM as it was, fit for the next, and perhaps its socket: it would not
-        # bind over that.
+        # A refused restore leaves the VMM fit for the next one, and perhaps a socket, over which it wouldn't
+        # bind.
         with filesystem_errors("remove", self.directory / VSOCK_SOCKET):
             (self.directory / VSOCK_SOCKET).unlink(missing_ok=True)
         answer = await self._request("PUT", "vm.restore", body, longer_s=longer_s)
@@ -291,7 +293,7 @@ class CloudHypervisorVmm:
     def _parsed(
         self, config_text: bytes, state_text: bytes, *, where: str
     ) -> tuple[dict[str, Any], state.State]:
-        """Parse both documents of a vmstate, and check them against each other's machine."""
+        """Parse both documents of a vmstate, and check both against the machine. Raises `DamagedError`."""
         saved_config = config.parse(config_text, where=where)
         config.require_fits(saved_config, self._machine, where=where)
         saved_state = state.parse(
@@ -344,7 +346,7 @@ def _damage_as_vmm_errors() -> Iterator[None]:
 def require_mem_file(directory: Path, machine: Machine) -> None:
     """Raise `VmmError` unless the mem-file in `directory` is exactly as long as the machine's RAM.
 
-    Cloud Hypervisor maps a shorter one, and is ended by a signal when its guest gets to the missing part.
+    Cloud Hypervisor maps a shorter file, and SIGBUS ends the VMM when its guest gets to the missing part.
     """
     path = directory / MEM_FILE
     try:
@@ -360,12 +362,15 @@ def last_words(directory: Path) -> str:
     """Return the last errors of log and standard error, without times and threads; empty without any."""
     logged = printable(bounded_log.tail(directory / VMM_LOG, 4096)).splitlines()
     wrong = [line.partition(" -- ")[2] or line for line in logged if re.search(r"\b(ERROR|WARN)\b", line)]
-    said = printable(bounded_log.tail(directory / ERRORS_LOG, 4096)).split()
-    return " / ".join([*wrong[-3:], *([" ".join(said)] if said else [])])[-1000:]
+    words = " ".join(printable(bounded_log.tail(directory / ERRORS_LOG, 4096)).split())
+    return " / ".join([*wrong[-3:], *([words] if words else [])])[-1000:]
 
 
 def _read(path: Path, most_bytes: int) -> bytes:
-    """Read a file whole, that a VMM wrote or was given. Raises `DamagedError`, also when it is too long."""
+    """Read a whole file that a VMM wrote or was given.
+
+    Raises `DamagedError`, also for a file of more than `most_bytes`.
+    """
     try:
         with open_regular(path) as descriptor:
             size_bytes = os.fstat(descriptor).st_size

@@ -1,6 +1,6 @@
 """The vmstate of a Cloud Hypervisor guest: its two JSON documents in one, with the version that wrote them.
 
-Cloud Hypervisor loads the state of another major version without a word, and its documents say that such
+Cloud Hypervisor loads the state of another major version without a word, although its documents say that such
 snapshots aren't compatible. So the version is kept here, and compared before a VMM is asked.
 
 Source: Cloud Hypervisor's `docs/releases.md`; both directions were seen to load between 52, 53 and a tree
@@ -41,7 +41,7 @@ def encode(version: str, config_text: bytes, state_text: bytes) -> bytes:
 def decode(content: bytes, *, version: str, where: str) -> Vmstate:
     """Parse the content of a vmstate file for a VMM of that version.
 
-    The two documents in it are still to be parsed. Raises `DamagedError` when it is no such file,
+    The two documents in it are still to be parsed. Raises `DamagedError` for a file of another kind,
     `UnavailableError` when another major version wrote it.
     """
     if len(content) > MOST_BYTES:

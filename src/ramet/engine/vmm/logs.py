@@ -1,7 +1,7 @@
-"""The logs of instances are cut while a Host is open, however long that is.
+"""The logs of instances, cut when a home is opened and every 20 s while a Host is open.
 
-A limit of the kernel's ends the growth of most (`drivers.log_limits`), and opening a home cuts them. A VMM
-whose guest would hang at that limit has one that is far away, so somebody has to cut its logs before.
+The kernel limits the size of each log (`drivers.log_limits`). A guest of some VMMs hangs at that limit, so
+their limit is far above the size at which a log is cut here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def trim(directory: Path) -> None:
 
 
 async def keep_trimmed(home: Home) -> None:
-    """Cut the logs of all instances in a home now and then, until cancelled. For a task of a Host's."""
+    """Cut the logs of all instances in a home every `EVERY_S`, until cancelled. A Host's task runs this."""
     while True:
         await anyio.sleep(EVERY_S)
         await threads.run(_trim_all, home)
@@ -36,5 +36,5 @@ async def keep_trimmed(home: Home) -> None:
 def _trim_all(home: Home) -> None:
     with suppress(OSError):  # a home that has been removed has no logs
         for directory in home.instances.iterdir():
-            with suppress(OSError):  # a full disk: the next time
+            with suppress(OSError):  # a full disk: nothing is lost, and the next round tries again
                 trim(directory)
