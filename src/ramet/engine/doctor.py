@@ -68,7 +68,7 @@ async def examine(home: Path, cache: Path) -> DoctorReport:
     if kept:
         findings.append(_immutability(kept))
     for name, why in NOT_IMPLEMENTED.items():
-        findings.append(Finding(name, False, why))
+        findings.append(Finding(name, False, why, "use another driver"))
         reports.append(_unusable(name, why))
     usable = any(report.usable for report in reports)
     if usable:

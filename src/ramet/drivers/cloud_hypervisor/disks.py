@@ -51,7 +51,10 @@ def require_disks(directory: Path, disks: Sequence[Disk]) -> None:
         if not stat.S_ISREG(facts.st_mode):
             raise VmmError(f"{path} is no regular file")
         if facts.st_size != disk.size_bytes:
-            raise VmmError(f"{path} has {facts.st_size} bytes, and the machine's disk {disk.size_bytes}")
+            raise VmmError(
+                f"{path} has {facts.st_size} bytes, and the machine's disk {disk.size_bytes}",
+                hint="something has changed the instance's files: fork or restore from another capture",
+            )
 
 
 def foreign_format(path: Path) -> str | None:

@@ -34,6 +34,7 @@ from ramet.units import MIB
 _CONFIG, _STATE, _RANGES = "config.json", "state.json", "memory-ranges"
 """Cloud Hypervisor's names, in the directory of a snapshot."""
 _VMSTATE: Final = "vmstate"
+_ANOTHER: Final = "something has changed the instance's files: fork or restore from another capture"
 _LOADING: Final = "loading.tmp"
 _SAVING: Final = "saving.{}.tmp"
 """Directories for a load and a save; forks get no copy of what a killed process left (`disk.clone`)."""
@@ -353,9 +354,14 @@ def require_mem_file(directory: Path, machine: Machine) -> None:
         with open_regular(path) as descriptor:
             size_bytes = os.fstat(descriptor).st_size
     except OSError as error:
-        raise VmmError(f"{path} can't be used as a mem-file: {error.strerror or error}") from error
+        raise VmmError(
+            f"{path} can't be used as a mem-file: {error.strerror or error}", hint=_ANOTHER
+        ) from error
     if size_bytes != machine.memory_bytes:
-        raise VmmError(f"{path} has {size_bytes} bytes, and the machine {machine.memory_bytes} bytes of RAM")
+        raise VmmError(
+            f"{path} has {size_bytes} bytes, and the machine {machine.memory_bytes} bytes of RAM",
+            hint=_ANOTHER,
+        )
 
 
 def last_words(directory: Path) -> str:

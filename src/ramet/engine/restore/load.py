@@ -25,7 +25,7 @@ from ramet.engine.vmm.record import console_bytes, running_vmm
 from ramet.errors import VmmTimeoutError
 from ramet.guest.messages import IdentityReply
 from ramet.memory.delta import apply_delta, open_delta
-from ramet.model.record import Machine, ProcessRef, Record, RunningVmm
+from ramet.model.record import DeltaRun, Machine, ProcessRef, Record, RunningVmm
 from ramet.paths import VMSTATE_FILE
 from ramet.system import process_limit, processes, threads
 
@@ -159,9 +159,8 @@ async def _load_into(
                 assert parts.delta_fd is not None
                 if resume:
                     await connections.reach_agent(directory, machine)
-                with open_delta(parts.delta_fd, machine.memory_bytes) as delta:
-                    runs = list(delta.runs())
-                    await with_delta.load_with_delta(VMSTATE_FILE, parts.delta_fd, runs, resume=resume)
+                runs = await threads.run(_runs, parts.delta_fd, machine.memory_bytes)
+                await with_delta.load_with_delta(VMSTATE_FILE, parts.delta_fd, runs, resume=resume)
             else:
                 await vmm.load_vmstate(VMSTATE_FILE)
             if not early:
@@ -223,6 +222,11 @@ async def resume_and_verify(
             await vmm.kill()
         raise
     return Living(record, vmm, loaded.running, identity)
+
+
+def _runs(delta_fd: int, memory_bytes: int) -> list[DeltaRun]:
+    with open_delta(delta_fd, memory_bytes) as delta:
+        return list(delta.runs())
 
 
 async def _apply(parts: Parts, running: RunningVmm) -> None:
