@@ -56,7 +56,13 @@ def spawn(
     """
     require_own_proc()
     limits = rlimits.settings(needs)
-    outputs = [_appended(path) for path in (log, errors) if path is not None]
+    outputs: list[int] = []
+    try:
+        outputs += [_appended(log)]
+        outputs += [_appended(errors)] if errors is not None else []
+    except OSError:
+        _close(outputs)
+        raise
     # A full log is to be an error to its writer and not its death. Python ignores SIGXFSZ, which
     # restore_signals=False lets the child inherit; a VMM with its own handler (Firecracker's ends it)
     # doesn't get to run it, because a mask is inherited, too.
@@ -87,8 +93,7 @@ def spawn(
         ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for descriptor in outputs:
-            os.close(descriptor)
+        _close(outputs)
     # It is waited for by pidfd; Popen must not complain that it outlives its object.
     child.returncode = 0
     try:
@@ -108,6 +113,11 @@ def spawn(
         raise
     adopt(process)
     return process
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _appended(path: Path) -> int:

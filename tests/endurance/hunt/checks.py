@@ -15,7 +15,6 @@ from ramet.model.record import Record
 from ramet.paths import (
     CONFIRMED_FILE,
     CONSOLE_LOG,
-    ERRORS_LOG,
     EVENTS_LOG,
     MANIFEST_FILE,
     MEM_FILE,
@@ -31,7 +30,7 @@ from tests.endurance.hunt.model import Family
 
 WORKER_LIMIT_S = 90.0
 _ALWAYS = {"vmstate", "kernel", "initramfs", "config.json", "metrics.log", "lifecycle.lock"}
-_LOGS = {f"{log}{end}" for log in (CONSOLE_LOG, VMM_LOG, EVENTS_LOG, ERRORS_LOG) for end in ("", ".1")}
+_LOGS = {f"{log}{end}" for log in (CONSOLE_LOG, VMM_LOG, EVENTS_LOG) for end in ("", ".1")}
 
 
 class Inodes:

@@ -88,8 +88,10 @@ def saved_state(
 ) -> dict[str, Any]:
     """The whole tree."""
     cpus = {str(number): component({"msrs": [{"index": 16, "data": LARGEST}]}) for number in range(made.cpus)}
-    devices = {name: component({"avail_features": LARGEST}) for name in config.device_ids(made)}
-    tree = {name: {"id": name, "resources": []} for name in (*devices, "__serial", "__rng")}
+    ours = config.device_ids(made)
+    names = [*ours, *(f"_virtio-pci-{name}" for name in (*ours, "__rng")), "__serial", "__rng", "__ioapic"]
+    devices = {name: component({"avail_features": LARGEST}) for name in names}
+    tree = {name: {"id": name, "resources": []} for name in names}
     snapshots = {
         "cpu-manager": component(None, **cpus),
         "memory-manager": component(memory or memory_manager(made)),

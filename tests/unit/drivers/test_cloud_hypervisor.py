@@ -278,6 +278,7 @@ async def test_too_few_open_files_are_refused_before_a_vmm_is_started(
     assert not (tmp_path / "api.sock").exists()
 
 
+FOOTER = b"conectix" + bytes(4) + bytes.fromhex("00010000 ffffffffffffffff") + bytes(36) + b"\0\0\0\x02"
 DISKS = (
     Disk(name="disk", file="disk.raw", format="raw", size_bytes=4096),
     Disk(name="disk1", file="disk1.raw", format="raw", size_bytes=4096),
@@ -289,9 +290,10 @@ DISKS = (
     [
         (b"QFI\xfb\x00\x00\x00\x03", b"", "qcow2"),
         (b"vhdxfile", b"", "VHDX"),
-        (b"# Disk DescriptorFile\n", b"", "VMDK"),
-        (b"", b"conectix\x00\x00\x00\x02", "VHD"),
-        (b"vhdxfile", b"conectix\x00\x00\x00\x02", "VHDX"),
+        (b"", FOOTER, "VHD"),
+        (b"vhdxfile", FOOTER, "VHDX"),
+        (b"", FOOTER.replace(b"\x00\x00\x00\x02", b"\x00\x00\x00\x03"), None),  # it grows
+        (b"", b"conectix", None),
         (b"conectix", b"", None),
         (b"", b"vhdxfile", None),
         (b"QFI", b"", None),

@@ -15,7 +15,6 @@ Source: Cloud Hypervisor's `vmm/src/api/openapi/cloud-hypervisor.yaml` and `vmm/
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Final
 
 import msgspec
@@ -34,7 +33,7 @@ _NO_KERNEL: Final = "gone"
 MOST_BYTES: Final = 256 * KIB
 """The largest `config.json` that is read. With a disk it has 1 KB."""
 _ZONE: Final = "mem0"
-_ON: Final = frozenset({"sparse"})
+_ON: Final = frozenset({"sparse", "offload_tso", "offload_ufo", "offload_csum"})
 """Switches that Cloud Hypervisor adds and turns on by itself."""
 _PARTS: Final = frozenset({"features", "debug_console"})
 """Parts that Cloud Hypervisor adds by itself; any other part would be another device."""
@@ -111,20 +110,14 @@ def require_fits(saved: dict[str, Any], machine: Machine, *, where: str) -> None
         )
 
 
-def restore_config(saved: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """Return the `config.json` that a guest of that machine is restored from: with its own files and TAPs.
+def restore_config(machine: Machine) -> dict[str, Any]:
+    """Return the `config.json` that a guest of that machine is restored from.
 
-    `saved` fits the machine (`require_fits`).
+    It is made of the machine alone, as at a boot: nothing of a saved configuration gets into it, whose author
+    may be anybody. Cloud Hypervisor fills in what it had filled in at the boot, and each device finds its
+    state by its id.
     """
-    config = copy.deepcopy(saved)
-    config["payload"] = {"kernel": _NO_KERNEL}
-    for device, disk in zip(config.get("disks") or (), machine.disks, strict=True):
-        device["path"] = disk.file
-    for device, nic in zip(config.get("net") or (), machine.nics, strict=True):
-        # `host_mac` is the saved TAP's, and would be given to this one.
-        device.pop("host_mac", None)
-        device["tap"] = nic.tap
-    return config
+    return {**vm_config(machine, initramfs=False), "payload": {"kernel": _NO_KERNEL}}
 
 
 def _without_host_devices(net: Any) -> Any:

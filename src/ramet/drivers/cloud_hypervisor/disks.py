@@ -6,7 +6,7 @@ writes qcow2's magic into its first sector, or a fixed VHD's footer into its las
 from being restored. A fork's raw disk is its own copy, though, and its guest is paused: what is detected is
 taken out until the disk is open.
 
-Sources: `detect_image_type` in Cloud Hypervisor's `block/src/lib.rs`, at v53.0, and after it for VMDK; QEMU's
+Sources: `detect_image_type` in Cloud Hypervisor's `block/src/lib.rs`, at v53.0; QEMU's
 `docs/interop/qcow2.txt`, "Header"; [MS-VHDX] 2.1, "File Type Identifier"; "Virtual Hard Disk Image Format
 Specification", "Hard Disk Footer Format".
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,9 +26,11 @@ from ramet.model.record import Disk
 from ramet.system.files import filesystem_errors, write_all
 
 _SECTOR_BYTES: Final = 512
-_AT_THE_BEGINNING: Final = {b"QFI\xfb": "qcow2", b"vhdxfile": "VHDX", b"# Disk DescriptorFile": "VMDK"}
-_AT_THE_END: Final = {b"conectix": "VHD"}
-"""In the last sector. A VHD that grows begins like that as well, which isn't detected."""
+_AT_THE_BEGINNING: Final = {b"QFI\xfb": "qcow2", b"vhdxfile": "VHDX"}
+_FOOTER: Final = struct.Struct(">8s4xIQ36xI")
+"""The last sector of a VHD: cookie, version of the format, offset of its tables, kind of disk."""
+_COOKIE: Final = b"conectix"
+_FIXED_VHD: Final = (_COOKIE, 0x0001_0000, 0xFFFF_FFFF_FFFF_FFFF, 2)
 
 
 class _Magic(NamedTuple):
@@ -96,12 +99,13 @@ def magics_hidden(directory: Path, disks: Sequence[Disk]) -> Iterator[bool]:
 
 
 def _find(descriptor: int) -> list[_Magic]:
+    """Return what Cloud Hypervisor would detect, and no more: a guest with such a disk isn't booted."""
+    head = os.pread(descriptor, max(map(len, _AT_THE_BEGINNING)), 0)
+    magics = [_Magic(name, magic, 0) for magic, name in _AT_THE_BEGINNING.items() if head.startswith(magic)]
     last = os.fstat(descriptor).st_size - _SECTOR_BYTES
-    places = ((0, _AT_THE_BEGINNING), *(((last, _AT_THE_END),) if last >= 0 else ()))
-    magics = []
-    for offset, formats in places:
-        head = os.pread(descriptor, max(map(len, formats)), offset)
-        magics += [_Magic(formats[magic], magic, offset) for magic in formats if head.startswith(magic)]
+    footer = os.pread(descriptor, _FOOTER.size, last) if last >= 0 else b""
+    if len(footer) == _FOOTER.size and _FOOTER.unpack(footer) == _FIXED_VHD:
+        magics.append(_Magic("VHD", _COOKIE, last))
     return magics
 
 

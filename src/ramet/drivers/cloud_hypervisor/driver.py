@@ -27,9 +27,11 @@ import msgspec
 from ramet.drivers.cloud_hypervisor import config as cloud_hypervisor_config
 from ramet.drivers.cloud_hypervisor import disks, ending, kvm_needs, releases
 from ramet.drivers.cloud_hypervisor.vmm import (
+    STARTED,
     CloudHypervisorVmm,
     last_words,
     require_mem_file,
+    words_since_start,
 )
 from ramet.drivers.endings import announced_reboot
 from ramet.drivers.http_api import SOCKET
@@ -41,7 +43,6 @@ from ramet.model.record import Disk, Guest, Machine, ProcessRef, RamRegion
 from ramet.paths import (
     CONFIG_FILE,
     CONSOLE_LOG,
-    ERRORS_LOG,
     EVENTS_LOG,
     INITRAMFS_FILE,
     KERNEL_FILE,
@@ -50,7 +51,7 @@ from ramet.paths import (
 )
 from ramet.programs import Program
 from ramet.system import bounded_log, processes, rlimits, sockets, spawn
-from ramet.system.files import filesystem_errors
+from ramet.system.files import filesystem_errors, new_file, write_all
 from ramet.system.rlimits import Needs
 from ramet.units import MIB, round_up
 
@@ -176,7 +177,9 @@ class CloudHypervisor:
         initramfs = (directory / INITRAMFS_FILE).exists()
         document = cloud_hypervisor_config.vm_config(machine, initramfs=initramfs)
         with filesystem_errors("write", directory / CONFIG_FILE):  # for people
-            (directory / CONFIG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+            (directory / CONFIG_FILE).unlink(missing_ok=True)  # a link that a VMM made isn't followed
+            with new_file(directory / CONFIG_FILE) as file:
+                write_all(file, msgspec.json.format(msgspec.json.encode(document)) + b"\n", 0)
         vmm = await self._start(directory, machine, tag)
         try:
             await vmm.create_and_boot(initramfs=initramfs)
@@ -227,10 +230,10 @@ class CloudHypervisor:
         return CloudHypervisorVmm(directory, process, machine, None)
 
     def ending(self, directory: Path, *, console_start: int = 0) -> Ending:
-        """Tell how the VMM ended (`Driver.ending`), by its events and its log, which each start has anew."""
+        """Tell how the VMM ended (`Driver.ending`), by its events and its log."""
         return ending.ending_of(
             bounded_log.tail(directory / EVENTS_LOG, ending.LOOKED_AT_BYTES),
-            bounded_log.last_bytes(directory / VMM_LOG, ending.LOOKED_AT_BYTES),
+            words_since_start(directory, ending.LOOKED_AT_BYTES),
             reboot_announced=announced_reboot(directory, console_start),
         )
 
@@ -251,18 +254,16 @@ class CloudHypervisor:
         return vmm
 
     def _begin(self, directory: Path, tag: Path | None, needs: Needs) -> ProcessRef:
-        log = directory / VMM_LOG
         _require_files()
         with filesystem_errors("start Cloud Hypervisor in", directory), ExitStack() as closing:
             for left in (VSOCK_SOCKET, cloud_hypervisor_config.KERNEL_ONCE):
                 (directory / left).unlink(missing_ok=True)  # Cloud Hypervisor wouldn't bind over a socket
-            # Cloud Hypervisor writes a log from its beginning, so each start has a new file.
-            if log.exists():
-                log.replace(bounded_log.previous(log))
-            log.touch(mode=0o600)
-            for name in (EVENTS_LOG, ERRORS_LOG):
-                for old in (directory / name, bounded_log.previous(directory / name)):
-                    old.unlink(missing_ok=True)
+            for old in (directory / EVENTS_LOG, bounded_log.previous(directory / EVENTS_LOG)):
+                old.unlink(missing_ok=True)
+            # Its log is its standard error, which appends. A file of its own (`--log-file`) wouldn't be
+            # appended to: once it was cut, it would grow to the limit, and take no last words.
+            with (directory / VMM_LOG).open("ab") as log:
+                log.write(STARTED)
             directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             closing.callback(os.close, directory_fd)
             listener = closing.enter_context(sockets.listen(directory_fd, SOCKET))
@@ -274,11 +275,11 @@ class CloudHypervisor:
                     self._program.path(),
                     *("--api-socket", f"fd={listener.fileno()}"),
                     *("--event-monitor", f"fd={events_fd}"),
-                    *("--log-file", VMM_LOG, "-v"),
+                    "-v",
                 ],
                 directory=directory,
                 log=directory / CONSOLE_LOG,
-                errors=directory / ERRORS_LOG,
+                errors=directory / VMM_LOG,
                 fds=[listener.fileno(), events_fd],
                 needs=needs,
                 tag=tag,

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
 import msgspec
 
 from ramet.drivers.cloud_hypervisor import config, disks, releases, state, vmstate
@@ -22,11 +23,11 @@ from ramet.drivers.cloud_hypervisor.ranges import Source, delta_source
 from ramet.drivers.http_api import SOCKET, Answer, step
 from ramet.drivers.sessions import Sessions, session_limit_s
 from ramet.drivers.vmstate_files import require_empty
-from ramet.errors import DamagedError, UnavailableError, VmmError
+from ramet.errors import DamagedError, UnavailableError, VmmError, VmmTimeoutError
 from ramet.model.record import DeltaRun, Machine, ProcessRef
-from ramet.paths import ERRORS_LOG, KERNEL_FILE, MEM_FILE, VMM_LOG, VSOCK_SOCKET
+from ramet.paths import KERNEL_FILE, MEM_FILE, VMM_LOG, VSOCK_SOCKET
 from ramet.system import bounded_log, processes, rlimits, threads
-from ramet.system.files import filesystem_errors, open_regular, remove_tree, write_all
+from ramet.system.files import filesystem_errors, new_file, open_regular, remove_tree, write_all
 from ramet.system.pause_watchdog import ResumeSteps
 from ramet.text import printable
 from ramet.units import MIB
@@ -34,6 +35,10 @@ from ramet.units import MIB
 _CONFIG, _STATE, _RANGES = "config.json", "state.json", "memory-ranges"
 """Cloud Hypervisor's names, in the directory of a snapshot."""
 _VMSTATE: Final = "vmstate"
+STARTED: Final = b"ramet: started\n"
+"""A line of the log, at the beginning of what a VMM says there."""
+_LOGGED: Final = "cloud-hypervisor: "
+"""Each line of Cloud Hypervisor's logger begins so; others are its last words."""
 _ANOTHER: Final = "something has changed the instance's files: fork or restore from another capture"
 _LOADING: Final = "loading.tmp"
 _SAVING: Final = "saving.{}.tmp"
@@ -135,8 +140,9 @@ class CloudHypervisorVmm:
         the two documents are whole is told by parsing them: a full disk cuts the state, with the same words.
         """
         require_empty(vmstate_fd)
-        with _damage_as_vmm_errors(), self._saving() as directory:
-            (directory / _RANGES).touch(mode=0o600)
+        with _damage_as_vmm_errors(), self._saving() as directory, ExitStack() as closing:
+            with filesystem_errors("make", directory / _RANGES):
+                ranges_fd = closing.enter_context(new_file(directory / _RANGES))
             answer = await self._snapshot(directory)
             if not answer.is_refusal:
                 raise VmmError(f"{self._who}: Cloud Hypervisor wrote RAM over a file that was there")
@@ -147,7 +153,7 @@ class CloudHypervisorVmm:
                     f" whenever it saves: {words}",
                     hint="the guest can't be captured on this machine; run it with another driver",
                 )
-            if not _RAM_REFUSED.search(words) or (directory / _RANGES).stat().st_size:
+            if not _RAM_REFUSED.search(words) or os.fstat(ranges_fd).st_size:
                 raise self._refused("PUT", "vm.snapshot", answer)
             await self._write_vmstate(directory, vmstate_fd)
 
@@ -169,30 +175,35 @@ class CloudHypervisorVmm:
                 rlimits.limit_files(self.process, before)
             if answer.is_refusal:
                 raise self._refused("PUT", "vm.snapshot", answer)
-            saved_bytes = (directory / _RANGES).stat().st_size
+            with filesystem_errors("read", directory / _RANGES):
+                saved_bytes = (directory / _RANGES).stat().st_size
             if saved_bytes != self._machine.memory_bytes:
                 raise VmmError(
                     f"{self._who}: Cloud Hypervisor saved {saved_bytes} bytes of RAM, not"
                     f" {self._machine.memory_bytes}"
                 )
-            descriptor = os.open(directory / _VMSTATE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                await self._write_vmstate(directory, descriptor)
-            finally:
-                os.close(descriptor)
-            (directory / _RANGES).rename(self.directory / mem)
-            (directory / _VMSTATE).rename(self.directory / vmstate)
+            with filesystem_errors("write", self.directory / vmstate):
+                with new_file(directory / _VMSTATE) as descriptor:
+                    await self._write_vmstate(directory, descriptor)
+                (directory / _RANGES).rename(self.directory / mem)
+                (directory / _VMSTATE).rename(self.directory / vmstate)
 
     async def _snapshot(self, directory: Path) -> Answer:
+        """Make the request, and wait for its answer, also when the caller is cancelled.
+
+        Otherwise the directory would be removed under a VMM that writes to it: without `memory-ranges` there,
+        all of RAM is written.
+        """
         body: dict[str, object] = {"destination_url": f"file://{directory.name}"}
         longer_s = self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
-        return await self._request("PUT", "vm.snapshot", body, longer_s=longer_s)
+        with anyio.CancelScope(shield=True):
+            return await self._request("PUT", "vm.snapshot", body, longer_s=longer_s)
 
     async def _write_vmstate(self, directory: Path, vmstate_fd: int) -> None:
         """Write the two documents in `directory` into one file, once they are known to be whole."""
         where = f"{self._who}'s new vmstate"
         config_text = _read(directory / _CONFIG, config.MOST_BYTES)
-        state_text = _read(directory / _STATE, state.MOST_BYTES)
+        state_text = _read(directory / _STATE, state.most_bytes(self._machine.cpus))
         self._parsed(config_text, state_text, where=where)
         content = vmstate.encode(await self._known_version(), config_text, state_text)
         with filesystem_errors("write", where):
@@ -200,19 +211,23 @@ class CloudHypervisorVmm:
 
     @contextmanager
     def _saving(self) -> Iterator[Path]:
-        """Make a directory for a snapshot, and remove it at the end.
+        """Make a directory for a snapshot, and remove it at the end, unless the VMM may still write to it.
 
         Its name is new, because a request of a ramet process that died may still be carried out.
         """
         for left in self.directory.glob(_SAVING.format("*")):
-            remove_tree(left)
+            _remove(left)
         directory = self.directory / _SAVING.format(secrets.token_hex(4))
         with filesystem_errors("make", directory):
             directory.mkdir(mode=0o700)
         try:
             yield directory
-        finally:
-            remove_tree(directory)
+        except VmmTimeoutError:
+            raise  # the next save removes it
+        except BaseException:
+            _remove(directory)
+            raise
+        _remove(directory)
 
     async def load_vmstate(self, name: str) -> None:
         """Load device and CPU state (`Vmm.load_vmstate`). The mem-file is mapped now, and not before."""
@@ -240,9 +255,9 @@ class CloudHypervisorVmm:
         with _damage_as_vmm_errors():
             require_mem_file(self.directory, self._machine)
             disks.require_disks(self.directory, self._machine.disks)
-            content = _read(self.directory / name, vmstate.MOST_BYTES)
+            content = _read(self.directory / name, vmstate.most_bytes(self._machine.cpus))
             saved = vmstate.decode(content, version=version, where=where)
-            saved_config, saved_state = self._parsed(bytes(saved.config), bytes(saved.state), where=where)
+            saved_state = self._parsed(bytes(saved.config), bytes(saved.state), where=where)
             with ExitStack() as leaving:
                 source = Source((), "", 0)
                 if delta_fd is not None:
@@ -250,7 +265,7 @@ class CloudHypervisorVmm:
                     source = await threads.run(leaving.enter_context, made)
                 directory = leaving.enter_context(self._loading())
                 with filesystem_errors("write", directory):
-                    restored = config.restore_config(saved_config, self._machine)
+                    restored = config.restore_config(self._machine)
                     (directory / _CONFIG).write_bytes(msgspec.json.encode(restored))
                     (directory / _STATE).write_bytes(saved_state.for_restore(source.ranges))
                     if source.ranges:
@@ -283,28 +298,24 @@ class CloudHypervisorVmm:
     @contextmanager
     def _loading(self) -> Iterator[Path]:
         directory = self.directory / _LOADING
-        remove_tree(directory)
+        _remove(directory)
         with filesystem_errors("make", directory):
             directory.mkdir(mode=0o700)
         try:
             yield directory
         finally:
-            remove_tree(directory)
+            _remove(directory)
 
-    def _parsed(
-        self, config_text: bytes, state_text: bytes, *, where: str
-    ) -> tuple[dict[str, Any], state.State]:
+    def _parsed(self, config_text: bytes, state_text: bytes, *, where: str) -> state.State:
         """Parse both documents of a vmstate, and check both against the machine. Raises `DamagedError`."""
-        saved_config = config.parse(config_text, where=where)
-        config.require_fits(saved_config, self._machine, where=where)
-        saved_state = state.parse(
+        config.require_fits(config.parse(config_text, where=where), self._machine, where=where)
+        return state.parse(
             state_text,
             regions=releases.ram_regions(self._machine.memory_bytes),
             cpus=self._machine.cpus,
             devices=config.device_ids(self._machine),
             where=where,
         )
-        return saved_config, saved_state
 
     async def _known_version(self) -> str:
         version = self._version or await self.own_version()
@@ -329,6 +340,15 @@ class CloudHypervisorVmm:
     def _refused(self, method: str, request: str, answer: Answer) -> VmmError:
         words = words_of(answer.content)
         return VmmError(f"{self._who}: Cloud Hypervisor refused {method} {request}: {words}")
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory of this module, or what a VMM has put in its place."""
+    if directory.is_symlink() or not directory.is_dir():
+        with filesystem_errors("remove", directory):
+            directory.unlink(missing_ok=True)
+    else:
+        remove_tree(directory)
 
 
 class _Info(msgspec.Struct, frozen=True):
@@ -365,11 +385,16 @@ def require_mem_file(directory: Path, machine: Machine) -> None:
 
 
 def last_words(directory: Path) -> str:
-    """Return the last errors of log and standard error, without times and threads; empty without any."""
-    logged = printable(bounded_log.tail(directory / VMM_LOG, 4096)).splitlines()
-    wrong = [line.partition(" -- ")[2] or line for line in logged if re.search(r"\b(ERROR|WARN)\b", line)]
-    words = " ".join(printable(bounded_log.tail(directory / ERRORS_LOG, 4096)).split())
-    return " / ".join([*wrong[-3:], *([words] if words else [])])[-1000:]
+    """Return the last errors that the VMM has logged since its start, or what else it said there."""
+    lines = printable(words_since_start(directory, 4096)).splitlines()
+    wrong = [line.partition(" -- ")[2] or line for line in lines if re.search(r"\b(ERROR|WARN)\b", line)]
+    rest = [line for line in lines if not line.startswith(_LOGGED)]
+    return " / ".join([*wrong[-3:], *([" ".join(" ".join(rest).split())] if rest else [])])[-1000:]
+
+
+def words_since_start(directory: Path, most_bytes: int) -> bytes:
+    """Return the end of the log of the VMM that last worked in `directory`, without its predecessors'."""
+    return bounded_log.tail(directory / VMM_LOG, most_bytes).rpartition(STARTED)[2]
 
 
 def _read(path: Path, most_bytes: int) -> bytes:

@@ -18,8 +18,12 @@ from ramet.drivers.cloud_hypervisor import config, releases, state
 from ramet.errors import DamagedError, UnavailableError
 from ramet.units import KIB
 
-MOST_BYTES: Final = config.MOST_BYTES + state.MOST_BYTES + KIB
 VERSION: Final = re.compile(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?([-+][0-9A-Za-z.+-]{1,64})?")
+
+
+def most_bytes(cpus: int) -> int:
+    """Return the largest vmstate that is read, of a machine with that number of CPUs."""
+    return config.MOST_BYTES + state.most_bytes(cpus) + KIB
 
 
 class Vmstate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,8 +48,6 @@ def decode(content: bytes, *, version: str, where: str) -> Vmstate:
     The two documents in it are still to be parsed. Raises `DamagedError` for a file of another kind,
     `UnavailableError` when another major version wrote it.
     """
-    if len(content) > MOST_BYTES:
-        raise DamagedError(f"{where} has {len(content)} bytes, more than any vmstate")
     try:
         vmstate = msgspec.json.decode(content, type=Vmstate)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:

@@ -181,6 +181,8 @@ class Controller:
                 continue
             with suppress(RametError):  # not installed: none of its VMMs is kept empty
                 await driver.version()
+                if driver.standing().why_unusable is not None:
+                    continue
                 if verdict.status == "runs_linux" or Ability.BOOTS_BARE_METAL in driver.abilities:
                     self._starts_empty.append(driver)
 
@@ -189,9 +191,12 @@ class Controller:
             self._news.clear()
             await self._look()
             shares = self._shares()
-            for made in self._inventory.surplus(shares, self._sources.keys()):
+            surplus = list(self._inventory.surplus(shares, self._sources.keys()))
+            for made in surplus:
                 with suppress(RametError, OSError):  # it is surplus the next time, too
                     await self._end(made)
+            if surplus:
+                shares = self._shares()  # empty VMMs of another driver may come now
             missing, held_back = self._missing(shares)
             self._report(held_back)
             if missing is None:

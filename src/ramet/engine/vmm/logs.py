@@ -12,12 +12,12 @@ from typing import Final
 
 import anyio
 
-from ramet.paths import CONSOLE_LOG, ERRORS_LOG, EVENTS_LOG, VMM_LOG, Home
+from ramet.paths import CONSOLE_LOG, EVENTS_LOG, VMM_LOG, Home
 from ramet.system import bounded_log, threads
 
 EVERY_S: Final = 20.0
 """A serial console writes a few MB in that time."""
-_LOGS: Final = (CONSOLE_LOG, VMM_LOG, EVENTS_LOG, ERRORS_LOG)
+_LOGS: Final = (CONSOLE_LOG, VMM_LOG, EVENTS_LOG)
 
 
 def trim(directory: Path) -> None:
@@ -36,5 +36,7 @@ async def keep_trimmed(home: Home) -> None:
 def _trim_all(home: Home) -> None:
     with suppress(OSError):  # a home that has been removed has no logs
         for directory in home.instances.iterdir():
-            with suppress(OSError):  # a full disk: nothing is lost, and the next round tries again
-                trim(directory)
+            for log in _LOGS:
+                # A full disk, and what a VMM put in a log's place: the next round tries again.
+                with suppress(OSError):
+                    bounded_log.trim(directory / log)
