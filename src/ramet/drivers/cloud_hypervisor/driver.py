@@ -260,7 +260,7 @@ class CloudHypervisor:
                 (directory / left).unlink(missing_ok=True)  # Cloud Hypervisor wouldn't bind over a socket
             for old in (directory / EVENTS_LOG, bounded_log.previous(directory / EVENTS_LOG)):
                 old.unlink(missing_ok=True)
-            # Its log is its standard error, which appends. A file of its own (`--log-file`) wouldn't be
+            # Its log is its standard error, which appends. A separate file (`--log-file`) wouldn't be
             # appended to: once it was cut, it would grow to the limit, and take no last words.
             with (directory / VMM_LOG).open("ab") as log:
                 log.write(STARTED)

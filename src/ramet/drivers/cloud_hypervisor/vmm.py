@@ -197,7 +197,8 @@ class CloudHypervisorVmm:
         body: dict[str, object] = {"destination_url": f"file://{directory.name}"}
         longer_s = self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
         with anyio.CancelScope(shield=True):
-            return await self._request("PUT", "vm.snapshot", body, longer_s=longer_s)
+            answer = await self._request("PUT", "vm.snapshot", body, longer_s=longer_s)
+        return answer
 
     async def _write_vmstate(self, directory: Path, vmstate_fd: int) -> None:
         """Write the two documents in `directory` into one file, once they are known to be whole."""
