@@ -143,7 +143,8 @@ class CloudHypervisorVmm:
         with _damage_as_vmm_errors(), self._saving() as directory, ExitStack() as closing:
             with filesystem_errors("make", directory / _RANGES):
                 ranges_fd = closing.enter_context(new_file(directory / _RANGES))
-            answer = await self._snapshot(directory)
+            with anyio.CancelScope(shield=True):
+                answer = await self._snapshot(directory)
             if not answer.is_refusal:
                 raise VmmError(f"{self._who}: Cloud Hypervisor wrote RAM over a file that was there")
             words = words_of(answer.content)
@@ -170,7 +171,8 @@ class CloudHypervisorVmm:
             before = rlimits.limit_of_files(self.process)
             rlimits.limit_files(self.process, None)
             try:
-                answer = await self._snapshot(directory)
+                with anyio.CancelScope(shield=True):
+                    answer = await self._snapshot(directory)
             finally:
                 rlimits.limit_files(self.process, before)
             if answer.is_refusal:
@@ -189,16 +191,14 @@ class CloudHypervisorVmm:
                 (directory / _VMSTATE).rename(self.directory / vmstate)
 
     async def _snapshot(self, directory: Path) -> Answer:
-        """Make the request, and wait for its answer, also when the caller is cancelled.
+        """Make the request. The answer has to be waited for, also by a caller that is cancelled.
 
         Otherwise the directory would be removed under a VMM that writes to it: without `memory-ranges` there,
         all of RAM is written.
         """
         body: dict[str, object] = {"destination_url": f"file://{directory.name}"}
         longer_s = self._machine.memory_bytes / (_SLOWEST_MIB_PER_S * MIB)
-        with anyio.CancelScope(shield=True):
-            answer = await self._request("PUT", "vm.snapshot", body, longer_s=longer_s)
-        return answer
+        return await self._request("PUT", "vm.snapshot", body, longer_s=longer_s)
 
     async def _write_vmstate(self, directory: Path, vmstate_fd: int) -> None:
         """Write the two documents in `directory` into one file, once they are known to be whole."""
