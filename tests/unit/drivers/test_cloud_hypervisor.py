@@ -14,7 +14,8 @@ from ramet.drivers.cloud_hypervisor import ending, kvm_needs, releases
 from ramet.drivers.cloud_hypervisor.api import words_of
 from ramet.drivers.cloud_hypervisor.disks import foreign_format, magics_hidden
 from ramet.drivers.cloud_hypervisor.driver import CloudHypervisor
-from ramet.drivers.cloud_hypervisor.vmm import CloudHypervisorVmm, require_mem_file
+from ramet.drivers.cloud_hypervisor.files import require_mem_file
+from ramet.drivers.cloud_hypervisor.vmm import CloudHypervisorVmm
 from ramet.drivers.interface import (
     Ability,
     Ending,

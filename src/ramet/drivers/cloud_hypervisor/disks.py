@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ramet.drivers.cloud_hypervisor.files import CHANGED
 from ramet.errors import VmmError
 from ramet.model.record import Disk
 from ramet.system.files import filesystem_errors, write_all
@@ -56,7 +57,7 @@ def require_disks(directory: Path, disks: Sequence[Disk]) -> None:
         if facts.st_size != disk.size_bytes:
             raise VmmError(
                 f"{path} has {facts.st_size} bytes, and the machine's disk {disk.size_bytes}",
-                hint="something has changed the instance's files: fork or restore from another capture",
+                hint=CHANGED,
             )
 
 

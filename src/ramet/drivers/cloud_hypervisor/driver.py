@@ -26,13 +26,9 @@ import msgspec
 
 from ramet.drivers.cloud_hypervisor import config as cloud_hypervisor_config
 from ramet.drivers.cloud_hypervisor import disks, ending, kvm_needs, releases
-from ramet.drivers.cloud_hypervisor.vmm import (
-    STARTED,
-    CloudHypervisorVmm,
-    last_words,
-    require_mem_file,
-    words_since_start,
-)
+from ramet.drivers.cloud_hypervisor.files import require_mem_file
+from ramet.drivers.cloud_hypervisor.log import STARTED, last_words, words_since_start
+from ramet.drivers.cloud_hypervisor.vmm import CloudHypervisorVmm
 from ramet.drivers.endings import announced_reboot
 from ramet.drivers.http_api import SOCKET
 from ramet.drivers.interface import Ability, Ending, Standing

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -19,30 +18,22 @@ import msgspec
 
 from ramet.drivers.cloud_hypervisor import config, disks, releases, state, vmstate
 from ramet.drivers.cloud_hypervisor.api import Api, api, path_of, words_of
+from ramet.drivers.cloud_hypervisor.files import LOADING, loading, read, require_mem_file, saving
 from ramet.drivers.cloud_hypervisor.ranges import Source, delta_source
 from ramet.drivers.http_api import SOCKET, Answer, step
 from ramet.drivers.sessions import Sessions, session_limit_s
 from ramet.drivers.vmstate_files import require_empty
-from ramet.errors import DamagedError, UnavailableError, VmmError, VmmTimeoutError
+from ramet.errors import DamagedError, UnavailableError, VmmError
 from ramet.model.record import DeltaRun, Machine, ProcessRef
-from ramet.paths import KERNEL_FILE, MEM_FILE, VMM_LOG, VSOCK_SOCKET
-from ramet.system import bounded_log, processes, rlimits, threads
-from ramet.system.files import filesystem_errors, new_file, open_regular, remove_tree, write_all
+from ramet.paths import KERNEL_FILE, MEM_FILE, VSOCK_SOCKET
+from ramet.system import processes, rlimits, threads
+from ramet.system.files import filesystem_errors, new_file, write_all
 from ramet.system.pause_watchdog import ResumeSteps
-from ramet.text import printable
 from ramet.units import MIB
 
 _CONFIG, _STATE, _RANGES = "config.json", "state.json", "memory-ranges"
 """Cloud Hypervisor's names, in the directory of a snapshot."""
 _VMSTATE: Final = "vmstate"
-STARTED: Final = b"ramet: started\n"
-"""A line of the log, at the beginning of what a VMM says there."""
-_LOGGED: Final = "cloud-hypervisor: "
-"""Each line of Cloud Hypervisor's logger begins so; others are its last words."""
-_ANOTHER: Final = "something has changed the instance's files: fork or restore from another capture"
-_LOADING: Final = "loading.tmp"
-_SAVING: Final = "saving.{}.tmp"
-"""Directories for a load and a save; forks get no copy of what a killed process left (`disk.clone`)."""
 _SLOWEST_MIB_PER_S: Final = 10
 """A slow disk's pace, for what may be copied of RAM."""
 # The wanted refusal: `memory-ranges` is there already, and is opened after both documents are written.
@@ -140,7 +131,7 @@ class CloudHypervisorVmm:
         the two documents are whole is told by parsing them: a full disk cuts the state, with the same words.
         """
         require_empty(vmstate_fd)
-        with _damage_as_vmm_errors(), self._saving() as directory, ExitStack() as closing:
+        with _damage_as_vmm_errors(), saving(self.directory) as directory, ExitStack() as closing:
             with filesystem_errors("make", directory / _RANGES):
                 ranges_fd = closing.enter_context(new_file(directory / _RANGES))
             with anyio.CancelScope(shield=True):
@@ -167,7 +158,7 @@ class CloudHypervisorVmm:
         for name in (vmstate, mem):
             if (self.directory / name).exists():
                 raise VmmError(f"{self.directory / name} exists: only new files are ever written")
-        with _damage_as_vmm_errors(), self._saving() as directory:
+        with _damage_as_vmm_errors(), saving(self.directory) as directory:
             before = rlimits.limit_of_files(self.process)
             rlimits.limit_files(self.process, None)
             try:
@@ -203,32 +194,12 @@ class CloudHypervisorVmm:
     async def _write_vmstate(self, directory: Path, vmstate_fd: int) -> None:
         """Write the two documents in `directory` into one file, once they are known to be whole."""
         where = f"{self._who}'s new vmstate"
-        config_text = _read(directory / _CONFIG, config.MOST_BYTES)
-        state_text = _read(directory / _STATE, state.most_bytes(self._machine.cpus))
+        config_text = read(directory / _CONFIG, config.MOST_BYTES)
+        state_text = read(directory / _STATE, state.most_bytes(self._machine.cpus))
         self._parsed(config_text, state_text, where=where)
         content = vmstate.encode(await self._known_version(), config_text, state_text)
         with filesystem_errors("write", where):
             write_all(vmstate_fd, content, 0)
-
-    @contextmanager
-    def _saving(self) -> Iterator[Path]:
-        """Make a directory for a snapshot, and remove it at the end, unless the VMM may still write to it.
-
-        Its name is new, because a request of a ramet process that died may still be carried out.
-        """
-        for left in self.directory.glob(_SAVING.format("*")):
-            _remove(left)
-        directory = self.directory / _SAVING.format(secrets.token_hex(4))
-        with filesystem_errors("make", directory):
-            directory.mkdir(mode=0o700)
-        try:
-            yield directory
-        except VmmTimeoutError:
-            raise  # the next save removes it
-        except BaseException:
-            _remove(directory)
-            raise
-        _remove(directory)
 
     async def load_vmstate(self, name: str) -> None:
         """Load device and CPU state (`Vmm.load_vmstate`). The mem-file is mapped now, and not before."""
@@ -256,7 +227,7 @@ class CloudHypervisorVmm:
         with _damage_as_vmm_errors():
             require_mem_file(self.directory, self._machine)
             disks.require_disks(self.directory, self._machine.disks)
-            content = _read(self.directory / name, vmstate.most_bytes(self._machine.cpus))
+            content = read(self.directory / name, vmstate.most_bytes(self._machine.cpus))
             saved = vmstate.decode(content, version=version, where=where)
             saved_state = self._parsed(bytes(saved.config), bytes(saved.state), where=where)
             with ExitStack() as leaving:
@@ -264,7 +235,7 @@ class CloudHypervisorVmm:
                 if delta_fd is not None:
                     made = delta_source(delta_fd, runs, self.directory / MEM_FILE, regions)
                     source = await threads.run(leaving.enter_context, made)
-                directory = leaving.enter_context(self._loading())
+                directory = leaving.enter_context(loading(self.directory))
                 with filesystem_errors("write", directory):
                     restored = config.restore_config(self._machine)
                     (directory / _CONFIG).write_bytes(msgspec.json.encode(restored))
@@ -283,7 +254,7 @@ class CloudHypervisorVmm:
 
     async def _restore(self, source: Source, *, resume: bool) -> None:
         body: dict[str, object] = {
-            "source_url": f"file://{_LOADING}",
+            "source_url": f"file://{LOADING}",
             "prefault": False,
             "resume": resume,
         }
@@ -295,17 +266,6 @@ class CloudHypervisorVmm:
         answer = await self._request("PUT", "vm.restore", body, longer_s=longer_s)
         if answer.is_refusal:
             raise self._refused("PUT", "vm.restore", answer)
-
-    @contextmanager
-    def _loading(self) -> Iterator[Path]:
-        directory = self.directory / _LOADING
-        _remove(directory)
-        with filesystem_errors("make", directory):
-            directory.mkdir(mode=0o700)
-        try:
-            yield directory
-        finally:
-            _remove(directory)
 
     def _parsed(self, config_text: bytes, state_text: bytes, *, where: str) -> state.State:
         """Parse both documents of a vmstate, and check both against the machine. Raises `DamagedError`."""
@@ -343,15 +303,6 @@ class CloudHypervisorVmm:
         return VmmError(f"{self._who}: Cloud Hypervisor refused {method} {request}: {words}")
 
 
-def _remove(directory: Path) -> None:
-    """Remove a directory of this module, or what a VMM has put in its place."""
-    if directory.is_symlink() or not directory.is_dir():
-        with filesystem_errors("remove", directory):
-            directory.unlink(missing_ok=True)
-    else:
-        remove_tree(directory)
-
-
 class _Info(msgspec.Struct, frozen=True):
     state: str
 
@@ -363,56 +314,3 @@ def _damage_as_vmm_errors() -> Iterator[None]:
         yield
     except DamagedError as error:
         raise VmmError(error.message, hint=error.hint) from error
-
-
-def require_mem_file(directory: Path, machine: Machine) -> None:
-    """Raise `VmmError` unless the mem-file in `directory` is exactly as long as the machine's RAM.
-
-    Cloud Hypervisor maps a shorter file, and SIGBUS ends the VMM when its guest gets to the missing part.
-    """
-    path = directory / MEM_FILE
-    try:
-        with open_regular(path) as descriptor:
-            size_bytes = os.fstat(descriptor).st_size
-    except OSError as error:
-        raise VmmError(
-            f"{path} can't be used as a mem-file: {error.strerror or error}", hint=_ANOTHER
-        ) from error
-    if size_bytes != machine.memory_bytes:
-        raise VmmError(
-            f"{path} has {size_bytes} bytes, and the machine {machine.memory_bytes} bytes of RAM",
-            hint=_ANOTHER,
-        )
-
-
-def last_words(directory: Path) -> str:
-    """Return the last errors that the VMM has logged since its start, or what else it said there."""
-    lines = printable(words_since_start(directory, 4096)).splitlines()
-    wrong = [line.partition(" -- ")[2] or line for line in lines if re.search(r"\b(ERROR|WARN)\b", line)]
-    rest = [line for line in lines if not line.startswith(_LOGGED)]
-    return " / ".join([*wrong[-3:], *([" ".join(" ".join(rest).split())] if rest else [])])[-1000:]
-
-
-def words_since_start(directory: Path, most_bytes: int) -> bytes:
-    """Return the end of the log of the VMM that last worked in `directory`, without its predecessors'."""
-    return bounded_log.tail(directory / VMM_LOG, most_bytes).rpartition(STARTED)[2]
-
-
-def _read(path: Path, most_bytes: int) -> bytes:
-    """Read a whole file that a VMM wrote or was given.
-
-    Raises `DamagedError`, also for a file of more than `most_bytes`.
-    """
-    try:
-        with open_regular(path) as descriptor:
-            size_bytes = os.fstat(descriptor).st_size
-            if size_bytes > most_bytes:
-                raise DamagedError(f"{path} has {size_bytes} bytes, more than {most_bytes}")
-            content = bytearray()
-            while piece := os.read(descriptor, size_bytes + 1 - len(content)):
-                content += piece
-                if len(content) > size_bytes:
-                    raise DamagedError(f"{path} grew while it was read")
-            return bytes(content)
-    except OSError as error:
-        raise DamagedError(f"{path} can't be read: {error.strerror or error}") from error
