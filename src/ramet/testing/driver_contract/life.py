@@ -115,6 +115,13 @@ async def answer(subject: Subject, vm: Running, *, limit_s: float) -> None:
     raise GuestTimeoutError("no answer")
 
 
+async def test_a_driver_takes_what_its_own_version_saved(subject: Subject) -> None:
+    driver, version = subject.driver, await subject.driver.version()
+    assert driver.takes_vmstate_of(version)
+    assert driver.as_of(version).takes_vmstate_of(version)
+    assert not driver.takes_vmstate_of("0.1.0")
+
+
 async def test_another_process_adopts_it(subject: Subject, frozen: Frozen, place: Path) -> None:
     async with restored(subject, frozen, place / "vm") as vm:
         with another_process.start("adopt", subject, vm) as adopting:
