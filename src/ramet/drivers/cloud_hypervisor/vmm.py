@@ -34,6 +34,7 @@ from ramet.units import MIB
 _CONFIG, _STATE, _RANGES = "config.json", "state.json", "memory-ranges"
 """Cloud Hypervisor's names, in the directory of a snapshot."""
 _VMSTATE: Final = "vmstate"
+_NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SLOWEST_MIB_PER_S: Final = 10
 """A slow disk's pace, for what may be copied of RAM."""
 # The wanted refusal: `memory-ranges` is there already, and is opened after both documents are written.
@@ -133,7 +134,9 @@ class CloudHypervisorVmm:
         require_empty(vmstate_fd)
         with _damage_as_vmm_errors(), saving(self.directory) as directory, ExitStack() as closing:
             with filesystem_errors("make", directory / _RANGES):
-                ranges_fd = closing.enter_context(new_file(directory / _RANGES))
+                # Not removed on an error either: the VMM may still be on its way there.
+                ranges_fd = os.open(directory / _RANGES, _NEW_FILE, 0o600)
+                closing.callback(os.close, ranges_fd)
             with anyio.CancelScope(shield=True):
                 answer = await self._snapshot(directory)
             if not answer.is_refusal:
