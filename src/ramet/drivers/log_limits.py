@@ -20,13 +20,15 @@ LARGEST_LOG_BYTES: Final = 16 * MIB
 _METADATA_DIVISOR: Final = 1024
 
 
-def largest_file_bytes(machine: Machine, *, log_bytes: int = LARGEST_LOG_BYTES) -> int:
-    """Return the limit for the VMM of that machine, whose logs may have `log_bytes`."""
+def largest_file_bytes(machine: Machine, *, log_bytes: int | None = None) -> int:
+    """Return the limit for the VMM of that machine, whose logs may have `log_bytes` (`LARGEST_LOG_BYTES`)."""
+    if log_bytes is None:
+        log_bytes = LARGEST_LOG_BYTES
     largest = max((disk.size_bytes for disk in machine.disks), default=0)
     return max(log_bytes, largest + largest // _METADATA_DIVISOR + MIB if largest else 0)
 
 
-def needs_of(machine: Machine, *, log_bytes: int = LARGEST_LOG_BYTES) -> Needs:
+def needs_of(machine: Machine, *, log_bytes: int | None = None) -> Needs:
     """Return what the VMM of that machine must be able to do, regardless of its caller's limits."""
     mapped_bytes = machine.memory_bytes + (_translation_bytes() if machine.accelerator == "tcg" else 0)
     return Needs(file_bytes=largest_file_bytes(machine, log_bytes=log_bytes), mapped_bytes=mapped_bytes)
