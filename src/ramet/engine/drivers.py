@@ -68,7 +68,8 @@ async def choose(context: Context, driver_name: str, image: Image, *, failed: Se
     """Choose the driver, and `kvm` or `tcg`.
 
     `auto` is what `RAMET_DRIVER` says; if that is unset, the first driver that can: Firecracker if KVM really
-    runs such a guest, else QEMU. `failed` are trials of this very call, which the cache may not have taken.
+    runs such a guest, then QEMU, then Cloud Hypervisor. `failed` are trials of this very call, which the
+    cache may not have taken.
 
     Raises `UsageError` for an unknown name, `UnavailableError` with the reason of each driver that was asked
     for when this machine can't.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ramet.drivers.cloud_hypervisor import config, releases
+from ramet.drivers.cloud_hypervisor import config, releases, state
 from ramet.drivers.cloud_hypervisor.driver import CloudHypervisor
+from ramet.drivers.cloud_hypervisor.state import State
 from ramet.model.record import Machine
 from ramet.units import MIB
 
@@ -23,6 +24,17 @@ def machine(memory_bytes: int = SIZE, *, cpus: int = 1, disks: int = 1) -> Machi
     driver = CloudHypervisor().as_of(VERSION)
     return driver.machine(
         accelerator="kvm", memory_bytes=memory_bytes, cpus=cpus, disk_bytes=(16 * MIB,) * disks
+    )
+
+
+def parsed(text: bytes, made: Machine) -> State:
+    """The state as the driver reads it."""
+    return state.parse(
+        text,
+        regions=releases.ram_regions(made.memory_bytes),
+        cpus=made.cpus,
+        devices=config.device_ids(made),
+        where="it",
     )
 
 

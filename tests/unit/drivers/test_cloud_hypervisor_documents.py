@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramet.drivers.cloud_hypervisor import config, releases, state, vmstate
-from ramet.drivers.cloud_hypervisor.state import GuestRange, State
+from ramet.drivers.cloud_hypervisor import config, state, vmstate
+from ramet.drivers.cloud_hypervisor.state import GuestRange
 from ramet.errors import DamagedError, UnavailableError
 from ramet.model.record import Machine, Nic
 from ramet.units import GIB, MIB
@@ -23,23 +23,13 @@ from tests.unit.drivers.cloud_hypervisor_documents import (
     encoded,
     machine,
     memory_manager,
+    parsed,
     saved_config,
     saved_state,
     vm_state,
 )
 
 HIGH = 3 * GIB + 64 * MIB
-
-
-def parsed(text: bytes, made: Machine) -> State:
-    """The state as the driver reads it."""
-    return state.parse(
-        text,
-        regions=releases.ram_regions(made.memory_bytes),
-        cpus=made.cpus,
-        devices=config.device_ids(made),
-        where="it",
-    )
 
 
 def inner(document: dict[str, Any], *path: str) -> Any:

@@ -16,13 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramet.drivers.cloud_hypervisor import config, releases, state, vmstate
+from ramet.drivers.cloud_hypervisor import config, vmstate
 from ramet.drivers.cloud_hypervisor.driver import CloudHypervisor
-from ramet.drivers.cloud_hypervisor.state import GuestRange, State
+from ramet.drivers.cloud_hypervisor.state import GuestRange
 from ramet.errors import DamagedError
-from ramet.model.record import Machine
 from ramet.units import MIB
-from tests.unit.drivers.cloud_hypervisor_documents import memory_manager, saved_config, saved_state
+from tests.unit.drivers.cloud_hypervisor_documents import memory_manager, parsed, saved_config, saved_state
 
 SAVED: Final = Path(__file__).parent / "cloud_hypervisor_53.0"
 VERSION: Final = "53.0"
@@ -33,16 +32,6 @@ MACHINE: Final = (
     .as_of(VERSION)
     .machine(accelerator="kvm", memory_bytes=96 * MIB, cpus=2, disk_bytes=(16 * MIB,))
 )
-
-
-def parsed(text: bytes, made: Machine = MACHINE) -> State:
-    return state.parse(
-        text,
-        regions=releases.ram_regions(made.memory_bytes),
-        cpus=made.cpus,
-        devices=config.device_ids(made),
-        where="it",
-    )
 
 
 def taken_apart(text: bytes | str) -> dict[str, Any]:
@@ -65,13 +54,13 @@ def keys(value: Any) -> Any:
 
 def test_the_documents_fit_their_machine() -> None:
     config.require_fits(config.parse(CONFIG, where="it"), MACHINE, where="it")
-    parsed(STATE)
+    parsed(STATE, MACHINE)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 100)), max_size=20))
 def test_a_restore_changes_ranges_and_clock_flags_and_nothing_else(pages: list[tuple[int, int]]) -> None:
     ranges = [GuestRange(start * 4096, count * 4096) for start, count in pages]
-    restored, saved = taken_apart(parsed(STATE).for_restore(ranges)), taken_apart(STATE)
+    restored, saved = taken_apart(parsed(STATE, MACHINE).for_restore(ranges)), taken_apart(STATE)
     memory = restored["snapshots"]["memory-manager"]["snapshot_data"]["state"]
     clock = restored["snapshot_data"]["state"]["clock"]["Kvm"]
     assert memory["memory_ranges"]["data"] == [{"gpa": start, "length": length} for start, length in ranges]
@@ -92,7 +81,7 @@ def test_both_come_back_from_a_vmstate_as_they_were() -> None:
 @given(st.integers(0, len(STATE) - 1))
 def test_a_state_that_was_cut_anywhere_is_damaged(length: int) -> None:
     with pytest.raises(DamagedError):
-        parsed(STATE[:length])
+        parsed(STATE[:length], MACHINE)
 
 
 @given(st.integers(0, len(CONFIG) - 1))

@@ -88,3 +88,20 @@ def test_a_child_whose_limits_cannot_be_set_does_not_stay(
     with pytest.raises(PermissionError):
         spawn.spawn(["sleep", "60"], directory=tmp_path, log=tmp_path / "log")
     assert spawn.spawned_in(tmp_path) == []
+
+
+@pytest.mark.anyio
+async def test_standard_error_may_have_a_separate_log(tmp_path: Path) -> None:
+    words = ["sh", "-c", "echo out; echo wrong >&2"]
+    for errors, texts in ((None, ["out\nwrong\n"]), (tmp_path / "errors", ["out\n", "wrong\n"])):
+        log = tmp_path / f"log-{errors is None}"
+        process = spawn.spawn(words, directory=tmp_path, log=log, errors=errors)
+        await processes.wait_ended(process, timeout_s=20)
+        assert [path.read_text() for path in (log, errors) if path is not None] == texts
+
+
+def test_a_log_that_cannot_be_opened_leaks_no_descriptor(tmp_path: Path) -> None:
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with pytest.raises(OSError, match="No such file"):
+        spawn.spawn(["true"], directory=tmp_path, log=tmp_path / "log", errors=tmp_path / "none" / "errors")
+    assert sorted(Path("/proc/self/fd").iterdir()) == before

@@ -32,7 +32,8 @@ _NO_KERNEL: Final = "gone"
 """The kernel's path in a restored machine, where there is none. Without any path a restore is refused."""
 MOST_BYTES: Final = 256 * KIB
 """The largest `config.json` that is read. With a disk it has 1 KB."""
-_ZONE: Final = "mem0"
+ZONE: Final = "mem0"
+"""The id of the machine's only memory zone."""
 _ON: Final = frozenset({"sparse", "offload_tso", "offload_ufo", "offload_csum"})
 """Switches that Cloud Hypervisor adds and turns on by itself."""
 _PARTS: Final = frozenset({"features", "debug_console"})
@@ -55,7 +56,7 @@ def vm_config(machine: Machine, *, initramfs: bool) -> dict[str, Any]:
         "memory": {
             "size": 0,
             "thp": False,
-            "zones": [{"id": _ZONE, "size": machine.memory_bytes, "file": MEM_FILE, "shared": False}],
+            "zones": [{"id": ZONE, "size": machine.memory_bytes, "file": MEM_FILE, "shared": False}],
         },
         "payload": payload,
         "vsock": {"id": VSOCK_ID, "cid": GUEST_CID, "socket": VSOCK_SOCKET},

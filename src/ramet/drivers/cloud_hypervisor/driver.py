@@ -72,7 +72,7 @@ class CloudHypervisor:
     name = "cloud-hypervisor"
     setting = SETTING
     memory_quantum_bytes = MIB
-    most_cpus = 32  # ramet's limit, because of `state.MOST_BYTES`
+    most_cpus = 32  # ramet's limit, because of `state.most_bytes`
 
     def __init__(self, binary: str | None = None) -> None:
         self._program = Program(

@@ -18,11 +18,11 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
+from ramet.drivers.cloud_hypervisor.config import ZONE
 from ramet.errors import DamagedError
 from ramet.model.record import RamRegion
 from ramet.units import KIB, MIB
 
-_ZONE: Final = "mem0"
 _OWN_DEVICES: Final = ("__ioapic", "__rng", "__serial")
 """Devices that Cloud Hypervisor makes by itself; the second is on the PCI bus, as are ramet's."""
 _CPUS, _MEMORY, _DEVICES = "cpu-manager", "memory-manager", "device-manager"
@@ -168,7 +168,7 @@ def _require_ram(memory: _Memory, regions: Sequence[RamRegion], where: str) -> N
     mappings = memory.guest_ram_mappings
     is_ours = _covers(((part.gpa, part.size) for part in mappings), regions) and not any(
         part.virtio_mem
-        or part.zone_id != _ZONE
+        or part.zone_id != ZONE
         or not any(
             part.gpa - region.guest_start == part.file_offset - region.file_offset
             for region in regions
