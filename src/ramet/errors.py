@@ -242,6 +242,20 @@ class DamagedError(RametError):
 
 
 @exported
+class RegistryError(RametError):
+    """A registry can't be reached, refused, or answered what its protocol doesn't allow."""
+
+    code = "registry"
+
+
+@exported
+class RegistryLoginError(RegistryError):
+    """A registry wants credentials that it wasn't given, or refuses those that it was given."""
+
+    code = "registry_login"
+
+
+@exported
 class StoreError(RametError):
     """The home's database can't be read or written."""
 

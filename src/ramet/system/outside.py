@@ -1,10 +1,10 @@
 """Runs of programs that aren't ramet's, to their end: qemu-img, mke2fs, a VMM's `--version`. Only here.
 
-A program that runs here is bounded in time and in its kept output, reads nothing, speaks English (so that its
-texts mean the same under every locale) and has its own process group, with which it is killed. Its exit
-status may be unknown: where SIGCHLD is ignored, or other code waits for every child of this process, the
-kernel gives the status to nobody (wait(2)). So callers judge by the result, and by a status only where it
-says "failed".
+A program that runs here is bounded in time and in its kept output, reads what it is given or nothing, speaks
+English (so that its texts mean the same under every locale) and has its own process group, with which it is
+killed. Its exit status may be unknown: where SIGCHLD is ignored, or other code waits for every child of this
+process, the kernel gives the status to nobody (wait(2)). So callers judge by the result, and by a status only
+where it says "failed".
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -62,25 +62,28 @@ def run(
     most_bytes: int = MIB,
     pass_fds: Sequence[int] = (),
     stop: int | None = None,
+    given: bytes | None = None,
 ) -> Outcome:
     """Run a program to its end. Processes that it started and left running are left alone.
 
-    `environment` is this process's unless given. When `stop`, a descriptor, becomes readable, the program is
-    killed. Raises `TimeoutError` when it takes longer than `limit_s`, after it was killed with its group;
-    another `OSError`, which names it, when it can't be executed; `UnavailableError` as `launching.launched`.
+    `environment` is this process's unless given; `given` is the program's standard input.
+    When `stop`, a descriptor, becomes readable, the program is killed. Raises `TimeoutError` when it takes
+    longer than `limit_s`, after it was killed with its group; another `OSError`, which names it, when it
+    can't be executed; `UnavailableError` as `launching.launched`.
     """
-    given = dict(os.environ if environment is None else environment)
-    given.pop(spawn.OWNER_TAG, None)  # it is no VMM, and mustn't be taken for one
-    child = subprocess.Popen(
-        launching.launched(argv),
-        cwd=cwd,
-        env={**given, "LC_ALL": "C", "LANGUAGE": ""},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=tuple(pass_fds),
-        start_new_session=True,
-    )
+    variables = dict(os.environ if environment is None else environment)
+    variables.pop(spawn.OWNER_TAG, None)  # it is no VMM, and mustn't be taken for one
+    with _input(given) as stdin:
+        child = subprocess.Popen(
+            launching.launched(argv),
+            cwd=cwd,
+            env={**variables, "LC_ALL": "C", "LANGUAGE": ""},
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+        )
     with ExitStack() as closing:
         assert child.stdout is not None
         assert child.stderr is not None
@@ -105,13 +108,30 @@ def run(
         return Outcome(_status(child, pidfd), bytes(out), bytes(errors))
 
 
-async def run_async(argv: Sequence[str], *, limit_s: float, most_bytes: int = MIB) -> Outcome:
+@contextmanager
+def _input(given: bytes | None) -> Iterator[int]:
+    """Yield a descriptor to read `given` from: a file in memory, so that nobody has to feed a pipe."""
+    if given is None:
+        yield subprocess.DEVNULL
+        return
+    descriptor = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, given)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def run_async(
+    argv: Sequence[str], *, limit_s: float, most_bytes: int = MIB, given: bytes | None = None
+) -> Outcome:
     """Run a program as `run` does, beside the event loop.
 
     A cancellation kills the program before it returns.
     """
     stop = os.eventfd(0, os.EFD_CLOEXEC)
-    work = partial(run, argv, limit_s=limit_s, most_bytes=most_bytes, stop=stop)
+    work = partial(run, argv, limit_s=limit_s, most_bytes=most_bytes, stop=stop, given=given)
     outcome: Outcome | Exception
     try:
         async with anyio.create_task_group() as tasks:
