@@ -81,7 +81,7 @@ def read_leading(stream: LayerStream, limits: Limits, stored_bytes: int) -> tupl
 
 
 def check(extents: Extents, *, size_bytes: int, stored_bytes: int) -> None:
-    """Raise `DamagedError` unless the extents are in order, inside the file, and as long as what is stored."""
+    """Raise `DamagedError` unless the extents are in order, inside the file, and as long as the data."""
     end = 0
     for offset, length in extents:
         if offset < end or offset + length > size_bytes:
