@@ -82,8 +82,7 @@ class Merge:
 
     def _place(self, parts: list[bytes], entry: TarEntry, content: Extent | None) -> None:
         stack = self._resolve(parts[:-1], make=True)
-        if stack is None:
-            raise DamagedError("its directory is a loop of links")
+        assert stack is not None
         if len(stack) > self._limits.depth:
             raise DamagedError("it lies too deep")
         name = parts[-1]
@@ -166,8 +165,8 @@ class Merge:
     def _resolve(self, parts: list[bytes], *, make: bool) -> _Stack | None:
         """Return the directories that `parts` lead to, from the root, each with its name.
 
-        None for a loop of links and, unless `make`, for a directory that isn't there. Raises `DamagedError`
-        when something else than a directory is in the way and `make` is set.
+        Missing ones are made if `make` is set, else the answer is None. Raises `DamagedError` for a loop of
+        links and, if `make` is set, when something else than a directory is in the way.
         """
         stack: _Stack = [(b"", self.root)]
         missing: list[bytes] = []
@@ -196,7 +195,7 @@ class Merge:
             elif node.file_type == stat.S_IFLNK:
                 hops += 1
                 if hops > self._limits.link_hops:
-                    return None
+                    raise DamagedError("its directory is a loop of links")
                 if node.link.startswith(b"/"):
                     stack = stack[:1]
                 pending += node.link.split(b"/")[::-1]

@@ -15,7 +15,7 @@ import zstandard
 
 from ramet.errors import DamagedError
 from ramet.images.layers.limits import DEFAULT_LIMITS, Limits
-from ramet.units import KIB, MIB, format_bytes
+from ramet.units import MIB, format_bytes
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
@@ -23,8 +23,8 @@ _SKIPPABLE_MAGIC: Final = b"\x2a\x4d\x18"  # after a byte 0x50…0x5f
 _WINDOW_BYTES: Final = 128 * MIB
 """The largest window that zstd itself accepts without a special option."""
 _OUTPUT_BYTES: Final = 1 * MIB
-_ZSTD_INPUT_BYTES: Final = 1 * KIB
-"""Bytes per call: four bytes may unpack to a block of 128 KiB (RFC 8878, RLE blocks), so 32 MiB at most."""
+_ZSTD_INPUT_BYTES: Final = 256
+"""Bytes per call: four bytes may unpack to a block of 128 KiB (RFC 8878, RLE blocks), so 8 MiB at most."""
 
 
 def decompressed(chunks: Iterable[bytes], *, limit_bytes: int) -> Iterator[bytes]:
