@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -157,7 +158,8 @@ class Reader:
                     assert kinds[kind] == stat.S_IFMT(mode)
                     pending.append((path + b"/" + name if path else name, child, nid))
         assert len({file.nid for file in found.values()}) == self.inodes
+        names_of = Counter(file.nid for file in found.values())
         for file in found.values():
             if not stat.S_ISDIR(file.mode):
-                assert file.links == sum(other.nid == file.nid for other in found.values())
+                assert file.links == names_of[file.nid]
         return found
