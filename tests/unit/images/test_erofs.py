@@ -310,7 +310,9 @@ def test_the_kernel_sees_what_an_image_of_mkfs_erofs_has(tmp_path: Path) -> None
     if os.geteuid() != 0:
         pytest.skip("only root can extract devices and owners, for mkfs.erofs to read")
     program = shutil.which("mkfs.erofs") or pytest.skip("no mkfs.erofs here (Debian: erofs-utils)")
-    lower = tar(nasty_layers()[0])
+    # mkfs.erofs 1.5 fails at a name of 255 bytes, ext4 holds no more than 4 KiB of attributes.
+    members = [pair for pair in nasty_layers()[0] if pair[0].name not in ("large-attribute", "names/" + "l" * 255)]
+    lower = tar(members)
     (tmp_path / "tree").mkdir()
     packed = subprocess.run(
         ["tar", "-x", "--xattrs", "--xattrs-include=*", "--same-owner", "-p", "--numeric-owner"],
@@ -324,7 +326,7 @@ def test_the_kernel_sees_what_an_image_of_mkfs_erofs_has(tmp_path: Path) -> None
     with mounted(tmp_path / "ours", tmp_path / "m1") as ours, mounted(tmp_path / "theirs", tmp_path / "m2") as theirs:
         first, second = seen(ours), seen(theirs)
     # Directories that no layer names have the time of their extraction there.
-    named = {os.fsencode(info.name) for info, _ in nasty_layers()[0]}
+    named = {os.fsencode(info.name) for info, _ in members}
     for path in set(first) | set(second):
         left, right = list(first[path]), list(second[path])
         if path and path not in named:
