@@ -103,7 +103,8 @@ class Reader:
                 advise, device, block = struct.unpack_from("<HHI", self.image, behind + -behind % 8)
                 assert advise == 0
                 assert block + -(-size // BLOCK) <= self.device_blocks[device - 1]
-                return self.devices[device - 1][block * BLOCK : block * BLOCK + size]
+                blob: bytes = self.devices[device - 1]
+                return blob[block * BLOCK : block * BLOCK + size]
         raise AssertionError(layout)
 
     def _xattrs(self, at: int, end: int) -> dict[bytes, bytes]:
@@ -119,6 +120,8 @@ class Reader:
         return found
 
     def _entry(self, at: int, found: dict[bytes, bytes]) -> int:
+        length: int
+        size: int
         length, index, size = struct.unpack_from("<BBH", self.image, at)
         name = PREFIXES[index] + self.image[at + 4 : at + 4 + length]
         assert name not in found

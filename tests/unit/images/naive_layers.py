@@ -1,4 +1,4 @@
-"""A naive model of applying layers: a flat table of resolved paths, as a program that extracts would see it."""
+"""A naive model of applying layers: a flat table of resolved paths, as extraction would leave it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EROFS images: another reader, `fsck.erofs` and the kernel find what the layers had; always the same bytes."""
+"""EROFS images: another reader, `fsck.erofs` and the kernel find what the layers had, in the same bytes."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ from tests.unit.images.layer_tars import Member, Merged, image_of, member, merge
 DIR, LINK, HARD = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 PLAIN, INLINE, CHUNKED = 0, 2, 4
 SIZES = [0, 1, 100, 3000, 4000, 4031, 4032, 4033, 4095, 4096, 4097, 8191, 8192, 8193, 50_000]
-ACL = bytes.fromhex("02000000 01000600 ffffffff 02000700 e8030000 04000400 ffffffff 10000700 ffffffff 20000400 ffffffff")
+ACL = bytes.fromhex(
+    "02000000 01000600 ffffffff 02000700 e8030000 04000400 ffffffff 10000700 ffffffff 20000400 ffffffff"
+)
 CAPABILITY = bytes.fromhex("01000002 00200000 00000000 00000000 00000000")
 
 
 def nasty_layers() -> list[list[Member]]:
     lower = [
         member(".", DIR, mode=0o755, mtime="1700000000.25"),
-        *[member(f"sizes/{size}", data=bytes(i % 251 for i in range(size)), mtime=f"{size}.5")
-          for size in SIZES],
+        *[
+            member(f"sizes/{size}", data=bytes(i % 251 for i in range(size)), mtime=f"{size}.5")
+            for size in SIZES
+        ],
         *[member(f"many/{'n' * (number % 200)}{number}", data=b"%d" % number) for number in range(600)],
         member("usr/bin/tool", data=b"#!" * 4000, mode=0o4755, owner=(1000, 2_000_000_000)),
         member("bin", LINK, link="usr/bin"),
@@ -54,19 +58,39 @@ def nasty_layers() -> list[list[Member]]:
         member("acl", data=b"x", mode=0o674, xattrs={b"system.posix_acl_access": ACL}),
         member("acls", DIR, mode=0o755, xattrs={b"system.posix_acl_default": ACL, b"trusted.t": b"\0\xff"}),
         member("empty-attribute", xattrs={b"user.empty": b""}),
-        member("large-attribute", data=b"inline?", xattrs={b"user.large": b"\xfe" * 3000, b"user.more": b"m" * 2000}),
-        *[member(f"labelled/{number}", data=b"x", xattrs={b"security.selinux": b"system_u:object_r:bin_t:s0", b"user.k": b"v"})
-          for number in range(50)],
-        member(b"names/\xff\xfe", data=b"bytes"), member("names/new\nline\\", data=b"n"), member("names/" + "l" * 255),
+        member(
+            "large-attribute",
+            data=b"inline?",
+            xattrs={b"user.large": b"\xfe" * 3000, b"user.more": b"m" * 2000},
+        ),
+        *[
+            member(
+                f"labelled/{number}",
+                data=b"x",
+                xattrs={b"security.selinux": b"system_u:object_r:bin_t:s0", b"user.k": b"v"},
+            )
+            for number in range(50)
+        ],
+        member(b"names/\xff\xfe", data=b"bytes"),
+        member("names/new\nline\\", data=b"n"),
+        member("names/" + "l" * 255),
         *[member(f"names/{name}", DIR) for name in ("+", "-", ".a", "..b", "...", ".\x01", "!")],
-        member("long-link", LINK, link="x" * 4095), member("link", LINK, link="t"),
-        member("gone/a"), member("replaced/x"), member("becomes-directory"),
-    ]  # fmt: skip
+        member("long-link", LINK, link="x" * 4095),
+        member("link", LINK, link="t"),
+        member("gone/a"),
+        member("replaced/x"),
+        member("becomes-directory"),
+    ]
     upper = [
-        member(".wh.gone"), member("replaced", data=b"a file"), member("becomes-directory", DIR), member("becomes-directory/x"),
-        member("bin/new", data=b"n" * 9000), member("usr/bin/again", HARD, link="bin/tool"),
-        member("sizes/50000", data=b"over" * 5000), member("h1", HARD, link="link"),
-    ]  # fmt: skip
+        member(".wh.gone"),
+        member("replaced", data=b"a file"),
+        member("becomes-directory", DIR),
+        member("becomes-directory/x"),
+        member("bin/new", data=b"n" * 9000),
+        member("usr/bin/again", HARD, link="bin/tool"),
+        member("sizes/50000", data=b"over" * 5000),
+        member("h1", HARD, link="link"),
+    ]
     return [lower, upper]
 
 
@@ -133,12 +157,16 @@ def test_attributes_that_many_files_have_are_written_once(tmp_path: Path) -> Non
         image_of(tree, tmp_path / "image")
     image = (tmp_path / "image").read_bytes()
     assert image.count(label) == 1
-    assert all(file.xattrs == {b"security.selinux": label} for path, file in Reader(image).walk().items() if path)
+    assert all(
+        file.xattrs == {b"security.selinux": label} for path, file in Reader(image).walk().items() if path
+    )
 
 
 def test_more_shared_attributes_than_their_count_can_say(tmp_path: Path) -> None:
     xattrs = {b"user.number%03d" % number: b"value" for number in range(300)}
-    with merged([tar([member("a", xattrs=xattrs), member("b", xattrs=xattrs), member("c", xattrs=xattrs)])]) as tree:
+    with merged(
+        [tar([member("a", xattrs=xattrs), member("b", xattrs=xattrs), member("c", xattrs=xattrs)])]
+    ) as tree:
         image_of(tree, tmp_path / "image")
         compare(Reader((tmp_path / "image").read_bytes()).walk(), tree)
 
@@ -150,24 +178,40 @@ def test_sixty_thousand_names_in_one_directory(tmp_path: Path) -> None:
 
 
 _trees = st.dictionaries(
-    st.lists(st.binary(min_size=1, max_size=255).filter(lambda name: not set(name) & {0, 47} and not name.startswith(b".")
-                                                        and name.strip(b" ") == name),
-             min_size=1, max_size=3).map(b"/".join),
-    st.tuples(st.integers(0, 9000), st.dictionaries(st.sampled_from([b"user.a", b"trusted.b", b"security.c"]),
-                                                    st.binary(max_size=3900), max_size=3)),
+    st.lists(
+        st.binary(min_size=1, max_size=255).filter(
+            lambda name: not set(name) & {0, 47} and not name.startswith(b".") and name.strip(b" ") == name
+        ),
+        min_size=1,
+        max_size=3,
+    ).map(b"/".join),
+    st.tuples(
+        st.integers(0, 9000),
+        st.dictionaries(
+            st.sampled_from([b"user.a", b"trusted.b", b"security.c"]), st.binary(max_size=3900), max_size=3
+        ),
+    ),
     max_size=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=100, deadline=None)
 @given(_trees)
-def test_any_tree_is_read_back(tmp_path_factory: pytest.TempPathFactory, files: dict[bytes, tuple[int, dict[bytes, bytes]]]) -> None:
+def test_any_tree_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[bytes, tuple[int, dict[bytes, bytes]]]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "any.erofs"
     layer = [
-        member(b"f/" + b"/".join(b"d" + part for part in name.split(b"/")[:-1]) + b"/f" + name.split(b"/")[-1][:254],
-               data=bytes(size), xattrs=xattrs)
+        member(
+            b"f/"
+            + b"/".join(b"d" + part for part in name.split(b"/")[:-1])
+            + b"/f"
+            + name.split(b"/")[-1][:254],
+            data=bytes(size),
+            xattrs=xattrs,
+        )
         for name, (size, xattrs) in files.items()
-    ]  # fmt: skip
+    ]
     try:
         with merged([tar(layer)]) as tree:
             image_of(tree, path)
@@ -178,7 +222,10 @@ def test_any_tree_is_read_back(tmp_path_factory: pytest.TempPathFactory, files: 
 
 def test_a_blob_depends_on_its_layer_alone(tmp_path: Path) -> None:
     common = tar(nasty_layers()[0])
-    with merged([common]) as alone, merged([tar([member("x", data=b"x" * 9000)]), common, tar(nasty_layers()[1])]) as other:
+    with (
+        merged([common]) as alone,
+        merged([tar([member("x", data=b"x" * 9000)]), common, tar(nasty_layers()[1])]) as other,
+    ):
         blob = blob_of(alone, 0)
         assert blob_of(other, 1) == blob
         image_of(alone, tmp_path / "a", [0])
@@ -241,8 +288,10 @@ def mounted(image: Path, where: Path, *options: str) -> Iterator[Path]:
     where.mkdir()
     done = subprocess.run(
         ["mount", "-t", "erofs", "-o", ",".join(("ro", *options)), image, where],
-        capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     if done.returncode:
         if "permi" in done.stderr or "loop device" in done.stderr:
             pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
@@ -271,20 +320,31 @@ def seen(root: Path) -> dict[bytes, tuple[object, ...]]:
     found: dict[bytes, tuple[object, ...]] = {}
     top = os.fsencode(root)
     for directory, names, files in os.walk(top):
-        for path in [directory, *(os.path.join(directory, name) for name in [*names, *files])]:
+        for path in [directory, *(directory + b"/" + name for name in [*names, *files])]:
             facts = os.lstat(path)
             kind = stat.S_IFMT(facts.st_mode)
             data = b""
             if kind == stat.S_IFREG:
                 data = Path(os.fsdecode(path)).read_bytes()
             elif kind == stat.S_IFLNK:
-                data = os.readlink(path)
-            xattrs = {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)}
+                data = os.fsencode(Path(os.fsdecode(path)).readlink())
+            xattrs = {
+                name: os.getxattr(path, name, follow_symlinks=False)
+                for name in os.listxattr(path, follow_symlinks=False)
+            }
             size = facts.st_size if kind == stat.S_IFREG else 0
             relative = b"" if path == top else os.path.relpath(path, top)
             found[relative] = (
-                facts.st_mode, facts.st_uid, facts.st_gid, facts.st_mtime_ns, facts.st_nlink, facts.st_rdev, size, data, xattrs,
-            )  # fmt: skip
+                facts.st_mode,
+                facts.st_uid,
+                facts.st_gid,
+                facts.st_mtime_ns,
+                facts.st_nlink,
+                facts.st_rdev,
+                size,
+                data,
+                xattrs,
+            )
     return found
 
 
@@ -311,19 +371,29 @@ def test_the_kernel_sees_what_an_image_of_mkfs_erofs_has(tmp_path: Path) -> None
         pytest.skip("only root can extract devices and owners, for mkfs.erofs to read")
     program = shutil.which("mkfs.erofs") or pytest.skip("no mkfs.erofs here (Debian: erofs-utils)")
     # mkfs.erofs 1.5 fails at a name of 255 bytes, ext4 holds no more than 4 KiB of attributes.
-    members = [pair for pair in nasty_layers()[0] if pair[0].name not in ("large-attribute", "names/" + "l" * 255)]
+    members = [
+        pair for pair in nasty_layers()[0] if pair[0].name not in ("large-attribute", "names/" + "l" * 255)
+    ]
     lower = tar(members)
     (tmp_path / "tree").mkdir()
     packed = subprocess.run(
         ["tar", "-x", "--xattrs", "--xattrs-include=*", "--same-owner", "-p", "--numeric-owner"],
-        cwd=tmp_path / "tree", input=lower, capture_output=True, timeout=60,
-    )  # fmt: skip
+        cwd=tmp_path / "tree",
+        input=lower,
+        capture_output=True,
+        timeout=60,
+    )
     if packed.returncode:
         pytest.skip(f"this filesystem can't hold the tree: {packed.stderr.decode(errors='replace')[-200:]}")
-    subprocess.run([program, tmp_path / "theirs", tmp_path / "tree"], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [program, tmp_path / "theirs", tmp_path / "tree"], check=True, capture_output=True, timeout=60
+    )
     with merged([lower]) as tree:
         image_of(tree, tmp_path / "ours")
-    with mounted(tmp_path / "ours", tmp_path / "m1") as ours, mounted(tmp_path / "theirs", tmp_path / "m2") as theirs:
+    with (
+        mounted(tmp_path / "ours", tmp_path / "m1") as ours,
+        mounted(tmp_path / "theirs", tmp_path / "m2") as theirs,
+    ):
         first, second = seen(ours), seen(theirs)
     # Directories that no layer names have the time of their extraction there.
     named = {os.fsencode(info.name) for info, _ in members}

@@ -1,4 +1,4 @@
-"""Layers' archives: every form in which names, numbers and holes are written; bounds on every size in them."""
+"""Layers' archives: each form of names, numbers and holes; bounds on every size in them."""
 
 from __future__ import annotations
 
@@ -46,9 +46,16 @@ def entries(data: bytes, limits: Limits | None = None) -> list[tuple[TarEntry, b
 
 
 def raw(
-    name: bytes = b"f", kind: bytes = b"0", size: int | bytes = 0, *, link: bytes = b"", magic: bytes = b"ustar\x0000",
-    uid: bytes = b"0000000\0", mtime: bytes = b"00000000000\0", tail: bytes = b"",
-) -> bytes:  # fmt: skip
+    name: bytes = b"f",
+    kind: bytes = b"0",
+    size: int | bytes = 0,
+    *,
+    link: bytes = b"",
+    magic: bytes = b"ustar\x0000",
+    uid: bytes = b"0000000\0",
+    mtime: bytes = b"00000000000\0",
+    tail: bytes = b"",
+) -> bytes:
     """A header, valid but for what the test wants."""
     field = size if isinstance(size, bytes) else b"%011o\0" % size
     block = name.ljust(100, b"\0") + b"0000644\0" + uid + b"0000000\0" + field + mtime + b" " * 8 + kind
@@ -82,9 +89,11 @@ def test_each_format_that_python_writes(form: int) -> None:
     ]
     if form != tarfile.USTAR_FORMAT:
         members += [
-            member(LONG, data=b"long"), member("to", tarfile.SYMTYPE, link=LONG), member("\udcff\n\\", data=b""),
+            member(LONG, data=b"long"),
+            member("to", tarfile.SYMTYPE, link=LONG),
+            member("\udcff\n\\", data=b""),
             member("owned", owner=(2_000_000_000, 2**31)),
-        ]  # fmt: skip
+        ]
     found = {os.fsdecode(entry.name): (entry, data) for entry, data in entries(tar(members, form))}
     assert found["d/f"][1] == b"x" * 1000
     assert found["d/f"][0].permissions == 0o6755
@@ -105,10 +114,15 @@ def test_each_format_that_python_writes(form: int) -> None:
 @pytest.mark.parametrize(
     ("text", "time"),
     [
-        ("1.5", (1, 500_000_000)), ("-1.5", (-2, 500_000_000)), ("-0.5", (-1, 500_000_000)), ("-3", (-3, 0)),
-        ("4102444800.123456789", (4102444800, 123456789)), ("-1.0000000001", (-2, 999_999_999)), ("7.", (7, 0)),
+        ("1.5", (1, 500_000_000)),
+        ("-1.5", (-2, 500_000_000)),
+        ("-0.5", (-1, 500_000_000)),
+        ("-3", (-3, 0)),
+        ("4102444800.123456789", (4102444800, 123456789)),
+        ("-1.0000000001", (-2, 999_999_999)),
+        ("7.", (7, 0)),
     ],
-)  # fmt: skip
+)
 def test_times_are_rounded_down(text: str, time: tuple[int, int]) -> None:
     assert entries(tar([member("f", mtime=text)]))[0][0].mtime == time
 
@@ -137,13 +151,19 @@ def test_links_and_directories_have_no_data() -> None:
 
 SPARSE = [
     pytest.param(["--format=gnu"], id="gnu"),
-    *[pytest.param(["--format=posix", f"--sparse-version={version}"], id=version) for version in ("0.0", "0.1", "1.0")],
-]  # fmt: skip
+    *[
+        pytest.param(["--format=posix", f"--sparse-version={version}"], id=version)
+        for version in ("0.0", "0.1", "1.0")
+    ],
+]
 
 
 @pytest.mark.parametrize("options", SPARSE)
 def test_sparse_files_as_gnu_tar_writes_them(tmp_path: Path, options: list[str]) -> None:
-    if shutil.which("tar") is None or b"GNU tar" not in subprocess.run(["tar", "--version"], capture_output=True).stdout:
+    if (
+        shutil.which("tar") is None
+        or b"GNU tar" not in subprocess.run(["tar", "--version"], capture_output=True).stdout
+    ):
         pytest.skip("no GNU tar here")
     draw = random.Random(1)
     with (tmp_path / "sparse").open("wb") as file:
@@ -153,7 +173,11 @@ def test_sparse_files_as_gnu_tar_writes_them(tmp_path: Path, options: list[str])
         file.truncate(5_000_000)
     (tmp_path / "behind").write_bytes(b"still in step")
     packed = subprocess.run(
-        ["tar", "-cS", *options, "sparse", "behind"], cwd=tmp_path, capture_output=True, check=True, timeout=20
+        ["tar", "-cS", *options, "sparse", "behind"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+        timeout=20,
     ).stdout
     assert len(packed) < 2_000_000
     found = {entry.name.rpartition(b"/")[2]: data for entry, data in entries(packed)}
@@ -170,7 +194,9 @@ COMPRESSED: list[Callable[[bytes], bytes]] = [
     gzip.compress,
     lambda data: gzip.compress(data[:700]) + gzip.compress(data[700:]) + bytes(100),
     zstandard.compress,
-    lambda data: zstandard.compress(data[:700]) + b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstandard.compress(data[700:]),
+    lambda data: (
+        zstandard.compress(data[:700]) + b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstandard.compress(data[700:])
+    ),
     lambda data: b"\x5f\x2a\x4d\x18\x04\0\0\0skip" + zstandard.compress(data),
 ]
 
@@ -188,7 +214,12 @@ def test_each_compression_fed_in_pieces_of_any_size(compress: Callable[[bytes], 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress])
 def test_a_cut_or_changed_stream_is_damaged(compress: Callable[[bytes], bytes]) -> None:
     packed = compress(tar([member("f", data=random.Random(0).randbytes(9000))]))
-    for damaged in (packed[:-3], packed[:100], packed + b"\x01garbage", packed[:50] + b"\xff\xff" + packed[52:]):
+    for damaged in (
+        packed[:-3],
+        packed[:100],
+        packed + b"\x01garbage",
+        packed[:50] + b"\xff\xff" + packed[52:],
+    ):
         with pytest.raises(DamagedError, match="layer 0 is damaged"), merged([damaged]):
             pass
 
@@ -201,7 +232,9 @@ def test_another_diff_id_is_damaged(tmp_path: Path) -> None:
             add_layer(Merge(), contents, [data], name="sha256:x", diff_id="sha256:" + "0" * 64)
 
 
-@pytest.mark.parametrize("compress", [lambda data: gzip.compress(data, 9), lambda data: zstandard.compress(data, 19)])
+@pytest.mark.parametrize(
+    "compress", [lambda data: gzip.compress(data, 9), lambda data: zstandard.compress(data, 19)]
+)
 def test_a_bomb_ends_at_the_limit_and_takes_little_memory(compress: Callable[[bytes], bytes]) -> None:
     packed = compress(bytes(128 * MIB))
     tracemalloc.start()
@@ -225,26 +258,54 @@ HOSTILE = {
     "many small headers": (extended((b"comment", b"x" * 9000)) * 200 + raw(), "extended header is too large"),
     "a header without an entry": (extended((b"path", b"f")) + END, "no entry behind"),
     "a sparse member of 10 TB": (
-        extended((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"%d" % (10 * TIB)))
-        + raw(b"f", b"0", 512) + b"0\n".ljust(512, b"\0"), "too large"),
+        extended(
+            (b"GNU.sparse.major", b"1"),
+            (b"GNU.sparse.minor", b"0"),
+            (b"GNU.sparse.realsize", b"%d" % (10 * TIB)),
+        )
+        + raw(b"f", b"0", 512)
+        + b"0\n".ljust(512, b"\0"),
+        "too large",
+    ),
     "an old sparse member of 10 TB": (
-        raw(b"f", b"S", tail=bytes(41) + bytes(96) + b"\0" + b"\x80" + (10 * TIB).to_bytes(11, "big"), magic=b"ustar  \0"),
-        "too large"),
+        raw(
+            b"f",
+            b"S",
+            tail=bytes(41) + bytes(96) + b"\0" + b"\x80" + (10 * TIB).to_bytes(11, "big"),
+            magic=b"ustar  \0",
+        ),
+        "too large",
+    ),
     "a map of a billion pieces": (
         extended((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"99"))
-        + raw(b"f", b"0", 512) + b"1000000000\n".ljust(512, b"\0"), "too many pieces"),
+        + raw(b"f", b"0", 512)
+        + b"1000000000\n".ljust(512, b"\0"),
+        "too many pieces",
+    ),
     "a map without an end": (
         extended((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"99"))
-        + raw(b"f", b"0", 1024) + b"1" * 1024, "map is damaged"),
+        + raw(b"f", b"0", 1024)
+        + b"1" * 1024,
+        "map is damaged",
+    ),
     "a map that overlaps": (
-        extended((b"GNU.sparse.map", b"0,300,100,212"), (b"GNU.sparse.size", b"600")) + raw(b"f", b"0", 512) + bytes(512),
-        "out of order"),
+        extended((b"GNU.sparse.map", b"0,300,100,212"), (b"GNU.sparse.size", b"600"))
+        + raw(b"f", b"0", 512)
+        + bytes(512),
+        "out of order",
+    ),
     "a map behind the end": (
-        extended((b"GNU.sparse.map", b"100,512"), (b"GNU.sparse.size", b"600")) + raw(b"f", b"0", 512) + bytes(512),
-        "out of order"),
+        extended((b"GNU.sparse.map", b"100,512"), (b"GNU.sparse.size", b"600"))
+        + raw(b"f", b"0", 512)
+        + bytes(512),
+        "out of order",
+    ),
     "a map longer than the data": (
-        extended((b"GNU.sparse.map", b"0,900"), (b"GNU.sparse.size", b"900")) + raw(b"f", b"0", 512) + bytes(512),
-        "differ in length"),
+        extended((b"GNU.sparse.map", b"0,900"), (b"GNU.sparse.size", b"900"))
+        + raw(b"f", b"0", 512)
+        + bytes(512),
+        "differ in length",
+    ),
     "a sparse file of no size": (extended((b"GNU.sparse.map", b"0,512")) + raw(b"f", b"0", 512), "no number"),
     "a file of 2^60 bytes": (extended((b"size", b"%d" % 2**59)) + raw(), "too large"),
     "a negative size": (raw(size=b"\xff" * 12), "size is out of range"),
@@ -258,17 +319,28 @@ HOSTILE = {
     "an attribute without a name": (extended((b"SCHILY.xattr.user.", b"x")) + raw(), "can't be named"),
     "an attribute too large": (extended((b"SCHILY.xattr.user.x", b"x" * 65536)) + raw(), "is too large"),
     "attributes too large": (
-        extended(*((b"SCHILY.xattr.user.%d" % n, b"x" * 60_000) for n in range(3))) + raw(), "are too large"),
-    "too many attributes": (extended(*((b"SCHILY.xattr.user.%d" % n, b"") for n in range(600))) + raw(), "too many"),
-    "a record that isn't one": (raw(b"x", b"x", 9) + b"99 path=x".ljust(512, b"\0") + raw(), "record is damaged"),
-    "a record of no length": (raw(b"x", b"x", 9) + b"path=x\n\n\n".ljust(512, b"\0") + raw(), "has no length"),
+        extended(*((b"SCHILY.xattr.user.%d" % n, b"x" * 60_000) for n in range(3))) + raw(),
+        "are too large",
+    ),
+    "too many attributes": (
+        extended(*((b"SCHILY.xattr.user.%d" % n, b"") for n in range(600))) + raw(),
+        "too many",
+    ),
+    "a record that isn't one": (
+        raw(b"x", b"x", 9) + b"99 path=x".ljust(512, b"\0") + raw(),
+        "record is damaged",
+    ),
+    "a record of no length": (
+        raw(b"x", b"x", 9) + b"path=x\n\n\n".ljust(512, b"\0") + raw(),
+        "has no length",
+    ),
     "a type that is none": (raw(b"f", b"M"), "of the type"),
     "no archive": (b"<!DOCTYPE html>".ljust(2048, b" "), "no number|no tar archive"),
     "a wrong checksum": (raw()[:-1] + b"x", "no tar archive"),
     "a cut file": (raw(b"f", b"0", 5000) + bytes(1024), "cut short"),
     "a cut header": (raw()[:300], "cut short"),
     "a block of zeros, then more": (bytes(512) + raw(), "something follows"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -294,10 +366,14 @@ def test_the_layers_own_sizes_are_bounded_in_sum() -> None:
         entries(data, Limits(content_bytes=1000))
 
 
-_VALID = tar([
-    member("d/f", data=b"x" * 700, xattrs={b"user.k": b"v"}, mtime="1.5"), member(LONG, data=b"y" * 5000),
-    member("l", tarfile.SYMTYPE, link="d"), member("h", tarfile.LNKTYPE, link="d/f"),
-])  # fmt: skip
+_VALID = tar(
+    [
+        member("d/f", data=b"x" * 700, xattrs={b"user.k": b"v"}, mtime="1.5"),
+        member(LONG, data=b"y" * 5000),
+        member("l", tarfile.SYMTYPE, link="d"),
+        member("h", tarfile.LNKTYPE, link="d/f"),
+    ]
+)
 
 
 @settings(max_examples=400, deadline=None)
@@ -316,7 +392,7 @@ def test_any_damage_is_the_one_error_or_none(changes: list[tuple[int, bytes]]) -
         with merged([bytes(data)]):
             pass
     except DamagedError as error:
-        assert error.message.startswith("layer 0 is damaged")
+        assert error.message.startswith("layer 0 is damaged")  # noqa: PT017
 
 
 def test_python_and_ramet_read_the_same() -> None:

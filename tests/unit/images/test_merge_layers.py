@@ -43,7 +43,11 @@ def _whiteout(path: str) -> Member:
 
 
 _members = st.one_of(
-    st.builds(lambda path, mode: member(path, data=path.encode(), mode=mode), _paths, st.sampled_from([0o644, 0o755])),
+    st.builds(
+        lambda path, mode: member(path, data=path.encode(), mode=mode),
+        _paths,
+        st.sampled_from([0o644, 0o755]),
+    ),
     st.builds(lambda path, mode: member(path, DIR, mode=mode), _paths, st.sampled_from([0o755, 0o700])),
     st.builds(
         lambda path, link: member(path, LINK, link=link),
@@ -54,7 +58,7 @@ _members = st.one_of(
     st.builds(_whiteout, _paths),
     st.builds(lambda path: member(path + "/.wh..wh..opq"), _paths),
     st.just(member(".wh..wh..opq")),
-)  # fmt: skip
+)
 
 
 def compare(layers: list[list[Member]]) -> bool:
@@ -131,13 +135,29 @@ def test_a_whiteout_of_a_directory_that_its_layer_wrote_into() -> None:
 
 def test_names_go_through_links_inside_the_root() -> None:
     lower = [
-        member("usr/bin/old"), member("bin", LINK, link="usr/bin"), member("out", LINK, link="../../usr"),
+        member("usr/bin/old"),
+        member("bin", LINK, link="usr/bin"),
+        member("out", LINK, link="../../usr"),
         member("up", LINK, link="/out/../usr/bin/"),
-    ]  # fmt: skip
-    upper = [member("bin/new"), member("bin/.wh.old"), member("out/x"), member("up/y"), member("h", HARD, link="bin/new")]
+    ]
+    upper = [
+        member("bin/new"),
+        member("bin/.wh.old"),
+        member("out/x"),
+        member("up/y"),
+        member("h", HARD, link="bin/new"),
+    ]
     assert names(lower, upper) == {
-        "usr", "usr/bin", "usr/bin/new", "bin", "out", "usr/x", "up", "usr/bin/y", "h",
-    }  # fmt: skip
+        "usr",
+        "usr/bin",
+        "usr/bin/new",
+        "bin",
+        "out",
+        "usr/x",
+        "up",
+        "usr/bin/y",
+        "h",
+    }
 
 
 def test_a_directory_replaces_a_link_and_a_whiteout_takes_the_link_itself() -> None:
@@ -159,9 +179,18 @@ def test_a_hard_link_changes_no_attributes() -> None:
 
 
 def test_what_overlayfs_would_obey_is_dropped_and_counted() -> None:
-    xattrs = {b"trusted.overlay.opaque": b"y", b"user.overlay.whiteout": b"", b"system.nfs4_acl": b"x", b"user.k": b""}
+    xattrs = {
+        b"trusted.overlay.opaque": b"y",
+        b"user.overlay.whiteout": b"",
+        b"system.nfs4_acl": b"x",
+        b"user.k": b"",
+    }
     layer = [member("gone", data=b"x")]
-    upper = [member("gone", tarfile.CHRTYPE), member("null", tarfile.CHRTYPE, device=(1, 3)), member("f", xattrs=xattrs)]
+    upper = [
+        member("gone", tarfile.CHRTYPE),
+        member("null", tarfile.CHRTYPE, device=(1, 3)),
+        member("f", xattrs=xattrs),
+    ]
     with merged([tar(layer), tar(upper)]) as tree:
         found = dict(walk(tree.root))
         assert set(found) == {b"", b"null", b"f"}
@@ -190,9 +219,16 @@ def test_records_of_aufs_are_ignored() -> None:
         ([member("n" * 256)], "too long"),
         ([member(".", data=b"x")], "root is no directory"),
         ([member("/".join("d" * 1500))], "too deep"),
-        ([member("/".join("d" * 900)), member("l", LINK, link="/".join("d" * 899)), member("l/" + "/".join("e" * 900))], "too deep"),
+        (
+            [
+                member("/".join("d" * 900)),
+                member("l", LINK, link="/".join("d" * 899)),
+                member("l/" + "/".join("e" * 900)),
+            ],
+            "too deep",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_no_layer_may_have_is_one_error(layer: list[Member], reason: str) -> None:
     with pytest.raises(DamagedError, match=f"layer 0 is damaged: .*{reason}"), merged([tar(layer)]):
         pass
@@ -200,7 +236,7 @@ def test_what_no_layer_may_have_is_one_error(layer: list[Member], reason: str) -
 
 def test_entries_and_steps_are_bounded_over_all_layers() -> None:
     layers = [tar([member(f"{layer}{name}") for name in range(6)]) for layer in "ab"]
-    with pytest.raises(DamagedError, match="layer 1 is damaged: 'b4': .*too many entries"):  # noqa: SIM117
+    with pytest.raises(DamagedError, match=r"layer 1 is damaged: 'b4': .*too many entries"):  # noqa: SIM117
         with merged(layers, limits=Limits(total_entries=10)):
             pass
     with pytest.raises(DamagedError, match="too many steps"):  # noqa: SIM117

@@ -90,7 +90,7 @@ def plan(root: Node, devices: Mapping[int, int]) -> Layout:
         block += -(-len(layout.xattrs.shared) // BLOCK_BYTES)
     layout.data_block = block
     for place in places:
-        if (count := -(-place.block_bytes // BLOCK_BYTES)) and not _is_special(place.node):
+        if count := -(-place.block_bytes // BLOCK_BYTES):
             place.block = block
             block += count
     if block >= BLOCK_LIMIT:
@@ -122,10 +122,6 @@ def _named(root: Node) -> Iterator[tuple[Node, Node]]:
         for name in sorted(node.children or (), reverse=True):
             assert node.children is not None
             pending.append((node.children[name], node))
-
-
-def _is_special(node: Node) -> bool:
-    return node.file_type in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO)
 
 
 def _place(place: Place, position: int, layout: Layout) -> int:
