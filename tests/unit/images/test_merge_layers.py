@@ -198,6 +198,14 @@ def test_what_overlayfs_would_obey_is_dropped_and_counted() -> None:
         assert (tree.merge.dropped.xattrs, tree.merge.dropped.whiteout_devices) == (3, 1)
 
 
+def test_an_acl_as_text_is_dropped_and_counted() -> None:
+    entry = member("f")
+    entry[0].pax_headers["SCHILY.acl.access"] = "user::rw-,user:lisa:r--,group::r--,mask::r--,other::---"
+    with merged([tar([entry])]) as tree:
+        assert dict(walk(tree.root))[b"f"].xattrs is None
+        assert tree.merge.dropped.xattrs == 1
+
+
 def test_records_of_aufs_are_ignored() -> None:
     assert names([member(".wh..wh.plnk/12.3", HARD, link="a"), member(".wh..wh.aufs"), member("a")]) == {"a"}
 

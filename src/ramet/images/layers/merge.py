@@ -34,7 +34,7 @@ class Dropped:
     """What a guest won't see of its layers, because overlayfs would obey it or EROFS can't hold it."""
 
     xattrs: int = 0
-    """Attributes of overlayfs, and those of unknown namespaces."""
+    """Attributes of overlayfs, those of unknown namespaces, and ACLs as text (`tar --acls`)."""
     whiteout_devices: int = 0
     """Character devices 0:0, which overlayfs takes for whiteouts: the name is absent."""
 

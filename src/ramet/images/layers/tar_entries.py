@@ -29,6 +29,8 @@ from ramet.images.layers.unpack import LayerStream
 HARD_LINK: Final = 0
 """The `file_type` of an entry that is one more name of an earlier one."""
 XATTR_PREFIX: Final = b"SCHILY.xattr."
+TEXT_ACL_PREFIX: Final = b"SCHILY.acl."
+"""ACLs as text, with names of the machine that packed them. They aren't translated, but counted as dropped."""
 
 _TYPES: Final = {
     b"0": stat.S_IFREG,
@@ -63,6 +65,7 @@ class TarEntry(NamedTuple):
     size_bytes: int
     """The file's length with its holes; 0 unless regular."""
     xattrs: dict[bytes, bytes]
+    """By name; an ACL that is text has the name of its record."""
 
 
 @dataclass(slots=True)
@@ -223,7 +226,7 @@ class TarReader:
         found = {
             key.removeprefix(XATTR_PREFIX): value
             for key, value in records.items()
-            if key.startswith(XATTR_PREFIX)
+            if key.startswith((XATTR_PREFIX, TEXT_ACL_PREFIX))
         }
         if len(found) > self._limits.xattrs:
             raise DamagedError("it has too many extended attributes")
