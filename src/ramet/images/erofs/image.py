@@ -51,7 +51,7 @@ def write_image(
     """Write an image of the tree into the empty file `output`. The same tree gives the same bytes.
 
     `contents` has the spool of each layer, by number. Pages of the layers in `devices` stay out of the image:
-    whoever mounts it gives the blobs of these layers, in this order. The file isn't synced. Raises `OSError`,
+    a mount needs the blobs of these layers, in this order. The file isn't synced. Raises `OSError`,
     `UnavailableError` for an image beyond 16 TiB, `UsageError` for more devices than the table holds;
     `output` is incomplete then.
     """

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ramet.errors import DamagedError
+from ramet.images.layers.limits import FILE_BLOCK_BYTES
 from ramet.images.layers.tree import Extent
 from ramet.system.files import write_all
 from ramet.units import KIB, MIB
 
-BLOCK_BYTES: Final = 4096
-"""A page of every guest and a block of every image; files of more than one block are large."""
+BLOCK_BYTES: Final = FILE_BLOCK_BYTES
+"""Files of more than one block are large."""
 _BUFFER_BYTES: Final = 1 * MIB
 _ZEROS: Final = bytes(64 * KIB)
 

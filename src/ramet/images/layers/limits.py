@@ -1,4 +1,4 @@
-"""Bounds of what a layer may announce. A layer comes from a stranger; whatever exceeds them is damaged.
+"""Bounds of what a layer may announce. A layer comes from a stranger; a layer that exceeds a bound is damaged.
 
 Sources: limits.h(0p) and path_resolution(7) for names, `linux/limits.h` for attributes, mknod(2) and
 `linux/kdev_t.h` for device numbers.
@@ -15,6 +15,8 @@ NAME_BYTES: Final = 255
 """NAME_MAX: the longest name in a directory, in EROFS as in Linux."""
 LINK_BYTES: Final = 4095
 """PATH_MAX without its end: the longest target of a symbolic link."""
+FILE_BLOCK_BYTES: Final = 4096
+"""A page of every guest and a block of every image."""
 DEVICE_MAJOR_BITS: Final = 12
 DEVICE_MINOR_BITS: Final = 20
 

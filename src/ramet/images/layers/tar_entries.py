@@ -20,6 +20,7 @@ from ramet.images.layers.limits import (
     DEFAULT_LIMITS,
     DEVICE_MAJOR_BITS,
     DEVICE_MINOR_BITS,
+    FILE_BLOCK_BYTES,
     LINK_BYTES,
     Limits,
 )
@@ -214,7 +215,7 @@ class TarReader:
                 self._stored_bytes -= taken
             else:
                 self._extents = sparse.parse_listed(extended.records, self._limits)
-        if size > self._limits.file_blocks * 4096:
+        if size > self._limits.file_blocks * FILE_BLOCK_BYTES:
             raise DamagedError("it is too large")
         self._content_bytes += size
         if self._content_bytes > self._limits.content_bytes:
@@ -223,21 +224,21 @@ class TarReader:
         return size
 
     def _xattrs(self, records: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        found = {
+        xattrs = {
             key.removeprefix(XATTR_PREFIX): value
             for key, value in records.items()
             if key.startswith((XATTR_PREFIX, TEXT_ACL_PREFIX))
         }
-        if len(found) > self._limits.xattrs:
+        if len(xattrs) > self._limits.xattrs:
             raise DamagedError("it has too many extended attributes")
-        if sum(len(key) + len(value) for key, value in found.items()) > self._limits.xattr_bytes:
+        if sum(len(key) + len(value) for key, value in xattrs.items()) > self._limits.xattr_bytes:
             raise DamagedError("its extended attributes are too large")
-        for key, value in found.items():
+        for key, value in xattrs.items():
             if len(key) > 255 or b"\0" in key or not key.partition(b".")[2]:
                 raise DamagedError(f"an extended attribute can't be named {shown(key)}")
             if len(value) > self._limits.xattr_value_bytes:
                 raise DamagedError(f"its extended attribute {shown(key)} is too large")
-        return found
+        return xattrs
 
 
 def _owner(record: bytes | None, field_value: int) -> int:
