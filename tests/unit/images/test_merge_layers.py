@@ -200,7 +200,8 @@ def test_what_overlayfs_would_obey_is_dropped_and_counted() -> None:
 
 def test_an_acl_as_text_is_dropped_and_counted() -> None:
     entry = member("f")
-    entry[0].pax_headers["SCHILY.acl.access"] = "user::rw-,user:lisa:r--,group::r--,mask::r--,other::---"
+    text = "user::rw-,user:lisa:r--,group::r--,mask::r--,other::---"
+    entry[0].pax_headers = {"SCHILY.acl.access": text}
     with merged([tar([entry])]) as tree:
         assert dict(walk(tree.root))[b"f"].xattrs is None
         assert tree.merge.dropped.xattrs == 1

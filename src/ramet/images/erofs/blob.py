@@ -1,4 +1,4 @@
-"""Blobs: the pages of one layer as a device of its own, which all images with that layer share.
+"""Blobs: the pages of one layer as a separate device, which all images with that layer share.
 
 A guest that mounts an image with the wrong devices reads wrong data without any error (Linux 6.18 was tried).
 So a blob ends with a mark that says whose pages it has, and the agent compares it before it mounts.

@@ -19,7 +19,7 @@ BLOCK_BYTES: Final = 1 << BLOCK_BITS
 SLOT_BYTES: Final = 32
 """Inodes begin at a multiple of this; an inode's number (nid) is its offset in slots."""
 INODE_BYTES: Final = 64
-"""An extended inode: 32-bit owners, 64-bit sizes, times of its own."""
+"""An extended inode: 32-bit owners, 64-bit sizes, a time per inode."""
 CHUNK_INDEX_BYTES: Final = 8
 DIRENT_BYTES: Final = 12
 XATTR_HEADER_BYTES: Final = 12

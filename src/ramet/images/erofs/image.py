@@ -42,7 +42,7 @@ class ImageFacts:
     """`sha256:` and 64 digits, of the image's own file."""
     inodes: int
     devices: tuple[int, ...]
-    """The layers whose pages are devices of their own, in the order of the mount's `device=` options."""
+    """The layers whose pages are separate devices, in the order of the mount's `device=` options."""
 
 
 def write_image(

@@ -65,7 +65,7 @@ class Layout:
     places: list[Place]
     xattrs: Xattrs
     devices: Mapping[int, int]
-    """The device's number, from 1, of each layer whose pages are a device of their own."""
+    """The device's number, from 1, of each layer whose pages are a separate device."""
     shared_block: int = 0
     """Where shared attributes begin; 0 if there are none."""
     data_block: int = 0

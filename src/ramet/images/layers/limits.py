@@ -1,4 +1,4 @@
-"""Bounds of what a layer may announce. A layer comes from a stranger; a layer that exceeds a bound is damaged.
+"""Bounds of what a layer may announce. A layer comes from a stranger; one beyond a bound is damaged.
 
 Sources: limits.h(0p) and path_resolution(7) for names, `linux/limits.h` for attributes, mknod(2) and
 `linux/kdev_t.h` for device numbers.

@@ -31,7 +31,7 @@ HARD_LINK: Final = 0
 """The `file_type` of an entry that is one more name of an earlier one."""
 XATTR_PREFIX: Final = b"SCHILY.xattr."
 TEXT_ACL_PREFIX: Final = b"SCHILY.acl."
-"""ACLs as text, with names of the machine that packed them. They aren't translated, but counted as dropped."""
+"""ACLs as text, with names of the machine that packed them. They are counted as dropped."""
 
 _TYPES: Final = {
     b"0": stat.S_IFREG,
