@@ -1,0 +1,1 @@
+"""Uncompressed EROFS images, written by ramet itself: byte-for-byte reproducible, ready for DAX."""

@@ -1,0 +1,105 @@
+"""Contents of a layer's regular files, spooled once: pages of large files, and small files packed.
+
+The pages depend on the layer alone: each file of more than one block begins at one, in the archive's order,
+holes stay holes. So the pages are at the same time the blob that images share (`ramet.images.erofs`), and
+images that have the layer in common have the same blob.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from ramet.errors import DamagedError
+from ramet.images.layers.limits import FILE_BLOCK_BYTES
+from ramet.images.layers.tree import Extent
+from ramet.system.files import write_all
+from ramet.units import KIB, MIB
+
+BLOCK_BYTES: Final = FILE_BLOCK_BYTES
+"""Files of more than one block are large."""
+_BUFFER_BYTES: Final = 1 * MIB
+_ZEROS: Final = bytes(64 * KIB)
+
+
+class LayerContents:
+    """A layer's spool: two files, which the caller opens, closes and deletes. Raises `OSError`.
+
+    With `pages` None they exist already, as the layer's blob: they are placed, and neither written nor
+    hashed.
+    """
+
+    def __init__(self, layer: int, *, pages: int | None, small: int) -> None:
+        self.layer = layer
+        self._pages = pages
+        self._small = small
+        self._pages_bytes = 0
+        self._small_bytes = 0
+        self._buffer = bytearray()
+        self._digest = hashlib.sha256()
+
+    @property
+    def blocks(self) -> int:
+        """Length of the pages so far, in blocks."""
+        return self._pages_bytes // BLOCK_BYTES
+
+    @property
+    def digest(self) -> str:
+        """The digest of the pages so far: `sha256:` and 64 digits."""
+        return f"sha256:{self._digest.hexdigest()}"
+
+    def store(self, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]) -> Extent | None:
+        """Take a file's contents: (offset, bytes) ascending, zeros between them. None for an empty file."""
+        if size_bytes == 0:
+            return None
+        if size_bytes > BLOCK_BYTES:
+            return self._store_pages(size_bytes, pieces)
+        contents = bytearray(size_bytes)
+        for offset, piece in pieces:
+            contents[offset : offset + len(piece)] = piece
+        extent = Extent(self.layer, False, self._small_bytes, size_bytes)
+        self._small_bytes += size_bytes
+        self._buffer += contents
+        if len(self._buffer) >= _BUFFER_BYTES:
+            self._flush()
+        return extent
+
+    def finish(self) -> None:
+        """Write what is still in memory; the files have their full lengths then."""
+        self._flush()
+        if self._pages is not None:
+            os.ftruncate(self._pages, self._pages_bytes)
+
+    def read(self, extent: Extent) -> Iterator[bytes]:
+        """Yield a file's contents. Raises `DamagedError` if the spool is shorter than it was."""
+        descriptor = self._pages if extent.is_paged else self._small
+        assert descriptor is not None
+        offset, end = extent.offset_bytes, extent.offset_bytes + extent.size_bytes
+        while offset < end:
+            if not (piece := os.pread(descriptor, min(end - offset, _BUFFER_BYTES), offset)):
+                raise DamagedError("a layer's spool was cut while it was read")
+            yield piece
+            offset += len(piece)
+
+    def _store_pages(self, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]) -> Extent:
+        start, position = self._pages_bytes, 0
+        self._pages_bytes += size_bytes + -size_bytes % BLOCK_BYTES
+        if self._pages is not None:
+            for offset, piece in pieces:
+                self._hash_zeros(offset - position)
+                self._digest.update(piece)
+                write_all(self._pages, piece, start + offset)
+                position = offset + len(piece)
+            self._hash_zeros(self._pages_bytes - start - position)
+        return Extent(self.layer, True, start, size_bytes)
+
+    def _hash_zeros(self, size_bytes: int) -> None:
+        while size_bytes:
+            self._digest.update(_ZEROS[:size_bytes])
+            size_bytes -= min(size_bytes, len(_ZEROS))
+
+    def _flush(self) -> None:
+        write_all(self._small, bytes(self._buffer), self._small_bytes - len(self._buffer))
+        self._buffer.clear()
