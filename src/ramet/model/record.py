@@ -47,6 +47,19 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     path: str | None = None
 
 
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """A read-only device with a part of a container image; the first is the image's own, then its layers'.
+
+    `file` is a name in the instance's directory, a hard link to the image's file. The file has `blocks` blocks
+    of 4096 bytes, whose SHA-256 is `digest` (64 hex digits), and one more with a mark that says both.
+    """
+
+    name: str
+    file: str
+    blocks: int
+    digest: str
+
+
 class Nic(msgspec.Struct, frozen=True, kw_only=True):
     """A network interface, connected to the TAP device `tap` of the host."""
 
@@ -73,6 +86,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     kernel_arguments: str
     agent_ports: int
     disks: tuple[Disk, ...] = ()
+    bases: tuple[Base, ...] = ()
     nics: tuple[Nic, ...] = ()
     entropy_device: bool = False
     balloon_bytes: int | None = None
