@@ -50,8 +50,8 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
 class Base(msgspec.Struct, frozen=True, kw_only=True):
     """A read-only device with a part of a container image; the first is the image's own, then its layers'.
 
-    `file` is a name in the instance's directory, a hard link to the image's file. The file has `blocks` blocks
-    of 4096 bytes, whose SHA-256 is `digest` (64 hex digits), and one more with a mark that says both.
+    `file` is a name in the instance's directory, a hard link to the image's file. The file has `blocks`
+    blocks of 4096 bytes, whose SHA-256 is `digest` (64 hex digits), and one more with a mark that says both.
     """
 
     name: str

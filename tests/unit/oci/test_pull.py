@@ -255,6 +255,7 @@ async def test_a_disk_without_room_is_told_before_anything_is_fetched(
     assert len(registry.asked("/blobs/")) == 1  # the configuration, which fits
 
 
+@pytest.mark.timing
 async def test_a_cancelled_pull_leaves_nothing_half_published(registry: Registry, tmp_path: Path) -> None:
     registry.add_image(*LAYERS)
     with anyio.move_on_after(0.03):
@@ -316,6 +317,7 @@ async def test_tokens_are_renewed_in_the_middle_of_a_pull(registry: Registry, tm
     assert "scope=repository%3Ateam%2Fx%3Apull" in next(p for p, _ in registry.requests if "/token" in p)
 
 
+@pytest.mark.timing
 async def test_a_token_is_renewed_before_it_ends(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.add_image(LAYERS[0])
     registry.tokens, registry.token_life_s = True, 60

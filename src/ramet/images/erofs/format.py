@@ -66,12 +66,12 @@ _XATTR_PREFIXES: Final = (
 
 
 class DataLayout(IntEnum):
-    """How an inode's data is found."""
+    """The way to an inode's data."""
 
     PLAIN = 0
     """In consecutive blocks. What DAX maps, with CHUNKED."""
     INLINE = 2
-    """As PLAIN, but the last part block follows the inode."""
+    """Like PLAIN, but the last part block follows the inode."""
     CHUNKED = 4
     """In blocks of another device."""
 

@@ -26,7 +26,7 @@ from ramet.images.layers.tree import Node
 
 
 class Place:
-    """One inode's place."""
+    """The place of an inode."""
 
     __slots__ = ("block", "layout", "links", "node", "offset_bytes", "parent", "size_bytes")
 

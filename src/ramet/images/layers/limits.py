@@ -49,7 +49,7 @@ class Limits:
     xattr_bytes: int = 128 * KIB
     """Names and values of one file's attributes (EROFS holds 256 KiB beside an inode)."""
     xattr_value_bytes: int = 65_535
-    """One attribute's value: EROFS has 16 bits for its size; Linux allows one byte more."""
+    """The value of an attribute: EROFS has 16 bits for its size; Linux allows one byte more."""
 
 
 DEFAULT_LIMITS: Final = Limits()

@@ -31,7 +31,7 @@ _Stack = list[tuple[bytes, Node]]
 
 @dataclass(slots=True)
 class Dropped:
-    """What a guest won't see of its layers, because overlayfs would obey it or EROFS can't hold it."""
+    """Parts of layers that a guest won't see, because overlayfs would obey it or EROFS can't hold it."""
 
     xattrs: int = 0
     """Attributes of overlayfs, those of unknown namespaces, and ACLs as text (`tar --acls`)."""

@@ -1,4 +1,4 @@
-"""One pass over a layer: its contents into the spool, its entries into the tree, its digest compared."""
+"""A single pass over a layer: its contents into the spool, its entries into the tree, its digest compared."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ _SHOWN_BYTES: Final = 200
 
 
 class TarEntry(NamedTuple):
-    """One entry. Names and link targets are as written, without any interpretation."""
+    """An entry. Names and link targets are as written, without any interpretation."""
 
     name: bytes
     file_type: int

@@ -1,4 +1,4 @@
-"""One block of a tar archive: the fields of a header, in the ustar, GNU and V7 forms.
+"""A header block of a tar archive: the fields of a header, in the ustar, GNU and V7 forms.
 
 Sources: pax(1p), "ustar Interchange Format"; the GNU tar manual, "Basic Tar Format" (`posix_header`,
 base-256 numbers). Writers of layers agree on these: Go's archive/tar, GNU tar, libarchive.
