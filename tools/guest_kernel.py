@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ramet.errors import RametError
-from ramet.images.kernel import Kernel, add_kernel_package, find_kernel
+from ramet.images.kernel import Kernel, add_kernel_package, find_kernel, has_all_modules
 
 
 def main(words: list[str]) -> int:
@@ -16,6 +16,9 @@ def main(words: list[str]) -> int:
         match words:
             case ["find"]:
                 kernel = find_kernel()
+                if not has_all_modules(kernel):
+                    print(f"{kernel.version} lacks modules that guests need now", file=sys.stderr)
+                    return 5
             case ["add", *packages] if packages:
                 kernel = add_kernel_package(*map(Path, packages))
             case _:

@@ -23,8 +23,8 @@ from ramet.engine.lifecycle.state import unseen_process
 from ramet.engine.pool import directory as pool_directory
 from ramet.errors import RametError, UnavailableError
 from ramet.guest.agent_binary import agent_path
-from ramet.images.builtin import find_busybox
 from ramet.images.kernel import find_kernel
+from ramet.images.linux import find_busybox
 from ramet.memory.mappings import find_mapping, identity_of
 from ramet.memory.pagemap import changed_runs_by_pagemap, changed_runs_by_scan
 from ramet.model.doctor import Check, DoctorReport, DriverReport

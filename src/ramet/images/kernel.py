@@ -21,8 +21,8 @@ from ramet import config
 from ramet.errors import DamagedError, UnavailableError, UsageError
 from ramet.images.bzimage import read_kernel_version
 from ramet.images.deb import open_package
-from ramet.images.modules import AVAILABLE_MODULES, ModuleTree, module_name
-from ramet.images.publish import published_directory
+from ramet.images.modules import CACHED_MODULES, ModuleTree, module_name
+from ramet.images.publish import published_directory, withdraw
 
 _VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9.+~_-]{0,127}"
 _PART: Final = r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*"
@@ -31,6 +31,9 @@ _IN_PACKAGE_KERNEL: Final = re.compile(rf"(?:\./)?boot/vmlinuz-(?P<version>{_VER
 _IN_PACKAGE_MODULES: Final = re.compile(
     rf"(?:\./)?(?:usr/)?lib/modules/(?P<version>{_VERSION})/(?P<path>kernel/(?:{_PART}/)*{_PART}|modules\.builtin)"
 )
+_WANTED: Final = "modules.ramet"
+_WANTED_TEXT: Final = "".join(f"{name}\n" for name in CACHED_MODULES)
+"""The modules that were looked for when a kernel was put into the cache: a later ramet may want more."""
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -78,17 +81,19 @@ def add_kernel_package(*packages: Path) -> Kernel:
 
     Debian has both in `linux-image-VERSION`; Ubuntu has the modules in `linux-modules-VERSION`. Only the
     kernel and the modules that ramet uses are copied, under ramet's names. A version that is in the cache
-    already is left unchanged. Raises `UsageError` when there isn't exactly one kernel with modules,
-    `DamagedError` for a broken package, `UnavailableError` when the kernel has no virtio, `OSError` for
-    files; nothing is added then.
+    already is left unchanged, unless a ramet put it there that needed fewer modules. Raises `UsageError` when
+    there isn't exactly one kernel with modules, `DamagedError` for a broken package, `UnavailableError` when
+    the kernel has no virtio, `OSError` for files; nothing is added then.
     """
     with ExitStack() as stack:
         archives = [stack.enter_context(open_package(package)) for package in packages]
         version, vmlinuz, builtin, modules = _contents(archives, packages)
         target = _kernels_directory() / version
+        if target.is_dir() and not has_all_modules(_cached_kernel(target)):
+            withdraw(target)
         if not target.is_dir():
             tree = ModuleTree(modules, builtin().decode())
-            chosen = tree.needed_at_boot() + tree.needed(AVAILABLE_MODULES, optional=True)
+            chosen = tree.needed_at_boot() + tree.needed(CACHED_MODULES, optional=True)
             with published_directory(target) as making:
                 (making / "vmlinuz").write_bytes(vmlinuz())
                 if read_kernel_version(making / "vmlinuz") != version:
@@ -100,7 +105,18 @@ def add_kernel_package(*packages: Path) -> Kernel:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(module.data)
                 (making / "modules" / "modules.builtin").write_text(tree.builtin_text)
+                (making / "modules" / _WANTED).write_text(_WANTED_TEXT)
     return _cached_kernel(target)
+
+
+def has_all_modules(kernel: Kernel) -> bool:
+    """Tell whether a kernel in the cache has the modules that this ramet copies there; others have them."""
+    if kernel.source != "cache" or kernel.modules_dir is None:
+        return True
+    try:
+        return (kernel.modules_dir / _WANTED).read_text() == _WANTED_TEXT
+    except OSError:
+        return False
 
 
 _Reader = Callable[[], bytes]

@@ -45,6 +45,45 @@ AVAILABLE_MODULES: Final = (
 )
 """Modules that `modprobe` in the guest can load. Those that the kernel doesn't have are left out silently."""
 
+ROOT_MODULES: Final = ("crc32c_generic", "erofs", "overlay")
+"""Modules that the agent loads before it mounts a container image's root, unless they are built in.
+
+libcrc32c, which erofs needs, asks for crc32c by name.
+"""
+ROOT_MODULES_IF_THERE: Final = ("ext4", "virtio_net")
+"""Modules that the agent loads after `ROOT_MODULES`, if the kernel has them."""
+CONTAINER_MODULES: Final = (
+    *AVAILABLE_MODULES,
+    *("tun", "veth", "bridge", "br_netfilter", "macvlan", "dummy", "vxlan", "wireguard"),
+    *(
+        "nf_tables",
+        "nf_conntrack",
+        "nf_nat",
+        "nf_log_syslog",
+        "nft_ct",
+        "nft_nat",
+        "nft_chain_nat",
+        "nft_masq",
+    ),
+    *("nft_redir", "nft_reject", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_limit"),
+    *(
+        "nft_log",
+        "nft_numgen",
+        "nft_hash",
+        "nft_quota",
+        "nft_fib",
+        "nft_fib_inet",
+        "nft_compat",
+        "nft_counter",
+    ),
+    *("x_tables", "ip_tables", "ip6_tables", "xt_conntrack", "xt_MASQUERADE", "xt_addrtype", "xt_comment"),
+    *("xt_nat", "xt_mark", "xt_tcpudp", "xt_multiport", "ipt_REJECT", "ip6t_REJECT"),
+    *("iptable_filter", "iptable_nat", "ip6table_filter", "ip6table_nat"),
+)
+"""Modules that the kernel of a container image's guest loads when a program needs them."""
+CACHED_MODULES: Final = (*ROOT_MODULES, *ROOT_MODULES_IF_THERE, *CONTAINER_MODULES)
+"""Modules that a kernel in the cache has beside those for the boot."""
+
 _MODULE_LIMIT_BYTES: Final = 64 * MIB
 _FILE_NAME: Final = re.compile(r"(?P<stem>[A-Za-z0-9_+-]+)\.ko(?P<packed>\.xz|\.zst|\.gz)?")
 
@@ -115,6 +154,16 @@ class ModuleTree:
         return needed + [
             module for module in self.needed(BOOT_MODULES_IF_THERE, optional=True) if module.name not in names
         ]
+
+    def needed_for_root(self) -> list[Module]:
+        """List the modules that the agent loads before it mounts a container image's root, in order.
+
+        Raises `UnavailableError` when the kernel has no EROFS or no overlay filesystem.
+        """
+        needed = {module.name: module for module in self.needed(ROOT_MODULES[:1], optional=True)}
+        for module in (*self.needed(ROOT_MODULES[1:]), *self.needed(ROOT_MODULES_IF_THERE, optional=True)):
+            needed.setdefault(module.name, module)
+        return list(needed.values())
 
     def _closure(self, name: str, wanted_by: tuple[str, ...]) -> dict[str, Module]:
         if name in self._builtin:

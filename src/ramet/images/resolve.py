@@ -11,6 +11,7 @@ from ramet.errors import NotFoundError
 from ramet.images import builtin, probe
 from ramet.images.image import Image
 from ramet.images.kernel import find_kernel
+from ramet.images.linux import find_busybox
 
 IMAGE_NAMES: Final = (builtin.NAME, probe.NAME)
 """The names of the images."""
@@ -34,4 +35,4 @@ def resolve_image(ref: str, find_agent: Callable[[], Path], find_probe: Callable
         )
     if name == probe.NAME:
         return probe.build_probe(find_probe())
-    return builtin.build_builtin(find_kernel(), find_agent(), builtin.find_busybox())
+    return builtin.build_builtin(find_kernel(), find_agent(), find_busybox())

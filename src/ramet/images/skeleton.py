@@ -95,6 +95,10 @@ def add_skeleton(tree: FileTree) -> None:
     tree.file("etc/shadow", "root:*:::::::\ndaemon:*:::::::\nnobody:*:::::::\n", 0o640)
     for path, target in _LINKS.items():
         tree.symlink(path, target)
-    # The kernel opens the console for /init before anything has mounted devtmpfs.
+    add_devices(tree)
+
+
+def add_devices(tree: FileTree) -> None:
+    """Add the nodes that are needed before devtmpfs is mounted: the kernel opens the console for /init."""
     tree.character_device("dev/console", 5, 1, 0o600)
     tree.character_device("dev/null", 1, 3, 0o666)

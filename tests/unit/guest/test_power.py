@@ -16,9 +16,10 @@ from ramet import config
 from ramet.errors import UnavailableError
 from ramet.guest.client import AgentClient
 from ramet.guest.ports import claim_port
-from ramet.images.builtin import build_builtin, find_busybox
+from ramet.images.builtin import build_builtin
 from ramet.images.image import Image
 from ramet.images.kernel import find_kernel
+from ramet.images.linux import find_busybox
 from ramet.system import sockets
 
 from .conftest import shared_library

@@ -14,9 +14,10 @@ import pytest
 
 from ramet import config
 from ramet.errors import NotFoundError, UnavailableError
-from ramet.images.builtin import build_builtin, find_busybox
+from ramet.images.builtin import build_builtin
 from ramet.images.image import Image
 from ramet.images.kernel import Kernel, find_kernel
+from ramet.images.linux import find_busybox
 from ramet.images.resolve import resolve_image
 from tests.unit.images.kernel_formats import PT_INTERP, PT_NOTE, PVH_NOTE, make_bzimage, make_elf, make_module
 
