@@ -32,7 +32,8 @@ MANIFEST_TRIES = 3
 """Tries with a capture that is compacted meanwhile: the same content is in other files then."""
 _AGAIN = "make the capture again"
 _PART_NAMES = re.compile(
-    r"(mem|delta)(-[0-9a-f]+)?|mem(-[0-9a-f]+)?\.zst|vmstate|kernel|initramfs|disk[0-9a-z-]*\.(qcow2|raw)"
+    r"(mem|delta)(-[0-9a-f]+)?|mem(-[0-9a-f]+)?\.zst|vmstate|kernel|initramfs|(disk|root)[0-9a-z-]*\.(qcow2|raw)"
+    r"|base[0-9]\.erofs"
 )
 
 
@@ -147,6 +148,7 @@ def require_whole(manifest: Manifest, *, where: str) -> None:
     memory = manifest.memory
     named = {memory.base, VMSTATE_FILE, *({memory.delta} if memory.delta is not None else ())}
     named |= {name for disk in manifest.machine.disks for name in (*disk.backing, disk.file)}
+    named |= {base.file for base in manifest.machine.bases}
     if missing := sorted(named - manifest.parts.keys()):
         raise DamagedError(f"{where} lists no part {missing[0]!r}, which it needs", hint=_AGAIN)
     if foreign := [name for name in manifest.files if not is_plain_name(name)]:

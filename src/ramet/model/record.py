@@ -52,12 +52,14 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 
     `file` is a name in the instance's directory, a hard link to the image's file. The file has `blocks`
     blocks of 4096 bytes, whose SHA-256 is `digest` (64 hex digits), and one more with a mark that says both.
+    `part_digest` is the whole file's digest as a part of a capture (`memory.integrity`), if it is known.
     """
 
     name: str
     file: str
     blocks: int
     digest: str
+    part_digest: str | None = None
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):

@@ -64,10 +64,13 @@ def vm_config(machine: Machine, *, initramfs: bool) -> dict[str, Any]:
         "console": {"mode": "Off"},
         "rng": {"src": "/dev/urandom"},
     }
-    if machine.disks:
+    if machine.disks or machine.bases:
         config["disks"] = [
             {"id": disk.name, "path": disk.file, "image_type": "Raw", "num_queues": 1}
             for disk in machine.disks
+        ] + [
+            {"id": base.name, "path": base.file, "image_type": "Raw", "num_queues": 1, "readonly": True}
+            for base in machine.bases
         ]
     if machine.nics:
         config["net"] = [{"id": nic.name, "tap": nic.tap, "mac": nic.mac} for nic in machine.nics]
@@ -76,7 +79,8 @@ def vm_config(machine: Machine, *, initramfs: bool) -> dict[str, Any]:
 
 def device_ids(machine: Machine) -> frozenset[str]:
     """Return the ids that ramet gave to the machine's devices."""
-    return frozenset({VSOCK_ID, *(disk.name for disk in machine.disks), *(nic.name for nic in machine.nics)})
+    disks = (*(disk.name for disk in machine.disks), *(base.name for base in machine.bases))
+    return frozenset({VSOCK_ID, *disks, *(nic.name for nic in machine.nics)})
 
 
 def parse(text: bytes, *, where: str) -> dict[str, Any]:

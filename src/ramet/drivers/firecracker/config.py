@@ -51,6 +51,16 @@ def boot_config(machine: Machine, *, initramfs: bool) -> dict[str, object]:
                 "io_engine": "Sync",
             }
             for disk in machine.disks
+        ]
+        + [
+            {
+                "drive_id": base.name,
+                "path_on_host": base.file,
+                "is_root_device": False,
+                "is_read_only": True,
+                "io_engine": "Sync",
+            }
+            for base in machine.bases
         ],
         "network-interfaces": [
             {"iface_id": nic.name, "guest_mac": nic.mac, "host_dev_name": nic.tap} for nic in machine.nics

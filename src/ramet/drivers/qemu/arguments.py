@@ -87,6 +87,11 @@ def common_arguments(
             arguments += ["-blockdev", json.dumps(node)]
         device = f"virtio-blk-pci,id={disk.name},drive={disks.node_name(disk.file)}"
         arguments += ["-device", f"{device},serial={disk.name},addr={slot:#x}"]
+    for slot, base in enumerate(machine.bases, start=_FIRST_DISK_SLOT + len(machine.disks)):
+        for node in disks.read_only_nodes(base):
+            arguments += ["-blockdev", json.dumps(node)]
+        device = f"virtio-blk-pci,id={base.name},drive={disks.node_name(base.file)}"
+        arguments += ["-device", f"{device},serial={base.name},addr={slot:#x}"]
     for number, fd in enumerate(agent_fds):
         arguments += ["-chardev", f"socket,id=agent{number},fd={fd},server=on,wait=off"]
         arguments += [

@@ -19,7 +19,7 @@ import anyio
 
 from ramet.drivers.qemu.monitor import Monitor
 from ramet.errors import VmmError, VmmTimeoutError
-from ramet.model.record import Disk
+from ramet.model.record import Base, Disk
 
 _JOB_POLL_S: Final = 0.01
 _JOB_LIMIT_S: Final = 20.0
@@ -40,6 +40,13 @@ def nodes(disk: Disk) -> list[dict[str, object]]:
         made += _layer(file, disk, below=below, read_only=True)
         below = node_name(file)
     return [*made, *_layer(disk.file, disk, below=below, read_only=False)]
+
+
+def read_only_nodes(base: Base) -> list[dict[str, object]]:
+    """Return the nodes of a device that many VMMs read at once and none writes, for `blockdev-add`."""
+    name = node_name(base.file)
+    protocol = {"driver": "file", "node-name": f"{name}-file", "filename": base.file, "read-only": True}
+    return [protocol, {"driver": "raw", "node-name": name, "file": f"{name}-file", "read-only": True}]
 
 
 def _layer(file: str, disk: Disk, *, below: str | None, read_only: bool) -> list[dict[str, object]]:

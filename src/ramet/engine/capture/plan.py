@@ -13,7 +13,7 @@ from ramet.engine.vmm.record import with_ram
 from ramet.errors import DamagedError
 from ramet.memory.integrity import facts_of
 from ramet.memory.mappings import FileIdentity, identity_of, open_file_has_data
-from ramet.model.record import Disk, Record, RunningVmm
+from ramet.model.record import Disk, Machine, Record, RunningVmm
 from ramet.paths import (
     INITRAMFS_FILE,
     KERNEL_FILE,
@@ -75,7 +75,7 @@ def prepare(
     if goes_on:
         if base is not None:
             link_or_copy(own / MEM_FILE, directory / MEM_FILE)
-        for name in (KERNEL_FILE, INITRAMFS_FILE):
+        for name in fixed_files(record.machine):
             if (own / name).exists():
                 link_or_copy(own / name, directory / name)
     overlays: list[tuple[Disk, Disk]] = []
@@ -89,6 +89,11 @@ def prepare(
         drop_unopened(own, overlays)
         raise
     return Plan(record, running, driver, version, own, directory, goes_on, base, origin, tuple(overlays))
+
+
+def fixed_files(machine: Machine) -> tuple[str, ...]:
+    """List the files that no guest writes: what it booted, if it has them, and the parts of its image."""
+    return (KERNEL_FILE, INITRAMFS_FILE, *(base.file for base in machine.bases))
 
 
 def drop_unopened(own: Path, overlays: Iterable[tuple[Disk, Disk]]) -> None:

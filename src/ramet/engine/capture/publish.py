@@ -11,7 +11,7 @@ import msgspec
 from ramet.disk.chains import chain_of
 from ramet.disk.volumes import files_of
 from ramet.drivers.interface import Ability
-from ramet.engine.capture.plan import Plan, known_part
+from ramet.engine.capture.plan import Plan, fixed_files, known_part
 from ramet.engine.maintenance.memory_jobs import TEMPORARY
 from ramet.engine.manifest import USUAL_FORMAT, Manifest, Memory, Part, Source
 from ramet.memory.delta import write_delta, write_mem_file
@@ -21,8 +21,6 @@ from ramet.memory.pages import Pages, Stretch
 from ramet.model.record import Machine, RunningVmm
 from ramet.paths import (
     DELTA_FILE,
-    INITRAMFS_FILE,
-    KERNEL_FILE,
     MANIFEST_FILE,
     MEM_FILE,
     VMSTATE_FILE,
@@ -88,9 +86,11 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
     (directory / VMSTATE_FILE).unlink(missing_ok=True)  # a link to the capture that it was restored from
     write_out(vmstate_fd, directory / VMSTATE_FILE, mode=0o444)
     parts[VMSTATE_FILE] = None
-    for name in (KERNEL_FILE, INITRAMFS_FILE):
+    known = {base.file: base.part_digest for base in record.machine.bases}
+    for name in fixed_files(record.machine):
         if (directory / name).exists():
-            parts[name] = known_part(directory / name, plan.origin, name)
+            part = known_part(directory / name, plan.origin, name)
+            parts[name] = part if part.digest else Part(facts=part.facts, digest=known.get(name))
     machine = _with_chains(plan.own, record.machine)
     for disk in machine.disks:
         for name in files_of(disk):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ramet.disk.chains import chain_of, image_facts
@@ -11,17 +11,18 @@ from ramet.disk.volumes import files_of
 from ramet.engine.capture.archive import (
     MOST_MEMORY_BYTES,
 )
-from ramet.engine.manifest import Compressed, Manifest
+from ramet.engine.manifest import Compressed, Manifest, Part
 from ramet.errors import DamagedError
 from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL
 from ramet.memory.delta import open_delta
 from ramet.model.names import check_name
-from ramet.model.record import Disk
+from ramet.model.record import Base, Disk
 from ramet.units import PAGE_SIZE_BYTES
 
 _MOST_CPUS = 256
 _MOST_PORTS = 30
-_DISK_NAME = re.compile(r"disk[0-9]{0,2}")
+_MOST_BASES = 6
+_DISK_NAME = re.compile(r"disk[0-9]{0,2}|root")
 
 
 def require_harmless(manifest: Manifest, what: str) -> None:
@@ -43,6 +44,7 @@ def require_harmless(manifest: Manifest, what: str) -> None:
         # A TAP device is this host's: a file can't choose it.
         "network": not machine.nics,
         "disks": _are_plain(machine.disks),
+        "parts of the image": _are_bases(machine.bases, manifest.parts),
         "mem-file": manifest.parts[manifest.memory.base].facts.size_bytes == memory_bytes,
         "compressed memory": _is_plain_file(manifest.memory.compressed),
         "source": source is not None and re.fullmatch(r"[0-9a-f]{4,64}", source.id) is not None,
@@ -68,6 +70,17 @@ def _are_plain(disks: Sequence[Disk]) -> bool:
         and all(re.fullmatch(rf"{disk.name}(-[0-9]+)?\.{disk.format}", name) for name in files_of(disk))
         and (disk.format == "qcow2" or not disk.backing)
         for disk in disks
+    )
+
+
+def _are_bases(bases: Sequence[Base], parts: Mapping[str, Part]) -> bool:
+    """Tell whether they are numbered devices. The agent compares the content with the mark itself."""
+    return len(bases) <= _MOST_BASES and all(
+        (base.name, base.file) == (f"base{number}", f"base{number}.erofs")
+        and base.blocks > 0
+        and re.fullmatch(r"[0-9a-f]{64}", base.digest) is not None
+        and base.part_digest in {None, parts[base.file].digest}
+        for number, base in enumerate(bases)
     )
 
 
