@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
@@ -19,6 +19,7 @@ from ramet.guest.connection import Connection, open_connection
 from ramet.guest.feeding import pieces
 from ramet.guest.fields import Fields, put_number
 from ramet.guest.framing import Frame
+from ramet.guest.machine import RootSpace, shutdown, trust, trusted
 from ramet.guest.messages import (
     COMMANDS_MAX,
     ExecRequest,
@@ -194,14 +195,44 @@ class AgentClient:
             raise ProtocolError(f"the guest lists {len(values)} processes of at most {COMMANDS_MAX}")
         return [GuestProcess.decode(value) for value in values]
 
-    async def shutdown(self, *, reboot: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    async def root_space(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> RootSpace | None:
+        """Return the room of the guest's root; None for a guest whose root isn't a container image's."""
+        answer = await self._connection.request(
+            Message.LIST, b"", Message.LIST_DONE, what="the room of its root", timeout_s=timeout_s
+        )
+        values = Fields(answer.payload).all(2)
+        return RootSpace.decode(values[0]) if values else None
+
+    async def trust(
+        self, certificates: Iterable[str], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> tuple[str, ...]:
+        """Add certificates of authorities (PEM, one each) to those that the guest's programs trust.
+
+        A certificate that is trusted already isn't added again. Returns the paths of the bundles that have
+        the certificates now; the first is one to name in `SSL_CERT_FILE` and its like. Raises `UsageError`
+        for what isn't a certificate, and when all of them together are larger than a frame; `GuestError` when
+        the guest can't write them, which may have some then.
+        """
+        answer = await self._connection.request(
+            Message.TRUST,
+            trust(certificates),
+            Message.TRUST_DONE,
+            what="certificates to trust",
+            timeout_s=timeout_s,
+        )
+        return trusted(answer.payload)
+
+    async def shutdown(
+        self, *, reboot: bool = False, grace_ms: int | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
         """Ask the guest to power off, or to reboot.
 
-        Returns after the guest's yes, when it is shutting down.
+        A main process gets its stop signal, and SIGKILL after `grace_ms` (None: 2 s). Returns after the
+        guest's yes, when it is shutting down.
         """
         await self._connection.request(
             Message.SHUTDOWN,
-            put_number(1, 1, int(reboot)),
+            shutdown(reboot=reboot, grace_ms=grace_ms),
             Message.SHUTDOWN_DONE,
             what="a shutdown",
             timeout_s=timeout_s,

@@ -22,6 +22,7 @@ STDIN_WINDOW_BYTES: Final = 65_536
 NONCE_BYTES: Final = 16
 TOKEN_BYTES: Final = 16
 COMMANDS_MAX: Final = 256
+LAST_SIGNAL: Final = 64
 
 
 class Message(enum.IntEnum):
@@ -40,6 +41,7 @@ class Message(enum.IntEnum):
     ACK = 0x0B
     BYE = 0x0C
     CLOCK = 0x0D
+    TRUST = 0x0E
     WELCOME = 0x81
     PONG = 0x82
     STARTED = 0x83
@@ -52,6 +54,7 @@ class Message(enum.IntEnum):
     SHUTDOWN_DONE = 0x8A
     ACKED = 0x8B
     CLOCK_DONE = 0x8D
+    TRUST_DONE = 0x8E
     ERROR = 0x8F
 
 
@@ -61,6 +64,7 @@ class ExecFlag(enum.IntFlag):
     DETACHED = 1
     STDIN = 2
     CONSOLE = 4
+    MAIN = 8
 
 
 class StartStep(enum.IntEnum):
@@ -119,10 +123,11 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class ExecRequest:
-    """A command for the guest. `user` is `name`, `uid` or `uid:gid`; `timeout_s` None means no limit.
+    """A command for the guest. `user` is as Docker writes one; `timeout_s` None means no limit.
 
     `stdin_open` gives it a pipe, else it reads `/dev/null`; `console` (detached commands only) shows its
-    output there.
+    output there. `main` makes it the guest's main process, with whose end the guest ends: a missing `cwd` is
+    made then, and `stop_signal` asks it to end (None: SIGTERM).
     """
 
     argv: tuple[str, ...]
@@ -132,6 +137,8 @@ class ExecRequest:
     timeout_s: float | None = None
     stdin_open: bool = False
     console: bool = False
+    main: bool = False
+    stop_signal: int | None = None
 
     def encode(self, *, detached: bool = False) -> bytes:
         """Encode EXEC's payload. Raises `UsageError` for words that can't be a command."""
@@ -150,7 +157,11 @@ class ExecRequest:
             parts.append(put_text(4, self.user))
         if self.timeout_s is not None:
             parts.append(put_number(5, 8, max(1, round(self.timeout_s * 1000))))
-        flags = ExecFlag(0)
+        if self.stop_signal is not None:
+            if not (self.main and 1 <= self.stop_signal <= LAST_SIGNAL):
+                raise UsageError(f"a main process can't be stopped by signal {self.stop_signal}")
+            parts.append(put_number(7, 4, self.stop_signal))
+        flags = ExecFlag.MAIN if self.main else ExecFlag(0)
         if detached:
             flags |= ExecFlag.DETACHED | (ExecFlag.CONSOLE if self.console else ExecFlag(0))
         elif self.stdin_open:

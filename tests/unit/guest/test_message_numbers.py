@@ -41,7 +41,7 @@ def of_the_page() -> dict[str, int]:
 
 def test_message_types_agree() -> None:
     ours = {message.name: message.value for message in Message}
-    assert len(ours) == 26
+    assert len(ours) == 28
     assert of_the_header("M_") == ours
     assert of_the_page() == ours
 
@@ -50,7 +50,7 @@ def test_flags_of_exec_agree() -> None:
     ours = {str(flag.name): flag.value for flag in ExecFlag}
     assert of_the_header("EXEC_") == ours
     sentence = PAGE[PAGE.index("EXEC flags:") :].split(".")[0]
-    numbers = re.findall(r"(\d+) (?:detached|stdin|output)", sentence)
+    numbers = re.findall(r"(\d+) (?:detached|stdin|output|main)", sentence)
     assert [int(number) for number in numbers] == list(ours.values())
 
 
@@ -68,6 +68,7 @@ def test_steps_of_a_start_agree() -> None:
         ("TOKEN_BYTES", "TOKEN_BYTES"),
         ("TEXT_MAX_BYTES", "ERROR_TEXT_MAX"),
         ("COMMANDS_MAX", "COMMANDS_MAX"),
+        ("LAST_SIGNAL", "LAST_SIGNAL"),
     ],
 )
 def test_limits_agree(ours: str, theirs: str) -> None:

@@ -19,6 +19,7 @@ enum message {
     M_ACK = 0x0b,
     M_BYE = 0x0c,
     M_CLOCK = 0x0d,
+    M_TRUST = 0x0e,
     M_WELCOME = 0x81,
     M_PONG = 0x82,
     M_STARTED = 0x83,
@@ -31,6 +32,7 @@ enum message {
     M_SHUTDOWN_DONE = 0x8a,
     M_ACKED = 0x8b,
     M_CLOCK_DONE = 0x8d,
+    M_TRUST_DONE = 0x8e,
     M_ERROR = 0x8f,
 };
 
@@ -38,7 +40,7 @@ enum message {
  * directory. */
 enum start_step { STEP_NONE, STEP_EXECVE, STEP_CWD, STEP_USER, STEP_SETUP };
 
-enum exec_flag { EXEC_DETACHED = 1, EXEC_STDIN = 2, EXEC_CONSOLE = 4 };
+enum exec_flag { EXEC_DETACHED = 1, EXEC_STDIN = 2, EXEC_CONSOLE = 4, EXEC_MAIN = 8 };
 
 #define NONCE_BYTES 16u
 #define TOKEN_BYTES 16u
@@ -53,5 +55,6 @@ enum exec_flag { EXEC_DETACHED = 1, EXEC_STDIN = 2, EXEC_CONSOLE = 4 };
 #define STDIN_WINDOW 65536u
 #define SESSION_COMMANDS_MAX 64
 #define COMMANDS_MAX 256
+#define LAST_SIGNAL 64u
 
 #endif
