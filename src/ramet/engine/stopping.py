@@ -17,12 +17,15 @@ from ramet.engine.maintenance.decompression import giving_up
 from ramet.engine.restore.in_place import restore
 from ramet.engine.vmm import disk_errors
 from ramet.engine.vmm.console import last_words
+from ramet.engine.vmm.main_end import main_end
 from ramet.errors import GuestError, RametError, VmmError, WrongStateError
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record
 from ramet.system import processes, threads
 
 _KILLED = "killed: "
+_KILLED_CODE = 137
+"""128 and SIGKILL's number: a main process that ended with its machine."""
 _A_LOOK_S = 0.05
 _LEASE_SHARE = 0.8
 """Share of the limit for the guest's first answer, so that its own error comes in time."""
@@ -54,7 +57,8 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
                 directory = context.directory(current)
                 await leaving.enter_async_context(giving_up(context.home, directory, name=current.name))
             reason = await _end(context, current, limit_s)
-            stopped = context.store.change(record.id, lambda row: _stopped(row, reason))
+            code = _exit_code(context, current, reason)
+            stopped = context.store.change(record.id, lambda row: _stopped(row, reason, code))
             if current.state is State.STANDBY:
                 await threads.run(drop_capture, context.directory(current))
     if stopped.auto_remove:
@@ -62,10 +66,19 @@ async def stop(context: Context, record: Record, *, limit_s: float = limits.STOP
     return stopped
 
 
-def _stopped(record: Record, reason: str | None) -> Record:
+def _stopped(record: Record, reason: str | None, exit_code: int | None) -> Record:
     if record.state is State.STOPPED:  # a watcher has recorded its end already
         return msgspec.structs.replace(record, reason=reason or record.reason)
-    return record.moved(Move.STOP, reason=reason)
+    return msgspec.structs.replace(record.moved(Move.STOP, reason=reason), exit_code=exit_code)
+
+
+def _exit_code(context: Context, record: Record, reason: str | None) -> int | None:
+    """Return the exit code of the main process of an instance that was just stopped."""
+    if record.main is None or record.main.is_idle:
+        return None
+    if (end := main_end(context, record)) is not None:
+        return end.exit_code
+    return _KILLED_CODE if reason is not None and reason.startswith(_KILLED) else record.exit_code
 
 
 async def _bring_back(context: Context, record: Record) -> None:

@@ -5,7 +5,21 @@ Source: OCI image specification 1.1, `config.md`; Docker's `run` reference for w
 
 from __future__ import annotations
 
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Final
+
 import msgspec
+
+from ramet.errors import UsageError
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LAST_SIGNAL: Final = 64
+_REAL_TIME: Final = (34, 64)
+"""SIGRTMIN and SIGRTMAX, as glibc and musl number them for programs (signal(7), nptl(7))."""
+_SIGNALS: Final = {entry.name.removeprefix("SIG"): int(entry) for entry in signal.Signals}
+"""Without SIG. The real-time ones are computed: their numbers here might be another C library's."""
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,3 +56,75 @@ class MainProcess(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: int = 15
     is_idle: bool = False
     """True while the main process isn't to be started with the guest."""
+
+
+def main_process(
+    config: ImageConfig,
+    image: str,
+    *,
+    command: Sequence[str] | None = None,
+    entrypoint: Sequence[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | None = None,
+    workdir: str | None = None,
+    stop_signal: str | None = None,
+    is_idle: bool = False,
+) -> MainProcess:
+    """Make the main process of an image's configuration and of what a user gives instead.
+
+    A given entrypoint drops the image's command too; an empty one drops the image's entrypoint. Raises
+    `UsageError` when nothing is left to run (unless the instance is idle), and for values that can't be.
+    """
+    arguments = config.cmd if entrypoint is None else ()
+    if command:
+        arguments = tuple(command)
+    argv = (*(config.entrypoint if entrypoint is None else filter(None, entrypoint)), *arguments)
+    if not argv and not is_idle:
+        raise UsageError(
+            f"the image {image} has no entrypoint and no command, so there is nothing to run",
+            hint=f"name a program: `ramet run {image} PROGRAM…`, or leave the guest idle: --idle",
+        )
+    variables = dict(_variable(text) for text in config.env)
+    variables.update(env or {})
+    variables.setdefault("PATH", DEFAULT_PATH)
+    cwd = workdir or config.working_dir or "/"
+    if not cwd.startswith("/"):
+        if workdir:
+            raise UsageError(f"{cwd!r} is no absolute path", hint="give one that begins with /")
+        cwd = f"/{cwd}"
+    name = stop_signal or config.stop_signal
+    try:
+        number = signal_number(name) if name else signal.SIGTERM
+    except UsageError:
+        if stop_signal:
+            raise
+        number = signal.SIGTERM  # an image's mistake ends no run
+    return MainProcess(
+        argv=argv,
+        env=variables,
+        cwd=cwd,
+        user=user if user is not None else config.user,
+        stop_signal=int(number),
+        is_idle=is_idle,
+    )
+
+
+def signal_number(text: str) -> int:
+    """Return the number of a signal, such as `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`. Raises `UsageError`."""
+    name = text.strip().upper().removeprefix("SIG")
+    if name.isascii() and name.isdigit() and len(name) < 4 and 1 <= int(name) <= _LAST_SIGNAL:
+        return int(name)
+    if known := _SIGNALS.get(name):
+        return known
+    if match := re.fullmatch(r"RTM(IN|AX)(?:([+-])(\d{1,2}))?", name):
+        first, last = _REAL_TIME
+        offset = int(match[3] or 0) * (-1 if match[2] == "-" else 1)
+        number = (first if match[1] == "IN" else last) + offset
+        if first <= number <= last:
+            return number
+    raise UsageError(f"{text!r} is no signal", hint="say a name or a number, such as SIGINT or 2")
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from ramet.model.container import MainProcess
 from ramet.model.lifecycle import Move, State, transition
 
 Guest = Literal["linux", "bare-metal"]
@@ -202,6 +203,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     A dead owner's watcher, or the next ramet process, removes the owner's instances.
     """
+    image_digest: str | None = None
+    """The digest of its container image; null for the built-in images."""
+    main: MainProcess | None = None
+    """The main process of a container image's instance; null for the built-in images."""
+    exit_code: int | None = None
+    """The exit code of the last main process that ended, 128 + n for one that signal n ended."""
     pending: Intent | None = None
     vmm: RunningVmm | None = None
     reason: str | None = None

@@ -46,6 +46,12 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
 
     Programs in the guest read it in `/run/ramet/generation`.
     """
+    image_digest: str | None = None
+    """The digest of its container image; null for the built-in images."""
+    exit_code: int | None = None
+    """The exit code of the last main process of a container image's instance, 128 + n for one that signal n
+    ended; null before its first end, and for the built-in images.
+    """
     reason: str | None = None
     """The reason why the instance failed, why it is paused (`io-error`: the host can't write its disk), or
     why it can't be seen from here.

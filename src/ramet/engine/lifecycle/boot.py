@@ -18,6 +18,7 @@ from ramet.engine.drivers import Choice, choose
 from ramet.engine.lifecycle.jobs import job
 from ramet.engine.lifecycle.mounts import require_mountable, require_mounted, with_mounts
 from ramet.engine.lifecycle.removal import destroy, drop_capture
+from ramet.engine.lifecycle.roots import Container, disk_sizes, link_bases, with_root
 from ramet.engine.vmm.record import booted_vmm, console_bytes
 from ramet.errors import GuestError, RametError, UsageError, VmmError
 from ramet.images.image import Image
@@ -55,12 +56,14 @@ async def create(
     disks: tuple[NewDisk, ...],
     labels: dict[str, str],
     auto_remove: bool,
+    container: Container | None = None,
 ) -> Record:
     """Make an instance of `image` and boot it; it belongs to this process until it is detached.
 
-    Returned when its guest has answered and has its identity. On a failure nothing of it is left. If it is
-    unknown whether KVM runs its kernel, the boot is the trial: a failure is remembered, and the driver is
-    chosen again with that knowledge.
+    With `container`, `image` boots a guest whose root is that container image, and whose main process is
+    started, unless it is idle. Returned when its guest has answered and has its identity. On a failure
+    nothing of it is left. If it is unknown whether KVM runs its kernel, the boot is the trial: a failure is
+    remembered, and the driver is chosen again with that knowledge.
     """
     _require_sizes(image.guest, memory_bytes, cpus)
     require_mountable(image, disks)
@@ -74,6 +77,7 @@ async def create(
         disks=disks,
         labels=labels,
         auto_remove=auto_remove,
+        container=container,
     )
     failed: list[Trial] = []
     while (choice := await choose(context, driver_name, image, failed=failed)).is_trial:
@@ -105,6 +109,7 @@ async def _create(
     disks: tuple[NewDisk, ...],
     labels: dict[str, str],
     auto_remove: bool,
+    container: Container | None,
 ) -> Record:
     driver = choice.driver
     if cpus > driver.most_cpus:
@@ -118,15 +123,23 @@ async def _create(
         cpus=cpus,
         guest=image.guest,
         disk_bytes=tuple(disk.size_bytes for disk in disks)
+        + (disk_sizes(container) if container is not None else ())
         or ((image.disk_bytes,) if image.disk_bytes else ()),
     )
-    machine = with_mounts(machine, disks)
+    if container is None:
+        machine = with_mounts(machine, disks)
+    else:
+        data, root = machine.disks[: len(disks)], machine.disks[len(disks) :]
+        machine = with_mounts(msgspec.structs.replace(machine, disks=data), disks)
+        machine = with_root(machine, root[0] if root else None, container)
     record = Record(
         id=new_id(),
         name=check_name(name) if name is not None else invent_name(context.store.names()),
         state=State.CREATED,
         driver=driver.name,
-        image=image.name,
+        image=image.name if container is None else container.image.name,
+        image_digest=None if container is None else container.image.digest,
+        main=None if container is None else container.main,
         machine=machine,
         kernel_version=image.kernel_version,
         parent=None,
@@ -145,6 +158,8 @@ async def _create(
         link_or_copy(image.kernel, directory / KERNEL_FILE)
         if image.initramfs is not None:
             link_or_copy(image.initramfs, directory / INITRAMFS_FILE)
+        if container is not None:
+            await threads.run(link_bases, directory, container.image)
         for disk in machine.disks:
             await threads.run(make_disk, directory, disk)
         limit_s = TRIAL_LIMIT_S if choice.is_trial else READY_LIMIT_S

@@ -76,6 +76,8 @@ def instance_fields(context: Context, record: Record, forks: int) -> dict[str, A
         "accelerator": record.machine.accelerator,
         "kernel_version": record.kernel_version,
         "generation": record.generation,
+        "image_digest": record.image_digest,
+        "exit_code": record.exit_code,
         "reason": record.reason or unseen,
         "seen": unseen is None,
     }

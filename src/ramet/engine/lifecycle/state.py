@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple
 
+import msgspec
+
 from ramet.drivers.interface import Ending
 from ramet.engine.context import Context
 from ramet.engine.vmm import disk_errors
 from ramet.engine.vmm.console import last_words
+from ramet.engine.vmm.main_end import main_end
 from ramet.errors import RametError, UnseenError
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import ProcessRef, Record
@@ -54,7 +57,15 @@ def state_of(context: Context, record: Record) -> Actual:
             reason = "the guest rebooted; it is started cold when it is next used"
             return Actual(record.moved(Move.STOP, reason=reason), ending)
         case Ending.POWERED_OFF | Ending.ASKED:
-            return Actual(record.moved(Move.STOP, reason=ending.value), ending)
+            return Actual(_powered_off(context, record, ending), ending)
+
+
+def _powered_off(context: Context, record: Record, ending: Ending) -> Record:
+    """Return the record of a guest that powered off, perhaps because its main process had ended."""
+    end = main_end(context, record)
+    if end is None:
+        return record.moved(Move.STOP, reason=ending.value)
+    return msgspec.structs.replace(record.moved(Move.STOP, reason=end.words), exit_code=end.exit_code)
 
 
 def _as_its_disks_let_it(context: Context, record: Record) -> Record:

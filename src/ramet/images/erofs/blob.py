@@ -10,7 +10,8 @@ import struct
 from collections.abc import Mapping
 from typing import Final
 
-from ramet.images.layers.contents import BLOCK_BYTES, LayerContents
+from ramet.images.layers.contents import BLOCK_BYTES as BLOCK_BYTES
+from ramet.images.layers.contents import LayerContents
 from ramet.system.files import write_all
 from ramet.units import MIB
 

@@ -1,0 +1,111 @@
+"""The root of a container image's guest: devices with the image, and a place for what the guest writes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from ramet.disk.filesystem import find_mke2fs
+from ramet.errors import DamagedError, UsageError
+from ramet.images.erofs.blob import BLOCK_BYTES, mark
+from ramet.images.library.records import ContainerImage
+from ramet.model.container import MainProcess
+from ramet.model.record import Disk, Machine
+from ramet.model.rootfs import DEFAULT_ROOT_BYTES, Rootfs
+from ramet.system.files import filesystem_errors, open_regular
+from ramet.system.share import link_or_copy
+from ramet.units import format_bytes
+
+ROOT_DISK: Final = "root"
+_MOST_ARGUMENT_BYTES: Final = 2047
+"""Linux, `arch/x86/include/asm/setup.h`: COMMAND_LINE_SIZE is 2048, with the final NUL."""
+_DIGEST_DIGITS: Final = 32
+
+
+class Container(NamedTuple):
+    """A container image for a new instance, with the choices of its user."""
+
+    image: ContainerImage
+    main: MainProcess
+    rootfs: Rootfs = Rootfs()
+
+
+def disk_sizes(container: Container) -> tuple[int, ...]:
+    """Return the sizes of the disks that the root needs: one, or none when it lies in RAM."""
+    rootfs = container.rootfs
+    return (rootfs.size_bytes or DEFAULT_ROOT_BYTES,) if rootfs.kind == "disk" else ()
+
+
+def with_root(machine: Machine, root: Disk | None, container: Container) -> Machine:
+    """Return the machine with the image's devices and, unless the root is in RAM, the root disk `root`.
+
+    The root disk comes after the data disks, so that these keep their names in the guest. Raises `UsageError`
+    when the guest's RAM can't hold the root, or when the kernel's command line would get too long,
+    `UnavailableError` when no filesystem can be made here.
+    """
+    rootfs, disks = container.rootfs, machine.disks
+    if root is not None:
+        find_mke2fs()
+        file = f"{ROOT_DISK}{root.file.removeprefix(root.name)}"
+        disks = (*disks, msgspec.structs.replace(root, name=ROOT_DISK, file=file, path="/"))
+    elif rootfs.size_bytes is not None and rootfs.size_bytes > machine.memory_bytes:
+        raise UsageError(
+            f"a root of {format_bytes(rootfs.size_bytes)} in RAM doesn't fit into a guest with"
+            f" {format_bytes(machine.memory_bytes)} of memory",
+            hint="ask for less, give the guest more memory, or put its root on a disk: --rootfs disk:SIZE",
+        )
+    machine = msgspec.structs.replace(machine, disks=disks, bases=container.image.bases)
+    arguments = f"{machine.kernel_arguments} {root_arguments(machine, rootfs)}"
+    if len(arguments) > _MOST_ARGUMENT_BYTES:
+        raise UsageError(
+            f"the kernel's command line would have {len(arguments)} characters; it takes"
+            f" {_MOST_ARGUMENT_BYTES}",
+            hint="mount fewer disks, or at shorter paths",
+        )
+    return msgspec.structs.replace(machine, kernel_arguments=arguments)
+
+
+def root_arguments(machine: Machine, rootfs: Rootfs) -> str:
+    """Return the kernel arguments that tell the agent what its root is (`guest/agent/init/rootfs.c`)."""
+    words = [
+        f"ramet.base={number},{base.name}:{base.blocks}:{base.digest[:_DIGEST_DIGITS]}"
+        for number, base in enumerate(machine.bases, start=len(machine.disks))
+    ]
+    if rootfs.kind == "ram":
+        words.append(f"ramet.root=ram:{rootfs.size_bytes or machine.memory_bytes // 2}")
+    else:
+        words.append(f"ramet.root=disk:{len(machine.disks) - 1},{ROOT_DISK}")
+    return " ".join(words)
+
+
+def link_bases(directory: Path, image: ContainerImage) -> None:
+    """Link the image's devices into an instance's directory, after a look at the size and mark of each.
+
+    Raises `DamagedError` when one is missing, cut, or another's; `FilesystemError`.
+    """
+    for base in image.bases:
+        path = image.path_of(base)
+        if (why := _why_not(path, base.blocks, base.digest)) is not None:
+            raise DamagedError(
+                f"the image {image.name} is damaged: its file {path} {why}",
+                hint=f"`ramet image rm {image.name}`, then pull or import it again; instances keep running",
+            )
+        with filesystem_errors("link", path):
+            link_or_copy(path, directory / base.file)
+
+
+def _why_not(path: Path, blocks: int, digest: str) -> str | None:
+    try:
+        with open_regular(path) as descriptor:
+            size_bytes = os.fstat(descriptor).st_size
+            last = os.pread(descriptor, BLOCK_BYTES, blocks * BLOCK_BYTES)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    if size_bytes != (blocks + 1) * BLOCK_BYTES:
+        return f"has {size_bytes} bytes instead of {(blocks + 1) * BLOCK_BYTES}"
+    return None if last == mark(blocks, digest) else "has the content of another"

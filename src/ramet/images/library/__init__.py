@@ -1,0 +1,1 @@
+"""Container images of a home: built of their layers once, found by name, shared by all instances."""
