@@ -26,6 +26,8 @@ from ramet.system import processes, threads
 _KILLED = "killed: "
 _KILLED_CODE = 137
 """128 and SIGKILL's number: a main process that ended with its machine."""
+_SHUTDOWN_S = 5.0
+"""The part of a limit that a guest has to power off once its main process has ended."""
 _A_LOOK_S = 0.05
 _LEASE_SHARE = 0.8
 """Share of the limit for the guest's first answer, so that its own error comes in time."""
@@ -133,7 +135,7 @@ async def _power_off(context: Context, record: Record, limit_s: float) -> str:
                 if record.state is State.PAUSED:
                     with suppress(GuestError):  # an old time on its last files is all that it costs
                         await agent.set_clock(timeout_s=limits.CLOCK_S)
-                await agent.shutdown(timeout_s=limit_s)
+                await agent.shutdown(grace_ms=_grace_ms(record, limit_s), timeout_s=limit_s)
                 promised = True
             await processes.wait_ended(record.vmm.process)
     except VmmError as error:
@@ -145,6 +147,11 @@ async def _power_off(context: Context, record: Record, limit_s: float) -> str:
     if promised:
         return f"it didn't power off within {limit_s:g} s"
     return f"its guest didn't answer within {limit_s:g} s"
+
+
+def _grace_ms(record: Record, limit_s: float) -> int | None:
+    """Return the time that the main process has between its stop signal and SIGKILL; the rest has its own."""
+    return None if record.main is None else max(1, round((limit_s - min(_SHUTDOWN_S, limit_s / 2)) * 1000))
 
 
 def _unless_in_order(context: Context, record: Record, lost: str) -> str | None:

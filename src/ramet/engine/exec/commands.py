@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from ramet.engine import limits
+from ramet.engine.agent.main_process import main_request, with_defaults
 from ramet.engine.agent.session import agent_of
 from ramet.engine.context import Context
 from ramet.engine.exec.overdue import overdue, unless
@@ -91,7 +92,7 @@ async def process(context: Context, record: Record, command: ExecRequest) -> Asy
     with context.calls.call():
         async with (
             agent(context, record, command_s=command.timeout_s) as client,
-            client.start_stream(command) as stream,
+            client.start_stream(with_defaults(record, command)) as stream,
         ):
             running = Process(stream, context.calls)
             with context.calls.ends_with_the_host(stream.end):
@@ -106,4 +107,30 @@ async def process(context: Context, record: Record, command: ExecRequest) -> Asy
 async def spawn(context: Context, record: Record, command: ExecRequest) -> int:
     """Start a command that nobody waits for, and return its pid in the guest."""
     async with agent(context, record) as client:
-        return await client.spawn(command)
+        return await client.spawn(with_defaults(record, command))
+
+
+@asynccontextmanager
+async def main_process(
+    context: Context, record: Record, *, stdin_open: bool = False
+) -> AsyncIterator[Process]:
+    """Start the main process of an idle instance, with streams that the caller works with.
+
+    Leaving the block early kills it, and with it the instance ends. Raises `WrongStateError` when the
+    instance has none, or has started it already.
+    """
+    main = record.main
+    if main is None or not main.argv:
+        raise WrongStateError(
+            f"{record.name} has no main process: {'its image names none' if main else 'it is ' + record.image}",
+            hint=f"run a command in it: `ramet exec {record.name} COMMAND…`",
+        )
+    if not main.is_idle:
+        raise WrongStateError(
+            f"the main process of {record.name} was started with it",
+            hint=f"its output is in `ramet logs {record.name}`",
+        )
+    async with process(context, record, main_request(main, stdin_open=stdin_open)) as running:
+        started = msgspec.structs.replace(main, is_idle=False)
+        context.store.change(record.id, lambda row: msgspec.structs.replace(row, main=started))
+        yield running

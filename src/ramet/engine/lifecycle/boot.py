@@ -13,6 +13,7 @@ import msgspec
 from ramet.disk.volumes import make_disk, unshare_disk, uppermost
 from ramet.drivers.interface import Ability, Driver
 from ramet.engine.agent.identity import verify_identity
+from ramet.engine.agent.main_process import start_main
 from ramet.engine.context import Context
 from ramet.engine.drivers import Choice, choose
 from ramet.engine.lifecycle.jobs import job
@@ -220,8 +221,12 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move, li
         except VmmError:
             require_mounted(directory, record)
             raise
+        await start_main(context, record, vmm.process)
         return context.store.change(
-            record.id, lambda row: msgspec.structs.replace(row.moved(move, vmm=running), machine=machine)
+            record.id,
+            lambda row: msgspec.structs.replace(
+                row.moved(move, vmm=running), machine=machine, exit_code=None
+            ),
         )
     except BaseException:
         with anyio.CancelScope(shield=True):
