@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
+import msgspec
+
 from ramet.engine import limits
 from ramet.engine.agent.main_process import main_request, with_defaults
 from ramet.engine.agent.session import agent_of
@@ -122,7 +124,7 @@ async def main_process(
     main = record.main
     if main is None or not main.argv:
         raise WrongStateError(
-            f"{record.name} has no main process: {'its image names none' if main else 'it is ' + record.image}",
+            f"{record.name} has no main process: its image, {record.image}, names none",
             hint=f"run a command in it: `ramet exec {record.name} COMMAND…`",
         )
     if not main.is_idle:
