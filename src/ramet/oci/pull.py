@@ -5,7 +5,7 @@ Sources: OCI distribution-spec, "Pull"; OCI image-spec, "Image Index" (platforms
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class PulledImage:
     manifest: Manifest
     config: Config
     layers: tuple[Path, ...]
-    """The layers' blobs, the lowest first."""
+    """The layers' blobs, the lowest first; none of an image that is known."""
     fetched_bytes: int
     """The bytes of this pull that weren't in the cache."""
 
@@ -62,10 +62,12 @@ async def pull(
     settings: Settings | None = None,
     platform: Platform | None = None,
     limits: Limits | None = None,
+    is_known: Callable[[Digest], bool] = lambda _: False,
 ) -> PulledImage:
     """Bring an image into the cache, for this machine's platform unless another is given.
 
-    Progress is reported in bytes, all layers together. Raises `NotFoundError` for an image or a platform that
+    `is_known` tells by the manifest's digest whether the image's layers are needed no more. Progress is
+    reported in bytes, all layers together. Raises `NotFoundError` for an image or a platform that
     isn't there, `RegistryLoginError`, `RegistryError`, `DamagedError` for content that isn't its digest's,
     `FilesystemError`. What is whole stays in the cache then, and cut layers are resumed by the next pull.
     """
@@ -74,7 +76,7 @@ async def pull(
     transport = Transport(chosen, limits)
     try:
         client, top = await _resolve(transport, reference, chosen)
-        return await _pull(client, top, reference, cache, wanted)
+        return await _pull(client, top, reference, cache, wanted, is_known)
     finally:
         await transport.close()
 
@@ -121,7 +123,12 @@ def _may_speak_plainly(error: RametError) -> bool:
 
 
 async def _pull(
-    client: RegistryClient, top: ManifestBytes, reference: Reference, cache: BlobCache, wanted: Platform
+    client: RegistryClient,
+    top: ManifestBytes,
+    reference: Reference,
+    cache: BlobCache,
+    wanted: Platform,
+    is_known: Callable[[Digest], bool],
 ) -> PulledImage:
     name = reference.familiar
     found, document = top, read_manifest(top.content, media_type=top.media_type, name=name)
@@ -137,7 +144,7 @@ async def _pull(
     transfer = _Transfer(client, cache, name, document)
     config = read_config(await transfer.config(), manifest=document, name=name)
     require_fitting(config, wanted, name=name)
-    layers = await transfer.layers()
+    layers = () if is_known(found.digest) else await transfer.layers()
     return PulledImage(reference, top.digest, found.digest, document, config, layers, transfer.fetched)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,12 +9,12 @@ import msgspec
 
 from ramet.disk.filesystem import find_mke2fs
 from ramet.errors import DamagedError, UsageError
-from ramet.images.erofs.blob import BLOCK_BYTES, mark
+from ramet.images.library.places import why_damaged
 from ramet.images.library.records import ContainerImage
 from ramet.model.container import MainProcess
 from ramet.model.record import Disk, Machine
 from ramet.model.rootfs import DEFAULT_ROOT_BYTES, Rootfs
-from ramet.system.files import filesystem_errors, open_regular
+from ramet.system.files import filesystem_errors
 from ramet.system.share import link_or_copy
 from ramet.units import format_bytes
 
@@ -88,24 +87,10 @@ def link_bases(directory: Path, image: ContainerImage) -> None:
     """
     for base in image.bases:
         path = image.path_of(base)
-        if (why := _why_not(path, base.blocks, base.digest)) is not None:
+        if (why := why_damaged(path, base)) is not None:
             raise DamagedError(
                 f"the image {image.name} is damaged: its file {path} {why}",
                 hint=f"`ramet image rm {image.name}`, then pull or import it again; instances keep running",
             )
         with filesystem_errors("link", path):
             link_or_copy(path, directory / base.file)
-
-
-def _why_not(path: Path, blocks: int, digest: str) -> str | None:
-    try:
-        with open_regular(path) as descriptor:
-            size_bytes = os.fstat(descriptor).st_size
-            last = os.pread(descriptor, BLOCK_BYTES, blocks * BLOCK_BYTES)
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"can't be read: {error.strerror}"
-    if size_bytes != (blocks + 1) * BLOCK_BYTES:
-        return f"has {size_bytes} bytes instead of {(blocks + 1) * BLOCK_BYTES}"
-    return None if last == mark(blocks, digest) else "has the content of another"
