@@ -15,7 +15,7 @@ from ramet.errors import ProtocolError, UsageError
 from ramet.guest.fields import Fields, put_number, put_text, shown
 
 _CERTIFICATE: Final = re.compile(
-    r"-----BEGIN CERTIFICATE-----\r?\n[A-Za-z0-9+/=\r\n]+\n-----END CERTIFICATE-----", re.ASCII
+    r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+\n-----END CERTIFICATE-----", re.ASCII
 )
 
 
@@ -57,7 +57,7 @@ def shutdown(*, reboot: bool, grace_ms: int | None) -> bytes:
 
 def trust(certificates: Iterable[str]) -> bytes:
     """Encode TRUST's payload: each text is one certificate in PEM. Raises `UsageError` for what isn't."""
-    texts = [certificate.strip() for certificate in certificates]
+    texts = [certificate.replace("\r\n", "\n").strip() for certificate in certificates]
     if not texts:
         raise UsageError("there is no certificate to trust")
     for text in texts:

@@ -23,7 +23,7 @@ from .corpus import DIRECTORY as CORPUS
 SOURCES: Final = Path(__file__).parent / "agent"
 WORK: Final = Path("build/fuzz")
 INPUT_MAX_BYTES: Final = 1024
-_PARTS: Final = "command|identity|port|pump|session|start|wire"
+_PARTS: Final = "command|files|identity|main_process|port|pump|session|start|trust|user|wire"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ DIRECTORY: Final = Path(__file__).parent / "corpus"
 
 class Step(enum.IntEnum):
     """The low four bits of a step's first octet; the high ones are the port. For CONNECT they are who comes:
-    a client of the UNIX socket, the host over vsock, a program of the guest over vsock.
+    a client of the UNIX socket, the host over vsock, a program of the guest over vsock. For FILE they are
+    which: hosts, passwd, group, a bundle of certificates.
     """
 
     RAW = 0
@@ -37,7 +38,7 @@ class Step(enum.IntEnum):
     HANG_UP = 11
     ADVANCE = 12
     FAIL = 13
-    HOSTS = 14
+    FILE = 14
     CONNECT = 15
 
 
@@ -82,6 +83,12 @@ def small(step: Step, number: int = 0, width: int = 0, port: int = 0) -> bytes:
     return bytes([step | port << 4]) + number.to_bytes(width, "little")
 
 
+def file(which: int, text: bytes) -> bytes:
+    """A file of the guest."""
+    return small(Step.FILE, len(text), 1, port=which) + text
+
+
+CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n"
 REPORTS: Final = small(Step.REPORTS)
 
 
@@ -192,12 +199,7 @@ def scripts() -> dict[str, bytes]:
         + execute(1, "daemon", "x" * 200, flags=ExecFlag.DETACHED)
         + frame(Message.LIST, 2),
         "refused": hello() + small(Step.FAIL, 11, 1) + execute(1, "no-such-program") + stop,
-        "identity": hello()
-        + small(Step.HOSTS, 24, 1)
-        + b"127.0.0.1 localhost\n::1 "
-        + identity()
-        + hello()
-        + identity(),
+        "identity": hello() + file(0, b"127.0.0.1 localhost\n::1 ") + identity() + hello() + identity(),
         "shutdown": hello()
         + fields(Message.SHUTDOWN, 1, (1, b"\1"))
         + fields(Message.SHUTDOWN, 2, (1, b"\0")),
@@ -273,6 +275,35 @@ def scripts() -> dict[str, bytes]:
         + small(Step.ROOM, 300, 2)
         + small(Step.ROOMY)
         + stop,
+        "main": hello()
+        + execute(1, "init", flags=ExecFlag.MAIN)
+        + ends(0, 0x7F00)
+        + fields(Message.EXEC, 2, (1, b"db"), (3, b"/a/b"), (6, b"\x08\0\0\0"), (7, b"\3\0\0\0"), (4, b"app"))
+        + REPORTS
+        + execute(3, "second", flags=ExecFlag.MAIN)
+        + fields(Message.SHUTDOWN, 4, (1, b"\0"), (2, b"\x64\0\0\0"))
+        + small(Step.ADVANCE, 200, 3)
+        + frame(Message.PING, 5, b"p")
+        + stop,
+        "main-exit": hello()
+        + execute(1, "sh", flags=ExecFlag.MAIN | ExecFlag.STDIN)
+        + says(0, 0, 60)
+        + ends(0, 0x300),
+        "users": hello()
+        + file(1, b"root:x:0:0::/root:/bin/sh\n\nbad\nuser:x:1000:1000::/home/user\nno end:x:7:7::/")
+        + file(2, b"root:x:0:\nwheel:x:10:root,user\nuser:x:1000:\na:b:c:user,user\n:::")
+        + b"".join(
+            fields(Message.EXEC, number, (1, b"id"), (4, user)) + REPORTS
+            for number, user in enumerate(
+                (b"user", b"1000:wheel", b"nobody", b":", b"9:9", b"user:x", b"no end"), 1
+            )
+        )
+        + stop,
+        "trust": hello()
+        + file(3, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----")
+        + fields(Message.TRUST, 1, (1, CERTIFICATE % b"BBBB"), (1, CERTIFICATE % b"AAAA"))
+        + fields(Message.TRUST, 2, (1, CERTIFICATE % b"BBBB"))
+        + fields(Message.TRUST, 3, (1, b"no certificate")),
         "busy-stream": hello() + execute(1, "sleep") * 2 + ends(0, 9),
     }
 

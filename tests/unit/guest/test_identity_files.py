@@ -73,7 +73,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     """Each test has the code's static variables to itself."""
-    return shared_library(tmp_path, "identity/identity_files.c", with_events(tmp_path))
+    return shared_library(tmp_path, "identity/identity_files.c", "init/files.c", with_events(tmp_path))
 
 
 @pytest.fixture(params=["told", "not told"])

@@ -44,7 +44,10 @@ async def why_not(directory: Path, request: ExecRequest) -> ExecError:
         ({"cwd": "/no/such"}, "chdir /no/such: No such file"),
         ({"cwd": "/etc/passwd"}, "chdir /etc/passwd: Not a directory"),
         ({"user": "nobody-of-that-name"}, "no such user"),
-        ({"user": "0:wheel"}, "not a group id"),
+        ({"user": "0:no-such-group"}, "no such group: no-such-group"),
+        ({"user": "0:4294967295"}, "not a group id"),
+        ({"user": "99999999999"}, "not a user id"),
+        ({"user": "x" * 256}, "user xxx"),
     ],
 )
 async def test_a_step_before_the_program_is_no_matter_of_the_program(

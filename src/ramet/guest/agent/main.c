@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -12,6 +13,7 @@
 #include "exec/command.h"
 #include "exec/command_table.h"
 #include "exec/drain.h"
+#include "exec/main_process.h"
 #include "exec/pump.h"
 #include "exec/start.h"
 #include "identity/addresses.h"
@@ -22,6 +24,7 @@
 #include "init/init.h"
 #include "init/modules.h"
 #include "init/power.h"
+#include "init/root.h"
 #include "link/message.h"
 #include "link/transports.h"
 #include "loop/events.h"
@@ -33,6 +36,7 @@
 #define BATCH 32
 
 static int listener = -1;
+static bool is_on_socket; /* and so in a machine that isn't its own */
 
 static enum shutdown_wish wish_of(uint32_t signal_number) {
     switch (signal_number) { /* as busybox's reboot, poweroff and halt tell an init */
@@ -77,10 +81,16 @@ static void flush_all(void) {
 }
 
 static void leave(enum shutdown_wish wish, bool is_init) {
+    const char *last_words = main_process_last_words();
     flush_all();
+    root_say_if_full();
     identity_leave();
+    if (!is_init && last_words != NULL)
+        init_say("\n%s", last_words);
     if (is_init)
-        init_shutdown(wish);
+        init_shutdown(wish, last_words);
+    else if (is_on_socket)
+        exit(0);
     else
         init_ask_for_shutdown(wish);
 }
@@ -116,11 +126,11 @@ static int sooner(int one_ms, int other_ms) {
 
 static _Noreturn void serve(int signals, int uevents, bool is_init) {
     struct epoll_event events[BATCH];
-    enum shutdown_wish done = STAY;
+    enum shutdown_wish wanted = STAY, done = STAY;
     int rescans = uevents < 0 && listener < 0 ? RESCAN_TIMES : 0;
     bool busy = true;
     for (;;) {
-        int timeout_ms = sooner(commands_time_out(), sessions_time_out());
+        int timeout_ms = sooner(sooner(commands_time_out(), sessions_time_out()), main_process_time_out());
         if (rescans > 0 && (timeout_ms < 0 || timeout_ms > RESCAN_MS))
             timeout_ms = RESCAN_MS;
         int count = events_wait(events, BATCH, busy ? 0 : timeout_ms);
@@ -150,9 +160,13 @@ static _Noreturn void serve(int signals, int uevents, bool is_init) {
         busy = work();
         if (wish == STAY)
             wish = requests_shutdown_wish();
-        if (wish != STAY && wish != done) {
-            leave(wish, is_init);
-            done = wish;
+        if (wish == STAY && main_process_has_ended())
+            wish = POWER_OFF;
+        if (wish != STAY)
+            wanted = wish;
+        if (wanted != done && main_process_stop(requests_grace_ms())) {
+            leave(wanted, is_init);
+            done = wanted;
         }
     }
 }
@@ -197,7 +211,7 @@ int main(int argc, char **argv) {
     /* To init the kernel passes all that it didn't understand itself: no options of ours. */
     if (!is_init && argc == 2 && strcmp(argv[1], "--version") == 0)
         return printf("ramet agent %s, protocol %d\n", AGENT_VERSION, PROTOCOL_VERSION) < 0;
-    if (!is_init && argc == 3 && strcmp(argv[1], "--socket") == 0)
+    if ((is_on_socket = !is_init && argc == 3 && strcmp(argv[1], "--socket") == 0))
         socket_path = argv[2];
     else if (!is_init && argc != 1)
         return usage(argv[0]);
@@ -213,6 +227,7 @@ int main(int argc, char **argv) {
     ports_init();
     drain_init();
     commands_init(requests_unshare);
+    main_process_init();
     identity_init();
 
     int uevents = -1;
@@ -228,8 +243,10 @@ int main(int argc, char **argv) {
     }
     if (is_init) {
         init_modules(listen_to_host);
-        if (!disks_mount()) /* before anything is answered: a command finds them */
-            init_shutdown(POWER_OFF);
+        if (!root_enter() || !disks_mount()) /* before anything is answered: a command finds them */
+            init_shutdown(POWER_OFF, NULL);
+        if (root_kind() != ROOT_INITRAMFS)
+            start_in_container();
     }
     if (socket_path == NULL)
         look_for_ports();

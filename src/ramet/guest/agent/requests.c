@@ -6,18 +6,24 @@
 #include <time.h>
 
 #include "exec/command.h"
+#include "exec/main_process.h"
 #include "identity/identity.h"
+#include "identity/trust.h"
+#include "init/root.h"
 #include "link/message.h"
 #include "loop/events.h"
 #include "session.h"
 
 static bool machine_is_ours = true;
 static enum shutdown_wish wish = STAY;
+static uint32_t grace_ms = MAIN_GRACE_MS;
 static uint8_t answer_buffer[WIRE_PAYLOAD_MAX];
 
 void requests_forbid_machine_changes(void) { machine_is_ours = false; }
 
 enum shutdown_wish requests_shutdown_wish(void) { return wish; }
+
+uint32_t requests_grace_ms(void) { return grace_ms; }
 
 void requests_unshare(void) {
     unshare(answer_buffer);
@@ -58,8 +64,8 @@ static void identity(struct port *port, struct wire_frame *frame) {
         answer(port, frame, M_IDENTITY_DONE, &writer);
         return;
     }
-    char text[128];
-    snprintf(text, sizeof text, "%s: %s", step, strerror(error));
+    char text[256];
+    snprintf(text, sizeof text, "%s: %s%s", step, strerror(error), root_advice(error));
     port_send_error(port, frame->stream, error, text);
 }
 
@@ -75,24 +81,46 @@ static void set_clock(struct port *port, struct wire_frame *frame) {
 static void shutdown_guest(struct port *port, struct wire_frame *frame) {
     struct wire_reader reader = {frame->payload, frame->payload + frame->length};
     struct wire_field field;
-    uint64_t mode;
-    bool good = false;
+    uint64_t mode = 0, grace = MAIN_GRACE_MS;
+    bool has_mode = false, good = true;
     int more;
     while ((more = wire_next(&reader, &field)) > 0)
         if (field.tag == 1)
-            good = wire_number(&field, 1, &mode) && mode <= 1;
-    if (more < 0 || !good) {
+            good = good && (has_mode = wire_number(&field, 1, &mode)) && mode <= 1;
+        else if (field.tag == 2)
+            good = good && wire_number(&field, 4, &grace);
+    if (more < 0 || !has_mode || !good) {
         port_send_error(port, frame->stream, EINVAL, "not a mode of SHUTDOWN");
         return;
     }
     wish = mode == 0 ? POWER_OFF : REBOOT;
+    grace_ms = (uint32_t)grace;
     port_send(port, M_SHUTDOWN_DONE, frame->stream, NULL, 0);
 }
 
 static void list(struct port *port, struct wire_frame *frame) {
     struct wire_writer writer = empty_answer();
+    struct root_room room;
     commands_list(&writer);
+    if (root_room(&room)) {
+        uint8_t fields[3 * (WIRE_FIELD_HEADER + 8)];
+        struct wire_writer root = {.buffer = fields, .capacity = sizeof fields};
+        wire_put_number(&root, 1, 1, root_kind());
+        wire_put_number(&root, 2, 8, room.bytes);
+        wire_put_number(&root, 3, 8, room.free_bytes);
+        wire_put(&writer, 2, fields, root.length);
+    }
     answer(port, frame, M_LIST_DONE, &writer);
+}
+
+static void trust(struct port *port, struct wire_frame *frame) {
+    struct wire_writer writer = empty_answer();
+    char text[256];
+    int error = trust_add(frame, &writer, text, sizeof text);
+    if (error == 0)
+        answer(port, frame, M_TRUST_DONE, &writer);
+    else
+        port_send_error(port, frame->stream, error, text);
 }
 
 /* One that is in order ends the session before it is counted. */
@@ -116,6 +144,7 @@ static const struct verb {
     [M_SHUTDOWN] = {shutdown_guest, true},
     [M_BYE] = {not_a_bye, false},
     [M_CLOCK] = {set_clock, true},
+    [M_TRUST] = {trust, true},
 };
 
 void requests_frame(struct port *port, struct wire_frame *frame) {

@@ -11,8 +11,9 @@ void requests_forbid_machine_changes(void);
 /* A frame that has come in on a port. */
 void requests_frame(struct port *port, struct wire_frame *frame);
 
-/* The wish of a client that has sent SHUTDOWN. */
+/* The wish of a client that has sent SHUTDOWN, and the time that it gives a main process. */
 enum shutdown_wish requests_shutdown_wish(void);
+uint32_t requests_grace_ms(void);
 
 /* `unshare` (loop/events.h) for what requests write: this, the ports and the identity. */
 void requests_unshare(void);

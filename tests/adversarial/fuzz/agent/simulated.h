@@ -11,9 +11,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <net/if.h>
 #include <netinet/in.h>
-#include <pwd.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -79,6 +79,8 @@ ssize_t sim_pwrite(int fd, const void *data, size_t count, off_t at);
 int sim_ftruncate(int fd, off_t length);
 int sim_lstat(const char *path, struct stat *found);
 int sim_fstat(int fd, struct stat *found);
+int sim_symlink(const char *target, const char *path);
+int sim_access(const char *path, int mode);
 
 /* The child between fork and execve runs here, in place, until it would execute or end: then it is as if fork
  * returned in the parent. A buffer of its own for what it changes is the caller's business. */
@@ -87,12 +89,11 @@ pid_t sim_fork(bool child_has_run);
 void *sim_child_memory(size_t count, size_t size);
 char *sim_child_copy(const char *text);
 int sim_child_step(void);
+void sim_look_at(const void *data, size_t length);
 int sim_dup2(int from, int to);
 extern char **sim_environ;
 int sim_execvp(const char *file, char *const argv[]);
 _Noreturn void sim_exit(int code);
-struct passwd *sim_getpwuid(uid_t uid);
-struct passwd *sim_getpwnam(const char *name);
 
 #define read sim_read
 #define write sim_write
@@ -117,6 +118,9 @@ struct passwd *sim_getpwnam(const char *name);
 #define pwrite sim_pwrite
 #define ftruncate sim_ftruncate
 #define lstat sim_lstat
+#define stat(path, found) sim_lstat(path, found)
+#define symlink sim_symlink
+#define access sim_access
 #define fstat sim_fstat
 
 #define fork() (setjmp(sim_child) == 0 ? sim_fork(false) : sim_fork(true))
@@ -125,8 +129,6 @@ struct passwd *sim_getpwnam(const char *name);
 #define strdup(text) sim_child_copy(text)
 #define execvp sim_execvp
 #define _exit sim_exit
-#define getpwuid sim_getpwuid
-#define getpwnam sim_getpwnam
 #define signal(number, action) ((void)(number), (void)(action))
 #define sigprocmask(how, set, old) ((void)(how), (void)(set))
 #define setsid() ((void)0)
@@ -134,8 +136,8 @@ struct passwd *sim_getpwnam(const char *name);
 #define dup2 sim_dup2
 #define environ sim_environ
 #define chdir(path) ((void)strlen(path), sim_child_step())
-#define initgroups(name, group) ((void)strlen(name), (void)(group), sim_child_step())
-#define setgroups(count, groups) ((void)(count), (void)(groups), sim_child_step())
+#define setgroups(count, groups) (sim_look_at(groups, (count) * sizeof *(groups)), sim_child_step())
+#define fchown(fd, user, group) ((void)(fd), (void)(user), (void)(group), sim_child_step())
 #define setgid(group) ((void)(group), sim_child_step())
 #define setuid(user) ((void)(user), sim_child_step())
 

@@ -4,7 +4,7 @@
 #include "loop/kernel.h"
 #include "simulation.h"
 
-enum { FIRST_FD = 1000, FDS = 2048, PIPES = 1024, PORTS = 4, FILES = 8, FILE_MAX = 20000, IN_MAX = (1 << 18) / SCALE };
+enum { FIRST_FD = 1000, FDS = 2048, PIPES = 1024, PORTS = 4, FILES = 32, FILE_MAX = 20000, IN_MAX = (1 << 18) / SCALE };
 enum { PIPE_CAPACITY = 65536 / SCALE, MESSAGE_MAX = 512 };
 
 enum kind { FREE, PORT, READER, WRITER, TEXT, DEVICE };
@@ -468,13 +468,31 @@ static int describe(const struct file *file, struct stat *found) {
         errno = ENOENT;
         return -1;
     }
-    *found = (struct stat){.st_ino = file->inode, .st_nlink = 1, .st_size = (off_t)file->length};
+    *found = (struct stat){.st_ino = file->inode, .st_mode = S_IFREG | 0644, .st_nlink = 1, .st_size = (off_t)file->length};
     return 0;
 }
 
 int sim_lstat(const char *path, struct stat *found) { return describe(file_of(path, false), found); }
 
-int sim_fstat(int fd, struct stat *found) { return describe(&files[descriptor_of(fd)->object], found); }
+int sim_fstat(int fd, struct stat *found) {
+    if (fd < 3) { /* a command's own: pipes, mostly */
+        *found = (struct stat){.st_mode = S_IFIFO | 0600};
+        return 0;
+    }
+    return describe(&files[descriptor_of(fd)->object], found);
+}
+
+int sim_access(const char *path, int mode) {
+    (void)mode;
+    errno = ENOENT;
+    return sim_fails() || file_of(path, false) == NULL ? -1 : 0;
+}
+
+int sim_symlink(const char *target, const char *path) {
+    struct file *file = file_of(target, false);
+    (void)path;
+    return sim_fails() || file == NULL ? -1 : 0;
+}
 
 int sim_socket(int family, int type, int protocol) {
     (void)family, (void)type, (void)protocol;

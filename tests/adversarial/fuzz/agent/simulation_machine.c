@@ -106,6 +106,12 @@ char *sim_child_copy(const char *text) {
     return copy != NULL ? strcpy(copy, text) : NULL;
 }
 
+void sim_look_at(const void *data, size_t length) {
+    volatile unsigned char sum = 0;
+    for (size_t i = 0; i < length; i++)
+        sum = (unsigned char)(sum + ((const unsigned char *)data)[i]);
+}
+
 int sim_child_step(void) { return sim_fails() ? -1 : 0; }
 
 int sim_execvp(const char *file, char *const argv[]) {
@@ -123,16 +129,6 @@ int sim_execvp(const char *file, char *const argv[]) {
 void sim_exit(int code) {
     (void)code;
     longjmp(sim_child, 1);
-}
-
-struct passwd *sim_getpwuid(uid_t uid) {
-    static struct passwd root = {.pw_name = "root", .pw_dir = "/root"};
-    static struct passwd user = {.pw_name = "user", .pw_dir = "/home/user", .pw_uid = 1000, .pw_gid = 1000};
-    return uid == 0 ? &root : uid == 1000 ? &user : NULL;
-}
-
-struct passwd *sim_getpwnam(const char *name) {
-    return strcmp(name, "root") == 0 ? sim_getpwuid(0) : strcmp(name, "user") == 0 ? sim_getpwuid(1000) : NULL;
 }
 
 int sim_kill(pid_t pid, int number) {

@@ -10,6 +10,7 @@
 #include "exec/command_table.h"
 #include "exec/drain.h"
 #include "exec/explain.h"
+#include "exec/main_process.h"
 #include "exec/start.h"
 #include "identity/identity.h"
 #include "link/message.h"
@@ -42,6 +43,7 @@ enum { PORT_COUNT = 4, VIRTIO_COUNT = 2, CLIENT_COUNT = 3, STEPS_MAX = 600, ROUN
     } while (0)
 
 static uint64_t frames_handled, frames_answered;
+static bool stopping;
 static struct wire_decoder answers[PORT_COUNT];
 static uint8_t answer_buffers[PORT_COUNT][WIRE_FRAME_MAX + 1];
 static uint8_t *port_buffers[PORTS_MAX];
@@ -53,12 +55,26 @@ void init_filesystems(void) {}
 void init_modules(void (*loaded)(void)) { (void)loaded; }
 void init_rest(void) {}
 bool disks_mount(void) { return true; }
-void init_shutdown(enum shutdown_wish wish) { (void)wish; }
+bool root_enter(void) { return true; }
+void root_say_if_full(void) {}
+enum root_kind root_kind(void) { return ROOT_DISK; }
+const char *root_advice(int error) { return error == ENOSPC ? " (the guest's root is full)" : ""; }
+
+bool root_room(struct root_room *room) {
+    *room = (struct root_room){.bytes = 2, .free_bytes = 1};
+    return true;
+}
+void init_shutdown(enum shutdown_wish wish, const char *last_words) { (void)wish, (void)last_words; }
 void init_ask_for_shutdown(enum shutdown_wish wish) { (void)wish; }
 
 /* It looks at programs of the machine that it runs on. */
 void explain_execve(char *text, size_t size, const char *program, int error) {
     snprintf(text, size, "%.200s: %s", program, strerror(error));
+}
+
+bool explain_init(char *text, size_t size, const char *program) {
+    snprintf(text, size, "%.200s", program);
+    return strcmp(program, "init") == 0;
 }
 
 /* --- exact bounds: each payload in a block of its own, so that the sanitizer sees an octet too many ------- */
@@ -82,6 +98,7 @@ static void exact_frame(struct port *port, struct wire_frame *frame) {
     enum shutdown_wish wished = requests_shutdown_wish();
     requests_frame(port, frame);
     MUST(requests_shutdown_wish() == wished || (frame->type == M_SHUTDOWN && has_field(frame, 1, 1)));
+    stopping = stopping || (frame->type == M_SHUTDOWN && requests_shutdown_wish() != STAY);
     free(copy);
 }
 
@@ -131,7 +148,7 @@ static void take_answer(int number, const uint8_t *data, size_t length) {
 /* --- what must hold between steps ------------------------------------------------------------------------ */
 
 static void check(void) {
-    int in_session[PORTS_MAX] = {0}, open = 0;
+    int in_session[PORTS_MAX] = {0}, open = 0, mains = 0;
     for (int i = 0; i < PORTS_MAX; i++) {
         const struct port *port = port_at(i);
         MUST(port->out_at <= port->out_length && port->out_length <= PORT_OUT_BYTES);
@@ -147,6 +164,8 @@ static void check(void) {
         if (command->pid == 0)
             continue;
         MUST(command->port >= -1 && command->port < PORTS_MAX);
+        MUST(command->stop_signal >= 1 && command->stop_signal <= (int)LAST_SIGNAL);
+        mains += command->is_main && !command->refused;
         if (command->port >= 0)
             in_session[command->port]++;
         MUST(command->port < 0 || port_at(command->port)->in_session);
@@ -157,6 +176,8 @@ static void check(void) {
         MUST(!command->timed_out || command->ended || sim_was_killed(command->pid));
     }
     MUST(open <= PORTS_OPEN_MAX);
+    MUST(mains <= 1 && main_process_is_there() == (mains == 1));
+    MUST(main_process_has_ended() ? main_process_last_words() != NULL : mains == 1 || main_process_last_words() == NULL);
     for (int i = 0; i < PORTS_MAX; i++)
         MUST(in_session[i] <= SESSION_COMMANDS_MAX);
 }
@@ -165,6 +186,9 @@ static void check(void) {
 static void drain(void) {
     commands_time_out();
     sessions_time_out();
+    if (stopping)
+        main_process_stop(requests_grace_ms());
+    MUST(stopping || main_process_time_out() == -1);
     for (int round = 0; work(); round++)
         MUST(round < ROUNDS_MAX);
     check();
@@ -337,6 +361,7 @@ static void connect_another(int client) {
 
 static void step(struct script *script) {
     uint32_t operation = number(script, 1);
+    static const char *const files[PORT_COUNT] = {"/etc/hosts", "/etc/passwd", "/etc/group", "/etc/ssl/cert.pem"};
     int port = (int)(operation >> 4) % PORT_COUNT;
     size_t length;
     switch (operation & 15) {
@@ -389,7 +414,7 @@ static void step(struct script *script) {
     }
     case 14:
         length = number(script, 1);
-        sim_put_file("/etc/hosts", octets(script, &length), length);
+        sim_put_file(files[port], octets(script, &length), length);
         break;
     case 15:
         connect_another((int)(operation >> 4) % CLIENT_COUNT);
@@ -408,6 +433,8 @@ static void begin(void) {
     ports_init();
     drain_init();
     commands_init(requests_unshare);
+    main_process_init();
+    stopping = false;
     identity_init();
     for (int i = 0; i < PORT_COUNT - 1; i++)
         open_port(i, &clients[0]);

@@ -11,23 +11,12 @@
 #include <unistd.h>
 
 #include "exec/command_table.h"
-#include "loop/events.h"
-#include "link/message.h"
+#include "exec/main_process.h"
 #include "exec/start.h"
+#include "link/message.h"
+#include "loop/events.h"
 
 #define LOOK_MS 1000u
-#define LONGEST_STRETCH_NS (2u * LOOK_MS * 1000000ull)
-
-/* The time that this guest has lived through. A VM that is paused, or whose host sleeps, finds its clock advanced all at
- * once on some VMMs: a stretch in which nobody here could run doesn't count against a command's time. So that each
- * stretch is short, the agent looks at the clock every second while a command has a limit. */
-static uint64_t lived_ns(void) {
-    static uint64_t lived, looked;
-    uint64_t now = events_now_ns(), passed = now - looked;
-    looked = now;
-    lived += passed < LONGEST_STRETCH_NS ? passed : LONGEST_STRETCH_NS;
-    return lived;
-}
 
 static void signal_group(struct command *command, int number) {
     if (command->ended)
@@ -94,6 +83,10 @@ void command_exec(struct port *port, struct wire_frame *frame) {
         port_send_error(port, frame->stream, EAGAIN, "too many commands at once");
         return;
     }
+    if ((request.flags & EXEC_MAIN) && main_process_is_there()) {
+        port_send_error(port, frame->stream, EEXIST, "the guest has a main process already");
+        return;
+    }
     int error = start_command(&request, &started);
     if (error != 0) {
         port_send_error(port, frame->stream, error, strerror(error));
@@ -107,6 +100,8 @@ void command_exec(struct port *port, struct wire_frame *frame) {
         .port = port_index(port),
         .stream = frame->stream,
         .detached = request.flags & EXEC_DETACHED,
+        .is_main = request.flags & EXEC_MAIN,
+        .stop_signal = request.stop_signal,
         .starting = true,
         .report = started.report,
         .output = {{started.output[0], false, NOT_ENDED}, {started.output[1], false, NOT_ENDED}},
@@ -116,7 +111,7 @@ void command_exec(struct port *port, struct wire_frame *frame) {
         .stdin_allowed = started.stdin_fd >= 0 ? STDIN_WINDOW : 0,
     };
     if (request.timeout_ms > 0 && request.timeout_ms < UINT64_MAX / 2000000u)
-        command->deadline_ns = lived_ns() + request.timeout_ms * 1000000u;
+        command->deadline_ns = events_lived_ns() + request.timeout_ms * 1000000u;
     keep_argv(command, frame);
     /* New edge-triggered watches report at once what is ready already. */
     if (events_watch(started.report, E_START_REPORT, (uint32_t)index, EPOLLIN) < 0 ||
@@ -260,7 +255,7 @@ int commands_time_out(void) {
         if (command->pid == 0 || command->deadline_ns == 0)
             continue;
         if (now == 0)
-            now = lived_ns();
+            now = events_lived_ns();
         if (command->deadline_ns > now) {
             next = command->deadline_ns < next ? command->deadline_ns : next;
             continue;

@@ -21,6 +21,8 @@ struct command {
     int port;  /* whose session it belongs to; -1: detached or orphaned */
     uint32_t stream;
     bool detached, orphaned, starting, refused, ended, timed_out;
+    bool is_main;
+    int stop_signal; /* of the main process */
     int wait_status;
     uint64_t deadline_ns; /* 0: none */
 

@@ -148,3 +148,24 @@ void explain_execve(char *text, size_t size, const char *program, int error) {
         strcpy(path, next);
     }
 }
+
+static const char *name_of(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
+bool explain_init(char *text, size_t size, const char *program) {
+    static const char *const inits[] = {"/sbin/init", "/usr/sbin/init", "/bin/init", "/usr/bin/init"};
+    char path[PATH_MAX], real[PATH_MAX] = "";
+    bool is_init = false;
+    if (find(program, path, sizeof path) && realpath(path, real) != NULL)
+        for (size_t i = 0; i < sizeof inits / sizeof *inits; i++)
+            is_init = is_init || strcmp(path, inits[i]) == 0 || strcmp(real, inits[i]) == 0;
+    bool is_systemd = strcmp(name_of(program), "systemd") == 0 || strcmp(name_of(real), "systemd") == 0;
+    if (is_systemd || is_init)
+        snprintf(text, size,
+                 SHOWN " is %s, which has to be process 1 of its machine: here the agent is. "
+                       "Run the service itself as the main process (a later --init will give it a process 1)",
+                 program, is_systemd ? "systemd" : "an init");
+    return is_systemd || is_init;
+}

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "exec/command_table.h"
+#include "exec/main_process.h"
 #include "exec/start.h"
 
 #define STDIN_GRANT (STDIN_WINDOW / 2) /* grants smaller than this cost more than they give */
@@ -124,6 +125,8 @@ static bool pump_end(struct command *command, struct port *port) {
             wire_put_number(&writer, 3, 1, 1);
         port_send(port, M_EXIT, command->stream, payload, writer.length);
     }
+    if (command->is_main && !command->refused)
+        main_process_is_over(command->wait_status);
     command_free(command);
     return true;
 }

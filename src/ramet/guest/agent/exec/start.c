@@ -2,8 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,13 +11,15 @@
 #include <unistd.h>
 
 #include "exec/explain.h"
-#include "link/message.h"
+#include "exec/user.h"
+#include "init/files.h"
 #include "init/oom.h"
+#include "init/root.h"
+#include "link/message.h"
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#define USER_MAX 256
 
-enum { F_ARGV = 1, F_ENV, F_CWD, F_USER, F_TIMEOUT, F_FLAGS };
+enum { F_ARGV = 1, F_ENV, F_CWD, F_USER, F_TIMEOUT, F_FLAGS, F_STOP_SIGNAL };
 
 const char *start_parse(const struct wire_frame *frame, struct start_request *request) {
     struct wire_reader reader = {frame->payload, frame->payload + frame->length};
@@ -27,7 +27,8 @@ const char *start_parse(const struct wire_frame *frame, struct start_request *re
     uint64_t number = 0;
     int more;
     bool argv = false;
-    *request = (struct start_request){.payload = frame->payload, .length = frame->length};
+    *request = (struct start_request){
+        .payload = frame->payload, .length = frame->length, .stop_signal = SIGTERM};
     while ((more = wire_next(&reader, &field)) > 0) {
         bool text = field.tag >= F_ARGV && field.tag <= F_USER;
         if (text && memchr(field.value, 0, field.length) != NULL)
@@ -49,6 +50,11 @@ const char *start_parse(const struct wire_frame *frame, struct start_request *re
                 return "flags are not a u32";
             request->flags = (uint32_t)number;
             break;
+        case F_STOP_SIGNAL:
+            if (!wire_number(&field, 4, &number) || number < 1 || number > LAST_SIGNAL)
+                return "not a signal to stop it by";
+            request->stop_signal = (int)number;
+            break;
         }
     }
     if (more < 0)
@@ -57,7 +63,7 @@ const char *start_parse(const struct wire_frame *frame, struct start_request *re
 }
 
 static struct rlimit files_at_start;
-static bool has_files_limit, is_protected;
+static bool has_files_limit, is_protected, in_container;
 
 void start_init(bool protect) {
     is_protected = protect && oom_score(OOM_NEVER);
@@ -68,6 +74,8 @@ void start_init(bool protect) {
         has_files_limit = false; /* then it is as it was, for commands too */
 }
 
+void start_in_container(void) { in_container = true; }
+
 static _Noreturn void report_and_exit(int report, struct start_report *message) {
     ssize_t ignored = write(report, message, sizeof *message);
     (void)ignored;
@@ -76,7 +84,7 @@ static _Noreturn void report_and_exit(int report, struct start_report *message) 
 
 static _Noreturn void give_up(int report, int error, enum start_step step, const char *what, const char *object) {
     struct start_report message = {.error = error, .step = step};
-    snprintf(message.text, sizeof message.text, "%s%.200s: %s", what, object, strerror(error));
+    snprintf(message.text, sizeof message.text, "%s%.200s: %s%s", what, object, strerror(error), root_advice(error));
     report_and_exit(report, &message);
 }
 
@@ -121,56 +129,6 @@ static void collect(const struct start_request *request, struct wanted *wanted, 
         *open_text = '\0';
 }
 
-static bool number_of(const char *text, unsigned *number) {
-    char *end;
-    if (*text < '0' || *text > '9')
-        return false;
-    errno = 0;
-    unsigned long value = strtoul(text, &end, 10);
-    *number = (unsigned)value;
-    return errno == 0 && *end == '\0' && value < (unsigned)-1;
-}
-
-struct person {
-    const char *name, *home;
-};
-
-static struct person become(const char *user, int report) {
-    char text[USER_MAX];
-    unsigned uid = getuid(), gid = getgid();
-    struct passwd *entry;
-    char *group = NULL;
-    if (user == NULL) {
-        entry = getpwuid(uid);
-        return (struct person){entry ? entry->pw_name : "root", entry ? entry->pw_dir : "/"};
-    }
-    if (strlen(user) >= sizeof text)
-        give_up(report, EINVAL, STEP_USER, "user ", user);
-    strcpy(text, user);
-    if ((group = strchr(text, ':')) != NULL)
-        *group++ = '\0';
-    if (number_of(text, &uid)) {
-        entry = getpwuid(uid);
-        gid = entry ? entry->pw_gid : 0;
-    } else {
-        if ((entry = getpwnam(text)) == NULL)
-            give_up(report, EINVAL, STEP_USER, "no such user: ", text);
-        uid = entry->pw_uid;
-        gid = entry->pw_gid;
-    }
-    if (group != NULL && !number_of(group, &gid))
-        give_up(report, EINVAL, STEP_USER, "not a group id: ", group);
-    struct person person = {entry ? strdup(entry->pw_name) : strdup(text), entry ? strdup(entry->pw_dir) : "/"};
-    if (person.name == NULL || person.home == NULL)
-        give_up(report, ENOMEM, STEP_USER, "user ", user);
-    int failed = entry ? initgroups(person.name, gid) : setgroups(1, &gid);
-    if (failed < 0 && errno == EPERM && uid == getuid())
-        failed = 0; /* an agent without privileges may still run commands as itself */
-    if (failed < 0 || setgid(gid) < 0 || setuid(uid) < 0)
-        give_up(report, errno, STEP_USER, "user ", user);
-    return person;
-}
-
 static void add_default(struct wanted *wanted, const char *name, const char *value, int report) {
     size_t length = strlen(name);
     for (size_t i = 0; i < wanted->envc; i++)
@@ -197,6 +155,31 @@ static void connect_stdio(const int stdio[3], uint32_t flags, int report) {
     }
 }
 
+/* The directory that was asked for, else the user's own, else `/`. */
+static bool enter(const struct wanted *wanted, const struct person *person, int *error) {
+    bool entered = wanted->cwd != NULL ? chdir(wanted->cwd) == 0 : chdir(person->home) == 0 || chdir("/") == 0;
+    *error = errno;
+    return entered;
+}
+
+/* So that its user may open them once more, by /dev/stdout and its like. /dev/null stays everybody's. */
+static void own_stdio(const struct person *person, uint32_t flags) {
+    struct stat found;
+    for (int fd = 0; fd < 3 && person->uid != getuid(); fd++) {
+        bool is_console = fd > 0 && (flags & EXEC_MAIN) && (flags & EXEC_CONSOLE);
+        if (is_console || (fstat(fd, &found) == 0 && S_ISFIFO(found.st_mode))) {
+            int ignored = fchown(fd, person->uid, (gid_t)-1);
+            (void)ignored;
+        }
+    }
+}
+
+static void refuse_init(const char *program, int report) {
+    struct start_report message = {.error = EOPNOTSUPP, .step = STEP_SETUP};
+    if (explain_init(message.text, sizeof message.text, program))
+        report_and_exit(report, &message);
+}
+
 static _Noreturn void child(const struct start_request *request, const int stdio[3], int report) {
     for (int number = 1; number < NSIG; number++)
         signal(number, SIG_DFL);
@@ -213,19 +196,30 @@ static _Noreturn void child(const struct start_request *request, const int stdio
     struct wanted wanted = {0};
     collect(request, &wanted, report);
     connect_stdio(stdio, request->flags, report);
-    struct person person = become(wanted.user, report);
-    if (wanted.cwd != NULL) {
-        if (chdir(wanted.cwd) < 0)
-            give_up(report, errno, STEP_CWD, "chdir ", wanted.cwd);
-    } else if (chdir(person.home) < 0 && chdir("/") < 0) {
-        give_up(report, errno, STEP_CWD, "chdir ", "/");
-    }
+    bool is_main = request->flags & EXEC_MAIN;
+    struct person person;
+    char why[USER_TEXT_MAX] = "";
+    int error = wanted.user != NULL && strlen(wanted.user) >= USER_TEXT_MAX
+                    ? EINVAL
+                    : user_find(wanted.user, &person, why, sizeof why);
+    if (error != 0)
+        give_up(report, error, STEP_USER, why[0] == '\0' ? "user " : "", why[0] == '\0' ? wanted.user : why);
+    if (is_main && wanted.cwd != NULL)
+        files_make_directories(wanted.cwd);
+    bool entered = (is_main || in_container) && enter(&wanted, &person, &error);
+    own_stdio(&person, request->flags);
+    if ((error = user_become(&person)) != 0)
+        give_up(report, error, STEP_USER, "user ", wanted.user);
+    if (!entered && !enter(&wanted, &person, &error))
+        give_up(report, error, STEP_CWD, "chdir ", wanted.cwd != NULL ? wanted.cwd : "/");
     add_default(&wanted, "PATH", DEFAULT_PATH, report);
     add_default(&wanted, "HOME", person.home, report);
     add_default(&wanted, "USER", person.name, report);
     add_default(&wanted, "LANG", "C.UTF-8", report);
     add_default(&wanted, "TERM", "linux", report);
     environ = wanted.env; /* so that execvp looks along the command's own PATH */
+    if (is_main)
+        refuse_init(wanted.argv[0], report);
     execvp(wanted.argv[0], wanted.argv);
     give_up_program(report, errno, wanted.argv[0]);
 }

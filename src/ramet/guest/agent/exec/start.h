@@ -2,6 +2,7 @@
 #ifndef RAMET_START_H
 #define RAMET_START_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "link/message.h"
@@ -12,6 +13,7 @@ struct start_request {
     uint32_t length;
     uint32_t flags;
     uint64_t timeout_ms; /* 0: none */
+    int stop_signal;     /* SIGTERM unless it is given */
 };
 
 struct start_result {
@@ -33,6 +35,10 @@ const char *start_parse(const struct wire_frame *frame, struct start_request *re
 /* The agent may have as many descriptors as it can; its commands begin with the limit that it was given. `protect`: the
  * kernel doesn't end it for want of memory, and its commands as any other process. */
 void start_init(bool protect);
+
+/* From now on commands enter their directory before they become their user, as in containers: an image may well have a
+ * directory for them that this user can't enter. The main process always does. */
+void start_in_container(void);
 
 /* Forks. 0 or errno, with nothing left open. */
 int start_command(const struct start_request *request, struct start_result *result);

@@ -82,6 +82,7 @@ void identity_leave(void) {
     identity_file_close(&hosts_file);
     identity_file_close(&machine_id_file);
     identity_file_close(&generation_file);
+    identity_files_leave();
 }
 
 static bool is_hostname(const struct wire_field *field) {

@@ -8,9 +8,9 @@
 #include <sys/inotify.h>
 #include <unistd.h>
 
+#include "init/files.h"
 #include "loop/events.h"
 
-#define NEW ".ramet-new"
 #define MOUNTS "/proc/self/mountinfo"
 
 static int changes = -1, mounts = -1;
@@ -24,6 +24,15 @@ void identity_file_close(struct identity_file *file) {
 }
 
 void identity_files_init(void) { changes = mounts = -1; }
+
+void identity_files_leave(void) {
+    if (changes >= 0)
+        close(changes);
+    if (mounts >= 0)
+        close(mounts);
+    changes = mounts = -1;
+    news++;
+}
 
 void identity_files_event(void) {
     char events[1024];
@@ -71,59 +80,33 @@ bool identity_file_is_current(struct identity_file *file) {
     return true;
 }
 
-static ssize_t read_all(int fd, char *text, size_t capacity) {
-    size_t length = 0;
-    ssize_t count = 0;
-    while (length < capacity - 1 && (count = pread(fd, text + length, capacity - 1 - length, (off_t)length)) > 0)
-        length += (size_t)count;
-    text[length] = '\0';
-    return count < 0 ? -1 : (ssize_t)length;
-}
-
 ssize_t identity_file_read(struct identity_file *file, char *text, size_t capacity) {
     text[0] = '\0';
     if (identity_file_is_current(file))
-        return read_all(file->fd, text, capacity);
-    int fd = open(file->path, O_RDONLY | O_CLOEXEC);
+        return files_read(file->fd, text, capacity);
+    int fd = files_open(file->path, O_RDONLY | O_NOFOLLOW);
     if (fd < 0)
         return -1;
-    ssize_t length = read_all(fd, text, capacity);
+    ssize_t length = files_read(fd, text, capacity);
     int error = errno;
     close(fd);
     errno = error;
     return length;
 }
 
-static int write_all(int fd, const char *text, size_t length) {
-    ssize_t count = pwrite(fd, text, length, 0);
-    if (count >= 0 && count != (ssize_t)length)
-        errno = ENOSPC;
-    return count == (ssize_t)length ? 0 : -1;
-}
-
-/* A descriptor of `path` with `text` in it, or -1 with errno. */
-static int write_whole(const char *path, const char *text, size_t length, mode_t mode) {
-    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-    if (fd < 0 || write_all(fd, text, length) == 0)
+/* A separate mount can't be replaced: it is written to. */
+static int replace(const char *path, const char *text, size_t length, mode_t mode) {
+    int fd = files_replace(path, text, length, mode);
+    if (fd >= 0 || (errno != EBUSY && errno != EXDEV))
+        return fd;
+    if ((fd = files_open(path, O_RDWR | O_NOFOLLOW)) < 0)
+        return -1;
+    if (files_write(fd, text, length, 0) == 0 && ftruncate(fd, (off_t)length) == 0)
         return fd;
     int error = errno;
     close(fd);
     errno = error;
     return -1;
-}
-
-static int replace(const char *path, const char *text, size_t length, mode_t mode) {
-    char temporary[64];
-    snprintf(temporary, sizeof temporary, "%s" NEW, path);
-    int fd = write_whole(temporary, text, length, mode);
-    if (fd >= 0 && rename(temporary, path) == 0)
-        return fd;
-    int error = errno;
-    if (fd >= 0)
-        close(fd);
-    unlink(temporary);
-    errno = error;
-    return error == EBUSY || error == EXDEV ? write_whole(path, text, length, mode) : -1;
 }
 
 /* What was written is all of it. */
@@ -135,7 +118,7 @@ static int end_at(int fd, size_t length) {
 int identity_file_write(struct identity_file *file, const char *text, size_t length) {
     struct stat found;
     if (identity_file_is_current(file))
-        return write_all(file->fd, text, length) < 0 ? -1 : end_at(file->fd, length);
+        return files_write(file->fd, text, length, 0) < 0 ? -1 : end_at(file->fd, length);
     file->fd = replace(file->path, text, length, file->mode);
     if (file->fd < 0)
         return -1;

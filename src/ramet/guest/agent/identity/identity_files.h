@@ -24,6 +24,8 @@ struct identity_file {
 };
 
 void identity_files_init(void);
+/* No more is told of changes: the descriptors for that keep the filesystem of `/` busy. */
+void identity_files_leave(void);
 
 /* Whether the descriptor still is what the path leads to, and only that path. Else it is closed: somebody has replaced,
  * moved or linked the file. */

@@ -4,6 +4,9 @@
 
 #include <stdbool.h>
 
+/* The drivers that a disk's filesystem needs, once, while `/` is the initramfs, which has them. */
+void disks_drivers(void);
+
 /* For each `ramet.disk=N,SERIAL:PATH` among the kernel's arguments, in their order: the ext4 filesystem of the virtio
  * disk with that serial, or where none has it of the Nth (from 0), is mounted at PATH, which is made.
  *

@@ -13,6 +13,7 @@
 #include "init/console.h"
 #include "init/memory.h"
 #include "init/program.h"
+#include "init/root.h"
 
 #define RC_FILE "/etc/ramet/rc"
 
@@ -68,6 +69,8 @@ static void take_hostname(void) {
 
 void init_rest(void) {
     loopback_up();
+    if (root_kind() != ROOT_INITRAMFS)
+        return;
     take_hostname();
     if (access(RC_FILE, X_OK) == 0)
         program_run((const char *const[]){RC_FILE, NULL});

@@ -4,7 +4,8 @@
 
 /* Filesystems and the console. Nothing here fails: what can't be had is reported on the console and left out. */
 void init_filesystems(void);
-/* `lo`, the hostname of /etc/hostname, and /etc/ramet/rc in the background. */
+/* `lo`; unless `/` is a container image, which has no say in this, also the hostname of /etc/hostname, and /etc/ramet/rc in
+ * the background. */
 void init_rest(void);
 
 #endif

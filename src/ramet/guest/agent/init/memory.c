@@ -19,6 +19,8 @@
 #define DEVICES "mode=0755,size=1m" /* nodes, and what somebody puts there by mistake */
 #define PRIVATE "/.ramet"
 
+static uint64_t initramfs_bytes, shared_bytes; /* of `/`: what the initramfs took, and the limit of the rest */
+
 static uint64_t larger(uint64_t one, uint64_t other) { return one > other ? one : other; }
 static uint64_t smaller(uint64_t one, uint64_t other) { return one < other ? one : other; }
 
@@ -65,7 +67,20 @@ static bool bound_root(const struct memory_shares *shares) {
         init_say("ramet: limit /: %s", strerror(errno));
         return false;
     }
+    initramfs_bytes = used;
+    shared_bytes = shares->files_bytes;
     return true;
+}
+
+void memory_give_to_root(uint64_t bytes) {
+    char options[64];
+    if (shared_bytes == 0)
+        return; /* it has no limit */
+    uint64_t rest = shared_bytes > bytes ? shared_bytes - bytes : 0;
+    snprintf(options, sizeof options, "size=%llu",
+             (unsigned long long)(initramfs_bytes + larger(rest, shared_bytes / 8)));
+    if (mount(NULL, "/", NULL, MS_REMOUNT, options) < 0)
+        init_say("ramet: limit /: %s", strerror(errno));
 }
 
 void memory_filesystems(void) {

@@ -17,4 +17,7 @@ struct memory_shares memory_shares_of(uint64_t free_bytes);
 /* /dev, /run, /tmp, /dev/shm as filesystems in RAM; `/`, where it is one, gets a limit. After /dev and /proc. */
 void memory_filesystems(void);
 
+/* A root in RAM takes its `bytes` from the others' share. */
+void memory_give_to_root(uint64_t bytes);
+
 #endif

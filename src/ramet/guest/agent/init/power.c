@@ -14,6 +14,7 @@
 #include "init/console.h"
 #include "init/disks.h"
 #include "init/program.h"
+#include "init/root.h"
 
 #define GRACE_MS 2000 /* between SIGTERM and SIGKILL for processes that don't end at once */
 #define CONSOLE_MS 2000 /* for the last line to leave the console's buffer */
@@ -44,11 +45,12 @@ static bool has_power_switch(void) {
     return !init_has_argument(line, NO_POWER_SWITCH);
 }
 
-/* In a separate process: a console whose output somebody has stopped takes nothing, and would keep us for ever. */
-static void say_power_off(void) {
+/* In a separate process: a console whose output somebody has stopped takes nothing, and would keep us for ever. The text
+ * there had perhaps no end of line. */
+static void say_at_the_end(const char *text) {
     pid_t pid = fork();
     if (pid == 0) {
-        init_say("\nramet: power off"); /* the text there had perhaps no end of line */
+        init_say("\n%s", text);
         tcdrain(STDERR_FILENO);
         _exit(0);
     }
@@ -56,7 +58,7 @@ static void say_power_off(void) {
         wait_for_all(CONSOLE_MS);
 }
 
-void init_shutdown(enum shutdown_wish wish) {
+void init_shutdown(enum shutdown_wish wish, const char *last_words) {
     bool by_reset = wish == REBOOT || (wish == POWER_OFF && !has_power_switch());
     sync();
     kill(-1, SIGTERM);
@@ -64,9 +66,12 @@ void init_shutdown(enum shutdown_wish wish) {
     wait_for_all(GRACE_MS);
     kill(-1, SIGKILL);
     wait_for_all(GRACE_MS);
+    if (last_words != NULL)
+        say_at_the_end(last_words);
     disks_leave();
+    root_leave();
     if (by_reset && wish == POWER_OFF)
-        say_power_off();
+        say_at_the_end("ramet: power off");
     sync();
     reboot(by_reset ? RB_AUTOBOOT : wish == HALT ? RB_HALT_SYSTEM : RB_POWER_OFF);
     init_say("ramet: reboot(2): %s", strerror(errno));

@@ -3,6 +3,8 @@
 
 #include <time.h>
 
+#define LONGEST_STRETCH_NS 2000000000u
+
 static int epoll_set = -1;
 
 int events_init(void) {
@@ -31,4 +33,12 @@ uint64_t events_now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t events_lived_ns(void) {
+    static uint64_t lived, looked;
+    uint64_t now = events_now_ns(), passed = now - looked;
+    looked = now;
+    lived += passed < LONGEST_STRETCH_NS ? passed : LONGEST_STRETCH_NS;
+    return lived;
 }

@@ -40,6 +40,11 @@ int events_rewatch(int fd, enum event_kind kind, uint32_t index, uint32_t poll_m
 
 uint64_t events_now_ns(void); /* CLOCK_MONOTONIC */
 
+/* The time that this guest has lived through. A VM that is paused, or whose host sleeps, finds its clock advanced all at
+ * once on some VMMs: a stretch in which nobody here could run doesn't count against the time that somebody has. So that each
+ * stretch is short, who has a limit looks at this every second. */
+uint64_t events_lived_ns(void);
+
 /* Makes the page of what is at `at` this process's own again, after a fork(2): until it is written, every page is
  * write-protected then. In an emulated fork of this machine the first such write runs 650 blocks of the kernel for the
  * first time, 3.5 ms: so what the first requests write is written before, as soon as a child has released it. */
