@@ -35,7 +35,7 @@ _LONGEST_NAME: Final = 255
 
 
 class Pruned(NamedTuple):
-    """What a prune removed."""
+    """Counts of what a prune removed."""
 
     images: int
     files: int

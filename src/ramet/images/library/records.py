@@ -39,7 +39,7 @@ class Material(NamedTuple):
 
 
 class LayerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer of a built image, the lowest first. `base` is the number of its own device, if it has one."""
+    """A layer of a built image, the lowest first. `base` is the number of the device with its pages."""
 
     diff_id: str
     size_bytes: int
