@@ -51,6 +51,7 @@ The text is UTF-8 in every locale. A byte of a path that isn't text is escaped: 
 | `snapshot compress`, `snapshot decompress` | a Compression |
 | `image ls`, `kernel ls` | an array of ImageEntries, of KernelEntries |
 | `kernel add` | a KernelEntry |
+| `disk resize` | a ResizedDisk |
 | `doctor` | a DoctorReport |
 | `demo` | a DemoReport |
 | every verb that fails | an ErrorDocument, and the same text for people on standard error |

@@ -93,6 +93,7 @@ from ramet.model.schema import (
     PoolEntry,
     PoolReport,
     Receipt,
+    ResizedDisk,
     ShareMode,
     SnapshotInfo,
     SnapshotInspection,
@@ -159,6 +160,7 @@ __all__ = [
     "Receipt",
     "RegistryError",
     "RegistryLoginError",
+    "ResizedDisk",
     "ShareMode",
     "Snapshot",
     "SnapshotInfo",
@@ -875,6 +877,19 @@ class VM(Handle):
         instance is still stopped.
         """
         self._portal.call(lambda: self._wrapped.start())
+
+    def resize_disk(self, disk: str, size: str | int) -> ResizedDisk:
+        """Make a disk of this running or stopped instance larger, and its filesystem with it.
+
+        `size` is the new size in all, as `20G`. A filesystem that ramet made grows at once, or at the next
+        start of a stopped instance. Snapshots that were taken before keep their size; forks that are made
+        later have the new size. Raises `UsageError` for a smaller size, `NotFoundError` for a disk that the
+        instance doesn't have, `WrongStateError`; `UnavailableError` when the driver can't resize the disk of
+        a running guest; `FilesystemError`, `VmmError`. Then the disk has its old size, or the new size on the
+        host alone: the same call continues. Raises `GuestError` when the disk is larger and its filesystem
+        isn't.
+        """
+        return self._portal.call(lambda: self._wrapped.resize_disk(disk, size))
 
     def wait(self) -> None:
         """Wait until the instance stops. A guest that reboots keeps running."""

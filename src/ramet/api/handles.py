@@ -20,7 +20,7 @@ from ramet.engine.capture import suspend
 from ramet.engine.context import Context
 from ramet.engine.fork import call as forking
 from ramet.engine.fork.call import ForkOutcome
-from ramet.engine.lifecycle import describe, power, removal
+from ramet.engine.lifecycle import describe, power, removal, resize
 from ramet.engine.lifecycle.boot import start
 from ramet.engine.lifecycle.describe import count_forks, to_instance
 from ramet.engine.lifecycle.state import state_of
@@ -41,6 +41,7 @@ from ramet.model.schema import (
     Inspection,
     Instance,
     Receipt,
+    ResizedDisk,
     SnapshotInfo,
     SnapshotInspection,
     Usage,
@@ -237,6 +238,21 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         instance is still stopped.
         """
         await start(self._context, self._record)
+
+    @public
+    async def resize_disk(self, disk: str, size: str | int) -> ResizedDisk:
+        """Make a disk of this running or stopped instance larger, and its filesystem with it.
+
+        `size` is the new size in all, as `20G`. A filesystem that ramet made grows at once, or at the next
+        start of a stopped instance. Snapshots that were taken before keep their size; forks that are made
+        later have the new size. Raises `UsageError` for a smaller size, `NotFoundError` for a disk that the
+        instance doesn't have, `WrongStateError`; `UnavailableError` when the driver can't resize the disk of
+        a running guest; `FilesystemError`, `VmmError`. Then the disk has its old size, or the new size on the
+        host alone: the same call continues. Raises `GuestError` when the disk is larger and its filesystem
+        isn't.
+        """
+        assert isinstance(size, int)  # `public` has parsed it
+        return await resize.resize_disk(self._context, self._record, disk, size)
 
     @public
     async def wait(self) -> None:

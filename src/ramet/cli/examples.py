@@ -47,6 +47,7 @@ EXAMPLES: Final = {
         ("Follow the console until box stops", "ramet logs -f box"),
     ],
     "stats": [("Measure all instances", "ramet stats"), ("Measure one", "ramet stats box")],
+    "disk resize": [("Give the disk of box 20 GiB in all", "ramet disk resize box disk 20G")],
     "wait": [("Wait until box stops", "ramet wait box")],
     "exec": [
         ("Run a command", "ramet exec box -- uname -a"),

@@ -16,6 +16,7 @@ from ramet.api import program
 from ramet.cli import (
     calling,
     demo,
+    disks,
     doctor,
     examples,
     execute,
@@ -88,6 +89,7 @@ _add("rewind", lifecycle.rewind)
 _add("serve", pool.serve)
 _add("pool", pool.pool)
 app.add_typer(snapshots.snapshot, name="snapshot")
+app.add_typer(disks.disk, name="disk")
 app.add_typer(images.image, name="image")
 app.add_typer(images.kernel, name="kernel")
 

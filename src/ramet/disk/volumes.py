@@ -17,12 +17,12 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from ramet.disk.chains import backing_of
+from ramet.disk.chains import backing_of, image_facts
 from ramet.disk.filesystem import make_ext4
 from ramet.disk.qcow2 import fill_qcow2, make_qcow2
 from ramet.model.record import Disk
 from ramet.system.copying import duplicate_into
-from ramet.system.files import TEMPORARY_PREFIX, filesystem_errors, new_file, open_regular
+from ramet.system.files import TEMPORARY_PREFIX, filesystem_errors, lengthen, new_file, open_regular
 from ramet.system.publishing import rename_new, temporary_beside
 from ramet.system.share import ASKED_FOR, Shared, link_or_copy
 
@@ -170,12 +170,45 @@ def uppermost(directory: Path, disk: Disk) -> Disk:
             break
         latest = max(over, key=lambda name: (directory / name).stat().st_mtime_ns)
         disk = msgspec.structs.replace(disk, file=latest, backing=files_of(disk))
+        disk = msgspec.structs.replace(disk, size_bytes=max(disk.size_bytes, size_of(directory, disk)))
         names.remove(latest)
     return disk
 
 
 def _numbered(disk: Disk) -> re.Pattern[str]:
     return re.compile(rf"{re.escape(disk.name)}-(\d{{1,9}})\.qcow2", re.ASCII)
+
+
+def size_of(directory: Path, disk: Disk) -> int:
+    """Return the size of a disk as its uppermost file has it, in bytes: a guest sees that.
+
+    A record may have an older size. Raises `FilesystemError`, `DamagedError`.
+    """
+    path = directory / disk.file
+    if disk.format == "qcow2":
+        return image_facts(path).size_bytes
+    with filesystem_errors("look at", path), open_regular(path) as descriptor:
+        return os.fstat(descriptor).st_size
+
+
+def grow_disk(directory: Path, disk: Disk, size_bytes: int) -> Disk:
+    """Make a disk that no VMM has open larger. A filesystem on it isn't changed.
+
+    A qcow2 disk gets an overlay of the new size, a raw disk a hole at its end, after a copy of a file that is
+    shared. Raises `FilesystemError`; the disk may have another file then, with the same content.
+    """
+    disk = uppermost(directory, disk)
+    wanted = msgspec.structs.replace(disk, size_bytes=size_bytes)
+    if disk.format == "qcow2":
+        new = next_overlay(wanted, directory)
+        make_overlay(directory, new)
+        return new
+    path = directory / disk.file
+    if path.stat().st_nlink > 1:
+        unshare_disk(directory, disk)
+    with filesystem_errors("resize", path):
+        lengthen(path, size_bytes)
+    return wanted
 
 
 def unshare_disk(directory: Path, disk: Disk) -> Disk:

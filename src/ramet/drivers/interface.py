@@ -256,6 +256,19 @@ class ShortensDisks(Protocol):
         """
 
 
+@runtime_checkable
+class ResizesDisks(Protocol):
+    """A VMM that can give a disk another size while its guest runs."""
+
+    async def grow_disk(self, disk: Disk) -> None:
+        """Make a disk as large as `disk.size_bytes`: its file, and what the guest sees.
+
+        `disk.file` is written by this instance alone. A disk that has the size already is left as it is, but
+        the guest is told its size again. Raises `VmmError`, `FilesystemError`, `UnavailableError`; the file
+        may have the new size then, and the guest doesn't see that: another call continues.
+        """
+
+
 class Driver(Protocol):
     """The adapter of one hypervisor.
 

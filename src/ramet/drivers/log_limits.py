@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from ramet.model.record import Machine
+import msgspec
+
+from ramet.model.record import Disk, Machine
 from ramet.system.rlimits import Needs
 from ramet.units import GIB, MIB
 
@@ -26,6 +28,12 @@ def largest_file_bytes(machine: Machine, *, log_bytes: int | None = None) -> int
         log_bytes = LARGEST_LOG_BYTES
     largest = max((disk.size_bytes for disk in machine.disks), default=0)
     return max(log_bytes, largest + largest // _METADATA_DIVISOR + MIB if largest else 0)
+
+
+def with_disk(machine: Machine, disk: Disk) -> Machine:
+    """Return that machine with `disk` in the place of its disk of the same name."""
+    disks = tuple(disk if own.name == disk.name else own for own in machine.disks)
+    return msgspec.structs.replace(machine, disks=disks)
 
 
 def needs_of(machine: Machine, *, log_bytes: int | None = None) -> Needs:

@@ -16,6 +16,7 @@ from ramet.engine.capture.publish import drop_unpublished
 from ramet.engine.context import Context
 from ramet.engine.drivers import installed_drivers
 from ramet.engine.lifecycle.removal import destroy, destroy_all, drop_capture, gc
+from ramet.engine.lifecycle.resize import finish_resize
 from ramet.engine.lifecycle.state import state_of, why_unseen
 from ramet.engine.maintenance import memory_jobs
 from ramet.engine.maintenance.requests import request_if_left
@@ -135,6 +136,8 @@ async def recover(context: Context, record: Record) -> None:
                     reason = "killed: the ramet process that was stopping it had been killed"
                 fact = fact if fact.state is State.STOPPED else fact.moved(Move.STOP, reason=reason)
                 await threads.run(drop_capture, context.directory(record))
+            case "resize":
+                fact = await finish_resize(context, fact)
             case "pause" | "resume" | "template" | "standby" | "capture" if fact.vmm is not None:
                 fact = await _as_the_vmm_says(context, record)
             case _:

@@ -17,9 +17,9 @@ from ramet.errors import ExecError, GuestError, GuestTimeoutError, ProtocolError
 from ramet.guest.command_stream import CommandStream, start_error
 from ramet.guest.connection import Connection, open_connection
 from ramet.guest.feeding import pieces
-from ramet.guest.fields import Fields, put_number
+from ramet.guest.fields import Fields, put_number, put_text
 from ramet.guest.framing import Frame
-from ramet.guest.machine import RootSpace, shutdown, trust, trusted
+from ramet.guest.machine import Growth, RootSpace, shutdown, trust, trusted
 from ramet.guest.messages import (
     COMMANDS_MAX,
     ExecRequest,
@@ -202,6 +202,21 @@ class AgentClient:
         )
         values = Fields(answer.payload).all(2)
         return RootSpace.decode(values[0]) if values else None
+
+    async def grow(self, disk: str, *, timeout_s: float) -> Growth:
+        """Grow the filesystem that the agent mounted from `disk` to the size that the guest sees of the disk.
+
+        The agent answers nothing else meanwhile. Raises `GuestError` when the filesystem isn't mounted, or
+        can't grow: it has its size from before then, or a size between.
+        """
+        answer = await self._connection.request(
+            Message.GROW,
+            put_text(1, disk),
+            Message.GROW_DONE,
+            what="a larger filesystem",
+            timeout_s=timeout_s,
+        )
+        return Growth.decode(answer.payload)
 
     async def trust(
         self, certificates: Iterable[str], *, timeout_s: float = DEFAULT_TIMEOUT_S

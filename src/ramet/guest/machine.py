@@ -45,6 +45,20 @@ class RootSpace:
         return cls(kind, fields.number(2, 8), fields.number(3, 8))
 
 
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The size of a disk as its guest sees it, and of the filesystem on the disk after it grew."""
+
+    device_bytes: int
+    filesystem_bytes: int
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Growth:
+        """Decode GROW_DONE's payload."""
+        fields = Fields(payload)
+        return cls(fields.number(1, 8), fields.number(2, 8))
+
+
 def shutdown(*, reboot: bool, grace_ms: int | None) -> bytes:
     """Encode SHUTDOWN's payload. Raises `UsageError` for a time that isn't one."""
     payload = put_number(1, 1, int(reboot))

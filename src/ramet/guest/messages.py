@@ -42,6 +42,7 @@ class Message(enum.IntEnum):
     BYE = 0x0C
     CLOCK = 0x0D
     TRUST = 0x0E
+    GROW = 0x10
     WELCOME = 0x81
     PONG = 0x82
     STARTED = 0x83
@@ -56,6 +57,7 @@ class Message(enum.IntEnum):
     CLOCK_DONE = 0x8D
     TRUST_DONE = 0x8E
     ERROR = 0x8F
+    GROW_DONE = 0x90
 
 
 class ExecFlag(enum.IntFlag):

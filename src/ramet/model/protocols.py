@@ -25,6 +25,7 @@ from ramet.model.schema import (
     LineageNode,
     PoolReport,
     Receipt,
+    ResizedDisk,
     SnapshotInfo,
     SnapshotInspection,
     UnreadableRecord,
@@ -160,6 +161,8 @@ class VM(Forkable, Protocol):
     async def stop(self, *, timeout: float | None = 10.0) -> Instance: ...
 
     async def start(self) -> None: ...
+
+    async def resize_disk(self, disk: str, size: str | int) -> ResizedDisk: ...
 
     async def wait(self) -> None: ...
 

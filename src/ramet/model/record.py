@@ -163,7 +163,9 @@ class RunningVmm(msgspec.Struct, frozen=True, kw_only=True):
     """The length of the console's log at the start of this VMM; earlier VMMs wrote what is before."""
 
 
-Job = Literal["start", "stop", "pause", "resume", "template", "capture", "standby", "restore", "rewind"]
+Job = Literal[
+    "start", "stop", "pause", "resume", "template", "capture", "standby", "restore", "rewind", "resize"
+]
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):

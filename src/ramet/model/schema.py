@@ -98,6 +98,22 @@ class DiskReceipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @exported
+class ResizedDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk of an instance after `disk resize`."""
+
+    id: str
+    name: str
+    """The name of the instance."""
+    disk: str
+    size_bytes: int
+    path: str | None
+    """The mount point of its filesystem in the guest; null without a filesystem that ramet made."""
+    filesystem_bytes: int | None
+    """The size of that filesystem; null without one, and for an instance that is stopped: its filesystem
+    grows at the next start."""
+
+
+@exported
 class IdentityReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """The identity that the fork's guest reported after its resume."""
 

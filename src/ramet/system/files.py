@@ -121,6 +121,28 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         done += os.pwrite(descriptor, memoryview(data)[done:], offset + done)
 
 
+def lengthen(path: Path, size_bytes: int) -> None:
+    """Make a regular file `size_bytes` long, by a hole at its end; a file of that length stays as it is.
+
+    The length is durable at the return. Raises `OSError`, also for a link, for a file that has a second name
+    (a published file is never written), and for one that is longer.
+    """
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if facts.st_nlink != 1:
+            raise OSError(errno.EINVAL, "other names share it")
+        if facts.st_size > size_bytes:
+            raise OSError(errno.EINVAL, "it is longer already")
+        os.ftruncate(descriptor, size_bytes)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def punch_hole(descriptor: int, offset: int, length_bytes: int) -> bool:
     """Make a range read as zeros and, block by block, occupy nothing. Never call it on a published file.
 

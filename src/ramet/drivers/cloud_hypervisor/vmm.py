@@ -21,10 +21,11 @@ from ramet.drivers.cloud_hypervisor.api import Api, api, path_of, words_of
 from ramet.drivers.cloud_hypervisor.files import LOADING, loading, read, require_mem_file, saving
 from ramet.drivers.cloud_hypervisor.ranges import Source, delta_source
 from ramet.drivers.http_api import SOCKET, Answer, step
+from ramet.drivers.log_limits import largest_file_bytes, with_disk
 from ramet.drivers.sessions import Sessions, session_limit_s
 from ramet.drivers.vmstate_files import require_empty
 from ramet.errors import DamagedError, UnavailableError, VmmError
-from ramet.model.record import DeltaRun, Machine, ProcessRef
+from ramet.model.record import DeltaRun, Disk, Machine, ProcessRef
 from ramet.paths import KERNEL_FILE, MEM_FILE, VSOCK_SOCKET
 from ramet.system import processes, rlimits, threads
 from ramet.system.files import filesystem_errors, new_file, write_all
@@ -254,6 +255,12 @@ class CloudHypervisorVmm:
                 await self._restore(source, resume=resume and not is_hidden)
         if is_hidden and resume:
             await self.resume()
+
+    async def grow_disk(self, disk: Disk) -> None:
+        """Make a disk larger (`ResizesDisks.grow_disk`), by `vm.resize-disk`, which makes the file longer."""
+        rlimits.limit_files(self.process, largest_file_bytes(with_disk(self._machine, disk)))
+        body: dict[str, object] = {"id": disk.name, "desired_size": disk.size_bytes}
+        await self._call("PUT", "vm.resize-disk", body)
 
     async def _restore(self, source: Source, *, resume: bool) -> None:
         body: dict[str, object] = {

@@ -17,13 +17,14 @@ from ramet.drivers.firecracker import config, releases
 from ramet.drivers.firecracker.api import Api, api
 from ramet.drivers.http_api import SOCKET, step
 from ramet.drivers.interface import Ability
-from ramet.drivers.log_limits import LARGEST_LOG_BYTES, largest_file_bytes
+from ramet.drivers.log_limits import LARGEST_LOG_BYTES, largest_file_bytes, with_disk
 from ramet.drivers.sessions import Sessions, session_limit_s
 from ramet.drivers.vmstate_files import has_checksum, path_of, require_empty
 from ramet.errors import VmmError, VmmTimeoutError
-from ramet.model.record import Machine, ProcessRef
+from ramet.model.record import Disk, Machine, ProcessRef
 from ramet.paths import METRICS_FILE, VMM_LOG
 from ramet.system import bounded_log, processes, rlimits
+from ramet.system.files import filesystem_errors, lengthen
 from ramet.system.listening import connect_when_listening
 from ramet.system.pause_watchdog import ResumeSteps
 from ramet.text import printable
@@ -273,6 +274,19 @@ class FirecrackerVmm:
         except VmmError as error:
             words = last_words(self.directory)
             raise type(error)(f"{error.message}{f': {words}' if words else ''}", hint=error.hint) from error
+
+    async def grow_disk(self, disk: Disk) -> None:
+        """Make a disk larger (`ResizesDisks.grow_disk`).
+
+        Firecracker opens the path again, and tells the guest the size that it finds. Source: its
+        `docs/api_requests/patch-block.md`.
+        """
+        rlimits.limit_files(self.process, largest_file_bytes(with_disk(self._machine, disk)))
+        with filesystem_errors("resize", self.directory / disk.file):
+            lengthen(self.directory / disk.file, disk.size_bytes)
+        body: dict[str, object] = {"drive_id": disk.name, "path_on_host": disk.file}
+        async with self._sessions.use() as firecracker:
+            await firecracker.call("PATCH", f"/drives/{disk.name}", body)
 
     async def configuration(self) -> dict[str, Any]:
         """Return Firecracker's own description of the machine: `GET /vm/config`."""

@@ -6,7 +6,7 @@ file that lies under another one (I1): chains are shortened by `block-stream`, w
 active file, never by `block-commit`.
 
 Sources: QEMU's QMP reference for `blockdev-add`, `blockdev-snapshot`, `transaction`, `block-stream`,
-`job-cancel`; docs/interop/live-block-operations.rst.
+`job-cancel`, `block_resize`; docs/interop/live-block-operations.rst.
 """
 
 from __future__ import annotations
@@ -102,6 +102,13 @@ async def drop_overlays(monitor: Monitor, pairs: Sequence[tuple[Disk, Disk]]) ->
     known = await _known_nodes(monitor)
     for _, after in pairs:
         await _delete(monitor, node_name(after.file), known)
+
+
+async def grow_disk(monitor: Monitor, disk: Disk) -> None:
+    """Make a disk larger (`ResizesDisks.grow_disk`). A chain that is being shortened stays as it was."""
+    await stop_shortening(monitor, disk)
+    resize: dict[str, object] = {"node-name": node_name(disk.file), "size": disk.size_bytes}
+    await monitor.execute("block_resize", **resize)
 
 
 async def active_files(monitor: Monitor) -> dict[str, str]:

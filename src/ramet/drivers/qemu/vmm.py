@@ -14,6 +14,7 @@ from typing import Final
 import anyio
 import msgspec
 
+from ramet.drivers.log_limits import largest_file_bytes, with_disk
 from ramet.drivers.qemu import disks
 from ramet.drivers.qemu import monitor as qemu_monitor
 from ramet.drivers.sessions import Sessions, session_limit_s
@@ -21,7 +22,7 @@ from ramet.drivers.vmstate_files import path_of, require_empty
 from ramet.errors import VmmError, VmmTimeoutError
 from ramet.model.record import Disk, Machine, ProcessRef
 from ramet.paths import VMM_LOG
-from ramet.system import bounded_log, processes
+from ramet.system import bounded_log, processes, rlimits
 from ramet.system.pause_watchdog import ResumeSteps
 from ramet.text import printable
 from ramet.units import MIB
@@ -151,6 +152,12 @@ class QemuVmm:
         """Return the file that each disk writes to (`FreezesDisks.active_files`)."""
         async with self._sessions.use() as monitor:
             return await disks.active_files(monitor)
+
+    async def grow_disk(self, disk: Disk) -> None:
+        """Make a disk larger (`ResizesDisks.grow_disk`), by `block_resize`."""
+        rlimits.limit_files(self.process, largest_file_bytes(with_disk(self._machine, disk)))
+        async with self._sessions.use() as monitor:
+            await disks.grow_disk(monitor, disk)
 
     async def disk_errors(self) -> dict[str, str]:
         """Return the disks' last errors (`NamesDiskErrors.disk_errors`)."""

@@ -20,6 +20,7 @@ enum message {
     M_BYE = 0x0c,
     M_CLOCK = 0x0d,
     M_TRUST = 0x0e,
+    M_GROW = 0x10,
     M_WELCOME = 0x81,
     M_PONG = 0x82,
     M_STARTED = 0x83,
@@ -34,6 +35,7 @@ enum message {
     M_CLOCK_DONE = 0x8d,
     M_TRUST_DONE = 0x8e,
     M_ERROR = 0x8f,
+    M_GROW_DONE = 0x90,
 };
 
 /* ERROR in answer to EXEC names the step that failed: an errno alone doesn't tell a missing program from a missing
