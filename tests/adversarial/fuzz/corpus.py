@@ -304,6 +304,10 @@ def scripts() -> dict[str, bytes]:
         + fields(Message.TRUST, 1, (1, CERTIFICATE % b"BBBB"), (1, CERTIFICATE % b"AAAA"))
         + fields(Message.TRUST, 2, (1, CERTIFICATE % b"BBBB"))
         + fields(Message.TRUST, 3, (1, b"no certificate")),
+        "grow": hello()
+        + fields(Message.GROW, 1, (1, b"root"))
+        + fields(Message.GROW, 2, (1, b"disk"), (1, b"x" * 64))
+        + fields(Message.GROW, 3),
         "busy-stream": hello() + execute(1, "sleep") * 2 + ends(0, 9),
     }
 

@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 import msgspec
 
-from ramet.disk.volumes import grow_disk, size_of
+from ramet.disk.volumes import grow_disk, size_of, uppermost
 from ramet.drivers.interface import ResizesDisks
 from ramet.engine import limits
 from ramet.engine.agent.session import agent_of
@@ -162,6 +162,8 @@ async def finish_resize(context: Context, record: Record) -> Record:
     """
     directory, disks = context.directory(record), []
     for disk in record.machine.disks:
+        if record.vmm is None:
+            disk = await threads.run(uppermost, directory, disk)
         size_bytes = await threads.run(size_of, directory, disk)
         grown = msgspec.structs.replace(disk, size_bytes=max(size_bytes, disk.size_bytes))
         if grown != disk and record.vmm is not None:

@@ -9,6 +9,8 @@
 #include "exec/main_process.h"
 #include "identity/identity.h"
 #include "identity/trust.h"
+#include "init/block.h"
+#include "init/grow.h"
 #include "init/root.h"
 #include "link/message.h"
 #include "loop/events.h"
@@ -123,6 +125,30 @@ static void trust(struct port *port, struct wire_frame *frame) {
         port_send_error(port, frame->stream, error, text);
 }
 
+static void grow(struct port *port, struct wire_frame *frame) {
+    struct wire_writer writer = empty_answer();
+    struct wire_reader reader = {frame->payload, frame->payload + frame->length};
+    struct wire_field field;
+    struct growth growth;
+    char name[BLOCK_SERIAL_MAX] = "", text[256];
+    int more;
+    while ((more = wire_next(&reader, &field)) > 0)
+        if (field.tag == 1 && field.length < sizeof name)
+            *(char *)mempcpy(name, field.value, field.length) = '\0';
+    if (more < 0 || name[0] == '\0') {
+        port_send_error(port, frame->stream, EINVAL, "not the name of a disk");
+        return;
+    }
+    int error = grow_disk(name, &growth, text, sizeof text);
+    if (error != 0) {
+        port_send_error(port, frame->stream, error, text);
+        return;
+    }
+    wire_put_number(&writer, 1, 8, growth.device_bytes);
+    wire_put_number(&writer, 2, 8, growth.filesystem_bytes);
+    answer(port, frame, M_GROW_DONE, &writer);
+}
+
 /* One that is in order ends the session before it is counted. */
 static void not_a_bye(struct port *port, struct wire_frame *frame) {
     port_send_error(port, frame->stream, EINVAL, "not a BYE");
@@ -145,6 +171,7 @@ static const struct verb {
     [M_BYE] = {not_a_bye, false},
     [M_CLOCK] = {set_clock, true},
     [M_TRUST] = {trust, true},
+    [M_GROW] = {grow, true},
 };
 
 void requests_frame(struct port *port, struct wire_frame *frame) {

@@ -13,6 +13,7 @@
 #include "exec/main_process.h"
 #include "exec/start.h"
 #include "identity/identity.h"
+#include "init/grow.h"
 #include "link/message.h"
 #include "link/port.h"
 #include "loop/kernel.h"
@@ -63,6 +64,11 @@ const char *root_advice(int error) { return error == ENOSPC ? " (the guest's roo
 bool root_room(struct root_room *room) {
     *room = (struct root_room){.bytes = 2, .free_bytes = 1};
     return true;
+}
+int grow_disk(const char *name, struct growth *growth, char *text, size_t size) {
+    *growth = (struct growth){.device_bytes = 2, .filesystem_bytes = 1};
+    snprintf(text, size, "%.64s: %s", name, strerror(ENODEV));
+    return name[0] == 'r' ? 0 : ENODEV;
 }
 void init_shutdown(enum shutdown_wish wish, const char *last_words) { (void)wish, (void)last_words; }
 void init_ask_for_shutdown(enum shutdown_wish wish) { (void)wish; }

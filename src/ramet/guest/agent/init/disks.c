@@ -8,10 +8,10 @@
 #include "init/cmdline.h"
 #include "init/console.h"
 #include "init/files.h"
+#include "init/grow.h"
 #include "init/modules.h"
 
 #define MODULES_FILE "/etc/ramet/modules.ext4"
-#define ARGUMENT "ramet.disk="
 #define DISKS_MAX 8
 #define DISK_PATH_MAX 256
 
@@ -34,6 +34,7 @@ static const char *mount_disk(const struct block_name *disk, const char *path) {
     /* noinit_itable: the host made it of zeros, and a guest that writes them once more would fill its disk's file. */
     if (mount(device, path, "ext4", 0, "noinit_itable") < 0)
         return strerror(errno);
+    grow_at_mount(device, path);
     if (mounted_count < DISKS_MAX)
         strcpy(mounted[mounted_count++], path);
     return NULL;
@@ -43,11 +44,11 @@ bool disks_mount(void) {
     char line[COMMAND_LINE_MAX], value[512];
     bool is_whole = true;
     init_command_line(line, sizeof line);
-    for (const char *rest = line; init_next_argument(&rest, ARGUMENT, value, sizeof value);) {
+    for (const char *rest = line; init_next_argument(&rest, DISKS_ARGUMENT, value, sizeof value);) {
         struct block_name disk;
         const char *path, *why;
         if (!block_name_of(value, ':', &disk, &path) || path[0] != '/' || strlen(path) >= DISK_PATH_MAX) {
-            init_say("ramet: " ARGUMENT "%s isn't understood", value);
+            init_say("ramet: " DISKS_ARGUMENT "%s isn't understood", value);
             is_whole = false;
             continue;
         }

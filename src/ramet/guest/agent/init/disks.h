@@ -4,6 +4,8 @@
 
 #include <stdbool.h>
 
+#define DISKS_ARGUMENT "ramet.disk="
+
 /* The drivers that a disk's filesystem needs, once, while `/` is the initramfs, which has them. */
 void disks_drivers(void);
 

@@ -17,10 +17,10 @@
 #include "init/cmdline.h"
 #include "init/console.h"
 #include "init/disks.h"
+#include "init/grow.h"
 #include "init/memory.h"
 #include "init/root_files.h"
 
-#define ARGUMENT "ramet.root="
 #define PLACE "/.ramet-root" /* in the initramfs */
 #define BASE PLACE "/base"
 #define WRITTEN PLACE "/written"
@@ -51,13 +51,14 @@ static bool mount_disk(const char *value) {
     const char *rest;
     char device[BLOCK_PATH_MAX];
     if (!block_name_of(value, ' ', &disk, &rest) || *rest != '\0')
-        return fail(ARGUMENT "disk isn't understood", value);
+        return fail(ROOT_ARGUMENT "disk isn't understood", value);
     disks_drivers();
     if (!block_find(&disk, device))
         return fail("the root disk isn't there", disk.serial);
     /* noinit_itable: as for other disks (disks.c) */
     if (mount(device, WRITTEN, "ext4", 0, "noinit_itable") < 0)
         return fail("the root disk can't be mounted", strerror(errno));
+    grow_at_mount(device, WRITTEN);
     kind = ROOT_DISK;
     return true;
 }
@@ -67,7 +68,7 @@ static bool mount_ram(const char *value) {
     errno = 0;
     unsigned long long bytes = strtoull(value, &end, 10), files = bytes / BYTES_A_FILE;
     if (errno != 0 || *value < '0' || *value > '9' || *end != '\0' || bytes < MIB)
-        return fail(ARGUMENT "ram isn't understood", value);
+        return fail(ROOT_ARGUMENT "ram isn't understood", value);
     snprintf(options, sizeof options, "mode=0755,size=%llu,nr_inodes=%llu", bytes,
              files < FILES_LEAST ? FILES_LEAST : files);
     if (mount("tmpfs", WRITTEN, "tmpfs", 0, options) < 0)
@@ -140,7 +141,7 @@ static bool enter(const char *value) {
         return false;
     bool is_mounted = strncmp(value, "disk:", 5) == 0  ? mount_disk(value + 5)
                       : strncmp(value, "ram:", 4) == 0 ? mount_ram(value + 4)
-                                                       : fail(ARGUMENT "… isn't understood", value);
+                                                       : fail(ROOT_ARGUMENT "… isn't understood", value);
     if (!is_mounted || !make_upper() || !mount_overlay() || !mount_system())
         return false;
     disks_drivers();
@@ -156,7 +157,7 @@ bool root_enter(void) {
     char line[COMMAND_LINE_MAX], value[128];
     init_command_line(line, sizeof line);
     const char *rest = line;
-    return !init_next_argument(&rest, ARGUMENT, value, sizeof value) || enter(value);
+    return !init_next_argument(&rest, ROOT_ARGUMENT, value, sizeof value) || enter(value);
 }
 
 /* Until nothing keeps it busy: a process that was killed may still be about to end. */
@@ -196,6 +197,13 @@ bool root_room(struct root_room *room) {
                                .free_bytes = (uint64_t)root.f_bavail * root.f_frsize};
     room->is_full = (uint64_t)root.f_bfree * root.f_frsize < FULL_BYTES || (root.f_files > 0 && root.f_ffree == 0);
     return true;
+}
+
+int root_open_disk(void) {
+    if (kind == ROOT_DISK && initramfs >= 0)
+        return openat(initramfs, &WRITTEN[1], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    errno = ENODEV;
+    return -1;
 }
 
 const char *root_advice(int error) {

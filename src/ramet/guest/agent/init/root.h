@@ -9,6 +9,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Of the kernel: where what is written to the root lies, `disk:N,SERIAL` or `ram:BYTES`. */
+#define ROOT_ARGUMENT "ramet.root="
+
 enum root_kind { ROOT_INITRAMFS, ROOT_DISK, ROOT_RAM };
 
 struct root_room {
@@ -26,6 +29,9 @@ enum root_kind root_kind(void);
 
 /* False when `/` isn't a container image's, or can't be asked. */
 bool root_room(struct root_room *room);
+
+/* A descriptor of the filesystem of the root disk, which no path leads to; -1 with errno when there is none. */
+int root_open_disk(void);
 
 /* What an error of the guest's root means for its user: "" or a text in parentheses, with a space before it, that names the
  * option of `ramet run`. */
