@@ -22,7 +22,7 @@ def resize(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="DISK", help="A disk of the instance: `disk`, then `disk1` and on; `root`.", show_default=False
+            metavar="DISK", help="Its name: `disk`, `disk1` and on; or `root`.", show_default=False
         ),
     ],
     size: Annotated[

@@ -1,7 +1,7 @@
 """A larger disk: the file, the size that the guest sees, and the filesystem that ramet made on the disk.
 
-The file decides: a record may have an older size after a crash, and gets the file's. Snapshots and earlier forks
-have separate files, so their disks keep their size.
+The file decides: a record may have an older size after a crash, and gets the file's. Snapshots and earlier
+forks have separate files, so their disks keep their size.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
 #include "identity/identity.h"
 #include "identity/trust.h"
 #include "init/block.h"
-#include "init/grow.h"
+#include "init/grow_disk.h"
 #include "init/root.h"
 #include "link/message.h"
 #include "loop/events.h"

@@ -13,7 +13,7 @@
 #include "exec/main_process.h"
 #include "exec/start.h"
 #include "identity/identity.h"
-#include "init/grow.h"
+#include "init/grow_disk.h"
 #include "link/message.h"
 #include "link/port.h"
 #include "loop/kernel.h"

@@ -2,7 +2,6 @@
 #ifndef RAMET_GROW_H
 #define RAMET_GROW_H
 
-#include <stddef.h>
 #include <stdint.h>
 
 struct growth {
@@ -17,8 +16,5 @@ int grow_mounted(const char *device, int directory, struct growth *growth);
 
 /* The same right after the mount at `path`. A failure is a line on the console: the filesystem keeps its size. */
 void grow_at_mount(const char *device, const char *path);
-
-/* The same for the disk of that name, as the kernel's arguments have it. On an error `text` says why. */
-int grow_disk(const char *name, struct growth *growth, char *text, size_t size);
 
 #endif
