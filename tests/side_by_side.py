@@ -32,7 +32,7 @@ _FAILED_VARIABLE: Final = "RAMET_TESTS_FAILED"
 _SPLIT: Final = {
     "test_every_point.py": re.compile(r"[a-z]+"),
     **dict.fromkeys(
-        ("test_captures.py", "test_errors.py", "test_life.py", "test_memory_and_disks.py"),
+        ("test_bases.py", "test_captures.py", "test_errors.py", "test_life.py", "test_memory_and_disks.py"),
         re.compile(r"(qemu|firecracker)-(builtin|probe)"),
     ),
 }

@@ -16,6 +16,7 @@ from ramet.drivers.interface import Driver
 from ramet.errors import DamagedError, UnavailableError
 from ramet.memory.confirmed import is_intact_by_facts, require_intact
 from ramet.memory.integrity import MAKE_AGAIN, PartFacts, digest
+from ramet.model.container import MainProcess
 from ramet.model.record import HostCpu, Machine, RamRegion
 from ramet.paths import MANIFEST_FILE, MEM_FILE, VMSTATE_FILE
 from ramet.system.archive_format import MAX_MANIFEST_BYTES
@@ -88,6 +89,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The regions of the mem-file at the addresses where the guest sees them."""
     memory: Memory = Memory()
     image: str
+    image_digest: str | None = None
+    main: MainProcess | None = None
+    """The main process, of which a running guest's is in its memory; null for the built-in images."""
     kernel_version: str
     generation: int
     host_cpu: HostCpu | None = None

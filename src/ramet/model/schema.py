@@ -114,6 +114,20 @@ class ResizedDisk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @exported
+class BaseReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a fork's container image, which no guest writes, and how the fork got it.
+
+    `links` counts all names of the file `inode`: the image's own, and those of instances and snapshots.
+    """
+
+    name: str
+    mode: ShareMode
+    reason: str
+    inode: int
+    links: int
+
+
+@exported
 class IdentityReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """The identity that the fork's guest reported after its resume."""
 
@@ -165,6 +179,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     disks: list[DiskReceipt]
     identity: IdentityReceipt
     timings_ms: Timings
+    bases: list[BaseReceipt] = []
+    """The parts of its container image; empty for the built-in images."""
     warm: WarmState | None = None
     """The VMM that was ready before the call: `loaded` with the paused guest, `empty`, or null for no VMM.
     `spawn` and `load` are the times of the remaining steps."""

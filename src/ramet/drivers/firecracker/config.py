@@ -78,6 +78,12 @@ def boot_config(machine: Machine, *, initramfs: bool) -> dict[str, object]:
     return config
 
 
+def count_devices(machine: Machine) -> int:
+    """Count the virtio devices of that machine: each has its own interrupt."""
+    others = 1 + machine.entropy_device + (machine.balloon_bytes is not None)  # 1: its vsock
+    return len(machine.disks) + len(machine.bases) + len(machine.nics) + others
+
+
 def load_request(
     machine: Machine, vmstate: str, *, resume: bool, network: bool, vsock: bool, track_dirty_pages: bool
 ) -> dict[str, object]:

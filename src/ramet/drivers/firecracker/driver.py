@@ -152,6 +152,7 @@ class Firecracker:
 
     async def boot(self, directory: Path, machine: Machine, *, tag: Path | None = None) -> FirecrackerVmm:
         """Start a VMM whose guest boots (`Driver.boot`). The whole machine is in one file, `config.json`."""
+        self._refuse_too_much(machine, release(await self.version()))
         initramfs = (directory / INITRAMFS_FILE).exists()
         document = firecracker_config.boot_config(machine, initramfs=initramfs)
         with filesystem_errors("write", directory / CONFIG_FILE):
@@ -165,6 +166,24 @@ class Firecracker:
                 if is_last or not lost_its_reason(directory):
                     raise
         raise AssertionError("the last try returns or raises")
+
+    @staticmethod
+    def _refuse_too_much(machine: Machine, numbers: tuple[int, int]) -> None:
+        """Raise `UnavailableError` for more devices, or longer kernel arguments, than a machine can have."""
+        devices = firecracker_config.count_devices(machine)
+        if devices > (most := releases.most_devices(numbers)):
+            raise UnavailableError(
+                f"Firecracker {numbers[0]}.{numbers[1]} gives a guest {most} devices at most, and this one"
+                f" would have {devices}: {len(machine.disks)} disks, {len(machine.bases)} parts of its image,"
+                f" {devices - len(machine.disks) - len(machine.bases)} others",
+                hint="give it fewer disks, or another driver, such as qemu",
+            )
+        if len(machine.kernel_arguments) > (most := releases.most_argument_bytes(devices)):
+            raise UnavailableError(
+                f"the kernel arguments of this guest have {len(machine.kernel_arguments)} bytes, and with"
+                f" {devices} devices Firecracker takes {most}",
+                hint="mount fewer disks, or at shorter paths, or use another driver, such as qemu",
+            )
 
     async def restore(
         self,

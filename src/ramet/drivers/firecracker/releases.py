@@ -22,6 +22,15 @@ TRACKS_DIRTY_PAGES_SINCE: Final = (1, 13)
 """The first release whose load takes `track_dirty_pages`; before, `enable_diff_snapshots`."""
 VSOCK_OVERRIDE_SINCE: Final = (1, 16)
 
+_CLOCK_DEVICE_SINCE: Final = (1, 15)
+_MOST_DEVICES: Final = 18
+"""Interrupts 5 to 23 (`layout.rs`: `GSI_LEGACY_START`, `GSI_LEGACY_END`), of which VMGenID has one."""
+_COMMAND_LINE_BYTES: Final = 2047
+_BYTES_OF_A_DEVICE: Final = 36
+"""Of the ` virtio_mmio.device=4K@0xc0001000:10` that Firecracker adds for each device."""
+_BYTES_ADDED: Final = 8
+"""Of ` pci=off`."""
+
 RUN: Final = ("1.12.1", "1.15.1", "1.16.1")
 """The versions that ramet's tests were run with."""
 NEWEST_READ: Final = (1, 16)
@@ -65,6 +74,19 @@ def ram_regions(memory_bytes: int, numbers: tuple[int, int]) -> tuple[RamRegion,
         if offset == memory_bytes:
             return tuple(regions)
     return (*regions, RamRegion(start, memory_bytes - offset, offset))
+
+
+def most_devices(numbers: tuple[int, int]) -> int:
+    """Return how many virtio devices a machine of that release can have: each has its own interrupt."""
+    return _MOST_DEVICES - (1 if numbers >= _CLOCK_DEVICE_SINCE else 0)
+
+
+def most_argument_bytes(devices: int) -> int:
+    """Return how long the kernel arguments of a machine with so many virtio devices can be.
+
+    Firecracker adds its own, and puts no more than 2047 bytes on a command line.
+    """
+    return _COMMAND_LINE_BYTES - _BYTES_ADDED - _BYTES_OF_A_DEVICE * devices
 
 
 def machine_type(numbers: tuple[int, int]) -> str:

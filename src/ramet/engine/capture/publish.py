@@ -108,6 +108,8 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
         ram=plan.driver.ram_regions(machine),
         memory=memory,
         image=record.image,
+        image_digest=record.image_digest,
+        main=record.main,
         kernel_version=record.kernel_version,
         generation=record.generation,
         host_cpu=host_cpu() if record.machine.accelerator == "kvm" else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -20,8 +21,9 @@ from ramet.memory.accounting import private_bytes, smaps_rollup
 from ramet.memory.mappings import FileIdentity
 from ramet.model.failures import error_shape
 from ramet.model.lifecycle import Move
-from ramet.model.record import Record
+from ramet.model.record import Base, Record
 from ramet.model.schema import (
+    BaseReceipt,
     DiskReceipt,
     ForkFailure,
     ForkReport,
@@ -33,6 +35,7 @@ from ramet.model.schema import (
     WarmState,
 )
 from ramet.paths import MEM_FILE
+from ramet.system.share import Shared
 from ramet.units import format_bytes
 
 
@@ -155,6 +158,10 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             immutability=immutability(context.driver(record.driver)),
         ),
         disks=[_disk_receipt(disk, forked.captured) for disk in forked.parts.disks],
+        bases=[
+            _base_receipt(directory, base, given)
+            for base, given in zip(forked.parts.manifest.machine.bases, forked.parts.bases, strict=True)
+        ],
         identity=IdentityReceipt(
             generation=identity.generation,
             hostname=identity.hostname,
@@ -165,6 +172,13 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
         ),
         timings_ms=forked.timings,
         warm=forked.warm,
+    )
+
+
+def _base_receipt(directory: Path, base: Base, given: Shared) -> BaseReceipt:
+    file = (directory / base.file).stat()
+    return BaseReceipt(
+        name=base.name, mode=given.mode, reason=given.reason, inode=file.st_ino, links=file.st_nlink
     )
 
 

@@ -37,6 +37,8 @@ def reserve(
                 state=State.CREATED,
                 driver=manifest.driver,
                 image=manifest.image,
+                image_digest=manifest.image_digest,
+                main=manifest.main,
                 machine=manifest.machine,
                 kernel_version=manifest.kernel_version,
                 parent=origin.parent,

@@ -219,7 +219,9 @@ async def _claim(context: Context, entry: pool_directory.Entry, options: ForkOpt
         with anyio.CancelScope(shield=True), suppress(RametError, OSError):
             await pool_directory.end(context.home, taken, known)
         return []
-    modes = [disk.mode for disk in warm.disks] + ([warm.memory.mode] if warm.memory is not None else [])
+    modes = [disk.mode for disk in warm.disks] + [base.mode for base in warm.bases]
+    if warm.memory is not None:
+        modes.append(warm.memory.mode)
     if options.require_shared and any(mode != "shared" for mode in modes):
         await _put_back(context, taken, entry, warm)
         return []
@@ -260,6 +262,6 @@ def _loaded(origin: Origin, driver: Driver, directory: Path, claim: Claim) -> tu
         raise DamagedError(f"{directory / WARM_FILE} doesn't say what is loaded")
     if warm.memory.mode == "shared":
         check_part(manifest, directory, manifest.memory.base, name=MEM_FILE, capture=origin.directory)
-    parts = Parts(manifest, warm.memory, warm.disks, None)
+    parts = Parts(manifest, warm.memory, warm.disks, None, warm.bases)
     vmm = driver.attach(directory, warm.process, warm.machine, just_loaded=True)
     return parts, Loaded(warm.machine, vmm, warm.running, is_resumed=False)

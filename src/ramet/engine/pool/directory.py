@@ -57,6 +57,7 @@ class Warm(msgspec.Struct, frozen=True, kw_only=True):
     running: RunningVmm | None = None
     memory: Shared | None = None
     disks: tuple[ForkedDisk, ...] = ()
+    bases: tuple[Shared, ...] = ()
 
 
 class Entry(NamedTuple):

@@ -100,6 +100,7 @@ async def _make_loaded(context: Context, source: str, origin: Origin, driver: Dr
             running=loaded.running,
             memory=parts.memory,
             disks=parts.disks,
+            bases=parts.bases,
         )
         key = pool_directory.key_of(origin.directory, parts.manifest, version, memory)
         _publish(context.home, directory, warm_id, key, warm)

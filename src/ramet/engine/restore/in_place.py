@@ -75,7 +75,9 @@ async def _replace_from(context: Context, record: Record, origin: Origin, move: 
     await require_restorable(manifest, driver, name=origin.name)
     own, staged = context.directory(record), context.home.staged(record.id)
     generation = max(record.generation, manifest.generation) + 1
-    wanted = msgspec.structs.replace(record, machine=manifest.machine, generation=generation)
+    wanted = msgspec.structs.replace(
+        record, machine=manifest.machine, generation=generation, main=manifest.main
+    )
     living: Living | None = None
     try:
         await threads.run(remove_tree, staged)
@@ -125,6 +127,8 @@ def _enter(context: Context, living: Living, move: Move, inode: int) -> Record:
             machine=new.machine,
             generation=new.generation,
             driver=new.driver,
+            main=new.main,
+            exit_code=None,
             pending=pending,
         )
 
@@ -144,6 +148,8 @@ async def _leave(context: Context, record: Record, living: Living) -> None:
                 machine=record.machine,
                 generation=record.generation,
                 driver=record.driver,
+                main=record.main,
+                exit_code=record.exit_code,
                 pending=record.pending,
             ),
             durable=True,

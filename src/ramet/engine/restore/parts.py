@@ -53,6 +53,8 @@ class Parts(NamedTuple):
     disks: tuple[ForkedDisk, ...]
     delta_fd: int | None
     """The delta, open; it is closed once it is written into the VMM's memory."""
+    bases: tuple[Shared, ...] = ()
+    """The way of each part of the container image."""
 
     def close(self) -> None:
         """Close the open files."""
@@ -127,6 +129,10 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions,
     modes: dict[str, str] = {base: memory.mode}
     for disk, frozen in zip(disks, manifest.machine.disks, strict=True):
         modes.update(dict.fromkeys(files_of(frozen), disk.mode))
+    bases = tuple(link_or_copy(source / base.file, directory / base.file) for base in manifest.machine.bases)
+    for base_part, given in zip(manifest.machine.bases, bases, strict=True):
+        _require(options, f"its image's part `{base_part.name}`", given)
+        modes[base_part.file] = given.mode
     for part in manifest.parts:
         if part != delta and part not in modes:
             modes[part] = link_or_copy(source / part, directory / part).mode
@@ -140,7 +146,7 @@ def _take(origin: Origin, driver: Driver, directory: Path, options: ForkOptions,
     if delta is not None:
         with filesystem_errors("open", source / delta):
             delta_fd = os.open(source / delta, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    return Parts(manifest, memory, disks, delta_fd)
+    return Parts(manifest, memory, disks, delta_fd, bases)
 
 
 def _require(options: ForkOptions, what: str, given: Shared | ForkedDisk) -> None:

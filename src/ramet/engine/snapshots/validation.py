@@ -15,6 +15,7 @@ from ramet.engine.manifest import Compressed, Manifest, Part
 from ramet.errors import DamagedError
 from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL
 from ramet.memory.delta import open_delta
+from ramet.model.container import MainProcess
 from ramet.model.names import check_name
 from ramet.model.record import Base, Disk
 from ramet.units import PAGE_SIZE_BYTES
@@ -22,6 +23,8 @@ from ramet.units import PAGE_SIZE_BYTES
 _MOST_CPUS = 256
 _MOST_PORTS = 30
 _MOST_BASES = 6
+_LAST_SIGNAL = 64
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _DISK_NAME = re.compile(r"disk[0-9]{0,2}|root")
 
 
@@ -44,6 +47,8 @@ def require_harmless(manifest: Manifest, what: str) -> None:
         # A TAP device is this host's: a file can't choose it.
         "network": not machine.nics,
         "disks": _are_plain(machine.disks),
+        "main process": _is_plain_main(manifest.main),
+        "image": manifest.image_digest is None or _DIGEST.fullmatch(manifest.image_digest) is not None,
         "parts of the image": _are_bases(machine.bases, manifest.parts),
         "mem-file": manifest.parts[manifest.memory.base].facts.size_bytes == memory_bytes,
         "compressed memory": _is_plain_file(manifest.memory.compressed),
@@ -53,6 +58,19 @@ def require_harmless(manifest: Manifest, what: str) -> None:
         raise DamagedError(f"{what} is no snapshot that ramet made: {', '.join(wrong)}")
     assert source is not None
     check_name(source.name)
+
+
+def _is_plain_main(main: MainProcess | None) -> bool:
+    """Tell whether the guest can start it. What it runs is the guest's own business."""
+    if main is None:
+        return True
+    texts = (*main.argv, *main.env, *main.env.values(), main.cwd, main.user)
+    return (
+        1 <= main.stop_signal <= _LAST_SIGNAL
+        and main.cwd.startswith("/")
+        and not any("\0" in text for text in texts)
+        and not any("=" in name or not name for name in main.env)
+    )
 
 
 def _is_plain_file(compressed: Compressed | None) -> bool:

@@ -6,6 +6,7 @@ Nothing of the engine: a driver, files and the guest's agent alone.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -31,7 +32,7 @@ from ramet.memory.holes import punch_holes
 from ramet.memory.mappings import find_mapping, identity_of
 from ramet.memory.pagemap import changed_runs
 from ramet.memory.pages import LivePages
-from ramet.model.record import Machine
+from ramet.model.record import Base, Machine
 from ramet.paths import INITRAMFS_FILE, KERNEL_FILE, MEM_FILE, VMSTATE_FILE
 from ramet.system.files import new_file
 from ramet.system.share import link_or_copy
@@ -39,6 +40,7 @@ from ramet.units import MIB
 
 BOOT_LIMIT_S = 120.0
 ANSWER_LIMIT_S = 60.0
+BASE_BLOCK_BYTES = 4096
 _MARK_ADDRESS = 0x3000000
 
 
@@ -51,6 +53,9 @@ class Subject:
     accelerator: str
     memory_bytes: int = 128 * MIB
     disk_bytes: int = MIB
+    """Of its disk; 0: it has none."""
+    base_blocks: tuple[int, ...] = ()
+    """The lengths of its read-only devices."""
     version: str = ""
 
     @property
@@ -65,13 +70,25 @@ class Subject:
         return driver
 
     def machine(self) -> Machine:
-        """Describe a machine with one small disk."""
-        return self.driver.machine(
+        """Describe a machine with one small disk, and the read-only devices."""
+        machine = self.driver.machine(
             accelerator=self.accelerator,
             memory_bytes=self.memory_bytes,
             cpus=1,
             guest=self.image.guest,
-            disk_bytes=(self.disk_bytes,),
+            disk_bytes=(self.disk_bytes,) if self.disk_bytes else (),
+        )
+        return msgspec.structs.replace(
+            machine,
+            bases=tuple(
+                Base(
+                    name=f"base{number}",
+                    file=f"base{number}.erofs",
+                    blocks=blocks,
+                    digest=hashlib.sha256(base_content(number, blocks)).hexdigest(),
+                )
+                for number, blocks in enumerate(self.base_blocks)
+            ),
         )
 
     def prepare(self, directory: Path) -> Machine:
@@ -86,6 +103,9 @@ class Subject:
             os.truncate(directory / MEM_FILE, machine.memory_bytes)
         for disk in machine.disks:
             make_disk(directory, disk)
+        for number, base in enumerate(machine.bases):
+            (directory / base.file).write_bytes(base_content(number, base.blocks))
+            (directory / base.file).chmod(0o444)
         return machine
 
     def stream(self, directory: Path, machine: Machine) -> AbstractAsyncContextManager[anyio.abc.ByteStream]:
@@ -140,6 +160,8 @@ class Subject:
         for name in (MEM_FILE, VMSTATE_FILE, KERNEL_FILE, INITRAMFS_FILE):
             if (frozen.directory / name).exists():
                 os.link(frozen.directory / name, directory / name)
+        for base in frozen.machine.bases:
+            os.link(frozen.directory / base.file, directory / base.file)
         disks = tuple(fork_disk(frozen.directory, directory, disk).disk for disk in frozen.machine.disks)
         return msgspec.structs.replace(frozen.machine, disks=disks)
 
@@ -178,6 +200,24 @@ class Subject:
             return int(await self.run(agent, "sh", "-c", script))
         return int((await self.run(agent, "bpeek", hex(last))).split()[0], 16)
 
+    async def read_base(self, agent: AgentClient, number: int, sector: int) -> int:
+        """Return the number in a sector of a read-only device (`base_content`)."""
+        if self.is_linux:
+            device = f"/dev/vd{chr(ord('a') + bool(self.disk_bytes) + number)}"
+            words = "hexdump -n 8 -e '2/4 \"%u \"'"
+            script = f"dd if={device} bs=512 skip={sector} count=1 2>/dev/null | {words}"
+            low, high = (await self.run(agent, "sh", "-c", script)).split()
+            return int(high) << 32 | int(low)
+        return int((await self.run(agent, "bpeek", hex(sector))).split()[0], 16)
+
+    async def write_base(self, agent: AgentClient, number: int) -> None:
+        """Have the guest write to a read-only device. Raises `GuestError` when it can't, as it should be."""
+        if self.is_linux:
+            device = f"/dev/vd{chr(ord('a') + bool(self.disk_bytes) + number)}"
+            await self.run(agent, "sh", "-c", f"echo 1 | dd of={device} bs=512 count=1 conv=notrunc,fsync")
+        else:
+            await self.run(agent, "bpoke", "1", "0x1")
+
     async def run(self, agent: AgentClient, *argv: str) -> str:
         """Return a command's standard output; `GuestError` when it fails."""
         request = ExecRequest(argv, timeout_s=ANSWER_LIMIT_S)
@@ -185,6 +225,17 @@ class Subject:
         if outcome.exit_code != 0:
             raise GuestError(f"{argv} ended with {outcome.exit_code}: {outcome.stderr!r}")
         return outcome.stdout.decode()
+
+
+def base_content(number: int, blocks: int) -> bytes:
+    """Return the content of a read-only device: each of its sectors begins with its own number."""
+    sectors = range(blocks * BASE_BLOCK_BYTES // 512)
+    return b"".join(base_word(number, sector).to_bytes(8, "little").ljust(512, b".") for sector in sectors)
+
+
+def base_word(number: int, sector: int) -> int:
+    """Return the number in a sector of a read-only device."""
+    return (number + 1) << 32 | sector
 
 
 @dataclass(frozen=True)
