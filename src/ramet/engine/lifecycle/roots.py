@@ -90,8 +90,8 @@ def link_bases(directory: Path, image: ContainerImage) -> None:
         if (why := why_damaged(path, base)) is not None:
             raise DamagedError(
                 f"the image {image.name} is damaged: its file {path} {why}",
-                hint=f"`ramet pull {image.name}`, or import it again, makes the file anew; instances made of it"
-                " keep their files",
+                hint=f"`ramet pull {image.name}`, or import it again, makes the file anew; instances keep"
+                " their files",
             )
         with filesystem_errors("link", path):
             link_or_copy(path, directory / base.file)
