@@ -29,6 +29,7 @@ from ramet.system.share import ASKED_FOR, Shared, link_or_copy
 _SYNC_ROUNDS: Final = 3
 _SHORT_SYNC_S: Final = 0.010
 _LINKED = "hard link: the frozen disk is the backing file of a new one"
+_REFLINKS_HELP: Final = "; a home on XFS or Btrfs shares its blocks instead"
 _IDENTITIES: Final = uuid.UUID("5b1c6e0e-52a7-4a0e-9f0a-1d3f6a8c7e21")
 _MODES: Final = ("shared", "reflinked", "copied")
 
@@ -136,8 +137,10 @@ def snapshot_raw(source: Path, destination: Path, *, share: bool = True, mode: i
     ):
         made = duplicate_into(origin, copy, allow_reflink=share)
         os.fchmod(copy, mode)
-    reason = f"a raw disk can't be linked: {made.reason}" if share else ASKED_FOR
-    return Shared(made.mode, reason, made.bytes_copied)
+    if not share:
+        return Shared(made.mode, ASKED_FOR, made.bytes_copied)
+    help_ = _REFLINKS_HELP if made.mode == "copied" else ""
+    return Shared(made.mode, f"a raw disk can't be linked: {made.reason}{help_}", made.bytes_copied)
 
 
 def link_frozen(source: Path, destination: Path, disk: Disk, *, share: bool = True) -> Shared:

@@ -220,6 +220,14 @@ async def compressed_restore(host: ramet.Host) -> None:
     await (await host.get("x")).restore()
 
 
+async def resize(host: ramet.Host) -> None:
+    await (await host.get("x")).resize_disk("disk", "64M")
+
+
+async def resize_stopped(host: ramet.Host) -> None:
+    await (await host.get("x")).resize_disk("disk", "64M")
+
+
 async def come(host: ramet.Host) -> None:
     """An import."""
     await host.import_snapshot(host.home / "x.ramet", name="came")
@@ -234,7 +242,7 @@ OPERATIONS: dict[str, Callable[[ramet.Host], Awaitable[None]]] = {
     for operation in (
         *(run, template, fork, detached_fork, rm, stop, start, pause, reconcile),
         *(pool, pooled_fork, branch, snapshot, snapshot_rm, standby, restore, rewind, come),
-        *(compress, decompress, compressed_fork, compressed_restore),
+        *(compress, decompress, compressed_fork, compressed_restore, resize, resize_stopped),
     )
 }
 

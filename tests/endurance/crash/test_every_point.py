@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 import ramet
+from ramet.disk.volumes import size_of
 from ramet.errors import UnavailableError
 from ramet.paths import Home
 from ramet.system import processes, spawn
@@ -65,6 +66,7 @@ TRIALS = [
         (FIRECRACKER, operation)
         for operation in ("compress", "decompress", "compressed_fork", "compressed_restore")
     ),
+    *((FIRECRACKER, operation) for operation in ("resize", "resize_stopped")),
     *((QEMU, operation) for operation in ("branch", "standby", "rewind", "pooled_fork")),
     *((FIRECRACKER, operation) for operation in ("pool", "pooled_fork")),
 ]
@@ -137,7 +139,7 @@ async def prepare(home: Path, operation: str) -> None:
             return
         (x,) = await base.fork(1, name="x")
         await x.detach()
-        if operation == "start":
+        if operation in {"start", "resize_stopped"}:
             await x.stop()
         if operation in {"snapshot_rm", "rewind", "come", "compress", "decompress", "compressed_fork"}:
             made = await x.snapshot("s")
@@ -180,6 +182,8 @@ async def verify(home: Path, operation: str) -> None:
         )
         for instance in instances:
             vm = await host.get(instance.id)
+            for disk in vm._record.machine.disks:
+                assert size_of(vm.directory, disk) == disk.size_bytes, "a disk's record isn't its file's"
             assert instance.state in {"running", "template", "stopped", "paused", "standby"}, instance
             if instance.state == "standby":
                 assert operation in {"standby", "restore", "compressed_restore"}, "nobody asked for that"

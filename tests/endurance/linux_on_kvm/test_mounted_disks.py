@@ -90,3 +90,33 @@ async def test_a_place_that_is_no_directory_is_an_error(host: ramet.Host, driver
     except (UsageError, UnavailableError) as error:
         pytest.skip(str(error))
     assert await host.list(everything=True) == []
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_disk_becomes_larger_under_its_guest(host: ramet.Host, driver: str) -> None:
+    """With its filesystem. A fork has the new size, a snapshot from before the old size; cold starts too."""
+    try:
+        vm = await host.run("builtin", memory="128M", driver=driver, disks=["64M:/data"])
+    except (UsageError, UnavailableError) as error:
+        if isinstance(error, UsageError) and "no driver" not in error.message:
+            raise
+        pytest.skip(str(error))
+    await said(vm, "head -c 20000000 /dev/urandom > /data/old; sync")
+    digest = await said(vm, "md5sum < /data/old")
+    before = await vm.snapshot("before")
+    resized = await vm.resize_disk("disk", "160M")
+    assert resized.size_bytes == resized.filesystem_bytes == 160 << 20
+    await said(vm, "head -c 100000000 /dev/zero | tr '\\0' x > /data/new; sync")
+    (fork,) = await vm.fork(1)
+    assert await said(fork, "cat /sys/block/vda/size; wc -c < /data/new; md5sum < /data/old") == (
+        f"327680\n100000000\n{digest}"
+    )
+    (earlier,) = await before.fork(1)
+    assert await said(earlier, "cat /sys/block/vda/size; md5sum < /data/old") == f"131072\n{digest}"
+    await before.remove()
+    await fork.stop()
+    await fork.resize_disk("disk", "256M")
+    await fork.start()
+    assert await said(fork, "cat /sys/block/vda/size; md5sum < /data/old") == f"524288\n{digest}"
+    assert int(await said(fork, "stat -f -c %b /data")) * 4096 > 200 << 20
+    assert await said(fork, "dmesg | grep -c -i 'ext4.*error' || true") == "0"

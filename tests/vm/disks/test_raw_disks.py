@@ -32,6 +32,7 @@ async def test_a_branch_counts_its_capture_too(probes: protocols.Host) -> None:
     assert twice.reason == f"{once.reason} (in the capture, too)"
     if once.mode == "copied":
         assert once.bytes_copied > 0
+        assert "a home on XFS or Btrfs shares its blocks instead" in once.reason
     assert twice.bytes_copied == 2 * once.bytes_copied
 
 

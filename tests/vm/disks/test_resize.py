@@ -166,3 +166,26 @@ async def test_under_load(host: ramet.Host, ready: Ready) -> None:
     assert disk_of(vm) == (112, 112)
     (fork,) = await vm.fork(1)
     assert await device_mib(fork) == 112
+
+
+async def test_raw_disks(probes: protocols.Host) -> None:
+    """The probe reads its disk's size when it boots, and no later."""
+    vm = await probes.run("probe", driver="firecracker", memory="64M", disks=["16M"])
+    assert isinstance(vm, ramet.VM)
+    beyond = f"{20 * MIB // 512:x}"
+    await vm.exec("bpoke", "3", "0x1111", check=True)
+    assert (await vm.exec("bpoke", beyond, "0x2222")).stderr == b"beyond the end of the disk\n"
+    before = await vm.snapshot("before")
+    assert (await vm.resize_disk("disk", "32M")).filesystem_bytes is None
+    assert disk_of(vm) == (32, 32)
+    (fork,) = await vm.fork(1)
+    assert isinstance(fork, ramet.VM)
+    assert disk_of(fork) == (32, 32)
+    assert (before.directory / "disk.raw").stat().st_size == 16 * MIB
+    await vm.stop(timeout=0)
+    await vm.resize_disk("disk", "48M")
+    await vm.start()
+    assert disk_of(vm) == (48, 48)
+    assert (await vm.exec("bpoke", beyond, "0x2222", check=True)).ok
+    assert (await vm.exec("bpeek", "3")).text == "0000000000001111\n"
+    await before.remove()
