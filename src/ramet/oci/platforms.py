@@ -21,7 +21,7 @@ _GO_NAMES: Final = {
     "ppc64le": "ppc64le",
     "s390x": "s390x",
 }
-_BASE_VARIANT: Final = {"amd64": "v1", "arm64": "v8"}
+BASE_VARIANT: Final = {"amd64": "v1", "arm64": "v8"}
 """The variant that an architecture has when none is written."""
 _ATTESTATION: Final = "vnd.docker.reference.type"
 _MOST_SHOWN: Final = 12
@@ -70,7 +70,7 @@ def fits(offered: Platform, wanted: Platform) -> bool:
 
 
 def _variant(platform: Platform) -> str | None:
-    return platform.variant or _BASE_VARIANT.get(platform.architecture)
+    return platform.variant or BASE_VARIANT.get(platform.architecture)
 
 
 def _is_image(entry: Descriptor) -> bool:

@@ -50,7 +50,7 @@ class PulledImage:
     manifest: Manifest
     config: Config
     layers: tuple[Path, ...]
-    """The layers' blobs, the lowest first; none of an image that is known."""
+    """The places of the layers' blobs, the lowest first. One that nobody needs may be absent."""
     fetched_bytes: int
     """The bytes of this pull that weren't in the cache."""
 
@@ -63,20 +63,22 @@ async def pull(
     platform: Platform | None = None,
     limits: Limits | None = None,
     is_known: Callable[[Digest], bool] = lambda _: False,
+    has_layer: Callable[[str, str], bool] = lambda _diff_id, _blob: False,
 ) -> PulledImage:
     """Bring an image into the cache, for this machine's platform unless another is given.
 
-    `is_known` tells by the manifest's digest whether the image's layers are needed no more. Progress is
-    reported in bytes, all layers together. Raises `NotFoundError` for an image or a platform that
-    isn't there, `RegistryLoginError`, `RegistryError`, `DamagedError` for content that isn't its digest's,
-    `FilesystemError`. What is whole stays in the cache then, and cut layers are resumed by the next pull.
+    `is_known` tells by the manifest's digest that no layer of the image is needed, `has_layer` by a layer's
+    diff id and its blob's digest that the layer isn't. Progress is reported in bytes, all layers together.
+    Raises `NotFoundError` for an image or a platform that isn't there, `RegistryLoginError`, `RegistryError`,
+    `DamagedError` for content that isn't its digest's, `FilesystemError`. What is whole stays in the cache
+    then, and cut layers are resumed by the next pull.
     """
     chosen = settings if settings is not None else Settings.from_environment()
     wanted = platform or host_platform()
     transport = Transport(chosen, limits)
     try:
         client, top = await _resolve(transport, reference, chosen)
-        return await _pull(client, top, reference, cache, wanted, is_known)
+        return await _pull(client, top, reference, cache, wanted, is_known, has_layer)
     finally:
         await transport.close()
 
@@ -129,6 +131,7 @@ async def _pull(
     cache: BlobCache,
     wanted: Platform,
     is_known: Callable[[Digest], bool],
+    has_layer: Callable[[str, str], bool],
 ) -> PulledImage:
     name = reference.familiar
     found, document = top, read_manifest(top.content, media_type=top.media_type, name=name)
@@ -144,7 +147,9 @@ async def _pull(
     transfer = _Transfer(client, cache, name, document)
     config = read_config(await transfer.config(), manifest=document, name=name)
     require_fitting(config, wanted, name=name)
-    layers = () if is_known(found.digest) else await transfer.layers()
+    parts = zip(config.rootfs.diff_ids, document.layers, strict=True)
+    needed = {layer.digest for diff_id, layer in parts if not has_layer(diff_id, layer.digest)}
+    layers = await transfer.layers(set() if is_known(found.digest) else needed)
     return PulledImage(reference, top.digest, found.digest, document, config, layers, transfer.fetched)
 
 
@@ -187,8 +192,10 @@ class _Transfer:
             self._count(-descriptor.size)
         raise DamagedError(f"{path} changes while it is read", hint="check the cache's disk")
 
-    async def layers(self) -> tuple[Path, ...]:
-        """Fetch the layers, four at a time. The first error ends the others."""
+    async def layers(self, needed: set[str]) -> tuple[Path, ...]:
+        """Fetch the layers with these digests, four at a time. The first error ends the others."""
+        wanted = [layer for layer in self._distinct if layer.digest in needed]
+        self._total = self._manifest.config.size + sum(layer.size for layer in wanted)
         failure: list[Exception] = []
         places = anyio.Semaphore(_PARALLEL)
 
@@ -201,7 +208,7 @@ class _Transfer:
                 tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
-            for layer in self._distinct:
+            for layer in wanted:
                 tasks.start_soon(fetch, layer)
         if failure:
             raise failure[0]

@@ -26,6 +26,8 @@ from ramet.images.erofs.format import (
 from ramet.images.erofs.layout import Layout, Place, plan
 from ramet.images.layers.contents import LayerContents
 from ramet.images.layers.tree import Node
+from ramet.progress import report
+from ramet.system import threads
 from ramet.system.files import write_all
 from ramet.units import MIB
 
@@ -58,7 +60,7 @@ def write_image(
     if len(devices) > DEVICE_LIMIT:
         raise UsageError(f"an image has {DEVICE_LIMIT} further devices at most, not {len(devices)}")
     layout = plan(root, {layer: number for number, layer in enumerate(devices, start=1)})
-    out = _Output(output)
+    out = _Output(output, layout.blocks * BLOCK_BYTES)
     root_nid = layout.nid_of(root)
     assert root_nid < ROOT_NID_LIMIT  # the first inode
     out.write(
@@ -135,8 +137,9 @@ def _data(place: Place, layout: Layout, contents: Mapping[int, LayerContents]) -
 class _Output:
     """A file written in order. Long runs of zeros become holes."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, total_bytes: int) -> None:
         self.position = 0
+        self._total_bytes = total_bytes
         self._descriptor = descriptor
         self._buffer = bytearray()
         self._digest = hashlib.sha256()
@@ -157,9 +160,11 @@ class _Output:
         return f"sha256:{self._digest.hexdigest()}"
 
     def _flush(self) -> None:
+        threads.check_cancelled()
         self._digest.update(self._buffer)
         for at in range(0, len(self._buffer), _BUFFER_BYTES):
             piece = bytes(self._buffer[at : at + _BUFFER_BYTES])
             if piece != _ZEROS[: len(piece)]:
                 write_all(self._descriptor, piece, self.position - len(self._buffer) + at)
         self._buffer.clear()
+        report("writing the image", self.position, self._total_bytes)

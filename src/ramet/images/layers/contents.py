@@ -15,7 +15,7 @@ from typing import Final
 from ramet.errors import DamagedError
 from ramet.images.layers.limits import FILE_BLOCK_BYTES
 from ramet.images.layers.tree import Extent
-from ramet.system.files import write_all
+from ramet.system.files import punch_hole, write_all
 from ramet.units import KIB, MIB
 
 BLOCK_BYTES: Final = FILE_BLOCK_BYTES
@@ -28,17 +28,27 @@ class LayerContents:
     """A layer's spool: two files, which the caller opens, closes and deletes. Raises `OSError`.
 
     With `pages` None they exist already, as the layer's blob: they are placed, and neither written nor
-    hashed.
+    hashed. `blob` is that blob, open for reading, if the image has to have them in its own file.
     """
 
-    def __init__(self, layer: int, *, pages: int | None, small: int) -> None:
+    def __init__(self, layer: int, *, pages: int | None, small: int, blob: int | None = None) -> None:
         self.layer = layer
         self._pages = pages
         self._small = small
+        self._blob = blob
+        self._frees = False
+        self._read_range = (0, 0)
         self._pages_bytes = 0
         self._small_bytes = 0
         self._buffer = bytearray()
         self._digest = hashlib.sha256()
+
+    @classmethod
+    def kept(cls, layer: int, *, blob: int, blocks: int, small: int) -> LayerContents:
+        """Return the contents of a layer that was spooled before, into files that are open for reading."""
+        contents = cls(layer, pages=None, small=small, blob=blob)
+        contents._pages_bytes = blocks * BLOCK_BYTES
+        return contents
 
     @property
     def blocks(self) -> int:
@@ -72,9 +82,14 @@ class LayerContents:
         if self._pages is not None:
             os.ftruncate(self._pages, self._pages_bytes)
 
+    def free_what_is_read(self) -> None:
+        """Free the pages of each file when they have been read: they are read once from now on."""
+        self._frees = self._pages is not None
+
     def read(self, extent: Extent) -> Iterator[bytes]:
         """Yield a file's contents. Raises `DamagedError` if the spool is shorter than it was."""
-        descriptor = self._pages if extent.is_paged else self._small
+        pages = self._blob if self._pages is None else self._pages
+        descriptor = pages if extent.is_paged else self._small
         assert descriptor is not None
         offset, end = extent.offset_bytes, extent.offset_bytes + extent.size_bytes
         while offset < end:
@@ -82,6 +97,19 @@ class LayerContents:
                 raise DamagedError("a layer's spool was cut while it was read")
             yield piece
             offset += len(piece)
+        if self._frees and extent.is_paged:
+            self._free(extent.offset_bytes, end + -end % BLOCK_BYTES)
+
+    def _free(self, start: int, end: int) -> None:
+        """Free pages, neighbours at once: an image's order is mostly the archive's."""
+        first, last = self._read_range
+        if start == last and last - first < _BUFFER_BYTES:
+            self._read_range = (first, end)
+            return
+        self._read_range = (start, end)
+        assert self._pages is not None
+        if last > first and not punch_hole(self._pages, first, last - first):
+            self._frees = False  # this filesystem can't: they stay until the build ends
 
     def _store_pages(self, size_bytes: int, pieces: Iterable[tuple[int, memoryview]]) -> Extent:
         start, position = self._pages_bytes, 0

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
+from typing import Protocol
 
 from ramet.errors import DamagedError
 from ramet.images.layers.contents import LayerContents
 from ramet.images.layers.limits import DEFAULT_LIMITS, Limits
-from ramet.images.layers.merge import Merge, is_marker
-from ramet.images.layers.tar_entries import TarReader
+from ramet.images.layers.merge import is_marker
+from ramet.images.layers.tar_entries import TarEntry, TarReader
+from ramet.images.layers.tree import Extent
 from ramet.images.layers.unpack import LayerStream
 
 
+class Receiver(Protocol):
+    """Takes the entries of layers: a `Merge`, or what hands them on to it."""
+
+    def begin_layer(self) -> None:
+        """Begin the next layer."""
+
+    def add(self, entry: TarEntry, content: Extent | None = None) -> None:
+        """Take the layer's next entry, a regular file with the place of its contents unless it is empty."""
+
+
 def add_layer(
-    merge: Merge,
+    merge: Receiver,
     contents: LayerContents,
     chunks: Iterable[bytes],
     *,

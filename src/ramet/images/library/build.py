@@ -1,8 +1,9 @@
 """An image built of its layers: one pass over each, then the image's own file, then all published at once.
 
 A large layer's pages are its blob already while they are unpacked, so they take no further space; other
-layers' contents are there twice until the image's own file is written. Blobs that the library has aren't
-written again. Nothing has its final name before it is whole and synced, and the record comes last (I2).
+layers' pages are freed while the image's own file is written. What the library has of a layer isn't written
+again, nor unpacked if its archive is known. Nothing has its final name before it is whole and synced, and
+the image's record comes last (I2).
 """
 
 from __future__ import annotations
@@ -25,8 +26,17 @@ from ramet.images.layers.contents import LayerContents
 from ramet.images.layers.limits import DEFAULT_LIMITS, Limits
 from ramet.images.layers.merge import Merge
 from ramet.images.layers.read import add_layer
-from ramet.images.library.places import Places
-from ramet.images.library.records import FORMAT, ImageRecord, Layer, LayerRecord, Material, blob_name
+from ramet.images.library.entries import Recorder, file_digest, replay
+from ramet.images.library.places import Places, set_published
+from ramet.images.library.records import (
+    FORMAT,
+    ImageRecord,
+    Layer,
+    LayerNote,
+    LayerRecord,
+    Material,
+    blob_name,
+)
 from ramet.model.record import Base
 from ramet.progress import report
 from ramet.system import threads
@@ -37,8 +47,8 @@ from ramet.system.publishing import fsync_directory, sync, write_durably
 _MOST_LAYERS: Final = 512
 
 
-class _Reused(Exception):
-    """A layer's blob, which was there, isn't one of this image's devices, so its pages are needed."""
+class _Disagreement(Exception):
+    """A layer has another length than its blob: another version wrote that, so it isn't used."""
 
 
 def build(
@@ -53,16 +63,16 @@ def build(
         raise DamagedError(
             f"{material.source} has {len(material.layers)} layers, where 1 to {_MOST_LAYERS} are expected"
         )
-    making = Path(tempfile.mkdtemp(prefix=places.MAKING, dir=places.root))
-    try:
+    for reuses in (True, False):
+        with filesystem_errors("build the image in", places.root):
+            making = Path(tempfile.mkdtemp(prefix=places.MAKING, dir=places.root))
         try:
-            return _Build(places, making, material, part_digest, limits, reuses=True).run()
-        except _Reused:
-            shutil.rmtree(making)
-            making.mkdir(mode=0o700)
-            return _Build(places, making, material, part_digest, limits, reuses=False).run()
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+            return _Build(places, making, material, part_digest, limits, reuses=reuses).run()
+        except _Disagreement:
+            continue
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    raise AssertionError("without reuse there is nothing to disagree with")
 
 
 class _Build:
@@ -85,7 +95,9 @@ class _Build:
         self._merge = Merge(limits)
         self._contents: dict[int, LayerContents] = {}
         self._pages: dict[int, int] = {}
-        self._known: dict[int, Base] = {}
+        self._notes: dict[int, LayerNote] = {}
+        self._parts: dict[int, tuple[str, str]] = {}
+        """The digests of the entries and the small files of the new device's layers."""
         self._diff_ids: list[str] = []
         self._inodes = 0
 
@@ -94,87 +106,105 @@ class _Build:
             for number, layer in enumerate(self._material.layers):
                 self._read(files, number, layer)
             devices = shared_layers({number: part.blocks for number, part in self._contents.items()})
-            if self._known.keys() - set(devices):
-                raise _Reused
+            for number in self._contents.keys() - set(devices):
+                self._contents[number].free_what_is_read()
             bases = self._write(files, devices)
         record = self._record(devices, bases)
         with filesystem_errors("publish the image in", self._places.root):
             for base in bases:
                 self._publish(base)
             fsync_directory(self._places.blobs)
-            for number in devices:
-                self._remember(number, bases[1 + devices.index(number)])
-        write_durably(
-            self._places.manifest(record.digest), msgspec.json.format(msgspec.json.encode(record)), mode=0o444
-        )
-        fsync_directory(self._places.manifests)
+            for number, base in zip(devices, bases[1:], strict=True):
+                self._remember(number, base)
+            fsync_directory(self._places.layers)
+        manifest = self._places.manifest(record.digest)
+        write_durably(manifest, msgspec.json.format(msgspec.json.encode(record)), mode=0o444)
         return record
 
     def _read(self, files: ExitStack, number: int, layer: Layer) -> None:
-        known = self._places.blob_of_layer(layer.diff_id) if self._reuses and layer.diff_id else None
-        if known is not None:
-            self._known[number] = known
-        small = self._file(files, f"small-{number}")
-        pages = None if known is not None else self._file(files, f"pages-{number}")
-        if pages is not None:
-            self._pages[number] = pages
-        contents = self._contents[number] = LayerContents(number, pages=pages, small=small)
-        count = len(self._material.layers)
-        stage = f"unpacking layer {number + 1} of {count}" if count > 1 else "unpacking"
-        with filesystem_errors("unpack into", self._making):
+        note = self._places.note(layer.diff_id) if self._reuses and layer.diff_id else None
+        if note is not None:
+            self._notes[number] = note
+            if layer.blob in note.blobs and self._replay(files, number, note):
+                self._diff_ids.append(note.diff_id)
+                return
+        with filesystem_errors("build the image in", self._places.root):
+            small = self._file(files, f"small-{number}")
+            if note is None:
+                self._pages[number] = self._file(files, f"pages-{number}")
+            contents = self._contents[number] = LayerContents(
+                number,
+                pages=self._pages.get(number),
+                small=small,
+                blob=None if note is None else _opened(files, self._places.blob(note.base)),
+            )
+            recorder = Recorder(self._merge, self._file(files, f"entries-{number}"))
             diff_id = add_layer(
-                self._merge,
+                recorder,
                 contents,
-                _reported(layer.open(), stage, layer.size_bytes),
+                self._reported(number, layer),
                 name=layer.name,
                 diff_id=layer.diff_id,
                 limits=self._limits,
             )
-        if known is not None and known.blocks != contents.blocks:
-            raise _Reused  # of another version's writer
+            entries_digest = recorder.finish()
+            if note is not None and note.base.blocks != contents.blocks:
+                raise _Disagreement
+            if len(shared_layers({number: contents.blocks})):
+                self._parts[number] = (entries_digest, file_digest(small))
         self._diff_ids.append(diff_id)
 
+    def _replay(self, files: ExitStack, number: int, note: LayerNote) -> bool:
+        """Merge a layer that was kept. False, with nothing merged, if a file of it isn't what it was."""
+        try:
+            entries = _opened(files, self._places.entries(note.diff_id))
+            small = _opened(files, self._places.small(note.diff_id))
+            blob = _opened(files, self._places.blob(note.base))
+            if (file_digest(entries), file_digest(small)) != (note.entries_digest, note.small_digest):
+                return False
+        except OSError:
+            return False
+        contents = LayerContents.kept(number, blob=blob, blocks=note.base.blocks, small=small)
+        self._contents[number] = contents
+        with filesystem_errors("read", self._places.entries(note.diff_id)):
+            replay(self._merge, entries, layer=number)
+        return True
+
     def _file(self, files: ExitStack, name: str) -> int:
-        with filesystem_errors("make", self._making / name):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptor = os.open(self._making / name, flags, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(self._making / name, flags, 0o600)
         files.callback(os.close, descriptor)
         return descriptor
 
     def _write(self, files: ExitStack, devices: tuple[int, ...]) -> list[Base]:
         """Write the image's own file and seal it and the new blobs. Returns the devices."""
-        report("writing the image")
-        own = self._file(files, "image")
-        with filesystem_errors("write the image in", self._making):
+        with filesystem_errors("build the image in", self._places.root):
+            own = self._file(files, "image")
             facts = write_image(self._merge.root, self._contents, own, devices=devices)
             self._inodes = facts.inodes
             blocks = facts.size_bytes // BLOCK_BYTES
             write_all(own, mark(blocks, facts.digest), facts.size_bytes)
-            sealed = [("image", own, blocks, facts.digest)]
+            found = [self._made("image", own, blocks, facts.digest)]
             for number in devices:
-                if number not in self._known:
-                    contents = self._contents[number]
-                    seal(contents, self._pages[number])
-                    sealed.append((f"pages-{number}", self._pages[number], contents.blocks, contents.digest))
-            made: dict[str, Base] = {}
-            for file, descriptor, blocks, digest in sealed:
-                sync(descriptor)
-                os.fchmod(descriptor, 0o444)
-                digits = digest.removeprefix("sha256:")
-                (self._making / file).rename(self._making / blob_name(digits))
-                made[file] = Base(
-                    name="",
-                    file="",
-                    blocks=blocks,
-                    digest=digits,
-                    part_digest=self._part_digest(self._making / blob_name(digits)),
-                )
-        found = [made["image"]]
-        found += [self._known.get(number) or made[f"pages-{number}"] for number in devices]
+                if (note := self._notes.get(number)) is not None:
+                    found.append(note.base)
+                    continue
+                contents, pages = self._contents[number], self._pages[number]
+                seal(contents, pages)
+                found.append(self._made(f"pages-{number}", pages, contents.blocks, contents.digest))
         return [
             msgspec.structs.replace(base, name=f"base{number}", file=f"base{number}.erofs")
             for number, base in enumerate(found)
         ]
+
+    def _made(self, file: str, descriptor: int, blocks: int, digest: str) -> Base:
+        """Finish a device's file, under the name that it will have."""
+        sync(descriptor)
+        os.fchmod(descriptor, 0o444)
+        digits = digest.removeprefix("sha256:")
+        path = (self._making / file).rename(self._making / blob_name(digits))
+        set_published(path)
+        return Base(name="", file="", blocks=blocks, digest=digits, part_digest=self._part_digest(path))
 
     def _record(self, devices: tuple[int, ...], bases: list[Base]) -> ImageRecord:
         layers = tuple(
@@ -192,6 +222,7 @@ class _Build:
             layers=layers,
             bases=tuple(bases),
             source=self._material.source,
+            platform=self._material.platform,
             created_at=now(),
             inodes=self._inodes,
             dropped_xattrs=self._merge.dropped.xattrs,
@@ -202,15 +233,44 @@ class _Build:
         made = self._making / blob_name(base.digest)
         if not made.exists():
             return
-        if self._places.why_damaged(base) is None:
+        if self._places.why_damaged(base, reads_all=True) is None:
             made.unlink()  # another build's, with the same content
         else:
             made.rename(self._places.blobs / made.name)
 
     def _remember(self, number: int, base: Base) -> None:
-        """Note the blob of a layer, so that other images with that layer needn't write it."""
-        if number not in self._known:
-            write_durably(self._places.layer(self._diff_ids[number]), msgspec.json.encode(base))
+        """Keep what another image with that layer needs of it. The note comes last."""
+        layer, note, diff_id = self._material.layers[number], self._notes.get(number), self._diff_ids[number]
+        parts = self._parts.get(number)
+        if parts is None:
+            return  # it was replayed
+        for made, place in (
+            (f"entries-{number}", self._places.entries(diff_id)),
+            (f"small-{number}", self._places.small(diff_id)),
+        ):
+            (self._making / made).chmod(0o444)
+            (self._making / made).replace(place)
+        blobs = set(() if note is None else note.blobs) | ({layer.blob} if layer.blob else set())
+        kept = LayerNote(
+            format=FORMAT,
+            diff_id=diff_id,
+            base=base,
+            blobs=tuple(sorted(blobs)),
+            entries_digest=parts[0],
+            small_digest=parts[1],
+        )
+        write_durably(self._places.layer(diff_id), msgspec.json.encode(kept), mode=0o444)
+
+    def _reported(self, number: int, layer: Layer) -> Iterator[bytes]:
+        count = len(self._material.layers)
+        stage = f"unpacking layer {number + 1} of {count}" if count > 1 else "unpacking"
+        return _reported(layer.open(), stage, layer.size_bytes)
+
+
+def _opened(files: ExitStack, path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    files.callback(os.close, descriptor)
+    return descriptor
 
 
 def _identity(material: Material, diff_ids: list[str]) -> str:

@@ -1,25 +1,29 @@
 """An image by the text that a user gives: from the library, else from its registry.
 
 A local name never goes to the network. Of a registry's image the library remembers the digest that its
-reference had, so that it is found again without asking anybody.
+reference had for each platform, so that it is found again without asking anybody.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from ramet.errors import DamagedError, NotFoundError, UsageError
+from ramet.errors import DamagedError, FilesystemError, NotFoundError, UnavailableError, UsageError
 from ramet.images.library.library import Library
+from ramet.images.library.names import canonical_name, host_platform_text, platform_text
 from ramet.images.library.records import ContainerImage, Layer, Material
 from ramet.model.container import ImageConfig
 from ramet.oci.reference import Reference
+from ramet.system import threads
+from ramet.system.files import filesystem_errors
 from ramet.units import MIB
 
 if TYPE_CHECKING:
-    from ramet.oci.digests import Digest
     from ramet.oci.documents import Config, Platform
     from ramet.oci.pull import PulledImage
 
@@ -38,60 +42,89 @@ async def obtain(
     """Return the image that `text` names: a local name, a digest, or a registry's reference.
 
     `pull` says when a registry is asked: if the library hasn't got the image, `never`, or `always` (its tag
-    may have moved). `platform` is another than this machine's, such as `linux/arm64`. Raises
-    `NotFoundError`, `DamagedError` for a local image that isn't whole, `UsageError` for a text that is no
-    reference, and what a pull and a build raise.
+    may have moved; a digest can't move). `platform` is another than this machine's, such as `linux/arm64`.
+    Raises `NotFoundError`, `DamagedError` for a local image that isn't whole, `UnavailableError` for an image
+    of another platform than guests have here, `UsageError` for a text that is no reference, and what a pull
+    and a build raise.
     """
-    image = find(library, text)
-    if image is not None and library.is_local(image.name):
-        return _require_whole(library, image)
-    if pull == "never":
-        if image is not None:
-            return _require_whole(library, image)
+    wanted = host_platform_text() if platform is None else platform_text(str(parse_platform(platform)))
+    image = library.find(text, platform=wanted)
+    if library.is_local(text):
+        if image is None:
+            raise DamagedError(
+                f"the record of the image {text} is damaged or another version's", hint="import it again"
+            )
+        return await _require_usable(library, image, wanted)
+    if image is not None:
+        is_content = "@" in text or image.name == image.digest  # found by a digest
+        is_asked = pull == "always" and not is_content
+        # By its digest alone no registry is known that has it.
+        if not is_asked and (
+            pull == "never" or image.name == image.digest or await threads.run(library.is_whole, image)
+        ):
+            return await _require_usable(library, image, wanted)
+    elif pull == "never":
         raise NotFoundError(
             f"the image {text} isn't in this home, and no registry may be asked for it (--pull never)",
-            hint=f"`ramet pull {text}` gets it; `ramet image ls` lists what is there",
+            hint=library.near(text) or f"`ramet pull {text}` gets it; `ramet image ls` lists what there is",
         )
-    if image is not None and pull == "missing" and library.is_whole(image):
-        return image
-    if image is not None and image.name == text and _is_digest(text):
-        return _require_whole(library, image)  # by its digest alone no registry is known
     return await fetch(library, cache_directory, text, platform=platform)
-
-
-def find(library: Library, text: str) -> ContainerImage | None:
-    """Return the image of the library that `text` names, as Docker reads it (`app` is `app:latest`)."""
-    return library.find(text) or library.find(canonical_name(text))
-
-
-def canonical_name(text: str) -> str:
-    """Return a name with its tag, as the library keeps it; a text that is no reference stays as it is."""
-    try:
-        return Reference.parse(text).familiar
-    except UsageError:
-        return text
 
 
 async def fetch(
     library: Library, cache_directory: Path, text: str, *, platform: str | None = None
 ) -> ContainerImage:
-    """Pull an image from its registry, and build it if it isn't in the library. Raises as `obtain`."""
-    from ramet.oci.blobs import BlobCache
-    from ramet.oci.pull import pull as pull_image
+    """Pull an image from its registry, and build it if it isn't in the library. Raises as `obtain`.
+
+    Raises `UsageError` for a local name, which is nobody's in a registry.
+    """
+    from ramet.oci.downloads import KEPT_BYTES, trim, using
 
     reference = Reference.parse(text)
     wanted = None if platform is None else parse_platform(platform)
+    if library.is_local(text):
+        raise UsageError(
+            f"{canonical_name(text)} is an image that was imported, so no registry is asked for it",
+            hint=f"to pull it, remove that name first: `ramet image rm {text}`",
+        )
+    async with library.alone(f"{reference} {platform or ''}"), library.using(), using(cache_directory):
+        try:
+            image = await _fetch(library, cache_directory, reference, wanted)
+        except NotFoundError as error:
+            near = library.near(text)
+            raise NotFoundError(error.message, hint=near or error.hint) from error
+    await trim(cache_directory, most_bytes=KEPT_BYTES)
+    return image
 
-    def is_known(digest: Digest) -> bool:
+
+async def _fetch(
+    library: Library, cache_directory: Path, reference: Reference, platform: Platform | None
+) -> ContainerImage:
+    from ramet.oci.blobs import BlobCache
+    from ramet.oci.pull import pull as pull_image
+
+    def is_known(digest: object) -> bool:
         known = library.find(str(digest))
         return known is not None and library.is_whole(known)
 
-    async with library.alone(f"{reference} {platform or ''}"):
-        pulled = await pull_image(reference, BlobCache(cache_directory), platform=wanted, is_known=is_known)
-        known = library.find(str(pulled.manifest_digest))
-        if known is not None and library.is_whole(known):
-            return await library.give(reference.familiar, known, is_local=False)
-        return await library.add(_material(pulled), name=reference.familiar, is_local=False)
+    cache = BlobCache(cache_directory)
+    pulled = await pull_image(
+        reference, cache, platform=platform, is_known=is_known, has_layer=library.has_layer
+    )
+    try:
+        return await _keep(library, pulled, reference)
+    except _LayerGoneError:
+        pass  # the library lost meanwhile what it had: a `remove`, or a damaged file
+    return await _keep(library, await pull_image(reference, cache, platform=platform), reference)
+
+
+async def _keep(library: Library, pulled: PulledImage, reference: Reference) -> ContainerImage:
+    material = _material(pulled)
+    for path in pulled.layers:
+        with suppress(OSError):
+            os.utime(path)  # the least recently used go first
+    index = str(pulled.digest)
+    return await library.add(material, name=reference.familiar, is_local=False, index_digest=index)
 
 
 def parse_platform(text: str) -> Platform:
@@ -124,10 +157,20 @@ def image_config(config: Config) -> ImageConfig:
 
 
 def read_file(path: Path) -> Iterator[bytes]:
-    """Yield a file's content in pieces."""
-    with path.open("rb") as file:
+    """Yield a file's content in pieces. Raises `FilesystemError`."""
+    with filesystem_errors("read", path), path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
+
+
+class _LayerGoneError(FilesystemError):
+    """A layer's archive isn't in the cache, because the library had the layer when it was pulled."""
+
+
+def _read_layer(path: Path) -> Iterator[bytes]:
+    if not path.exists():
+        raise _LayerGoneError(f"{path} is gone", hint="pull the image again")
+    yield from read_file(path)
 
 
 def _material(pulled: PulledImage) -> Material:
@@ -135,21 +178,44 @@ def _material(pulled: PulledImage) -> Material:
     parts = zip(pulled.manifest.layers, pulled.config.rootfs.diff_ids, pulled.layers, strict=True)
     layers = [
         Layer(
-            f"layer {descriptor.digest[:19]}… of {name}", diff_id, partial(read_file, path), descriptor.size
+            f"layer {descriptor.digest[:19]}… of {name}",
+            diff_id,
+            partial(_read_layer, path),
+            descriptor.size,
+            descriptor.digest,
         )
         for descriptor, diff_id, path in parts
     ]
-    return Material(image_config(pulled.config), layers, str(pulled.manifest_digest), str(pulled.reference))
-
-
-def _require_whole(library: Library, image: ContainerImage) -> ContainerImage:
-    if library.is_whole(image):
-        return image
-    raise DamagedError(
-        f"the image {image.name} is damaged: a file of it is missing, cut or another's",
-        hint="pull or import it again; instances that were made of it keep their files",
+    return Material(
+        image_config(pulled.config),
+        layers,
+        str(pulled.manifest_digest),
+        str(pulled.reference),
+        platform_text(str(pulled.config.platform)),
     )
 
 
-def _is_digest(text: str) -> bool:
-    return set(text.removeprefix("sha256:")) <= set("0123456789abcdef")
+async def _require_usable(library: Library, image: ContainerImage, wanted: str) -> ContainerImage:
+    if image.record.platform and platform_text(image.record.platform) != wanted:
+        raise UnavailableError(
+            f"the image {image.name} is for {image.record.platform}, not for {wanted}",
+            hint="pull or import it for this platform, or say which one is meant: --platform",
+        )
+    if damage := await threads.run(library.damage, image):
+        raise DamagedError(
+            f"the image {image.name} is damaged: {damage[0]}",
+            hint="pull or import it again; instances that were made of it keep their files",
+        )
+    return image
+
+
+async def prune(library: Library, cache_directory: Path) -> tuple[int, int, int]:
+    """Remove what no name leads to, and all downloads. Returns (images, files, bytes).
+
+    Images and instances need no download. Raises `LockBusyError` while an image is pulled or built.
+    """
+    from ramet.oci.downloads import clear
+
+    pruned = await library.prune()
+    files, freed = await clear(cache_directory)
+    return pruned.images, pruned.files + files, pruned.bytes + freed

@@ -23,19 +23,22 @@ class Layer(NamedTuple):
     open: Callable[[], Iterable[bytes]]
     size_bytes: int = 0
     """The length of its bytes, 0 if it is unknown: for the progress."""
+    blob: str | None = None
+    """The digest of its bytes, if they were checked against it: a layer that the library has isn't opened."""
 
 
 class Material(NamedTuple):
     """The content of an image that is to be built.
 
     `digest` is its identity (`sha256:…`); None: it is made of configuration and layers. `source` says in
-    words where it came from.
+    words where it came from; `platform` is `OS/ARCHITECTURE[/VARIANT]`, empty if nobody knows.
     """
 
     config: ImageConfig
     layers: Sequence[Layer]
     digest: str | None
     source: str
+    platform: str = ""
 
 
 class LayerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +58,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[LayerRecord, ...]
     bases: tuple[Base, ...]
     source: str
+    platform: str = ""
     created_at: str
     inodes: int
     dropped_xattrs: int = 0
@@ -63,16 +67,34 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Character devices 0:0, which overlayfs takes for whiteouts."""
 
 
+class LayerNote(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of a layer's file in `layers/`: the blob with its pages, and the rest of it beside this.
+
+    `blobs` are digests of archives that were seen to be this layer. `entries_digest` and `small_digest` are
+    of the files with its entries and its small files, so that the layer is used again without its archive.
+    """
+
+    format: int
+    diff_id: str
+    base: Base
+    blobs: tuple[str, ...]
+    entries_digest: str
+    small_digest: str
+
+
 class NameRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The content of a name's file in `names/`.
 
-    `is_local` says that the name was given here: no registry is asked for it.
+    `is_local` says that the name was given here: no registry is asked for it. A name that a registry gave
+    is one per `platform`; `index_digest` is that of what the tag named there, all platforms together.
     """
 
     name: str
     digest: str
     is_local: bool
     updated_at: str
+    platform: str = ""
+    index_digest: str = ""
 
 
 class ContainerImage(msgspec.Struct, frozen=True, kw_only=True):
