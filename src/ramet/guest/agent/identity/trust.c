@@ -11,7 +11,8 @@
 #include "init/files.h"
 #include "init/root.h"
 
-#define BUNDLE "/etc/ssl/certs/ca-certificates.crt"
+#define BUNDLE_DIRECTORY "/etc/ssl/certs"
+#define BUNDLE BUNDLE_DIRECTORY "/ca-certificates.crt"
 #define DEBIAN_OPENSSL "/usr/lib/ssl"
 #define BUNDLE_MAX (16u << 20)
 #define PIECE 4096u
@@ -124,8 +125,8 @@ static int put_sources(const struct wire_frame *frame, char *text, size_t size) 
         struct wire_reader reader = {frame->payload, frame->payload + frame->length};
         struct wire_field field;
         struct stat found;
-        if (sources[i].is_made)
-            files_make_directories(sources[i].path);
+        if (sources[i].is_made && !files_make_directories(sources[i].path))
+            return fail(text, size, sources[i].path);
         if (stat(sources[i].path, &found) < 0 && !sources[i].is_made)
             continue;
         for (int number = 1, error; next_certificate(&reader, &field); number++)
@@ -153,8 +154,7 @@ int trust_add(const struct wire_frame *frame, struct wire_writer *answer, char *
         (error = append_to_bundles(frame, answer, text, size)) != 0)
         return error;
     if (answer->length == 0) {
-        files_make_directories("/etc/ssl/certs");
-        if (!files_put(BUNDLE, "", 0, 0644))
+        if (!files_make_directories(BUNDLE_DIRECTORY) || !files_put(BUNDLE, "", 0, 0644))
             return fail(text, size, BUNDLE);
         if ((error = append_to_bundles(frame, answer, text, size)) != 0)
             return error;

@@ -29,6 +29,9 @@ struct mark {
 };
 #define MAGIC "ramet-layer-blob" /* without its NUL */
 #define VERSION 1
+#define TABLE_OFFSET (1024 + 86) /* extra_devices and devt_slotoff in the superblock (Linux, fs/erofs/erofs_fs.h) */
+#define SLOT_BYTES 128
+#define SLOT_BLOCKS 64
 
 struct base {
     struct block_name name;
@@ -92,13 +95,32 @@ static const char *check(struct base *base, char *room, size_t size) {
     return fault_of(&mark, base);
 }
 
+/* NULL, or what is wrong with the devices that the image itself lists (images/erofs/format.py): they say how long each is. */
+static const char *table_fault(const struct base *bases, unsigned count) {
+    uint16_t table[2]; /* how many, and the place of the first */
+    uint32_t blocks;
+    int fd = open(bases[0].device, O_RDONLY | O_CLOEXEC);
+    bool is_read = fd >= 0 && pread(fd, table, sizeof table, TABLE_OFFSET) == (ssize_t)sizeof table, fits = is_read;
+    for (unsigned i = 1; fits && i < count && i <= table[0]; i++) {
+        is_read = pread(fd, &blocks, sizeof blocks, SLOT_BYTES * (table[1] + i - 1) + SLOT_BLOCKS) == (ssize_t)sizeof blocks;
+        fits = is_read && blocks == bases[i].blocks;
+    }
+    if (fd >= 0)
+        close(fd);
+    if (!is_read)
+        return "its table of devices can't be read";
+    if (table[0] != count - 1)
+        return "it has another number of layers";
+    return fits ? NULL : "its layers come in another order";
+}
+
 static const char *mount_fault(int error) {
     switch (error) {
     case ENODEV:
         return "this kernel has no EROFS";
     case EINVAL: /* the kernel says more in its own log */
     case EOPNOTSUPP:
-        return "this kernel can't read it (EROFS with a device table needs Linux 5.16)";
+        return "this kernel doesn't take it (it says why; a table of devices needs Linux 5.16)";
     default:
         return strerror(error);
     }
@@ -122,6 +144,11 @@ bool bases_mount(const char *target) {
     }
     if (count == 0) {
         init_say("ramet: there is no " ARGUMENT " for the image");
+        return false;
+    }
+    const char *why = table_fault(bases, (unsigned)count);
+    if (why != NULL) {
+        init_say("ramet: base %s isn't what the image says: %s", bases[0].name.serial, why);
         return false;
     }
     for (int i = 1; i < count; i++)

@@ -74,12 +74,14 @@ bool files_put(const char *path, const char *text, size_t length, mode_t mode) {
     return fd >= 0;
 }
 
-void files_make_directories(const char *path) {
+bool files_make_directories(const char *path) {
     char part[PATH_MAX];
+    bool is_there = true;
     for (size_t i = 1; i < sizeof part && path[i - 1] != '\0'; i++)
         if (path[i] == '/' || path[i] == '\0') {
             memcpy(part, path, i);
             part[i] = '\0';
-            mkdir(part, 0755);
+            is_there = mkdir(part, 0755) == 0 || errno == EEXIST;
         }
+    return is_there;
 }

@@ -24,7 +24,7 @@ bool files_put(const char *path, const char *text, size_t length, mode_t mode);
 /* All of `text` at `offset`. 0, or -1 with errno: ENOSPC when only a part of it was taken. */
 int files_write(int fd, const char *text, size_t length, off_t offset);
 
-/* The directory and those above it, with mode 0755. What can't be made isn't told: who uses the path finds out. */
-void files_make_directories(const char *path);
+/* The directory and those above it, with mode 0755. False with errno when the last of them can't be made. */
+bool files_make_directories(const char *path);
 
 #endif
