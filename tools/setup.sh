@@ -201,6 +201,11 @@ firecracker() {
     "$venv" tools/get_firecracker.py || say "without Firecracker some tests are skipped"
 }
 
+# Only tests of the registry client want it.
+docker_registry() {
+    "$venv" tools/get_docker_registry.py || say "without docker-registry some tests are skipped"
+}
+
 [[ $(uname -sm) == "Linux x86_64" ]] || cannot "ramet needs Linux on x86-64; this is $(uname -sm)"
 system_packages
 python_packages
@@ -208,4 +213,5 @@ build_agent
 build_probe
 guest_kernel
 firecracker
+docker_registry
 say "ready; \`make demo\` shows what ramet does"

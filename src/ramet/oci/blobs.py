@@ -56,6 +56,10 @@ class CutError(RegistryError):
     """A transfer ended early. What arrived is kept; another try resumes it."""
 
 
+class SlowError(CutError):
+    """A transfer is slower than is of use. What arrived is kept, and counts as no progress."""
+
+
 @dataclass(frozen=True)
 class Patience:
     """Pauses between the tries after a cut, growing; and the longest wait for another pull of the blob."""
@@ -125,6 +129,14 @@ class BlobCache:
         except OSError:
             return None  # it is fetched again then
         return content if digest.matches(content) else None
+
+    async def read_whole(self, digest: Digest, *, most_bytes: int) -> bytes | None:
+        """Return a small blob of unknown size; None as `read`, and if it has more than `most_bytes`."""
+        try:
+            size = self.path(digest).lstat().st_size
+        except OSError:
+            return None
+        return await self.read(digest, size) if size <= most_bytes else None
 
     async def fetch(
         self, descriptor: Descriptor, source: Source, *, on_bytes: Callable[[int], None] = lambda _: None
@@ -220,7 +232,8 @@ class BlobCache:
                     )
             except CutError as error:
                 cuts += 1
-                vain, pause_s = (0, self._patience.first_s) if writer.done > before else (vain + 1, pause_s)
+                is_vain = writer.done == before or isinstance(error, SlowError)
+                vain, pause_s = (vain + 1, pause_s) if is_vain else (0, self._patience.first_s)
                 if vain >= _MOST_TRIES_WITHOUT_PROGRESS or cuts > _MOST_CUTS:
                     raise RegistryError(
                         f"{error.message}, and {cuts} further tries didn't complete it",

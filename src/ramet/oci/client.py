@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ramet.errors import DamagedError, NotFoundError, RegistryError
+from ramet.oci.answers import Limits, body, busy_words, chunks, refusal
 from ramet.oci.auth import Authorizer
 from ramet.oci.blobs import CutError
 from ramet.oci.digests import Digest
 from ramet.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MOST_MANIFEST_BYTES
 from ramet.oci.reference import Reference
 from ramet.oci.settings import Endpoint
-from ramet.oci.transport import Transport, body, busy_words, chunks, refusal
+from ramet.oci.transport import Content, Transport, is_same_server
 
 if TYPE_CHECKING:
     import httpx2
 
 _ACCEPT: Final = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
+_BROKEN: Final = "try again; if that doesn't help, the registry or a proxy before it is broken"
 _GONE: Final = 416
 _MANIFEST_TRIES: Final = 3
 _MOST_REFUSALS: Final = 2
@@ -46,22 +48,31 @@ class BlobPart:
 
     offset: int
     _response: httpx2.Response
+    _limits: Limits
 
     def chunks(self) -> AsyncIterator[bytes]:
         """Iterate over the bytes as they arrive. Raises `CutError`."""
-        return chunks(self._response)
+        return chunks(self._response, self._limits)
 
 
 class RegistryClient:
-    """A repository of a registry, at one server."""
+    """A repository of a registry, at one server. `scopes` are those of its tokens (`Authorizer`)."""
 
-    def __init__(self, transport: Transport, endpoint: Endpoint, scheme: str, repository: str) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        endpoint: Endpoint,
+        scheme: str,
+        repository: str,
+        *,
+        scopes: tuple[str, ...] = (),
+    ) -> None:
         self._transport = transport
-        self._endpoint = endpoint
-        self._repository = repository
-        self._base = f"{scheme}://{endpoint.authority}/v2/{repository}"
+        self.endpoint = endpoint
+        self.repository = repository
+        self.base = f"{scheme}://{endpoint.authority}/v2/{repository}"
         self._authorizer = Authorizer(
-            transport, registry=endpoint.registry, repository=repository, is_plain=scheme == "http"
+            transport, registry=endpoint.registry, repository=repository, home=self.base, scopes=scopes
         )
 
     async def manifest(self, reference: Reference, digest: Digest | None = None) -> ManifestBytes:
@@ -76,15 +87,15 @@ class RegistryClient:
         return await self._manifest(reference, digest or reference.digest)
 
     async def _manifest(self, reference: Reference, wanted: Digest | None) -> ManifestBytes:
-        url = f"{self._base}/manifests/{wanted or reference.wanted}"
-        async with self._get(url, {"Accept": _ACCEPT}) as response:
+        url = f"{self.base}/manifests/{wanted or reference.wanted}"
+        async with self.ask("GET", url, {"Accept": _ACCEPT}) as response:
             if response.status_code == 404:
                 raise NotFoundError(
-                    f"{self._endpoint.registry} has no image {reference.familiar}: {await refusal(response)}",
+                    f"{self.endpoint.registry} has no image {reference.familiar}: {await refusal(response)}",
                     hint="check the name and the tag",
                 )
-            await self._require_success(response, reference.familiar)
-            content = await body(response, most_bytes=MOST_MANIFEST_BYTES)
+            await self.require_success(response, reference.familiar)
+            content = await body(response, most_bytes=MOST_MANIFEST_BYTES, limits=self._transport.limits)
             media_type = response.headers.get("content-type")
         if content is None:
             raise RegistryError(
@@ -92,8 +103,8 @@ class RegistryClient:
             )
         if wanted is not None and not wanted.matches(content):
             raise DamagedError(
-                f"{self._endpoint.authority} sent something else than manifest {wanted}",
-                hint="try again; if that doesn't help, the registry or a proxy before it is broken",
+                f"{self.endpoint.authority} sent something else than manifest {wanted}",
+                hint=_BROKEN,
             )
         return ManifestBytes(content, media_type, wanted or Digest.of(content))
 
@@ -103,49 +114,53 @@ class RegistryClient:
 
         Errors as `manifest`, and `CutError`.
         """
-        url = f"{self._base}/blobs/{digest}"
+        url = f"{self.base}/blobs/{digest}"
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        name = f"blob {digest.short} of {self._repository}"
-        async with self._get(url, headers) as response:
+        name = f"blob {digest.short} of {self.repository}"
+        async with self.ask("GET", url, headers) as response:
             if response.status_code == 404:
                 raise NotFoundError(
-                    f"{self._endpoint.registry} has no {name}", hint="pull the image by its tag again"
+                    f"{self.endpoint.registry} has no {name}", hint="pull the image by its tag again"
                 )
             if response.status_code == _GONE and offset:
                 await self._require_length(response, None, name)
             else:
-                await self._require_success(response, name)
+                await self.require_success(response, name)
                 start = self._start_of(response, offset, size, name)
                 await self._require_length(response, size - start, name)
-                yield BlobPart(start, response)
+                yield BlobPart(start, response, self._transport.limits)
                 return
-        async with self._get(url, {}) as response:  # the server has fewer bytes than we: from the beginning
-            await self._require_success(response, name)
+        # The server has fewer bytes than we: from the beginning.
+        async with self.ask("GET", url, {}) as response:
+            await self.require_success(response, name)
             await self._require_length(response, size, name)
-            yield BlobPart(0, response)
+            yield BlobPart(0, response, self._transport.limits)
 
     def _start_of(self, response: httpx2.Response, offset: int, size: int, name: str) -> int:
         if response.status_code != 206:
             return 0
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match is None or int(match[1]) != offset or match[3] not in ("*", str(size)):
-            raise RegistryError(
-                f"{self._endpoint.registry} sent another part of {name} than it was asked for"
-            )
+            raise RegistryError(f"{self.endpoint.registry} sent another part of {name} than it was asked for")
         return offset
 
     async def _require_length(self, response: httpx2.Response, expected: int | None, name: str) -> None:
         length = response.headers.get("content-length")
         if expected is not None and length is not None and length != str(expected):
             raise DamagedError(
-                f"{self._endpoint.registry} sends {length[:20]} bytes of {name} instead of {expected}"
+                f"{self.endpoint.registry} sends {length[:20]} bytes of {name} instead of {expected}",
+                hint=_BROKEN,
             )
 
-    async def _require_success(self, response: httpx2.Response, what: str) -> None:
+    async def require_success(self, response: httpx2.Response, what: str, *, verb: str = "give") -> None:
+        """Raise unless the answer is 200 or 206. `what` names what the server doesn't `verb`.
+
+        Raises `RegistryLoginError`, `CutError` for what another try may mend, `RegistryError`.
+        """
         status = response.status_code
         if status in (200, 206):
             return
-        server = self._endpoint.authority
+        server = self.endpoint.authority
         if status in (401, 403):
             raise await self._authorizer.denied(await refusal(response))
         if status == 429:
@@ -154,15 +169,35 @@ class RegistryClient:
                 hint=f"try again {busy_words(response)}, log in, or set RAMET_REGISTRY_MIRROR",
             )
         kind = CutError if status >= 500 else RegistryError
-        raise kind(f"{server} doesn't give {what}: {await refusal(response)}", hint="try again later")
+        raise kind(f"{server} doesn't {verb} {what}: {await refusal(response)}", hint="try again later")
 
     @asynccontextmanager
-    async def _get(self, url: str, headers: dict[str, str]) -> AsyncIterator[httpx2.Response]:
-        """Open an answer, with the authorization that it takes. The last refusal is the caller's."""
+    async def ask(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        content: Content | None = None,
+        *,
+        is_patient: bool = True,
+    ) -> AsyncIterator[httpx2.Response]:
+        """Open an answer, with the authorization that it takes. The last refusal is the caller's.
+
+        A URL of another server than the registry's gets no authorization. Errors: `Transport.ask`.
+        """
+        is_ours = is_same_server(url, self.base)
         for left in range(_MOST_REFUSALS, -1, -1):
-            authorization = await self._authorizer.header()
-            async with self._transport.get(url, headers=headers, authorization=authorization) as response:
-                if response.status_code != 401 or not left:
+            authorization = await self._authorizer.header() if is_ours else None
+            async with self._transport.ask(
+                method,
+                url,
+                headers=headers,
+                authorization=authorization,
+                content=content,
+                home=self.base,
+                is_patient=is_patient,
+            ) as response:
+                if response.status_code != 401 or not left or not is_ours:
                     yield response
                     return
                 challenge = ", ".join(response.headers.get_list("www-authenticate"))

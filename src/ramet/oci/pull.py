@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import anyio
-
-from ramet import progress
 from ramet.errors import DamagedError, NotFoundError, RametError, RegistryError
+from ramet.oci.answers import Limits
 from ramet.oci.blobs import BlobCache
 from ramet.oci.client import ManifestBytes, RegistryClient
 from ramet.oci.digests import Digest
@@ -28,12 +26,12 @@ from ramet.oci.documents import (
     read_config,
     read_manifest,
 )
+from ramet.oci.parallel import Tally, each
 from ramet.oci.platforms import choose, host_platform, require_fitting
 from ramet.oci.reference import Reference
 from ramet.oci.settings import Settings, endpoints
-from ramet.oci.transport import Limits, Transport
+from ramet.oci.transport import Transport
 
-_PARALLEL: Final = 4
 _DEEPEST_INDEX: Final = 3
 
 
@@ -99,7 +97,7 @@ async def _resolve(
         except (RegistryError, NotFoundError, DamagedError) as error:
             if number == len(tries):
                 raise
-            if scheme == server.schemes[-1] or not _may_speak_plainly(error):
+            if scheme == server.schemes[-1] or not may_speak_plainly(error):
                 if not server.is_mirror:
                     raise
                 skipped = server
@@ -107,7 +105,7 @@ async def _resolve(
     raise AssertionError("there is a server")
 
 
-def _may_speak_plainly(error: RametError) -> bool:
+def may_speak_plainly(error: RametError) -> bool:
     """Tell whether a server on loopback may speak plain HTTP: TLS brought no answer, good or bad."""
     import ssl
 
@@ -172,11 +170,11 @@ class _Transfer:
     def __init__(self, client: RegistryClient, cache: BlobCache, name: str, manifest: Manifest) -> None:
         self._client = client
         self._cache = cache
-        self._name = name
         self._manifest = manifest
         self._distinct = list({layer.digest: layer for layer in manifest.layers}.values())
-        self._total = manifest.config.size + sum(layer.size for layer in self._distinct)
-        self._done = 0
+        total = manifest.config.size + sum(layer.size for layer in self._distinct)
+        self._tally = Tally(f"pulling {name}", total)
+        self._count = self._tally.count
         self.fetched = 0
 
     async def config(self) -> bytes:
@@ -195,28 +193,13 @@ class _Transfer:
     async def layers(self, needed: set[str]) -> tuple[Path, ...]:
         """Fetch the layers with these digests, four at a time. The first error ends the others."""
         wanted = [layer for layer in self._distinct if layer.digest in needed]
-        self._total = self._manifest.config.size + sum(layer.size for layer in wanted)
-        failure: list[Exception] = []
-        places = anyio.Semaphore(_PARALLEL)
+        self._tally.total = self._manifest.config.size + sum(layer.size for layer in wanted)
 
         async def fetch(layer: Descriptor) -> None:
-            try:
-                async with places:
-                    await self._cache.fetch(layer, self._open, on_bytes=self._count)
-            except Exception as error:
-                failure.append(error)
-                tasks.cancel_scope.cancel()
+            await self._cache.fetch(layer, self._open, on_bytes=self._count)
 
-        async with anyio.create_task_group() as tasks:
-            for layer in wanted:
-                tasks.start_soon(fetch, layer)
-        if failure:
-            raise failure[0]
+        await each(wanted, fetch)
         return tuple(self._cache.path(layer.checked_digest) for layer in self._manifest.layers)
-
-    def _count(self, more: int) -> None:
-        self._done += more
-        progress.report(f"pulling {self._name}", self._done, self._total)
 
     @asynccontextmanager
     async def _open(self, digest: Digest, offset: int, size: int) -> AsyncIterator[_Counted]:

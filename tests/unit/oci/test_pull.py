@@ -23,6 +23,7 @@ from ramet.errors import (
     RegistryError,
     RegistryLoginError,
 )
+from ramet.oci.answers import Limits
 from ramet.oci.blobs import BlobCache, Patience
 from ramet.oci.client import RegistryClient
 from ramet.oci.digests import Digest
@@ -30,7 +31,7 @@ from ramet.oci.documents import Platform
 from ramet.oci.pull import PulledImage, pull
 from ramet.oci.reference import Reference
 from ramet.oci.settings import Endpoint, Settings, endpoints
-from ramet.oci.transport import Limits, Transport
+from ramet.oci.transport import Transport
 from ramet.system.files import write_all
 from tests.unit.oci.registry_server import OCI, Registry, serving
 
@@ -421,13 +422,13 @@ async def test_a_certificate_that_nobody_trusts_is_no_reason_for_plain_http() ->
 
     import httpx2
 
-    from ramet.oci.pull import _may_speak_plainly
+    from ramet.oci.pull import may_speak_plainly
 
     error = RegistryError("x")
     error.__cause__ = httpx2.ConnectError("certificate verify failed")
-    assert _may_speak_plainly(error)
+    assert may_speak_plainly(error)
     error.__cause__.__cause__ = ssl.SSLCertVerificationError()
-    assert not _may_speak_plainly(error)
+    assert not may_speak_plainly(error)
 
 
 async def test_a_mirror_that_is_down_or_has_not_the_image_is_passed_over(

@@ -17,9 +17,10 @@ import httpx2
 import pytest
 
 from ramet.errors import RegistryError, UnavailableError
+from ramet.oci.answers import Limits, body, mapped
 from ramet.oci.auth import parse_challenges
 from ramet.oci.settings import Settings, endpoints, is_loopback, proxy_for
-from ramet.oci.transport import Limits, Transport, body, mapped
+from ramet.oci.transport import Transport
 
 
 def _kinds(kind: type[Exception]) -> Iterator[type[Exception]]:
@@ -164,7 +165,7 @@ def _https(certificates: Path) -> Iterator[int]:
 async def _fetched(url: str, settings: Settings) -> bytes | None:
     transport = Transport(settings, Limits(connect_s=5, silence_s=5))
     try:
-        async with transport.get(url, headers={}) as response:
+        async with transport.ask("GET", url, headers={}) as response:
             return await body(response, most_bytes=100)
     finally:
         await transport.close()
