@@ -114,7 +114,7 @@ def has_all_modules(kernel: Kernel) -> bool:
     if kernel.source != "cache" or kernel.modules_dir is None:
         return True
     try:
-        return (kernel.modules_dir / _WANTED).read_text() == _WANTED_TEXT
+        return set(CACHED_MODULES) <= set((kernel.modules_dir / _WANTED).read_text().split())
     except OSError:
         return False
 

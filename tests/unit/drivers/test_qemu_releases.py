@@ -115,6 +115,16 @@ def test_a_monitor_is_an_object_from_11_1_on() -> None:
         assert ("-mon" in words, "monitor-qmp,id=monitor,chardev=qmp" in words) == (not is_object, is_object)
 
 
+def test_kernels_emulated_before_8_0_do_not_use_cmpxchg16b() -> None:
+    for version, is_cleared in {"7.2.22": True, "8.0.0": False, "11.1.3": False}.items():
+        for accelerator in ("tcg", "kvm"):
+            driver = qemu(version)
+            machine = driver.machine(accelerator=accelerator, memory_bytes=MIB, cpus=1)
+            words = machine.kernel_arguments.split()
+            assert ("clearcpuid=141" in words) is (is_cleared and accelerator == "tcg")
+            assert driver.for_cold_start(machine) == machine
+
+
 def test_a_cold_start_makes_the_machine_of_the_release_that_is_there() -> None:
     old = qemu("7.2.22").machine(accelerator="tcg", memory_bytes=MIB, cpus=1)
     assert qemu("11.1.3").for_cold_start(old).machine_type == "pc-i440fx-11.1"

@@ -22,6 +22,12 @@ from ramet.units import GIB
 # waiting to trust the clock.
 KERNEL_ARGUMENTS: Final = "console=ttyS0 no_timer_check panic=-1 quiet cryptomgr.notests tsc=reliable"
 
+# 141 is cx16. Before 8.0, an emulated cmpxchg16b leaves garbage in EFLAGS until the next instruction that
+# sets flags. An interrupt in between saves the garbage, and its end restores it: kernels from about 6.4 on,
+# which branch right behind the instruction, panicked in two boots of five. Without the bit the kernel doesn't
+# use the instruction; programs still see it.
+_WITHOUT_CMPXCHG16B: Final = "clearcpuid=141 "
+
 _MACHINE_OPTIONS: Final = "memory-backend=mem,suppress-vmdesc=on,usb=off,vmport=off,graphics=off"
 
 
@@ -38,6 +44,14 @@ def cpu_model(accelerator: str) -> str:
     Five-level page tables are left out, because they only make every emulated walk longer.
     """
     return "host" if accelerator == "kvm" else "max,la57=off"
+
+
+def for_release(kernel_arguments: str, accelerator: str, numbers: tuple[int, int]) -> str:
+    """Return the guest kernel's command line as a machine of that release of QEMU needs it."""
+    plain = kernel_arguments.removeprefix(_WITHOUT_CMPXCHG16B)
+    if accelerator == "tcg" and numbers < releases.FLAGS_OF_CMPXCHG16B_SINCE:
+        return _WITHOUT_CMPXCHG16B + plain
+    return plain
 
 
 def ram_regions(memory_bytes: int) -> tuple[RamRegion, ...]:

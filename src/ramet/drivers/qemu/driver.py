@@ -107,7 +107,9 @@ class Qemu:
             cpu_model=qemu_arguments.cpu_model(accelerator),
             memory_bytes=round_up(memory_bytes, self.memory_quantum_bytes),
             cpus=cpus,
-            kernel_arguments=qemu_arguments.KERNEL_ARGUMENTS,
+            kernel_arguments=qemu_arguments.for_release(
+                qemu_arguments.KERNEL_ARGUMENTS, accelerator, self._release()
+            ),
             agent_ports=AGENT_PORTS,
             disks=tuple(
                 Disk(name=f"disk{n or ''}", file=f"disk{n or ''}-0.qcow2", format="qcow2", size_bytes=size)
@@ -120,7 +122,14 @@ class Qemu:
 
         A release can't make the machines of later releases, and those of earlier releases not for ever.
         """
-        return msgspec.structs.replace(machine, machine_type=releases.machine_type(self._release()))
+        numbers = self._release()
+        return msgspec.structs.replace(
+            machine,
+            machine_type=releases.machine_type(numbers),
+            kernel_arguments=qemu_arguments.for_release(
+                machine.kernel_arguments, machine.accelerator, numbers
+            ),
+        )
 
     def arguments(self, machine: Machine) -> list[str]:
         """Return the machine's arguments (`Driver.arguments`)."""

@@ -13,6 +13,8 @@ from ramet.drivers.interface import Standing
 from ramet.drivers.versions import is_pre_release, release
 
 OLDEST: Final = (7, 2)
+FLAGS_OF_CMPXCHG16B_SINCE: Final = (8, 0)
+"""The first release that emulates the flags of cmpxchg16b (`target/i386/tcg/translate.c`, gen_cmpxchg16b)."""
 READ_ONLY_SINCE: Final = (8, 2)
 """The first release whose RAM can be a mem-file that is open for reading only (`readonly=on,rom=off`)."""
 FD_SETS_SINCE: Final = (9, 1)
