@@ -63,6 +63,11 @@ class Home:
         return self.snapshots / snapshot_id
 
     @property
+    def images(self) -> Path:
+        """The place of the library of container images (`images.library`)."""
+        return self.root / "images"
+
+    @property
     def staging(self) -> Path:
         """The parent of staged directories, one per instance that is being restored or rewound."""
         return self.root / "staging"
@@ -112,6 +117,7 @@ class Home:
             self.database,
             self.instances,
             self.snapshots,
+            self.images,
             self.staging,
             self.pool,
             self.compressing,

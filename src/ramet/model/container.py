@@ -13,13 +13,21 @@ from typing import Final
 import msgspec
 
 from ramet.errors import UsageError
+from ramet.units import KIB
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MOST_TEXT_BYTES: Final = 56 * KIB
+"""A message to the guest has 64 KiB, and other commands add to the environment."""
+_BYTES_BESIDE_A_TEXT: Final = 8
 _LAST_SIGNAL: Final = 64
 _REAL_TIME: Final = (34, 64)
 """SIGRTMIN and SIGRTMAX, as glibc and musl number them for programs (signal(7), nptl(7))."""
-_SIGNALS: Final = {entry.name.removeprefix("SIG"): int(entry) for entry in signal.Signals}
-"""Without SIG. The real-time ones are computed: their numbers here might be another C library's."""
+_SIGNALS: Final = {
+    name.removeprefix("SIG"): int(number)
+    for name, number in signal.Signals.__members__.items()
+    if not name.startswith("SIGRT")
+}
+"""By name without SIG. Real-time signals are computed: their numbers here may be another C library's."""
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +81,8 @@ def main_process(
     """Make the main process of an image's configuration and of what a user gives instead.
 
     A given entrypoint drops the image's command too; an empty one drops the image's entrypoint. Raises
-    `UsageError` when nothing is left to run (unless the instance is idle), and for values that can't be.
+    `UsageError` when nothing is left to run (unless the instance is idle), and for values that can't be:
+    together they have to fit into one message to the guest.
     """
     arguments = config.cmd if entrypoint is None else ()
     if command:
@@ -84,7 +93,7 @@ def main_process(
             f"the image {image} has no entrypoint and no command, so there is nothing to run",
             hint=f"name a program: `ramet run {image} PROGRAM…`, or leave the guest idle: --idle",
         )
-    variables = dict(_variable(text) for text in config.env)
+    variables = dict(_variable(text) for text in config.env if not text.startswith("="))
     variables.update(env or {})
     variables.setdefault("PATH", DEFAULT_PATH)
     cwd = workdir or config.working_dir or "/"
@@ -92,6 +101,8 @@ def main_process(
         if workdir:
             raise UsageError(f"{cwd!r} is no absolute path", hint="give one that begins with /")
         cwd = f"/{cwd}"
+    user = user if user is not None else config.user
+    _require_texts(image, [*argv, *variables, *variables.values(), cwd, user])
     name = stop_signal or config.stop_signal
     try:
         number = signal_number(name) if name else signal.SIGTERM
@@ -103,7 +114,7 @@ def main_process(
         argv=argv,
         env=variables,
         cwd=cwd,
-        user=user if user is not None else config.user,
+        user=user,
         stop_signal=int(number),
         is_idle=is_idle,
     )
@@ -123,6 +134,26 @@ def signal_number(text: str) -> int:
         if first <= number <= last:
             return number
     raise UsageError(f"{text!r} is no signal", hint="say a name or a number, such as SIGINT or 2")
+
+
+def _require_texts(image: str, texts: Sequence[str]) -> None:
+    total_bytes = 0
+    for text in texts:
+        try:
+            total_bytes += len(text.encode()) + _BYTES_BESIDE_A_TEXT
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{text!r} can't be given to the main process of {image}: it isn't UTF-8",
+                hint="run it as a command of an idle instance: --idle, then `ramet exec`",
+            ) from None
+        if "\0" in text:
+            raise UsageError(f"{text[:60]!r} has a NUL character in it, which no program can be given")
+    if total_bytes > MOST_TEXT_BYTES:
+        raise UsageError(
+            f"arguments and environment of the main process of {image} have {total_bytes} bytes, more than"
+            f" the {MOST_TEXT_BYTES} that a guest is given",
+            hint="put long values into a file",
+        )
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -48,9 +48,10 @@ def saved_config(made: Machine) -> dict[str, Any]:
     document["serial"] |= {"file": None, "iommu": False, "socket": None}
     document["console"] |= {"file": None, "iommu": False}
     document = {"net": None, **document, "fs": None, "devices": None, "watchdog": False, "pvpanic": False}
-    if made.disks:
+    if made.disks or made.bases:
         for disk in document["disks"]:
-            disk |= {"readonly": False, "direct": False, "serial": None, "backing_files": False}
+            disk |= {"direct": False, "serial": None, "backing_files": False}
+            disk.setdefault("readonly", False)
     else:
         document["disks"] = None
     return document

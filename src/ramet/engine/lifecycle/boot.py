@@ -44,6 +44,8 @@ READY_LIMIT_S = 90.0
 TRIAL_LIMIT_S = 20.0
 """Time for a kernel of which it is unknown whether KVM runs it: a good kernel takes a second or two."""
 _SMALLEST_MIB: dict[Guest, int] = {"linux": 96, "bare-metal": 32}
+_SMALLEST_CONTAINER_MIB = 128
+"""Of a guest of a container image, whose kernel has more modules: 96 MiB leave 25 to its programs."""
 
 
 async def create(
@@ -66,7 +68,8 @@ async def create(
     nothing of it is left. If it is unknown whether KVM runs its kernel, the boot is the trial: a failure is
     remembered, and the driver is chosen again with that knowledge.
     """
-    _require_sizes(image.guest, memory_bytes, cpus)
+    smallest_mib = _SMALLEST_MIB[image.guest] if container is None else _SMALLEST_CONTAINER_MIB
+    _require_sizes(smallest_mib, memory_bytes, cpus)
     require_mountable(image, disks)
     make = partial(
         _create,
@@ -259,8 +262,7 @@ def _new_mem_file(directory: Path, size_bytes: int) -> None:
     temporary.rename(directory / MEM_FILE)
 
 
-def _require_sizes(guest: Guest, memory_bytes: int, cpus: int) -> None:
-    smallest_mib = _SMALLEST_MIB[guest]
+def _require_sizes(smallest_mib: int, memory_bytes: int, cpus: int) -> None:
     if memory_bytes < smallest_mib * MIB:
         raise UsageError(
             f"{format_bytes(memory_bytes)} is less than a guest needs",

@@ -13,7 +13,9 @@ import msgspec
 from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, check_part, parts_there, read_manifest
 from ramet.errors import RametError
+from ramet.images.library.places import Places
 from ramet.memory.integrity import changed, current_facts, differences
+from ramet.model.record import Base
 from ramet.model.snapshot import SnapshotRecord
 from ramet.system.publishing import temporary_beside
 
@@ -79,6 +81,16 @@ def share_compressed(source: Path, its: Manifest, directory: Path, manifest: Man
     return manifest
 
 
+def share_bases(places: Places, directory: Path, bases: Sequence[Base]) -> None:
+    """Replace a container image's parts in `directory` by links to the library's files with the same content.
+
+    Otherwise as `share_parts`.
+    """
+    for base in bases:
+        if places.why_damaged(base) is None:
+            _share(places.blob(base), directory / base.file)
+
+
 def share_parts(source: Path, directory: Path, parts: Sequence[str]) -> None:
     """Replace parts in `directory` by links to the parts of `source` with the same content.
 
@@ -86,11 +98,15 @@ def share_parts(source: Path, directory: Path, parts: Sequence[str]) -> None:
     when it came, and the other file may have been damaged since. It costs its space, and nothing else.
     """
     for part in parts:
-        linked = temporary_beside(directory / part)
-        try:
-            linked.hardlink_to(source / part)
-            if filecmp.cmp(linked, directory / part, shallow=False):
-                linked.replace(directory / part)
-        except OSError:
-            pass  # the limit on links, or the other one has just been removed: this file is as good
-        linked.unlink(missing_ok=True)
+        _share(source / part, directory / part)
+
+
+def _share(other: Path, own: Path) -> None:
+    linked = temporary_beside(own)
+    try:
+        linked.hardlink_to(other)
+        if filecmp.cmp(linked, own, shallow=False):
+            linked.replace(own)
+    except OSError:
+        pass  # the limit on links, or the other one has just been removed: this file is as good
+    linked.unlink(missing_ok=True)

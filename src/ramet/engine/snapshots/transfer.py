@@ -19,9 +19,15 @@ from ramet.engine.capture.archive import (
 from ramet.engine.context import Context
 from ramet.engine.manifest import MANIFEST_TRIES, Manifest, files_there, require_whole
 from ramet.engine.snapshots import catalog
-from ramet.engine.snapshots.same_content import same_as, share_compressed, share_parts
-from ramet.engine.snapshots.validation import require_delta, require_disks, require_harmless
+from ramet.engine.snapshots.same_content import same_as, share_bases, share_compressed, share_parts
+from ramet.engine.snapshots.validation import (
+    require_bases,
+    require_delta,
+    require_disks,
+    require_harmless,
+)
 from ramet.errors import DamagedError, NameTakenError, RametError, UsageError
+from ramet.images.library.places import Places
 from ramet.model.names import check_name, invent_name
 from ramet.model.snapshot import SnapshotRecord
 from ramet.paths import MANIFEST_FILE
@@ -162,7 +168,12 @@ def _read(context: Context, file: Path | None, directory: Path) -> Imported:
             context.driver(manifest.driver)  # raises if this ramet doesn't have it
             require_disks(manifest, directory, what)
             require_delta(manifest, directory, what)
-    write_durably(directory / MANIFEST_FILE, manifest.encoded())
+            require_bases(manifest, directory, what)
+    if manifest.machine.bases:
+        share_bases(Places(context.home.images), directory, manifest.machine.bases)
+        fsync_directory(directory)
+        imported = imported._replace(manifest=with_new_facts(manifest, directory))
+    write_durably(directory / MANIFEST_FILE, imported.manifest.encoded())
     return imported
 
 

@@ -13,6 +13,7 @@ from ramet.engine.capture.archive import (
 )
 from ramet.engine.manifest import Compressed, Manifest, Part
 from ramet.errors import DamagedError
+from ramet.images.library.places import why_damaged
 from ramet.memory.compressed import HIGHEST_LEVEL, LOWEST_LEVEL
 from ramet.memory.delta import open_delta
 from ramet.model.container import MainProcess
@@ -110,6 +111,16 @@ def require_disks(manifest: Manifest, directory: Path, what: str) -> None:
         same_chain = chain_of(directory, disk.file) == files_of(disk)
         if not same_chain or image_facts(directory / disk.file).size_bytes != disk.size_bytes:
             raise DamagedError(f"the disk `{disk.name}` in {what} isn't what its manifest says")
+
+
+def require_bases(manifest: Manifest, directory: Path, what: str) -> None:
+    """Raise `DamagedError` unless each part of the container image has the size and the mark that it should.
+
+    Its content is what the snapshot's maker had: the guest that believes it is that guest alone.
+    """
+    for base in manifest.machine.bases:
+        if (why := why_damaged(directory / base.file, base)) is not None:
+            raise DamagedError(f"the part `{base.name}` of the image in {what} {why}")
 
 
 def require_delta(manifest: Manifest, directory: Path, what: str) -> None:
