@@ -67,6 +67,7 @@ class ExecFlag(enum.IntFlag):
     STDIN = 2
     CONSOLE = 4
     MAIN = 8
+    MAKE_CWD = 16
 
 
 class StartStep(enum.IntEnum):
@@ -129,7 +130,8 @@ class ExecRequest:
 
     `stdin_open` gives it a pipe, else it reads `/dev/null`; `console` (detached commands only) shows its
     output there. `main` makes it the guest's main process, with whose end the guest ends: a missing `cwd` is
-    made then, and `stop_signal` asks it to end (None: SIGTERM).
+    made then, and `stop_signal` asks it to end (None: SIGTERM). `make_cwd` makes a missing `cwd` for any
+    command.
     """
 
     argv: tuple[str, ...]
@@ -141,6 +143,7 @@ class ExecRequest:
     console: bool = False
     main: bool = False
     stop_signal: int | None = None
+    make_cwd: bool = False
 
     def encode(self, *, detached: bool = False) -> bytes:
         """Encode EXEC's payload. Raises `UsageError` for words that can't be a command."""
@@ -164,6 +167,7 @@ class ExecRequest:
                 raise UsageError(f"a main process can't be stopped by signal {self.stop_signal}")
             parts.append(put_number(7, 4, self.stop_signal))
         flags = ExecFlag.MAIN if self.main else ExecFlag(0)
+        flags |= ExecFlag.MAKE_CWD if self.make_cwd else ExecFlag(0)
         if detached:
             flags |= ExecFlag.DETACHED | (ExecFlag.CONSOLE if self.console else ExecFlag(0))
         elif self.stdin_open:

@@ -81,6 +81,7 @@ async def test_standby_snapshot_export_import_and_rewind(
     assert (await fork.exec("cat", "/note", cwd="/", check=True)).text == "first\n"
 
 
+@pytest.mark.deep
 async def test_an_import_elsewhere_has_its_own_files(
     host: ramet.Host, image: ContainerImage, idle: ramet.VM, home: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ async def test_an_import_elsewhere_has_its_own_files(
         await imported.remove()
 
 
+@pytest.mark.deep
 async def test_a_stopped_instance_starts_with_its_image_and_its_root(
     host: ramet.Host, image: ContainerImage, idle: ramet.VM
 ) -> None:
@@ -119,6 +121,7 @@ async def test_a_stopped_instance_starts_with_its_image_and_its_root(
     assert (await idle.info()).exit_code is None
 
 
+@pytest.mark.deep
 async def test_a_branch_names_digests_that_nobody_computed_again(
     host: ramet.Host, image: ContainerImage, idle: ramet.VM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ async def test_a_service_its_forks_and_their_ends(host: ramet.Host, image: Conta
     assert "blue call more\n/work/here\nuid=1000(app) gid=1001(app) groups=" in said
     assert "1002(extra)\n" in said
     info = await vm.info()
-    assert (info.image, info.image_digest, info.exit_code) == ("tiny", image.digest, None)
+    assert (info.image, info.image_digest, info.exit_code) == (image.name, image.digest, None)
 
     result = await vm.exec("sh", "-c", 'echo "$COLOR $PLACE"; pwd; id -u; df -k /', check=True)
     assert result.text.startswith("blue call\n/work/here\n1000\n")
@@ -84,6 +84,7 @@ async def test_a_service_its_forks_and_their_ends(host: ramet.Host, image: Conta
     assert "asked" in await console_has(vm, "asked")
 
 
+@pytest.mark.deep
 async def test_a_short_one_with_the_commands_of_its_image(host: ramet.Host, image: ContainerImage) -> None:
     """Started again, it runs again; the root disk has kept what was written."""
     vm = await run(host, image, name="short")
@@ -130,10 +131,9 @@ async def test_a_killed_ones_code_is_its_signals(host: ramet.Host, idle: ramet.V
 
 
 async def test_one_that_cannot_be_started_leaves_nothing(
-    host: ramet.Host, image: ContainerImage, idle: ramet.VM
+    host: ramet.Host, image: ContainerImage
 ) -> None:
     before = [instance.name for instance in await host.list(everything=True)]
-    await idle.exec("true", check=False, user="root")
     with pytest.raises(RametError, match="nobody"):
         await run(host, image, user="nobody", name="unknown-user")
     assert [instance.name for instance in await host.list(everything=True)] == before

@@ -46,5 +46,6 @@ def with_defaults(record: Record, command: ExecRequest) -> ExecRequest:
         command,
         env={**main.env, **command.env},
         cwd=command.cwd or main.cwd,
+        make_cwd=command.cwd is None,
         user=command.user or main.user or None,
     )

@@ -204,7 +204,8 @@ static _Noreturn void child(const struct start_request *request, const int stdio
                     : user_find(wanted.user, &person, why, sizeof why);
     if (error != 0)
         give_up(report, error, STEP_USER, why[0] == '\0' ? "user " : "", why[0] == '\0' ? wanted.user : why);
-    if (is_main && wanted.cwd != NULL && !files_make_directories(wanted.cwd))
+    bool makes_cwd = request->flags & (EXEC_MAIN | EXEC_MAKE_CWD);
+    if (makes_cwd && wanted.cwd != NULL && !files_make_directories(wanted.cwd))
         give_up(report, errno, STEP_CWD, "mkdir ", wanted.cwd);
     bool entered = (is_main || in_container) && enter(&wanted, &person, &error);
     own_stdio(&person, request->flags);

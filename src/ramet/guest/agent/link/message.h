@@ -42,7 +42,7 @@ enum message {
  * directory. */
 enum start_step { STEP_NONE, STEP_EXECVE, STEP_CWD, STEP_USER, STEP_SETUP };
 
-enum exec_flag { EXEC_DETACHED = 1, EXEC_STDIN = 2, EXEC_CONSOLE = 4, EXEC_MAIN = 8 };
+enum exec_flag { EXEC_DETACHED = 1, EXEC_STDIN = 2, EXEC_CONSOLE = 4, EXEC_MAIN = 8, EXEC_MAKE_CWD = 16 };
 
 #define NONCE_BYTES 16u
 #define TOKEN_BYTES 16u
