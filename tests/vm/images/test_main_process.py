@@ -130,9 +130,7 @@ async def test_a_killed_ones_code_is_its_signals(host: ramet.Host, idle: ramet.V
     assert (await end_of(idle)).exit_code == 3
 
 
-async def test_one_that_cannot_be_started_leaves_nothing(
-    host: ramet.Host, image: ContainerImage
-) -> None:
+async def test_one_that_cannot_be_started_leaves_nothing(host: ramet.Host, image: ContainerImage) -> None:
     before = [instance.name for instance in await host.list(everything=True)]
     with pytest.raises(RametError, match="nobody"):
         await run(host, image, user="nobody", name="unknown-user")
