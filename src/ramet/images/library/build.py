@@ -41,8 +41,8 @@ from ramet.model.record import Base
 from ramet.progress import report
 from ramet.system import threads
 from ramet.system.clock import now
-from ramet.system.files import filesystem_errors, write_all
-from ramet.system.publishing import fsync_directory, sync, write_durably
+from ramet.system.files import filesystem_errors, new_file, write_all
+from ramet.system.publishing import fsync_directory, sync
 
 _MOST_LAYERS: Final = 512
 
@@ -110,15 +110,19 @@ class _Build:
                 self._contents[number].free_what_is_read()
             bases = self._write(files, devices)
         record = self._record(devices, bases)
+        with filesystem_errors("build the image in", self._places.root):
+            # Written before anything is published: from here on a full disk has little to prevent.
+            self._write_small("record", msgspec.json.format(msgspec.json.encode(record)))
+            for number, base in zip(devices, bases[1:], strict=True):
+                self._write_note(number, base)
         with filesystem_errors("publish the image in", self._places.root):
             for base in bases:
                 self._publish(base)
             fsync_directory(self._places.blobs)
-            for number, base in zip(devices, bases[1:], strict=True):
-                self._remember(number, base)
-            fsync_directory(self._places.layers)
-        manifest = self._places.manifest(record.digest)
-        write_durably(manifest, msgspec.json.format(msgspec.json.encode(record)), mode=0o444)
+            for number in devices:
+                self._publish_layer(number)
+            (self._making / "record").rename(self._places.manifest(record.digest))
+            fsync_directory(self._places.manifests)
         return record
 
     def _read(self, files: ExitStack, number: int, layer: Layer) -> None:
@@ -238,28 +242,39 @@ class _Build:
         else:
             made.rename(self._places.blobs / made.name)
 
-    def _remember(self, number: int, base: Base) -> None:
-        """Keep what another image with that layer needs of it. The note comes last."""
-        layer, note, diff_id = self._material.layers[number], self._notes.get(number), self._diff_ids[number]
-        parts = self._parts.get(number)
-        if parts is None:
-            return  # it was replayed
-        for made, place in (
-            (f"entries-{number}", self._places.entries(diff_id)),
-            (f"small-{number}", self._places.small(diff_id)),
-        ):
-            (self._making / made).chmod(0o444)
-            (self._making / made).replace(place)
+    def _write_note(self, number: int, base: Base) -> None:
+        """Write what is known of a layer that wasn't replayed."""
+        if (parts := self._parts.get(number)) is None:
+            return
+        layer, note = self._material.layers[number], self._notes.get(number)
         blobs = set(() if note is None else note.blobs) | ({layer.blob} if layer.blob else set())
         kept = LayerNote(
             format=FORMAT,
-            diff_id=diff_id,
+            diff_id=self._diff_ids[number],
             base=base,
             blobs=tuple(sorted(blobs)),
             entries_digest=parts[0],
             small_digest=parts[1],
         )
-        write_durably(self._places.layer(diff_id), msgspec.json.encode(kept), mode=0o444)
+        self._write_small(f"note-{number}", msgspec.json.encode(kept))
+
+    def _publish_layer(self, number: int) -> None:
+        """Keep what another image with that layer needs. The note comes last, with digests of all."""
+        if number not in self._parts:
+            return
+        diff_id = self._diff_ids[number]
+        for made, place in (
+            (f"entries-{number}", self._places.entries(diff_id)),
+            (f"small-{number}", self._places.small(diff_id)),
+            (f"note-{number}", self._places.layer(diff_id)),
+        ):
+            (self._making / made).chmod(0o444)
+            (self._making / made).replace(place)
+
+    def _write_small(self, name: str, content: bytes) -> None:
+        with new_file(self._making / name, 0o444) as descriptor:
+            write_all(descriptor, content, 0)
+            sync(descriptor)
 
     def _reported(self, number: int, layer: Layer) -> Iterator[bytes]:
         count = len(self._material.layers)

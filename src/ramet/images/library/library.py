@@ -8,8 +8,8 @@ milliseconds, keeps names and records together.
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from ramet.images.library.removal import Pruned, prune, remove, remove_leftovers
 from ramet.images.library.shelf import Shelf
 from ramet.system import threads
 from ramet.system.clock import now
+from ramet.system.files import filesystem_errors
 from ramet.system.locks import file_lock, file_lock_sync, inode_lock
 
 _BUILD_WAIT_S: Final = 3600.0
@@ -173,7 +174,10 @@ class Library:
             f"another process hasn't finished the image {what} within {_BUILD_WAIT_S:g} s",
             hint="try again later",
         )
-        async with file_lock(self._places.lock(what), wait_s=_BUILD_WAIT_S, busy=busy):
+        async with AsyncExitStack() as stack:
+            with filesystem_errors("make a lock in", self._places.locks):
+                lock = file_lock(self._places.lock(what), wait_s=_BUILD_WAIT_S, busy=busy)
+                await stack.enter_async_context(lock)
             yield
 
     @asynccontextmanager
@@ -235,8 +239,12 @@ class Library:
             self._shelf.give(entry)
             return True
 
-    def _names_locked(self) -> AbstractContextManager[None]:
-        return file_lock_sync(self._places.names_lock, wait_s=_NAMES_WAIT_S)
+    @contextmanager
+    def _names_locked(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            with filesystem_errors("make a lock in", self._places.root):
+                stack.enter_context(file_lock_sync(self._places.names_lock, wait_s=_NAMES_WAIT_S))
+            yield
 
     def _by_content(self, reference: str, digest: str, platform: str) -> ContainerImage | None:
         """Return the image that has that digest, or that an index with that digest names for the platform."""
