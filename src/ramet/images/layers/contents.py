@@ -21,6 +21,8 @@ from ramet.units import KIB, MIB
 BLOCK_BYTES: Final = FILE_BLOCK_BYTES
 """Files of more than one block are large."""
 _BUFFER_BYTES: Final = 1 * MIB
+_FREED_BYTES: Final = 256 * KIB
+"""Pages that are freed at once, if they are neighbours."""
 _ZEROS: Final = bytes(64 * KIB)
 
 
@@ -103,7 +105,7 @@ class LayerContents:
     def _free(self, start: int, end: int) -> None:
         """Free pages, neighbours at once: an image's order is mostly the archive's."""
         first, last = self._read_range
-        if start == last and last - first < _BUFFER_BYTES:
+        if start == last and last - first < _FREED_BYTES:
             self._read_range = (first, end)
             return
         self._read_range = (start, end)

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from ramet.errors import DamagedError
+from ramet.images.erofs import blob
 from ramet.images.erofs.blob import BLOCK_BYTES, mark
 from ramet.images.layers.limits import DEFAULT_LIMITS
 from ramet.images.library.library import Library
@@ -112,25 +113,28 @@ async def test_images_share_the_blobs_of_their_layers(library: Library) -> None:
     assert seen(images[7]).keys() >= {b"common/large0", b"own7/large0"}
 
 
-async def test_temporary_space_is_bounded(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own", [1, 6], ids=["shared", "own"])
+async def test_temporary_space_is_bounded(
+    library: Library, monkeypatch: pytest.MonkeyPatch, own: int
+) -> None:
     """The library, with what the build needs meanwhile, is at most 1.2 times the image."""
-    large, small = layer_of("large", 1_500_000), layer_of("small", 60_000)
+    monkeypatch.setattr(blob, "SHARED_FROM_BYTES", 600_000)
+    layers = [layer_of("large", 3_000_000)] if own == 1 else []
+    layers += [layer_of(f"own{number}", 400_000, files=8) for number in range(own)]
     most = 0
-    write = write_all
 
-    def measured(*arguments: object) -> None:
+    def measured(descriptor: int, data: bytes, offset: int) -> None:
         nonlocal most
-        write(*arguments)  # type: ignore[arg-type]
+        write_all(descriptor, data, offset)
         most = max(most, bytes_in(library._places.root))
 
     for module in ("erofs.image", "library.build", "library.entries", "layers.contents", "erofs.blob"):
         monkeypatch.setattr(f"ramet.images.{module}.write_all", measured)
-    monkeypatch.setattr("ramet.images.erofs.image._BUFFER_BYTES", 32_768)
-    monkeypatch.setattr("ramet.images.layers.contents._BUFFER_BYTES", 32_768)
-    for number, layers in enumerate(([large, small], [small] * 3 + [layer_of("x", 50_000)])):
-        most = 0
-        await add(library, *layers, name=str(number))
-        assert most <= 1.2 * bytes_in(library._places.root)
+    for module in ("erofs.image", "layers.contents"):
+        monkeypatch.setattr(f"ramet.images.{module}._BUFFER_BYTES", 16_384)
+    await add(library, *layers, name="app")
+    assert len(library.get("app").bases) == (2 if own == 1 else 1)
+    assert most <= 1.2 * bytes_in(library._places.root)
 
 
 async def test_more_large_layers_than_devices_are_no_obstacle(library: Library) -> None:
