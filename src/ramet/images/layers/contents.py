@@ -104,11 +104,16 @@ class LayerContents:
 
     def _free(self, start: int, end: int) -> None:
         """Free pages, neighbours at once: an image's order is mostly the archive's."""
+        if start != self._read_range[1]:
+            self._punch()
+            self._read_range = (start, start)
+        self._read_range = (self._read_range[0], end)
+        if end - self._read_range[0] >= _FREED_BYTES or end == self._pages_bytes:
+            self._punch()
+
+    def _punch(self) -> None:
         first, last = self._read_range
-        if start == last and last - first < _FREED_BYTES:
-            self._read_range = (first, end)
-            return
-        self._read_range = (start, end)
+        self._read_range = (last, last)
         assert self._pages is not None
         if last > first and not punch_hole(self._pages, first, last - first):
             self._frees = False  # this filesystem can't: they stay until the build ends
