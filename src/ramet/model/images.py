@@ -52,7 +52,7 @@ class ContainerImageEntry(msgspec.Struct, frozen=True, kw_only=True):
     shared_bytes: int
     """Bytes of the layers that other images of this home have as well."""
     damage: str | None
-    """What is wrong with its files, by their sizes and marks; null if nothing is."""
+    """Damage to its files, by their sizes and marks; null if there is none."""
 
 
 class ContainerImageLayer(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ class ContainerImageDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PrunedImages(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prune of images removed."""
+    """Counts of what a prune of images removed."""
 
     images: int
     files: int
