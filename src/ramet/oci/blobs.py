@@ -26,7 +26,7 @@ from ramet.oci.documents import Descriptor
 from ramet.system import threads
 from ramet.system.files import filesystem_errors, free_bytes, open_regular, write_all
 from ramet.system.locks import file_lock
-from ramet.system.publishing import publish, write_durably
+from ramet.system.publishing import publish, temporary_beside, write_durably
 from ramet.units import format_bytes
 
 _READ_BYTES: Final = 1 << 20
@@ -119,6 +119,19 @@ class BlobCache:
             self._make_directories(digest)
             await threads.run(_write_small, path, content)
         return path
+
+    def scratch(self) -> Path:
+        """Return a name for a new file, to be written and then adopted. Raises `FilesystemError`."""
+        place = self._directory / "partial"
+        with filesystem_errors("make", place):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return temporary_beside(place / "made")
+
+    def adopt(self, made: Path, digest: Digest) -> None:
+        """Publish a synced file, whose digest the caller has computed, as a blob. Blocks."""
+        self._make_directories(digest)
+        made.chmod(0o444)
+        publish(made, self.path(digest))
 
     async def read(self, digest: Digest, size: int) -> bytes | None:
         """Return a small blob that is whole; None if it isn't there or isn't what its name says."""
