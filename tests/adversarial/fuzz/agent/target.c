@@ -125,7 +125,7 @@ int start_command(const struct start_request *request, struct start_result *resu
 
 static void check_answer(const struct wire_frame *frame) {
     frames_answered++;
-    MUST(frame->type >= M_WELCOME && frame->type <= M_ERROR);
+    MUST(frame->type >= M_WELCOME && frame->type <= M_GROW_DONE);
     MUST(frame->length <= WIRE_PAYLOAD_MAX);
     if (frame->type == M_STDOUT || frame->type == M_STDERR) {
         MUST(frame->length > 0 && frame->length <= PORT_DATA_CHUNK);

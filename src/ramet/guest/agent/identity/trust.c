@@ -25,6 +25,7 @@ static const char *const bundles[] = {
     BUNDLE, "/etc/pki/tls/certs/ca-bundle.crt", "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/ssl/ca-bundle.pem", "/var/lib/ca-certificates/ca-bundle.pem", "/etc/ssl/cert.pem",
     DEBIAN_OPENSSL "/cert.pem"};
+#define BUNDLES (sizeof bundles / sizeof *bundles)
 
 /* From these the distributions' programs make the bundles anew. */
 static const struct {
@@ -137,10 +138,20 @@ static int put_sources(const struct wire_frame *frame, char *text, size_t size) 
 }
 
 static int append_to_bundles(const struct wire_frame *frame, struct wire_writer *answer, char *text, size_t size) {
-    for (size_t i = 0; i < sizeof bundles / sizeof *bundles; i++) {
+    struct stat found[BUNDLES];
+    size_t count = 0;
+    for (size_t i = 0; i < BUNDLES; i++) {
         int fd = files_open(bundles[i], O_RDWR), error;
         if (fd < 0)
             continue; /* not there, or no file */
+        bool is_known = fstat(fd, &found[count]) < 0;
+        for (size_t other = 0; other < count; other++)
+            is_known = is_known || (found[other].st_dev == found[count].st_dev && found[other].st_ino == found[count].st_ino);
+        if (is_known) {
+            close(fd);
+            continue;
+        }
+        count++;
         if ((error = append_all(bundles[i], fd, frame, text, size)) != 0)
             return error;
         wire_put(answer, 1, bundles[i], (uint32_t)strlen(bundles[i]));
