@@ -83,6 +83,7 @@ from ramet.model.schema import (
     ForkFailure,
     ForkReport,
     GuestProcess,
+    GuestRoot,
     IdentityReceipt,
     Inspection,
     Instance,
@@ -134,6 +135,7 @@ __all__ = [
     "GuestError",
     "GuestLostError",
     "GuestProcess",
+    "GuestRoot",
     "GuestTimeoutError",
     "Host",
     "IdentityReceipt",
@@ -877,6 +879,13 @@ class VM(Handle):
         instance is still stopped.
         """
         self._portal.call(lambda: self._wrapped.start())
+
+    def root(self) -> GuestRoot | None:
+        """Return the root filesystem of a container image's running guest, as the guest sees it.
+
+        None for the built-in images. Raises as `exec`.
+        """
+        return self._portal.call(lambda: self._wrapped.root())
 
     def resize_disk(self, disk: str, size: str | int) -> ResizedDisk:
         """Make a disk of this running or stopped instance larger, and its filesystem with it.

@@ -18,6 +18,7 @@ from ramet.calls import calls_into_host
 from ramet.engine import limits, stopping
 from ramet.engine.capture import suspend
 from ramet.engine.context import Context
+from ramet.engine.exec import commands
 from ramet.engine.fork import call as forking
 from ramet.engine.fork.call import ForkOutcome
 from ramet.engine.lifecycle import describe, power, removal, resize
@@ -38,6 +39,7 @@ from ramet.errors import NotFoundError, RametError, WrongStateError
 from ramet.model.record import Record
 from ramet.model.schema import (
     Exported,
+    GuestRoot,
     Inspection,
     Instance,
     Receipt,
@@ -238,6 +240,14 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
         instance is still stopped.
         """
         await start(self._context, self._record)
+
+    @public
+    async def root(self) -> GuestRoot | None:
+        """Return the root filesystem of a container image's running guest, as the guest sees it.
+
+        None for the built-in images. Raises as `exec`.
+        """
+        return await commands.root_of(self._context, self._record)
 
     @public
     async def resize_disk(self, disk: str, size: str | int) -> ResizedDisk:

@@ -9,7 +9,7 @@ import typer
 from ramet.cli import calling, output
 from ramet.cli.completion import complete_variable
 from ramet.cli.options import Command, Json, Reference, environment, without_separator
-from ramet.errors import UsageError
+from ramet.errors import RametError, UsageError
 from ramet.text import as_typed
 from ramet.units import parse_time_limit
 
@@ -148,4 +148,22 @@ async def run_command(
         if started is not None:
             await started()
         status = await streams.stream(process, forward_stdin=forward, take=take)
-    return collector.result(status)
+    return await _noted(vm, collector.result(status), quiet=collect)
+
+
+async def _noted(vm: VM, result: ExecResult, *, quiet: bool) -> ExecResult:
+    """Return a result with a note if the command failed and its guest's root is full, and print the note."""
+    if result.ok:
+        return result
+    from msgspec.structs import replace
+
+    from ramet.model.rootfs import why_full
+
+    try:
+        root = await vm.root()
+    except RametError:
+        return result  # the guest has ended, for example: the result stands
+    note = None if root is None else why_full(vm.name, root)
+    if note is not None and not quiet:
+        output.warn(f"ramet: {note}")
+    return replace(result, note=note)

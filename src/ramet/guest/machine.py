@@ -28,11 +28,15 @@ class RootKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RootSpace:
-    """The room of a container guest's root, as the guest gives it: in all, and free for programs."""
+    """The room of a container guest's root, as the guest gives it: in all, and free for programs.
+
+    `free_files` is the number of files that can still be made; None if the agent doesn't tell.
+    """
 
     kind: RootKind
     total_bytes: int
     free_bytes: int
+    free_files: int | None = None
 
     @classmethod
     def decode(cls, value: bytes) -> RootSpace:
@@ -42,7 +46,7 @@ class RootSpace:
             kind = RootKind(fields.number(1, 1))
         except ValueError:
             raise ProtocolError("the guest's root is of no known kind") from None
-        return cls(kind, fields.number(2, 8), fields.number(3, 8))
+        return cls(kind, fields.number(2, 8), fields.number(3, 8), fields.number_or_none(4, 8))
 
 
 @dataclass(frozen=True, slots=True)

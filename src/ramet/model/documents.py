@@ -26,6 +26,8 @@ class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None
     stdout: str
     stderr: str
+    note: str | None = None
+    """A likely cause of a failure: the root of a container image's guest is full."""
 
 
 def command_result(result: ExecResult) -> CommandResult:
@@ -35,6 +37,7 @@ def command_result(result: ExecResult) -> CommandResult:
         signal=result.signal,
         stdout=result.stdout.decode(errors="replace"),
         stderr=result.stderr.decode(errors="replace"),
+        note=result.note,
     )
 
 

@@ -25,6 +25,8 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None
     stdout: bytes
     stderr: bytes
+    note: str | None = None
+    """A likely cause of a failure that ramet knows: the root of a container image's guest is full."""
 
     @property
     def ok(self) -> bool:
@@ -48,7 +50,7 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
         how = f"exit code {self.exit_code}" if self.signal is None else f"signal {self.signal}"
         # A guest's words, on their way to a terminal.
         last_words = printable(self.stderr[-400:]).strip()
-        raise ExecError(f"{self.argv[0]}: {how}" + (f": {last_words}" if last_words else ""))
+        raise ExecError(f"{self.argv[0]}: {how}" + (f": {last_words}" if last_words else ""), hint=self.note)
 
 
 class Collector:

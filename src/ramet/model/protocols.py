@@ -20,6 +20,7 @@ from ramet.model.schema import (
     Compression,
     Exported,
     ForkReport,
+    GuestRoot,
     Inspection,
     Instance,
     LineageNode,
@@ -161,6 +162,8 @@ class VM(Forkable, Protocol):
     async def stop(self, *, timeout: float | None = 10.0) -> Instance: ...
 
     async def start(self) -> None: ...
+
+    async def root(self) -> GuestRoot | None: ...
 
     async def resize_disk(self, disk: str, size: str | int) -> ResizedDisk: ...
 

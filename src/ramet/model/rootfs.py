@@ -6,10 +6,12 @@ from typing import Final, Literal, NamedTuple
 
 from ramet.errors import UsageError
 from ramet.model.disks import LARGEST_DISK_BYTES
+from ramet.model.schema import GuestRoot
 from ramet.units import GIB, MIB, format_bytes, parse_size
 
 DEFAULT_ROOT_BYTES: Final = 10 * GIB
 """The size of a root disk; its file has what was written."""
+_LITTLE_BYTES: Final = MIB
 SMALLEST_ROOT_BYTES: Final = {"disk": 64 * MIB, "ram": 1 * MIB}
 
 
@@ -36,3 +38,24 @@ def parse_rootfs(text: str) -> Rootfs:
             hint=f"give it {format_bytes(smallest)} to {format_bytes(largest)}",
         )
     return Rootfs("ram" if kind == "ram" else "disk", size_bytes)
+
+
+def why_full(name: str, root: GuestRoot) -> str | None:
+    """Tell that the root of the instance `name` is full, and what gives it more room; None if it isn't.
+
+    A program that found no room rarely says which option helps, and may not say why it failed at all.
+    """
+    if root.free_bytes >= _LITTLE_BYTES and root.free_files != 0:
+        return None
+    what = f"{format_bytes(root.free_bytes)} of {format_bytes(root.size_bytes)} left"
+    if root.free_bytes >= _LITTLE_BYTES:
+        what = f"no more files in {format_bytes(root.size_bytes)}"
+    if root.kind == "ram":
+        return (
+            f"the root of {name} is full ({what}): a new guest has more with `ramet run --rootfs ram:SIZE`,"
+            " or on a disk with `--rootfs disk:SIZE`"
+        )
+    return (
+        f"the root of {name} is full ({what}): `ramet disk resize {name} root SIZE` gives it more, and"
+        " `ramet run --rootfs disk:SIZE` a new guest"
+    )

@@ -246,6 +246,18 @@ class GuestProcess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @exported
+class GuestRoot(msgspec.Struct, frozen=True, kw_only=True):
+    """The root filesystem of a container image's guest, as the guest sees it."""
+
+    kind: Literal["disk", "ram"]
+    """The place of what the guest writes to it."""
+    size_bytes: int
+    free_bytes: int
+    free_files: int | None
+    """The number of files that can still be made; null if the guest doesn't tell."""
+
+
+@exported
 class Inspection(Instance, frozen=True, kw_only=True):
     """The result of `inspect`: the instance, and the answers of its VMM and its guest."""
 
@@ -257,6 +269,8 @@ class Inspection(Instance, frozen=True, kw_only=True):
     receipt: Receipt | None = None
     processes: list[GuestProcess] | None = None
     """Null when the guest didn't answer in time."""
+    root: GuestRoot | None = None
+    """Null when the guest didn't answer in time, and for the built-in images."""
 
 
 @exported

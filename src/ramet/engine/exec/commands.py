@@ -10,12 +10,13 @@ import msgspec
 
 from ramet.engine import limits
 from ramet.engine.agent.main_process import main_request, with_defaults
+from ramet.engine.agent.root import ask_for_root
 from ramet.engine.agent.session import agent_of
 from ramet.engine.context import Context
 from ramet.engine.exec.overdue import overdue, unless
 from ramet.engine.lifecycle.state import require_seen
 from ramet.engine.lifecycle.watch import refresh
-from ramet.errors import WrongStateError
+from ramet.errors import RametError, WrongStateError
 from ramet.guest.client import AgentClient, run_to_end
 from ramet.guest.messages import ExecRequest
 from ramet.guest.process import Process
@@ -23,6 +24,8 @@ from ramet.model.command import Source, Word
 from ramet.model.exec_result import Collector, ExecResult
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.record import Record
+from ramet.model.rootfs import why_full
+from ramet.model.schema import GuestRoot
 from ramet.system import process_ref
 
 ANSWER_LIMIT_S = limits.ANSWER_S
@@ -81,7 +84,29 @@ async def execute(
     collector = Collector(command.argv, timeout_s=command.timeout_s, max_output_bytes=max_output_bytes)
     async with process(context, record, command) as running:
         end = await run_to_end(running, stdin, collector)
-    return collector.result(end)
+    return await noted(context, record, collector.result(end))
+
+
+async def root_of(context: Context, record: Record) -> GuestRoot | None:
+    """Return the root of a running container image's guest as the guest sees it; None for other images.
+
+    Raises as `agent`.
+    """
+    if record.main is None:
+        return None
+    async with agent(context, record, command_s=0.0) as client:
+        return await ask_for_root(client)
+
+
+async def noted(context: Context, record: Record, result: ExecResult) -> ExecResult:
+    """Return the result of a command with a note, if it failed and its guest's root is full."""
+    if result.ok:
+        return result
+    try:
+        root = await root_of(context, record)
+    except RametError:
+        return result  # the guest has ended, for example: the result stands
+    return result if root is None else msgspec.structs.replace(result, note=why_full(record.name, root))
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ramet.engine import limits
+from ramet.engine.agent.root import ask_for_root
 from ramet.engine.agent.session import agent_of
 from ramet.engine.context import Context
 from ramet.engine.lifecycle.state import require_seen, why_unseen
@@ -21,7 +22,7 @@ from ramet.errors import RametError, VmmError, WrongStateError
 from ramet.memory.accounting import mapping_use, smaps_rollup
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.record import Record, Unreadable
-from ramet.model.schema import CompressionState, GuestProcess, Inspection, Instance, Receipt, Usage
+from ramet.model.schema import CompressionState, GuestProcess, GuestRoot, Inspection, Instance, Receipt, Usage
 from ramet.paths import MEM_FILE
 from ramet.system import liveness, processes
 from ramet.system.files import allocated_bytes
@@ -101,7 +102,7 @@ async def inspect(context: Context, record: Record, receipt: Receipt | None) -> 
     record = await refresh(context, record)
     fields = instance_fields(context, record, count_forks(context.store.all())[record.id])
     directory = context.directory(record)
-    status = version = processes = None
+    status = version = processes = root = None
     if record.vmm is not None:
         try:
             status = await context.vmm(record).status()
@@ -110,7 +111,7 @@ async def inspect(context: Context, record: Record, receipt: Receipt | None) -> 
         if record.state is State.PAUSED and (why := await disk_errors.named(context, record)):
             fields["reason"] = why
         if record.state is State.RUNNING:
-            processes = await _processes_of(context, record)
+            processes, root = await _ask_guest(context, record)
     compressed: CompressionState | None = None
     if record.state in {State.TEMPLATE, State.STANDBY}:
         with suppress(RametError):  # null is shown: its manifest can't be read, as its forks are told
@@ -125,28 +126,33 @@ async def inspect(context: Context, record: Record, receipt: Receipt | None) -> 
             "compression": compressed,
             "receipt": receipt,
             "processes": processes,
+            "root": root,
         },
         Inspection,
         from_attributes=True,
     )
 
 
-async def _processes_of(context: Context, record: Record) -> list[GuestProcess] | None:
-    """List the commands that run in a guest, or None when it doesn't tell within `limits.INSPECT_S`."""
+async def _ask_guest(context: Context, record: Record) -> tuple[list[GuestProcess] | None, GuestRoot | None]:
+    """Return the commands that run in a guest, and its root; None what it doesn't tell within the limit."""
     assert record.vmm is not None
+    shown: list[GuestProcess] | None = None
     try:
         async with agent_of(
             context, record, record.vmm.process, timeout_s=limits.INSPECT_S, own=True
         ) as client:
-            running = await client.processes(timeout_s=limits.INSPECT_S)
+            shown = [
+                GuestProcess(
+                    pid=process.pid,
+                    argv=list(process.argv),
+                    inherited=process.orphaned,
+                    detached=process.detached,
+                )
+                for process in await client.processes(timeout_s=limits.INSPECT_S)
+            ]
+            return shown, None if record.main is None else await ask_for_root(client)
     except RametError:
-        return None  # null is what `inspect` shows then: it isn't known
-    return [
-        GuestProcess(
-            pid=process.pid, argv=list(process.argv), inherited=process.orphaned, detached=process.detached
-        )
-        for process in running
-    ]
+        return shown, None  # null is what `inspect` shows then: it isn't known
 
 
 def usage(context: Context, record: Record) -> Usage:

@@ -19,6 +19,10 @@ _ENDED: Final = re.compile(rb"^ramet: the main process ended: (exit|signal) (\d{
 """The agent's line (`guest/agent/exec/main_process.c`)."""
 
 
+_FULL: Final = re.compile(rb"^ramet: (the guest's root is full, [\x20-\x7e]{1,200}?)\s*$", re.MULTILINE)
+"""The agent's line before that (`guest/agent/init/root.c`)."""
+
+
 class MainEnd(NamedTuple):
     """The end of a main process: its exit code, as a shell has it, and in words."""
 
@@ -39,6 +43,8 @@ def main_end(context: Context, record: Record) -> MainEnd | None:
     if not ends:
         return None
     kind, number = ends[-1][0], int(ends[-1][1])
+    full = _FULL.findall(console)
+    cause = f"; {full[-1].decode()}" if full and (number or kind == b"signal") else ""
     if kind == b"signal":
-        return MainEnd(128 + number, f"its main process was ended by signal {number}")
-    return MainEnd(number, f"its main process ended with exit code {number}")
+        return MainEnd(128 + number, f"its main process was ended by signal {number}{cause}")
+    return MainEnd(number, f"its main process ended with exit code {number}{cause}")

@@ -105,11 +105,12 @@ static void list(struct port *port, struct wire_frame *frame) {
     struct root_room room;
     commands_list(&writer);
     if (root_room(&room)) {
-        uint8_t fields[3 * (WIRE_FIELD_HEADER + 8)];
+        uint8_t fields[4 * (WIRE_FIELD_HEADER + 8)];
         struct wire_writer root = {.buffer = fields, .capacity = sizeof fields};
         wire_put_number(&root, 1, 1, root_kind());
         wire_put_number(&root, 2, 8, room.bytes);
         wire_put_number(&root, 3, 8, room.free_bytes);
+        wire_put_number(&root, 4, 8, room.free_files);
         wire_put(&writer, 2, fields, root.length);
     }
     answer(port, frame, M_LIST_DONE, &writer);

@@ -194,8 +194,10 @@ bool root_room(struct root_room *room) {
     if (kind == ROOT_INITRAMFS || statvfs("/", &root) < 0)
         return false;
     *room = (struct root_room){.bytes = (uint64_t)root.f_blocks * root.f_frsize,
-                               .free_bytes = (uint64_t)root.f_bavail * root.f_frsize};
-    room->is_full = (uint64_t)root.f_bfree * root.f_frsize < FULL_BYTES || (root.f_files > 0 && root.f_ffree == 0);
+                               .free_bytes = (uint64_t)root.f_bavail * root.f_frsize,
+                               .free_files = root.f_files > 0 ? root.f_ffree : UINT64_MAX};
+    /* f_bavail: ext4 keeps 2% of its blocks, 16 MiB at most, for its own use, and counts them as free. */
+    room->is_full = room->free_bytes < FULL_BYTES || room->free_files == 0;
     return true;
 }
 

@@ -15,7 +15,7 @@
 enum root_kind { ROOT_INITRAMFS, ROOT_DISK, ROOT_RAM };
 
 struct root_room {
-    uint64_t bytes, free_bytes;
+    uint64_t bytes, free_bytes, free_files;
     bool is_full;
 };
 
