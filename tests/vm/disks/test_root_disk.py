@@ -14,8 +14,8 @@ from ramet.model.container import ImageConfig
 from ramet.model.rootfs import why_full
 from ramet.model.schema import GuestRoot
 from ramet.units import MIB
+from tests.support.containers import add_image, run
 from tests.support.shell import Shell
-from tests.support.tiny_images import image_of, run_image
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -37,7 +37,7 @@ async def free_mib(vm: ramet.VM) -> int:
 
 @pytest.mark.core
 async def test_a_full_root_disk_is_named_and_made_larger(host: ramet.Host) -> None:
-    vm = await run_image(host, await image_of(host, _WAITS), name="web", rootfs="disk:64M")
+    vm = await run(host, await add_image(host.home, _WAITS), name="web", rootfs="disk:64M")
     failed = await vm.exec("ls", "/nowhere")
     assert (failed.ok, failed.note) == (False, None)  # a failure of a root that isn't full has no note
     (before,) = await vm.fork(1)
@@ -74,20 +74,20 @@ async def test_a_full_root_disk_is_named_and_made_larger(host: ramet.Host) -> No
 
 @pytest.mark.deep
 async def test_the_root_of_one_that_is_off_becomes_larger(host: ramet.Host) -> None:
-    vm = await run_image(host, await image_of(host, _WAITS), rootfs="disk:64M")
+    vm = await run(host, await add_image(host.home, _WAITS), rootfs="disk:64M")
     await vm.exec("sh", "-c", "echo kept > /file; sync", check=True)
     (fork,) = await vm.fork(1)
-    for one in (vm, fork):
-        await one.stop()
-        await one.resize_disk("root", "1G")
-        await one.start()
-        assert await free_mib(one) > 700
-        assert (await one.exec("cat", "/file", check=True)).text == "kept\n"
+    for guest in (vm, fork):
+        await guest.stop()
+        await guest.resize_disk("root", "1G")
+        await guest.start()
+        assert await free_mib(guest) > 700
+        assert (await guest.exec("cat", "/file", check=True)).text == "kept\n"
 
 
 @pytest.mark.deep
 async def test_a_full_root_in_ram_names_its_option(host: ramet.Host) -> None:
-    vm = await run_image(host, await image_of(host, _WAITS), rootfs="ram:8M")
+    vm = await run(host, await add_image(host.home, _WAITS), rootfs="ram:8M")
     full = await vm.exec(*_FILL)
     assert full.note is not None
     assert "`ramet run --rootfs ram:SIZE`" in full.note
@@ -102,7 +102,7 @@ async def test_a_full_root_in_ram_names_its_option(host: ramet.Host) -> None:
 @pytest.mark.deep
 async def test_without_files_left(host: ramet.Host) -> None:
     """Many small files: there are bytes, and no inodes."""
-    vm = await run_image(host, await image_of(host, _WAITS), rootfs="ram:8M")
+    vm = await run(host, await add_image(host.home, _WAITS), rootfs="ram:8M")
     many = "i=0; mkdir /d; while touch /d/$i 2> /dev/null; do i=$((i + 1)); done; exit 3"
     full = await vm.exec("sh", "-c", many)
     assert full.exit_code == 3
