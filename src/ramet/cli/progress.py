@@ -7,6 +7,7 @@ is drawn while the terminal doesn't take it (Ctrl-S): a guest that is paused at 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,8 @@ _FIRST_AFTER_S: Final = 0.4
 """Quicker work shows nothing: a line that flashes by tells nobody anything."""
 _EVERY_S: Final = 0.1
 _ESTIMATE_AFTER_S: Final = 1.0
+_SPEED_OVER_S: Final = 5.0
+"""A speed is the mean of the last seconds: steady to look at, and true soon after a change."""
 _SHORTEST_WHAT: Final = 16
 _FRAMES: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _PLAIN_FRAMES: Final = "-\\|/"
@@ -52,6 +55,8 @@ class _Line:
         self._began = self._stage_began = time.monotonic()
         self._progress: Progress | None = None
         self._first = 0
+        self._recent: deque[tuple[float, int]] = deque()
+        self._recent_stage = self._stage_began
         self._drawn = 0
         self._timer = loop.call_later(_FIRST_AFTER_S, self._draw)
 
@@ -72,19 +77,47 @@ class _Line:
         self._timer = self._loop.call_later(_EVERY_S, self._draw)
         frames = _FRAMES if output.can_show(_FRAMES) else _PLAIN_FRAMES
         now = time.monotonic()
-        details = describe(self._progress, now - self._began, now - self._stage_began, first=self._first)
+        details = describe(
+            self._progress,
+            now - self._began,
+            now - self._stage_began,
+            first=self._first,
+            speed=self._speed(now),
+        )
         columns = output.status_columns()
         what = shorten(self._what, max(_SHORTEST_WHAT, columns - len(details) - len("- : ")), mark="..")
         frame = frames[self._drawn % len(frames)]
         output.show_status(cropped(f"{frame} {what}: {details}", columns))
         self._drawn += 1
 
+    def _speed(self, now: float) -> float | None:
+        """Return the bytes or things a second of the last seconds; None while that is too short a time."""
+        if self._progress is None:
+            return None
+        recent = self._recent
+        if self._recent_stage != self._stage_began:
+            recent.clear()
+            self._recent_stage = self._stage_began
+        recent.append((now, self._progress.done))
+        while now - recent[0][0] > _SPEED_OVER_S:
+            recent.popleft()
+        since, done = recent[0]
+        return (self._progress.done - done) / (now - since) if now - since >= _ESTIMATE_AFTER_S else None
 
-def describe(progress: Progress | None, spent_s: float, stage_s: float, *, first: int = 0) -> str:
-    """Put into words how far the work is: `checking mem, 45 %, 12 s left, 1.2 GiB of 2.7 GiB`.
 
-    `spent_s` is the time since the work began, `stage_s` since its present stage did, at `first`. Where
-    nobody knows how much there is to do, the time that was spent is shown instead of the time left.
+def describe(
+    progress: Progress | None,
+    spent_s: float,
+    stage_s: float,
+    *,
+    first: int = 0,
+    speed: float | None = None,
+) -> str:
+    """Put into words how far the work is: `checking mem, 45 %, 12 s left, 1.2 GiB of 2.7 GiB, 98 MiB/s`.
+
+    `spent_s` is the time since the work began, `stage_s` since its present stage did, at `first`; `speed` is
+    that of the last seconds. Where nobody knows how much there is to do, the time that was spent is shown
+    instead of the time left.
     """
     stage = [progress.stage] if progress is not None and progress.stage else []
     if progress is None or progress.total <= 0:
@@ -92,12 +125,15 @@ def describe(progress: Progress | None, spent_s: float, stage_s: float, *, first
     done, total = min(progress.done, progress.total), progress.total
     in_bytes = progress.unit == "bytes"
     parts = [*stage, f"{100 * done // total} %" if in_bytes else f"{done} of {total} {progress.unit}"]
-    if first < done < total and stage_s >= _ESTIMATE_AFTER_S:
-        parts.append(f"{duration(max(1.0, stage_s * (total - done) / (done - first)))} left")
+    mean = (done - first) / stage_s if first < done and stage_s >= _ESTIMATE_AFTER_S else None
+    if done < total and (expected := speed or mean):
+        parts.append(f"{duration(max(1.0, (total - done) / expected))} left")
     if in_bytes:
         from ramet.units import format_bytes
 
         parts.append(f"{format_bytes(done)} of {format_bytes(total)}")
+        if speed is not None and done < total:
+            parts.append(f"{format_bytes(int(speed))}/s")
     return ", ".join(parts)
 
 

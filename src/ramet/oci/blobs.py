@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,23 @@ class BlobCache:
                 hint="pull the image again: the next pull fetches what is missing",
             )
 
+    async def drop_wrong(self, blobs: Iterable[Descriptor]) -> int:
+        """Read whole blobs, and remove those that aren't what their names say. Returns their number.
+
+        `fetch` trusts what is there; it fetches them anew then.
+        """
+        dropped = 0
+        for blob in blobs:
+            digest = blob.checked_digest
+            if not self.has(digest, blob.size):
+                continue
+            try:
+                await self.verify(digest)
+            except DamagedError:
+                await self.discard(digest)
+                dropped += 1
+        return dropped
+
     async def discard(self, digest: Digest) -> None:
         """Remove a blob and what there is of its beginning. Those who have it open keep it."""
         async with self._locked(digest):
@@ -115,7 +132,7 @@ class BlobCache:
         if not digest.matches(content):
             raise DamagedError(f"{len(content)} bytes aren't what their digest {digest} names")
         path = self.path(digest)
-        if not self.has(digest, len(content)):
+        if await self.read(digest, len(content)) != content:
             self._make_directories(digest)
             await threads.run(_write_small, path, content)
         return path
@@ -193,7 +210,7 @@ class BlobCache:
         digest = descriptor.checked_digest
         path = self.partial(digest)
         with filesystem_errors("write", path):
-            descriptor_of_file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor_of_file = _open_partial(path)
         try:
             try:
                 writer = _Writer(descriptor_of_file, digest, descriptor.size, on_bytes)
@@ -307,6 +324,23 @@ class _Writer:
 
     def tell(self, written: int) -> None:
         self._on_bytes(written)
+
+
+def _open_partial(path: Path) -> int:
+    """Open a blob's beginning to be continued, or a new file in place of what is nobody's beginning of ours.
+
+    Where others can write, there may be a link to elsewhere, or a file that another user has open.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        facts = path.lstat()
+        is_ours = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid == os.geteuid()
+        if is_ours:
+            return os.open(path, flags)
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
 
 
 async def _copy(part: Part, writer: _Writer, path: Path) -> None:

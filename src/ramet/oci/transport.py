@@ -154,7 +154,7 @@ class Transport:
         port = url.port or (443 if url.scheme == "https" else 80)
         proxy = proxy_for(url.scheme, url.host, port)
         is_led = registry is not None and _origin(url) != registry and registry not in self._near
-        if is_led and proxy is None and is_near(url.host):
+        if is_led and is_near(url.host):
             raise _forbidden(server_of(url))
 
         def connected(address: str) -> None:

@@ -30,7 +30,8 @@ _READ_BYTES: Final = 256 * 1024
 _TRIES: Final = 5
 _LOST: Final = frozenset({404, 416, 429})
 """An upload that the registry has forgotten or has no time for: another one may succeed."""
-_ABSENT: Final = frozenset({404, 405})
+_ABSENT: Final = frozenset({404, 405, 501})
+"""Absent, or nobody knows: it is sent then."""
 
 
 class Uploader:
@@ -119,8 +120,9 @@ class Uploader:
         location = response.headers.get("location")
         if location is None:
             raise RegistryError(f"{self._client.endpoint.authority} names no place for {_name(blob)}")
-        place = redirected(response.url, location)
-        return str(place.copy_merge_params({"digest": blob.digest}))
+        place = str(redirected(response.url, location)).partition("#")[0]
+        # Behind what is there, as it is: it may be signed.
+        return f"{place}{'&' if '?' in place else '?'}digest={quote(blob.digest, safe='')}"
 
     async def _put(self, blob: Descriptor, place: str, counted: _Counted) -> None:
         content = Content(blob.size, counted.open)
@@ -142,6 +144,11 @@ class Uploader:
             raise RegistryError(
                 f"{server} takes no upload as large as {what}",
                 hint="a proxy before the registry may limit it (nginx: client_max_body_size)",
+            )
+        if response.status_code == 404:
+            raise RegistryError(
+                f"{server} has no repository {self._client.repository} to push to: {await refusal(response)}",
+                hint="check the name; some registries want a repository to be made first",
             )
         if response.status_code == 405:
             raise RegistryError(f"{server} takes no images: {await refusal(response)}")

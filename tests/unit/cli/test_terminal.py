@@ -14,12 +14,13 @@ import sys
 import termios
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
 
 from ramet.cli import output, tables, widths
-from ramet.cli.progress import describe, duration, working
+from ramet.cli.progress import _Line, describe, duration, working
 from ramet.paths import Home
 from ramet.progress import Progress, received_by, report
 from ramet.store.records import Store
@@ -218,12 +219,36 @@ class TestProgress:
             describe(Progress("reading mem", 25 * mib, 100 * mib, "bytes"), 9, 2)
             == "reading mem, 25 %, 6 s left, 25.0 MiB of 100.0 MiB"
         )
+        assert (
+            describe(Progress("pulling x", 25 * mib, 100 * mib, "bytes"), 9, 2, speed=25.0 * mib)
+            == "pulling x, 25 %, 3 s left, 25.0 MiB of 100.0 MiB, 25.0 MiB/s"
+        )
+        assert (
+            describe(Progress("", 25 * mib, 100 * mib, "bytes"), 9, 2, speed=0.0)
+            == "25 %, 6 s left, 25.0 MiB of 100.0 MiB, 0 B/s"
+        )
         assert describe(Progress("", 30, 100, "forks"), 9, 3) == "30 of 100 forks, 7 s left"
         assert describe(Progress("", 30, 100, "forks"), 0.5, 0.5) == "30 of 100 forks"
         assert describe(Progress("", 100, 100, "forks"), 9, 3) == "100 of 100 forks"
         assert describe(Progress("", 120, 100, "forks"), 9, 3) == "100 of 100 forks"
         assert describe(Progress("", 60, 100, "forks"), 9, 2, first=50) == "60 of 100 forks, 8 s left"
         assert [duration(s) for s in (0, 59.6, 200, 7500)] == ["0 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
+
+    def test_the_speed_is_that_of_the_last_seconds(self) -> None:
+        line = _Line.__new__(_Line)
+        line._recent, line._stage_began, line._recent_stage = deque(), 0.0, 0.0
+        shown = []
+        done = 0
+        for tenths in range(200):
+            done += 10 if tenths < 100 else 30
+            line._progress = Progress("", done, 100_000, "bytes")
+            shown.append(line._speed(tenths / 10))
+        assert shown[:10] == [None] * 10
+        assert round(shown[99] or 0) == 100
+        assert round(shown[130] or 0) in range(150, 250)  # on its way
+        assert round(shown[199] or 0) == 300
+        line._stage_began = 20.0
+        assert line._speed(20.0) is None
 
     def test_reports_reach_threads_and_tasks_and_nobody_else(self) -> None:
         heard: list[Progress] = []

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,12 @@ class Registry:
     """As many answers are 429."""
     redirect_to: str | None = None
     """Blobs are at this server."""
+    no_post: bool = False
+    """Its token server knows GET alone."""
+    drip: float = 0
+    """Blobs come 100 bytes at a time, with as many seconds between."""
+    realm: str | None = None
+    """Its token server is there."""
     html: bool = False
     loop: bool = False
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -149,13 +156,16 @@ class _Handler(BaseHTTPRequestHandler):
                 if state.issued[token] > 0:
                     state.issued[token] -= 1
                     return True
-            realm = f"http://{state.address}/token"
+            realm = state.realm or f"http://{state.address}/token"
             self._refuse(f'Bearer realm="{realm}",service="s, t",scope="repository:team/x:pull"')
             return False
         return True
 
     def _give_token(self) -> None:
         state, given = self.state, self.headers.get("Authorization", "")
+        if self.command == "POST" and state.no_post:
+            self._send(405, b"")
+            return
         form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
         if state.token_user is not None:
             wanted = "Basic " + base64.b64encode(state.token_user.encode()).decode()
@@ -205,6 +215,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content if most < 0 else content[:most])
+        if self.state.drip and len(content) > 1000:
+            for at in range(0, len(content), 100):
+                self.wfile.write(content[at : at + 100])
+                self.wfile.flush()
+                time.sleep(self.state.drip)
+        else:
+            self.wfile.write(content if most < 0 else content[:most])
         if 0 <= most < len(content):
             self.close_connection = True

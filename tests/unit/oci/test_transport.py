@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.server
+import os
 import select
 import socket
 import socketserver
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,3 +233,27 @@ async def test_what_is_no_proxy_is_named_without_its_password(
     with pytest.raises(UnavailableError, match="no HTTP proxy") as raised:
         await _fetched("https://r.example/", Settings())
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ramet; ramet.Host",
+        "import ramet.oci.pull, ramet.oci.push, ramet.images.library.obtain",
+        "import sys; sys.argv = ['ramet', 'ps']; from ramet.cli.main import main; main()",
+    ],
+)
+def test_nobody_who_pulls_nothing_imports_the_http_library(code: str, tmp_path: Path) -> None:
+    program = (
+        f"import atexit, sys\natexit.register(lambda: print([m for m in ('httpx2', 'truststore')"
+        f" if m in sys.modules]))\n{code}\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "RAMET_HOME": str(tmp_path / "home")},
+        check=True,
+    )
+    assert ran.stdout.splitlines()[-1] == "[]"

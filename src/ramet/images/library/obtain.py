@@ -115,6 +115,10 @@ async def _fetch(
         return await _keep(library, pulled, reference)
     except _LayerGoneError:
         pass  # the library lost meanwhile what it had: a `remove`, or a damaged file
+    except DamagedError:
+        # A layer in the cache may be wrong although its size is right. Those are fetched once more.
+        if not await cache.drop_wrong(pulled.manifest.layers):
+            raise
     return await _keep(library, await pull_image(reference, cache, platform=platform), reference)
 
 

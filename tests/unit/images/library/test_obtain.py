@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ramet.images.library.records import ContainerImage
 from ramet.oci import downloads
 from tests.unit.images.library.libraries import layer_of, library_in, material_of, seen
 from tests.unit.images.library.test_damage import changed
-from tests.unit.oci.registry_server import OCI, Registry, serving
+from tests.unit.oci.registry_server import OCI, Registry, digest_of, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -292,3 +293,25 @@ async def test_two_homes_share_the_downloads(user: User, tmp_path: Path) -> None
     user.asked()
     await User(library_in(tmp_path / "other"), user.cache, user.registry).get()
     assert len(user.registry.asked("/blobs/")) == 0
+
+
+async def test_a_wrong_archive_of_the_right_size_in_the_cache_is_fetched_anew(user: User) -> None:
+    made = user.registry.add_image(BASE, OWN)
+    archive = user.cache / "blobs" / "sha256" / digest_of(BASE).removeprefix("sha256:")
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(bytes(len(BASE)))
+    image = await user.get()
+    assert image.digest == made["digest"]
+    assert archive.read_bytes() == BASE
+
+
+async def test_a_layer_that_isnt_what_the_configuration_says_is_one_error(user: User) -> None:
+    user.registry.add_image(BASE)
+    (media_type, content) = user.registry.manifests.pop("latest")
+    manifest = json.loads(content)
+    other = user.registry.add_blob(OWN)
+    manifest["layers"][0] |= other
+    user.registry.manifests["latest"] = (media_type, json.dumps(manifest).encode())
+    with pytest.raises(DamagedError, match=r"layer .* is damaged: its content has the digest"):
+        await user.get()
+    assert user.library.images() == []
