@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks import branches, footprint, latency, startup, thousand, touched
+from benchmarks import branches, footprint, images, latency, startup, thousand, touched
 from benchmarks.document import Document
 from benchmarks.figures import Figure, Key, Ratio, percentile
 from benchmarks.quantities import number, quantity
@@ -139,6 +139,11 @@ def _startup(document: Document) -> Iterator[Bar]:
     yield _of_figure("`ramet --help`, the whole command", found, 0.5, 150)
 
 
+def _images(document: Document) -> Iterator[Bar]:
+    found = _ratio(document, "images", images.OVER_LAYERS)
+    yield _of_ratio("Images on one base over their distinct layers, disk", found, most=1.3)
+
+
 _JUDGES: Final[tuple[Callable[[Document], Iterator[Bar]], ...]] = (
     _single_forks,
     _hundred_forks,
@@ -149,4 +154,5 @@ _JUDGES: Final[tuple[Callable[[Document], Iterator[Bar]], ...]] = (
     _footprint,
     _thousand,
     _startup,
+    _images,
 )

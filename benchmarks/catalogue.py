@@ -10,6 +10,7 @@ from benchmarks import (
     depth,
     fanout,
     footprint,
+    images,
     instead,
     latency,
     page_cache,
@@ -33,6 +34,7 @@ ALL: Final = tuple(
         footprint,
         page_cache,
         startup,
+        images,
         thousand,
     )
 )
