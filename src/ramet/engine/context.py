@@ -50,6 +50,8 @@ class Context:
     """Ids of the instances that leave with this Host."""
     locks: dict[str, int] = field(default_factory=dict)
     """The descriptor of the lock of each instance, by id, that this Host is changing."""
+    ended: dict[str, Record] = field(default_factory=dict)
+    """The last records of instances that ended and were removed at once, by id (`run --rm`)."""
     controller: ControlsPool | None = None
 
     def directory(self, record: Record) -> Path:

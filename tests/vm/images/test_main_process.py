@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 import pytest
 
 import ramet
 from ramet.engine.exec.commands import main_process
+from ramet.engine.lifecycle.watch import wait
 from ramet.errors import RametError, WrongStateError
 from ramet.images.library.records import ContainerImage
 from ramet.model.lifecycle import State
@@ -135,3 +138,33 @@ async def test_one_that_cannot_be_started_leaves_nothing(host: ramet.Host, image
     with pytest.raises(RametError, match="nobody"):
         await run(host, image, user="nobody", name="unknown-user")
     assert [instance.name for instance in await host.list(everything=True)] == before
+
+
+@pytest.mark.deep
+async def test_reboots_restarts_and_hard_ends(host: ramet.Host, image: ContainerImage) -> None:
+    """A reboot isn't an end: the main process runs again. The code of a killed VMM is SIGKILL's."""
+    vm = await run(host, image, "trap '' TERM; echo start >> /starts; sleep 1000", user="root", name="again")
+    await vm.spawn("/bin/reboot", cwd="/")
+    with anyio.fail_after(90):
+        while True:
+            await anyio.sleep(0.1)
+            with suppress(RametError):
+                if (await vm.exec("cat", "/starts", cwd="/", check=True)).text == "start\nstart\n":
+                    break
+    assert (await vm.info()).state is State.RUNNING
+    stopped = await vm.stop(timeout=0)
+    assert stopped.exit_code == 137
+    await vm.start()
+    assert (await vm.info()).exit_code is None
+    assert (await vm.stop(timeout=4)).exit_code == 137
+
+
+@pytest.mark.deep
+async def test_one_to_be_removed_goes_with_its_end(host: ramet.Host, image: ContainerImage) -> None:
+    vm = await run(host, image, "sleep 1; exit 5", auto_remove=True, name="gone")
+    with anyio.fail_after(60):
+        ended = await wait(vm._context, vm._record)
+        assert ended.exit_code == 5
+        while vm.directory.exists():
+            await anyio.sleep(0.02)
+    assert [instance.name for instance in await host.list(everything=True)] == ["idle"]

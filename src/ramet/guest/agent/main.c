@@ -160,7 +160,7 @@ static _Noreturn void serve(int signals, int uevents, bool is_init) {
         busy = work();
         if (wish == STAY)
             wish = requests_shutdown_wish();
-        if (wish == STAY && main_process_has_ended())
+        if (wish == STAY && wanted == STAY && main_process_has_ended())
             wish = POWER_OFF;
         if (wish != STAY)
             wanted = wish;
