@@ -8,6 +8,8 @@ milliseconds, keeps names and records together.
 from __future__ import annotations
 
 import difflib
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -187,6 +189,21 @@ class Library:
         busy = LockBusyError("images are being pruned", hint="try again later")
         async with inode_lock(self._places.blobs, shared=True, wait_s=_BUILD_WAIT_S, busy=busy):
             yield
+
+    @asynccontextmanager
+    async def scratch(self) -> AsyncIterator[Path]:
+        """Yield an empty directory for the files of an import, which goes afterwards, also after a kill.
+
+        Raises `FilesystemError`.
+        """
+        await self._remove_leftovers()
+        async with self.using():
+            with filesystem_errors("make a directory in", self._places.root):
+                directory = Path(tempfile.mkdtemp(prefix=self._places.MAKING, dir=self._places.root))
+            try:
+                yield directory
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
 
     async def remove(self, reference: str, *, force: bool = False) -> ContainerImage:
         """Take a name away, or by a digest the image; without a name left the image goes, too.
