@@ -195,7 +195,7 @@ def booted(
         os.close(directory_fd)
         vmm = subprocess.Popen(
             [
-                *(config.qemu_binary(), "-accel", "tcg", "-machine", "pc", "-cpu", "max", "-m", "192M"),
+                *(config.qemu_binary(), "-accel", "tcg", "-machine", "pc", "-cpu", "max,-cx16", "-m", "192M"),
                 *("-nodefaults", "-display", "none", "-action", "reboot=shutdown", "-serial", "file:console"),
                 *("-chardev", f"socket,id=agent,fd={listener.fileno()},server=on,wait=off"),
                 *("-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=ramet.agent.0"),

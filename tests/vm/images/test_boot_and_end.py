@@ -27,7 +27,7 @@ from tests.support.container_guest import (
 )
 from tests.unit.images.layer_tars import member
 
-pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vm, pytest.mark.deep, pytest.mark.anyio, pytest.mark.timeout(240)]
 
 TRAP = "trap 'echo asked; exit 6' QUIT; trap '' TERM; echo ready; while :; do sleep 0.1; done"
 
@@ -63,7 +63,6 @@ async def test_a_guest_ends_with_its_main_process_and_keeps_its_root_disk(
     assert is_clean(disk)
 
 
-@pytest.mark.deep
 async def test_a_second_boot_finds_what_the_first_wrote(image: tuple[Device, ...], tmp_path: Path) -> None:
     disk, data = make_root_disk(tmp_path / "root.img"), make_root_disk(tmp_path / "data.img", 16)
     for boot in (1, 2):
@@ -85,7 +84,6 @@ async def test_a_second_boot_finds_what_the_first_wrote(image: tuple[Device, ...
         assert is_clean(data)
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize(("stop_signal", "end"), [(3, "exit 6"), (None, "signal 9")])
 async def test_a_shutdown_asks_the_main_process_first(
     image: tuple[Device, ...], tmp_path: Path, stop_signal: int | None, end: str
@@ -117,7 +115,6 @@ def static_program(tmp_path: Path) -> bytes:
     return program.read_bytes()
 
 
-@pytest.mark.deep
 async def test_an_image_of_one_static_program(static_program: bytes, tmp_path: Path) -> None:
     devices = make_image(tmp_path / "image", [[member("main", data=static_program, mode=0o755)]])
     with booted(tmp_path / "guest", devices) as guest:
@@ -132,7 +129,6 @@ async def test_an_image_of_one_static_program(static_program: bytes, tmp_path: P
         assert "\nramet: the main process ended: exit 0\n" in await guest.powered_off()
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize("what", ["another", "order", "cut", "missing"])
 async def test_a_wrong_device_is_named_before_anything_is_mounted(
     image: tuple[Device, ...], tmp_path: Path, what: str

@@ -117,8 +117,15 @@ static void find_groups(struct person *person) {
     struct table table = read_table(GROUP);
     uint32_t gid;
     while (person->groups_count < USER_GROUPS_MAX && next_line(&table, G_MEMBERS + 1, G_MEMBERS + 1))
-        if (is_member(table.field[G_MEMBERS], person->name) && number_of(table.field[G_GID], &gid))
+        if (is_member(table.field[G_MEMBERS], person->name) && number_of(table.field[G_GID], &gid) && gid != person->gid)
             person->groups[person->groups_count++] = gid;
+}
+
+/* Its own group is among the others, too: a program that gives it up, to be in another, doesn't gain what a file denies
+ * to that group. */
+static void take_group(struct person *person, gid_t gid) {
+    person->gid = person->groups[0] = gid;
+    person->groups_count = 1;
 }
 
 int user_find(const char *user, struct person *person, char *why, size_t size) {
@@ -149,6 +156,7 @@ int user_find(const char *user, struct person *person, char *why, size_t size) {
         return EINVAL;
     }
     if (group == NULL || *group == '\0') {
+        take_group(person, person->gid);
         if (is_known)
             find_groups(person);
         return 0;
@@ -157,7 +165,7 @@ int user_find(const char *user, struct person *person, char *why, size_t size) {
         snprintf(why, size, is_digits(group) ? "not a group id: %s" : "no such group: %s", group);
         return EINVAL;
     }
-    person->gid = number;
+    take_group(person, number);
     return 0;
 }
 

@@ -13,7 +13,7 @@ struct person {
     uid_t uid;
     gid_t gid;
     const char *name, *home;
-    gid_t groups[USER_GROUPS_MAX]; /* beside `gid` */
+    gid_t groups[USER_GROUPS_MAX]; /* `gid` first */
     size_t groups_count;
 };
 
