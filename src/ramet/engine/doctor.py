@@ -29,6 +29,7 @@ from ramet.memory.mappings import find_mapping, identity_of
 from ramet.memory.pagemap import changed_runs_by_pagemap, changed_runs_by_scan
 from ramet.model.doctor import Check, DoctorReport, DriverReport
 from ramet.model.record import Guest, ProcessRef
+from ramet.oci.doctor import registries_finding
 from ramet.paths import Home
 from ramet.store.records import Store
 from ramet.system import doctor as system_doctor
@@ -87,6 +88,7 @@ def _machine(verdict: KvmVerdict, tried: Sequence[Trial], home: Path, cache: Pat
         system_doctor.kvm_finding(verdict),
         *filter(None, [system_doctor.kernels_finding(tried)]),
         *_parts(),
+        registries_finding(),
         *system_doctor.home_findings(home, cache),
         *_unseen(home),
         _page_scan(),

@@ -20,6 +20,7 @@ from tests.support.shell import Shell, run_command, wait_until
 
 NAMES = {
     *("qemu", "immutability", "kvm", "kernel", "busybox", "agent", "mke2fs", "home", "hard-links"),
+    "registries",
     *(
         "reflinks",
         "free-space",

@@ -21,8 +21,10 @@ import pytest
 from ramet.errors import RegistryError, UnavailableError
 from ramet.oci.answers import Limits, body, mapped
 from ramet.oci.auth import parse_challenges
+from ramet.oci.doctor import registries_finding
 from ramet.oci.settings import Settings, endpoints, is_loopback, proxy_for
 from ramet.oci.transport import Transport
+from ramet.system.doctor import Finding
 
 
 def _kinds(kind: type[Exception]) -> Iterator[type[Exception]]:
@@ -257,3 +259,29 @@ def test_nobody_who_pulls_nothing_imports_the_http_library(code: str, tmp_path: 
         check=True,
     )
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_doctor_tells_the_settings_in_effect_without_passwords(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "DOCKER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert registries_finding() == Finding("registries", True, "no proxy; no logins")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy.example:3128")
+    monkeypatch.setenv("RAMET_REGISTRY_MIRROR", "https://mirror.example")
+    monkeypatch.setenv("RAMET_PLAIN_REGISTRIES", "b.example,a.example")
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / ".docker" / "config.json").write_text("{}")
+    assert registries_finding().found == (
+        "through http://proxy.example:3128; Docker Hub's mirror https://mirror.example;"
+        f" without TLS: a.example, b.example; logins in {tmp_path}/.docker/config.json"
+    )
+    monkeypatch.setenv("RAMET_REGISTRY_CA", str(tmp_path / "none.pem"))
+    found = registries_finding()
+    assert found.ok is None
+    assert "none.pem, which can't be read: No such file" in found.found
+    monkeypatch.setenv("RAMET_REGISTRY_MIRROR", "ftp://x")
+    assert registries_finding().ok is None
