@@ -63,6 +63,8 @@ missing_for_tests() {
     have qemu-aarch64 || echo qemu-user
     have strace || echo strace
     have sqlite3 || echo sqlite3
+    have umoci || echo umoci
+    have mkfs.erofs || [[ -x /usr/sbin/mkfs.erofs ]] || echo erofs-utils
     have debootstrap || [[ -x /usr/sbin/debootstrap ]] || echo debootstrap
 }
 
@@ -206,6 +208,12 @@ docker_registry() {
     "$venv" tools/get_docker_registry.py || say "without docker-registry some tests are skipped"
 }
 
+# Only tests of imports want these.
+imports() {
+    "$venv" tools/get_podman.py || say "without podman some tests are skipped"
+    "$venv" tools/get_alpine.py || say "without Alpine's disk a test is skipped"
+}
+
 [[ $(uname -sm) == "Linux x86_64" ]] || cannot "ramet needs Linux on x86-64; this is $(uname -sm)"
 system_packages
 python_packages
@@ -214,4 +222,5 @@ build_probe
 guest_kernel
 firecracker
 docker_registry
+imports
 say "ready; \`make demo\` shows what ramet does"

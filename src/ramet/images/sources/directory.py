@@ -148,12 +148,9 @@ class _Walk:
                 self._skipped.mounts += 1
                 return None
             names = _names(below)
-        except BaseException:
+            self._here, below = below, self._here
+        finally:
             os.close(below)
-            raise
-        # Not before: a generator that isn't finished must close what is open.
-        os.close(self._here)
-        self._here = below
         return _Frame(path, opened, names)
 
     def _go_up(self, frame: _Frame) -> None:
