@@ -32,7 +32,7 @@ The text is UTF-8 in every locale. A byte of a path that isn't text is escaped: 
 | Verb | Prints |
 | --- | --- |
 | `run`, `template`, `keep`, `rewind`, `wait` | an Instance |
-| `run IMAGE -- CMD` | a RunResult |
+| `run IMAGE CMD`, `run` of a container image in the foreground | a RunResult |
 | `stop`, `start`, `pause`, `resume`, `standby`, `restore` | an Instance; given several references, an array with an Instance or a Failure for each |
 | `inspect` | an Inspection |
 | `ps` | an array of Instances |
@@ -50,6 +50,8 @@ The text is UTF-8 in every locale. A byte of a path that isn't text is escaped: 
 | `snapshot export` | an Exported |
 | `snapshot compress`, `snapshot decompress` | a Compression |
 | `image ls`, `kernel ls` | an array of ImageEntries, of KernelEntries |
+| `pull`, `image pull`, `image inspect` | an ImageInspection |
+| `image rm`, `image prune` | a RemovedImages, a PrunedImages |
 | `kernel add` | a KernelEntry |
 | `disk resize` | a ResizedDisk |
 | `doctor` | a DoctorReport |
@@ -66,8 +68,9 @@ Every error that ramet raises on purpose is a `ramet.RametError`, with `code`, `
 {meanings}
 | 128 + n | ended by signal n: 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output has gone |
 
-`exec` and `run IMAGE -- CMD` return the guest's own code, 128 + n when signal n ended the command. ramet's own errors
-then use 124 (the time ran out), 126 (the program can't be executed), 127 (the guest has no such program) and 125 (all others).
+`exec`, `run IMAGE CMD`, and `run` of a container image in the foreground return the guest's own code, 128 + n when
+signal n ended the command. ramet's own errors then use 124 (the time ran out), 126 (the program can't be executed),
+127 (the guest has no such program) and 125 (all others). Without CMD, an image that isn't there is 3.
 A command line that can't be parsed is 2 everywhere.
 """  # noqa: E501
 _MEANINGS = {

@@ -59,8 +59,17 @@ if TYPE_CHECKING:
     from ramet.model.doctor import Check, DoctorReport, DriverReport
     from ramet.model.exec_result import ExecResult
     from ramet.model.forks import ForkCall, ForkError, Forks, InstanceName
+    from ramet.model.images import (
+        ImageEntry,
+        ImageFile,
+        ImageInspection,
+        ImageLayer,
+        PrunedImages,
+        PushedImage,
+    )
     from ramet.model.lifecycle import State
     from ramet.model.schema import (
+        BaseReceipt,
         Compression,
         CompressionState,
         DiskReceipt,
@@ -94,6 +103,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VM",
+    "BaseReceipt",
     "CannotReflinkError",
     "Check",
     "Chunk",
@@ -125,6 +135,10 @@ __all__ = [
     "GuestTimeoutError",
     "Host",
     "IdentityReceipt",
+    "ImageEntry",
+    "ImageFile",
+    "ImageInspection",
+    "ImageLayer",
     "Inspection",
     "Instance",
     "InstanceName",
@@ -143,6 +157,8 @@ __all__ = [
     "PortsBusyError",
     "Process",
     "ProtocolError",
+    "PrunedImages",
+    "PushedImage",
     "RametError",
     "Readable",
     "Receipt",
@@ -180,25 +196,21 @@ _HOMES = {
     "ExecResult": "ramet.model.exec_result",
     "State": "ramet.model.lifecycle",
     "doctor": "ramet.api.doctor",
+    **dict.fromkeys(
+        ("ImageEntry", "ImageFile", "ImageInspection", "ImageLayer", "PrunedImages", "PushedImage"),
+        "ramet.model.images",
+    ),
     **dict.fromkeys(("Snapshot", "VM"), "ramet.api.handles"),
     **dict.fromkeys(("Chunk", "ExitStatus", "Readable", "Word"), "ramet.model.command"),
     **dict.fromkeys(("Check", "DoctorReport", "DriverReport"), "ramet.model.doctor"),
     **dict.fromkeys(("ForkCall", "ForkError", "Forks", "InstanceName"), "ramet.model.forks"),
     **dict.fromkeys(
         (
-            *("Compression", "CompressionState", "DiskReceipt", "ErrorShape", "Exported", "ForkFailure"),
-            *("ForkReport", "GuestProcess", "GuestRoot", "IdentityReceipt", "Inspection", "Instance"),
-            *(
-                "LineageNode",
-                "MemoryReceipt",
-                "PartCheck",
-                "PoolController",
-                "PoolEntry",
-                "PoolReport",
-                "Receipt",
-            ),
-            *("ResizedDisk", "ShareMode", "SnapshotInfo", "SnapshotInspection", "SnapshotPart", "Timings"),
-            *("UnreadableRecord", "Usage", "Verification", "WarmState"),
+            *("BaseReceipt", "Compression", "CompressionState", "DiskReceipt", "ErrorShape", "Exported"),
+            *("ForkFailure", "ForkReport", "GuestProcess", "GuestRoot", "IdentityReceipt", "Inspection"),
+            *("Instance", "LineageNode", "MemoryReceipt", "PartCheck", "PoolController", "PoolEntry"),
+            *("PoolReport", "Receipt", "ResizedDisk", "ShareMode", "SnapshotInfo", "SnapshotInspection"),
+            *("SnapshotPart", "Timings", "UnreadableRecord", "Usage", "Verification", "WarmState"),
         ),
         "ramet.model.schema",
     ),

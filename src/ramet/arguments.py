@@ -28,6 +28,7 @@ MOST_ENTRIES: Final = 256
 """Labels of one thing."""
 MOST_VARIABLES: Final = 4096
 MOST_WORDS: Final = 65_536
+PULL_POLICIES: Final = ("missing", "never", "always")
 _LARGEST_NUMBER: Final = 2**63 - 1
 _SHOWN: Final = 60
 
@@ -142,10 +143,7 @@ def _plain(value: str, what: str, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
 
 def kept_text(value: Any, what: str) -> str:
     """Take a text that goes into a record: it has to be UTF-8, too."""
-    checked = text(value, what)
-    if not _is_utf8(checked):
-        raise UsageError(f"{what}: {shown(checked)} isn't text that can be written as UTF-8")
-    return checked
+    return _require_utf8(text(value, what), what)
 
 
 def _is_utf8(value: str) -> bool:
@@ -222,6 +220,43 @@ def _decoded(value: Any, what: str, takes: str) -> str:
     except Exception:
         hint = f'write "{value}"' if isinstance(value, int | float) and abs(value) < 1e15 else None
         raise UsageError(f"{what}: {shown(value)}; {takes}", hint=hint) from None
+
+
+def kept_word(value: Any, what: str) -> str:
+    """Take a word of a command that goes into a record: it has to be UTF-8, too."""
+    return _require_utf8(word(value, what), what)
+
+
+def kept_path(value: Any, what: str) -> str:
+    """Take a path that goes into a record: it has to be UTF-8, too."""
+    return _require_utf8(path(value, what), what)
+
+
+def kept_user(value: Any, what: str) -> str:
+    """Take a user that goes into a record: it has to be UTF-8, too."""
+    return _require_utf8(user(value, what), what)
+
+
+def kept_environment(value: Any, what: str) -> dict[str, str]:
+    """Take environment variables that go into a record: they have to be UTF-8, too."""
+    checked = environment(value, what)
+    for name, content in checked.items():
+        _require_utf8(name, f"a name in {what}")
+        _require_utf8(content, f"{name} in {what}")
+    return checked
+
+
+def _require_utf8(value: str, what: str) -> str:
+    if not _is_utf8(value):
+        raise UsageError(f"{what}: {shown(value)} isn't text that can be written as UTF-8")
+    return value
+
+
+def pull_policy(value: Any, what: str) -> str:
+    """Take the word that says when a registry is asked for an image."""
+    if value not in PULL_POLICIES:
+        raise UsageError(f"{what}: {shown(value)}", hint=f"say {', '.join(PULL_POLICIES)}")
+    return str(value)
 
 
 def path(value: Any, what: str) -> str:

@@ -26,7 +26,7 @@ from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, Literal, TypeVar, cast
 
 import anyio
 
@@ -73,8 +73,10 @@ from ramet.model.command import Chunk, ExitStatus, Readable, Word
 from ramet.model.doctor import Check, DoctorReport, DriverReport
 from ramet.model.exec_result import ExecResult
 from ramet.model.forks import InstanceName
+from ramet.model.images import ImageEntry, ImageFile, ImageInspection, ImageLayer, PrunedImages, PushedImage
 from ramet.model.lifecycle import State
 from ramet.model.schema import (
+    BaseReceipt,
     Compression,
     CompressionState,
     DiskReceipt,
@@ -109,6 +111,7 @@ from ramet.system import threads
 
 __all__ = [
     "VM",
+    "BaseReceipt",
     "CannotReflinkError",
     "Check",
     "Chunk",
@@ -139,6 +142,10 @@ __all__ = [
     "GuestTimeoutError",
     "Host",
     "IdentityReceipt",
+    "ImageEntry",
+    "ImageFile",
+    "ImageInspection",
+    "ImageLayer",
     "Inspection",
     "Instance",
     "InstanceName",
@@ -157,6 +164,8 @@ __all__ = [
     "PortsBusyError",
     "Process",
     "ProtocolError",
+    "PrunedImages",
+    "PushedImage",
     "RametError",
     "Readable",
     "Receipt",
@@ -901,7 +910,10 @@ class VM(Handle):
         return self._portal.call(lambda: self._wrapped.resize_disk(disk, size))
 
     def wait(self) -> None:
-        """Wait until the instance stops. A guest that reboots keeps running."""
+        """Wait until the instance stops. A guest that reboots keeps running.
+
+        `Instance.exit_code` of `info` is then that of a container image's main process.
+        """
         self._portal.call(lambda: self._wrapped.wait())
 
     def remove(self, *, force: bool = False, lost: bool = False) -> None:
@@ -1027,8 +1039,9 @@ class VM(Handle):
 
         Words are text, bytes or paths, as `subprocess` has them. `stdin` is what it reads: bytes, a text, or
         an open file, which is read as it is taken; None: `/dev/null`. `env` is added to the guest's default
-        environment, `cwd` is the user's home directory unless given, `user` is `name`, `uid` or `uid:gid`,
-        `timeout` is in seconds. Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it
+        environment, `cwd` is the user's home directory unless given, `user` is `name`, `uid` or `uid:gid`;
+        in an instance of a container image the three are its main process's unless given. `timeout` is in
+        seconds. Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it
         can't be started; `ExecTimeoutError` when its time runs out (it is killed with its process group
         then); with `check`, `ExecError` when it fails; `GuestError` when it writes more than
         `max_output_bytes` (killed too); `WrongStateError` when the instance doesn't run.
@@ -1062,6 +1075,24 @@ class VM(Handle):
         return self._portal.entered(
             lambda: self._wrapped.process(*argv, env=env, cwd=cwd, user=user, timeout=timeout, stdin=stdin),
             lambda wrapped: Process(wrapped, self._portal),
+        )
+
+    def start_main(self, *, stdin: bool = False) -> AbstractContextManager[Process]:
+        """Start the main process of an idle instance of a container image, and work with its streams.
+
+        With its end the instance ends: `wait` for that behind the block. Leaving the block early kills it.
+        With `stdin` its standard input is open, else it reads `/dev/null`. Raises `ExecNotFoundError`,
+        `ExecNotExecutableError` or `ExecError` when it can't be started: the guest runs on without it;
+        `WrongStateError` when the instance has no main process, has started it already, or doesn't run.
+
+            vm = host.run("app", idle=True)
+            with vm.start_main() as main:
+                status = main.wait()
+            vm.wait()
+            print(status.exit_code)
+        """
+        return self._portal.entered(
+            lambda: self._wrapped.start_main(stdin=stdin), lambda wrapped: Process(wrapped, self._portal)
         )
 
     def spawn(
@@ -1226,15 +1257,40 @@ class Host(Handle):
         disks: Sequence[str | int] = (),
         labels: Mapping[str, str] | None = None,
         auto_remove: bool = False,
+        command: Sequence[str] | None = None,
+        entrypoint: Sequence[str] | None = None,
+        env: Mapping[str, Word] | None = None,
+        user: str | int | None = None,
+        workdir: str | os.PathLike[str] | None = None,
+        stop_signal: str | int | None = None,
+        idle: bool = False,
+        rootfs: str | None = None,
+        ca: Sequence[str | os.PathLike[str]] = (),
+        pull: Literal["missing", "never", "always"] = "missing",
+        platform: str | None = None,
     ) -> VM:
         """Boot an instance of `image`, and return it when its guest has answered.
 
-        `image` is `builtin`, or `bare` (the image `probe`). `memory` is a size such as `256M` or `2G`, or
+        `image` is `builtin`, `bare` (the image `probe`), or a container image: the name or the digest of one
+        in this home, else a reference that a registry is asked for, as `pull` says: if it isn't here,
+        `never`, or `always`. A local name is never asked for. `memory` is a size such as `256M` or `2G`, or
         bytes. `driver` is `auto` (Firecracker where there is one and KVM really runs the guest, else QEMU) or
         a driver's name. Each of `disks` adds an empty data disk: a size, or `SIZE:PATH` for a disk with a
-        filesystem that is mounted at PATH (built-in image). With `auto_remove`, the instance is removed when
-        it stops. Raises `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`,
-        `UnavailableError`, `VmmError` and `GuestError`. Then nothing of the instance is left.
+        filesystem that is mounted at PATH. With `auto_remove`, the instance is removed when it stops.
+
+        An instance of a container image has a main process, and ends with it (`Instance.exit_code`). It is
+        the image's, unless `command` replaces the image's arguments, or `entrypoint` its program (and its
+        arguments, too). `env` is added to the image's environment; `user` is a name, a uid or one of the two
+        with `:group`; `workdir` is made if it is missing; `stop_signal` ends the main process (`stop`). An
+        `idle` guest runs without it until it is stopped, or until `VM.start_main`. `rootfs` is the place for
+        what the guest writes: `disk:SIZE` (by default 10 GiB, of which the file has what was written) or
+        `ram:SIZE`. `ca` are PEM files with certificates that the guest trusts. `platform` is a check: only
+        this machine's runs.
+
+        Raises `NotFoundError` for an unknown image, `NameTakenError`, `UsageError` (also for an image with
+        nothing to run), `UnavailableError`, `VmmError` and `GuestError`; for container images what
+        `Host.pull` raises, `DamagedError` for one that isn't whole, and `ExecError`, `ExecNotFoundError` or
+        `ExecNotExecutableError` when the main process can't be started. Then nothing of the instance is left.
         """
         return VM(
             self._portal.call(
@@ -1247,6 +1303,17 @@ class Host(Handle):
                     disks=disks,
                     labels=labels,
                     auto_remove=auto_remove,
+                    command=command,
+                    entrypoint=entrypoint,
+                    env=env,
+                    user=user,
+                    workdir=workdir,
+                    stop_signal=stop_signal,
+                    idle=idle,
+                    rootfs=rootfs,
+                    ca=ca,
+                    pull=pull,
+                    platform=platform,
                 ),
                 lambda made: made.remove(force=True),
             ),
@@ -1335,6 +1402,53 @@ class Host(Handle):
         With `wait`, a Host that keeps VMMs itself first makes all that it can, for up to `wait` seconds.
         """
         return self._portal.call(lambda: self._wrapped.pool(wait=wait))
+
+    def pull(self, image: str, *, platform: str | None = None) -> ImageInspection:
+        """Pull a container image from its registry, and return its description.
+
+        `image` is a reference as Docker has it: `python`, `python:3.13-slim`, `host:5000/app@sha256:…`.
+        `platform` is `OS/ARCHITECTURE[/VARIANT]`, this machine's unless given. What the home has already
+        isn't fetched; a tag that has moved then names the new image. Raises `NotFoundError` for an image, a
+        tag or a platform that isn't there; `RegistryLoginError`; `RegistryError` when the registry can't be
+        asked; `DamagedError` for content that isn't its digest's, or a hostile archive; `UsageError` for a
+        text that is no reference, or the name of an imported image; `FilesystemError`. Then the home's images
+        are as before, and the next pull resumes.
+        """
+        return self._portal.call(lambda: self._wrapped.pull(image, platform=platform))
+
+    def images(self) -> builtins.list[ImageEntry]:
+        """List the images: the home's container images, newest first, then those that ramet makes itself.
+
+        An image with several names has an entry for each. Raises `UnavailableError` when no path is known for
+        the cache.
+        """
+        return self._portal.call(lambda: self._wrapped.images())
+
+    def image(self, image: str) -> ImageInspection:
+        """Return everything about an image: its configuration, layers and files.
+
+        `image` is a name, a digest, or 4 or more first digits of one. No registry is asked. Raises
+        `NotFoundError`; `UsageError` when several digests begin so.
+        """
+        return self._portal.call(lambda: self._wrapped.image(image))
+
+    def remove_image(self, image: str, *, force: bool = False) -> str:
+        """Take a name from an image, and remove the image with its last name. Returns its digest.
+
+        By a digest, an image with one name is removed; one with several only with `force`. Instances that
+        were made from it keep their files and keep running. Files that other images have stay for these; the
+        rest takes room until `prune_images`. Raises `NotFoundError`; `UsageError` for an image with several
+        names, and for an image that ramet makes itself; `FilesystemError`.
+        """
+        return self._portal.call(lambda: self._wrapped.remove_image(image, force=force))
+
+    def prune_images(self) -> PrunedImages:
+        """Remove images without a name, files that no image needs, and what pulls have downloaded.
+
+        Instances keep their files. Raises `LockBusyError` while an image is pulled or imported, and
+        `FilesystemError`: what was removed by then stays so.
+        """
+        return self._portal.call(lambda: self._wrapped.prune_images())
 
 
 class ForkError(ramet.model.forks.ForkError[VM]):

@@ -31,11 +31,20 @@ def _disk(value: Any, what: str) -> str | int:
     return arguments.text(value, what) if isinstance(value, str) else _size(value, what)
 
 
+def _signal(value: Any, what: str) -> str:
+    """Return a signal as a text: a name, as images write them, or a number."""
+    if isinstance(value, str):
+        return arguments.text(value, what)
+    return str(arguments.signal_number(value, what))
+
+
 CHECKS: Final[dict[str, Check]] = {
     **arguments.COMMAND_CHECKS,
     "accel": arguments.text,
     "auto_remove": flag,
+    "ca": few(arguments.path, most=_MOST_ITEMS),
     "check": flag,
+    "command": optional(few(arguments.kept_word, most=arguments.MOST_WORDS)),
     "console": flag,
     "count": arguments.whole_number,
     "cpus": arguments.whole_number,
@@ -43,11 +52,13 @@ CHECKS: Final[dict[str, Check]] = {
     "disk": arguments.text,
     "disks": few(_disk, most=_MOST_ITEMS),
     "driver": arguments.text,
+    "entrypoint": optional(few(arguments.kept_word, most=arguments.MOST_WORDS)),
     "everything": flag,
     "file": arguments.path,
     "force": flag,
     "home": optional(arguments.path),
-    "image": arguments.text,
+    "idle": flag,
+    "image": arguments.kept_text,
     "labels": optional(arguments.labels),
     "level": optional(arguments.whole_number),
     "lost": flag,
@@ -55,22 +66,31 @@ CHECKS: Final[dict[str, Check]] = {
     "memory": _size,
     "name": optional(arguments.text),
     "of": optional(arguments.text),
+    "platform": optional(arguments.text),
     "progress": optional(arguments.function),
+    "pull": arguments.pull_policy,
     "reference": arguments.text,
     "require_shared": flag,
     "return_exceptions": flag,
+    "rootfs": optional(arguments.text),
     "share_memory": flag,
     "size": _size,
     "snapshot": optional(arguments.text),
+    "source": arguments.path,
+    "stop_signal": optional(_signal),
+    "target": arguments.text,
     "vmm": flag,
     "wait": arguments.time_limit,
     "warm": arguments.count,
+    "workdir": optional(arguments.kept_path),
 }
 """The check of each parameter, by its name."""
 
 _OTHERWISE: Final[dict[str, dict[str, Check]]] = {
     "pool": {"wait": arguments.grace_period},
     "process": {"stdin": flag},
+    "run": {"env": optional(arguments.kept_environment), "user": optional(arguments.kept_user)},
+    "start_main": {"stdin": flag},
     "stop": {"timeout": arguments.grace_period},
 }
 """The checks of methods in which a parameter has another meaning."""

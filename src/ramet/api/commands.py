@@ -41,8 +41,9 @@ class Commands:
 
         Words are text, bytes or paths, as `subprocess` has them. `stdin` is what it reads: bytes, a text, or
         an open file, which is read as it is taken; None: `/dev/null`. `env` is added to the guest's default
-        environment, `cwd` is the user's home directory unless given, `user` is `name`, `uid` or `uid:gid`,
-        `timeout` is in seconds. Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it
+        environment, `cwd` is the user's home directory unless given, `user` is `name`, `uid` or `uid:gid`;
+        in an instance of a container image the three are its main process's unless given. `timeout` is in
+        seconds. Raises `ExecNotFoundError`, `ExecNotExecutableError` or `ExecError` when it
         can't be started; `ExecTimeoutError` when its time runs out (it is killed with its process group
         then); with `check`, `ExecError` when it fails; `GuestError` when it writes more than
         `max_output_bytes` (killed too); `WrongStateError` when the instance doesn't run.
@@ -71,6 +72,23 @@ class Commands:
         """
         command = commands.request(argv, env=env, cwd=cwd, user=user, timeout_s=timeout, stdin_open=stdin)
         return commands.process(self._context, self._record, command)
+
+    @public
+    def start_main(self, *, stdin: bool = False) -> AbstractAsyncContextManager[Process]:
+        """Start the main process of an idle instance of a container image, and work with its streams.
+
+        With its end the instance ends: `wait` for that behind the block. Leaving the block early kills it.
+        With `stdin` its standard input is open, else it reads `/dev/null`. Raises `ExecNotFoundError`,
+        `ExecNotExecutableError` or `ExecError` when it can't be started: the guest runs on without it;
+        `WrongStateError` when the instance has no main process, has started it already, or doesn't run.
+
+            vm = await host.run("app", idle=True)
+            async with vm.start_main() as main:
+                status = await main.wait()
+            await vm.wait()
+            print(status.exit_code)
+        """
+        return commands.main_process(self._context, self._record, stdin_open=stdin)
 
     @public
     async def spawn(

@@ -266,7 +266,10 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def wait(self) -> None:
-        """Wait until the instance stops. A guest that reboots keeps running."""
+        """Wait until the instance stops. A guest that reboots keeps running.
+
+        `Instance.exit_code` of `info` is then that of a container image's main process.
+        """
         await wait(self._context, self._record)
 
     @public

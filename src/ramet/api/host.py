@@ -9,19 +9,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 
 from ramet import config
 from ramet.api.arguments import CHECKS, public
+from ramet.api.container_images import ContainerImages
 from ramet.api.handles import VM, Snapshot
 from ramet.arguments import checked
 from ramet.calls import Calls, calls_into_host, require_asyncio
 from ramet.concurrency import best_effort, to_completion
 from ramet.engine import recovery
 from ramet.engine.context import Context
-from ramet.engine.lifecycle import boot, removal, unreadable
+from ramet.engine.lifecycle import boot, containers, removal, unreadable
 from ramet.engine.lifecycle import describe as lifecycle_describe
 from ramet.engine.lifecycle.describe import count_forks, is_shown, to_instance, unreadable_instance
 from ramet.engine.lifecycle.state import state_of
@@ -42,7 +43,9 @@ from ramet.errors import (
 )
 from ramet.guest.agent_binary import agent_path, probe_path
 from ramet.handles import Handle
+from ramet.images.container import container_boot_image
 from ramet.images.resolve import resolve_image
+from ramet.model.command import Word
 from ramet.model.disks import parse_disks
 from ramet.model.lineage import forest
 from ramet.model.schema import Instance, LineageNode, PoolReport, SnapshotInfo, UnreadableRecord, Usage
@@ -54,7 +57,7 @@ from ramet.units import parse_size
 
 @exported
 @calls_into_host()
-class Host(Handle):
+class Host(ContainerImages, Handle):
     """This machine, with a home of instances. Use it with `async with`.
 
     Any number of Hosts, in any number of processes, may have the same home open. At its end the block removes
@@ -165,18 +168,61 @@ class Host(Handle):
         disks: Sequence[str | int] = (),
         labels: Mapping[str, str] | None = None,
         auto_remove: bool = False,
+        command: Sequence[str] | None = None,
+        entrypoint: Sequence[str] | None = None,
+        env: Mapping[str, Word] | None = None,
+        user: str | int | None = None,
+        workdir: str | os.PathLike[str] | None = None,
+        stop_signal: str | int | None = None,
+        idle: bool = False,
+        rootfs: str | None = None,
+        ca: Sequence[str | os.PathLike[str]] = (),
+        pull: Literal["missing", "never", "always"] = "missing",
+        platform: str | None = None,
     ) -> VM:
         """Boot an instance of `image`, and return it when its guest has answered.
 
-        `image` is `builtin`, or `bare` (the image `probe`). `memory` is a size such as `256M` or `2G`, or
+        `image` is `builtin`, `bare` (the image `probe`), or a container image: the name or the digest of one
+        in this home, else a reference that a registry is asked for, as `pull` says: if it isn't here,
+        `never`, or `always`. A local name is never asked for. `memory` is a size such as `256M` or `2G`, or
         bytes. `driver` is `auto` (Firecracker where there is one and KVM really runs the guest, else QEMU) or
         a driver's name. Each of `disks` adds an empty data disk: a size, or `SIZE:PATH` for a disk with a
-        filesystem that is mounted at PATH (built-in image). With `auto_remove`, the instance is removed when
-        it stops. Raises `NotFoundError` for an unknown image, `NameTakenError`, `UsageError`,
-        `UnavailableError`, `VmmError` and `GuestError`. Then nothing of the instance is left.
+        filesystem that is mounted at PATH. With `auto_remove`, the instance is removed when it stops.
+
+        An instance of a container image has a main process, and ends with it (`Instance.exit_code`). It is
+        the image's, unless `command` replaces the image's arguments, or `entrypoint` its program (and its
+        arguments, too). `env` is added to the image's environment; `user` is a name, a uid or one of the two
+        with `:group`; `workdir` is made if it is missing; `stop_signal` ends the main process (`stop`). An
+        `idle` guest runs without it until it is stopped, or until `VM.start_main`. `rootfs` is the place for
+        what the guest writes: `disk:SIZE` (by default 10 GiB, of which the file has what was written) or
+        `ram:SIZE`. `ca` are PEM files with certificates that the guest trusts. `platform` is a check: only
+        this machine's runs.
+
+        Raises `NotFoundError` for an unknown image, `NameTakenError`, `UsageError` (also for an image with
+        nothing to run), `UnavailableError`, `VmmError` and `GuestError`; for container images what
+        `Host.pull` raises, `DamagedError` for one that isn't whole, and `ExecError`, `ExecNotFoundError` or
+        `ExecNotExecutableError` when the main process can't be started. Then nothing of the instance is left.
         """
         context = self._opened
-        resolved = await threads.run(resolve_image, image, agent_path, probe_path)
+        wishes = containers.Wishes(
+            command=command,
+            entrypoint=entrypoint,
+            env=None if env is None else {name: str(value) for name, value in env.items()},
+            user=None if user is None else str(user),
+            workdir=None if workdir is None else str(workdir),
+            stop_signal=None if stop_signal is None else str(stop_signal),
+            idle=idle,
+            rootfs=rootfs,
+            ca=tuple(map(str, ca)),
+            platform=platform,
+        )
+        container = None
+        if containers.is_built_in(image):
+            containers.require_no_wishes(image, wishes)
+            resolved = await threads.run(resolve_image, image, agent_path, probe_path)
+        else:
+            container = await containers.container_of(context, image, wishes, pull=pull)
+            resolved = await threads.run(container_boot_image, agent_path)
         record = await boot.create(
             context,
             resolved,
@@ -187,6 +233,7 @@ class Host(Handle):
             disks=parse_disks(disks),
             labels=dict(labels or {}),
             auto_remove=auto_remove,
+            container=container,
         )
         context.ours.add(record.id)
         watch(context, record)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
+
 from ramet.images.image import images_directory, load_image
 from ramet.images.kernel import Kernel, add_kernel_package
 from ramet.images.kernel import list_kernels as known_kernels
-from ramet.images.resolve import IMAGE_NAMES
-from ramet.model.images import ImageEntry, KernelEntry
+from ramet.images.resolve import ALIASES, IMAGE_NAMES
+from ramet.model.images import ImageEntry, ImageInspection, KernelEntry
 from ramet.system import threads
 
 
@@ -19,6 +21,16 @@ async def list_images() -> list[ImageEntry]:
     Raises `UnavailableError` when no path is known for the cache, `OSError` when the cache can't be read.
     """
     return await threads.run(_images)
+
+
+async def inspect_image(name: str) -> ImageInspection:
+    """Return everything about an image that ramet makes itself, by its name or its alias.
+
+    Raises as `list_images`.
+    """
+    wanted = ALIASES.get(name, name)
+    entry = next(entry for entry in await list_images() if entry.name == wanted)
+    return ImageInspection(**msgspec.structs.asdict(entry), names=[entry.name])
 
 
 async def list_kernels() -> list[KernelEntry]:
@@ -42,7 +54,8 @@ async def add_kernel(*packages: str | os.PathLike[str]) -> KernelEntry:
 def _images() -> list[ImageEntry]:
     directory = images_directory()
     images = [load_image(entry) for entry in directory.iterdir()] if directory.is_dir() else []
-    made = sorted(filter(None, images), key=lambda image: image.created_at, reverse=True)
+    own = [image for image in images if image is not None and image.name in IMAGE_NAMES]
+    made = sorted(own, key=lambda image: image.created_at, reverse=True)
     entries = [
         ImageEntry(
             name=image.name,

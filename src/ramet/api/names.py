@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ramet import config
+from ramet.images.library.places import Places
+from ramet.images.library.shelf import Shelf
 from ramet.paths import Home
 from ramet.store.records import Store
 
@@ -35,6 +37,16 @@ class Names(NamedTuple):
 
     instances: list[InstanceEntry]
     snapshots: list[SnapshotEntry]
+
+
+def read_image_names(home: str | os.PathLike[str] | None = None) -> list[str]:
+    """Read the names of container images in `home`, the user's own unless given.
+
+    A home that isn't there has none; nothing is made or locked.
+    """
+    root = Home(config.home_directory() if home is None else Path(home)).root
+    names = Shelf(Places(root / "images")).names()
+    return list(dict.fromkeys(entry.name.removesuffix(":latest") for entry in names))
 
 
 def read_names(home: str | os.PathLike[str] | None = None) -> Names:

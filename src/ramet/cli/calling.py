@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -28,6 +29,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OWN_TROUBLE = 125
 """The exit code for errors in ramet itself, in verbs that return a guest's exit code, as with Docker."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
+_receivers: list[Callable[[int], Awaitable[None]]] = []
+_sent: set[asyncio.Task[None]] = set()
+"""Signals on their way: the event loop keeps no reference to a task."""
 
 
 def with_host(
@@ -35,13 +39,14 @@ def with_host(
     *,
     json: bool,
     accel: str = "auto",
-    in_guest: bool = False,
+    in_guest: bool | Callable[[Exception], bool] = False,
     warm: int = 0,
     serves: bool = False,
 ) -> NoReturn:
     """Run a verb with the user's home open, and exit with its exit code (none: 0).
 
-    A verb that `serves` runs until a signal comes, and then exits with 0.
+    With `in_guest`, that is a guest's; a function says so of an error. A verb that `serves` runs until a
+    signal comes, and then exits with 0.
     """
 
     async def opened(scope: anyio.CancelScope) -> int | None:
@@ -71,10 +76,10 @@ def _leave(
     work: Callable[[anyio.CancelScope], Awaitable[int | None]],
     *,
     json: bool,
-    in_guest: bool,
+    in_guest: bool | Callable[[Exception], bool],
     serves: bool = False,
 ) -> NoReturn:
-    """Run `work` and exit. With `in_guest`, the exit code of `work` is a guest's."""
+    """Run `work` and exit, as `with_host` says."""
     import anyio
 
     caught: list[int] = []
@@ -86,7 +91,8 @@ def _leave(
         output.silence()
         code = BROKEN_PIPE
     except Exception as error:
-        code = report(error, json=json and not caught, in_guest=in_guest)
+        is_guests = in_guest(error) if callable(in_guest) else in_guest
+        code = report(error, json=json and not caught, in_guest=is_guests)
     if caught and not (serves and not code):
         if json:
             _emit_interruption(caught[0])
@@ -113,6 +119,10 @@ async def _unless_signalled(
 
     def on_signal(number: int) -> None:
         if over or (raised and raised.pop()):
+            return
+        if not caught and _receivers:
+            _sent.add(task := loop.create_task(_send(_receivers.pop(), number)))
+            task.add_done_callback(_sent.discard)
             return
         if caught:
             output.warn("ramet: still cleaning up; the cleanup can't be skipped")
@@ -143,6 +153,24 @@ async def _unless_signalled(
         for number in heard:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def signals_go_to(receiver: Callable[[int], Awaitable[None]]) -> Iterator[None]:
+    """Inside the block, give the first signal to `receiver`. The next one cancels the verb, as ever."""
+    _receivers.append(receiver)
+    try:
+        yield
+    finally:
+        if receiver in _receivers:
+            _receivers.remove(receiver)
+
+
+async def _send(receiver: Callable[[int], Awaitable[None]], number: int) -> None:
+    try:
+        await receiver(number)
+    except RametError:
+        pass  # the guest is gone, and so is what the signal was to end: the verb finds out
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -28,10 +28,18 @@ DRIVERS: Final = {
 }
 ACCELERATORS: Final = {"auto": "KVM where it runs the guest", "kvm": "KVM", "tcg": "emulation"}
 SIZES: Final = ("256M", "512M", "1G", "2G", "4G", "8G")
+ROOTS: Final = ("disk", "disk:20G", "ram", "ram:128M")
+PULL_POLICIES: Final = {
+    "missing": "if it is not here",
+    "never": "ask no registry",
+    "always": "the tag may have moved",
+}
 LEVELS: Final = range(1, 20)
 STATES: Final = ("running", "paused", "standby", "template", "stopped", "failed")
 _COMPRESSIBLE: Final = ("template", "standby")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/=+@%-]*")
+_PLAIN_IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/@:-]*")
+"""With a colon, which Typer escapes for zsh."""
 _PLAIN_DESCRIPTION: Final = re.compile(r"[A-Za-z0-9 ._/=+@%-]*")
 
 
@@ -105,8 +113,29 @@ def complete_snapshot_label(incomplete: str) -> Words:
 
 
 def complete_image(incomplete: str) -> Words:
-    """Return images and their aliases."""
-    return _beginning(incomplete, IMAGES.items())
+    """Return the home's container images, then the images that ramet makes, and their aliases."""
+    return complete_container_image(incomplete) + _beginning(incomplete, IMAGES.items())
+
+
+def complete_container_image(incomplete: str) -> Words:
+    """Return the home's container images by name."""
+    names = [name for name in _container_images() if _PLAIN_IMAGE.fullmatch(name)]
+    return [(name, "container image") for name in names if name.startswith(incomplete)]
+
+
+def complete_container_images(context: typer.Context, incomplete: str) -> Words:
+    """Return images as `complete_container_image` does, without those on the line already."""
+    return _without(_given(context), complete_container_image(incomplete))
+
+
+def complete_root(incomplete: str) -> Words:
+    """Return usual places for a root."""
+    return _beginning(incomplete, ((place, "root") for place in ROOTS))
+
+
+def complete_pull(incomplete: str) -> Words:
+    """Return the policies of pulling."""
+    return _beginning(incomplete, PULL_POLICIES.items())
 
 
 def complete_driver(incomplete: str) -> Words:
@@ -170,6 +199,15 @@ def _given(context: typer.Context) -> set[str]:
 
 def _without(given: set[str], words: Words) -> Words:
     return [(word, about) for word, about in words if word not in given]
+
+
+def _container_images() -> list[str]:
+    try:
+        from ramet.api.names import read_image_names
+
+        return read_image_names()
+    except Exception:
+        return []  # nothing can be completed, and a prompt is no place for an error
 
 
 def _known() -> Names | None:

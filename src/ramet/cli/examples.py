@@ -27,6 +27,9 @@ EXAMPLES: Final = {
     "run": [
         ("Boot a guest named box", "ramet run --name box builtin"),
         ("Run one command, then remove the guest", "ramet run --rm builtin -- uname -a"),
+        ("Run a program of a container image", "ramet run --rm python:3.13-slim python --version"),
+        ("Run a server in the background", "ramet run -d --name db -e POSTGRES_PASSWORD=x postgres:17"),
+        ("Keep a guest of an image, and work in it", "ramet run --idle --name dev debian:12"),
         (
             "Boot with 1 GiB of RAM, two CPUs and a disk",
             "ramet run --memory 1G --cpus 2 --disk 4G:/data builtin",
@@ -111,7 +114,18 @@ EXAMPLES: Final = {
         ("Import a file", "ramet snapshot import base.ramet"),
         ("Import it under another name", "ramet snapshot import --name fresh base.ramet"),
     ],
+    "pull": [
+        ("Pull an image from Docker Hub", "ramet pull python:3.13-slim"),
+        ("Pull one from another registry", "ramet pull registry.example.com/team/app:1.4"),
+    ],
+    "image pull": [("Pull an image from Docker Hub", "ramet image pull python:3.13-slim")],
     "image ls": [("List images", "ramet image ls")],
+    "image inspect": [
+        ("Show the configuration and the layers of an image", "ramet image inspect python:3.13-slim"),
+        ("Print its digest", "ramet image inspect --json app | jq -r .digest"),
+    ],
+    "image rm": [("Remove a name, and the image with its last name", "ramet image rm app:1.3")],
+    "image prune": [("Remove images without a name, and downloads", "ramet image prune")],
     "kernel ls": [("List kernels, the one in use first", "ramet kernel ls")],
     "kernel add": [("Add a Debian kernel", "ramet kernel add linux-image-6.12.48+deb13-cloud-amd64.deb")],
 }

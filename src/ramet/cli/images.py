@@ -1,107 +1,206 @@
-"""image, kernel: the images and kernels that guests boot."""
+"""pull, image: the images that guests boot."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ramet.cli import calling, examples, output
+from ramet.cli.completion import complete_container_images, complete_image
 from ramet.cli.options import Json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ramet.api.host import Host
     from ramet.model.images import ImageEntry
 
-image = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List the images that guests boot.")
-kernel = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List and add Linux kernels for guests."
-)
+image = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pull, import, list and remove images.")
+_SHORT_DIGITS = 12
+
+Image = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE",
+        autocompletion=complete_image,
+        help="An image: its name, its digest, or 4 or more first digits of the digest.",
+    ),
+]
+
+
+@image.command("pull", epilog=examples.epilog("image pull"))
+def pull(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="REFERENCE",
+            autocompletion=complete_image,
+            help="The image as Docker writes it: NAME[:TAG], or HOST[:PORT]/NAME[:TAG][@DIGEST].",
+        ),
+    ],
+    platform: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="OS/ARCHITECTURE[/VARIANT] instead of this machine's."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Pull a container image from a registry.
+
+    What the home has already isn't fetched again.
+    """
+
+    async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+
+        with working(f"pulling {reference}", quiet=json):
+            pulled = await host.pull(reference, platform=platform)
+        if json:
+            output.emit(pulled)
+        else:
+            output.say(f"{pulled.name}  {pulled.digest}")
+
+    calling.with_host(body, json=json)
 
 
 @image.command("ls", epilog=examples.epilog("image ls"))
 def list_images(json: Json = False) -> None:
     """List images.
 
-    ramet makes an image when the image is first used.
+    Container images come first, then the images that ramet makes when they are first used. OWN is what a
+    removal gives back; SHARED are files that other images have, too.
     """
 
-    async def body() -> None:
-        from ramet.api import images
-        from ramet.cli import tables
-
-        entries = await images.list_images()
+    async def body(host: Host) -> None:
+        entries = await host.images()
         if json:
             output.emit(entries)
-            return
-        tables.table(
-            ("NAME", "KEY", "KERNEL", "SIZE", "CREATED"),
-            [
-                (
-                    entry.name,
-                    entry.key or "not made yet",
-                    entry.kernel_version or "-",
-                    _size(entry),
-                    entry.created_at or "-",
-                )
-                for entry in entries
-            ],
+        else:
+            _show(entries)
+
+    calling.with_host(body, json=json)
+
+
+def _show(entries: Sequence[ImageEntry]) -> None:
+    from ramet.cli import tables
+
+    rows = [
+        (
+            "<none>" if entry.name == entry.digest else output.clean(entry.name),
+            short_digest(entry),
+            _bytes(_size(entry)),
+            _bytes(entry.own_bytes),
+            _bytes(entry.shared_bytes),
+            tables.age_since(entry.created_at) if entry.created_at else "-",
         )
+        for entry in entries
+    ]
+    tables.table(("NAME", "DIGEST", "SIZE", "OWN", "SHARED", "CREATED"), rows)
 
-    calling.call(body, json=json)
+
+def short_digest(entry: ImageEntry) -> str:
+    """Return the first digits of the digest of a container image, or the key of another."""
+    if entry.digest is not None:
+        return entry.digest.removeprefix("sha256:")[:_SHORT_DIGITS]
+    return entry.key or "not made yet"
 
 
-def _size(entry: ImageEntry) -> str:
+def _bytes(count: int | None) -> str:
     from ramet.units import format_bytes
 
-    if entry.kernel_bytes is None:
-        return "-"
-    return format_bytes(entry.kernel_bytes + (entry.initramfs_bytes or 0))
+    return "-" if count is None else format_bytes(count)
 
 
-@kernel.command("ls", epilog=examples.epilog("kernel ls"))
-def list_kernels(json: Json = False) -> None:
-    """List the kernels for guests.
+def _size(entry: ImageEntry) -> int | None:
+    if entry.size_bytes is not None or entry.kernel_bytes is None:
+        return entry.size_bytes
+    return entry.kernel_bytes + (entry.initramfs_bytes or 0)
 
-    New guests boot the first kernel of the list.
-    """
 
-    async def body() -> None:
-        from ramet.api import images
+@image.command("inspect", epilog=examples.epilog("image inspect"))
+def inspect(reference: Image, json: Json = False) -> None:
+    """Show everything about an image."""
+
+    async def body(host: Host) -> None:
         from ramet.cli import tables
 
-        entries = await images.list_kernels()
+        inspection = await host.image(reference)
         if json:
-            output.emit(entries)
+            output.emit(inspection)
         else:
-            tables.table(
-                ("VERSION", "FROM", "PATH"), [(entry.version, entry.source, entry.path) for entry in entries]
-            )
+            tables.fields(inspection)
 
-    calling.call(body, json=json)
+    calling.with_host(body, json=json)
 
 
-@kernel.command("add", epilog=examples.epilog("kernel add"))
-def add_kernel(
-    packages: Annotated[
-        list[Path],
+@image.command("rm", epilog=examples.epilog("image rm"))
+def remove(
+    wanted: Annotated[
+        list[str],
         typer.Argument(
-            metavar="PACKAGE.deb...", help="A Debian kernel package, or several packages of one kernel."
+            metavar="IMAGE...",
+            autocompletion=complete_container_images,
+            help="Images: names, digests, or 4 or more first digits of a digest.",
         ),
     ],
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="By a digest, remove an image that has several names.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Add a kernel and its modules from Debian packages."""
+    """Remove names of images, and images without a name.
 
-    async def body() -> None:
-        from ramet.api import images
+    Instances that were made from an image keep running: they have its files.
+    """
+
+    async def body(host: Host) -> int:
         from ramet.cli.progress import working
+        from ramet.errors import PartlyFailedError, RametError
+        from ramet.model.images import RemovedImages
 
-        with working("adding the kernel", quiet=json):
-            added = await images.add_kernel(*packages)
+        removed: list[str] = []
+        failures: list[RametError] = []
+        with working("removing", quiet=json):
+            for reference in dict.fromkeys(wanted):
+                try:
+                    await host.remove_image(reference, force=force)
+                except RametError as error:
+                    failures.append(error)
+                else:
+                    removed.append(reference)
+        if failures and not removed and len(failures) == 1:
+            raise failures[0]
+        for failure in failures:
+            calling.tell(calling.error_shape(failure))
         if json:
-            output.emit(added)
+            output.emit(RemovedImages(removed=removed))
         else:
-            output.say(added.version)
+            for reference in removed:
+                output.say(reference)
+        return PartlyFailedError.exit_code if failures else 0
 
-    calling.call(body, json=json)
+    calling.with_host(body, json=json)
+
+
+@image.command("prune", epilog=examples.epilog("image prune"))
+def prune(json: Json = False) -> None:
+    """Remove images without a name, and what no image needs.
+
+    Downloads are removed, too. Instances keep the files that they use.
+    """
+
+    async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+        from ramet.units import format_bytes
+
+        with working("pruning", quiet=json):
+            pruned = await host.prune_images()
+        if json:
+            output.emit(pruned)
+        else:
+            output.say(
+                f"{pruned.images} images and {pruned.files} files removed,"
+                f" {format_bytes(pruned.freed_bytes)} freed"
+            )
+
+    calling.with_host(body, json=json)

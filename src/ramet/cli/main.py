@@ -22,6 +22,7 @@ from ramet.cli import (
     execute,
     fork,
     images,
+    kernels,
     lifecycle,
     output,
     pool,
@@ -67,7 +68,7 @@ def _add(name: str, verb: Callable[..., None], **settings: Any) -> None:
 
 _add("doctor", doctor.doctor)
 _add("demo", demo.demo)
-_add("run", run.run)
+_add("run", run.run, context_settings=run.SETTINGS)
 _add("ps", show.ps)
 _add("tree", show.tree)
 _add("inspect", show.inspect)
@@ -88,10 +89,11 @@ _add("keep", lifecycle.keep)
 _add("rewind", lifecycle.rewind)
 _add("serve", pool.serve)
 _add("pool", pool.pool)
+_add("pull", images.pull)
 app.add_typer(snapshots.snapshot, name="snapshot")
 app.add_typer(disks.disk, name="disk")
 app.add_typer(images.image, name="image")
-app.add_typer(images.kernel, name="kernel")
+app.add_typer(kernels.kernel, name="kernel")
 
 
 def main() -> int:

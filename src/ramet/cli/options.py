@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 
 from ramet.cli.completion import complete_reference, complete_references, complete_source
 from ramet.errors import UsageError
 from ramet.text import as_typed, visible
+from ramet.units import KIB
+
+_MOST_ENV_FILE_BYTES: Final = 1024 * KIB
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -78,6 +82,37 @@ def environment(texts: Iterable[str]) -> dict[str, str]:
             pairs[as_typed(key)] = as_typed(value)
         elif key in os.environ:
             pairs[as_typed(key)] = as_typed(os.environ[key])
+    return pairs
+
+
+def environment_files(files: Iterable[str]) -> dict[str, str]:
+    """Read the files of `--env-file`: a variable a line as `environment` has them, as Docker reads them.
+
+    Lines that are empty or begin with `#` are skipped; quotes stay. Raises `UsageError`.
+    """
+    pairs: dict[str, str] = {}
+    for file in files:
+        try:
+            with Path(file).open("rb") as stream:
+                content = stream.read(_MOST_ENV_FILE_BYTES + 1)
+        except OSError as error:
+            raise UsageError(
+                f"can't read the variables in {visible(file)}: {error.strerror or error}"
+            ) from error
+        if len(content) > _MOST_ENV_FILE_BYTES or b"\0" in content:
+            raise UsageError(
+                f"{visible(file)} isn't a file of variables", hint="it has a NAME=value per line"
+            )
+        lines = [line.lstrip() for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
+        wanted = [os.fsdecode(line) for line in lines if line and not line.startswith(b"#")]
+        for text in wanted:
+            name = text.partition("=")[0]
+            if not name or any(letter.isspace() for letter in name):
+                raise UsageError(
+                    f"{visible(file)} has a line that is not a variable: {visible(text[:60])!r}",
+                    hint="write NAME=value, or NAME alone",
+                )
+        pairs |= environment(wanted)
     return pairs
 
 

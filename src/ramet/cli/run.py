@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -12,13 +12,25 @@ from ramet.cli.completion import (
     complete_driver,
     complete_image,
     complete_label,
+    complete_pull,
+    complete_root,
     complete_size,
+    complete_variable,
 )
-from ramet.cli.options import Command, Json, pairs, without_separator
+from ramet.cli.options import Command, Json, environment, environment_files, pairs, without_separator
+from ramet.errors import NotFoundError, UsageError
+from ramet.text import as_typed
 
 if TYPE_CHECKING:
     from ramet.api.handles import VM
     from ramet.api.host import Host
+    from ramet.model.command import Chunk
+    from ramet.model.exec_result import ExecResult
+
+# Everything after IMAGE belongs to the command, options too.
+SETTINGS = {"allow_interspersed_args": False, "ignore_unknown_options": False}
+_POWER_OFF_S: Final = 30.0
+_BUILT_IN: Final = ("builtin", "probe", "bare")
 
 
 def run(
@@ -27,7 +39,7 @@ def run(
         typer.Argument(
             metavar="IMAGE",
             autocompletion=complete_image,
-            help="The image to boot: `builtin`, or `bare` for `probe`.",
+            help="The image to boot: a container image, `builtin`, or `bare` for `probe`.",
         ),
     ],
     command: Command = None,
@@ -72,8 +84,74 @@ def run(
             "--label", metavar="K=V", autocompletion=complete_label, help="Add a label. May be repeated."
         ),
     ] = None,
+    entrypoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROGRAM",
+            help="Run PROGRAM instead of the image's entrypoint; empty for none. CMD has its arguments.",
+        ),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            "-e",
+            metavar="K=V",
+            autocompletion=complete_variable,
+            help="Set a variable. K alone copies it from this shell.",
+        ),
+    ] = None,
+    env_files: Annotated[
+        list[str] | None,
+        typer.Option("--env-file", metavar="FILE", help="Set the variables in FILE: a K=V per line, or K."),
+    ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            "--user", "-u", metavar="USER", help="The user of the main process: a name, uid or uid:gid."
+        ),
+    ] = None,
+    workdir: Annotated[
+        str | None,
+        typer.Option("--workdir", "-w", metavar="PATH", help="The main process's directory."),
+    ] = None,
+    stop_signal: Annotated[
+        str | None,
+        typer.Option(metavar="SIGNAL", help="The signal that asks the main process to end."),
+    ] = None,
+    rootfs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            autocompletion=complete_root,
+            help="The place for what the guest writes: disk[:SIZE], or ram[:SIZE] for guests that are thrown"
+            " away; disk:10G unless given.",
+        ),
+    ] = None,
+    ca: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Let the guest trust the certificates in FILE. May be repeated."),
+    ] = None,
+    pull: Annotated[
+        str,
+        typer.Option(
+            metavar="WHEN",
+            autocompletion=complete_pull,
+            help="Ask a registry for the image if it is missing, never, or always.",
+        ),
+    ] = "missing",
+    platform: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="The platform of the image; another than this machine's can't run."),
+    ] = None,
+    idle: Annotated[
+        bool, typer.Option("--idle", help="Don't start the main process: the guest runs until it is stopped.")
+    ] = False,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Don't wait for CMD. Its output goes to `ramet logs`.")
+        bool,
+        typer.Option(
+            "--detach", "-d", help="Don't wait for the main process or CMD. Its output goes to `ramet logs`."
+        ),
     ] = False,
     remove: Annotated[
         bool, typer.Option("--rm", help="Remove the instance when CMD ends, or when the guest stops.")
@@ -90,14 +168,35 @@ def run(
 ) -> None:
     """Boot an instance.
 
-    The instance keeps running until it is stopped, also when CMD has ended, unless --rm is given. With CMD
-    the exit code is the command's.
+    Everything after IMAGE is CMD. An instance of a container image runs the image's main process, with CMD as
+    its arguments, and ends with it. An instance of `builtin` keeps running until it is stopped, also when CMD
+    has ended, unless --rm is given. The exit code is the main process's or CMD's.
     """
     words = without_separator(command)
+    is_container = image not in _BUILT_IN
+    in_foreground = is_container and not (detach or idle)
 
     async def body(host: Host) -> int:
         from ramet.cli.progress import working
 
+        if not is_container and words and words[0].startswith("-"):
+            raise UsageError(
+                f"{image} has no entrypoint that takes {words[0]!r}: everything after IMAGE is CMD",
+                hint=f"put options before the image: ramet run {words[0]} … {image}",
+            )
+        if idle and words and is_container:
+            raise UsageError(
+                "an idle guest runs no command, and there is one after IMAGE",
+                hint="leave one of them out; `ramet exec` runs commands in an idle guest",
+            )
+        wishes: dict[str, Any] = {
+            "command": words if words and is_container else None,
+            "entrypoint": None if entrypoint is None else [as_typed(entrypoint)] if entrypoint else [],
+            "env": {**environment_files(env_files or []), **environment(env or [])} or None,
+            "user": None if user is None else as_typed(user),
+            "pull": pull,
+            "workdir": None if workdir is None else as_typed(workdir),
+        }
         with working(f"booting {image}", quiet=json):
             vm = await host.run(
                 image,
@@ -108,10 +207,18 @@ def run(
                 disks=disks or [],
                 labels=pairs(labels or [], what="label"),
                 auto_remove=remove,
+                stop_signal=stop_signal,
+                idle=idle or in_foreground,
+                rootfs=rootfs,
+                ca=ca or [],
+                platform=platform,
+                **wishes,
             )
+        if in_foreground:
+            return await _main_process(vm, words, remove=remove, interactive=interactive, json=json)
         if words and not detach:
             return await _with_command(vm, words, remove=remove, interactive=interactive, json=json)
-        if words:
+        if words and not is_container:
             await vm.spawn(*words)
         await vm.detach()
         if json:
@@ -120,15 +227,16 @@ def run(
             output.say(vm.name)
         return 0
 
-    calling.with_host(body, json=json, accel=accel, in_guest=bool(words))
+    def in_guest(error: Exception) -> bool:
+        # Without CMD an image that isn't there is "not found", as ever; later codes may be the guest's.
+        return bool(words) or (in_foreground and not isinstance(error, NotFoundError))
+
+    calling.with_host(body, json=json, accel=accel, in_guest=in_guest)
 
 
 async def _with_command(vm: VM, words: list[str], *, remove: bool, interactive: bool, json: bool) -> int:
     """Run CMD in a new instance, which is removed if CMD can't be started."""
-    import msgspec
-
     from ramet.cli.execute import run_command
-    from ramet.model.documents import RunResult, command_result
 
     async def started() -> None:
         if not remove:
@@ -136,6 +244,44 @@ async def _with_command(vm: VM, words: list[str], *, remove: bool, interactive: 
 
     result = await run_command(vm, words, interactive=interactive, collect=json, started=started)
     if json:
-        fields = msgspec.structs.asdict(await vm.info())
-        output.emit(RunResult(**fields, command=command_result(result)))
+        await _emit(vm, result)
     return result.shell_code
+
+
+async def _main_process(vm: VM, words: list[str], *, remove: bool, interactive: bool, json: bool) -> int:
+    """Run the main process of a new instance to its end. If it can't be started, the instance is removed.
+
+    The first SIGINT, SIGTERM or SIGHUP goes to the main process; the next ends the wait, and the guest.
+    """
+    import anyio
+
+    from ramet.cli import streams
+    from ramet.model.exec_result import Collector
+
+    async def keep(chunk: Chunk) -> None:
+        collector.take(chunk.stream, chunk.data)
+
+    forward = streams.stdin_is_worth_forwarding(interactive=interactive)
+    collector = Collector(words or [vm.name], timeout_s=None, hint="leave --json out to stream it")
+    async with vm.start_main(stdin=forward) as process:
+        if not remove:
+            await vm.detach()
+        with calling.signals_go_to(process.signal):
+            take = keep if json else streams.to_own_streams
+            status = await streams.stream(process, forward_stdin=forward, take=take)
+    result = collector.result(status)
+    if not remove:
+        with anyio.move_on_after(_POWER_OFF_S):
+            await vm.wait()  # with its main process the guest powers off
+    if json:
+        await _emit(vm, result)
+    return result.shell_code
+
+
+async def _emit(vm: VM, result: ExecResult) -> None:
+    import msgspec
+
+    from ramet.model.documents import RunResult, command_result
+
+    fields = msgspec.structs.asdict(await vm.info())
+    output.emit(RunResult(**fields, command=command_result(result)))

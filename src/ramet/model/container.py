@@ -64,6 +64,8 @@ class MainProcess(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: int = 15
     is_idle: bool = False
     """True while the main process isn't to be started with the guest."""
+    authorities: tuple[str, ...] = ()
+    """Certificates in PEM that the guest trusts beside those of its image, added at each boot."""
 
 
 def main_process(
@@ -77,6 +79,7 @@ def main_process(
     workdir: str | None = None,
     stop_signal: str | None = None,
     is_idle: bool = False,
+    authorities: Sequence[str] = (),
 ) -> MainProcess:
     """Make the main process of an image's configuration and of what a user gives instead.
 
@@ -117,6 +120,7 @@ def main_process(
         user=user,
         stop_signal=int(number),
         is_idle=is_idle,
+        authorities=tuple(authorities),
     )
 
 

@@ -49,7 +49,7 @@ class Spawned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunResult(Instance, frozen=True, kw_only=True):
-    """`run IMAGE -- CMD`: the instance, and the result of the command."""
+    """`run IMAGE CMD`: the instance, and the result of the command or of the main process."""
 
     command: CommandResult
 

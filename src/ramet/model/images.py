@@ -1,25 +1,125 @@
 """Images and kernels for guests, as `--json` prints them."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec
 
+from ramet.surface import exported
 
+
+@exported
 class ImageEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """An image in the cache, or one that is made when it is first used (then its figures are null).
+    """A name of an image: of a container image in the home, or of an image that ramet makes itself.
 
-    A bare-metal guest has no initramfs: null.
+    An image that ramet makes when it is first used has no figures yet: null. A bare-metal guest has no
+    initramfs. Of a container image, kernel, initramfs and directory are null; an image with several names
+    has an entry for each.
     """
 
     name: str
+    """The digest, if a container image has no name any more."""
     key: str | None
     kernel_version: str | None
     kernel_bytes: int | None
     initramfs_bytes: int | None
     created_at: str | None
     directory: str | None
+    kind: Literal["container", "built-in"] = "built-in"
+    digest: str | None = None
+    """The identity of a container image, as its registry knows it: `sha256:…`; null for the others."""
+    platform: str | None = None
+    """The platform of a container image, such as `linux/amd64`; null if nobody knows."""
+    size_bytes: int | None = None
+    """The bytes of all its files on the disk."""
+    own_bytes: int | None = None
+    """The bytes of files that no other image of the home has: what a removal gives back."""
+    shared_bytes: int | None = None
+    """The bytes of files that other images of the home have, too."""
+    source: str | None = None
+    """Where a container image came from: a registry's reference, or the file that was imported."""
+
+
+@exported
+class ImageLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer of a container image."""
+
+    diff_id: str
+    """The digest of the layer's archive, uncompressed."""
+    size_bytes: int
+    """The bytes of the contents of its files."""
+    file: str | None
+    """The file that has its contents, and that other images with this layer share; null: the image's own."""
+
+
+@exported
+class ImageFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a container image: a read-only device of its guests."""
+
+    file: str
+    """Absolute."""
+    size_bytes: int
+    images: int
+    """The number of images in the home that have it."""
+
+
+@exported
+class ImageInspection(ImageEntry, frozen=True, kw_only=True):
+    """Everything about an image. What only container images have is empty or null for the others."""
+
+    names: list[str] = []
+    """All its names."""
+    entrypoint: list[str] = []
+    cmd: list[str] = []
+    env: list[str] = []
+    user: str = ""
+    working_dir: str = ""
+    stop_signal: str = ""
+    exposed_ports: list[str] = []
+    volumes: list[str] = []
+    labels: dict[str, str] = {}
+    has_healthcheck: bool = False
+    """True if it has a health check, which ramet shows and doesn't run."""
+    layers: list[ImageLayer] = []
+    """The lowest first."""
+    files: list[ImageFile] = []
+    """The image's own file, then those of its large layers."""
+    paths: int | None = None
+    """The number of files and directories in its tree."""
+    dropped_xattrs: int = 0
+    """Extended attributes that its guests don't see."""
+    dropped_devices: int = 0
+    """Character devices 0:0, which its guests don't see."""
+    instances: list[str] = []
+    """The names of the instances in the home that were made from it. They need none of its files here."""
+
+
+class RemovedImages(msgspec.Struct, frozen=True, kw_only=True):
+    """`image rm`: the references whose names, or images, are gone."""
+
+    removed: list[str]
+
+
+@exported
+class PrunedImages(msgspec.Struct, frozen=True, kw_only=True):
+    """`image prune`: counts of what was removed. Instances keep their files."""
+
+    images: int
+    """Images without a name."""
+    files: int
+    """Files that no image needs, and downloads."""
+    freed_bytes: int
+
+
+@exported
+class PushedImage(msgspec.Struct, frozen=True, kw_only=True):
+    """`image push`: an image that a registry has now."""
+
+    name: str
+    reference: str
+    """The reference by which it can be pulled, with its digest."""
+    digest: str
+    sent_bytes: int
+    size_bytes: int
 
 
 class KernelEntry(msgspec.Struct, frozen=True, kw_only=True):

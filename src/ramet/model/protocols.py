@@ -12,10 +12,11 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Protocol, SupportsIndex, overload
+from typing import Any, Literal, Protocol, SupportsIndex, overload
 
 from ramet.model.command import Chunk, ExitStatus, Readable, Word
 from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, ExecResult
+from ramet.model.images import ImageEntry, ImageInspection, PrunedImages
 from ramet.model.schema import (
     Compression,
     Exported,
@@ -199,6 +200,8 @@ class VM(Forkable, Protocol):
         stdin: bool = False,
     ) -> AbstractAsyncContextManager[Process]: ...
 
+    def start_main(self, *, stdin: bool = False) -> AbstractAsyncContextManager[Process]: ...
+
     async def spawn(
         self,
         *argv: Word,
@@ -247,7 +250,28 @@ class Host(Protocol):
         disks: Sequence[str | int] = (),
         labels: Mapping[str, str] | None = None,
         auto_remove: bool = False,
+        command: Sequence[str] | None = None,
+        entrypoint: Sequence[str] | None = None,
+        env: Mapping[str, Word] | None = None,
+        user: str | int | None = None,
+        workdir: str | os.PathLike[str] | None = None,
+        stop_signal: str | int | None = None,
+        idle: bool = False,
+        rootfs: str | None = None,
+        ca: Sequence[str | os.PathLike[str]] = (),
+        pull: Literal["missing", "never", "always"] = "missing",
+        platform: str | None = None,
     ) -> VM: ...
+
+    async def pull(self, image: str, *, platform: str | None = None) -> ImageInspection: ...
+
+    async def images(self) -> builtins.list[ImageEntry]: ...
+
+    async def image(self, image: str) -> ImageInspection: ...
+
+    async def remove_image(self, image: str, *, force: bool = False) -> str: ...
+
+    async def prune_images(self) -> PrunedImages: ...
 
     async def get(self, reference: str) -> VM: ...
 

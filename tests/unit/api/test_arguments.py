@@ -94,7 +94,15 @@ async def _nothing(vms: object) -> None: ...
 
 def _words(call: Call) -> dict[str, Any]:
     """What lets a call get past its other arguments, and no farther than this home goes."""
-    needed = {"reference": "box", "image": "nosuch", "file": "nosuch/file"}
+    needed = {
+        "reference": "box",
+        "image": "nosuch",
+        "file": "nosuch/file",
+        "disk": "nosuch",
+        "size": "1G",
+        "source": "nosuch/file",
+        "target": "127.0.0.1:1/nosuch",
+    }
     return {
         parameter.name: needed[parameter.name] for parameter in call.parameters() if parameter.name in needed
     }

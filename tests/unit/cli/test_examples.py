@@ -16,8 +16,8 @@ from tests.support.shell import Shell, run_command
 
 NEEDS_NO_GUEST = {"ps", "tree", "stats", "pool", "snapshot ls", "image ls", "kernel ls", "doctor"}
 IMPERATIVES = re.compile(
-    "(Add|Boot|Check|Compress|Decompress|Export|Fork|Import|Keep|List|Make|Measure|Pause|Power|Print|Put|Remove"
-    "|Restore|Resume|Return|Run|Show|Take|Wait|Write|Create) "
+    "(Add|Boot|Check|Compress|Decompress|Export|Fork|Import|Keep|List|Make|Measure|Pause|Power|Print|Pull|Push"
+    "|Put|Remove|Restore|Resume|Return|Run|Show|Take|Wait|Write|Create) "
 )
 
 
@@ -34,7 +34,9 @@ def commands(command: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
 def calls(line: str) -> Iterator[list[str]]:
     """The calls of `ramet` in a shell's line, each as its arguments."""
     line = re.sub(r"\$\((.*?)\)", lambda match: "AN-ID" if list(calls(match[1])) else match[0], line)
-    words = [*shlex.shlex(line, posix=True, punctuation_chars="|<>")]
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|<>")
+    lexer.whitespace_split = True
+    words = [*lexer]
     call: list[str] | None = None
     skip = False
     for word in words:

@@ -28,7 +28,7 @@ from ramet.version import __version__
 from tests.support.shell import COMMAND, Shell, read_terminal
 
 VERBS = {
-    *("serve", "pool", "disk"),
+    *("serve", "pool", "pull", "disk"),
     *("demo", "run", "ps", "tree", "inspect", "logs", "stats", "wait", "exec", "stop", "start", "pause"),
     *(
         "resume",

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
+
+import msgspec
 
 from ramet.engine import limits
 from ramet.engine.agent.session import agent_of
 from ramet.engine.context import Context
+from ramet.errors import UsageError
+from ramet.guest.framing import PAYLOAD_MAX_BYTES
 from ramet.guest.messages import ExecRequest
 from ramet.model.container import MainProcess
 from ramet.model.record import ProcessRef, Record
+
+_NAMES_OF_THE_BUNDLE: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+"""Variables of OpenSSL, Python's requests (and pip), and Node.js, which bring certificates along."""
 
 
 def main_request(main: MainProcess, *, stdin_open: bool = False, console: bool = False) -> ExecRequest:
@@ -26,6 +34,18 @@ def main_request(main: MainProcess, *, stdin_open: bool = False, console: bool =
     )
 
 
+def require_sendable(main: MainProcess) -> None:
+    """Raise `UsageError` for a main process that no guest can be asked to start: before anything is made."""
+    if not main.argv:
+        return
+    size = len(main_request(main, console=True).encode(detached=True))
+    if size > PAYLOAD_MAX_BYTES:
+        raise UsageError(
+            f"the main process would have {size} bytes of arguments and environment",
+            hint=f"the most is {PAYLOAD_MAX_BYTES}: put what is long into a file",
+        )
+
+
 async def start_main(context: Context, record: Record, process: ProcessRef) -> None:
     """Start the instance's main process, unless it is left for later. The console has its output.
 
@@ -35,6 +55,22 @@ async def start_main(context: Context, record: Record, process: ProcessRef) -> N
         return
     async with agent_of(context, record, process, timeout_s=limits.ANSWER_S, own=True) as client:
         await client.spawn(main_request(record.main, console=True))
+
+
+async def trust_authorities(context: Context, record: Record, process: ProcessRef) -> MainProcess | None:
+    """Add the instance's certificates to those that its guest trusts. Returns its main process.
+
+    The environment names the bundle for the libraries that don't look at the system's, unless it names
+    another already. Raises `GuestError` when the guest can't write its bundle.
+    """
+    main = record.main
+    if main is None or not main.authorities:
+        return main
+    bundles: tuple[str, ...] = ()
+    async with agent_of(context, record, process, timeout_s=limits.ANSWER_S, own=True) as client:
+        for certificate in main.authorities:  # all of them might not fit a frame
+            bundles = await client.trust([certificate], timeout_s=limits.ANSWER_S)
+    return msgspec.structs.replace(main, env={**dict.fromkeys(_NAMES_OF_THE_BUNDLE, bundles[0]), **main.env})
 
 
 def with_defaults(record: Record, command: ExecRequest) -> ExecRequest:

@@ -13,7 +13,7 @@ import msgspec
 from ramet.disk.volumes import make_disk, unshare_disk, uppermost
 from ramet.drivers.interface import Ability, Driver
 from ramet.engine.agent.identity import verify_identity
-from ramet.engine.agent.main_process import start_main
+from ramet.engine.agent.main_process import start_main, trust_authorities
 from ramet.engine.context import Context
 from ramet.engine.drivers import Choice, choose
 from ramet.engine.lifecycle.jobs import job
@@ -224,11 +224,12 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move, li
         except VmmError:
             require_mounted(directory, record)
             raise
-        await start_main(context, record, vmm.process)
+        main = await trust_authorities(context, record, vmm.process)
+        await start_main(context, msgspec.structs.replace(record, main=main), vmm.process)
         return context.store.change(
             record.id,
             lambda row: msgspec.structs.replace(
-                row.moved(move, vmm=running), machine=machine, exit_code=None
+                row.moved(move, vmm=running), machine=machine, main=main, exit_code=None
             ),
         )
     except BaseException:
