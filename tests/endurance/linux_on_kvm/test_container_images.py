@@ -55,8 +55,15 @@ async def said(vm: ramet.VM, script: str, user: str = "root") -> str:
     return (await vm.exec("sh", "-c", script, user=user, check=True, timeout=120)).text.strip()
 
 
-@pytest.mark.parametrize("rootfs", ["disk:256M", "ram:32M"])
-@pytest.mark.parametrize("driver", ["firecracker", "qemu", "cloud-hypervisor"])
+@pytest.mark.parametrize(
+    ("driver", "rootfs"),
+    [
+        ("firecracker", "disk:256M"),
+        ("firecracker", "ram:32M"),
+        ("qemu", "disk:256M"),
+        ("cloud-hypervisor", "disk:256M"),
+    ],
+)
 async def test_forks_of_an_image_share_it_and_outlive_their_source(
     host: ramet.Host, image: ContainerImage, driver: str, rootfs: str
 ) -> None:
