@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import pytest
 from ramet.drivers.firecracker.driver import Firecracker
 from ramet.drivers.interface import Driver
 from ramet.drivers.qemu.driver import Qemu
-from ramet.engine.lifecycle.roots import Container, disk_sizes, link_bases, with_root
-from ramet.errors import DamagedError, UsageError
+from ramet.engine.lifecycle.mounts import require_mounted
+from ramet.engine.lifecycle.roots import Container, disk_sizes, link_bases, require_bases, with_root
+from ramet.errors import DamagedError, GuestError, UsageError
 from ramet.images.erofs.blob import mark
 from ramet.images.library.records import FORMAT, ContainerImage, ImageRecord
 from ramet.model.container import ImageConfig, MainProcess
-from ramet.model.record import Base, Machine
+from ramet.model.record import Base, Machine, Record
 from ramet.model.rootfs import Rootfs, parse_rootfs
+from ramet.paths import CONSOLE_LOG
 from ramet.units import GIB, MIB
+from tests.support.stored_homes import record
 
 CONTENTS = (b"own file".ljust(8192, b"\1"), b"a layer".ljust(4096, b"\2"))
 
@@ -166,3 +170,53 @@ def test_a_damaged_file_of_an_image_is_named(
     assert str(path) in raised.value.message
     assert "ramet pull app:1" in (raised.value.hint or "")
     assert not (directory / image.bases[number].file).exists()
+
+
+def instance_of(image: ContainerImage) -> Record:
+    machine = machine_of(Qemu().as_of("7.2.22"), Container(image, MainProcess(argv=("x",))))
+    return msgspec.structs.replace(record("it", "1" * 12), image=image.name, machine=machine)
+
+
+@pytest.mark.parametrize("damage", [cut, remove, another])
+def test_an_instances_own_damaged_file_is_found_before_a_vmm_is_started(
+    damage: Callable[[Path], None], image: ContainerImage, tmp_path: Path
+) -> None:
+    directory = tmp_path / "instance"
+    directory.mkdir()
+    link_bases(directory, image)
+    require_bases(directory, instance_of(image))
+    path = directory / "base1.erofs"
+    path.write_bytes(content := path.read_bytes())
+    assert content
+    damage(path)
+    with pytest.raises(DamagedError, match=r"it is damaged: .* app:1 .*base1\.erofs"):
+        require_bases(directory, instance_of(image))
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "words"),
+    [
+        (
+            "ramet: base base1 isn't what the image says: it is another image's or layer's",
+            DamagedError,
+            "the part `base1` isn't what its image app:1 says: it is another image's",
+        ),
+        (
+            "ramet: the image can't be mounted: this kernel has no EROFS",
+            GuestError,
+            "the image can't be mounted: this kernel has no EROFS",
+        ),
+        ("ramet: the root disk can't be mounted: I/O error", GuestError, "root disk can't be mounted: I/O"),
+    ],
+)
+def test_the_agents_reason_is_the_error(
+    line: str, kind: type[Exception], words: str, image: ContainerImage, tmp_path: Path
+) -> None:
+    """Also behind the firmware's text, which ends in no line; the kernel's last words come after it."""
+    (tmp_path / CONSOLE_LOG).write_text(
+        f"SeaBIOS\r\nBooting from ROM..{line}\r\n[ 1.0] reboot: Power down\r\n"
+    )
+    with pytest.raises(kind, match=re.escape(words)):
+        require_mounted(tmp_path, instance_of(image))
+    (tmp_path / CONSOLE_LOG).write_text("ramet: something else: fine\n")
+    require_mounted(tmp_path, instance_of(image))

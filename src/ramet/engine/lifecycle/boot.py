@@ -19,7 +19,7 @@ from ramet.engine.drivers import Choice, choose
 from ramet.engine.lifecycle.jobs import job
 from ramet.engine.lifecycle.mounts import require_mountable, require_mounted, with_mounts
 from ramet.engine.lifecycle.removal import destroy, drop_capture
-from ramet.engine.lifecycle.roots import Container, disk_sizes, link_bases, with_root
+from ramet.engine.lifecycle.roots import Container, disk_sizes, link_bases, require_bases, with_root
 from ramet.engine.vmm.record import booted_vmm, console_bytes
 from ramet.errors import GuestError, RametError, UsageError, VmmError
 from ramet.images.image import Image
@@ -199,6 +199,7 @@ async def restart(context: Context, gone: Record) -> Record:
 
 async def _start(context: Context, record: Record) -> Record:
     record.moved(Move.START)
+    await threads.run(require_bases, context.directory(record), record)
     driver = context.driver(record.driver)
     await driver.version()
     return await _boot(context, record, driver, Move.START, READY_LIMIT_S)

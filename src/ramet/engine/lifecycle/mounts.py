@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from ramet.disk.filesystem import find_mke2fs
-from ramet.errors import GuestError, UsageError
+from ramet.errors import DamagedError, GuestError, UsageError
 from ramet.images.image import Image
 from ramet.model.disks import NewDisk, mount_arguments, mounted
 from ramet.model.record import Machine, Record
@@ -19,6 +19,9 @@ from ramet.text import printable
 
 _REFUSED: Final = re.compile(r"ramet: (?P<disk>disk\d*) can't be mounted at (?P<path>/\S+): (?P<why>.+)")
 """The line that the agent writes to the console before it powers off (`guest/agent/init/disks.c`)."""
+_NO_BASE: Final = re.compile(r"ramet: base (?P<base>\w+) isn't what the image says: (?P<why>.+)")
+_NO_ROOT: Final = re.compile(r"ramet: (?P<what>the image can't be mounted|the root[^:]{1,60}): (?P<why>.+)")
+"""The same of `guest/agent/init/bases.c` and `root.c`, in a guest of a container image."""
 _LAST_LINES: Final = 6
 
 
@@ -48,7 +51,8 @@ def require_mountable(image: Image, disks: tuple[NewDisk, ...]) -> None:
 def require_mounted(directory: Path, record: Record) -> None:
     """Raise `GuestError` when a VMM that has just ended did so because its guest couldn't mount a disk.
 
-    Only the guest can say that, on its console, and it matters to its user alone.
+    Raises `DamagedError` when it couldn't mount its image, which isn't what its record says. Only the
+    guest can say that, on its console, and it matters to its user alone.
     """
     text = printable(bounded_log.tail(directory / CONSOLE_LOG, 4096))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -59,4 +63,15 @@ def require_mounted(directory: Path, record: Record) -> None:
                 f"{record.name}: its disk `{refusal['disk']}` can't be mounted at {refusal['path']}:"
                 f" {refusal['why'][:200]}",
                 hint=f"the disk is {directory / file}; if it was written before, its filesystem is damaged",
+            )
+        if refusal := _NO_BASE.search(line):
+            raise DamagedError(
+                f"{record.name}: the part `{refusal['base']}` isn't what its image {record.image} says:"
+                f" {refusal['why'][:200]}",
+                hint=f"`ramet pull {record.image}`, or import it again",
+            )
+        if refusal := _NO_ROOT.search(line):
+            raise GuestError(
+                f"{record.name}: its guest has no root: {refusal['what']}: {refusal['why'][:200]}",
+                hint=f"its files are in {directory}; a root disk that was written before may be damaged",
             )

@@ -12,7 +12,7 @@ from ramet.errors import DamagedError, UsageError
 from ramet.images.library.places import why_damaged
 from ramet.images.library.records import ContainerImage
 from ramet.model.container import MainProcess
-from ramet.model.record import Disk, Machine
+from ramet.model.record import Disk, Machine, Record
 from ramet.model.rootfs import DEFAULT_ROOT_BYTES, Rootfs
 from ramet.system.files import filesystem_errors
 from ramet.system.share import link_or_copy
@@ -78,6 +78,22 @@ def root_arguments(machine: Machine, rootfs: Rootfs) -> str:
     else:
         words.append(f"ramet.root=disk:{len(machine.disks) - 1},{ROOT_DISK}")
     return " ".join(words)
+
+
+def require_bases(directory: Path, record: Record) -> None:
+    """Check the size and the mark of each part of its image in an instance's directory.
+
+    Raises `DamagedError` before a VMM is started: QEMU says less of a missing file, and the agent less of a
+    cut one.
+    """
+    for base in record.machine.bases:
+        if (why := why_damaged(directory / base.file, base)) is not None:
+            path = directory / base.file
+            raise DamagedError(
+                f"{record.name} is damaged: the part of its image {record.image} in {path} {why}",
+                hint=f"`ramet pull {record.image}`, or import it again, and make a new instance; the disks of"
+                f" {record.name} are in {directory}",
+            )
 
 
 def link_bases(directory: Path, image: ContainerImage) -> None:

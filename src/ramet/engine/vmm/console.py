@@ -27,7 +27,7 @@ _REASONS: Final = tuple(
             r"Kernel panic - not syncing",
             r"Out of memory|oom-kill|no killable process",
             r"BUG: |Oops: |general protection fault|Unable to handle kernel|kernel BUG at|double fault",
-            r"^ramet: (?!power off|reboot)|^probe: exception|reboot: |sysrq: ",
+            r"^(?:Booting from ROM\.\.)?ramet: (?!power off|reboot)|^probe: exception|reboot: |sysrq: ",
         ),
     )
 )
