@@ -17,9 +17,10 @@ from ramet.oci.auth import Authorizer
 from ramet.oci.blobs import CutError
 from ramet.oci.digests import Digest
 from ramet.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MOST_MANIFEST_BYTES
+from ramet.oci.places import is_same_server
 from ramet.oci.reference import Reference
 from ramet.oci.settings import Endpoint
-from ramet.oci.transport import Content, Transport, is_same_server
+from ramet.oci.transport import Content, Transport
 
 if TYPE_CHECKING:
     import httpx2

@@ -134,14 +134,18 @@ async def _client(
     scopes = [f"repository:{reference.repository}:pull,push"]
     scopes += [f"repository:{source}:pull"] if source is not None else []
     server = endpoints(reference.registry, settings)[-1]
-    for number, scheme in enumerate(server.schemes, 1):
-        client = RegistryClient(transport, server, scheme, reference.repository, scopes=tuple(scopes))
+
+    def client(scheme: str) -> RegistryClient:
+        return RegistryClient(transport, server, scheme, reference.repository, scopes=tuple(scopes))
+
+    for scheme in server.schemes[:-1]:
+        tried = client(scheme)
         try:
-            await Uploader(client).has(content.blobs[-1][0])
+            await Uploader(tried).has(content.blobs[-1][0], tries=1)
         except RegistryError as error:
-            if number == len(server.schemes) or not may_speak_plainly(error):
+            if not may_speak_plainly(error):
                 raise
             # Nothing is lost: a registry on this machine is asked without TLS next.
         else:
-            return client
-    raise AssertionError("there is a scheme")
+            return tried
+    return client(server.schemes[-1])

@@ -7,7 +7,6 @@ Sources: httpx2 2.16, "Clients", "SSL", "Extensions" (trace); RFC 9110, 15.4 (re
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -18,7 +17,8 @@ import anyio
 
 from ramet.errors import RegistryError, UnavailableError
 from ramet.oci.answers import DEFAULT_LIMITS, Limits, mapping, retry_after_s, server_of
-from ramet.oci.settings import Settings, certificate_files, is_loopback, proxy_for
+from ramet.oci.places import forbidden, is_near, origin, redirected
+from ramet.oci.settings import Settings, certificate_files, proxy_for
 from ramet.version import __version__
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ _MOST_REDIRECTS: Final = 8
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _KEEPING_REDIRECTS: Final = frozenset({307, 308})
 """Those that a request with a content may follow: the others turn it into a GET."""
+_MOST_DRAINED_BYTES: Final = 16 * 1024
+_DRAIN_S: Final = 1.0
 _BUSY: Final = frozenset({429, 500, 502, 503, 504})
-_METADATA: Final = frozenset({"100.100.100.200", "fd00:ec2::254"})
-"""Metadata services of clouds that aren't link-local."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Transport:
         try:
             async with mapping(url, inside=True):
                 yield response
+            await _drain(response)
         finally:
             with anyio.CancelScope(shield=True), suppress(Exception):
                 await response.aclose()  # its connection is of no use any more then
@@ -111,7 +112,7 @@ class Transport:
             asked_s = retry_after_s(response.headers.get("retry-after"))
             if asked_s is not None and asked_s > self.limits.busy_longest_s:
                 return response  # the caller says for how long
-            await response.aclose()
+            await _drain(response)
             await anyio.sleep(pause_s if asked_s is None else asked_s)
             pause_s = min(pause_s * 2, self.limits.busy_longest_s)
         raise AssertionError("the last answer is returned")
@@ -120,13 +121,13 @@ class Transport:
         import httpx2
 
         first = here = httpx2.URL(url)
-        registry = None if home is None else _origin(httpx2.URL(home))
+        registry = None if home is None else origin(httpx2.URL(home))
         for _ in range(_MOST_REDIRECTS + 1):
-            response = await self._sent(request, here, registry, is_first=_origin(here) == _origin(first))
+            response = await self._sent(request, here, registry, is_first=origin(here) == origin(first))
             place = response.headers.get("location")
             if response.status_code not in _REDIRECTS or place is None:
                 return response
-            await response.aclose()
+            await _drain(response)
             if request.content is not None and response.status_code not in _KEEPING_REDIRECTS:
                 raise RegistryError(
                     f"{server_of(here)} redirects a {request.method} with {response.status_code},"
@@ -153,15 +154,15 @@ class Transport:
             }
         port = url.port or (443 if url.scheme == "https" else 80)
         proxy = proxy_for(url.scheme, url.host, port)
-        is_led = registry is not None and _origin(url) != registry and registry not in self._near
+        is_led = registry is not None and origin(url) != registry and registry not in self._near
         if is_led and is_near(url.host):
-            raise _forbidden(server_of(url))
+            raise forbidden(server_of(url))
 
         def connected(address: str) -> None:
             if proxy is None and is_near(address):
                 if is_led:
-                    raise _forbidden(server_of(url))
-                self._near.add(_origin(url))
+                    raise forbidden(server_of(url))
+                self._near.add(origin(url))
 
         client = await self._client(url, proxy, is_led=is_led)
         content = None if request.content is None else request.content.open()
@@ -219,51 +220,6 @@ class _Request:
     content: Content | None
 
 
-def redirected(here: httpx2.URL, place: str) -> httpx2.URL:
-    """Return where a server leads. Raises `RegistryError` for what is no server, and for a way out of TLS."""
-    there = here.join(place)
-    if there.scheme not in ("http", "https") or not there.host:
-        raise RegistryError(f"{server_of(here)} redirects to something that is no server")
-    if here.scheme == "https" and there.scheme == "http":
-        raise RegistryError(
-            f"{server_of(here)} redirects to {server_of(there)}, without TLS",
-            hint="a proxy before the registry may not tell it that TLS is used (X-Forwarded-Proto)",
-        )
-    # A user and a password in there are nobody's that we know.
-    return there.copy_with(userinfo=b"")
-
-
-def is_same_server(url: str, other: str) -> bool:
-    """Tell whether two URLs have the same scheme, host and port. Raises `RegistryError` for no URL."""
-    import httpx2
-
-    try:
-        return _origin(httpx2.URL(url)) == _origin(httpx2.URL(other))
-    except httpx2.InvalidURL as error:
-        raise RegistryError("the registry names a place that is no address") from error
-
-
-def is_near(address: str) -> bool:
-    """Tell whether an address is this machine, its link, or a cloud's metadata service."""
-    if is_loopback(address) or address in _METADATA:
-        return True
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    if mapped is not None:
-        return is_near(str(mapped))
-    return parsed.is_loopback or parsed.is_link_local or parsed.is_unspecified
-
-
-def _forbidden(server: str) -> RegistryError:
-    return RegistryError(
-        f"the registry leads to {server}, which is this machine, its link or a cloud's metadata service",
-        hint="only a registry on this machine may lead there",
-    )
-
-
 def _proxy(url: str, context: ssl.SSLContext) -> httpx2.Proxy:
     """Make httpx2's proxy. Its URL may have a password, so that no message shows it."""
     import httpx2
@@ -310,5 +266,15 @@ async def _send(
         raise
 
 
-def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
+async def _drain(response: httpx2.Response) -> None:
+    """End an answer; the rest of a short body is read, so that its connection is used again."""
+    length = response.headers.get("content-length", "")
+    is_short = response.request.method == "HEAD" or (
+        length.isdecimal() and len(length) <= 5 and int(length) <= _MOST_DRAINED_BYTES
+    )
+    if is_short and not response.is_stream_consumed:
+        with suppress(Exception), anyio.move_on_after(_DRAIN_S):
+            async for _ in response.aiter_raw():
+                pass
+    with suppress(Exception):
+        await response.aclose()

@@ -6,9 +6,9 @@ Sources: OCI distribution-spec, "Push" (end-4b, end-6, end-7, end-11), "Error Co
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -19,13 +19,15 @@ from ramet.oci.blobs import CutError, Patience
 from ramet.oci.client import RegistryClient
 from ramet.oci.digests import Digest
 from ramet.oci.documents import Descriptor
-from ramet.oci.transport import Content, redirected
+from ramet.oci.places import redirected
+from ramet.oci.transport import Content
 from ramet.system import threads
 from ramet.system.files import filesystem_errors, open_regular
 
 if TYPE_CHECKING:
     import httpx2
 
+T = TypeVar("T")
 _READ_BYTES: Final = 256 * 1024
 _TRIES: Final = 5
 _LOST: Final = frozenset({404, 416, 429})
@@ -41,8 +43,11 @@ class Uploader:
         self._client = client
         self._patience = patience or Patience()
 
-    async def has(self, blob: Descriptor) -> bool:
+    async def has(self, blob: Descriptor, *, tries: int = _TRIES) -> bool:
         """Tell whether the repository has a blob. Raises `RegistryLoginError`, `RegistryError`."""
+        return await self._persistently(lambda: self._has(blob), tries)
+
+    async def _has(self, blob: Descriptor) -> bool:
         url = f"{self._client.base}/blobs/{blob.checked_digest}"
         async with self._client.ask("HEAD", url, {}) as response:
             if response.status_code in _ABSENT:
@@ -91,6 +96,9 @@ class Uploader:
 
     async def put_manifest(self, content: bytes, media_type: str, name: str) -> Digest:
         """Store a manifest whose blobs are there under a tag or its digest. Errors as `send`."""
+        return await self._persistently(lambda: self._put_manifest(content, media_type, name))
+
+    async def _put_manifest(self, content: bytes, media_type: str, name: str) -> Digest:
         digest = Digest.of(content)
         url = f"{self._client.base}/manifests/{name}"
         async with self._client.ask("PUT", url, {}, Content.of(content, media_type)) as response:
@@ -102,6 +110,18 @@ class Uploader:
                 hint="the registry or a proxy before it changes what is sent",
             )
         return digest
+
+    async def _persistently(self, work: Callable[[], Awaitable[T]], tries: int = _TRIES) -> T:
+        """Do what may be done twice, again after a cut."""
+        pause_s = self._patience.first_s
+        for _ in range(tries - 1):
+            try:
+                return await work()
+            except CutError:
+                pass  # the last try says what it is
+            await anyio.sleep(pause_s)
+            pause_s = min(pause_s * 2, self._patience.longest_s)
+        return await work()
 
     async def _begin(self, blob: Descriptor, mount_from: str | None) -> str | None:
         """Open an upload. Returns its place; None if the blob was mounted."""

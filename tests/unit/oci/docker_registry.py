@@ -203,6 +203,7 @@ class CuttingProxy:
         self.most = {"down": down, "up": up}
         self.passed = {"down": 0, "up": 0}
         self.made_cuts = 0
+        self.connections = 0
         self.lock = threading.Lock()
 
     @contextmanager
@@ -221,6 +222,8 @@ class CuttingProxy:
     def carry(self, client: socket.socket) -> None:
         """Carry one connection to its end, or to its cut."""
         count = {"down": 0, "up": 0}
+        with self.lock:
+            self.connections += 1
         try:
             with socket.create_connection(self.target, timeout=10) as there:
                 ends = {client: (there, "up"), there: (client, "down")}

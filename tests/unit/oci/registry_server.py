@@ -163,10 +163,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _give_token(self) -> None:
         state, given = self.state, self.headers.get("Authorization", "")
+        form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
         if self.command == "POST" and state.no_post:
             self._send(405, b"")
             return
-        form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
         if state.token_user is not None:
             wanted = "Basic " + base64.b64encode(state.token_user.encode()).decode()
             if given != wanted and form.get("refresh_token") != [state.token_user]:

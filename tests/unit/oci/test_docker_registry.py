@@ -400,3 +400,14 @@ async def test_a_file_that_isnt_its_blob_isnt_sent(anonymous: Registry, tmp_path
         await pushed(anonymous, named(anonymous, "team/wrong:1"), content)
     with pytest.raises(NotFoundError):
         await pulled(anonymous, named(anonymous, "team/wrong:1"), cache_in(tmp_path, "there"))
+
+
+async def test_connections_are_used_again(anonymous: Registry, tmp_path: Path) -> None:
+    content = made_image(cache_in(tmp_path, "here"), *LAYERS, comment="connections")
+    proxy = CuttingProxy(anonymous.address)
+    with proxy.serving() as address:
+        await pushed(anonymous, named(anonymous, "team/again:1", address), content)
+        # One that TLS is tried on, and four blobs at once; of each blob a HEAD, a POST and a PUT.
+        assert proxy.connections <= 6
+        await pulled(anonymous, named(anonymous, "team/again:1", address), cache_in(tmp_path, "there"))
+    assert proxy.connections <= 12

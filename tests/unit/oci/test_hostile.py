@@ -19,11 +19,11 @@ from ramet.oci.answers import Limits
 from ramet.oci.blobs import BlobCache, Patience
 from ramet.oci.digests import Digest
 from ramet.oci.documents import Descriptor, Platform
+from ramet.oci.places import is_near
 from ramet.oci.pull import PulledImage, pull
 from ramet.oci.push import ImageContent, push
 from ramet.oci.reference import Reference
 from ramet.oci.settings import Settings
-from ramet.oci.transport import is_near
 from tests.unit.oci.registry_server import Registry, serving
 
 pytestmark = pytest.mark.anyio
