@@ -273,8 +273,9 @@ async def _drain(response: httpx2.Response) -> None:
         length.isdecimal() and len(length) <= 5 and int(length) <= _MOST_DRAINED_BYTES
     )
     if is_short and not response.is_stream_consumed:
+        # Nobody wants that body: without its end the connection is closed, and that is all.
         with suppress(Exception), anyio.move_on_after(_DRAIN_S):
             async for _ in response.aiter_raw():
                 pass
     with suppress(Exception):
-        await response.aclose()
+        await response.aclose()  # it may be closed already
