@@ -23,7 +23,7 @@ DEVICE_MINOR_BITS: Final = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds per layer; `total_entries` and `walk_steps` bound the whole image."""
+    """Bounds per layer; `total_entries`, `metadata_bytes` and `walk_steps` bound the whole image."""
 
     unpacked_bytes: int = 64 * GIB
     """Bytes of the decompressed tar archive."""
@@ -36,6 +36,8 @@ class Limits:
     sparse_extents: int = 64 * KIB
     """Pieces of data of one sparse file."""
     total_entries: int = 2_000_000
+    metadata_bytes: int = 512 * MIB
+    """Names, link targets and attributes of the whole image's entries: all of them are in memory at once."""
     path_bytes: int = 4096
     """PATH_MAX, for a whole name in the archive."""
     depth: int = 1024

@@ -47,6 +47,7 @@ class Merge:
         self.dropped = Dropped()
         self._limits = limits
         self._entries = 0
+        self._metadata_bytes = 0
         self._steps = 0
         self._touched: list[Node] = []
 
@@ -70,6 +71,9 @@ class Merge:
         self._entries += 1
         if self._entries > self._limits.total_entries:
             raise DamagedError("the image has too many entries")
+        self._metadata_bytes += entry.metadata_bytes
+        if self._metadata_bytes > self._limits.metadata_bytes:
+            raise DamagedError("the image's names, links and attributes are too large together")
         parts = _split(entry.name)
         if not parts:
             if entry.file_type != stat.S_IFDIR:

@@ -68,6 +68,12 @@ class TarEntry(NamedTuple):
     xattrs: dict[bytes, bytes]
     """By name; an ACL that is text has the name of its record."""
 
+    @property
+    def metadata_bytes(self) -> int:
+        """The length of names, link target and attributes."""
+        attributes = sum(len(name) + len(value) for name, value in self.xattrs.items())
+        return len(self.name) + len(self.link) + attributes
+
 
 @dataclass(slots=True)
 class _Extended:

@@ -24,6 +24,8 @@ from ramet.system.files import write_all
 from ramet.units import MIB
 
 _FRAME_ENTRIES: Final = 1000
+_FRAME_BYTES: Final = 1 * MIB
+"""Of names, links and attributes, about: a frame is in memory as a whole."""
 _LENGTH_BYTES: Final = 4
 _READ_BYTES: Final = 1 * MIB
 _LEVEL: Final = 1
@@ -38,6 +40,7 @@ class Recorder:
         self._merge = merge
         self._descriptor = descriptor
         self._pairs: list[_Pair] = []
+        self._pairs_bytes = 0
         self._written = 0
         self._digest = hashlib.sha256()
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
@@ -50,7 +53,8 @@ class Recorder:
         """Merge and write down the next entry. Raises `OSError`, and what `Merge` raises."""
         self._merge.add(entry, content)
         self._pairs.append((entry, content))
-        if len(self._pairs) == _FRAME_ENTRIES:
+        self._pairs_bytes += entry.metadata_bytes
+        if len(self._pairs) == _FRAME_ENTRIES or self._pairs_bytes > _FRAME_BYTES:
             self._flush()
 
     def finish(self) -> str:
@@ -61,6 +65,7 @@ class Recorder:
     def _flush(self) -> None:
         frame = self._compressor.compress(msgspec.msgpack.encode(self._pairs))
         self._pairs.clear()
+        self._pairs_bytes = 0
         data = len(frame).to_bytes(_LENGTH_BYTES, "little") + frame
         write_all(self._descriptor, data, self._written)
         self._digest.update(data)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import stat
 import tarfile
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import anyio.from_thread
 import pytest
 
+from ramet import progress
 from ramet.errors import DamagedError
 from ramet.images.erofs import blob
 from ramet.images.erofs.blob import BLOCK_BYTES, mark
@@ -173,6 +177,51 @@ async def test_the_limit_holds_for_kept_layers_too(tmp_path: Path) -> None:
     await add(library, BASE)
     with pytest.raises(DamagedError, match="too many entries"):
         await add(library, BASE, BASE)
+
+
+async def test_links_that_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    """Eight megabytes of gzip can hold two million links of four kilobytes each."""
+    limits = replace(DEFAULT_LIMITS, metadata_bytes=200_000)
+    library = Library(tmp_path / "images", part_digest=digest, limits=limits)
+    layer = tar([member(f"l{number}", tarfile.SYMTYPE, link="x" * 4000) for number in range(60)])
+    with pytest.raises(DamagedError, match="names, links and attributes are too large together"):
+        await add(library, layer)
+    xattrs = {b"user.x": b"x" * 4000}
+    layer = tar([member(f"f{number}", xattrs=xattrs) for number in range(60)])
+    with pytest.raises(DamagedError, match="names, links and attributes are too large together"):
+        await add(library, layer)
+    await add(library, tar([member(f"l{number}", tarfile.SYMTYPE, link="x" * 4000) for number in range(40)]))
+
+
+async def test_a_build_that_is_cancelled_leaves_nothing(library: Library) -> None:
+    begun = anyio.Event()
+
+    def endless() -> Iterator[bytes]:
+        yield BASE[:1024]
+        anyio.from_thread.run_sync(begun.set)
+        while True:
+            time.sleep(0.001)
+            yield b""
+
+    material = material_of([BASE])
+    layers = [layer._replace(open=endless, diff_id=None) for layer in material.layers]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: library.add(material._replace(layers=layers), name="app", is_local=True))
+        await begun.wait()
+        tasks.cancel_scope.cancel()
+    assert list(library._places.root.glob(".making-*")) == []
+    assert library.images() == []
+    await add(library, BASE, name="app")
+
+
+async def test_progress_is_reported(library: Library) -> None:
+    reports: list[progress.Progress] = []
+    with progress.received_by(reports.append):
+        await add(library, BASE, OWN, name="app")
+    stages = list(dict.fromkeys(report.stage for report in reports))
+    assert stages[:3] == ["unpacking layer 1 of 2", "unpacking layer 2 of 2", "writing the image"]
+    last = [report for report in reports if report.stage == stages[0]][-1]
+    assert last.done == last.total == len(BASE)
 
 
 async def test_the_same_build_again_changes_no_file(library: Library) -> None:
