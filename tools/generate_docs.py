@@ -51,6 +51,7 @@ The text is UTF-8 in every locale. A byte of a path that isn't text is escaped: 
 | `snapshot compress`, `snapshot decompress` | a Compression |
 | `image ls`, `kernel ls` | an array of ImageEntries, of KernelEntries |
 | `pull`, `image pull`, `image inspect` | an ImageInspection |
+| `image import`, `image push` | an ImportedImage, a PushedImage |
 | `image rm`, `image prune` | a RemovedImages, a PrunedImages |
 | `kernel add` | a KernelEntry |
 | `disk resize` | a ResizedDisk |

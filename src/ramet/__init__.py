@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         ImageFile,
         ImageInspection,
         ImageLayer,
+        ImportedImage,
         PrunedImages,
         PushedImage,
     )
@@ -139,6 +140,7 @@ __all__ = [
     "ImageFile",
     "ImageInspection",
     "ImageLayer",
+    "ImportedImage",
     "Inspection",
     "Instance",
     "InstanceName",
@@ -197,7 +199,10 @@ _HOMES = {
     "State": "ramet.model.lifecycle",
     "doctor": "ramet.api.doctor",
     **dict.fromkeys(
-        ("ImageEntry", "ImageFile", "ImageInspection", "ImageLayer", "PrunedImages", "PushedImage"),
+        (
+            *("ImageEntry", "ImageFile", "ImageInspection", "ImageLayer", "ImportedImage"),
+            *("PrunedImages", "PushedImage"),
+        ),
         "ramet.model.images",
     ),
     **dict.fromkeys(("Snapshot", "VM"), "ramet.api.handles"),

@@ -73,7 +73,15 @@ from ramet.model.command import Chunk, ExitStatus, Readable, Word
 from ramet.model.doctor import Check, DoctorReport, DriverReport
 from ramet.model.exec_result import ExecResult
 from ramet.model.forks import InstanceName
-from ramet.model.images import ImageEntry, ImageFile, ImageInspection, ImageLayer, PrunedImages, PushedImage
+from ramet.model.images import (
+    ImageEntry,
+    ImageFile,
+    ImageInspection,
+    ImageLayer,
+    ImportedImage,
+    PrunedImages,
+    PushedImage,
+)
 from ramet.model.lifecycle import State
 from ramet.model.schema import (
     BaseReceipt,
@@ -146,6 +154,7 @@ __all__ = [
     "ImageFile",
     "ImageInspection",
     "ImageLayer",
+    "ImportedImage",
     "Inspection",
     "Instance",
     "InstanceName",
@@ -1415,6 +1424,38 @@ class Host(Handle):
         are as before, and the next pull resumes.
         """
         return self._portal.call(lambda: self._wrapped.pull(image, platform=platform))
+
+    def import_image(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        ref: str | None = None,
+        platform: str | None = None,
+    ) -> ImportedImage:
+        """Make a container image of something on this machine, and return its description.
+
+        `source` is an OCI layout (directory or archive), an archive of `docker save` or `podman save`, a
+        root filesystem as tar (compressed or not) or as a directory; `-` is standard input; `docker:NAME` and
+        `podman:NAME` ask these programs. `name` is the image's new name, by default its own, or the last part
+        of the path. `ref` chooses one of several images in an archive, `platform` one of several variants.
+        Raises `UsageError` for what isn't understood, `NotFoundError`, `DamagedError` for a damaged or
+        hostile archive, `UnavailableError` for a missing program, `FilesystemError`. Then the home's images
+        are as before.
+        """
+        return self._portal.call(
+            lambda: self._wrapped.import_image(source, name=name, ref=ref, platform=platform)
+        )
+
+    def push_image(self, image: str, target: str) -> PushedImage:
+        """Put an image of this home into a registry, by the name `target`.
+
+        An image that was pulled arrives byte for byte, with its digest; one that was imported is packed as
+        one layer, and `PushedImage.squashed` says why. Raises `NotFoundError` for no such image; `UsageError`
+        for a target that is no reference; `RegistryLoginError`, `RegistryError`, `DamagedError` for an image
+        that isn't whole, `FilesystemError`. Then the registry's tag is as before.
+        """
+        return self._portal.call(lambda: self._wrapped.push_image(image, target))
 
     def images(self) -> builtins.list[ImageEntry]:
         """List the images: the home's container images, newest first, then those that ramet makes itself.

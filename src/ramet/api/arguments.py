@@ -69,6 +69,7 @@ CHECKS: Final[dict[str, Check]] = {
     "platform": optional(arguments.text),
     "progress": optional(arguments.function),
     "pull": arguments.pull_policy,
+    "ref": optional(arguments.text),
     "reference": arguments.text,
     "require_shared": flag,
     "return_exceptions": flag,
@@ -89,6 +90,7 @@ CHECKS: Final[dict[str, Check]] = {
 _OTHERWISE: Final[dict[str, dict[str, Check]]] = {
     "pool": {"wait": arguments.grace_period},
     "process": {"stdin": flag},
+    "import_image": {"name": optional(arguments.kept_text)},
     "run": {"env": optional(arguments.kept_environment), "user": optional(arguments.kept_user)},
     "start_main": {"stdin": flag},
     "stop": {"timeout": arguments.grace_period},

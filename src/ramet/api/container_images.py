@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
-from typing import Literal
+import os
+
+import msgspec
 
 from ramet.api import images
 from ramet.api.arguments import public
@@ -11,10 +13,10 @@ from ramet.calls import calls_into_host
 from ramet.engine.context import Context
 from ramet.engine.lifecycle import containers, image_entries
 from ramet.images.library.obtain import fetch, prune
-from ramet.model.images import ImageEntry, ImageInspection, PrunedImages
+from ramet.images.library.push import push_image
+from ramet.images.sources.load import import_image
+from ramet.model.images import ImageEntry, ImageInspection, ImportedImage, PrunedImages, PushedImage
 from ramet.system import threads
-
-Pull = Literal["missing", "never", "always"]
 
 
 @calls_into_host()
@@ -41,6 +43,57 @@ class ContainerImages:
         library = containers.library_of(context)
         pulled = await fetch(library, containers.downloads_of(context), image, platform=platform)
         return await threads.run(image_entries.inspection, context, pulled)
+
+    @public
+    async def import_image(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        ref: str | None = None,
+        platform: str | None = None,
+    ) -> ImportedImage:
+        """Make a container image of something on this machine, and return its description.
+
+        `source` is an OCI layout (directory or archive), an archive of `docker save` or `podman save`, a
+        root filesystem as tar (compressed or not) or as a directory; `-` is standard input; `docker:NAME` and
+        `podman:NAME` ask these programs. `name` is the image's new name, by default its own, or the last part
+        of the path. `ref` chooses one of several images in an archive, `platform` one of several variants.
+        Raises `UsageError` for what isn't understood, `NotFoundError`, `DamagedError` for a damaged or
+        hostile archive, `UnavailableError` for a missing program, `FilesystemError`. Then the home's images
+        are as before.
+        """
+        context = self._opened
+        library = containers.library_of(context)
+        made = await import_image(library, str(source), name=name, ref=ref, platform=platform)
+        shown = await threads.run(image_entries.inspection, context, made.image)
+        return ImportedImage(
+            **msgspec.structs.asdict(shown),
+            skipped_sockets=made.skipped.sockets,
+            skipped_mounts=made.skipped.mounts,
+        )
+
+    @public
+    async def push_image(self, image: str, target: str) -> PushedImage:
+        """Put an image of this home into a registry, by the name `target`.
+
+        An image that was pulled arrives byte for byte, with its digest; one that was imported is packed as
+        one layer, and `PushedImage.squashed` says why. Raises `NotFoundError` for no such image; `UsageError`
+        for a target that is no reference; `RegistryLoginError`, `RegistryError`, `DamagedError` for an image
+        that isn't whole, `FilesystemError`. Then the registry's tag is as before.
+        """
+        image_entries.require_in_library(image)
+        context = self._opened
+        library, downloads = containers.library_of(context), containers.downloads_of(context)
+        pushed = await push_image(library, downloads, image, target)
+        return PushedImage(
+            name=image,
+            reference=pushed.reference,
+            digest=pushed.digest,
+            sent_bytes=pushed.sent_bytes,
+            size_bytes=pushed.size_bytes,
+            squashed=pushed.squashed,
+        )
 
     @public
     async def images(self) -> builtins.list[ImageEntry]:
@@ -74,7 +127,7 @@ class ContainerImages:
         rest takes room until `prune_images`. Raises `NotFoundError`; `UsageError` for an image with several
         names, and for an image that ramet makes itself; `FilesystemError`.
         """
-        image_entries.require_removable(image)
+        image_entries.require_in_library(image)
         removed = await containers.library_of(self._opened).remove(image, force=force)
         return removed.digest
 

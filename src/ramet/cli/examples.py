@@ -119,6 +119,11 @@ EXAMPLES: Final = {
         ("Pull one from another registry", "ramet pull registry.example.com/team/app:1.4"),
     ],
     "image pull": [("Pull an image from Docker Hub", "ramet image pull python:3.13-slim")],
+    "image import": [
+        ("Import what docker built", "docker save app | ramet image import --name app -"),
+        ("Import a directory, or an archive, as a root", "ramet image import --name app rootfs.tar"),
+    ],
+    "image push": [("Push an image to a registry", "ramet image push app registry.example.com/team/app:1.4")],
     "image ls": [("List images", "ramet image ls")],
     "image inspect": [
         ("Show the configuration and the layers of an image", "ramet image inspect python:3.13-slim"),

@@ -63,6 +63,74 @@ def pull(
     calling.with_host(body, json=json)
 
 
+@image.command("import", epilog=examples.epilog("image import"))
+def import_image(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="An OCI layout, an archive of `docker save`, a root filesystem as tar or directory;"
+            " docker:NAME, podman:NAME; - is standard input.",
+        ),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The name of the image; that of SOURCE unless given."),
+    ] = None,
+    ref: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The name of one of several images in SOURCE.")
+    ] = None,
+    platform: Annotated[
+        str | None, typer.Option(metavar="P", help="OS/ARCHITECTURE[/VARIANT] instead of this machine's.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Import an image from an archive or a directory."""
+
+    async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+
+        with working(f"importing {source}", quiet=json):
+            made = await host.import_image(source, name=name, ref=ref, platform=platform)
+        for count, what in ((made.skipped_sockets, "sockets"), (made.skipped_mounts, "mounted filesystems")):
+            if count:
+                output.warn(f"ramet: {count} {what} in {output.clean(source)} aren't in the image")
+        if json:
+            output.emit(made)
+        else:
+            output.say(f"{made.name}  {made.digest}")
+
+    calling.with_host(body, json=json)
+
+
+@image.command("push", epilog=examples.epilog("image push"))
+def push(
+    reference: Image,
+    target: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="The name in the registry: HOST[:PORT]/NAME[:TAG].")
+    ],
+    json: Json = False,
+) -> None:
+    """Push an image to a registry.
+
+    An image that was imported is packed as one layer.
+    """
+
+    async def body(host: Host) -> None:
+        from ramet.cli.progress import working
+
+        with working(f"pushing {target}", quiet=json):
+            pushed = await host.push_image(reference, target)
+        if pushed.squashed:
+            output.warn(f"ramet: packed as one layer, with another digest: {pushed.squashed}")
+        if json:
+            output.emit(pushed)
+        else:
+            output.say(f"{pushed.reference}@{pushed.digest}")
+
+    calling.with_host(body, json=json)
+
+
 @image.command("ls", epilog=examples.epilog("image ls"))
 def list_images(json: Json = False) -> None:
     """List images.

@@ -140,7 +140,10 @@ def keep(reference: Reference, json: Json = False) -> None:
 
 
 def wait(reference: Reference, json: Json = False) -> None:
-    """Wait until an instance stops, and print its state."""
+    """Wait until an instance stops, and print its state.
+
+    Of an instance of a container image the exit code of its main process is printed instead.
+    """
 
     async def body(host: Host) -> None:
         import msgspec
@@ -157,7 +160,7 @@ def wait(reference: Reference, json: Json = False) -> None:
         if json:
             output.emit(after)
         else:
-            output.say(after.state)
+            output.say(after.state if after.exit_code is None else str(after.exit_code))
 
     calling.with_host(body, json=json)
 

@@ -27,6 +27,7 @@ from ramet.cli import (
     output,
     pool,
     run,
+    run_words,
     show,
     snapshots,
 )
@@ -68,7 +69,7 @@ def _add(name: str, verb: Callable[..., None], **settings: Any) -> None:
 
 _add("doctor", doctor.doctor)
 _add("demo", demo.demo)
-_add("run", run.run, context_settings=run.SETTINGS)
+_add("run", run.run, cls=run_words.RunCommand, context_settings=run.SETTINGS)
 _add("ps", show.ps)
 _add("tree", show.tree)
 _add("inspect", show.inspect)

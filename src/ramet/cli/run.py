@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -18,10 +19,13 @@ from ramet.cli.completion import (
     complete_variable,
 )
 from ramet.cli.options import Command, Json, environment, environment_files, pairs, without_separator
+from ramet.cli.run_words import BUILT_IN
 from ramet.errors import NotFoundError, UsageError
 from ramet.text import as_typed
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from ramet.api.handles import VM
     from ramet.api.host import Host
     from ramet.model.command import Chunk
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
 # Everything after IMAGE belongs to the command, options too.
 SETTINGS = {"allow_interspersed_args": False, "ignore_unknown_options": False}
 _POWER_OFF_S: Final = 30.0
-_BUILT_IN: Final = ("builtin", "probe", "bare")
 
 
 def run(
@@ -173,17 +176,12 @@ def run(
     has ended, unless --rm is given. The exit code is the main process's or CMD's.
     """
     words = without_separator(command)
-    is_container = image not in _BUILT_IN
+    is_container = image not in BUILT_IN
     in_foreground = is_container and not (detach or idle)
 
     async def body(host: Host) -> int:
         from ramet.cli.progress import working
 
-        if not is_container and words and words[0].startswith("-"):
-            raise UsageError(
-                f"{image} has no entrypoint that takes {words[0]!r}: everything after IMAGE is CMD",
-                hint=f"put options before the image: ramet run {words[0]} … {image}",
-            )
         if idle and words and is_container:
             raise UsageError(
                 "an idle guest runs no command, and there is one after IMAGE",
@@ -263,7 +261,7 @@ async def _main_process(vm: VM, words: list[str], *, remove: bool, interactive: 
 
     forward = streams.stdin_is_worth_forwarding(interactive=interactive)
     collector = Collector(words or [vm.name], timeout_s=None, hint="leave --json out to stream it")
-    async with vm.start_main(stdin=forward) as process:
+    async with _explained(words), vm.start_main(stdin=forward) as process:
         if not remove:
             await vm.detach()
         with calling.signals_go_to(process.signal):
@@ -276,6 +274,23 @@ async def _main_process(vm: VM, words: list[str], *, remove: bool, interactive: 
     if json:
         await _emit(vm, result)
     return result.shell_code
+
+
+@asynccontextmanager
+async def _explained(words: list[str]) -> AsyncIterator[None]:
+    """Say in an error that an option after IMAGE was taken for the program of the main process."""
+    from ramet.errors import ExecNotFoundError
+
+    try:
+        yield
+    except ExecNotFoundError as error:
+        if not words or not words[0].startswith("-"):
+            raise
+        raise ExecNotFoundError(
+            error.message,
+            hint="everything after IMAGE is CMD, and this image has no entrypoint: put ramet's options"
+            " before IMAGE",
+        ) from error
 
 
 async def _emit(vm: VM, result: ExecResult) -> None:

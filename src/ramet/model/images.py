@@ -100,6 +100,16 @@ class RemovedImages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @exported
+class ImportedImage(ImageInspection, frozen=True, kw_only=True):
+    """`image import`: the image that was made."""
+
+    skipped_sockets: int = 0
+    """Sockets in a directory, which no image can have."""
+    skipped_mounts: int = 0
+    """Other filesystems below a directory, whose content isn't in the image."""
+
+
+@exported
 class PrunedImages(msgspec.Struct, frozen=True, kw_only=True):
     """`image prune`: counts of what was removed. Instances keep their files."""
 
@@ -116,10 +126,14 @@ class PushedImage(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     reference: str
-    """The reference by which it can be pulled, with its digest."""
+    """The name that the registry has it by."""
     digest: str
+    """The digest by which it can be pulled: `sha256:…`."""
     sent_bytes: int
+    """The registry had the others."""
     size_bytes: int
+    squashed: str | None
+    """The reason why it was packed as one layer, with another digest; null for an image as it was pulled."""
 
 
 class KernelEntry(msgspec.Struct, frozen=True, kw_only=True):

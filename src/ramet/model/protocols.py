@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, SupportsIndex, overload
 
 from ramet.model.command import Chunk, ExitStatus, Readable, Word
 from ramet.model.exec_result import DEFAULT_MAX_OUTPUT_BYTES, ExecResult
-from ramet.model.images import ImageEntry, ImageInspection, PrunedImages
+from ramet.model.images import ImageEntry, ImageInspection, ImportedImage, PrunedImages, PushedImage
 from ramet.model.schema import (
     Compression,
     Exported,
@@ -264,6 +264,17 @@ class Host(Protocol):
     ) -> VM: ...
 
     async def pull(self, image: str, *, platform: str | None = None) -> ImageInspection: ...
+
+    async def import_image(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        ref: str | None = None,
+        platform: str | None = None,
+    ) -> ImportedImage: ...
+
+    async def push_image(self, image: str, target: str) -> PushedImage: ...
 
     async def images(self) -> builtins.list[ImageEntry]: ...
 

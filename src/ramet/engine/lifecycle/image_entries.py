@@ -9,7 +9,6 @@ from ramet.engine.context import Context
 from ramet.engine.lifecycle.containers import is_built_in, library_of
 from ramet.errors import NotFoundError, UsageError
 from ramet.images.library.records import ContainerImage
-from ramet.images.resolve import IMAGE_NAMES
 from ramet.model.images import ImageEntry, ImageFile, ImageInspection, ImageLayer
 from ramet.system.files import allocated_bytes
 
@@ -72,12 +71,12 @@ def inspection(context: Context, image: ContainerImage) -> ImageInspection:
     )
 
 
-def require_removable(image: str) -> None:
+def require_in_library(image: str) -> None:
     """Raise `UsageError` for an image that ramet makes itself."""
     if is_built_in(image):
         raise UsageError(
-            f"the image {image} can't be removed: ramet makes it when it is used",
-            hint=f"{', '.join(IMAGE_NAMES)} lie in the cache, which may be deleted while nothing is booted",
+            f"{image} is no container image: ramet makes it, in the cache, when it is used",
+            hint="`ramet image ls` lists container images first",
         )
 
 
