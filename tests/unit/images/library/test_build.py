@@ -193,6 +193,7 @@ async def test_links_that_fill_the_memory_are_refused(tmp_path: Path) -> None:
     await add(library, tar([member(f"l{number}", tarfile.SYMTYPE, link="x" * 4000) for number in range(40)]))
 
 
+@pytest.mark.timing
 async def test_a_build_that_is_cancelled_leaves_nothing(library: Library) -> None:
     begun = anyio.Event()
 

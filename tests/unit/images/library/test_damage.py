@@ -22,6 +22,7 @@ def removed(path: Path, other: Path) -> None:
 
 
 def cut(path: Path, other: Path) -> None:
+    path.chmod(0o644)
     os.truncate(path, path.stat().st_size - BLOCK_BYTES)
 
 
