@@ -19,8 +19,9 @@ from tests.support.stored_homes import record
 LINE = b"\nramet: the main process ended: "
 
 
-def end(directory: Path, console: bytes, *, start: int = 0, main: bool = True) -> MainEnd | None:
-    (directory / CONSOLE_LOG).write_bytes(console)
+def end(directory: Path, console: bytes | None, *, start: int = 0, main: bool = True) -> MainEnd | None:
+    if console is not None:
+        (directory / CONSOLE_LOG).write_bytes(console)
     vmm = RunningVmm(process=process_ref.this_process(), mem_device=0, mem_inode=0, console_start=start)
     instance = msgspec.structs.replace(
         record("it", "1" * 12), main=MainProcess(argv=("x",)) if main else None, vmm=vmm
@@ -69,9 +70,13 @@ def test_a_guest_that_writes_much_cannot_hide_it(tmp_path: Path) -> None:
     )
 
 
-def test_without_a_console_there_is_no_end(tmp_path: Path) -> None:
-    end(tmp_path, b"")
-    (tmp_path / CONSOLE_LOG).unlink()
+def test_without_a_vmm_there_is_no_end(tmp_path: Path) -> None:
+    """In standby: what the console has is of VMMs that are long gone."""
+    end(tmp_path, LINE + b"exit 4\n")
     instance = msgspec.structs.replace(record("it", "1" * 12), main=MainProcess(argv=("x",)))
     context: Any = SimpleNamespace(directory=lambda _: tmp_path)
     assert main_end(context, instance) is None
+
+
+def test_without_a_console_there_is_no_end(tmp_path: Path) -> None:
+    assert end(tmp_path / "missing", None) is None

@@ -32,11 +32,11 @@ class MainEnd(NamedTuple):
 
 def main_end(context: Context, record: Record) -> MainEnd | None:
     """Return how the main process ended since the VMM was started; None if the console doesn't say so."""
-    if record.main is None:
+    if record.main is None or record.vmm is None:
         return None
-    start = record.vmm.console_start if record.vmm is not None else 0
+    log = context.directory(record) / CONSOLE_LOG
     try:
-        console = bounded_log.since(context.directory(record) / CONSOLE_LOG, start, _LOOKED_AT_BYTES)
+        console = bounded_log.since(log, record.vmm.console_start, _LOOKED_AT_BYTES)
     except OSError:
         return None
     ends = _ENDED.findall(console)
