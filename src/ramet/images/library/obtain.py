@@ -13,7 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from ramet.errors import DamagedError, FilesystemError, NotFoundError, UnavailableError, UsageError
+from ramet.errors import (
+    DamagedError,
+    FilesystemError,
+    NotFoundError,
+    RegistryError,
+    UnavailableError,
+    UsageError,
+)
 from ramet.images.library.library import Library
 from ramet.images.library.names import canonical_name, host_platform_text, platform_text
 from ramet.images.library.records import ContainerImage, Layer, Material
@@ -68,7 +75,18 @@ async def obtain(
             f"the image {text} isn't in this home, and no registry may be asked for it (--pull never)",
             hint=library.near(text) or f"`ramet pull {text}` gets it; `ramet image ls` lists what there is",
         )
-    return await fetch(library, cache_directory, text, platform=platform)
+    try:
+        return await fetch(library, cache_directory, text, platform=platform)
+    except (RegistryError, NotFoundError) as error:
+        if image is None:
+            raise
+        if not (damage := await threads.run(library.damage, image)):
+            hint = "; or ".join(filter(None, (error.hint, "use what is here: --pull missing")))
+            raise type(error)(error.message, hint=hint) from error
+        raise DamagedError(
+            f"the image {image.name} is damaged: {damage[0]}; and it can't be pulled again: {error.message}",
+            hint=error.hint,
+        ) from error
 
 
 async def fetch(

@@ -217,6 +217,18 @@ async def test_damage_is_mended_by_the_next_use(user: User) -> None:
     assert (await user.get()).record.bases == image.bases
 
 
+async def test_damage_is_said_when_the_registry_is_of_no_help(user: User) -> None:
+    user.registry.add_image(BASE, OWN)
+    image = await user.get()
+    user.registry.manifests.clear()
+    with pytest.raises(NotFoundError) as caught:
+        await user.get(pull="always")
+    assert "--pull missing" in str(caught.value.hint)
+    image.path_of(image.bases[1]).unlink()
+    with pytest.raises(DamagedError, match=r"is damaged: .* is missing; and it can't be pulled again: "):
+        await user.get()
+
+
 async def test_two_at_once_fetch_and_build_once(user: User, registry: Registry) -> None:
     registry.add_image(BASE, OWN)
     found: list[ContainerImage] = []
