@@ -197,6 +197,24 @@ guest_kernel() {
     "$venv" tools/guest_kernel.py add "$downloads"/*.deb
 }
 
+# A newer kernel from this Debian's backports where the release's own kernel lacks something. Without one the guests
+# keep the kernel that they have. Asked for once a week; RAMET_KERNEL says that the user has chosen.
+newer_kernel() {
+    local lacking downloads reason
+    [[ -z ${RAMET_KERNEL:-} ]] && have apt-get || return 0
+    lacking=$("$venv" tools/guest_kernel.py whole) && return
+    done_for newer-kernel "$(date +%G-%V) $lacking" && return
+    downloads=$(mktemp -d)
+    say "the kernel $lacking; looking for a newer one in this distribution's backports"
+    if reason=$("$venv" tools/newer_kernel.py "$downloads" 2>&1 >/dev/null); then
+        "$venv" tools/guest_kernel.py add "$downloads"/*.deb || say "it can't be used; guests keep the kernel they have"
+    else
+        say "there is none (${reason:0:300}); guests keep the kernel they have"
+    fi
+    rm -rf "$downloads"
+    mark_done newer-kernel "$(date +%G-%V) $lacking"
+}
+
 # QEMU does without it, and so do most tests.
 firecracker() {
     [[ -e /dev/kvm ]] || return 0

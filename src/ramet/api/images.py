@@ -10,6 +10,7 @@ import msgspec
 from ramet.images.image import images_directory, load_image
 from ramet.images.kernel import Kernel, add_kernel_package
 from ramet.images.kernel import list_kernels as known_kernels
+from ramet.images.kernel_gaps import gaps
 from ramet.images.resolve import ALIASES, IMAGE_NAMES
 from ramet.model.images import ImageEntry, ImageInspection, KernelEntry
 from ramet.system import threads
@@ -90,4 +91,5 @@ def _kernel(kernel: Kernel) -> KernelEntry:
         path=str(kernel.vmlinuz),
         source=kernel.source,
         modules=str(kernel.modules_dir) if kernel.modules_dir else None,
+        lacks=gaps(kernel),
     )

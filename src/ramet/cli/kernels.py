@@ -31,7 +31,11 @@ def list_kernels(json: Json = False) -> None:
             output.emit(entries)
         else:
             tables.table(
-                ("VERSION", "FROM", "PATH"), [(entry.version, entry.source, entry.path) for entry in entries]
+                ("VERSION", "FROM", "PATH", "LACKS"),
+                [
+                    (entry.version, entry.source, entry.path, ", ".join(entry.lacks) or "-")
+                    for entry in entries
+                ],
             )
 
     calling.call(body, json=json)

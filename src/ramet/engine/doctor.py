@@ -24,6 +24,7 @@ from ramet.engine.pool import directory as pool_directory
 from ramet.errors import RametError, UnavailableError
 from ramet.guest.agent_binary import agent_path
 from ramet.images.kernel import find_kernel
+from ramet.images.kernel_gaps import gaps
 from ramet.images.linux import find_busybox
 from ramet.memory.mappings import find_mapping, identity_of
 from ramet.memory.pagemap import changed_runs_by_pagemap, changed_runs_by_scan
@@ -118,7 +119,9 @@ def _parts() -> Iterator[Finding]:
 
     def kernel() -> str:
         kernel = find_kernel()
-        return f"{kernel.version} ({kernel.source}: {kernel.vmlinuz})"
+        missing = gaps(kernel)
+        without = f"; it lacks {', '.join(missing)}" if missing else ""
+        return f"{kernel.version} ({kernel.source}: {kernel.vmlinuz}){without}"
 
     finders: dict[str, Callable[[], str]] = {
         "kernel": kernel,

@@ -6,6 +6,8 @@ name.
 
 from __future__ import annotations
 
+import io
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -15,9 +17,10 @@ from typing import IO, Final
 
 from ramet.errors import DamagedError, RametError
 from ramet.images.compression import CHUNK_BYTES, decompress_chunks
-from ramet.units import GIB
+from ramet.units import GIB, MIB
 
 _UNPACKED_LIMIT_BYTES: Final = 4 * GIB
+_CONTROL_LIMIT_BYTES: Final = 16 * MIB
 _AR_MAGIC: Final = b"!<arch>\n"
 _HEADER_BYTES: Final = 60
 
@@ -33,7 +36,7 @@ def open_package(package: Path) -> Iterator[tarfile.TarFile]:
         file = stack.enter_context(package.open("rb"))
         unpacked = stack.enter_context(tempfile.TemporaryFile())
         try:
-            name, size = _find_data(file)
+            name, size = _find_member(file, "data.tar")
             for chunk in decompress_chunks(
                 name.removeprefix("data.tar"), _chunks(file, size), limit_bytes=_UNPACKED_LIMIT_BYTES
             ):
@@ -45,18 +48,50 @@ def open_package(package: Path) -> Iterator[tarfile.TarFile]:
         yield archive
 
 
-def _find_data(file: IO[bytes]) -> tuple[str, int]:
-    """Move `file` to the beginning of data.tar.*. Returns the member's name and size."""
+def package_relations(package: Path) -> tuple[str, list[str]]:
+    """Return a package's own name and the names of the packages that it depends on; empty when unknown.
+
+    Of alternatives the first is named. Raises `OSError` when the package can't be read.
+    """
+    fields = _control_fields(package)
+    depends = ",".join(fields.get(name, "") for name in ("pre-depends", "depends"))
+    names = (re.match(r"\s*([a-z0-9][a-z0-9+.~-]*)", relation) for relation in depends.split(","))
+    return fields.get("package", ""), [match[1] for match in names if match]
+
+
+def _control_fields(package: Path) -> dict[str, str]:
+    try:
+        with package.open("rb") as file:
+            name, size = _find_member(file, "control.tar")
+            suffix, chunks = name.removeprefix("control.tar"), _chunks(file, size)
+            unpacked = b"".join(decompress_chunks(suffix, chunks, limit_bytes=_CONTROL_LIMIT_BYTES))
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as archive:
+            for member in archive:
+                if member.isreg() and member.name in ("control", "./control"):
+                    content = archive.extractfile(member)
+                    assert content is not None, "it is a regular file"
+                    text = content.read().decode("utf-8", "replace")
+                    break
+            else:
+                return {}
+    except (tarfile.TarError, RametError, ValueError):
+        return {}  # only hints are made of it
+    lines = re.sub(r"\n[ \t]+", " ", text).splitlines()
+    return {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _find_member(file: IO[bytes], prefix: str) -> tuple[str, int]:
+    """Move `file` to the beginning of the member `prefix`.*. Returns the member's name and size."""
     if file.read(len(_AR_MAGIC)) != _AR_MAGIC:
         raise ValueError("no ar archive")
     while header := file.read(_HEADER_BYTES):
         if len(header) < _HEADER_BYTES or header[58:] != b"`\n":
             raise ValueError("broken ar header")
         name, size = header[:16].decode("ascii").rstrip(" ").rstrip("/"), int(header[48:58])
-        if name.startswith("data.tar"):
+        if name.startswith(prefix):
             return name, size
         file.seek(size + size % 2, 1)
-    raise ValueError("no data.tar in it")
+    raise ValueError(f"no {prefix} in it")
 
 
 def _chunks(file: IO[bytes], size_bytes: int) -> Iterator[bytes]:

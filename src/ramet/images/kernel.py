@@ -20,14 +20,16 @@ import msgspec
 from ramet import config
 from ramet.errors import DamagedError, UnavailableError, UsageError
 from ramet.images.bzimage import read_kernel_version
-from ramet.images.deb import open_package
+from ramet.images.deb import open_package, package_relations
 from ramet.images.modules import CACHED_MODULES, ModuleTree, module_name
 from ramet.images.publish import published_directory, withdraw
 
 _VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9.+~_-]{0,127}"
 _PART: Final = r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*"
 """A component of a path, which never leads upwards."""
-_IN_PACKAGE_KERNEL: Final = re.compile(rf"(?:\./)?boot/vmlinuz-(?P<version>{_VERSION})")
+_IN_PACKAGE_KERNEL: Final = re.compile(
+    rf"(?:\./)?(?:boot/vmlinuz-(?P<version>{_VERSION})|usr/lib/modules/(?P<version_usr>{_VERSION})/vmlinuz)"
+)
 _IN_PACKAGE_MODULES: Final = re.compile(
     rf"(?:\./)?(?:usr/)?lib/modules/(?P<version>{_VERSION})/(?P<path>kernel/(?:{_PART}/)*{_PART}|modules\.builtin)"
 )
@@ -135,7 +137,7 @@ def _contents(
                     continue
                 reader = partial(_read_member, archive, member)
                 if match := _IN_PACKAGE_KERNEL.fullmatch(member.name):
-                    kernels[match["version"]] = reader
+                    kernels.setdefault(match["version"] or match["version_usr"], reader)
                 elif match := _IN_PACKAGE_MODULES.fullmatch(member.name):
                     files.setdefault(match["version"], {})[match["path"]] = reader
     except tarfile.TarError as error:
@@ -144,16 +146,37 @@ def _contents(
     if len(kernels) != 1:
         raise UsageError(
             f"{len(kernels) or 'no'} kernels in {names}, where one is wanted",
-            hint="give the package linux-image-VERSION itself, not the one that only depends on it",
+            hint=_hint_of_none(packages) if not kernels else "give the packages of one kernel at a time",
         )
     [(version, vmlinuz)] = kernels.items()
     module_files = files.get(version, {})
     builtin = module_files.pop("modules.builtin", None)
     if builtin is None or not any(module_name(path) for path in module_files):
+        missing = _missing(packages, "linux-base-", "linux-modules-") or [f"linux-modules-{version}"]
         raise UsageError(
-            f"{names} has no modules for {version}", hint=f"add the package linux-modules-{version}"
+            f"{names} has no {'list of modules' if module_files else 'modules'} for {version}",
+            hint=f"give it together with {' and '.join(missing)}",
         )
     return version, vmlinuz, builtin, module_files
+
+
+def _hint_of_none(packages: tuple[Path, ...]) -> str:
+    if needed := _missing(packages, "linux-image-"):
+        return f"a metapackage only names others: give {' and '.join(needed)}"
+    return "give the package linux-image-VERSION, and with it those of its modules"
+
+
+def _missing(packages: tuple[Path, ...], *prefixes: str) -> list[str]:
+    """List the packages of a kernel's parts that the given packages depend on and that aren't given."""
+    relations = [package_relations(package) for package in packages]
+    given = {name for name, _depends in relations}
+    return [
+        name
+        for _package, depends in relations
+        for name in depends
+        for prefix in prefixes
+        if name not in given and name.startswith(prefix) and name[len(prefix) :][:1].isdigit()
+    ]
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

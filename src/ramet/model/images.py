@@ -144,3 +144,5 @@ class KernelEntry(msgspec.Struct, frozen=True, kw_only=True):
     source: Literal["setting", "cache", "host"]
     modules: str | None
     """The directory of its modules, or null when it has built in all that it needs."""
+    lacks: list[str]
+    """The uses of a guest that the kernel doesn't support, such as `container images` or `VMGenID`."""

@@ -59,8 +59,22 @@ def make_module(name: str, *, depends: str = "", aliases: Sequence[str] = ()) ->
     return make_elf(sections={b".modinfo": b"".join(entry.encode() + b"\0" for entry in entries)})
 
 
-def make_deb(path: Path, files: Mapping[str, bytes], *, links: Mapping[str, str] | None = None) -> Path:
-    """A Debian package with these files. deb(5)."""
+def make_deb(
+    path: Path,
+    files: Mapping[str, bytes],
+    *,
+    links: Mapping[str, str] | None = None,
+    control: bytes | None = None,
+) -> Path:
+    """A Debian package with these files, and with that file of its relations. deb(5), deb-control(5)."""
+    relations = b"odd"
+    if control is not None:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            member = tarfile.TarInfo("./control")
+            member.size = len(control)
+            archive.addfile(member, io.BytesIO(control))
+        relations = packed.getvalue()
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive:
         for name, content in files.items():
@@ -75,7 +89,7 @@ def make_deb(path: Path, files: Mapping[str, bytes], *, links: Mapping[str, str]
     out = b"!<arch>\n"
     for name, content in {
         "debian-binary": b"2.0\n",
-        "control.tar.xz": lzma.compress(b"odd"),
+        "control.tar.xz": lzma.compress(relations),
         "data.tar.xz": lzma.compress(tar.getvalue()),
     }.items():
         out += f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode() + content

@@ -11,6 +11,7 @@ import pytest
 
 from ramet.errors import DamagedError, UnavailableError, UsageError
 from ramet.images.kernel import add_kernel_package, find_kernel, list_kernels
+from ramet.images.kernel_gaps import gaps, has_generation_id
 from tests.unit.images.kernel_formats import PT_NOTE, PVH_NOTE, make_bzimage, make_deb, make_elf, make_module
 
 ELF = make_elf(segments=[(PT_NOTE, PVH_NOTE)])
@@ -87,9 +88,70 @@ def test_kernel_and_modules_in_two_packages(tmp_path: Path) -> None:
     image = make_deb(tmp_path / "image.deb", kernel)
     with pytest.raises(UsageError, match="no modules") as caught:
         add_kernel_package(image)
-    assert caught.value.hint == "add the package linux-modules-6.8.0-31-generic"
+    assert caught.value.hint == "give it together with linux-modules-6.8.0-31-generic"
     added = add_kernel_package(image, make_deb(tmp_path / "modules.deb", modules))
     assert added.version == "6.8.0-31-generic"
+
+
+def test_a_metapackage_names_the_package_that_it_leads_to(tmp_path: Path) -> None:
+    control = (
+        b"Package: linux-image-cloud-amd64\nDepends: linux-image-6.12.9-cloud-amd64 (= 6.12.9-1),\n libc6\n"
+    )
+    meta = make_deb(tmp_path / "meta.deb", {"./usr/share/doc/x": b"x"}, control=control)
+    with pytest.raises(UsageError, match="no kernels") as caught:
+        add_kernel_package(meta)
+    assert caught.value.hint == "a metapackage only names others: give linux-image-6.12.9-cloud-amd64"
+
+
+def test_a_kernel_in_three_packages_names_those_that_are_missing(tmp_path: Path) -> None:
+    version = "7.3.4-cloud-amd64"
+    files = package_files(version, prefix="./usr/")
+    control = (
+        f"Package: linux-image-{version}\nPre-Depends: linux-base (>= 4.12~)\n"
+        f"Depends: kmod, linux-base-{version} (= 1), linux-modules-{version} (= 1) | other\n"
+    )
+    image = make_deb(
+        tmp_path / "image.deb", {f"./boot/vmlinuz-{version}": kernel_of(version)}, control=control.encode()
+    )
+    base = make_deb(
+        tmp_path / "base.deb",
+        {name: data for name, data in files.items() if "builtin" in name or "config" in name},
+        control=f"Package: linux-base-{version}\n".encode(),
+    )
+    modules = make_deb(
+        tmp_path / "modules.deb",
+        {name: data for name, data in files.items() if name.endswith(".ko")},
+        control=f"Package: linux-modules-{version}\n".encode(),
+    )
+    for given, missing in {
+        (image,): f"linux-base-{version} and linux-modules-{version}",
+        (image, base): f"linux-modules-{version}",
+        (image, modules): f"linux-base-{version}",
+    }.items():
+        with pytest.raises(UsageError) as caught:
+            add_kernel_package(*given)
+        assert caught.value.hint == f"give it together with {missing}"
+    assert add_kernel_package(image, base, modules).version == version
+
+
+def test_a_kernel_says_what_it_lacks(tmp_path: Path) -> None:
+    old = add_kernel_package(make_deb(tmp_path / "old.deb", package_files("6.1.0-1")))
+    assert gaps(old) == [
+        "container images",
+        "networks",
+        "nftables",
+        "VMGenID",
+        "user.* attributes on a root in RAM",
+    ]
+    assert not has_generation_id(old)
+    files = package_files("6.12.0-1")
+    root = "./lib/modules/6.12.0-1"
+    files[f"{root}/modules.builtin"] += b"kernel/drivers/virt/vmgenid.ko\nkernel/fs/overlayfs/overlay.ko\n"
+    for name in ("erofs", "virtio_net", "nf_tables"):
+        files[f"{root}/kernel/{name}.ko"] = make_module(name)
+    new = add_kernel_package(make_deb(tmp_path / "new.deb", files))
+    assert gaps(new) == []
+    assert has_generation_id(new)
 
 
 def _cut(package: Path) -> None:
