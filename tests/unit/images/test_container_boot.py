@@ -54,7 +54,7 @@ def agent(tmp_path: Path) -> Path:
 
 def files_of(archive: Path, into: Path) -> Path:
     into.mkdir()
-    command = [find_busybox(), "cpio", "-i", "-d"]
+    command = [str(find_busybox()), "cpio", "-i", "-d"]
     # Device nodes need root; no test looks at them.
     subprocess.run(
         command, cwd=into, input=archive.read_bytes(), capture_output=True, timeout=20, check=False
