@@ -97,9 +97,16 @@ async def _remove(context: Context, record: Record) -> None:
 
 
 def _note_failure(context: Context, record: Record, reason: str) -> None:
+    """Note that a stopped instance couldn't be started again.
+
+    Unless a job has it: that it took longer than a watcher waits is no failure, and its outcome is its own.
+    """
+
+    def noted(row: Record) -> Record:
+        is_idle = row.state is State.STOPPED and row.pending is None
+        return row.moved(Move.FAIL, reason=reason) if is_idle else row
+
     try:
-        context.store.change(
-            record.id, lambda row: row.moved(Move.FAIL, reason=reason) if row.state is State.STOPPED else row
-        )
+        context.store.change(record.id, noted)
     except RametError:
         pass  # the next call for it finds out again
