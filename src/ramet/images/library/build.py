@@ -12,8 +12,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
@@ -143,14 +143,15 @@ class _Build:
                 blob=None if note is None else _opened(files, self._places.blob(note.base)),
             )
             recorder = Recorder(self._merge, self._file(files, f"entries-{number}"))
-            diff_id = add_layer(
-                recorder,
-                contents,
-                self._reported(number, layer),
-                name=layer.name,
-                diff_id=layer.diff_id,
-                limits=self._limits,
-            )
+            with closing(self._reported(number, layer)) as chunks:
+                diff_id = add_layer(
+                    recorder,
+                    contents,
+                    chunks,
+                    name=layer.name,
+                    diff_id=layer.diff_id,
+                    limits=self._limits,
+                )
             entries_digest = recorder.finish()
             if note is not None and note.base.blocks != contents.blocks:
                 raise _Disagreement
@@ -276,7 +277,7 @@ class _Build:
             write_all(descriptor, content, 0)
             sync(descriptor)
 
-    def _reported(self, number: int, layer: Layer) -> Iterator[bytes]:
+    def _reported(self, number: int, layer: Layer) -> Generator[bytes]:
         count = len(self._material.layers)
         stage = f"unpacking layer {number + 1} of {count}" if count > 1 else "unpacking"
         return _reported(layer.open(), stage, layer.size_bytes)
@@ -294,10 +295,14 @@ def _identity(material: Material, diff_ids: list[str]) -> str:
     return f"sha256:{hashlib.sha256(msgspec.json.encode(described, order='deterministic')).hexdigest()}"
 
 
-def _reported(chunks: Iterable[bytes], stage: str, total: int) -> Iterator[bytes]:
+def _reported(chunks: Iterable[bytes], stage: str, total: int) -> Generator[bytes]:
     done = 0
-    for chunk in chunks:
-        threads.check_cancelled()
-        yield chunk
-        done += len(chunk)
-        report(stage, done, max(done, total) if total else 0)
+    try:
+        for chunk in chunks:
+            threads.check_cancelled()
+            yield chunk
+            done += len(chunk)
+            report(stage, done, max(done, total) if total else 0)
+    finally:
+        if isinstance(chunks, Generator):
+            chunks.close()  # its file, at once also when this ends early

@@ -19,6 +19,7 @@ from ramet.images.erofs import blob
 from ramet.images.erofs.blob import BLOCK_BYTES, mark
 from ramet.images.layers.limits import DEFAULT_LIMITS
 from ramet.images.library.library import Library
+from ramet.images.library.obtain import read_file
 from ramet.images.library.records import ContainerImage
 from ramet.memory.integrity import digest
 from ramet.system.files import write_all
@@ -243,6 +244,17 @@ async def test_a_damaged_layer_leaves_nothing(library: Library) -> None:
     assert library.images() == []
     assert list(library._places.root.glob(".making-*")) == []
     assert list(library._places.blobs.iterdir()) == []
+
+
+async def test_a_build_that_fails_closes_its_layers(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "cut").write_bytes(BASE[:-100_000])
+    material = material_of([BASE])
+    layers = [layer._replace(open=lambda: read_file(tmp_path / "cut")) for layer in material.layers]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(DamagedError) as caught:
+        await library.add(material._replace(layers=layers), name="app", is_local=True)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    del caught
 
 
 async def test_sparse_files_stay_sparse(library: Library, tmp_path: Path) -> None:
