@@ -1273,6 +1273,7 @@ class Host(Handle):
         workdir: str | os.PathLike[str] | None = None,
         stop_signal: str | int | None = None,
         idle: bool = False,
+        start_main: bool = True,
         rootfs: str | None = None,
         ca: Sequence[str | os.PathLike[str]] = (),
         pull: Literal["missing", "never", "always"] = "missing",
@@ -1291,7 +1292,8 @@ class Host(Handle):
         the image's, unless `command` replaces the image's arguments, or `entrypoint` its program (and its
         arguments, too). `env` is added to the image's environment; `user` is a name, a uid or one of the two
         with `:group`; `workdir` is made if it is missing; `stop_signal` ends the main process (`stop`). An
-        `idle` guest runs without it until it is stopped, or until `VM.start_main`. `rootfs` is the place for
+        `idle` guest runs without it until it is stopped, or until `VM.start_main`; without `start_main`, it
+        waits for that call, and there has to be something to run. `rootfs` is the place for
         what the guest writes: `disk:SIZE` (by default 10 GiB, of which the file has what was written) or
         `ram:SIZE`. `ca` are PEM files with certificates that the guest trusts. `platform` is a check: only
         this machine's runs.
@@ -1319,6 +1321,7 @@ class Host(Handle):
                     workdir=workdir,
                     stop_signal=stop_signal,
                     idle=idle,
+                    start_main=start_main,
                     rootfs=rootfs,
                     ca=ca,
                     pull=pull,

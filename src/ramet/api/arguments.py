@@ -78,6 +78,7 @@ CHECKS: Final[dict[str, Check]] = {
     "size": _size,
     "snapshot": optional(arguments.text),
     "source": arguments.path,
+    "start_main": flag,
     "stop_signal": optional(_signal),
     "target": arguments.text,
     "vmm": flag,

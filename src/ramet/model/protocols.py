@@ -257,6 +257,7 @@ class Host(Protocol):
         workdir: str | os.PathLike[str] | None = None,
         stop_signal: str | int | None = None,
         idle: bool = False,
+        start_main: bool = True,
         rootfs: str | None = None,
         ca: Sequence[str | os.PathLike[str]] = (),
         pull: Literal["missing", "never", "always"] = "missing",

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from ramet.engine.agent.main_process import require_sendable
 from ramet.engine.context import Context
 from ramet.engine.lifecycle.roots import Container
@@ -34,6 +36,8 @@ class Wishes(NamedTuple):
     workdir: str | None = None
     stop_signal: str | None = None
     idle: bool = False
+    waits: bool = False
+    """True if the main process is started later, by its user."""
     rootfs: str | None = None
     ca: Sequence[str] = ()
     platform: str | None = None
@@ -92,6 +96,8 @@ async def container_of(context: Context, text: str, wishes: Wishes, *, pull: Pul
         authorities=authorities,
     )
     require_sendable(main)
+    if wishes.waits:
+        main = msgspec.structs.replace(main, is_idle=True)
     return Container(image, main, rootfs)
 
 
