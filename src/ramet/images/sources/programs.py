@@ -11,6 +11,7 @@ from typing import Final
 
 from ramet.errors import NotFoundError, UnavailableError, UsageError
 from ramet.programs import Program
+from ramet.progress import report
 from ramet.system import outside
 from ramet.text import printable
 
@@ -39,6 +40,7 @@ async def save(source: str, archive: Path) -> None:
     program = _program(tool).path()
     form = ["--format", "oci-archive"] if tool == "podman" else []
     argv = [program, "save", *form, "--output", str(archive), "--", name]
+    report(f"{tool} saves {name}")
     try:
         outcome = await outside.run_async(argv, limit_s=LIMIT_S)
     except TimeoutError as error:

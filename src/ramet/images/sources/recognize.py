@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ UNDERSTOOD: Final = (
     " podman:NAME"
 )
 _READ_BYTES: Final = 1 * MIB
+_WAIT_MS: Final = 200
 _LOOK_BYTES: Final = 64 * KIB
 _ARCHIVE_NAMES: Final = frozenset({b"blobs", b"index.json", b"manifest.json", b"oci-layout", b"repositories"})
 _ARCHIVE_NAME: Final = re.compile(rb"[0-9a-f]{64}(?:\.json|\.tar)?")
@@ -83,7 +85,17 @@ class Importer:
         return self.stream(descriptor, label)
 
     def stream(self, descriptor: int, label: str) -> Found:
-        """Return the image that comes through a pipe. It is read once."""
+        """Return the image that comes through a pipe, which is read once, or from a file that it stands for.
+
+        Raises as `find`, and `UsageError` for a terminal.
+        """
+        if os.isatty(descriptor):
+            raise UsageError(
+                f"{label} is a terminal", hint="give a file, or pipe an archive into the command"
+            )
+        with filesystem_errors("read", label):
+            if stat.S_ISREG(os.fstat(descriptor).st_mode) and os.lseek(descriptor, 0, os.SEEK_CUR) == 0:
+                return self._file(descriptor, label)
         with _naming(label):
             chunks = unpacked(_pipe(descriptor, label))
             head, whole = pieces(chunks, _LOOK_BYTES)
@@ -221,8 +233,15 @@ def _file_chunks(descriptor: int, facts: os.stat_result, label: str) -> Iterator
 
 
 def _pipe(descriptor: int, label: str) -> Iterator[bytes]:
+    """Yield what comes through a pipe. A cancellation ends the wait for its other end."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
     with filesystem_errors("read", label):
-        while piece := os.read(descriptor, _READ_BYTES):
+        while True:
+            while not poll.poll(_WAIT_MS):
+                threads.check_cancelled()
+            if not (piece := os.read(descriptor, _READ_BYTES)):
+                return
             yield piece
 
 
