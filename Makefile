@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-deep test-soak durations check bench bench-quick wheel test-wheel docs emulated-host fuzz format lock clean
+.PHONY: help setup newer-kernel demo test test-deep test-soak durations check bench bench-quick wheel test-wheel docs emulated-host fuzz format lock clean
 
 BIN := .venv/bin
 SOURCES := src tests tools benchmarks docs examples
@@ -26,6 +26,9 @@ help:
 
 setup: ## install what is missing, make .venv, build the guest's agent, get a kernel for guests
 	@tools/setup.sh
+
+newer-kernel: ## add the kernel of this Debian's backports for guests, where the present one lacks something
+	@tools/setup.sh newer-kernel
 
 demo: setup ## boot a VM and fork it into 8, in a temporary home
 	$(BIN)/ramet demo --forks 8

@@ -197,22 +197,22 @@ guest_kernel() {
     "$venv" tools/guest_kernel.py add "$downloads"/*.deb
 }
 
-# A newer kernel from this Debian's backports where the release's own kernel lacks something. Without one the guests
-# keep the kernel that they have. Asked for once a week; RAMET_KERNEL says that the user has chosen.
+# `setup.sh newer-kernel`: a newer kernel from this Debian's backports, where the kernel that guests have lacks
+# something. Without one the guests keep the kernel that they have.
 newer_kernel() {
-    local lacking downloads reason
-    [[ -z ${RAMET_KERNEL:-} ]] && have apt-get || return 0
-    lacking=$("$venv" tools/guest_kernel.py whole) && return
-    done_for newer-kernel "$(date +%G-%V) $lacking" && return
-    downloads=$(mktemp -d)
-    say "the kernel $lacking; looking for a newer one in this distribution's backports"
-    if reason=$("$venv" tools/newer_kernel.py "$downloads" 2>&1 >/dev/null); then
-        "$venv" tools/guest_kernel.py add "$downloads"/*.deb || say "it can't be used; guests keep the kernel they have"
-    else
-        say "there is none (${reason:0:300}); guests keep the kernel they have"
+    local lacking downloads
+    [[ -z ${RAMET_KERNEL:-} ]] || cannot "RAMET_KERNEL chooses the kernel; unset it first"
+    have apt-get || cannot "that works with apt-get only: ramet kernel add PACKAGE.deb... takes a package from elsewhere"
+    if lacking=$("$venv" tools/guest_kernel.py whole); then
+        say "nothing to do: ${lacking%% *} lacks nothing"
+        return
     fi
-    rm -rf "$downloads"
-    mark_done newer-kernel "$(date +%G-%V) $lacking"
+    say "the kernel $lacking; downloading a newer one from this distribution's backports"
+    downloads=$(mktemp -d)
+    # shellcheck disable=SC2064  # this directory, whatever the variable says later
+    trap "rm -rf '$downloads'" EXIT
+    "$venv" tools/newer_kernel.py "$downloads" >/dev/null || cannot "there is none; guests keep the kernel they have"
+    "$venv" tools/guest_kernel.py add "$downloads"/*.deb
 }
 
 # QEMU does without it, and so do most tests.
@@ -238,6 +238,10 @@ python_packages
 build_agent
 build_probe
 guest_kernel
+if [[ ${1:-} == newer-kernel ]]; then
+    newer_kernel
+    exit
+fi
 firecracker
 docker_registry
 imports
