@@ -21,7 +21,14 @@ _METADATA: Final = frozenset({"100.100.100.200", "fd00:ec2::254"})
 
 def redirected(here: httpx2.URL, place: str) -> httpx2.URL:
     """Return where a server leads. Raises `RegistryError` for what is no server, and for a way out of TLS."""
-    there = here.join(place)
+    import httpx2
+
+    try:
+        # Whose user and password these are, nobody knows.
+        there = here.join(place).copy_with(userinfo=b"")
+        there.host.encode("idna")
+    except (ValueError, httpx2.InvalidURL) as error:
+        raise RegistryError(f"{server_of(here)} redirects to something that is no address") from error
     if there.scheme not in ("http", "https") or not there.host:
         raise RegistryError(f"{server_of(here)} redirects to something that is no server")
     if here.scheme == "https" and there.scheme == "http":
@@ -29,18 +36,24 @@ def redirected(here: httpx2.URL, place: str) -> httpx2.URL:
             f"{server_of(here)} redirects to {server_of(there)}, without TLS",
             hint="a proxy before the registry may not tell it that TLS is used (X-Forwarded-Proto)",
         )
-    # A user and a password in there are nobody's that we know.
-    return there.copy_with(userinfo=b"")
+    return there
 
 
 def is_same_server(url: str, other: str) -> bool:
     """Tell whether two URLs have the same scheme, host and port. Raises `RegistryError` for no URL."""
+    return origin(parsed(url)) == origin(parsed(other))
+
+
+def parsed(url: str) -> httpx2.URL:
+    """Parse a URL that a registry gave. Raises `RegistryError` for what is none."""
     import httpx2
 
     try:
-        return origin(httpx2.URL(url)) == origin(httpx2.URL(other))
-    except httpx2.InvalidURL as error:
+        made = httpx2.URL(url)
+        made.host.encode("idna")
+    except (ValueError, httpx2.InvalidURL) as error:
         raise RegistryError("the registry names a place that is no address") from error
+    return made
 
 
 def is_near(address: str) -> bool:

@@ -17,7 +17,7 @@ import anyio
 
 from ramet.errors import RegistryError, UnavailableError
 from ramet.oci.answers import DEFAULT_LIMITS, Limits, mapping, retry_after_s, server_of
-from ramet.oci.places import forbidden, is_near, origin, redirected
+from ramet.oci.places import forbidden, is_near, origin, parsed, redirected
 from ramet.oci.settings import Settings, certificate_files, proxy_for
 from ramet.version import __version__
 
@@ -118,10 +118,9 @@ class Transport:
         raise AssertionError("the last answer is returned")
 
     async def _followed(self, request: _Request, url: str, home: str | None) -> httpx2.Response:
-        import httpx2
 
-        first = here = httpx2.URL(url)
-        registry = None if home is None else origin(httpx2.URL(home))
+        first = here = parsed(url)
+        registry = None if home is None else origin(parsed(home))
         for _ in range(_MOST_REDIRECTS + 1):
             response = await self._sent(request, here, registry, is_first=origin(here) == origin(first))
             place = response.headers.get("location")
@@ -258,6 +257,9 @@ async def _send(
     request.extensions = {**request.extensions, "trace": trace}
     try:
         return await client.send(request, stream=True)
+    except ValueError as error:
+        # httpx2 looks at a redirect's place even if it follows none, and lets idna's errors through.
+        raise RegistryError(f"{server_of(request.url)} redirects to something that is no address") from error
     except (anyio.get_cancelled_exc_class(), RegistryError):
         with anyio.CancelScope(shield=True):
             for stream in opened:

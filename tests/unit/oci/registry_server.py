@@ -53,6 +53,8 @@ class Registry:
     """Its token server knows GET alone."""
     drip: float = 0
     """Blobs come 100 bytes at a time, with as many seconds between."""
+    location: str | None = None
+    """All blobs are there, whatever that is."""
     realm: str | None = None
     """Its token server is there."""
     html: bool = False
@@ -183,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind.endswith("/manifests") and name in state.manifests:
             media_type, content = state.manifests[name]
             self._send(200, content, {"Content-Type": media_type})
+        elif kind.endswith("/blobs") and state.location is not None:
+            self._send(307, b"", {"Location": state.location})
         elif kind.endswith("/blobs") and state.redirect_to is not None:
             self._send(307, b"", {"Location": f"http://{state.redirect_to}{path}"})
         elif kind.endswith("/blobs") and name in state.blobs:

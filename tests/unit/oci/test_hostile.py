@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ramet.errors import RegistryError
+from ramet.errors import NotFoundError, RegistryError
 from ramet.oci.answers import Limits
 from ramet.oci.blobs import BlobCache, Patience
 from ramet.oci.digests import Digest
@@ -235,3 +235,35 @@ async def test_a_registry_that_takes_no_pushes_says_so(registry: Registry, tmp_p
             limits=QUICK,
             patience=HASTE,
         )
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(
+            "http:////[",
+            "https://axn--:99999?::1",
+            "https://a%00xn--file:",
+            "http://..]xn--0x7f.1",
+            "http://[::1",
+        ),
+        *(
+            "file:///etc/passwd",
+            "javascript:x",
+            "http://a..b/",
+            "https://" + "a" * 300 + "/",
+            "http://h:99999/",
+        ),
+    ],
+)
+@pytest.mark.parametrize("way", ["redirect", "realm"])
+async def test_a_place_that_is_no_address_is_one_error(
+    registry: Registry, tmp_path: Path, place: str, way: str
+) -> None:
+    registry.add_image(LAYER)
+    if way == "redirect":
+        registry.location = place
+    else:
+        registry.tokens, registry.realm = True, place
+    with pytest.raises((RegistryError, NotFoundError)):  # some are taken for a place on the same server
+        await pulled(registry.address, tmp_path)
