@@ -81,8 +81,9 @@ async def test_files_are_as_they_were(library: Library, source: Path) -> None:
     deep = source.joinpath(*(["d" * 200] * 12))
     deep.mkdir(parents=True)
     (deep / "file").write_bytes(b"deep")
-    os.setxattr(tool, "user.note", b"\0\xff")
-    os.setxattr(source / "tmp", "user.empty", b"")
+    with suppress(OSError):  # some filesystems have none for users
+        os.setxattr(tool, "user.note", b"\0\xff")
+        os.setxattr(source / "tmp", "user.empty", b"")
     for path, seconds in ((tool, -1.5), (source / "tmp", 4102444800.25), (source / "bin", 1.000000001)):
         os.utime(path, ns=(0, int(seconds * 10**9)))
     files = await imported(library, source)
@@ -305,7 +306,10 @@ async def test_a_name_that_means_a_deletion_is_refused(library: Library, source:
 
 async def test_an_attribute_that_no_archive_can_have(library: Library, source: Path) -> None:
     (source / "f").write_bytes(b"")
-    os.setxattr(source / "f", "user.a=b", b"x")
+    try:
+        os.setxattr(source / "f", "user.a=b", b"x")
+    except OSError as error:
+        pytest.skip(f"this filesystem has no attributes for users: {error.strerror}")
     with pytest.raises(UnavailableError, match=r"rootfs/f has an extended attribute with the name user\.a=b"):
         await import_image(library, source)
 
