@@ -26,7 +26,7 @@ struct pipe {
 };
 
 struct file {
-    char path[64];
+    char path[96];
     ino_t inode;
     size_t length;
     char text[FILE_MAX];

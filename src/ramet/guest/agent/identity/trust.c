@@ -67,9 +67,14 @@ static int check(const struct wire_frame *frame, char *text, size_t size) {
     return EINVAL;
 }
 
-static int put_source(const char *directory, int number, const struct wire_field *certificate, char *text, size_t size) {
+/* Its name comes from what it says, so that one that comes again has the same: FNV-1a, which is enough to tell a few
+ * certificates of one host from each other. */
+static int put_source(const char *directory, const struct wire_field *certificate, char *text, size_t size) {
     char path[128];
-    snprintf(path, sizeof path, "%s/ramet-%d.crt", directory, number);
+    uint64_t name = 0xcbf29ce484222325u;
+    for (uint32_t i = 0; i < certificate->length; i++)
+        name = (name ^ certificate->value[i]) * 0x100000001b3u;
+    snprintf(path, sizeof path, "%s/ramet-%016llx.crt", directory, (unsigned long long)name);
     return files_put(path, (const char *)certificate->value, certificate->length, 0644) ? 0 : fail(text, size, path);
 }
 
@@ -130,8 +135,8 @@ static int put_sources(const struct wire_frame *frame, char *text, size_t size) 
             return fail(text, size, sources[i].path);
         if (stat(sources[i].path, &found) < 0 && !sources[i].is_made)
             continue;
-        for (int number = 1, error; next_certificate(&reader, &field); number++)
-            if ((error = put_source(sources[i].path, number, &field, text, size)) != 0)
+        for (int error; next_certificate(&reader, &field);)
+            if ((error = put_source(sources[i].path, &field, text, size)) != 0)
                 return error;
     }
     return 0;
