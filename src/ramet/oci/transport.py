@@ -257,6 +257,8 @@ async def _send(
     request.extensions = {**request.extensions, "trace": trace}
     try:
         return await client.send(request, stream=True)
+    except ssl.SSLError:
+        raise  # a certificate that is refused is a ValueError, too
     except ValueError as error:
         # httpx2 looks at a redirect's place even if it follows none, and lets idna's errors through.
         raise RegistryError(f"{server_of(request.url)} redirects to something that is no address") from error
