@@ -247,9 +247,9 @@ async def test_a_damaged_layer_leaves_nothing(library: Library) -> None:
 
 
 async def test_a_build_that_fails_closes_its_layers(library: Library, tmp_path: Path) -> None:
-    (tmp_path / "cut").write_bytes(BASE[:-100_000])
+    (tmp_path / "wrong").write_bytes(b"no archive" * 10_000)
     material = material_of([BASE])
-    layers = [layer._replace(open=lambda: read_file(tmp_path / "cut")) for layer in material.layers]
+    layers = [layer._replace(open=lambda: read_file(tmp_path / "wrong")) for layer in material.layers]
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(DamagedError) as caught:
         await library.add(material._replace(layers=layers), name="app", is_local=True)
