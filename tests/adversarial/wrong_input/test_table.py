@@ -69,8 +69,8 @@ def plainly(what: str, words: str, code: int, kind: str, message: str, hint: str
         yield Attempt(words.split())
 
 
-plainly("unknown image", "run debian", 3, "not_found", "no image 'debian'", "there is: builtin")
-plainly("image, near miss", "run bultin", 3, "not_found", "no image 'bultin'", "did you mean builtin?")
+plainly("unknown image", "run --pull never debian", 3, "not_found", "image debian isn't", "ramet pull debian")
+plainly("image, near miss", "run --pull never bultin", 3, "not_found", "bultin isn't", "you mean builtin?")
 plainly("unknown reference", "inspect zzz", 3, "not_found", "no instance 'zzz'", "ramet ps -a")
 plainly(
     "reference, near miss",

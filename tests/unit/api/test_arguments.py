@@ -96,7 +96,7 @@ def _words(call: Call) -> dict[str, Any]:
     """What lets a call get past its other arguments, and no farther than this home goes."""
     needed = {
         "reference": "box",
-        "image": "nosuch",
+        "image": "127.0.0.1:1/nosuch",
         "file": "nosuch/file",
         "disk": "nosuch",
         "size": "1G",

@@ -85,7 +85,7 @@ def test_help_of_template_says_what_it_is_not(ramet: Shell) -> None:
         (["run", "--memory", "lots", "builtin"], 2),
         (["run", "--label", "nonsense", "builtin"], 2),
         (["demo", "--memory", "16M"], 2),
-        (["run", "nosuchimage"], 3),
+        (["run", "--pull", "never", "nosuchimage"], 3),
         (["inspect", "nosuch"], 3),
         (["stop", "nosuch"], 3),
         (["rm", "-f", "nosuch"], 3),
@@ -106,7 +106,7 @@ def test_help_of_template_says_what_it_is_not(ramet: Shell) -> None:
         (["snapshot", "import", "/nosuch"], 1),
         (["exec", "nosuch", "true"], 125),
         (["exec", "--timeout", "0", "nosuch", "true"], 125),
-        (["run", "nosuchimage", "--", "true"], 125),
+        (["run", "--pull", "never", "nosuchimage", "--", "true"], 125),
     ],
 )
 def test_exit_codes_without_a_guest(ramet: Shell, words: list[str], code: int) -> None:

@@ -13,8 +13,8 @@ DOCS = Path(__file__).parents[3] / "docs"
 PAGES = sorted(
     path.relative_to(DOCS) for path in (DOCS / "how-to").glob("*.md") if "```console\n" in path.read_text()
 )
-# One waits for a pool to fill, the other runs the whole demo, which has its own tests.
-_LONG = ("warm-pool", "ci-without-kvm")
+# One waits for a pool to fill, one runs the whole demo, one boots several container images.
+_LONG = ("warm-pool", "ci-without-kvm", "container-images")
 
 
 def test_there_are_pages() -> None:
