@@ -23,9 +23,9 @@ from ramet.units import GIB
 KERNEL_ARGUMENTS: Final = "console=ttyS0 no_timer_check panic=-1 quiet cryptomgr.notests tsc=reliable"
 
 # 141 is cx16. Before 8.0, an emulated cmpxchg16b leaves garbage in EFLAGS until the next instruction that
-# sets flags. An interrupt in between saves the garbage, and its end restores it: kernels from about 6.4 on,
-# which branch right behind the instruction, panicked in two boots of five. Without the bit the kernel doesn't
-# use the instruction; programs still see it.
+# sets flags. An interrupt in between saves the garbage, and its end restores it: Linux 6.12, which branches
+# right behind the instruction, panicked in four boots of ten. Without the bit the kernel doesn't use the
+# instruction; programs still see it.
 _WITHOUT_CMPXCHG16B: Final = "clearcpuid=141 "
 
 _MACHINE_OPTIONS: Final = "memory-backend=mem,suppress-vmdesc=on,usb=off,vmport=off,graphics=off"
