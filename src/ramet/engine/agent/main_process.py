@@ -10,8 +10,6 @@ import msgspec
 from ramet.engine import limits
 from ramet.engine.agent.session import agent_of
 from ramet.engine.context import Context
-from ramet.errors import UsageError
-from ramet.guest.framing import PAYLOAD_MAX_BYTES
 from ramet.guest.messages import ExecRequest
 from ramet.model.container import MainProcess
 from ramet.model.record import ProcessRef, Record
@@ -32,18 +30,6 @@ def main_request(main: MainProcess, *, stdin_open: bool = False, console: bool =
         main=True,
         stop_signal=main.stop_signal,
     )
-
-
-def require_sendable(main: MainProcess) -> None:
-    """Raise `UsageError` for a main process that no guest can be asked to start: before anything is made."""
-    if not main.argv:
-        return
-    size = len(main_request(main, console=True).encode(detached=True))
-    if size > PAYLOAD_MAX_BYTES:
-        raise UsageError(
-            f"the main process would have {size} bytes of arguments and environment",
-            hint=f"the most is {PAYLOAD_MAX_BYTES}: put what is long into a file",
-        )
 
 
 async def start_main(context: Context, record: Record, process: ProcessRef) -> None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from ramet.engine.agent.main_process import require_sendable
 from ramet.engine.context import Context
 from ramet.engine.lifecycle.roots import Container
 from ramet.errors import NotFoundError, RegistryError, UnavailableError, UsageError
@@ -95,7 +94,6 @@ async def container_of(context: Context, text: str, wishes: Wishes, *, pull: Pul
         is_idle=wishes.idle,
         authorities=authorities,
     )
-    require_sendable(main)
     if wishes.waits:
         main = msgspec.structs.replace(main, is_idle=True)
     return Container(image, main, rootfs)
