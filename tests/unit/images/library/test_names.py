@@ -38,7 +38,7 @@ async def test_a_name_is_read_as_docker_reads_it(library: Library) -> None:
 async def test_an_unknown_name_is_an_error_with_a_near_one(library: Library) -> None:
     await add(library, BASE, name="python:3.13")
     with pytest.raises(NotFoundError) as caught:
-        library.get("pyhton:3.13")
+        library.get("pythn:3.13")
     assert caught.value.hint == "did you mean python:3.13?"
     with pytest.raises(NotFoundError) as caught:
         library.get("zzz")

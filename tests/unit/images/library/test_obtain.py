@@ -249,7 +249,7 @@ async def test_an_image_that_no_registry_has_is_an_error_with_a_near_name(user: 
     user.registry.add_image(BASE)
     await user.get()
     with pytest.raises(NotFoundError) as caught:
-        await user.get(":latset")
+        await user.get(":latestt")
     assert caught.value.hint == f"did you mean {user.registry.address}/team/x:latest?"
 
 
