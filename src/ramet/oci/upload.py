@@ -219,7 +219,7 @@ class _Counted:
     def _damaged(self) -> DamagedError:
         return DamagedError(
             f"{self._path} isn't what its name says, so it wasn't sent",
-            hint="remove the file and pull or import the image again",
+            hint="pull or import the image again: that puts the right content there",
         )
 
 

@@ -22,6 +22,7 @@ OF_A_LOOP = {
     "call_soon_threadsafe",
     "create_future",
     "default_exception_handler",
+    "create_task",
     "is_closed",
     "remove_reader",
     "remove_signal_handler",
@@ -64,8 +65,10 @@ def test_only_what_every_event_loop_has() -> None:
     assert of_asyncio
     assert {use for use in of_loops if use[2] not in OF_A_LOOP} == set()
     assert {use for use in of_asyncio if use[2] not in OF_ASYNCIO} == set()
-    # What a transport says of its socket differs from loop to loop.
-    assert {use for use in used if use[2] in {"get_extra_info", "transport"}} == set()
+    # What a transport says of its socket differs from loop to loop. httpcore2's streams have a method of that
+    # name, too, which asks anyio.
+    of_transports = {use for use in used if use[2] in {"get_extra_info", "transport"}}
+    assert of_transports == {("oci/transport.py", "details['return_value']", "get_extra_info")}
 
 
 def test_the_monitors_library_needs_no_private_socket() -> None:

@@ -186,6 +186,8 @@ _ASKED_FOR = {
     "`ramet rm -f {}` ends and removes it",
     "`{} -f {}` ends its VMM and deletes its files for good",
     "`ramet ps` in its container, or on the host, shows it; remove it there",
+    "`ramet image prune` works when that has ended",
+    "remove one of its names, or all of them and the image with --force",
     "`chattr -i {}` as root; the next ramet command removes what is left",
 }
 

@@ -103,7 +103,7 @@ async def fetch(
     if library.is_local(text):
         raise UsageError(
             f"{canonical_name(text)} is an image that was imported, so no registry is asked for it",
-            hint=f"to pull it, remove that name first: `ramet image rm {text}`",
+            hint="import it again under another name (--name) if that name shall be a registry's",
         )
     async with library.alone(f"{reference} {platform or ''}"), library.using(), using(cache_directory):
         try:

@@ -200,7 +200,7 @@ class _Walk:
                 raise UnavailableError(
                     f"{self._shown(path)} has an extended attribute with the name {visible(name)}, which no"
                     " archive of a layer can have",
-                    hint="remove the attribute, or import a copy without it",
+                    hint="import a copy of the directory without that attribute",
                 )
             found[os.fsencode(name)] = os.getxattr(place, name, follow_symlinks=follows)
         return found
