@@ -85,7 +85,7 @@ class TestExec:
 
     def test_json(self, guest: Shell) -> None:
         document = guest.json("exec", "--json", "box", "sh", "-c", "echo a; echo b >&2; exit 3", code=3)
-        assert document == {"exit_code": 3, "signal": None, "stdout": "a\n", "stderr": "b\n"}
+        assert document == {"exit_code": 3, "signal": None, "stdout": "a\n", "stderr": "b\n", "note": None}
 
     def test_detached(self, guest: Shell) -> None:
         pid = (
