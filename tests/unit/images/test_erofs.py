@@ -171,6 +171,7 @@ def test_more_shared_attributes_than_their_count_can_say(tmp_path: Path) -> None
         compare(Reader((tmp_path / "image").read_bytes()).walk(), tree)
 
 
+@pytest.mark.deep
 def test_sixty_thousand_names_in_one_directory(tmp_path: Path) -> None:
     with merged([tar([member(f"d/{number}") for number in range(60_000)], tarfile.USTAR_FORMAT)]) as tree:
         image_of(tree, tmp_path / "image")

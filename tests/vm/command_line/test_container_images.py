@@ -51,6 +51,7 @@ def test_in_the_foreground_streams_and_code_are_the_main_processes(app: Shell) -
     assert app("ps", "-aq").stdout == b""
 
 
+@pytest.mark.deep
 def test_in_the_background_wait_has_the_code(app: Shell) -> None:
     app("run", "-d", "--name", "job", "app", "sh", "-c", "echo said; sleep 1; exit 4")
     assert app("wait", "job").stdout == b"4\n"

@@ -40,6 +40,7 @@ def disk_of(vm: ramet.VM) -> tuple[int, int]:
     return disk.size_bytes // MIB, size_of(vm.directory, disk) // MIB
 
 
+@pytest.mark.deep
 @pytest.mark.core
 @pytest.mark.proves("I1")
 async def test_while_it_runs(host: ramet.Host, ready: Ready) -> None:
@@ -121,6 +122,7 @@ async def test_another_one_mounted_there(host: ramet.Host, ready: Ready) -> None
         await vm.resize_disk("disk", "128M")
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("runs", [True, False], ids=["running", "stopped"])
 async def test_a_killed_resize_is_finished(host: ramet.Host, ready: Ready, runs: bool) -> None:
     """The file is larger, and the record isn't: what is made of the disk next has the larger size."""
