@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ramet
 from ramet.engine.maintenance import compaction, worker
+from ramet.engine.maintenance.memory_jobs import memory_job
 from ramet.engine.manifest import read_manifest
 from ramet.errors import LockBusyError
 from ramet.model.forks import ForkCall, ForkError
@@ -85,11 +86,13 @@ async def perform(host: ramet.Host, operation: Operation) -> None:
             directory = Path(operation.file)
             driver = host._opened.driver(read_manifest(directory).driver)
             home = Home(host.home)
-            # As the home's worker does it: should this process be killed, the next one finds work to do.
+            # As the home's worker does it: should this process be killed, the next one finds work to do. And
+            # with the job, without which it would remove what another call unpacks beside it.
             async with file_lock(home.worker_lock, wait_s=LOCK_LIMIT_S):
                 home.work_under_way.touch()
-                with eager_compaction():
-                    await compaction.compact_capture(directory, driver)
+                with eager_compaction(), suppress(LockBusyError):
+                    async with memory_job(home, directory, "compact", name=directory.name, wait_s=0):
+                        await compaction.compact_capture(directory, driver)
                 home.work_under_way.unlink()
         case "work":
             home = Home(host.home)

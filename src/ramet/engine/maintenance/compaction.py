@@ -50,7 +50,8 @@ def long_chains(machine: Machine) -> list[Disk]:
 async def compact_capture(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
     """Compact a capture, if it needs it, its memory alone without `disks`; False when it doesn't.
 
-    The caller keeps others from compacting it meanwhile. Raises `DamagedError`, `FilesystemError`,
+    The caller has the job on the capture (`memory_job`): what another call is making there would be removed
+    as a leftover. Raises `DamagedError`, `FilesystemError`,
     `UnavailableError`: the capture is unchanged then.
     """
     await driver.version()
