@@ -105,6 +105,9 @@ class _Portal:
         self._tasks: set[_Task[Any]] = set()
         self._closed = False
         self._running: set[asyncio.Future[None]] = set()
+        # Held until they are closed: a generator that another thread's collection finalizes is closed by the
+        # loop while the loop's end closes it, too.
+        self._open: dict[int, AsyncIterator[Any]] = {}
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: Future[None] = Future()
@@ -191,6 +194,26 @@ class _Portal:
         """Return an async iterator as a plain one."""
         return _Items(self, make)
 
+    def hold(self, items: AsyncIterator[Any]) -> None:
+        """Keep an async iterator until it is `shut` or `dropped`. In the loop."""
+        self._open[id(items)] = items
+
+    def drop(self, items: AsyncIterator[Any]) -> None:
+        """Forget an async iterator that is over. In the loop."""
+        self._open.pop(id(items), None)
+
+    async def shut(self, items: AsyncIterator[Any]) -> None:
+        """Close an async iterator, once. In the loop."""
+        known = self._open.pop(id(items), None)
+        if known is not None and (close := getattr(items, "aclose", None)) is not None:
+            await cast("Awaitable[None]", close())
+
+    def shut_soon(self, items: AsyncIterator[Any]) -> None:
+        """Close an async iterator that nobody waits for. In the loop, which doesn't end before."""
+        closing = asyncio.ensure_future(self.shut(items))
+        self._running.add(closing)
+        closing.add_done_callback(self._running.discard)
+
     def _end(self) -> None:
         if self._stop is not None:
             self.soon(self._stop.set)
@@ -232,6 +255,9 @@ class _Portal:
             task.unwant()
         if self._running:
             await asyncio.wait(self._running, timeout=_JOIN_LIMIT_S)
+        for items in list(self._open.values()):
+            with suppress(RuntimeError):  # a task that didn't end in time is in it
+                await self.shut(items)
 
 
 class _Held(Generic[_W]):
@@ -332,31 +358,21 @@ class _Items(Iterator[_T]):
         self._ended = True
         if self._task is not None:
             self._task.cancel()
-        if self._items is not None:
+        if (items := self._items) is not None:
             with suppress(UsageError):  # its Host was left, and it ended with that
-                self._portal.call(lambda: _closed(self._items))
+                self._portal.call(lambda: self._portal.shut(items))
 
     async def _next(self) -> _T:
         if self._items is None:
             self._items = self._make()
-        # A future can't hold StopIteration, but it can hold StopAsyncIteration.
-        return await anext(self._items)
+            self._portal.hold(self._items)
+        try:
+            # A future can't hold StopIteration, but it can hold StopAsyncIteration.
+            return await anext(self._items)
+        except BaseException:  # which an iterator doesn't outlive
+            self._portal.drop(self._items)
+            raise
 
     def __del__(self) -> None:
         if self._items is not None and not self._ended:
-            self._portal.soon(_close_soon, self._items)
-
-
-async def _closed(items: AsyncIterator[object] | None) -> None:
-    if (close := getattr(items, "aclose", None)) is not None:
-        await cast("Awaitable[None]", close())
-
-
-def _close_soon(items: AsyncIterator[object]) -> None:
-    closing = asyncio.ensure_future(_closed(items))
-    _closing.add(closing)
-    closing.add_done_callback(_closing.discard)
-
-
-_closing: set[asyncio.Future[None]] = set()
-"""Tasks that close forgotten iterators: asyncio itself keeps no task."""
+            self._portal.soon(self._portal.shut_soon, self._items)

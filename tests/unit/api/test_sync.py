@@ -73,6 +73,34 @@ def test_where_a_loop_runs_already(tmp_path: Path) -> None:
     assert asyncio.run(cell()) == []
 
 
+@pytest.mark.slow
+def test_iterators_that_threads_forget_end_with_their_host() -> None:
+    """The loop's end closes generators; none of them may be closed by a thread's collection meanwhile."""
+    script = """
+        import asyncio, threading
+        from ramet import sync
+        async def endless():
+            try:
+                while True:
+                    yield 1
+            finally:
+                await asyncio.sleep(0.001)
+        def forget():
+            for _ in range(3):
+                next(portal.iterate(endless))
+        for _ in range(40):
+            portal = sync._Portal()
+            threads = [threading.Thread(target=forget) for _ in range(6)]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            portal.close()
+        print("ended")
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("ended\n", "")
+
+
 def test_ctrl_c_waits_for_cleanup() -> None:
     script = """
         import anyio, os, ramet.sync, signal, threading
