@@ -227,11 +227,21 @@ class Firecracker:
             raise FloorError(f"{method} {path}: {answer.decode(errors='replace')}")
 
     def _greet(self, fork: Fork) -> None:
+        """The connection of a guest that boots and doesn't listen yet is closed at once, and made again."""
         assert fork.process is not None
-        with connect(fork.directory / "vsock.sock", fork.process) as stream:
-            stream.sendall(f"CONNECT {AGENT_PORT}\n".encode())
-            receive_until(stream, lambda received: received.endswith(b"\n"))
-            greet(stream)
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            with connect(fork.directory / "vsock.sock", fork.process) as stream:
+                stream.sendall(f"CONNECT {AGENT_PORT}\n".encode())
+                try:
+                    receive_until(stream, lambda received: received.endswith(b"\n"))
+                except (FloorError, ConnectionResetError):
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(POLL_S)
+                    continue
+                greet(stream)
+                return
 
 
 class Qemu:
