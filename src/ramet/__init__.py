@@ -105,6 +105,8 @@ if TYPE_CHECKING:
 __all__ = [
     "VM",
     "BaseReceipt",
+    "Boot",
+    "BootSnapshot",
     "CannotReflinkError",
     "Check",
     "Chunk",
@@ -206,6 +208,7 @@ _HOMES = {
         "ramet.model.images",
     ),
     **dict.fromkeys(("Snapshot", "VM"), "ramet.api.handles"),
+    **dict.fromkeys(("Boot", "BootSnapshot"), "ramet.model.boot"),
     **dict.fromkeys(("Chunk", "ExitStatus", "Readable", "Word"), "ramet.model.command"),
     **dict.fromkeys(("Check", "DoctorReport", "DriverReport"), "ramet.model.doctor"),
     **dict.fromkeys(("ForkCall", "ForkError", "Forks", "InstanceName"), "ramet.model.forks"),

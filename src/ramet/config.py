@@ -65,6 +65,11 @@ def kernel_image() -> Path | None:
     return _path_of("RAMET_KERNEL")
 
 
+def boot_snapshots() -> str | None:
+    """Return `RAMET_BOOT_SNAPSHOTS`, the size that a home's boot snapshots may have; `0` for none of them."""
+    return text("RAMET_BOOT_SNAPSHOTS")
+
+
 def _program_setting(variable: str) -> str | None:
     """Return the program in `variable`: an absolute path if it has a slash, else a name on PATH."""
     value = text(variable)

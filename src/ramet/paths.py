@@ -63,6 +63,15 @@ class Home:
         return self.snapshots / snapshot_id
 
     @property
+    def boot_snapshots(self) -> Path:
+        """The parent of boot snapshots' directories, named by their keys; made with the first one."""
+        return self.root / "boot-snapshots"
+
+    def boot_snapshot(self, key: str) -> Path:
+        """Return the directory of a boot snapshot."""
+        return self.boot_snapshots / key
+
+    @property
     def images(self) -> Path:
         """The place of the library of container images (`images.library`)."""
         return self.root / "images"
@@ -117,6 +126,7 @@ class Home:
             self.database,
             self.instances,
             self.snapshots,
+            self.boot_snapshots,
             self.images,
             self.staging,
             self.pool,

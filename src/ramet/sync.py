@@ -69,6 +69,7 @@ from ramet.errors import (
     WrongStateError,
 )
 from ramet.handles import Handle
+from ramet.model.boot import Boot, BootSnapshot
 from ramet.model.command import Chunk, ExitStatus, Readable, Word
 from ramet.model.doctor import Check, DoctorReport, DriverReport
 from ramet.model.exec_result import ExecResult
@@ -120,6 +121,8 @@ from ramet.system import threads
 __all__ = [
     "VM",
     "BaseReceipt",
+    "Boot",
+    "BootSnapshot",
     "CannotReflinkError",
     "Check",
     "Chunk",
@@ -1294,8 +1297,12 @@ class Host(Handle):
         ca: Sequence[str | os.PathLike[str]] = (),
         pull: Literal["missing", "never", "always"] = "missing",
         platform: str | None = None,
+        cold: bool = False,
     ) -> VM:
-        """Boot an instance of `image`, and return it when its guest has answered.
+        """Start an instance of `image`, and return it when its guest has answered.
+
+        The first run of an image in a shape boots a guest, and keeps it as a boot snapshot; all runs of the
+        shape are forks of that (`Instance.boot`). With `cold` the instance is booted for itself.
 
         `image` is `builtin`, `bare` (the image `probe`), or a container image: the name or the digest of one
         in this home, else a reference that a registry is asked for, as `pull` says: if it isn't here,
@@ -1342,6 +1349,7 @@ class Host(Handle):
                     ca=ca,
                     pull=pull,
                     platform=platform,
+                    cold=cold,
                 ),
                 lambda made: made.remove(force=True),
             ),

@@ -98,18 +98,16 @@ async def run(
         stop_signal=stop_signal,
         is_idle=is_idle,
     )
-    record = await boot.create(
-        context,
+    wanted = boot.Wanted(
         await anyio.to_thread.run_sync(container_boot_image, agent_path),
+        parse_size(memory),
         name=name,
-        memory_bytes=parse_size(memory),
-        cpus=1,
         driver_name=driver,
         disks=parse_disks(disks),
-        labels={},
         auto_remove=auto_remove,
         container=Container(image, main, parse_rootfs(rootfs)),
     )
+    record = await boot.create(context, wanted)
     context.ours.add(record.id)
     watch(context, record)
     return ramet.VM(context, record)

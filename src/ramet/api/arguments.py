@@ -42,6 +42,7 @@ CHECKS: Final[dict[str, Check]] = {
     **arguments.COMMAND_CHECKS,
     "accel": arguments.text,
     "auto_remove": flag,
+    "cold": flag,
     "ca": few(arguments.path, most=_MOST_ITEMS),
     "check": flag,
     "command": optional(few(arguments.kept_word, most=arguments.MOST_WORDS)),

@@ -7,6 +7,7 @@ import builtins
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from ramet.arguments import checked
 from ramet.calls import Calls, calls_into_host, require_asyncio
 from ramet.concurrency import best_effort, to_completion
 from ramet.engine import recovery
+from ramet.engine.boot_snapshots import make as boot_snapshots
 from ramet.engine.context import Context
 from ramet.engine.lifecycle import boot, containers, removal, unreadable
 from ramet.engine.lifecycle import describe as lifecycle_describe
@@ -180,8 +182,12 @@ class Host(ContainerImages, Handle):
         ca: Sequence[str | os.PathLike[str]] = (),
         pull: Literal["missing", "never", "always"] = "missing",
         platform: str | None = None,
+        cold: bool = False,
     ) -> VM:
-        """Boot an instance of `image`, and return it when its guest has answered.
+        """Start an instance of `image`, and return it when its guest has answered.
+
+        The first run of an image in a shape boots a guest, and keeps it as a boot snapshot; all runs of the
+        shape are forks of that (`Instance.boot`). With `cold` the instance is booted for itself.
 
         `image` is `builtin`, `bare` (the image `probe`), or a container image: the name or the digest of one
         in this home, else a reference that a registry is asked for, as `pull` says: if it isn't here,
@@ -226,18 +232,18 @@ class Host(ContainerImages, Handle):
         else:
             container = await containers.container_of(context, image, wishes, pull=pull)
             resolved = await threads.run(container_boot_image, agent_path)
-        record = await boot.create(
-            context,
+        wanted = boot.Wanted(
             resolved,
-            name=name,
-            memory_bytes=parse_size(memory),  # a number by now
+            parse_size(memory),  # a number by now
             cpus=cpus,
+            name=name,
             driver_name=driver,
             disks=parse_disks(disks),
-            labels=dict(labels or {}),
+            labels=labels or {},
             auto_remove=auto_remove,
             container=container,
         )
+        record = await boot.create(context, wanted, partial(boot_snapshots.make, cold=cold))
         context.ours.add(record.id)
         watch(context, record)
         return VM(context, record)

@@ -11,6 +11,7 @@ from ramet.calls import Calls
 from ramet.concurrency import best_effort
 from ramet.engine.agent.session import correct_clock
 from ramet.engine.background import Background
+from ramet.engine.boot_snapshots import cache as boot_snapshots
 from ramet.engine.capture.overlays import drop_unused_overlays, with_disks_as_they_are
 from ramet.engine.capture.publish import drop_unpublished
 from ramet.engine.context import Context
@@ -95,6 +96,7 @@ async def recover_home(context: Context) -> None:
     await best_effort(gc([directory for directory in directories if directory.name not in known]))
     await catalog.gc(context, of_snapshots)
     await best_effort(memory_jobs.gc(context.home))
+    await best_effort(boot_snapshots.gc(context.home))
     await request_if_left(context.home)
 
 

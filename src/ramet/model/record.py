@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from ramet.model.boot import Boot
 from ramet.model.container import MainProcess
 from ramet.model.lifecycle import Move, State, transition
 
@@ -211,6 +212,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """The main process of a container image's instance; null for the built-in images."""
     exit_code: int | None = None
     """The exit code of the last main process that ended, 128 + n for one that signal n ended."""
+    boot: Boot | None = None
+    """How its guest began to run; null for a fork, and for an instance of an older ramet."""
     pending: Intent | None = None
     vmm: RunningVmm | None = None
     reason: str | None = None

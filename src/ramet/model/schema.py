@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from ramet.model.boot import Boot
 from ramet.model.lifecycle import State
 from ramet.surface import exported
 
@@ -52,6 +53,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """The exit code of the last main process of a container image's instance, 128 + n for one that signal n
     ended; null before its first end, and for the built-in images.
     """
+    boot: Boot | None = None
+    """How its guest began to run; null for a fork, and for an instance of an older ramet."""
     reason: str | None = None
     """The reason why the instance failed, why it is paused (`io-error`: the host can't write its disk), or
     why it can't be seen from here.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 from uuid import uuid4
 
 import anyio
@@ -23,6 +26,7 @@ from ramet.engine.lifecycle.roots import Container, disk_sizes, link_bases, requ
 from ramet.engine.vmm.record import booted_vmm, console_bytes
 from ramet.errors import GuestError, RametError, UsageError, VmmError
 from ramet.images.image import Image
+from ramet.model.boot import Boot
 from ramet.model.disks import NewDisk
 from ramet.model.lifecycle import Move, State
 from ramet.model.names import check_name, invent_name, new_id
@@ -33,7 +37,7 @@ from ramet.paths import (
     MEM_FILE,
     ORIGIN_FILE,
 )
-from ramet.system import cgroups, owners, process_limit, threads
+from ramet.system import cgroups, owners, process_limit, processes, threads
 from ramet.system.clock import now
 from ramet.system.files import filesystem_errors
 from ramet.system.kvm_kernels import Trial, note_trial
@@ -48,43 +52,42 @@ _SMALLEST_CONTAINER_MIB = 128
 """Of a guest of a container image, whose kernel has more modules: 96 MiB leave 25 to its programs."""
 
 
-async def create(
-    context: Context,
-    image: Image,
-    *,
-    name: str | None,
-    memory_bytes: int,
-    cpus: int,
-    driver_name: str,
-    disks: tuple[NewDisk, ...],
-    labels: dict[str, str],
-    auto_remove: bool,
-    container: Container | None = None,
-) -> Record:
-    """Make an instance of `image` and boot it; it belongs to this process until it is detached.
+class Wanted(NamedTuple):
+    """What a user wants of a new instance.
 
     With `container`, `image` boots a guest whose root is that container image, and whose main process is
-    started, unless it is idle. Returned when its guest has answered and has its identity. On a failure
-    nothing of it is left. If it is unknown whether KVM runs its kernel, the boot is the trial: a failure is
-    remembered, and the driver is chosen again with that knowledge.
+    started, unless it is idle. `name` is invented unless given.
     """
-    smallest_mib = _SMALLEST_MIB[image.guest] if container is None else _SMALLEST_CONTAINER_MIB
-    _require_sizes(smallest_mib, memory_bytes, cpus)
-    require_mountable(image, disks)
-    make = partial(
-        _create,
-        context,
-        image,
-        name=name,
-        memory_bytes=memory_bytes,
-        cpus=cpus,
-        disks=disks,
-        labels=labels,
-        auto_remove=auto_remove,
-        container=container,
-    )
+
+    image: Image
+    memory_bytes: int
+    cpus: int = 1
+    name: str | None = None
+    driver_name: str = "auto"
+    disks: tuple[NewDisk, ...] = ()
+    labels: Mapping[str, str] = MappingProxyType({})
+    auto_remove: bool = False
+    container: Container | None = None
+
+
+Make = Callable[[Context, Wanted, Choice], Awaitable[Record]]
+"""Makes an instance with the chosen driver; on a failure nothing of it is left."""
+
+
+async def create(context: Context, wanted: Wanted, make: Make | None = None) -> Record:
+    """Make an instance, by a cold boot unless `make` is given; it is this process's until it is detached.
+
+    Returned when its guest has answered and has its identity. On a failure nothing of it is left. If it is
+    unknown whether KVM runs its kernel, the boot is the trial: a failure is remembered, and the driver is
+    chosen again with that knowledge.
+    """
+    image = wanted.image
+    smallest_mib = _SMALLEST_MIB[image.guest] if wanted.container is None else _SMALLEST_CONTAINER_MIB
+    _require_sizes(smallest_mib, wanted.memory_bytes, wanted.cpus)
+    require_mountable(image, wanted.disks)
+    make = make or boot_new
     failed: list[Trial] = []
-    while (choice := await choose(context, driver_name, image, failed=failed)).is_trial:
+    while (choice := await choose(context, wanted.driver_name, image, failed=failed)).is_trial:
         note = partial(
             note_trial,
             context.cache,
@@ -93,54 +96,47 @@ async def create(
             kernel_digest=image.kernel_digest,
         )
         try:
-            record = await make(choice)
+            record = await make(context, wanted, choice)
         except (VmmError, GuestError) as error:
             failed.append(note(runs=False, detail=f"when it was tried, {_without_name(error)[:200]}"))
         else:
             note(runs=True, detail="its guest answered")
             return record
-    return await make(choice)
+    return await make(context, wanted, choice)
 
 
-async def _create(
-    context: Context,
-    image: Image,
-    choice: Choice,
-    *,
-    name: str | None,
-    memory_bytes: int,
-    cpus: int,
-    disks: tuple[NewDisk, ...],
-    labels: dict[str, str],
-    auto_remove: bool,
-    container: Container | None,
-) -> Record:
-    driver = choice.driver
-    if cpus > driver.most_cpus:
+def machine_of(wanted: Wanted, choice: Choice) -> Machine:
+    """Return the machine that is wanted. Raises `UsageError` when the chosen driver can't have it."""
+    driver, container = choice.driver, wanted.container
+    if wanted.cpus > driver.most_cpus:
         raise UsageError(
-            f"{cpus} virtual CPUs can't be: {driver.name} gives a guest {driver.most_cpus} at most",
+            f"{wanted.cpus} virtual CPUs can't be: {driver.name} gives a guest {driver.most_cpus} at most",
             hint="ask for fewer, or for another driver",
         )
     machine = driver.machine(
         accelerator=choice.accelerator,
-        memory_bytes=memory_bytes,
-        cpus=cpus,
-        guest=image.guest,
-        disk_bytes=tuple(disk.size_bytes for disk in disks)
+        memory_bytes=wanted.memory_bytes,
+        cpus=wanted.cpus,
+        guest=wanted.image.guest,
+        disk_bytes=tuple(disk.size_bytes for disk in wanted.disks)
         + (disk_sizes(container) if container is not None else ())
-        or ((image.disk_bytes,) if image.disk_bytes else ()),
+        or ((wanted.image.disk_bytes,) if wanted.image.disk_bytes else ()),
     )
     if container is None:
-        machine = with_mounts(machine, disks)
-    else:
-        data, root = machine.disks[: len(disks)], machine.disks[len(disks) :]
-        machine = with_mounts(msgspec.structs.replace(machine, disks=data), disks)
-        machine = with_root(machine, root[0] if root else None, container)
+        return with_mounts(machine, wanted.disks)
+    data, root = machine.disks[: len(wanted.disks)], machine.disks[len(wanted.disks) :]
+    machine = with_mounts(msgspec.structs.replace(machine, disks=data), wanted.disks)
+    return with_root(machine, root[0] if root else None, container)
+
+
+def reserve(context: Context, wanted: Wanted, choice: Choice, machine: Machine) -> Record:
+    """Make the record of a new instance, whose directory doesn't exist yet. Raises `NameTakenError`."""
+    image, container = wanted.image, wanted.container
     record = Record(
         id=new_id(),
-        name=check_name(name) if name is not None else invent_name(context.store.names()),
+        name=check_name(wanted.name) if wanted.name is not None else invent_name(context.store.names()),
         state=State.CREATED,
-        driver=driver.name,
+        driver=choice.driver.name,
         image=image.name if container is None else container.image.name,
         image_digest=None if container is None else container.image.digest,
         main=None if container is None else container.main,
@@ -150,28 +146,42 @@ async def _create(
         generation=1,
         machine_id=uuid4().hex,
         created_at=now(),
-        labels=labels,
-        auto_remove=auto_remove,
+        labels=dict(wanted.labels),
+        auto_remove=wanted.auto_remove,
         owner=owners.owner(context.home.root),
     )
     context.store.add([record])
+    return record
+
+
+async def boot_new(context: Context, wanted: Wanted, choice: Choice) -> Record:
+    """Make an instance by a cold boot. On a failure nothing of it is left."""
+    record = reserve(context, wanted, choice, machine_of(wanted, choice))
     try:
-        directory = context.directory(record)
-        with filesystem_errors("make", directory):
-            directory.mkdir(mode=0o700)
-        link_or_copy(image.kernel, directory / KERNEL_FILE)
-        if image.initramfs is not None:
-            link_or_copy(image.initramfs, directory / INITRAMFS_FILE)
-        if container is not None:
-            await threads.run(link_bases, directory, container.image)
-        for disk in machine.disks:
-            await threads.run(make_disk, directory, disk)
-        limit_s = TRIAL_LIMIT_S if choice.is_trial else READY_LIMIT_S
-        return await _boot(context, record, driver, Move.BOOT, limit_s)
+        launched = await launch_new(context, record, wanted, choice)
+        return await begin(context, launched, Move.BOOT, Boot(how="cold", reason="it was asked for"))
     except BaseException:
         with anyio.CancelScope(shield=True):
             await destroy(context, record)
         raise
+
+
+async def launch_new(
+    context: Context, record: Record, wanted: Wanted, choice: Choice, *, generation: int | None = None
+) -> Record:
+    """Boot the guest of a new record in a new directory. Otherwise as `launch`."""
+    directory = context.directory(record)
+    with filesystem_errors("make", directory):
+        directory.mkdir(mode=0o700)
+    link_or_copy(wanted.image.kernel, directory / KERNEL_FILE)
+    if wanted.image.initramfs is not None:
+        link_or_copy(wanted.image.initramfs, directory / INITRAMFS_FILE)
+    if wanted.container is not None:
+        await threads.run(link_bases, directory, wanted.container.image)
+    for disk in record.machine.disks:
+        await threads.run(make_disk, directory, disk)
+    limit_s = TRIAL_LIMIT_S if choice.is_trial else READY_LIMIT_S
+    return await launch(context, record, choice.driver, limit_s, generation=generation)
 
 
 def _without_name(error: RametError) -> str:
@@ -202,10 +212,19 @@ async def _start(context: Context, record: Record) -> Record:
     await threads.run(require_bases, context.directory(record), record)
     driver = context.driver(record.driver)
     await driver.version()
-    return await _boot(context, record, driver, Move.START, READY_LIMIT_S)
+    launched = await launch(context, record, driver, READY_LIMIT_S)
+    return await begin(context, launched, Move.START, Boot(how="cold", reason="it was started again"))
 
 
-async def _boot(context: Context, record: Record, driver: Driver, move: Move, limit_s: float) -> Record:
+async def launch(
+    context: Context, record: Record, driver: Driver, limit_s: float, *, generation: int | None = None
+) -> Record:
+    """Boot an instance's guest, and give it its identity. Its main process isn't started.
+
+    `generation` is told to the guest in place of the record's. Returns the record with the VMM and the
+    machine that it has, which the store doesn't have yet. Raises `VmmError`, `GuestError`; no VMM is left
+    then.
+    """
     directory = context.directory(record)
     with filesystem_errors("make the mem-file in", directory):
         # A vmstate fits the memory that it was saved with, which is about to go.
@@ -220,22 +239,42 @@ async def _boot(context: Context, record: Record, driver: Driver, move: Move, li
         vmm = await driver.boot(directory, machine)
     try:
         running = booted_vmm(driver, directory, machine, vmm, console_start=console_start)
+        introduced = record if generation is None else msgspec.structs.replace(record, generation=generation)
         try:
-            await verify_identity(context, record, vmm.process, limit_s=limit_s)
+            await verify_identity(context, introduced, vmm.process, limit_s=limit_s)
         except VmmError:
             require_mounted(directory, record)
             raise
-        main = await trust_authorities(context, record, vmm.process)
-        await start_main(context, msgspec.structs.replace(record, main=main), vmm.process)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await vmm.kill()
+        raise
+    return msgspec.structs.replace(record, machine=machine, vmm=running)
+
+
+async def begin(context: Context, launched: Record, move: Move, how: Boot) -> Record:
+    """Start the main process of an instance whose guest lives, and record that it runs.
+
+    `launched` has its VMM, which is ended when this fails.
+    """
+    assert launched.vmm is not None
+    process = launched.vmm.process
+    try:
+        main = await trust_authorities(context, launched, process)
+        await start_main(context, msgspec.structs.replace(launched, main=main), process)
         return context.store.change(
-            record.id,
+            launched.id,
             lambda row: msgspec.structs.replace(
-                row.moved(move, vmm=running), machine=machine, main=main, exit_code=None
+                row.moved(move, vmm=launched.vmm),
+                machine=launched.machine,
+                main=main,
+                exit_code=None,
+                boot=how,
             ),
         )
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await vmm.kill()
+            await processes.kill(process)
         raise
 
 

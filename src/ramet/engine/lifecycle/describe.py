@@ -79,6 +79,7 @@ def instance_fields(context: Context, record: Record, forks: int) -> dict[str, A
         "generation": record.generation,
         "image_digest": record.image_digest,
         "exit_code": record.exit_code,
+        "boot": record.boot,
         "reason": record.reason or unseen,
         "seen": unseen is None,
     }
