@@ -1439,7 +1439,7 @@ class Host(Handle):
         """
         return self._portal.call(lambda: self._wrapped.pool(wait=wait))
 
-    def pull(self, image: str, *, platform: str | None = None) -> ImageInspection:
+    def pull(self, image: str, *, platform: str | None = None, prepare: bool = False) -> ImageInspection:
         """Pull a container image from its registry, and return its description.
 
         `image` is a reference as Docker has it: `python`, `python:3.13-slim`, `host:5000/app@sha256:…`.
@@ -1449,8 +1449,12 @@ class Host(Handle):
         asked; `DamagedError` for content that isn't its digest's, or a hostile archive; `UsageError` for a
         text that is no reference, or the name of an imported image; `FilesystemError`. Then the home's images
         are as before, and the next pull resumes.
+
+        With `prepare`, a guest of it is booted and kept as a boot snapshot, so that the first `run` is quick,
+        too: with the memory and CPUs that `run` gives by default. Raises also what `run` raises, and
+        `UnavailableError` when there can be no boot snapshot; the image is in the home then.
         """
-        return self._portal.call(lambda: self._wrapped.pull(image, platform=platform))
+        return self._portal.call(lambda: self._wrapped.pull(image, platform=platform, prepare=prepare))
 
     def import_image(
         self,
@@ -1513,7 +1517,8 @@ class Host(Handle):
     def prune_images(self) -> PrunedImages:
         """Remove images without a name, files that no image needs, and what pulls have downloaded.
 
-        Instances keep their files. Raises `LockBusyError` while an image is pulled or imported, and
+        Boot snapshots of images that aren't here any more go, too. Instances keep their files.
+        Raises `LockBusyError` while an image is pulled or imported, and
         `FilesystemError`: what was removed by then stays so.
         """
         return self._portal.call(lambda: self._wrapped.prune_images())

@@ -68,6 +68,7 @@ CHECKS: Final[dict[str, Check]] = {
     "name": optional(arguments.text),
     "of": optional(arguments.text),
     "platform": optional(arguments.text),
+    "prepare": flag,
     "progress": optional(arguments.function),
     "pull": arguments.pull_policy,
     "ref": optional(arguments.text),

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import builtins
 import os
+from typing import Final
 
 import msgspec
 
 from ramet.api import images
 from ramet.api.arguments import public
 from ramet.calls import calls_into_host
+from ramet.engine.boot_snapshots import cache
+from ramet.engine.boot_snapshots.make import make
 from ramet.engine.context import Context
-from ramet.engine.lifecycle import containers, image_entries
+from ramet.engine.lifecycle import boot, containers, image_entries, removal
+from ramet.errors import UnavailableError
+from ramet.guest.agent_binary import agent_path
+from ramet.images.container import container_boot_image
 from ramet.images.library.obtain import fetch, prune
 from ramet.images.library.push import push_image
+from ramet.images.library.records import ContainerImage
 from ramet.images.sources.load import import_image
 from ramet.model.images import ImageEntry, ImageInspection, ImportedImage, PrunedImages, PushedImage
 from ramet.system import threads
+from ramet.units import parse_size
+
+MEMORY: Final = "256M"
+"""The memory of a guest unless `run` is told another."""
 
 
 @calls_into_host()
@@ -28,7 +39,9 @@ class ContainerImages:
         raise NotImplementedError
 
     @public
-    async def pull(self, image: str, *, platform: str | None = None) -> ImageInspection:
+    async def pull(
+        self, image: str, *, platform: str | None = None, prepare: bool = False
+    ) -> ImageInspection:
         """Pull a container image from its registry, and return its description.
 
         `image` is a reference as Docker has it: `python`, `python:3.13-slim`, `host:5000/app@sha256:…`.
@@ -38,11 +51,31 @@ class ContainerImages:
         asked; `DamagedError` for content that isn't its digest's, or a hostile archive; `UsageError` for a
         text that is no reference, or the name of an imported image; `FilesystemError`. Then the home's images
         are as before, and the next pull resumes.
+
+        With `prepare`, a guest of it is booted and kept as a boot snapshot, so that the first `run` is quick,
+        too: with the memory and CPUs that `run` gives by default. Raises also what `run` raises, and
+        `UnavailableError` when there can be no boot snapshot; the image is in the home then.
         """
         context = self._opened
         library = containers.library_of(context)
         pulled = await fetch(library, containers.downloads_of(context), image, platform=platform)
-        return await threads.run(image_entries.inspection, context, pulled)
+        if prepare:
+            await self._prepare(pulled.digest)
+        return await threads.run(_inspection, context, pulled)
+
+    async def _prepare(self, digest: str) -> None:
+        """Make the boot snapshot of an image in the library, unless there is one."""
+        context = self._opened
+        idle = containers.Wishes(idle=True)
+        container = await containers.container_of(context, digest, idle, pull="never")
+        image = await threads.run(container_boot_image, agent_path)
+        record = await boot.create(context, boot.Wanted(image, parse_size(MEMORY), container=container), make)
+        await removal.destroy(context, record)
+        if record.boot is not None and record.boot.key is None:
+            raise UnavailableError(
+                f"{container.image.name} has no boot snapshot: {record.boot.reason}",
+                hint="the image is here; `ramet run` boots it each time",
+            )
 
     @public
     async def import_image(
@@ -66,7 +99,7 @@ class ContainerImages:
         context = self._opened
         library = containers.library_of(context)
         made = await import_image(library, str(source), name=name, ref=ref, platform=platform)
-        shown = await threads.run(image_entries.inspection, context, made.image)
+        shown = await threads.run(_inspection, context, made.image)
         return ImportedImage(
             **msgspec.structs.asdict(shown),
             skipped_sockets=made.skipped.sockets,
@@ -113,10 +146,12 @@ class ContainerImages:
         `image` is a name, a digest, or 4 or more first digits of one. No registry is asked. Raises
         `NotFoundError`; `UsageError` when several digests begin so.
         """
-        if containers.is_built_in(image):
-            return await images.inspect_image(image)
         context = self._opened
-        return await threads.run(lambda: image_entries.inspection(context, image_entries.get(context, image)))
+        if containers.is_built_in(image):
+            shown = await images.inspect_image(image)
+            booted = await threads.run(cache.of_image, context, shown.name, None)
+            return msgspec.structs.replace(shown, boot_snapshots=booted)
+        return await threads.run(lambda: _inspection(context, image_entries.get(context, image)))
 
     @public
     async def remove_image(self, image: str, *, force: bool = False) -> str:
@@ -128,16 +163,30 @@ class ContainerImages:
         names, and for an image that ramet makes itself; `FilesystemError`.
         """
         image_entries.require_in_library(image)
-        removed = await containers.library_of(self._opened).remove(image, force=force)
+        library = containers.library_of(self._opened)
+        removed = await library.remove(image, force=force)
+        await cache.remove_of_images(
+            self._opened, lambda digest: digest == removed.digest and library.find(digest) is None
+        )
         return removed.digest
 
     @public
     async def prune_images(self) -> PrunedImages:
         """Remove images without a name, files that no image needs, and what pulls have downloaded.
 
-        Instances keep their files. Raises `LockBusyError` while an image is pulled or imported, and
+        Boot snapshots of images that aren't here any more go, too. Instances keep their files.
+        Raises `LockBusyError` while an image is pulled or imported, and
         `FilesystemError`: what was removed by then stays so.
         """
         context = self._opened
-        count, files, freed = await prune(containers.library_of(context), containers.downloads_of(context))
-        return PrunedImages(images=count, files=files, freed_bytes=freed)
+        library = containers.library_of(context)
+        named = {image.digest for names, image in await threads.run(library.images) if names}
+        # First: their links would keep files from being freed.
+        booted, more = await cache.remove_of_images(context, lambda digest: digest not in named)
+        count, files, freed = await prune(library, containers.downloads_of(context))
+        return PrunedImages(images=count, files=files, freed_bytes=freed + more, boot_snapshots=booted)
+
+
+def _inspection(context: Context, image: ContainerImage) -> ImageInspection:
+    booted = cache.of_image(context, image.name, image.digest)
+    return msgspec.structs.replace(image_entries.inspection(context, image), boot_snapshots=booted)

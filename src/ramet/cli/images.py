@@ -43,6 +43,9 @@ def pull(
         str | None,
         typer.Option(metavar="P", help="OS/ARCHITECTURE[/VARIANT] instead of this machine's."),
     ] = None,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Boot it once now, so that the first `ramet run` is quick, too.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Pull a container image from a registry.
@@ -54,7 +57,7 @@ def pull(
         from ramet.cli.progress import working
 
         with working(f"pulling {reference}", quiet=json):
-            pulled = await host.pull(reference, platform=platform)
+            pulled = await host.pull(reference, platform=platform, prepare=prepare)
         if json:
             output.emit(pulled)
         else:

@@ -150,6 +150,12 @@ def run(
     idle: Annotated[
         bool, typer.Option("--idle", help="Don't start the main process: the guest runs until it is stopped.")
     ] = False,
+    cold: Annotated[
+        bool,
+        typer.Option(
+            "--cold", help="Boot the guest, instead of forking the one of this shape that booted before."
+        ),
+    ] = False,
     detach: Annotated[
         bool,
         typer.Option(
@@ -211,8 +217,10 @@ def run(
                 rootfs=rootfs,
                 ca=ca or [],
                 platform=platform,
+                cold=cold,
                 **wishes,
             )
+        await _say_why_it_booted(vm)
         if in_foreground:
             return await _main_process(vm, words, remove=remove, interactive=interactive, json=json)
         if words and not detach:
@@ -231,6 +239,13 @@ def run(
         return bool(words) or (in_foreground and not isinstance(error, NotFoundError))
 
     calling.with_host(body, json=json, accel=accel, in_guest=in_guest)
+
+
+async def _say_why_it_booted(vm: VM) -> None:
+    """Say why the guest booted, if nobody wanted that."""
+    boot = (await vm.info()).boot
+    if boot is not None and boot.how == "fallback":
+        output.warn(f"ramet: {vm.name} booted for itself: {output.clean(boot.reason)}")
 
 
 async def _with_command(vm: VM, words: list[str], *, remove: bool, interactive: bool, json: bool) -> int:

@@ -11,8 +11,9 @@ from ramet.surface import exported
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """How the guest of a new instance began to run."""
 
-    how: Literal["snapshot", "cold"]
-    """`snapshot`: as a fork of the boot snapshot of its image and shape; `cold`: it booted."""
+    how: Literal["snapshot", "cold", "fallback"]
+    """`snapshot`: as a fork of the boot snapshot of its image and shape; `cold`: it booted, as was wanted;
+    `fallback`: it booted, since it can't have a boot snapshot."""
     reason: str
     key: str | None = None
     """The boot snapshot's (`BootSnapshot.key`); null without one."""

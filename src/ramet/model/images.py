@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from ramet.model.boot import BootSnapshot
 from ramet.surface import exported
 
 
@@ -91,6 +92,8 @@ class ImageInspection(ImageEntry, frozen=True, kw_only=True):
     """Character devices 0:0, which its guests don't see."""
     instances: list[str] = []
     """The names of the instances in the home that were made from it. They need none of its files here."""
+    boot_snapshots: list[BootSnapshot] = []
+    """Its guests that were booted once and are forked by `run`, the one that was used last first."""
 
 
 class RemovedImages(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +121,8 @@ class PrunedImages(msgspec.Struct, frozen=True, kw_only=True):
     files: int
     """Files that no image needs, and downloads."""
     freed_bytes: int
+    boot_snapshots: int = 0
+    """Boot snapshots of container images that aren't in the home any more."""
 
 
 @exported

@@ -262,9 +262,12 @@ class Host(Protocol):
         ca: Sequence[str | os.PathLike[str]] = (),
         pull: Literal["missing", "never", "always"] = "missing",
         platform: str | None = None,
+        cold: bool = False,
     ) -> VM: ...
 
-    async def pull(self, image: str, *, platform: str | None = None) -> ImageInspection: ...
+    async def pull(
+        self, image: str, *, platform: str | None = None, prepare: bool = False
+    ) -> ImageInspection: ...
 
     async def import_image(
         self,

@@ -21,8 +21,10 @@ from ramet.engine.context import Context
 from ramet.engine.manifest import Manifest, read_manifest
 from ramet.engine.origin import Origin
 from ramet.errors import DamagedError, FilesystemError, LockBusyError, NotFoundError
+from ramet.model.boot import BootSnapshot
 from ramet.paths import CONFIRMED_FILE, MANIFEST_FILE, Home
 from ramet.system import threads
+from ramet.system.clock import time_text
 from ramet.system.files import TEMPORARY_PREFIX, allocated_bytes, filesystem_errors, free_bytes, remove_tree
 from ramet.system.locks import file_lock, inode_lock
 from ramet.system.publishing import fsync_directory
@@ -132,6 +134,46 @@ def entries(home: Home) -> list[Entry]:
             used_at = (lock if lock.exists() else directory).stat().st_mtime
             found.append(Entry(directory.name, manifest, _own_bytes(directory, manifest), used_at))
     return sorted(found, key=lambda entry: entry.used_at, reverse=True)
+
+
+def of_image(context: Context, image: str, digest: str | None) -> list[BootSnapshot]:
+    """Describe the boot snapshots of an image: of a container image by its digest, else by its name."""
+    return [
+        BootSnapshot(
+            key=entry.key,
+            driver=entry.manifest.driver,
+            driver_version=entry.manifest.driver_version,
+            accelerator=entry.manifest.machine.accelerator,
+            kernel_version=entry.manifest.kernel_version,
+            memory_bytes=entry.manifest.machine.memory_bytes,
+            cpus=entry.manifest.machine.cpus,
+            size_bytes=entry.size_bytes,
+            created_at=entry.manifest.created_at,
+            used_at=time_text(entry.used_at),
+        )
+        for entry in entries(context.home)
+        if _is_of(entry, image, digest)
+    ]
+
+
+async def remove_of_images(context: Context, is_gone: Callable[[str], bool]) -> tuple[int, int]:
+    """Remove the boot snapshots of container images whose digest `is_gone`, but for those in use.
+
+    Returns how many went, and the bytes that they had for themselves.
+    """
+    count = freed = 0
+    for entry in await threads.run(entries, context.home):
+        digest = entry.manifest.image_digest
+        if digest is not None and is_gone(digest):
+            with suppress(LockBusyError):
+                await remove(context, entry.key)
+                count, freed = count + 1, freed + entry.size_bytes
+    return count, freed
+
+
+def _is_of(entry: Entry, image: str, digest: str | None) -> bool:
+    manifest = entry.manifest
+    return manifest.image_digest == digest and (digest is not None or manifest.image == image)
 
 
 def chosen_limit_bytes() -> int | None:

@@ -1,7 +1,7 @@
 """A new instance as a fork of a boot snapshot, which is made first if there is none.
 
-The first instance of a shape is booted, captured before its main process, and its VMM ended; then it is restored
-from the capture, as all later ones are. So every instance runs on a mem-file that the others share. If the
+The first instance of a shape is booted, captured before its main process, and its VMM ended; then it is
+restored from the capture, as all later ones are. So every instance runs on a mem-file that the others share. If the
 capture fails, the booted guest runs on, and its record says why.
 """
 
@@ -62,10 +62,10 @@ async def make(context: Context, wanted: Wanted, choice: Choice, *, cold: bool =
     """
     record = boot.reserve(context, wanted, choice, boot.machine_of(wanted, choice))
     try:
-        why_cold = "it was asked for" if cold else await threads.run(_why_cold, context)
-        if why_cold is not None:
+        how = boot.COLD if cold else _why_cold(context)
+        if how is not None:
             launched = await boot.launch_new(context, record, wanted, choice)
-            return await boot.begin(context, launched, Move.BOOT, Boot(how="cold", reason=why_cold))
+            return await boot.begin(context, launched, Move.BOOT, how)
         return await _fork_or_boot(context, record, wanted, choice)
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -73,14 +73,15 @@ async def make(context: Context, wanted: Wanted, choice: Choice, *, cold: bool =
         raise
 
 
-def _why_cold(context: Context) -> str | None:
-    """Return the reason why this home has no boot snapshots; None if it may have some."""
+def _why_cold(context: Context) -> Boot | None:
+    """Return why this home has no boot snapshots; None if it may have some."""
     home = context.home
-    if (chosen := cache.chosen_limit_bytes()) is not None:
-        return None if chosen else "RAMET_BOOT_SNAPSHOTS is 0"
+    if cache.chosen_limit_bytes() == 0:
+        return Boot(how="cold", reason="RAMET_BOOT_SNAPSHOTS is 0")
     place = home.boot_snapshots if home.boot_snapshots.exists() else home.root
     if place.stat().st_dev != home.instances.stat().st_dev:
-        return f"{home.instances} is on another filesystem than {home.boot_snapshots}"
+        reason = f"{home.instances} is on another filesystem than {home.boot_snapshots}"
+        return Boot(how="fallback", reason=reason)
     return None
 
 
@@ -103,7 +104,7 @@ async def _fork_or_boot(context: Context, record: Record, wanted: Wanted, choice
         why_not = await _keep(context, launched, key)
         if why_not is not None:
             reason = f"its boot snapshot couldn't be made: {why_not}"
-            return await boot.begin(context, launched, Move.BOOT, Boot(how="cold", reason=reason))
+            return await boot.begin(context, launched, Move.BOOT, Boot(how="fallback", reason=reason))
         how = f"booted anew, since {damage}" if damage else "the first run of this shape: booted"
         made = await _begin_from(context, record, choice, key, f"{how}, and forked from its boot snapshot")
     await cache.keep_within_limit(context, keep=key)

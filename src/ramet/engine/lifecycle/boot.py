@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 import anyio
@@ -50,6 +50,9 @@ TRIAL_LIMIT_S = 20.0
 _SMALLEST_MIB: dict[Guest, int] = {"linux": 96, "bare-metal": 32}
 _SMALLEST_CONTAINER_MIB = 128
 """Of a guest of a container image, whose kernel has more modules: 96 MiB leave 25 to its programs."""
+
+
+COLD: Final = Boot(how="cold", reason="a cold boot was asked for")
 
 
 class Wanted(NamedTuple):
@@ -159,7 +162,7 @@ async def boot_new(context: Context, wanted: Wanted, choice: Choice) -> Record:
     record = reserve(context, wanted, choice, machine_of(wanted, choice))
     try:
         launched = await launch_new(context, record, wanted, choice)
-        return await begin(context, launched, Move.BOOT, Boot(how="cold", reason="it was asked for"))
+        return await begin(context, launched, Move.BOOT, COLD)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await destroy(context, record)
