@@ -1517,9 +1517,9 @@ class Host(Handle):
     def prune_images(self) -> PrunedImages:
         """Remove images without a name, files that no image needs, and what pulls have downloaded.
 
-        Boot snapshots of images that aren't here any more go, too. Instances keep their files.
-        Raises `LockBusyError` while an image is pulled or imported, and
-        `FilesystemError`: what was removed by then stays so.
+        Boot snapshots of images that aren't here any more go, too. Instances keep their files. Raises
+        `LockBusyError` while an image is pulled or imported, and `FilesystemError`: what was removed by then
+        stays so.
         """
         return self._portal.call(lambda: self._wrapped.prune_images())
 

@@ -174,9 +174,9 @@ class ContainerImages:
     async def prune_images(self) -> PrunedImages:
         """Remove images without a name, files that no image needs, and what pulls have downloaded.
 
-        Boot snapshots of images that aren't here any more go, too. Instances keep their files.
-        Raises `LockBusyError` while an image is pulled or imported, and
-        `FilesystemError`: what was removed by then stays so.
+        Boot snapshots of images that aren't here any more go, too. Instances keep their files. Raises
+        `LockBusyError` while an image is pulled or imported, and `FilesystemError`: what was removed by then
+        stays so.
         """
         context = self._opened
         library = containers.library_of(context)

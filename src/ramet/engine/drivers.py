@@ -114,8 +114,19 @@ async def _fit(trial: Trial | None, verdict: KvmVerdict, image: Image, *, is_ask
         return Fit.RUNS if trial.runs else Fit.FAILS
     if is_asked_for and config.kernel_image() is not None:
         return Fit.UNTRIED
-    for_pvm = verdict.kind == PVM and await threads.run(is_for_pvm, image.kernel, image.kernel_version)
+    for_pvm = verdict.kind == PVM and await threads.run(_is_for_pvm, image)
     return Fit.UNTRIED if for_pvm else None
+
+
+_known_for_pvm: Final[dict[str, bool]] = {}
+
+
+def _is_for_pvm(image: Image) -> bool:
+    """Tell whether the image's kernel was built for PVM. It is read once: that takes 20 ms, half of a fork."""
+    known = _known_for_pvm.get(image.kernel_digest)
+    if known is None:
+        known = _known_for_pvm[image.kernel_digest] = is_for_pvm(image.kernel, image.kernel_version)
+    return known
 
 
 def _candidates(context: Context, driver_name: str) -> Iterable[Driver]:

@@ -1,8 +1,8 @@
 """A new instance as a fork of a boot snapshot, which is made first if there is none.
 
 The first instance of a shape is booted, captured before its main process, and its VMM ended; then it is
-restored from the capture, as all later ones are. So every instance runs on a mem-file that the others share. If the
-capture fails, the booted guest runs on, and its record says why.
+restored from the capture, as all later ones are. So every instance runs on a mem-file that the others share.
+If the capture fails, the booted guest runs on, and its record says why.
 """
 
 from __future__ import annotations
