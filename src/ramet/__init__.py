@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         WrongStateError,
     )
     from ramet.guest.process import Process
+    from ramet.model.boot import Boot, BootSnapshot
     from ramet.model.command import Chunk, ExitStatus, Readable, Word
     from ramet.model.doctor import Check, DoctorReport, DriverReport
     from ramet.model.exec_result import ExecResult

@@ -122,7 +122,7 @@ _known_for_pvm: Final[dict[str, bool]] = {}
 
 
 def _is_for_pvm(image: Image) -> bool:
-    """Tell whether the image's kernel was built for PVM. It is read once: that takes 20 ms, half of a fork."""
+    """Tell whether the image's kernel was built for PVM. It is read once: that takes 20 ms."""
     known = _known_for_pvm.get(image.kernel_digest)
     if known is None:
         known = _known_for_pvm[image.kernel_digest] = is_for_pvm(image.kernel, image.kernel_version)

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from ramet import config
 from ramet.engine.capture.plan import fixed_files
 from ramet.engine.context import Context
+from ramet.engine.maintenance.decompression import raw_file_kept
 from ramet.engine.manifest import Manifest, read_manifest
 from ramet.engine.origin import Origin
 from ramet.errors import DamagedError, FilesystemError, LockBusyError, NotFoundError
@@ -116,6 +117,15 @@ def publish(home: Home, directory: Path, manifest: Manifest, key: str) -> None:
         directory.rename(target)
     fsync_directory(home.boot_snapshots)
     fsync_directory(directory.parent)
+
+
+@asynccontextmanager
+async def in_use(context: Context, key: str) -> AsyncIterator[Origin]:
+    """Keep a boot snapshot from being removed inside. Yields it as `find`, whose errors are raised."""
+    origin = find(context, key)
+    async with raw_file_kept(origin):
+        note_use(context.home, key)
+        yield origin
 
 
 def note_use(home: Home, key: str) -> None:

@@ -24,7 +24,6 @@ from ramet.engine.lifecycle import boot
 from ramet.engine.lifecycle.boot import Wanted
 from ramet.engine.lifecycle.jobs import resume_guest
 from ramet.engine.lifecycle.removal import destroy
-from ramet.engine.maintenance.decompression import raw_file_kept
 from ramet.engine.manifest import require_restorable
 from ramet.engine.origin import require_parts
 from ramet.engine.restore.connections import connections
@@ -142,9 +141,7 @@ async def _restore(context: Context, record: Record, choice: Choice, key: str) -
     Raises what restoring raises; a directory may be left then, but no VMM.
     """
     driver, directory, options = choice.driver, context.directory(record), ForkOptions()
-    origin = cache.find(context, key)
-    async with raw_file_kept(origin):
-        cache.note_use(context.home, key)
+    async with cache.in_use(context, key) as origin:
         await require_parts(origin)
         await require_restorable(origin.manifest, driver, name=origin.title)
         quick = is_quick(origin, driver, context.home.instances, options, 1)
