@@ -38,6 +38,9 @@ def pytest_configure() -> None:
     background: there it is ignored, which they would inherit (POSIX, Shell Command Language, 2.11).
     """
     os.environ.setdefault("RAMET_DRIVER", "qemu")
+    # A test has a home of its own: its first run would boot, and be captured for nobody. Who tests boot
+    # snapshots, or what documents show, deletes the variable.
+    os.environ.setdefault("RAMET_BOOT_SNAPSHOTS", "0")
     # Where sniffio is installed (trio brings it) anyio's plugin calls the whole thread asyncio's for as long
     # as a fixture of the session lives. Tests that run a loop of their own are none of its business.
     setattr(anyio.pytest_plugin, "set_current_async_library", _call_no_thread_asyncios)  # noqa: B010

@@ -1,4 +1,4 @@
-"""How an instance's guest began to run, and the boot snapshots that such guests are forks of."""
+"""The beginning of an instance's guest, and the boot snapshots that such guests are forks of."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from ramet.surface import exported
 
 @exported
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
-    """How the guest of a new instance began to run."""
+    """The way in which the guest of a new instance began to run."""
 
     how: Literal["snapshot", "cold", "fallback"]
     """`snapshot`: as a fork of the boot snapshot of its image and shape; `cold`: it booted, as was wanted;

@@ -213,7 +213,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     """The exit code of the last main process that ended, 128 + n for one that signal n ended."""
     boot: Boot | None = None
-    """How its guest began to run; null for a fork, and for an instance of an older ramet."""
+    """The way in which its guest began to run; null for a fork, and for an instance of an older ramet."""
     pending: Intent | None = None
     vmm: RunningVmm | None = None
     reason: str | None = None

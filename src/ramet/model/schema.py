@@ -54,7 +54,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     ended; null before its first end, and for the built-in images.
     """
     boot: Boot | None = None
-    """How its guest began to run; null for a fork, and for an instance of an older ramet."""
+    """The way in which its guest began to run; null for a fork, and for an instance of an older ramet."""
     reason: str | None = None
     """The reason why the instance failed, why it is paused (`io-error`: the host can't write its disk), or
     why it can't be seen from here.

@@ -66,7 +66,7 @@ async def test_a_stock_kernel_is_tried_once_and_remembered(
         [trial] = trials(tmp_path / "cache")
         assert (trial.driver, trial.runs) == ("firecracker", False)
         assert time.monotonic() - started >= boot.TRIAL_LIMIT_S or "ended" in trial.detail
-        monkeypatch.setattr(boot, "_boot", None)  # nothing boots any more
+        monkeypatch.setattr(boot, "launch", None)  # nothing boots any more
         with pytest.raises(ramet.UnavailableError, match=r"doesn't run the kernel .* when it was tried"):
             await host.run(driver="firecracker", name="tried")
         assert [instance.name for instance in await host.list(everything=True)] == [(await vm.info()).name]
@@ -82,14 +82,14 @@ async def test_a_trial_that_cant_be_kept_is_not_repeated_in_the_same_call(
     async def verdict(_: Path) -> KvmVerdict:
         return VERDICT
 
-    async def boots(*arguments: object) -> ramet.VM:
+    async def boots(*arguments: object, **_: object) -> ramet.VM:
         calls.append(arguments)
         raise ramet.VmmError("name: its VMM ended")
 
     monkeypatch.setattr(drivers, "kvm_verdict", verdict)
     monkeypatch.setattr(drivers, "find_trial", lambda *_: None)
     monkeypatch.setattr(host._context, "cache", tmp_path)
-    monkeypatch.setattr(boot, "_boot", boots)
+    monkeypatch.setattr(boot, "launch", boots)
     monkeypatch.setenv("RAMET_KERNEL", str(find_kernel().vmlinuz))
     with pytest.raises(ramet.UnavailableError, match="when it was tried, its VMM ended"):
         await host.run(driver="firecracker")

@@ -52,7 +52,7 @@ async def test_a_shape_is_booted_once(guest: Guest, host: ramet.Host) -> None:
     assert await host.snapshots() == []
     assert {instance.name for instance in await host.list(everything=True)} == {first.name, second.name}
     described = (await host.image(guest.image)).boot_snapshots
-    assert [one.key for one in described] == [boot.key]
+    assert [snapshot.key for snapshot in described] == [boot.key]
     # The mem-file is one.
     assert len({(vm.directory / "mem").stat().st_ino for vm in (first, second)}) == 1
 

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -90,14 +90,12 @@ async def being_made(home: Home, key: str, *, waiting: Callable[[], object]) -> 
     path = _lock(home, key)
     with filesystem_errors("make", path):
         home.boot_snapshots.mkdir(mode=0o700, exist_ok=True)
-    try:
-        async with file_lock(path, wait_s=0):
-            yield
-            return
-    except LockBusyError:
-        pass
-    waiting()
-    async with file_lock(path, wait_s=MAKING_LIMIT_S, busy=busy):
+    async with AsyncExitStack() as leaving:
+        try:
+            await leaving.enter_async_context(file_lock(path, wait_s=0))
+        except LockBusyError:  # it is waited for
+            waiting()
+            await leaving.enter_async_context(file_lock(path, wait_s=MAKING_LIMIT_S, busy=busy))
         yield
 
 
@@ -175,7 +173,7 @@ async def remove_of_images(context: Context, is_gone: Callable[[str], bool]) -> 
     for entry in await threads.run(entries, context.home):
         digest = entry.manifest.image_digest
         if digest is not None and is_gone(digest):
-            with suppress(LockBusyError):
+            with suppress(LockBusyError):  # in use: the next prune removes it
                 await remove(context, entry.key)
                 count, freed = count + 1, freed + entry.size_bytes
     return count, freed

@@ -26,9 +26,10 @@ from ramet.engine.fork.starvation import Starvation
 from ramet.engine.fork.tracing import trace
 from ramet.engine.lifecycle.removal import destroy_all
 from ramet.engine.lifecycle.state import state_of
+from ramet.engine.maintenance.compaction import compact_capture
 from ramet.engine.maintenance.decompression import raw_file_kept, unpacked
 from ramet.engine.maintenance.requests import request_for_machine
-from ramet.engine.manifest import require_restorable
+from ramet.engine.manifest import read_manifest, require_restorable
 from ramet.engine.origin import Origin, origin_of, require_parts
 from ramet.engine.pool.claims import Claims, acquire
 from ramet.engine.restore.connections import connections
@@ -37,6 +38,7 @@ from ramet.engine.restore.parts import ForkOptions, Parts, is_quick
 from ramet.engine.restore.timeline import Timeline
 from ramet.engine.snapshots import catalog, create
 from ramet.errors import FilesystemError, LimitReachedError, WrongStateError
+from ramet.memory.delta import COMPACT_ABOVE_BYTES
 from ramet.model.lifecycle import State, article, next_step
 from ramet.model.record import Record
 from ramet.model.schema import ForkReport
@@ -92,6 +94,7 @@ async def fork(
     try:
         async with create.temporary_snapshot(context, source) as (taken, captured):
             origin = catalog.origin_of_snapshot(context, taken, captured.manifest)
+            origin = await _merged(context, origin, count)
             outcome = await _fork_from(
                 context, origin, count, name, options, called_at, captured, detach=detach
             )
@@ -101,6 +104,22 @@ async def fork(
         await best_effort(destroy_all(context, made))
         raise
     return outcome
+
+
+async def _merged(context: Context, origin: Origin, count: int) -> Origin:
+    """Return a capture that nobody else has, its delta merged if that is less than `count` forks would hold.
+
+    Merging writes base and delta once, and a fork writes the delta for itself.
+    """
+    memory = origin.manifest.memory
+    if memory.delta is None or memory.delta_bytes <= COMPACT_ABOVE_BYTES:
+        return origin
+    base_bytes = origin.manifest.parts[memory.base].facts.allocated_bytes
+    if count * memory.delta_bytes <= base_bytes + memory.delta_bytes:
+        return origin
+    with suppress(FilesystemError):  # no room: each fork has the delta for itself
+        await compact_capture(origin.directory, context.driver(origin.manifest.driver), disks=False)
+    return origin._replace(manifest=read_manifest(origin.directory))
 
 
 async def fork_snapshot(

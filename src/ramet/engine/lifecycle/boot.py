@@ -56,7 +56,7 @@ COLD: Final = Boot(how="cold", reason="a cold boot was asked for")
 
 
 class Wanted(NamedTuple):
-    """What a user wants of a new instance.
+    """The wishes of a user for a new instance.
 
     With `container`, `image` boots a guest whose root is that container image, and whose main process is
     started, unless it is idle. `name` is invented unless given.
