@@ -73,7 +73,7 @@ class ContainerImages:
         await removal.destroy(context, record)
         if record.boot is not None and record.boot.key is None:
             raise UnavailableError(
-                f"{container.image.name} has no boot snapshot: {record.boot.reason}",
+                f"{container.image.name} has no boot snapshot: {record.boot.detail}",
                 hint="the image is here; `ramet run` boots it each time",
             )
 

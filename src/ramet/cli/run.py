@@ -245,7 +245,7 @@ async def _say_why_it_booted(vm: VM) -> None:
     """Say why the guest booted, if nobody wanted that."""
     boot = (await vm.info()).boot
     if boot is not None and boot.how == "fallback":
-        output.warn(f"ramet: {vm.name} booted for itself: {output.clean(boot.reason)}")
+        output.warn(f"ramet: {vm.name} booted for itself: {output.clean(boot.detail)}")
 
 
 async def _with_command(vm: VM, words: list[str], *, remove: bool, interactive: bool, json: bool) -> int:

@@ -35,6 +35,7 @@ __all__ = [
     "open_delta",
     "write_delta",
     "write_mem_file",
+    "write_merged",
 ]
 
 COMPACT_ABOVE_BYTES: Final = 8 * MIB
@@ -159,6 +160,18 @@ def compact(base: Path, delta: Path, out: Path, *, mode: int = 0o444) -> MemFile
                 lambda file: duplicate_into(origin, file),
                 f"{base} and {delta} to {out}",
             )
+
+
+def write_merged(out: Path, base: Path, pages: Pages, *, mode: int = 0o444) -> MemFile:
+    """Publish `out`, a mem-file with the content of `base` and the pages over it. `base` isn't written to.
+
+    `base` is reflinked, or copied with its holes. Raises as `write_mem_file`.
+    """
+    with filesystem_errors("read", base), open_regular(base) as origin:
+        size = os.fstat(origin).st_size
+        return publish_over(
+            out, pages, size, mode, lambda file: duplicate_into(origin, file), f"{base} to {out}"
+        )
 
 
 def write_mem_file(path: Path, pages: Pages, *, memory_bytes: int, mode: int = 0o444) -> MemFile:

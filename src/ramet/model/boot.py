@@ -14,7 +14,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     how: Literal["snapshot", "cold", "fallback"]
     """`snapshot`: as a fork of the boot snapshot of its image and shape; `cold`: it booted, as was wanted;
     `fallback`: it booted, since it can't have a boot snapshot."""
-    reason: str
+    detail: str
     key: str | None = None
     """The boot snapshot's (`BootSnapshot.key`); null without one."""
 

@@ -38,11 +38,11 @@ async def test_a_shape_is_booted_once(guest: Guest, host: ramet.Host) -> None:
     first = await host.run(guest.image, driver=guest.driver, name="first", labels={"a": "b"})
     boot = await boot_of(first)
     assert boot.how == "snapshot"
-    assert "first run of this shape" in boot.reason
+    assert "first run of this shape" in boot.detail
     second = await host.run(guest.image, driver=guest.driver)
     again = await boot_of(second)
     assert (again.how, again.key) == ("snapshot", boot.key)
-    assert "first run" not in again.reason
+    assert "first run" not in again.detail
     assert kept(host) == [boot.key]
     # Both are nobody's forks, and no snapshot is seen.
     for vm in (first, second):
@@ -131,9 +131,9 @@ async def test_a_damaged_one_is_made_anew(probe: Guest, host: ramet.Host, harm: 
     vm = await host.run(probe.image, driver=probe.driver)
     boot = await boot_of(vm)
     assert (boot.how, boot.key) == ("snapshot", key)
-    assert "booted anew" in boot.reason
+    assert "booted anew" in boot.detail
     third = await host.run(probe.image, driver=probe.driver)
-    assert "booted" not in (await boot_of(third)).reason
+    assert "booted" not in (await boot_of(third)).detail
     assert (await third.fork(1))[0].receipt.memory.mode == "delta"
 
 
@@ -171,7 +171,7 @@ async def test_a_guest_that_cant_be_captured_runs_on(
     monkeypatch.undo()
     boot = await boot_of(vm)
     assert (boot.how, boot.key) == ("fallback", None)
-    assert "no space left" in boot.reason
+    assert "no space left" in boot.detail
     info = await vm.info()
     assert (info.state, info.generation) == ("running", 1)
     assert kept(host) == []

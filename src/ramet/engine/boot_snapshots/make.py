@@ -76,11 +76,11 @@ def _why_cold(context: Context) -> Boot | None:
     """Return why this home has no boot snapshots; None if it may have some."""
     home = context.home
     if cache.chosen_limit_bytes() == 0:
-        return Boot(how="cold", reason="RAMET_BOOT_SNAPSHOTS is 0")
+        return Boot(how="cold", detail="RAMET_BOOT_SNAPSHOTS is 0")
     place = home.boot_snapshots if home.boot_snapshots.exists() else home.root
     if place.stat().st_dev != home.instances.stat().st_dev:
         reason = f"{home.instances} is on another filesystem than {home.boot_snapshots}"
-        return Boot(how="fallback", reason=reason)
+        return Boot(how="fallback", detail=reason)
     return None
 
 
@@ -103,7 +103,7 @@ async def _fork_or_boot(context: Context, record: Record, wanted: Wanted, choice
         why_not = await _keep(context, launched, key)
         if why_not is not None:
             reason = f"its boot snapshot couldn't be made: {why_not}"
-            return await boot.begin(context, launched, Move.BOOT, Boot(how="fallback", reason=reason))
+            return await boot.begin(context, launched, Move.BOOT, Boot(how="fallback", detail=reason))
         how = f"booted anew, since {damage}" if damage else "the first run of this shape: booted"
         made = await _begin_from(context, record, choice, key, f"{how}, and forked from its boot snapshot")
     await cache.keep_within_limit(context, keep=key)
@@ -132,7 +132,7 @@ async def _begin_from(context: Context, record: Record, choice: Choice, key: str
         with anyio.CancelScope(shield=True):
             await threads.run(remove_tree, context.directory(record))
         raise _Unusable("" if is_missing else f"it couldn't be used: {error.message}") from error
-    return await boot.begin(context, launched, Move.BOOT, Boot(how="snapshot", reason=reason, key=key))
+    return await boot.begin(context, launched, Move.BOOT, Boot(how="snapshot", detail=reason, key=key))
 
 
 async def _restore(context: Context, record: Record, choice: Choice, key: str) -> Record:

@@ -80,13 +80,15 @@ async def capture(
     goes_on: bool,
     digests: bool = True,
     labels: dict[str, str] | None = None,
+    whole: bool = False,
 ) -> Captured:
     """Capture a running or paused instance. The caller has written its intent into `record`.
 
     With `goes_on` the instance is afterwards in its state from before, so it runs if it ran; `directory` is
     an empty directory of the same filesystem. Without, `directory` is the instance's own: the instance is
-    left paused there for its VMM to be ended, and its disks' files are parts of the capture. A capture
-    without `digests` can't be verified or exported.
+    left paused there for its VMM to be ended, and its disks' files are parts of the capture; with `whole` it
+    has a mem-file with all of its memory, where it would have a delta. A capture without `digests` can't be
+    verified or exported.
 
     Raises `UnavailableError` when its memory may not be read, `FilesystemError` when it doesn't fit,
     `VmmError`, `DamagedError`. Then the instance runs if it ran, or, if its VMM can't be told that, is paused
@@ -127,7 +129,7 @@ async def capture(
                 hold = [context.locks[record.id]]
                 await closing.enter_async_context(resume_on_death(plan.own, vmm.resume_steps(), hold=hold))
             pages = await _hold(plan, vmm, vmstate_fd)
-        write = partial(publish, plan, UntilCancelled(pages), vmstate_fd, digests, labels or {})
+        write = partial(publish, plan, UntilCancelled(pages), vmstate_fd, digests, labels or {}, whole=whole)
         if goes_on and record.state is State.RUNNING:
             connections_may_be_cut(context, record)
             async with alongside(partial(require_clock, context, record), finish=True):

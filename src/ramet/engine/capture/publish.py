@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -14,7 +16,7 @@ from ramet.drivers.interface import Ability
 from ramet.engine.capture.plan import Plan, fixed_files, known_part
 from ramet.engine.maintenance.memory_jobs import TEMPORARY
 from ramet.engine.manifest import USUAL_FORMAT, Manifest, Memory, Part, Source
-from ramet.memory.delta import write_delta, write_mem_file
+from ramet.memory.delta import write_delta, write_mem_file, write_merged
 from ramet.memory.integrity import digest, facts_of
 from ramet.memory.mappings import identity_of
 from ramet.memory.pages import Pages, Stretch
@@ -34,6 +36,8 @@ from ramet.system.kvm_kind import kvm_kind
 from ramet.system.memfile import write_out
 from ramet.system.publishing import fsync_directory, sync, write_durably
 from ramet.system.share import link_or_copy
+
+_FORMER_BASE: Final = f"{TEMPORARY_PREFIX}former-{MEM_FILE}-"
 
 
 class UntilCancelled:
@@ -60,10 +64,19 @@ class UntilCancelled:
             written += sum(stretch.length_bytes for stretch in batch)
 
 
-def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: dict[str, str]) -> Manifest:
+def publish(
+    plan: Plan,
+    pages: Pages,
+    vmstate_fd: int,
+    digests: bool,
+    labels: dict[str, str],
+    *,
+    whole: bool = False,
+) -> Manifest:
     """Write, sync and describe everything that the pause gave. Blocks; for a worker thread.
 
-    Raises `FilesystemError`, and what reading the pages raises; the files are no capture then.
+    With `whole` the memory is one mem-file, if its base, on which the VMM runs, can be kept beside. Raises
+    `FilesystemError`, and what reading the pages raises; the files are no capture then.
     """
     directory, record = plan.directory, plan.record
     parts: dict[str, Part | None] = {MEM_FILE: plan.base}
@@ -74,6 +87,9 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
         read_only = Ability.OPENS_MEM_FILE_READ_ONLY in plan.driver.abilities
         mode = 0o444 if read_only or os.geteuid() == 0 else 0o600
         write_mem_file(directory / MEM_FILE, pages, memory_bytes=record.machine.memory_bytes, mode=mode)
+    elif whole and (former := _keep_base(plan)) is not None:
+        write_merged(directory / MEM_FILE, former, pages, mode=plan.base.facts.mode)
+        parts[MEM_FILE] = None
     else:
         facts = write_delta(
             directory / DELTA_FILE,
@@ -125,6 +141,22 @@ def publish(plan: Plan, pages: Pages, vmstate_fd: int, digests: bool, labels: di
     return manifest
 
 
+def _keep_base(plan: Plan) -> Path | None:
+    """Give the mem-file that the VMM has mapped a second name; None where it can't have one more."""
+    former = plan.own / f"{_FORMER_BASE}{secrets.token_hex(4)}"
+    try:
+        former.hardlink_to(plan.own / MEM_FILE)
+    except OSError:
+        return None  # its limit of links: the capture gets a delta
+    return former
+
+
+def drop_former_base(directory: Path) -> None:
+    """Remove the second name of the mem-file on which an instance ran before it became a capture."""
+    for former in directory.glob(f"{_FORMER_BASE}*"):
+        former.unlink(missing_ok=True)
+
+
 def _with_chains(own: Path, machine: Machine) -> Machine:
     """Return the machine with the files that its disks really lie over.
 
@@ -149,6 +181,14 @@ def _described(path: Path, known: Part | None, digests: bool) -> Part:
     return Part(facts=facts, digest=digest(path) if digests else None)
 
 
+def _restore_base(directory: Path, vmm: RunningVmm) -> None:
+    """Give the mem-file that the VMM has mapped its name back, if a capture was about to have the name."""
+    for former in directory.glob(f"{_FORMER_BASE}*"):
+        if identity_of(former) == (vmm.mem_device, vmm.mem_inode):
+            former.replace(directory / MEM_FILE)
+        former.unlink(missing_ok=True)  # rename(2) does nothing between two names of one file
+
+
 def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
     """Remove the leftovers of an unfinished publication from the directory of an instance that is no capture.
 
@@ -156,9 +196,13 @@ def drop_unpublished(directory: Path, vmm: RunningVmm | None) -> None:
     mem-file that it has mapped stays, with or without a name.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        if not leftover.name.startswith(TEMPORARY):  # a process that compresses or unpacks may live
+        # A process that compresses or unpacks may live.
+        if not leftover.name.startswith((TEMPORARY, _FORMER_BASE)):
             leftover.unlink(missing_ok=True)
-    if vmm is not None:
+    if vmm is None:
+        drop_former_base(directory)
+    else:
+        _restore_base(directory, vmm)
         for part in (MANIFEST_FILE, DELTA_FILE, *(() if vmm.mem_inode else (MEM_FILE, VMSTATE_FILE))):
             (directory / part).unlink(missing_ok=True)
         mem = directory / MEM_FILE

@@ -6,21 +6,17 @@ gets the new state; only then the VMM ends. Until the row has the new state the 
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
 from typing import Final, Literal
 
 import anyio
 
 from ramet.engine.agent.session import require_clock
 from ramet.engine.capture.capture import capture
-from ramet.engine.capture.publish import drop_unpublished
+from ramet.engine.capture.publish import drop_former_base, drop_unpublished
 from ramet.engine.context import Context
 from ramet.engine.lifecycle.jobs import job, resume_guest
-from ramet.engine.maintenance.compaction import compact_capture
-from ramet.engine.maintenance.memory_jobs import memory_job
 from ramet.engine.maintenance.requests import request_for_capture
-from ramet.errors import NotFoundError, RametError, VmmError
+from ramet.errors import NotFoundError, VmmError
 from ramet.model.lifecycle import Move, State
 from ramet.model.record import Record, RunningVmm
 from ramet.system import liveness, processes
@@ -60,7 +56,9 @@ async def _suspend(context: Context, record: Record, move: Literal[Move.TEMPLATE
         running = record.vmm
         directory = context.directory(record)
         try:
-            await capture(context, record, directory, goes_on=False, labels=record.labels)
+            # A template's forks are to share all of its memory: each would hold a delta for itself.
+            whole = move is Move.TEMPLATE
+            await capture(context, record, directory, goes_on=False, labels=record.labels, whole=whole)
             suspended = _commit(context, record, move)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -68,17 +66,9 @@ async def _suspend(context: Context, record: Record, move: Literal[Move.TEMPLATE
             raise
         with anyio.CancelScope(shield=True):
             await processes.kill(running.process)
-            if move is Move.TEMPLATE:
-                await _merge(context, record, directory)
+            drop_former_base(directory)
             request_for_capture(context.home, directory)
         return suspended
-
-
-async def _merge(context: Context, record: Record, directory: Path) -> None:
-    """Give a template a mem-file with all of its memory: each fork would hold a delta for itself."""
-    with suppress(RametError, OSError):  # no room, say: its forks have the delta, and the worker tries again
-        async with memory_job(context.home, directory, "compact", name=record.name, wait_s=0):
-            await compact_capture(directory, context.driver(record.driver), disks=False, above_bytes=0)
 
 
 def _commit(context: Context, record: Record, move: Move) -> Record:

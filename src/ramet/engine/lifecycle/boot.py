@@ -52,7 +52,7 @@ _SMALLEST_CONTAINER_MIB = 128
 """Of a guest of a container image, whose kernel has more modules: 96 MiB leave 25 to its programs."""
 
 
-COLD: Final = Boot(how="cold", reason="a cold boot was asked for")
+COLD: Final = Boot(how="cold", detail="a cold boot was asked for")
 
 
 class Wanted(NamedTuple):
@@ -216,7 +216,7 @@ async def _start(context: Context, record: Record) -> Record:
     driver = context.driver(record.driver)
     await driver.version()
     launched = await launch(context, record, driver, READY_LIMIT_S)
-    return await begin(context, launched, Move.START, Boot(how="cold", reason="it was started again"))
+    return await begin(context, launched, Move.START, Boot(how="cold", detail="it was started again"))
 
 
 async def launch(

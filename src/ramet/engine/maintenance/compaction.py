@@ -36,11 +36,10 @@ def wants_compaction(manifest: Manifest) -> bool:
     return _is_too_large(manifest) or bool(long_chains(manifest.machine))
 
 
-def _is_too_large(manifest: Manifest, above_bytes: int | None = None) -> bool:
+def _is_too_large(manifest: Manifest) -> bool:
     """Tell whether the delta is to be merged. A compressed capture keeps its delta: merged memory is raw."""
     memory = manifest.memory
-    limit = COMPACT_ABOVE_BYTES if above_bytes is None else above_bytes
-    return memory.delta is not None and memory.delta_bytes > limit and memory.compressed is None
+    return memory.delta is not None and memory.delta_bytes > COMPACT_ABOVE_BYTES and memory.compressed is None
 
 
 def long_chains(machine: Machine) -> list[Disk]:
@@ -48,24 +47,21 @@ def long_chains(machine: Machine) -> list[Disk]:
     return [disk for disk in machine.disks if len(disk.backing) > SHORTEN_ABOVE_FILES]
 
 
-async def compact_capture(
-    directory: Path, driver: Driver, *, disks: bool = True, above_bytes: int | None = None
-) -> bool:
+async def compact_capture(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
     """Compact a capture, if it needs it, its memory alone without `disks`; False when it doesn't.
 
-    A delta is merged if it has more than `above_bytes`, by default `COMPACT_ABOVE_BYTES`. The caller has the
-    job on the capture (`memory_job`): what another call is making there would be removed as a leftover.
-    Raises `DamagedError`, `FilesystemError`, `UnavailableError`: the capture is unchanged then.
+    The caller has the job on the capture (`memory_job`): what another call is making there would be removed
+    as a leftover. Raises `DamagedError`, `FilesystemError`, `UnavailableError`: the capture is unchanged
+    then.
     """
     await driver.version()
-    return await threads.run(partial(_compact, directory, driver, disks=disks, above_bytes=above_bytes))
+    return await threads.run(partial(_compact, directory, driver, disks=disks))
 
 
-def _compact(directory: Path, driver: Driver, *, disks: bool = True, above_bytes: int | None = None) -> bool:
+def _compact(directory: Path, driver: Driver, *, disks: bool = True) -> bool:
     manifest = read_manifest(directory)
     _gc(directory, manifest)
-    is_large = _is_too_large(manifest, above_bytes)
-    if not is_large and not (disks and long_chains(manifest.machine)):
+    if not (wants_compaction(manifest) if disks else _is_too_large(manifest)):
         return False
     if manifest.arguments is not None and manifest.arguments != driver.arguments(manifest.machine):
         return False  # another ramet's machine: what would be written here is compared before a restore
@@ -74,7 +70,7 @@ def _compact(directory: Path, driver: Driver, *, disks: bool = True, above_bytes
     report("compacting")
     made: list[str] = []
     try:
-        compacted = _with_whole_memory(directory, manifest, made) if is_large else manifest
+        compacted = _with_whole_memory(directory, manifest, made)
         if disks:
             compacted = _with_whole_disks(directory, compacted, made)
         compacted = msgspec.structs.replace(compacted, arguments=driver.arguments(compacted.machine))
@@ -100,7 +96,8 @@ def _gc(directory: Path, manifest: Manifest) -> None:
 
 def _with_whole_memory(directory: Path, manifest: Manifest, made: list[str]) -> Manifest:
     base, delta = manifest.memory.base, manifest.memory.delta
-    assert delta is not None
+    if delta is None or not _is_too_large(manifest):
+        return manifest
     whole = f"{MEM_FILE}-{secrets.token_hex(4)}"
     made.append(whole)
     compact(directory / base, directory / delta, directory / whole, mode=manifest.parts[base].facts.mode)
