@@ -21,6 +21,8 @@ from typing import Any
 import anyio
 
 import ramet
+from ramet.engine.boot_snapshots import cache
+from ramet.paths import Home
 
 CALLS = (
     "fsync",
@@ -160,6 +162,23 @@ async def _filled(warm_host: ramet.Host) -> None:
             await anyio.sleep(0.01)
 
 
+async def first_run(host: ramet.Host) -> None:
+    """It boots, is captured, and is a fork of its boot snapshot then."""
+    os.environ["RAMET_BOOT_SNAPSHOTS"] = "10G"
+    await run(host)
+
+
+async def later_run(host: ramet.Host) -> None:
+    """A fork of a boot snapshot."""
+    await first_run(host)
+
+
+async def prune_boot(host: ramet.Host) -> None:
+    """A boot snapshot goes."""
+    for entry in cache.entries(Home(host.home)):
+        await cache.remove(host._opened, entry.key)
+
+
 async def rm(host: ramet.Host) -> None:
     await (await host.get("x")).remove(force=True)
 
@@ -240,7 +259,20 @@ async def reconcile(host: ramet.Host) -> None:
 OPERATIONS: dict[str, Callable[[ramet.Host], Awaitable[None]]] = {
     operation.__name__: operation
     for operation in (
-        *(run, template, fork, detached_fork, rm, stop, start, pause, reconcile),
+        *(
+            run,
+            first_run,
+            later_run,
+            prune_boot,
+            template,
+            fork,
+            detached_fork,
+            rm,
+            stop,
+            start,
+            pause,
+            reconcile,
+        ),
         *(pool, pooled_fork, branch, snapshot, snapshot_rm, standby, restore, rewind, come),
         *(compress, decompress, compressed_fork, compressed_restore, resize, resize_stopped),
     )

@@ -21,6 +21,7 @@ import pytest
 
 import ramet
 from ramet.disk.volumes import size_of
+from ramet.engine.boot_snapshots import cache
 from ramet.errors import UnavailableError
 from ramet.paths import Home
 from ramet.system import processes, spawn
@@ -35,7 +36,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 # it does with two forks, which pass the same points side by side, in an order that is another one each time:
 # every second is tried. All of them are tried by hand (`make test-soak`), one point of each operation, on one
 # driver, in every `make test`.
-BOOTING = {"run", "start"}
+BOOTING = {"run", "start", "first_run"}
 FEW = 1
 # Captures and what is restored from them have about a hundred points each: other ones in each run.
 MANY_STEPS = {"pool", "pooled_fork", "branch", "snapshot", "come", "standby", "restore", "rewind"} | {
@@ -43,6 +44,7 @@ MANY_STEPS = {"pool", "pooled_fork", "branch", "snapshot", "come", "standby", "r
     "decompress",
     "compressed_fork",
     "compressed_restore",
+    *("first_run", "later_run"),
 }
 MOST_POINTS = 10
 # What others have left is removed by whoever opens the home, and then by the next one.
@@ -67,12 +69,15 @@ TRIALS = [
         for operation in ("compress", "decompress", "compressed_fork", "compressed_restore")
     ),
     *((FIRECRACKER, operation) for operation in ("resize", "resize_stopped")),
+    *((FIRECRACKER, operation) for operation in ("first_run", "later_run", "prune_boot")),
+    (QEMU, "first_run"),
     *((QEMU, operation) for operation in ("branch", "standby", "rewind", "pooled_fork")),
     *((FIRECRACKER, operation) for operation in ("pool", "pooled_fork")),
 ]
 ELSEWHERE = {
     *((QEMU, operation) for operation in ("template", "run", "start", "standby", "rewind", "pooled_fork")),
     *((FIRECRACKER, operation) for operation in ("fork", "branch")),
+    (QEMU, "first_run"),
 }
 """Trials whose operation is tried on the other driver in every `make test`."""
 
@@ -122,10 +127,13 @@ def inject(home: Path, operation: str, point: int) -> subprocess.CompletedProces
 
 async def prepare(home: Path, operation: str) -> None:
     """What the operation finds: a fork `x`, in the state that it needs."""
-    if operation in {"run", "fork", "detached_fork", "pool", "pooled_fork"}:
+    if operation in {"run", "first_run", "fork", "detached_fork", "pool", "pooled_fork"}:
         return
     async with ramet.Host(home) as host:
         base = await host.get("base")
+        if operation in {"later_run", "prune_boot"}:
+            await make_boot_snapshot(host)
+            return
         if operation == "reconcile":
             (x,) = await base.fork(1, name="x")
             (y,) = await base.fork(1, name="y")
@@ -154,6 +162,35 @@ async def prepare(home: Path, operation: str) -> None:
             await x.compress(level=1)
 
 
+async def make_boot_snapshot(host: ramet.Host) -> None:
+    """Of the image, the driver and the shape of `base`."""
+    info = await (await host.get("base")).info()
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setenv("RAMET_BOOT_SNAPSHOTS", "10G")
+        vm = await host.run(info.image, driver=info.driver, memory=info.memory_bytes)
+    await vm.remove(force=True)
+
+
+async def verify_boot_snapshots(host: ramet.Host, operation: str) -> None:
+    """None is there half: one that can be found makes a guest that answers. All of them are removed."""
+    place = host.home / "boot-snapshots"
+    assert list(place.glob(".tmp-*")) == []
+    found = {path.name for path in place.glob("*") if path.suffix != ".lock"}
+    assert found == {entry.key for entry in cache.entries(Home(host.home))}
+    assert len(found) in {"later_run": {1}, "first_run": {0, 1}, "prune_boot": {0, 1}}.get(operation, {0})
+    if found:
+        info = await (await host.get("base")).info()
+        with pytest.MonkeyPatch.context() as patches:
+            patches.setenv("RAMET_BOOT_SNAPSHOTS", "10G")
+            vm = await host.run(info.image, driver=info.driver, memory=info.memory_bytes)
+        made = (await vm.info()).boot
+        assert made is not None
+        assert (made.how, made.detail) == ("snapshot", "a fork of the boot snapshot")
+        await vm.remove(force=True)
+    for key in found:
+        await cache.remove(host._opened, key)
+
+
 async def verify(home: Path, operation: str) -> None:
     """The next command's view of the home: consistent, truthful, and after removal empty but for `base`."""
     async with ramet.Host(home) as host:
@@ -174,6 +211,7 @@ async def verify(home: Path, operation: str) -> None:
         assert list((home / "staging").iterdir()) == []
         assert not (home / "pool").exists()
         await verify_snapshots(host, operation)
+        await verify_boot_snapshots(host, operation)
         living = {
             process.pid for found in spawn.spawned_below(home / "instances").values() for process in found
         }
@@ -199,7 +237,8 @@ async def verify(home: Path, operation: str) -> None:
                     assert (await child.exec("true")).ok
         expected: dict[str, set[frozenset[str]]] = {
             # A call that was killed before it detached its forks takes them along.
-            "run": {frozenset(), frozenset({"x"})},
+            **{one_made: {frozenset(), frozenset({"x"})} for one_made in ("run", "first_run", "later_run")},
+            "prune_boot": {frozenset()},
             "fork": {frozenset(), frozenset({"f-1"}), frozenset({"f-1", "f-2"})},
             # One transaction detaches all that are whole: none of them, or all.
             "detached_fork": {frozenset(), frozenset({"f-1", "f-2"})},
