@@ -105,7 +105,14 @@ async def _fork_or_boot(context: Context, record: Record, wanted: Wanted, choice
             reason = f"its boot snapshot couldn't be made: {why_not}"
             return await boot.begin(context, launched, Move.BOOT, Boot(how="fallback", detail=reason))
         how = f"booted anew, since {damage}" if damage else "the first run of this shape: booted"
-        made = await _begin_from(context, record, choice, key, f"{how}, and forked from its boot snapshot")
+        try:
+            made = await _begin_from(
+                context, record, choice, key, f"{how}, and forked from its boot snapshot"
+            )
+        except _Unusable as error:  # the next run finds the same, and makes it anew
+            launched = await boot.launch_new(context, record, wanted, choice)
+            fallback = Boot(how="fallback", detail=f"its boot snapshot was made, and {error.reason}")
+            return await boot.begin(context, launched, Move.BOOT, fallback)
     await cache.keep_within_limit(context, keep=key)
     return made
 
