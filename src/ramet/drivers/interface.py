@@ -61,6 +61,7 @@ class Ability(StrEnum):
     BOOTS_BARE_METAL = "boots guests without firmware or PCI"
     OVERRIDES_NETWORK = "takes other network devices on restore"
     OVERRIDES_VSOCK = "takes another vsock socket on restore"
+    GIVES_GENERATION_ID = "gives a guest a VMGenID, another one on each restore"
 
 
 class Ending(StrEnum):

@@ -23,7 +23,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     `pvh` tells whether QEMU's `-kernel` enters the kernel directly; if not, `kernel_note` says why. A `linux`
     guest has an initramfs. A `bare-metal` guest is its kernel alone, which Firecracker enters in 64-bit mode,
     and which needs no KVM that runs Linux. `disk_bytes` is the size of the empty data disk that an instance
-    gets, 0 for none.
+    gets, 0 for none. `generation_id` tells whether the kernel has a driver for VMGenID.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
     guest: Guest = "linux"
     disk_bytes: int = 0
+    generation_id: bool = False
 
 
 class Image(Manifest, frozen=True, kw_only=True):

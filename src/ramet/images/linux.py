@@ -18,6 +18,7 @@ from ramet.images import elf
 from ramet.images.bzimage import has_pvh_entry, unpack_vmlinux
 from ramet.images.image import Image, Manifest, images_directory, load_image, made_now, publish_image
 from ramet.images.kernel import Kernel
+from ramet.images.kernel_gaps import has_generation_id
 from ramet.images.publish import replace_file
 from ramet.programs import why_not
 from ramet.progress import report
@@ -113,6 +114,7 @@ def _make(name: str, kernel: Kernel, agent: bytes, initramfs: bytes) -> Image:
         initramfs_digest=initramfs_digest,
         agent_digest=hashlib.sha256(agent).hexdigest(),
         created_at=made_now(),
+        generation_id=has_generation_id(kernel),
     )
     return publish_image(manifest, {kernel_file: kernel_bytes, "initramfs": initramfs})
 

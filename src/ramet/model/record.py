@@ -80,6 +80,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     talk to the agent at once over virtio-serial; 0 stands for vsock. With `track_changes` the VMM keeps its
     own list of changed pages from the beginning. With `metrics` the VMM writes counters every minute.
     `balloon_bytes` is the memory that a balloon takes from the guest at first; null stands for no balloon.
+    With `vmgenid` the guest's kernel has a driver for the VMGenID device that the VMM gives it: the kernel
+    reseeds its random numbers when it was restored.
     """
 
     accelerator: str
@@ -96,6 +98,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     balloon_bytes: int | None = None
     track_changes: bool = False
     metrics: bool = False
+    vmgenid: bool = False
 
 
 class HostCpu(msgspec.Struct, frozen=True, kw_only=True):

@@ -141,6 +141,9 @@ class IdentityReceipt(msgspec.Struct, frozen=True, kw_only=True):
     """16 bytes from the guest's random generator, drawn after it was reseeded, in hex."""
     clock_error_ms: float
     addresses: list[str]
+    vmgenid: bool = False
+    """True if the VMM also gave the guest a new VMGenID, and its kernel has the driver: the kernel reseeds
+    its random numbers by itself, beside the agent."""
 
 
 CompressionState = Literal["raw", "compressing", "compressed"]

@@ -81,6 +81,7 @@ class Firecracker:
             Ability.MAPS_PRIVATELY,
             Ability.OPENS_MEM_FILE_READ_ONLY,
             Ability.BOOTS_BARE_METAL,
+            Ability.GIVES_GENERATION_ID,
         }
         numbers = release(self._version.known())
         if numbers >= releases.NETWORK_OVERRIDES_SINCE:

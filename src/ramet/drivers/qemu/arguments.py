@@ -96,6 +96,8 @@ def common_arguments(
         *("-serial", "chardev:console"),
         *("-device", f"virtio-serial-pci,id=ports,addr=0x4,max_ports={len(agent_fds) + 1}"),
     ]
+    if machine.vmgenid:
+        arguments += ["-device", "vmgenid,guid=auto"]  # another one in each VMM; the guest hears of it
     for slot, disk in enumerate(machine.disks, start=_FIRST_DISK_SLOT):
         for node in disks.nodes(disk):
             arguments += ["-blockdev", json.dumps(node)]

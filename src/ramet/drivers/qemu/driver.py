@@ -65,6 +65,7 @@ class Qemu:
             Ability.BOOTS_ON_MEM_FILE,
             Ability.LOADS_DELTA_BEFORE_VMSTATE,
             Ability.EMULATES,
+            Ability.GIVES_GENERATION_ID,
         }
         if self._release() >= releases.READ_ONLY_SINCE:
             known.add(Ability.OPENS_MEM_FILE_READ_ONLY)

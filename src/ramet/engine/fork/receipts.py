@@ -169,6 +169,7 @@ def _receipt(context: Context, forked: Forked) -> Receipt:
             boot_random=identity.boot_random.hex(),
             clock_error_ms=round(identity.clock_error_ms, 3),
             addresses=list(identity.addresses),
+            vmgenid=record.machine.vmgenid,
         ),
         timings_ms=forked.timings,
         warm=forked.warm,

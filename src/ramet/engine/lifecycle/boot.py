@@ -125,6 +125,8 @@ def machine_of(wanted: Wanted, choice: Choice) -> Machine:
         + (disk_sizes(container) if container is not None else ())
         or ((wanted.image.disk_bytes,) if wanted.image.disk_bytes else ()),
     )
+    has_generation_id = wanted.image.generation_id and Ability.GIVES_GENERATION_ID in driver.abilities
+    machine = msgspec.structs.replace(machine, vmgenid=has_generation_id)
     if container is None:
         return with_mounts(machine, wanted.disks)
     data, root = machine.disks[: len(wanted.disks)], machine.disks[len(wanted.disks) :]
