@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks import branches, footprint, images, latency, startup, thousand, touched
+from benchmarks import branches, footprint, images, latency, runs, startup, thousand, touched
 from benchmarks.document import Document
 from benchmarks.figures import Figure, Key, Ratio, percentile
 from benchmarks.quantities import number, quantity
@@ -144,6 +144,17 @@ def _images(document: Document) -> Iterator[Bar]:
     yield _of_ratio("Images on one base over their distinct layers, disk", found, most=1.3)
 
 
+def _runs(document: Document) -> Iterator[Bar]:
+    for driver, name in DRIVERS.items():
+        for what, most in (
+            (f"{runs.SNAPSHOT} over {runs.FORK}", 1.3),
+            (f"{runs.FIRST} over {runs.COLD}", 1.3),
+        ):
+            if driver == "qemu" or runs.FORK in what:
+                found = _ratio(document, "runs", f"{driver}: {what}")
+                yield _of_ratio(f"{name}, first output: {what}", found, most=most)
+
+
 _JUDGES: Final[tuple[Callable[[Document], Iterator[Bar]], ...]] = (
     _single_forks,
     _hundred_forks,
@@ -155,4 +166,5 @@ _JUDGES: Final[tuple[Callable[[Document], Iterator[Bar]], ...]] = (
     _thousand,
     _startup,
     _images,
+    _runs,
 )

@@ -15,6 +15,7 @@ from benchmarks import (
     latency,
     page_cache,
     ram_size,
+    runs,
     startup,
     thousand,
     touched,
@@ -35,6 +36,7 @@ ALL: Final = tuple(
         page_cache,
         startup,
         images,
+        runs,
         thousand,
     )
 )
