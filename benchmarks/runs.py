@@ -21,6 +21,7 @@ from ramet.images.linux import find_busybox
 from ramet.memory.integrity import digest
 from ramet.model.container import ImageConfig
 from ramet.system import threads
+from ramet.system.files import allocated_bytes
 
 OUTPUT: Final = "from the call to the first output"
 PAUSE: Final = "pause of the first branch"
@@ -71,7 +72,7 @@ async def _timed(run: Run, who: str, make: Callable[[], Awaitable[ramet.VM]]) ->
 
 
 async def _first_output(host: ramet.Host, driver: str, *, cold: bool) -> ramet.VM:
-    """An instance whose main process has said its first word; with the probe, whose first command has ended."""
+    """An instance whose main process has said its first word; of the probe, whose command has ended."""
     if driver != "qemu":
         vm = await _start(host, driver, cold=cold)
         await vm.exec("true", check=True)
@@ -112,8 +113,8 @@ async def _captures(run: Run, driver: str, *, is_cold: bool) -> None:
         (branch,) = await vm.fork(1)
         run.ledger.put(PAUSE, who, branch.receipt.timings_ms.pause)
         memory = branch.receipt.memory
-        whole = guests.disk_bytes(branch.directory / "mem") if is_cold else memory.delta_bytes
-        run.ledger.put(COPIED, who, whole, "bytes")
+        whole = allocated_bytes(branch.directory / memory.file)
+        run.ledger.put(COPIED, who, whole if is_cold else memory.delta_bytes, "bytes")
         for made in (branch, vm):
             await made.remove(force=True)
 
@@ -162,8 +163,8 @@ BENCHMARK: Final = Benchmark(
     name="runs",
     title="Runs",
     about="A container image with one static program that prints a line, on QEMU; the probe and its first "
-    "command on Firecracker. From the call to the first output: booted, from the boot snapshot, and a fork of "
-    "a template with the same program run in it, in turn; the first run of a shape once. Then the first "
+    "command on Firecracker. From the call to the first output: booted, from the boot snapshot, and a fork "
+    "of a template with the same program run in it, in turn; the first run of a shape once. Then the first "
     "branch of an instance, and eight instances at once.",
     measure=measure,
     budget_s=45,
