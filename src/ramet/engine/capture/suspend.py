@@ -56,8 +56,10 @@ async def _suspend(context: Context, record: Record, move: Literal[Move.TEMPLATE
         running = record.vmm
         directory = context.directory(record)
         try:
-            # A template's forks are to share all of its memory: each would hold a delta for itself.
-            whole = move is Move.TEMPLATE
+            # What `run` made lies over a guest that has only booted, and forks would hold the rest each for
+            # themselves. The base of a fork is worth sharing further.
+            is_over_a_boot = record.boot is not None and record.boot.how == "snapshot"
+            whole = move is Move.TEMPLATE and is_over_a_boot
             await capture(context, record, directory, goes_on=False, labels=record.labels, whole=whole)
             suspended = _commit(context, record, move)
         except BaseException:
