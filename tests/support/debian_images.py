@@ -1,4 +1,5 @@
-"""A container image of Debian with Python, SQLite and PostgreSQL: made once, from this machine's own archive.
+"""A container image of Debian with Python, SQLite, PostgreSQL and systemd: made once, from this machine's own
+archive.
 
 As the emulated host's root: as root, in a minute or two, kept in the cache under a key of its recipe.
 """
@@ -10,7 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,8 +26,9 @@ from ramet.memory.integrity import digest
 from ramet.model.container import ImageConfig
 from ramet.units import MIB
 from tests.endurance.emulated_host.root import _archive, _run
+from tests.side_by_side import shared_directory
 
-PACKAGES: Final = ("python3", "sqlite3", "postgresql")
+PACKAGES: Final = ("ca-certificates", "postgresql", "python3", "sqlite3", "systemd-sysv")
 _UNNEEDED: Final = (
     "var/cache/apt",
     "var/lib/apt/lists",
@@ -41,9 +43,15 @@ _LIMIT_S: Final = 900
 def debian_layer() -> Path:
     """The image's only layer, a tar. Skips the test where it can't be made."""
     release = platform.freedesktop_os_release()
-    recipe = [Path(__file__).read_bytes(), release.get("VERSION_CODENAME", "").encode()]
+    recipe = (*PACKAGES, *_UNNEEDED, release.get("VERSION_CODENAME", ""))
     place = config.cache_directory() / "debian-images"
-    target = place / hashlib.sha256(b"\0".join(recipe)).hexdigest()[:20]
+    target = place / hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:20]
+    with shared_directory("debian-image"):  # one worker makes it, and others wait
+        _make(place, target)
+    return target / _LAYER
+
+
+def _make(place: Path, target: Path) -> None:
     if not target.is_dir():
         if os.geteuid() != 0 or not shutil.which("debootstrap", path=f"{os.environ['PATH']}:/usr/sbin"):
             pytest.skip("a Debian image is made by debootstrap, as root")
@@ -54,7 +62,6 @@ def debian_layer() -> Path:
             with published_directory(target) as making:
                 pack = ("tar", "--numeric-owner", "--xattrs", "--acls", "--one-file-system")
                 _run(*pack, "-C", tree, "-cf", making / _LAYER, ".", limit_s=_LIMIT_S)
-    return target / _LAYER
 
 
 def _bootstrap(tree: Path) -> None:
@@ -75,9 +82,17 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-async def debian_image(home: Path, config: ImageConfig, name: str = "debian") -> ContainerImage:
-    """Put the image into a home's library. Errors as `debian_layer`."""
+async def debian_image(
+    home: Path, config: ImageConfig, name: str = "debian", *, above: Sequence[bytes] = ()
+) -> ContainerImage:
+    """Put the image into a home's library, with further layers `above` it. Errors as `debian_layer`."""
     path = debian_layer()
-    layer = Layer("Debian", None, partial(_chunks, path), path.stat().st_size)
+    layers = [
+        Layer("Debian", None, partial(_chunks, path), path.stat().st_size),
+        *[
+            Layer(f"layer {number}", None, partial(list, (layer,)), len(layer))
+            for number, layer in enumerate(above, 1)
+        ],
+    ]
     library = Library(home / "images", part_digest=digest)
-    return await library.add(Material(config, [layer], None, "a test"), name=name, is_local=True)
+    return await library.add(Material(config, layers, None, "a test"), name=name, is_local=True)

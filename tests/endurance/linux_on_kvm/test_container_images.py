@@ -6,17 +6,19 @@ The same tests on a machine whose own KVM runs Linux and in the emulated host.
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import anyio
 import pytest
 
 import ramet
 from ramet.errors import UnavailableError, UsageError
+from ramet.images.library.library import Library
 from ramet.images.library.records import ContainerImage
 from ramet.memory.integrity import digest
-from ramet.model.container import ImageConfig
 from ramet.model.lifecycle import State
-from tests.support.containers import LARGE, add_image, run
+from tests.support.containers import LARGE, layers, run
+from tests.unit.images.sources.archives import one_image, write
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(900)]
 
@@ -25,15 +27,18 @@ _SERVICE = (
     'trap "exit 7" TERM; head -c 2097152 /dev/urandom > /tmp/data; echo ready > /tmp/ready;'
     " while [ ! -e /tmp/end ]; do sleep 0.1; done; exit $(cat /tmp/end)"
 )
-_CONFIG = ImageConfig(
-    entrypoint=("/bin/sh", "-c"), cmd=(_SERVICE,), env=("COLOR=blue",), user="app", working_dir="/work"
-)
+_CONFIG = {
+    "Entrypoint": ["/bin/sh", "-c"], "Cmd": [_SERVICE], "Env": ["COLOR=blue"],
+    "User": "app", "WorkingDir": "/work",
+}  # fmt: skip
 
 
 @pytest.fixture
-async def image(host: ramet.Host) -> ContainerImage:
-    """A small image in the home."""
-    return await add_image(host.home, _CONFIG)
+async def image(host: ramet.Host, tmp_path: Path) -> ContainerImage:
+    """A small image in the home, which an OCI layout had."""
+    layout = write(one_image(layers=layers(), settings=_CONFIG), tmp_path / "layout")
+    await host.import_image(layout, name="tiny")
+    return Library(host.home / "images", part_digest=digest).get("tiny")
 
 
 async def booted(host: ramet.Host, image: ContainerImage, driver: str, rootfs: str) -> ramet.VM:

@@ -24,13 +24,19 @@ LAYERS = [
 ]
 
 
-def config_of(layers: Sequence[bytes], *, platform: str = "linux/amd64") -> bytes:
+SETTINGS = {"Cmd": ["/bin/tool"], "Env": ["A=b"], "WorkingDir": "/etc", "StopSignal": "SIGINT"}
+"""The `config` of an image's configuration."""
+
+
+def config_of(
+    layers: Sequence[bytes], *, platform: str = "linux/amd64", settings: Mapping[str, Any] = SETTINGS
+) -> bytes:
     system, architecture = platform.split("/")
     return json.dumps(
         {
             "os": system,
             "architecture": architecture,
-            "config": {"Cmd": ["/bin/tool"], "Env": ["A=b"], "WorkingDir": "/etc", "StopSignal": "SIGINT"},
+            "config": settings,
             "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
         }
     ).encode()
@@ -48,6 +54,7 @@ def image_in(
     layers: Sequence[bytes] = LAYERS,
     *,
     platform: str = "linux/amd64",
+    settings: Mapping[str, Any] = SETTINGS,
     suffix: str = "+gzip",
     annotations: Mapping[str, str] | None = None,
     **more: Any,
@@ -58,7 +65,11 @@ def image_in(
         blob(contents, gzip.compress(layer, 1, mtime=0) if suffix == "+gzip" else layer, kind + suffix)
         for layer in layers
     ]
-    config = blob(contents, config_of(layers, platform=platform), "application/vnd.oci.image.config.v1+json")
+    config = blob(
+        contents,
+        config_of(layers, platform=platform, settings=settings),
+        "application/vnd.oci.image.config.v1+json",
+    )
     manifest = {"schemaVersion": 2, "config": config, "layers": described}
     if annotations:
         more["annotations"] = dict(annotations)
