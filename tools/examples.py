@@ -25,6 +25,7 @@ _PYTHON: Final = (sys.executable, "-W", "error")
 _PYTEST: Final = (*_PYTHON, "-m", "pytest", "-n", "0", "-v", "--no-header", "-p", "no:cacheprovider")
 PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
     **{name: (*_PYTHON, f"examples/{name}.py") for name in ("first_fork", "branch_and_keep", "best_of_n")},
+    "warm_python": (*_PYTHON, "examples/warm_python.py"),
     "database_per_test": (*_PYTEST, "examples/database_per_test"),
 }
 

@@ -26,7 +26,7 @@ def test_its_first_commands_are_demo_and_test() -> None:
 def test_each_example_is_a_file_that_is_run(fence: str) -> None:
     """`test_examples.py` runs them; `tools/generate.py` copies them."""
     blocks = re.findall(rf"(^<!-- file: .* -->\n)?^```{fence}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    example = ROOT / "examples" / "first_fork.py"
-    expected = example if fence == "python" else recorded("first_fork")
+    example = ROOT / "examples" / "warm_python.py"
+    expected = example if fence == "python" else recorded("warm_python")
     assert [text for _, text in blocks] == [expected.read_text()]
     assert all(marker for marker, _ in blocks)
