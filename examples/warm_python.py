@@ -1,10 +1,10 @@
-"""Warm one Python up, then fork it 16 times: each goes on from there, with a question of its own."""
+"""Warm one Python up, then fork it 16 times: each fork resumes there, with a separate question."""
 
 import ramet.sync
 
 SERVE = """import json, sqlite3, ssl  # imported once, for all forks
 while True: print(eval(open("/tmp/in").read()), file=open("/tmp/out", "w"))"""
-ASK = "echo $0 > /tmp/in; cat /tmp/out"
+ASK = 'echo "$0" > /tmp/in; cat /tmp/out'
 
 with ramet.sync.Host() as host:
     host.pull("python:3.13-slim")

@@ -1,4 +1,4 @@
-"""README's first example: Debian's Python, from a registry on loopback that stands for Docker Hub."""
+"""README's example: Debian's Python, from a registry on loopback that stands for Docker Hub."""
 
 from __future__ import annotations
 
