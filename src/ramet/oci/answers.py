@@ -94,11 +94,14 @@ async def mapping(url: str, *, inside: bool = False) -> AsyncIterator[None]:
         raise mapped(error, place_of(url), inside=inside) from error
 
 
+_ERRNO: Final = re.compile(r"^\[Errno -?\d+\] ")
+
+
 def mapped(error: Exception, server: str, *, inside: bool = False) -> RametError:
     """Return ramet's error for one of httpx2's. `server` is HOST[:PORT]."""
     import httpx2
 
-    words = _clean(str(error))
+    words = _ERRNO.sub("", _clean(str(error)))
     if inside:
         kind = "said nothing for too long" if isinstance(error, httpx2.TimeoutException) else "was cut off"
         return CutError(f"the transfer from {server} {kind}", hint="try again")

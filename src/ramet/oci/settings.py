@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,8 +39,20 @@ class Settings:
         return cls(
             mirror=config.text("RAMET_REGISTRY_MIRROR"),
             authority=config.absolute(authority, meaning="RAMET_REGISTRY_CA") if authority else None,
-            plain=frozenset((config.text("RAMET_PLAIN_REGISTRIES") or "").replace(",", " ").split()),
+            plain=frozenset(_plain_registries(config.text("RAMET_PLAIN_REGISTRIES") or "")),
         )
+
+
+def _plain_registries(text: str) -> Iterator[str]:
+    """Yield registries from a list with commas or spaces. Raises `UsageError` for what is no address."""
+    for word in text.replace(",", " ").split():
+        name = word.removeprefix("http://").rstrip("/")
+        if not name or "/" in name:
+            raise UsageError(
+                f"RAMET_PLAIN_REGISTRIES names {word!r}, which is no registry without TLS",
+                hint="write HOST[:PORT], with commas between several",
+            )
+        yield name
 
 
 @dataclass(frozen=True)

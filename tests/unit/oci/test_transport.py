@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from ramet.errors import RegistryError, UnavailableError
+from ramet.errors import RegistryError, UnavailableError, UsageError
 from ramet.oci.answers import Limits, body, mapped
 from ramet.oci.auth import parse_challenges
 from ramet.oci.doctor import registries_finding
@@ -101,6 +101,23 @@ def test_plain_http_only_for_loopback_or_when_asked() -> None:
     assert endpoints("127.0.0.1:5000", settings)[0].schemes == ("https", "http")
     assert [e.authority for e in endpoints("docker.io", settings)] == ["registry-1.docker.io"]
     assert not is_loopback("localhost.example.com")
+
+
+@pytest.mark.parametrize(
+    "named", ["10.0.0.1:5000", "http://10.0.0.1:5000", "a.example, http://10.0.0.1:5000/"]
+)
+def test_registries_without_tls_are_named_with_or_without_a_scheme(
+    monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("RAMET_PLAIN_REGISTRIES", named)
+    assert endpoints("10.0.0.1:5000", Settings.from_environment())[0].schemes == ("http",)
+
+
+@pytest.mark.parametrize("named", ["https://a.example", "a.example/team", "http://"])
+def test_what_is_no_registry_without_tls_is_refused(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("RAMET_PLAIN_REGISTRIES", named)
+    with pytest.raises(UsageError, match="no registry without TLS"):
+        Settings.from_environment()
 
 
 def _openssl(*words: str, cwd: Path) -> None:

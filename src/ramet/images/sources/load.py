@@ -8,12 +8,15 @@ from typing import Final, NamedTuple
 
 from ramet.errors import UsageError
 from ramet.images.library.library import Library
+from ramet.images.library.names import canonical_name
 from ramet.images.library.obtain import parse_platform
 from ramet.images.library.records import ContainerImage
+from ramet.images.resolve import ALIASES, IMAGE_NAMES
 from ramet.images.sources import programs
 from ramet.images.sources.directory import Skipped
 from ramet.images.sources.recognize import Importer
 from ramet.oci.platforms import host_platform
+from ramet.oci.reference import Reference
 from ramet.system import threads
 
 STDIN: Final = "-"
@@ -48,6 +51,9 @@ async def import_image(
     fit on the disk. The library is as before then.
     """
     text = str(source)
+    if name is not None:
+        require_reference(name)
+        require_free(name, text)
     wanted = host_platform() if platform is None else parse_platform(platform)
     skipped = Skipped()
     async with library.scratch() as scratch:
@@ -63,10 +69,31 @@ async def import_image(
             else:
                 found = await threads.run(importer.find, Path(source), text)
             given = name or found.name or default_name(text)
+            require_free(given, text)
             image = await library.add(found.material, name=given, is_local=True)
         finally:
             importer.close()
     return Imported(image, skipped)
+
+
+def require_reference(name: str) -> None:
+    """Raise `UsageError` for a name by which no image could be asked for."""
+    try:
+        Reference.parse(name)
+    except UsageError as error:
+        raise UsageError(
+            f"{name!r} can't be the name of an image",
+            hint="give it a name such as app or app:1.2",
+        ) from error
+
+
+def require_free(name: str, source: str) -> None:
+    """Raise `UsageError` for the name of an image that ramet makes itself, which would always be meant."""
+    if canonical_name(name).removesuffix(":latest") in (*IMAGE_NAMES, *ALIASES):
+        raise UsageError(
+            f"{source} can't be called {name}: that is an image which ramet makes itself",
+            hint="give it another name: --name NAME",
+        )
 
 
 def default_name(source: str) -> str:

@@ -70,7 +70,8 @@ class Importer:
         """
         try:
             with filesystem_errors("read", label):
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                # A FIFO to which nobody writes yet is opened, and `_pipe` waits for its other end.
+                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FilesystemError as error:
             if error.number in (errno.ENOENT, errno.ENOTDIR):
                 raise NotFoundError(f"there is no {label}", hint=f"ramet imports {UNDERSTOOD}") from error
@@ -240,7 +241,11 @@ def _pipe(descriptor: int, label: str) -> Iterator[bytes]:
         while True:
             while not poll.poll(_WAIT_MS):
                 threads.check_cancelled()
-            if not (piece := os.read(descriptor, _READ_BYTES)):
+            try:
+                piece = os.read(descriptor, _READ_BYTES)
+            except BlockingIOError:  # another process was quicker
+                continue
+            if not piece:
                 return
             yield piece
 

@@ -40,6 +40,40 @@ def noise(size_bytes: int) -> bytes:
 
 
 @pytest.mark.timing
+async def test_a_fifo_that_nobody_writes_to_can_be_cancelled(library: Library, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with anyio.move_on_after(0.5) as scope, anyio.fail_after(30):
+        await import_image(library, tmp_path / "fifo", name="app")
+    assert scope.cancelled_caught
+    assert library.images() == []
+
+
+async def test_a_fifo_is_a_pipe(library: Library, tmp_path: Path) -> None:
+    fifo, root = tmp_path / "fifo", tmp_path / "root.tar"
+    os.mkfifo(fifo)
+    root.write_bytes(tar([member("etc/data", data=noise(100_000))]))
+    with subprocess.Popen(["sh", "-c", f"sleep 0.3; cat {root} > {fifo}"]):
+        made = await import_image(library, fifo, name="app")
+    assert made.image.name == "app:latest"
+
+
+@pytest.mark.parametrize("name", ["Bad Name", "UPPER", "-x", "a/b:c d", "builtin", "builtin:latest", "bare"])
+async def test_a_name_that_could_not_be_asked_for(library: Library, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "root.tar"
+    path.write_bytes(tar([member("x")]))
+    with pytest.raises(UsageError, match="can't be"):
+        await import_image(library, path, name=name)
+    assert library.images() == []
+
+
+async def test_a_path_called_as_an_image_of_ramets(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "probe" / "etc").mkdir(parents=True)
+    with pytest.raises(UsageError, match="ramet makes itself"):
+        await import_image(library, tmp_path / "probe")
+    assert library.images() == []
+
+
+@pytest.mark.timing
 @pytest.mark.parametrize("begun", ["nothing", "root", "archive"])
 async def test_a_silent_pipe_can_be_cancelled(library: Library, tmp_path: Path, begun: str) -> None:
     saved = archive(docker_save({"app:1": LAYERS}), tmp_path / "saved.tar").read_bytes()
