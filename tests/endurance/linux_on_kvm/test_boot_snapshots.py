@@ -14,7 +14,7 @@ from tests.side_by_side import tell
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(300)]
 
-_ROUNDS = 7
+_ROUNDS = 5
 _OVER_A_FORK = 1.3
 _QUICKER_THAN_A_BOOT = 6
 
@@ -28,21 +28,23 @@ async def test_a_run_costs_a_fork(host: ramet.Host, driver: str, monkeypatch: py
     async def run(*, cold: bool = False) -> ramet.VM:
         return await host.run("builtin", driver=driver, cold=cold)
 
-    async def timed(make: Callable[[], Awaitable[ramet.VM]]) -> float:
+    async def timed(make: Callable[[], Awaitable[ramet.VM]]) -> tuple[float, ramet.VM]:
         began = time.monotonic()
         vm = await make()
         await vm.exec("true", check=True)
-        took = time.monotonic() - began
-        await vm.remove(force=True)
-        return took
+        return time.monotonic() - began, vm
 
-    cold = await timed(lambda: run(cold=True))
-    first = await timed(run)
-    template = await (await run(cold=True)).template()
-    runs, forks = [], []
+    cold, booted = await timed(lambda: run(cold=True))
+    first, vm = await timed(run)
+    await vm.remove(force=True)
+    template = await booted.template()
+    runs: list[float] = []
+    forks: list[float] = []
     for _ in range(_ROUNDS):
-        runs.append(await timed(run))
-        forks.append(await timed(lambda: _one_fork(template)))
+        for figures, make in ((runs, run), (forks, lambda: _one_fork(template))):
+            took, vm = await timed(make)
+            figures.append(took)
+            await vm.remove(force=True)
     over_a_fork, quicker = median(runs) / median(forks), cold / median(runs)
     tell(
         f"{driver} in the emulated host: a run from the boot snapshot {median(runs) * 1e3:.0f} ms,"
