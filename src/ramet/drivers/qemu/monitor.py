@@ -116,20 +116,20 @@ class Monitor:
 
         The caller keeps the file.
 
-        `before` are commands that QEMU is to have carried out by then. All commands are sent at once, to be
-        carried out in turn: waiting for each answer would be in vain. Raises `VmmError` when one of them
-        fails.
+        `before` are commands that QEMU is to have carried out by then. All commands but the one that takes the
+        file are sent at once, to be carried out in turn: waiting for each answer would be in vain. Raises
+        `VmmError` when one of them fails.
         """
         steps: list[tuple[str, dict[str, object]]] = [
             ("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}),
             *((command, {}) for command in before),
         ]
         if self.version and release(self.version) >= releases.FD_SETS_SINCE:
-            steps.insert(0, ("add-fd", {"fdset-id": _FD_SET}))
+            take: tuple[str, dict[str, object]] = ("add-fd", {"fdset-id": _FD_SET})
             steps.append(("migrate-incoming", {"uri": f"file:/dev/fdset/{_FD_SET}"}))
             steps.append(("remove-fd", {"fdset-id": _FD_SET}))  # it has opened the file by then
         else:
-            steps.insert(0, ("getfd", {"fdname": _FILE}))
+            take = ("getfd", {"fdname": _FILE})
             steps.append(("migrate-incoming", {"uri": f"fd:{_FILE}"}))
         listener = EventListener("MIGRATION")
         with self._client.listen(listener):
@@ -137,6 +137,10 @@ class Monitor:
                 self._client.send_fd_scm(fd)
             except OSError as error:
                 raise VmmError(f"{self._who}: QEMU's monitor takes no file descriptor") from error
+            # Answered before anything else is sent: QEMU's main thread takes the file out of a list that its
+            # monitor's thread goes through whenever something arrives, with no lock (chardev/char-socket.c,
+            # tcp_get_msgfds and tcp_chr_recv; two of some thousand 7.2 died of it).
+            await self.execute(take[0], **take[1])
             outcomes = await asyncio.gather(
                 *(self.execute(command, **arguments) for command, arguments in steps), return_exceptions=True
             )
