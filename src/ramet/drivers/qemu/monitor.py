@@ -116,8 +116,8 @@ class Monitor:
 
         The caller keeps the file.
 
-        `before` are commands that QEMU is to have carried out by then. All commands but the one that takes the
-        file are sent at once, to be carried out in turn: waiting for each answer would be in vain. Raises
+        `before` are commands that QEMU is to have carried out by then. All commands but the one that takes
+        the file are sent at once, to be carried out in turn: waiting for each answer would be in vain. Raises
         `VmmError` when one of them fails.
         """
         steps: list[tuple[str, dict[str, object]]] = [
