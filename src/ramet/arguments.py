@@ -255,7 +255,10 @@ def _require_utf8(value: str, what: str) -> str:
 def pull_policy(value: Any, what: str) -> str:
     """Take the word that says when a registry is asked for an image."""
     if value not in PULL_POLICIES:
-        raise UsageError(f"{what}: {shown(value)}", hint=f"say {', '.join(PULL_POLICIES)}")
+        raise UsageError(
+            f"{what}: {shown(value)} doesn't say when to ask a registry",
+            hint=f"say {', '.join(PULL_POLICIES)}",
+        )
     return str(value)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from ramet.cli import calling, examples, output
 from ramet.cli.completion import complete_container_images, complete_image
+from ramet.cli.docker_words import Commands
 from ramet.cli.options import Json
 
 if TYPE_CHECKING:
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from ramet.api.host import Host
     from ramet.model.images import ImageEntry
 
-image = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pull, import, list and remove images.")
+image = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Pull, import, list and remove images.",
+)
 _SHORT_DIGITS = 12
 
 Image = Annotated[
@@ -270,8 +276,12 @@ def prune(json: Json = False) -> None:
             output.emit(pruned)
         else:
             output.say(
-                f"{pruned.images} images and {pruned.files} files removed,"
+                f"{_count(pruned.images, 'image')} and {_count(pruned.files, 'file')} removed,"
                 f" {format_bytes(pruned.freed_bytes)} freed"
             )
 
     calling.with_host(body, json=json)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

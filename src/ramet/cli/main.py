@@ -18,6 +18,7 @@ from ramet.cli import (
     calling,
     demo,
     disks,
+    docker_words,
     doctor,
     examples,
     execute,
@@ -40,6 +41,7 @@ _COMPLETION: Final = "_RAMET_COMPLETE"
 
 app = typer.Typer(
     name="ramet",
+    cls=docker_words.Commands,
     help="Boot a microVM once, fork it into hundreds of copies that share its memory.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -168,8 +170,15 @@ def _report_usage(error: typer.TyperException) -> int:
     if context is not None and not _wants_json() and type(error).__name__ == "NoArgsIsHelpError":
         output.warn(message)
         return error.exit_code
-    hint = f"`{context.command_path} --help` shows the usage" if context is not None else None
-    return calling.report(UsageError(message, hint=hint), json=_wants_json())
+    if context is None:
+        return calling.report(UsageError(message), json=_wants_json())
+    option = getattr(error, "option_name", None)
+    if hint := docker_words.option_hint(context.command_path, option):
+        message = f"no such option: {option}"
+    return calling.report(
+        UsageError(message, hint=hint or f"`{context.command_path} --help` shows the usage"),
+        json=_wants_json(),
+    )
 
 
 def _wants_json() -> bool:

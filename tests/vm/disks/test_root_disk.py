@@ -93,6 +93,10 @@ async def test_a_full_root_in_ram_names_its_option(host: ramet.Host) -> None:
     assert "`ramet run --rootfs ram:SIZE`" in full.note
     with pytest.raises(NotFoundError, match="no disk 'root'") as missing:
         await vm.resize_disk("root", "1G")
+    assert missing.value.hint is not None
+    assert "its root is in RAM" in missing.value.hint
+    with pytest.raises(NotFoundError, match="no disk 'rot'") as missing:
+        await vm.resize_disk("rot", "1G")
     assert missing.value.hint == "it has no disk at all"
     await vm.exec("touch", "/go", check=True)
     await vm.wait()

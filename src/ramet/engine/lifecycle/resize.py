@@ -19,6 +19,7 @@ from ramet.engine import limits
 from ramet.engine.agent.session import agent_of
 from ramet.engine.context import Context
 from ramet.engine.lifecycle.jobs import job
+from ramet.engine.lifecycle.roots import ROOT_DISK
 from ramet.errors import (
     GuestError,
     NotFoundError,
@@ -99,9 +100,12 @@ def _disk_called(record: Record, name: str) -> Disk:
         if disk.name == name:
             return disk
     known = ", ".join(disk.name for disk in record.machine.disks)
-    raise NotFoundError(
-        f"{record.name} has no disk {name!r}", hint=f"it has {known}" if known else "it has no disk at all"
-    )
+    hint = f"it has {known}" if known else "it has no disk at all"
+    if name == ROOT_DISK and record.main is not None:
+        hint = (
+            "its root is in RAM, and keeps its size: a new guest has more with `ramet run --rootfs ram:SIZE`"
+        )
+    raise NotFoundError(f"{record.name} has no disk {name!r}", hint=hint)
 
 
 def _require_size(record: Record, disk: Disk, size_bytes: int) -> None:
