@@ -6,7 +6,6 @@ Modules of verbs import the engine when they are called, not before: help and co
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Final
@@ -143,30 +142,10 @@ def _complete() -> int:
     return 0
 
 
-_OTHERS_WORDS: Final = {
-    "build": "image import",
-    "cp": "exec",
-    "create": "run",
-    "images": "image ls",
-    "import": "image import",
-    "kill": "stop",
-    "load": "image import",
-    "push": "image push",
-    "rmi": "image rm",
-    "save": "snapshot export",
-}
-"""Verbs of Docker, and where ramet has what they do: the nearest word may remove something else."""
-
-
 def _report_usage(error: typer.TyperException) -> int:
     """Report an error of Typer's: an unknown option, a missing argument."""
     message = error.format_message()
     context = getattr(error, "ctx", None)
-    unknown = re.match(r"No such command '(\w+)'", message)
-    if unknown and context is not None and context.parent is None and unknown[1] in _OTHERS_WORDS:
-        usage = f"`ramet {_OTHERS_WORDS[unknown[1]]} --help`"
-        wrong = UsageError(f"ramet has no command {unknown[1]!r}", hint=usage)
-        return calling.report(wrong, json=_wants_json())
     if context is not None and not _wants_json() and type(error).__name__ == "NoArgsIsHelpError":
         output.warn(message)
         return error.exit_code
