@@ -48,7 +48,8 @@ class Clock:
 
 async def boot(host: ramet.Host, driver: str, memory: str | int, *, touched_bytes: int = 0) -> ramet.VM:
     """A running guest that has written so much of its RAM, not with zeros."""
-    vm = await host.run("builtin" if driver == "qemu" else "probe", driver=driver, memory=memory)
+    image = "builtin" if driver == "qemu" else "probe"
+    vm = await host.run(image, driver=driver, memory=memory, cold=True)
     if touched_bytes:
         await touch(vm, driver, touched_bytes)
     return vm

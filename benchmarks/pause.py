@@ -100,7 +100,7 @@ async def measure(
 ) -> Pauses:
     """Branch a guest that many times. Raises what the engine raises."""
     image = "builtin" if driver == "qemu" else "probe"
-    base = await host.run(image, driver=driver, memory=memory, disks=["256M"])
+    base = await host.run(image, driver=driver, memory=memory, disks=["256M"], cold=True)
     await base.template()
     try:
         async with base.fork(1) as (source,):
