@@ -827,7 +827,10 @@ class VM(Handle):
         return self._wrapped.receipt
 
     def info(self) -> Instance:
-        """Return the description that `ps` shows, from files and pidfds."""
+        """Return the description that `ps` shows, from files and pidfds.
+
+        Of an instance with `auto_remove` that has ended while this Host was open it is the last one.
+        """
         return self._portal.call(lambda: self._wrapped.info())
 
     def inspect(self) -> Inspection:

@@ -108,8 +108,17 @@ class VM(Forkable["VM"], Compressible, Commands, Logs):
 
     @public
     async def info(self) -> Instance:
-        """Return the description that `ps` shows, from files and pidfds."""
-        return self._shown(state_of(self._context, self._record).record)
+        """Return the description that `ps` shows, from files and pidfds.
+
+        Of an instance with `auto_remove` that has ended while this Host was open it is the last one.
+        """
+        try:
+            record = self._record
+        except NotFoundError:
+            if (last := self._context.ended.get(self.id)) is None:
+                raise
+            return self._shown(last)
+        return self._shown(state_of(self._context, record).record)
 
     async def _forked(
         self, count: int, name: str | None, options: ForkOptions, *, detach: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Everything after IMAGE belongs to the command, options too.
 SETTINGS = {"allow_interspersed_args": False, "ignore_unknown_options": False}
 _POWER_OFF_S: Final = 30.0
+_FULL: Final = "root is full"
+"""A part of the reason of an instance that ended so (`engine.vmm.main_end`)."""
 
 
 def run(
@@ -284,12 +286,22 @@ async def _main_process(vm: VM, words: list[str], *, remove: bool, interactive: 
             take = keep if json else streams.to_own_streams
             status = await streams.stream(process, forward_stdin=forward, take=take)
     result = collector.result(status)
-    if not remove:
+    if not remove or not result.ok:
         with anyio.move_on_after(_POWER_OFF_S):
             await vm.wait()  # with its main process the guest powers off
+    if not result.ok:
+        await _say_if_full(vm)
     if json:
         await _emit(vm, result)
     return result.shell_code
+
+
+async def _say_if_full(vm: VM) -> None:
+    """Say that the guest's root was full, if it says so at its end: programs rarely tell what helps."""
+    with suppress(NotFoundError):  # it was removed
+        reason = (await vm.info()).reason
+        if reason is not None and _FULL in reason:
+            output.warn(f"ramet: {output.clean(reason)}")
 
 
 @asynccontextmanager

@@ -43,11 +43,12 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def test_in_the_foreground_streams_and_code_are_the_main_processes(app: Shell) -> None:
-    script = "cat; echo $A; pwd; id -u; id -g; echo err >&2; exit 3"
+    script = "cat; echo $A; pwd; id -u; id -g; echo err >&2; cat /dev/zero > /tmp/full; exit 3"
     words = ["--rm", "-e", "A=b", "-u", "app", "-w", "/made/here", "--rootfs", "ram:16M", "app"]
     done = app("run", *words, "sh", "-c", script, stdin=b"in\n", code=3)
     assert done.stdout == b"in\nb\n/made/here\n7\n8\n"
     assert b"err\n" in done.stderr
+    assert b"root is full, all 16 MiB of it: --rootfs ram:SIZE gives it more\n" in done.stderr
     assert app("ps", "-aq").stdout == b""
 
 
