@@ -286,7 +286,7 @@ async def _main_process(vm: VM, words: list[str], *, remove: bool, interactive: 
             take = keep if json else streams.to_own_streams
             status = await streams.stream(process, forward_stdin=forward, take=take)
     result = collector.result(status)
-    if not remove or not result.ok:
+    if json or not remove or not result.ok:
         with anyio.move_on_after(_POWER_OFF_S):
             await vm.wait()  # with its main process the guest powers off
     if not result.ok:

@@ -123,6 +123,7 @@ def test_json_and_an_entrypoint(app: Shell) -> None:
     done = app("run", "--rm", "--json", "--entrypoint", "sh", "app", "-c", "echo out; exit 2", code=2)
     result = msgspec.json.decode(done.stdout, type=RunResult)
     assert (result.command.stdout, result.command.exit_code) == ("out\n", 2)
+    assert (result.state, result.exit_code) == ("stopped", 2)
 
 
 @pytest.mark.deep
